@@ -1,0 +1,43 @@
+# `make quickstart`: pictures -> words -> pictures in minutes. `make test`: everything that must hold.
+# pip's own settings (its configuration file and PIP_* variables) say where packages come from.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PIP := $(BIN)/python -m pip
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test check format bench
+
+help:  ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+
+# torch goes first and alone, so that its build is the pinned one and no other package's wish picks it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"pixlex needs Python 3.11 or newer, got {sys.version.split()[0]}: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,test,dev]'
+	@touch $@
+
+install: $(INSTALLED)  ## .venv with the package, its extras and the tools of development
+
+quickstart: $(INSTALLED)  ## train the tiny recipe and show original, words and reconstruction
+	$(BIN)/pixlex quickstart
+
+check: $(INSTALLED)  ## lint, format, types, import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict src
+	$(BIN)/lint-imports
+
+# One thread for each worker: more threads than cores make the suite slower, not faster.
+test: check  ## all checks and all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
+
+format: $(INSTALLED)  ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## speed and memory, side by side with what one would use instead
+	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done

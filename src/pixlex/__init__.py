@@ -1,0 +1,21 @@
+"""Bridging pictures and language through discrete codes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pixlex.api import ImageTokenizer as ImageTokenizer
+    from pixlex.api import load as load
+
+__version__ = "0.1.0"
+__all__ = ["ImageTokenizer", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the API on first use, so that `import pixlex` and `pixlex --help` stay fast."""
+    if name in ("ImageTokenizer", "load"):
+        from pixlex import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'pixlex' has no attribute {name!r}")

@@ -1,0 +1,40 @@
+"""What is read: the sources of images and how they are cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pixlex.config.check import Check, describe
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where images come from and how they are prepared."""
+
+    train: str = describe(
+        "embedded:photographs:train",
+        "Training images: a folder, a .parquet, .csv or .jsonl file, .tar shards, hf:NAME[:SPLIT] or "
+        "embedded:digits|photographs:train|test.",
+    )
+    validation: str = describe("", "Validation images, described as above; empty for none.")
+    augment: Literal["random_resized_crop", "resize"] = describe(
+        "random_resized_crop", "How training images are cut: a random area, or resized and cut at the center."
+    )
+    crop_scale_min: float = describe(
+        0.2, "Smallest share of the image's area that a random crop keeps, in (0, 1]; LQAE's code uses 0.2."
+    )
+    horizontal_flip: bool = describe(True, "Mirror half of the training images.")
+    max_broken_share: float = describe(
+        0.05, "Share of unreadable images, in [0, 1], above which a run stops instead of going on."
+    )
+    workers: int = describe(0, "Processes that decode images; 0 decodes in the training process.")
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` naming the field, the rule and the value."""
+        check = Check(self)
+        check.rule("train", bool(self.train.strip()), "must name a source of images")
+        check.one_of("augment", ("random_resized_crop", "resize"))
+        check.rule("crop_scale_min", 0 < self.crop_scale_min <= 1, "must lie in (0, 1]")
+        check.share("max_broken_share")
+        check.not_negative("workers")

@@ -1,0 +1,176 @@
+"""A run: one dataclass per family, read from a recipe, checked, and written beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from pixlex.config.check import describe, part
+from pixlex.config.data import DataConfig
+from pixlex.config.lqae import LQAEConfig, LQAEObjectiveConfig, VQVAEConfig, VQVAEObjectiveConfig
+from pixlex.config.train import EvalConfig, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LQAERun:
+    """A language quantized autoencoder and its training."""
+
+    family: str = describe("lqae", "Picks this class.")
+    model: LQAEConfig = part(LQAEConfig, "The network.")
+    objective: LQAEObjectiveConfig = part(LQAEObjectiveConfig, "The loss.")
+    data: DataConfig = part(DataConfig, "The images.")
+    train: TrainConfig = part(TrainConfig, "The training.")
+    eval: EvalConfig = part(EvalConfig, "The measures.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAERun:
+    """The VQ-VAE baseline and its training."""
+
+    family: str = describe("vqvae", "Picks this class.")
+    model: VQVAEConfig = part(VQVAEConfig, "The network.")
+    objective: VQVAEObjectiveConfig = part(VQVAEObjectiveConfig, "The loss.")
+    data: DataConfig = part(DataConfig, "The images.")
+    train: TrainConfig = part(TrainConfig, "The training.")
+    eval: EvalConfig = part(EvalConfig, "The measures.")
+
+
+Run = LQAERun | VQVAERun
+FAMILIES: Mapping[str, type[LQAERun] | type[VQVAERun]] = {"lqae": LQAERun, "vqvae": VQVAERun}
+
+
+def recipes_folder() -> Path:
+    """Return the folder of the recipes that come with pixlex: installed with it, or in the checkout."""
+    installed = Path(__file__).parents[1] / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parents[3] / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Return the recipes that come with pixlex, as `family/name`."""
+    folder = recipes_folder()
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe: a path, or a name such as `lqae/tiny`.
+
+    Raises:
+        ValueError: neither a file nor a recipe's name; the message lists the names.
+    """
+    bare = name.removeprefix("recipes/").removesuffix(".yaml")
+    for candidate in (Path(name), recipes_folder() / f"{bare}.yaml"):
+        if candidate.is_file():
+            return candidate
+    raise ValueError(f"no recipe {name!r}: expected a YAML file or one of {', '.join(recipe_names())}")
+
+
+def read_run(recipe: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """Read a recipe and apply overrides.
+
+    Args:
+        recipe: a YAML file, or the name of a recipe that comes with pixlex.
+        overrides: `key=value` with dots in the key, such as `train.steps=100`; later ones win.
+
+    Raises:
+        ValueError: an unknown key (the message names the nearest right one), a value of the wrong type or out
+            of its range, a file that is not YAML.
+    """
+    path = find_recipe(str(recipe))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold keys and values, got {type(values).__name__}")
+    for override in overrides:
+        _apply_override(values, override)
+    return run_from(values, str(path))
+
+
+def run_from(values: Mapping[str, Any], origin: str) -> Run:
+    """Build a run from nested values; `origin` names them in errors.
+
+    Raises:
+        ValueError: as `read_run`.
+    """
+    family = values.get("family")
+    if family not in FAMILIES:
+        raise ValueError(f"{origin}: family must be one of {', '.join(FAMILIES)}, got {family!r}")
+    kind = FAMILIES[family]
+    _check_keys(kind, values, "", origin)
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_class_arguments(kind, "run")
+    try:
+        built = parser.instantiate(parser.parse_object({"run": dict(values)})).run
+    except ArgumentError as error:
+        raise ValueError(f"{origin}: {_readable(str(error))}") from error
+    assert isinstance(built, kind)
+    return built
+
+
+def write_run(run: Run, path: Path) -> None:
+    """Write the full configuration, defaults included, as YAML that `read_run` reads back."""
+    path.write_text(
+        yaml.safe_dump(dataclasses.asdict(run), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+
+
+def describe_fields(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Yield (dotted name, default, sentence) of each field of a configuration, parts included."""
+    hints = get_type_hints(kind)
+    for one in dataclasses.fields(kind):
+        hint = hints[one.name]
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            yield from describe_fields(hint, f"{prefix}{one.name}.")
+        else:
+            yield f"{prefix}{one.name}", one.default, one.metadata["sentence"]
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one `key=value` in nested values."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"expected key=value, got {override!r}")
+    *parents, last = key.split(".")
+    place = values
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise ValueError(f"{override!r}: {parent} holds a value, not further keys")
+    place[last] = yaml.safe_load(text)
+    # YAML 1.1 reads 3e-4 as text; a number is meant.
+    if isinstance(place[last], str):
+        try:
+            place[last] = float(place[last])
+        except ValueError:
+            pass
+
+
+def _check_keys(kind: type[Any], values: Mapping[str, Any], prefix: str, origin: str) -> None:
+    """Raise `ValueError` for a key that the configuration does not have, naming the nearest one."""
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(hints)}"
+            raise ValueError(f"{origin}: unknown key {prefix}{key}{hint}")
+        if dataclasses.is_dataclass(hints[key]):
+            part_kind = hints[key]
+            assert isinstance(part_kind, type)
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{origin}: {prefix}{key} must hold keys and values, got {value!r}")
+            _check_keys(part_kind, value, f"{prefix}{key}.", origin)
+
+
+def _readable(message: str) -> str:
+    """Return a parser's error as one sentence that starts with the key."""
+    return " ".join(message.split()).replace("Parser key ", "").replace('"run.', '"')

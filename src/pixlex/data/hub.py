@@ -1,0 +1,121 @@
+"""Images of the `datasets` library: from the Hugging Face Hub, or saved to a folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pixlex.data.decoding import ImageRecord, UnreadableImage
+from pixlex.data.labels import Labels, labels_of_known_classes, resolve_labels, row_label
+from pixlex.data.sources import fingerprint, stored_bytes
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """Images of a data set of the `datasets` library.
+
+    Args:
+        name: what to call the source.
+        column: the name of its image column.
+        images: the data set with that column alone, undecoded.
+        labels: class index of each image and the class names.
+    """
+
+    name: str
+    column: str
+    images: Any
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class index; empty without labels."""
+        return self.labels.class_names
+
+    @cached_property
+    def identity(self) -> str:
+        """A fingerprint of the number of rows, labels and class names."""
+        return fingerprint("datasets", [str(len(self))], self.labels)
+
+    def key(self, index: int) -> str:
+        """Return the row of an image, such as "#17"."""
+        return f"#{index}"
+
+    def read(self, index: int) -> ImageRecord:
+        """Return the bytes in a row; raises `UnreadableImage` if there are none."""
+        key = self.key(index)
+        try:
+            cell = self.images[index][self.column]
+        except (pa.ArrowException, OSError, ValueError) as fault:
+            raise UnreadableImage(key, f"its row cannot be read: {fault}") from fault
+        return ImageRecord(stored_bytes(cell, Path(), key), int(self.labels.indices[index]), key)
+
+
+def open_hub(description: str) -> DatasetSource:
+    """Open NAME[:SPLIT] of the Hugging Face Hub through `datasets`; the split is "train" by default.
+
+    Raises:
+        ModuleNotFoundError: if `datasets` is not installed.
+        ValueError: if the data set or split cannot be had, or has no image column.
+    """
+    datasets = _datasets()
+    name, _, split = description.partition(":")
+    try:
+        dataset = datasets.load_dataset(name, split=split or "train")
+    except (OSError, ValueError, RuntimeError) as fault:
+        raise ValueError(f"hf:{description} cannot be loaded: {fault}") from fault
+    return _dataset_source(f"hf:{name}:{split or 'train'}", dataset, None)
+
+
+def open_saved(folder: Path) -> DatasetSource:
+    """Open a folder written by `Dataset.save_to_disk`; raises as `open_hub` does."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_text()).get("splits", [])
+        named = ", ".join(str(folder / split) for split in splits)
+        raise ValueError(f"{folder} holds several splits, name one of them: {named}")
+    try:
+        dataset = _datasets().load_from_disk(str(folder))
+    except (OSError, ValueError, LookupError, pa.ArrowException) as fault:
+        raise ValueError(f"{folder} cannot be loaded as a saved data set: {fault}") from fault
+    return _dataset_source(str(folder), dataset, folder)
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ModuleNotFoundError as fault:
+        raise ModuleNotFoundError(
+            "Hugging Face data sets need the package datasets: pip install 'pixlex[datasets]'",
+            name="datasets",
+        ) from fault
+    return datasets
+
+
+def _dataset_source(name: str, dataset: Any, folder: Path | None) -> DatasetSource:
+    datasets = _datasets()
+    features = dataset.features
+    columns = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    column = "image" if "image" in columns else columns[0] if len(columns) == 1 else None
+    if column is None:
+        found = ", ".join(f"{column}: {feature}" for column, feature in features.items())
+        raise ValueError(f"{name}: expected one image column or one named 'image', found {found}")
+    if not len(dataset):
+        raise ValueError(f"{name} has no rows")
+    classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    label = "label" if "label" in features else classes[0] if len(classes) == 1 else None
+    values = [None] * len(dataset) if label is None else list(dataset[label])
+    if label in classes:
+        labels = labels_of_known_classes(values, features[label].names, name)
+    else:
+        names = list(dataset["class_name"]) if "class_name" in features else [None] * len(dataset)
+        pairs = enumerate(zip(values, names, strict=True))
+        labels = resolve_labels([row_label(*pair, f"{name} row {row}") for row, pair in pairs], name, folder)
+    images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    return DatasetSource(name, column, images, labels)

@@ -1,0 +1,151 @@
+"""Open a source of images by its description."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pixlex.data.broken import TooManyBroken
+from pixlex.data.decoding import (
+    IMAGE_SUFFIXES,
+    ImageRecord,
+    UnreadableImage,
+    load_image,
+)
+from pixlex.data.embedded import open_embedded
+from pixlex.data.hub import open_hub, open_saved
+from pixlex.data.lists import open_list
+from pixlex.data.shards import open_shards
+from pixlex.data.sources import (
+    ImageSource,
+    is_image_name,
+    open_folder,
+    open_image_files,
+)
+from pixlex.data.tables import ParquetSource
+
+__all__ = [
+    "ImageRecord",
+    "ImageSource",
+    "TooManyBroken",
+    "UnreadableImage",
+    "load_image",
+    "open_image_files",
+    "open_source",
+]
+
+_EXPECTED = (
+    "expected a folder of images, .parquet or .tar files; a .parquet, .csv, .jsonl, .tar or image file; a "
+    "pattern of .parquet or .tar files such as shards/{000..009}.tar; hf:NAME[:SPLIT]; or "
+    "embedded:digits|photographs:train|test"
+)
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def open_source(description: str) -> ImageSource:
+    """Open a source of images.
+
+    A folder is one of images (see `open_folder`), of .parquet files, of .tar shards, or one written by
+    `datasets.Dataset.save_to_disk`. Files of a folder or a pattern are taken in sorted order; a pattern
+    with braces, such as `{000..009}` or `{a,b}`, names each file, and all must exist.
+
+    Args:
+        description: a path, a pattern of paths, "hf:NAME[:SPLIT]" or "embedded:SET:SPLIT".
+
+    Raises:
+        ValueError: if there is nothing of the kind, no image in it, or it is malformed.
+        ModuleNotFoundError: if the kind of source needs a package that is not installed.
+    """
+    description = description.strip()
+    if description.startswith("embedded:"):
+        return open_embedded(description.removeprefix("embedded:"))
+    if description.startswith("hf:"):
+        return open_hub(description.removeprefix("hf:"))
+    if "://" in description:
+        raise ValueError(f"web addresses are not read, download {description} first; {_EXPECTED}")
+    if not description:
+        raise ValueError(f"the description of the images is empty; {_EXPECTED}")
+    path = Path(description).expanduser()
+    if path.is_dir():
+        return _open_directory(path)
+    if path.is_file():
+        return _open_file(path)
+    if re.search(r"[*?\[{]", description):
+        return _open_pattern(str(path))
+    raise ValueError(f"{path} does not exist (looked for {path.absolute()}); {_EXPECTED}")
+
+
+def _open_file(path: Path) -> ImageSource:
+    match path.suffix.lower():
+        case ".parquet":
+            return ParquetSource(str(path), [path])
+        case ".tar":
+            return open_shards(str(path), [path])
+        case ".csv" | ".jsonl":
+            return open_list(path)
+        case suffix if suffix in IMAGE_SUFFIXES:
+            return open_image_files([path])
+        case suffix:
+            raise ValueError(f"{path} ends in {suffix or 'no suffix'}; {_EXPECTED}")
+
+
+def _open_directory(folder: Path) -> ImageSource:
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return open_saved(folder)
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    # Folders of images may hold a metadata.parquet, by a custom of the Hugging Face Hub.
+    tables = [path for path in files if path.suffix.lower() == ".parquet" and path.stem != "metadata"]
+    shards = [path for path in files if path.suffix.lower() == ".tar"]
+    kinds = {"images": any(is_image_name(path.name) for path in files), ".parquet": tables, ".tar": shards}
+    present = [kind for kind, found in kinds.items() if found]
+    if len(present) > 1:
+        raise ValueError(
+            f"{folder} holds {' and '.join(present)} files, and it is not clear which are meant: "
+            f"name them with a pattern such as {folder}/*{present[-1]}, or put them into folders of their own"
+        )
+    if tables:
+        return ParquetSource(str(folder), tables)
+    return open_shards(str(folder), shards) if shards else open_folder(folder)
+
+
+def _open_pattern(pattern: str) -> ImageSource:
+    paths = []
+    for part in _expand_braces(pattern):
+        found = [Path(name) for name in glob.glob(part, recursive=True)]
+        if not found:
+            raise ValueError(f"no file matches {part}")
+        paths += found
+    paths = sorted(set(paths))
+    match sorted({path.suffix.lower() for path in paths}):
+        case [".parquet"]:
+            return ParquetSource(pattern, paths)
+        case [".tar"]:
+            return open_shards(pattern, paths)
+        case suffixes:
+            raise ValueError(
+                f"a pattern must name .parquet or .tar files alone, {pattern} names {', '.join(suffixes)}"
+            )
+
+
+def _expand_braces(pattern: str) -> Iterator[str]:
+    """Yield the patterns that {000..009} and {a,b} stand for, in order."""
+    pieces = _BRACES.split(pattern)  # text and content of braces in turn
+    options = []
+    for position, piece in enumerate(pieces):
+        if position % 2 == 0:
+            options.append([piece])
+        elif span := _RANGE.fullmatch(piece):
+            first, last = span.groups()
+            if int(first) > int(last):
+                raise ValueError(f"the range {{{piece}}} in {pattern} runs backwards")
+            width = len(first) if first.startswith("0") else 0
+            options.append([f"{number:0{width}d}" for number in range(int(first), int(last) + 1)])
+        else:
+            options.append(piece.split(","))
+    for combination in itertools.product(*options):
+        yield "".join(combination)

@@ -1,0 +1,182 @@
+"""Class labels of a source: integers and their names, checked against each other."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+# A larger "class index" is some other number (an identifier, a date) in a column that is called label.
+MAX_CLASSES = 1_000_000
+
+SIDECAR = "classes.csv"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The class of each image of a source.
+
+    Attributes:
+        indices: class index of each image, -1 where unknown.
+        class_names: name of each class index, "" for an index that does not occur; empty without labels.
+    """
+
+    indices: Int64[np.ndarray, " images"]
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RowLabel:
+    """What one row of a list says of its class; None where it says nothing."""
+
+    label: int | None
+    class_name: str | None
+
+
+def no_labels(count: int) -> Labels:
+    """Return the labels of `count` images of which none is known."""
+    return Labels(np.full(count, -1, dtype=np.int64), ())
+
+
+def row_label(label: object, class_name: object, where: str) -> RowLabel:
+    """Read the two fields of one row as they come from text, JSON, parquet or a shard.
+
+    Args:
+        label: an integer, the text of one, or nothing (None, "", NaN, -1); a text that is no integer is
+            taken as the class name if there is no other.
+        class_name: a text or nothing (None, "").
+        where: the row, for the error.
+
+    Raises:
+        ValueError: if the label is not an integer or not in [0, 1 000 000), or the name is not a text.
+    """
+    if class_name is not None and not isinstance(class_name, str):
+        raise ValueError(f"{where}: class_name must be a text, got {class_name!r}")
+    name = (class_name or "").strip() or None
+    if isinstance(label, str):
+        label = label.strip()
+        if label and name is None and not _is_integer(label):
+            return RowLabel(None, label)
+    if label is None or label == "" or label != label:
+        return RowLabel(None, name)
+    if isinstance(label, str) and _is_integer(label):
+        label = int(label)
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)  # pandas writes integers beside missing values as floats
+    if isinstance(label, bool) or not isinstance(label, int | np.integer):
+        raise ValueError(f"{where}: label must be an integer, got {label!r}")
+    if not -1 <= label < MAX_CLASSES:
+        raise ValueError(f"{where}: label must lie in [0, {MAX_CLASSES}), or be -1 for unknown, got {label}")
+    return RowLabel(None if label == -1 else int(label), name)
+
+
+def labels_of_known_classes(values: Sequence[object], names: Sequence[str], source: str) -> Labels:
+    """Return labels whose classes are declared beforehand, as in a `datasets.ClassLabel`.
+
+    Args:
+        values: class index of each image; None or -1 where unknown.
+        names: name of each class index.
+        source: name of the source, for errors.
+
+    Raises:
+        ValueError: if an index lies outside the names.
+    """
+    indices = np.array([-1 if value is None else value for value in values], dtype=np.int64)
+    if len(indices) and not -1 <= indices.min() <= indices.max() < len(names):
+        raise ValueError(
+            f"{source}: labels must lie in [0, {len(names)}), for there are {len(names)} class names; "
+            f"got {indices.min()} to {indices.max()}"
+        )
+    return Labels(indices, tuple(names))
+
+
+def resolve_labels(rows: Sequence[RowLabel], source: str, folder: Path | None = None) -> Labels:
+    """Number and name the classes of a source.
+
+    Every labeled row must have both an index and a name: an index without a name says nothing to a
+    language model, and names numbered by us would be numbered otherwise in a second list with fewer
+    classes. Where one of the two is missing, a file `classes.csv` (columns label, class_name) beside the
+    list gives it. One name may belong to several indices (ImageNet has two classes "crane"), not one
+    index to several names.
+
+    Args:
+        rows: what each row says.
+        source: name of the source, for errors.
+        folder: where `classes.csv` is looked for; None: nowhere.
+
+    Raises:
+        ValueError: for labels without names, names without labels, or an index with two names.
+    """
+    rows = list(rows)
+    if all(row.label is None and row.class_name is None for row in rows):
+        return no_labels(len(rows))
+    if any((row.label is None) != (row.class_name is None) for row in rows):
+        rows = _completed(rows, source, folder)
+    names: dict[int, str] = {}
+    for position, row in enumerate(rows):
+        if row.label is None or row.class_name is None:
+            continue
+        known = names.setdefault(row.label, row.class_name)
+        if known != row.class_name:
+            raise ValueError(
+                f"{source} row {position}: label {row.label} has two names, {known!r} and {row.class_name!r}"
+            )
+    indices = np.array([-1 if row.label is None else row.label for row in rows], dtype=np.int64)
+    return Labels(indices, tuple(names.get(label, "") for label in range(max(names) + 1)))
+
+
+def _completed(rows: Sequence[RowLabel], source: str, folder: Path | None) -> list[RowLabel]:
+    """Fill in the half that a row leaves out, from the file of classes beside the source."""
+    names = {} if folder is None else _read_sidecar(folder / SIDECAR)
+    # A name with two labels cannot say which of them is meant.
+    occurrences = Counter(names.values())
+    labels = {name: label for label, name in names.items() if occurrences[name] == 1}
+    complete = []
+    for position, row in enumerate(rows):
+        if row.label is not None and row.class_name is None:
+            row = RowLabel(row.label, names.get(row.label))
+        elif row.class_name is not None and row.label is None:
+            row = RowLabel(labels.get(row.class_name), row.class_name)
+        if (row.label is None) != (row.class_name is None):
+            raise ValueError(_half_a_label(row, position, source, folder))
+        complete.append(row)
+    return complete
+
+
+def _half_a_label(row: RowLabel, position: int, source: str, folder: Path | None) -> str:
+    given = f"label {row.label} has no name" if row.class_name is None else f"{row.class_name!r} has no label"
+    remedy = "give each labeled image an integer label and a class_name"
+    if folder is not None:
+        remedy += f", or name the classes in {folder / SIDECAR} (columns label,class_name)"
+    return f"{source}: {given} (row {position}); {remedy}, or leave out both"
+
+
+def _read_sidecar(path: Path) -> dict[int, str]:
+    """Return the names that a file of classes gives to labels; nothing if there is no such file."""
+    if not path.is_file():
+        return {}
+    names: dict[int, str] = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if missing := {"label", "class_name"} - set(reader.fieldnames or ()):
+            raise ValueError(
+                f"{path}: expected the columns label and class_name, {sorted(missing)} missing, "
+                f"found {list(reader.fieldnames or ())}"
+            )
+        for row in reader:
+            where = f"{path} line {reader.line_num}"
+            entry = row_label(row["label"], row["class_name"], where)
+            if entry.label is None or entry.class_name is None:
+                raise ValueError(f"{where}: expected a label and a class_name, got {row}")
+            if names.setdefault(entry.label, entry.class_name) != entry.class_name:
+                raise ValueError(f"{where}: label {entry.label} has two names")
+    return names
+
+
+def _is_integer(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()

@@ -1,0 +1,73 @@
+"""Lists of image files: .csv and .jsonl."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pixlex.data.labels import resolve_labels, row_label
+from pixlex.data.sources import FileSource
+
+
+def open_list(path: Path) -> FileSource:
+    """Read a list of images: .csv with a header line, or .jsonl with one object a line.
+
+    Columns: `path` (relative to the list file, or absolute), optionally `label` (integer) with
+    `class_name`; other columns are not looked at.
+
+    Raises:
+        ValueError: if the list is empty, a line is malformed, `path` is missing, or labels and names do
+            not fit (see `pixlex.data.labels.resolve_labels`).
+    """
+    rows = list(_csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path))
+    if not rows:
+        raise ValueError(f"{path} lists no image")
+    paths = []
+    pairs = []
+    for line, row in rows:
+        where = f"{path} line {line}"
+        entry = row.get("path")
+        if entry is None and "path" not in row:
+            raise ValueError(f"{where}: expected a column 'path', found {_listed(row)}")
+        if not isinstance(entry, str) or not entry.strip():
+            raise ValueError(f"{where}: expected a path, got {entry!r}")
+        paths.append(entry.strip())
+        pairs.append(row_label(row.get("label"), row.get("class_name"), where))
+    labels = resolve_labels(pairs, str(path), path.parent)
+    return FileSource(str(path), path.parent, tuple(paths), labels)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                if None in row:
+                    width = len(reader.fieldnames or ())
+                    raise ValueError(f"{path} line {reader.line_num}: expected {width} columns, found more")
+                yield reader.line_num, row
+        except (csv.Error, UnicodeDecodeError) as fault:
+            raise ValueError(
+                f"{path} after line {reader.line_num}: not a readable csv file: {fault}"
+            ) from fault
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as fault:  # JSONDecodeError, UnicodeDecodeError
+                raise ValueError(f"{path} line {number}: not JSON: {fault}") from fault
+            if not isinstance(row, dict):
+                raise ValueError(f"{path} line {number}: expected an object with 'path', got {row!r:.80}")
+            yield number, row
+
+
+def _listed(row: dict[str, Any]) -> str:
+    return ", ".join(repr(name) for name in row) or "no column"

@@ -1,0 +1,266 @@
+"""A source of images -> batches, in an order that is a function of the seed and the step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pixlex.batch import ImageBatch, Skipped
+from pixlex.config.data import DataConfig
+from pixlex.data.broken import BrokenImages, TooManyBroken
+from pixlex.data.decoding import UnreadableImage, decode_record
+from pixlex.data.sources import ImageSource
+from pixlex.data.transforms import evaluation_transform, minimum_decoded_side, train_transform
+
+__all__ = ["BrokenImages", "TooManyBroken", "evaluation_batches", "training_batches"]
+
+# How many images in a row may be unreadable before the search for a replacement is given up.
+_MAX_REPLACEMENTS = 1000
+
+# Sets the generator of an epoch's order apart from those of its images: NumPy gives the seeds
+# (seed, epoch) and (seed, epoch, 0) the same numbers.
+_ORDER = 1 << 63
+
+
+def training_batches(
+    source: ImageSource,
+    *,
+    config: DataConfig,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[ImageBatch]:
+    """Return this process's share of an endless stream of training batches, starting at a step.
+
+    Each epoch is a permutation drawn from (seed, epoch); the permutations follow each other without a
+    gap and are cut into global batches, of which rank r gets the rows [r * b, (r + 1) * b). An image is
+    augmented by a generator seeded with (seed, epoch, index). So batch `step` is the same for any number
+    of workers, and whether or not the steps before it were read.
+
+    An image that cannot be read is replaced by the next readable one and named in `skipped`.
+
+    Args:
+        source: where the images come from.
+        config: how they are cut, and by how many worker processes.
+        image_size: side of the images, in pixels.
+        batch_size: images in a batch over all processes.
+        seed: 0 or more.
+        first_step: the first step to return, 0 or more.
+        rank: number of this process, in [0, world_size).
+        world_size: number of processes.
+
+    Raises:
+        ValueError: if the batch does not divide by the processes, or a number is out of range.
+        TooManyBroken: while reading, if 1000 images in a row, or all, cannot be read.
+    """
+    _check(source, image_size, batch_size, rank, world_size)
+    if batch_size % world_size:
+        raise ValueError(
+            f"the batch must divide evenly over the processes, got batch_size {batch_size} and "
+            f"world_size {world_size}"
+        )
+    if seed < 0 or first_step < 0:
+        raise ValueError(f"seed and first_step must be 0 or more, got {seed} and {first_step}")
+    order = _TrainingOrder(len(source), batch_size, seed, first_step, rank, world_size)
+    images = _TrainingImages(source, config, image_size, seed)
+    return _load(images, order, config.workers)
+
+
+def evaluation_batches(
+    source: ImageSource,
+    *,
+    image_size: int,
+    batch_size: int,
+    limit: int | None = None,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[ImageBatch]:
+    """Return this process's share of one pass over the images: each readable image exactly once, in order.
+
+    Rank r gets every world_size-th image from the r-th on, so ranks may differ by one image and by one
+    batch; nothing is repeated to fill up. An image that cannot be read is left out and named in `skipped`
+    of its batch, or of a neighboring one if its batch has no readable image.
+
+    Args:
+        source: where the images come from.
+        image_size: side of the images, in pixels.
+        batch_size: most images in a batch of this process.
+        limit: if given, take this many images, evenly spaced over the source.
+        workers: processes that decode; 0 decodes in this one.
+        rank: number of this process, in [0, world_size).
+        world_size: number of processes.
+
+    Raises:
+        ValueError: if a number is out of range.
+        TooManyBroken: while reading, if none of the images can be read.
+    """
+    _check(source, image_size, batch_size, rank, world_size)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be 1 or more, or None for all images, got {limit}")
+    total = len(source)
+    count = total if limit is None else min(limit, total)
+    mine = range(rank, count, world_size)
+    order = _EvaluationOrder([number * total // count for number in mine], batch_size)
+    return _without_empty_batches(_load(_EvaluationImages(source, image_size), order, workers), source.name)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One image on its way into a batch; None where it could not be read and was not replaced."""
+
+    image: Float[Tensor, "3 H W"] | None
+    label: int
+    key: str
+    index: int
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True)
+class _TrainingImages(Dataset[_Row]):
+    """Augmented images by (epoch, index)."""
+
+    source: ImageSource
+    config: DataConfig
+    image_size: int
+    seed: int
+
+    def __getitem__(self, item: tuple[int, int]) -> _Row:
+        epoch, index = item
+        # The image that was asked for decides, so that a replacement is cut unlike the image itself.
+        generator = np.random.default_rng((self.seed, epoch, index))
+        minimum_side = minimum_decoded_side(self.image_size, self.config)
+        skipped = []
+        for candidate in range(index, index + min(len(self.source), _MAX_REPLACEMENTS)):
+            position = candidate % len(self.source)
+            try:
+                record = self.source.read(position)
+                image = decode_record(record, minimum_side=minimum_side)
+            except UnreadableImage as fault:
+                skipped.append(Skipped(fault.key, fault.reason))
+                continue
+            pixels = train_transform(image, self.image_size, self.config, generator)
+            return _Row(pixels, record.label, record.key, position, tuple(skipped))
+        raise TooManyBroken(
+            f"{self.source.name}: {len(skipped)} images in a row cannot be read, from "
+            f"{skipped[0].key} ({skipped[0].reason}) to {skipped[-1].key} ({skipped[-1].reason})"
+        )
+
+
+@dataclass(frozen=True)
+class _EvaluationImages(Dataset[_Row]):
+    """Images by index, cut at the center."""
+
+    source: ImageSource
+    image_size: int
+
+    def __getitem__(self, index: int) -> _Row:
+        try:
+            record = self.source.read(index)
+            pixels = evaluation_transform(decode_record(record), self.image_size)
+        except UnreadableImage as fault:
+            return _Row(None, -1, fault.key, index, (Skipped(fault.key, fault.reason),))
+        return _Row(pixels, record.label, record.key, index, ())
+
+
+@dataclass(frozen=True)
+class _TrainingOrder(Sampler[list[tuple[int, int]]]):
+    """The (epoch, index) pairs of this rank's part of each global batch, without end."""
+
+    num_images: int
+    batch_size: int
+    seed: int
+    first_step: int
+    rank: int
+    world_size: int
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        # Two epochs: a batch may lie across the border between them.
+        permutation = lru_cache(maxsize=2)(self._permutation)
+        rows = self.batch_size // self.world_size
+        start = self.first_step * self.batch_size + self.rank * rows
+        while True:
+            places = (divmod(position, self.num_images) for position in range(start, start + rows))
+            yield [(epoch, int(permutation(epoch)[place])) for epoch, place in places]
+            start += self.batch_size
+
+    def _permutation(self, epoch: int) -> Int64[np.ndarray, " images"]:
+        return np.random.default_rng((self.seed, epoch, _ORDER)).permutation(self.num_images)
+
+
+@dataclass(frozen=True)
+class _EvaluationOrder(Sampler[list[int]]):
+    """The given indices, cut into batches."""
+
+    indices: Sequence[int]
+    batch_size: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in range(0, len(self.indices), self.batch_size):
+            yield list(self.indices[first : first + self.batch_size])
+
+
+def _load(images: Dataset[_Row], order: Sampler[Any], workers: int) -> Iterator[ImageBatch]:
+    loader = DataLoader(
+        images,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=_collate,
+        # Its own generator: DataLoader would take a number from PyTorch's global one.
+        generator=torch.Generator(),
+    )
+    yield from loader
+
+
+def _collate(rows: Sequence[_Row]) -> ImageBatch:
+    readable = [row for row in rows if row.image is not None]
+    images = [row.image for row in readable if row.image is not None]
+    return ImageBatch(
+        images=torch.stack(images) if images else torch.empty(0, 3, 1, 1),
+        labels=torch.tensor([row.label for row in readable], dtype=torch.int64),
+        keys=tuple(row.key for row in readable),
+        indices=torch.tensor([row.index for row in readable], dtype=torch.int64),
+        skipped=tuple(skipped for row in rows for skipped in row.skipped),
+    )
+
+
+def _without_empty_batches(batches: Iterator[ImageBatch], name: str) -> Iterator[ImageBatch]:
+    """Hand what a batch without readable images skipped to the next batch, or at the end to the last."""
+    held: ImageBatch | None = None
+    orphans: tuple[Skipped, ...] = ()
+    for batch in batches:
+        if not batch.keys:
+            orphans += batch.skipped
+            continue
+        if held is not None:
+            yield held
+        held, orphans = replace(batch, skipped=orphans + batch.skipped), ()
+    if held is not None:
+        yield replace(held, skipped=held.skipped + orphans)
+    elif orphans:
+        first = orphans[0]
+        raise TooManyBroken(
+            f"{name}: none of {len(orphans)} images can be read, the first is {first.key} ({first.reason})"
+        )
+
+
+def _check(source: ImageSource, image_size: int, batch_size: int, rank: int, world_size: int) -> None:
+    """Raise `ValueError` naming the number that is out of range."""
+    if len(source) < 1:
+        raise ValueError(f"{source.name} has no images")
+    for name, value in (("image_size", image_size), ("batch_size", batch_size), ("world_size", world_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must lie in [0, world_size), got rank {rank} and world_size {world_size}")

@@ -1,0 +1,67 @@
+"""What ties patch vectors and codewords to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def commitment_loss(z: Float[Tensor, "B N S"], codewords: Float[Tensor, "B N S"]) -> Float[Tensor, ""]:
+    """Return mean((z - sg(codeword))^2): moves patch vectors only (LQAE, equation 1, third term).
+
+    Args:
+        z: patch vectors in the space of the search.
+        codewords: their nearest codewords in the same space.
+    """
+    return (z.float() - codewords.detach().float()).square().mean()
+
+
+def codebook_loss(z: Float[Tensor, "B N S"], codewords: Float[Tensor, "B N S"]) -> Float[Tensor, ""]:
+    """Return mean((sg(z) - codeword)^2): moves codewords only (LQAE, equation 1, second term).
+
+    Args:
+        z: patch vectors in the space of the search.
+        codewords: their nearest codewords in the same space, with gradient.
+    """
+    return (z.detach().float() - codewords.float()).square().mean()
+
+
+def entropy_regularization(
+    z: Float[Tensor, "M S"],
+    codebook: Float[Tensor, "K S"],
+    temperature: float,
+    all_mean: Callable[[Tensor], Tensor] | None = None,
+    block: int = 512,
+) -> Float[Tensor, ""]:
+    """Return the mean entropy of the soft codes less the entropy of their mean (LQAE, Table 3, row D).
+
+    p = softmax(cos(z, codebook) / temperature); the value is E[H(p)] - H(E[p]) in nats: low when each patch is
+    sure of its codeword and all codewords are in use. The released code counts the term twice; we do not.
+
+    Args:
+        z: patch vectors in the space of the search.
+        codebook: all K codewords in the same space.
+        temperature: divides the similarities; above 0.
+        all_mean: mean of a tensor over all processes, keeping gradients; the identity when None.
+        block: rows taken at a time; what a block needs is recomputed in the backward pass.
+    """
+    directions = F.normalize(codebook.float(), dim=-1)
+
+    def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
+        log_share = F.log_softmax(F.normalize(rows.float(), dim=-1) @ directions.T / temperature, dim=-1)
+        share = log_share.exp()
+        return -(share * log_share).sum(), share.sum(0)
+
+    entropies, shares = zip(
+        *(checkpoint(sums, rows, use_reentrant=False) for rows in z.split(block)), strict=True
+    )
+    mean_share = torch.stack(shares).sum(0) / len(z)
+    if all_mean is not None:
+        mean_share = all_mean(mean_share)
+    of_mean = -(mean_share * mean_share.clamp_min(1e-12).log()).sum()
+    return torch.stack(entropies).sum() / len(z) - of_mean

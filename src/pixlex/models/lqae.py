@@ -1,0 +1,175 @@
+"""LQAE: image -> words of a frozen language model -> image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from pixlex.config.lqae import LQAEConfig
+from pixlex.nn.codebook import Quantized, WordQuantizer, straight_through
+from pixlex.nn.language import LanguageModel, LanguageOutput, load_language_model
+from pixlex.nn.vit import ImageEncoder, PixelDecoder
+from pixlex.nn.vocabulary import Vocabulary, build_vocabulary
+
+
+@dataclass(frozen=True)
+class LQAEOutput:
+    """One pass from image to image.
+
+    Attributes:
+        reconstruction: pixels rebuilt from the language model's output, not clipped.
+        quantized: the words, and what the losses need of the search.
+        language: hidden states of the language model.
+        mask: True where a word was hidden from the language model.
+    """
+
+    reconstruction: Float[Tensor, "B 3 H W"]
+    quantized: Quantized
+    language: LanguageOutput
+    mask: Bool[Tensor, "B N"] | None
+
+
+class LQAE(nn.Module):
+    """Language quantized autoencoder (LQAE, section 3.2).
+
+    The language model is held outside the module tree: it is neither trained nor saved, and moves with the
+    model between devices.
+
+    Args:
+        config: shapes and switches.
+        language: the frozen masked language model.
+        vocabulary: the words that may be codewords.
+
+    Raises:
+        ValueError: when the language model cannot read as many words as the image has patches.
+    """
+
+    def __init__(self, config: LQAEConfig, language: LanguageModel, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        num_patches = config.grid**2
+        if num_patches > language.max_words:
+            raise ValueError(
+                f"{config.image_size} px at patch size {config.patch_size} gives {num_patches} words, but "
+                f"{language.name} reads at most {language.max_words}; use a larger patch_size"
+            )
+        self.config = config
+        self.vocabulary = vocabulary
+        self._frozen = (language,)
+        embedding = language.word_embedding[vocabulary.word_ids]
+        self.quantizer = WordQuantizer(embedding, config.quantizer)
+        self.encoder = ImageEncoder(config.encoder, config.image_size, config.patch_size)
+        self.projector = (
+            nn.Identity()
+            if config.encoder.width == self.quantizer.input_dim
+            else nn.Linear(config.encoder.width, self.quantizer.input_dim)
+        )
+        self.decoder = PixelDecoder(
+            config.decoder,
+            config.image_size,
+            config.patch_size,
+            language.hidden_width if config.decoder_input == "hidden" else language.width,
+        )
+
+    @classmethod
+    def build(cls, config: LQAEConfig) -> LQAE:
+        """Load the language model and the vocabulary that the configuration names, and build the model."""
+        part = config.language
+        language = load_language_model(
+            part.name, random_weights=part.random_weights, random_seed=part.random_seed
+        )
+        return cls(config, language, build_vocabulary(language, part.vocabulary))
+
+    @property
+    def language(self) -> LanguageModel:
+        """The frozen language model."""
+        return self._frozen[0]
+
+    @property
+    def grid(self) -> int:
+        """Words along one side of the image."""
+        return self.config.grid
+
+    @property
+    def num_codewords(self) -> int:
+        """K, the number of words that may be codewords."""
+        return self.quantizer.num_codewords
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LQAE:
+        """Move the language model along when the model moves."""
+        self.language._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def word_ids(self, codes: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """Return the language model's ids of codewords."""
+        return self.vocabulary.word_ids.to(codes.device)[codes]
+
+    def quantize(
+        self, images: Float[Tensor, "B 3 H W"], generator: torch.Generator | None = None
+    ) -> Quantized:
+        """Return the nearest word of each patch.
+
+        Args:
+            images: pixels in [0, 1].
+            generator: needed with random top-k only.
+        """
+        return self.quantizer(self.projector(self.encoder(images)), generator)
+
+    def read(
+        self, values: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None
+    ) -> LanguageOutput:
+        """Run the frozen language model over word embeddings, hidden ones replaced by its mask word."""
+        if mask is not None:
+            hidden_word = self.language.word_embedding[self.language.mask_id].to(values.dtype)
+            values = torch.where(mask.unsqueeze(-1), hidden_word, values)
+        output: LanguageOutput = self.language(values)
+        return output
+
+    def rebuild(self, language: LanguageOutput) -> Float[Tensor, "B 3 H W"]:
+        """Return the image that the decoder sees in the language model's output, not clipped."""
+        hidden = language.last
+        if self.config.decoder_input == "predicted":
+            hidden = self._predicted_embeddings(hidden)
+        images: Tensor = self.decoder(hidden)
+        return images
+
+    def _predicted_embeddings(self, hidden: Tensor) -> Tensor:
+        """Return the embedding of the likeliest codeword, with the gradient of the expected embedding."""
+        logits = self.language.logits(hidden, self.vocabulary.word_ids.to(hidden.device)).float()
+        embedding = self.quantizer.embedding
+        return straight_through(logits.softmax(-1) @ embedding, embedding[logits.argmax(-1)])
+
+    def forward(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        mask: Bool[Tensor, "B N"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> LQAEOutput:
+        """Image to words, words through the language model, and back to the image.
+
+        Args:
+            images: pixels in [0, 1].
+            mask: True where a word is hidden from the language model; None hides none.
+            generator: needed with random top-k only.
+        """
+        quantized = self.quantize(images, generator)
+        language = self.read(quantized.values, mask)
+        return LQAEOutput(self.rebuild(language), quantized, language, mask)
+
+    @torch.no_grad()
+    def tokenize(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B N"]:
+        """Return codes in [0, K), rows of the grid first."""
+        return self.quantize(images).codes
+
+    @torch.no_grad()
+    def decode(self, codes: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
+        """Return the images that words stand for, in [0, 1]: through the language model, nothing hidden."""
+        return self.rebuild(self.read(self.quantizer.embedding[codes])).float().clamp(0, 1)
+
+    def description(self) -> dict[str, Any]:
+        """Return what identifies the language model that the codes belong to."""
+        return {"name": self.language.name, "fingerprint": self.language.fingerprint}

@@ -1,0 +1,79 @@
+"""VQ-VAE: the baseline with a learned codebook and no language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pixlex.config.lqae import VQVAEConfig
+from pixlex.nn.codebook import LearnedCodebook, Quantized
+from pixlex.nn.vit import ImageEncoder, PixelDecoder
+
+
+@dataclass(frozen=True)
+class VQVAEOutput:
+    """One pass from image to image; `reconstruction` is not clipped."""
+
+    reconstruction: Float[Tensor, "B 3 H W"]
+    quantized: Quantized
+
+
+class VQVAE(nn.Module):
+    """Vector quantized autoencoder (van den Oord et al. 2017) with LQAE's encoder and decoder.
+
+    Args:
+        config: shapes of the networks and of the codebook.
+    """
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = ImageEncoder(config.encoder, config.image_size, config.patch_size)
+        self.projector = (
+            nn.Identity()
+            if config.encoder.width == config.codebook_dim
+            else nn.Linear(config.encoder.width, config.codebook_dim)
+        )
+        self.codebook = LearnedCodebook(config.num_codewords, config.codebook_dim, config.metric)
+        self.decoder = PixelDecoder(
+            config.decoder, config.image_size, config.patch_size, config.codebook_dim
+        )
+
+    @classmethod
+    def build(cls, config: VQVAEConfig) -> VQVAE:
+        """Build the model; the counterpart of `LQAE.build`."""
+        return cls(config)
+
+    @property
+    def grid(self) -> int:
+        """Codes along one side of the image."""
+        return self.config.grid
+
+    @property
+    def num_codewords(self) -> int:
+        """K, the number of codewords."""
+        return self.codebook.num_codewords
+
+    def quantize(self, images: Float[Tensor, "B 3 H W"]) -> Quantized:
+        """Return the nearest codeword of each patch; `images` holds pixels in [0, 1]."""
+        quantized: Quantized = self.codebook(self.projector(self.encoder(images)))
+        return quantized
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> VQVAEOutput:
+        """Image to codewords and back; `images` holds pixels in [0, 1]."""
+        quantized = self.quantize(images)
+        return VQVAEOutput(self.decoder(quantized.values), quantized)
+
+    @torch.no_grad()
+    def tokenize(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B N"]:
+        """Return codes in [0, K), rows of the grid first."""
+        return self.quantize(images).codes
+
+    @torch.no_grad()
+    def decode(self, codes: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
+        """Return the images that codes stand for, in [0, 1]."""
+        images: Tensor = self.decoder(self.codebook.weight[codes])
+        return images.float().clamp(0, 1)

@@ -1,0 +1,272 @@
+"""Which codewords can be nearest: products in low precision, with an error bound that is never exceeded.
+
+Both metrics become one product. A row x and a codeword y have, in exact arithmetic, the score
+
+    cosine     x = z / |z|,  y = e / |e|,  s = x . y
+    euclidean  x = z - c,    y = e - c,    s = x . y - |y|^2 / 2    where c is the mean codeword
+
+and the nearest codeword has the largest, for |z - e|^2 = |x|^2 - 2 s. The score S that comes out of rounded
+vectors x' and y' is off by at most
+
+    |S - s| <= radius + u |S|,    radius = |x - x'| |y| + |x'| |y - y'| + rounding of the float32 sums,
+
+by Cauchy-Schwarz, with u the rounding of the result itself. Hence a codeword whose upper bound stays below the
+k-th best lower bound is none of the k nearest. Those that remain, a few per row, are compared in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Metric = Literal["cosine", "euclidean"]
+
+ROWS = 2048  # rows of z compared at a time
+BLOCK = 2048  # codewords compared at a time
+GROUP = 32  # codewords whose best score is looked at before their own; divides BLOCK
+STRIPE = 256  # codewords rounded at a time: their copies stay in the cache
+
+_SINGLE = 2.0**-24  # rounding of float32, relative
+_BFLOAT = 2.0**-8  # rounding of bfloat16, relative
+_SECOND_ORDER = 1.01  # products of two roundings, and the rounding of the bounds themselves
+_TINY = 1e-30  # below it float32 underflows: such rows keep every codeword and go to float64
+
+
+@dataclass(frozen=True)
+class CodewordBlock:
+    """Some codewords as they enter the product.
+
+    Attributes:
+        start: code of the first.
+        size: how many; the further rows of `rounded` fill a group.
+        rounded: y' and three columns holding -|y|^2 / 2 (padded size, D + 3).
+        norm: largest |y|.
+        residual: largest |y - y'|.
+        excluded: codewords without direction, cosine only; None where there is none.
+    """
+
+    start: int
+    size: int
+    rounded: Tensor
+    norm: Tensor
+    residual: Tensor
+    excluded: Tensor | None
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Codewords that can be among the nearest, sorted by row, then by code.
+
+    Attributes:
+        rows: row of each candidate.
+        codes: code of each candidate.
+        lost: rows with too many candidates, or whose scores overflowed: they have none here (N,).
+    """
+
+    rows: Tensor
+    codes: Tensor
+    lost: Tensor
+
+
+def low_precision(device: torch.device) -> torch.dtype:
+    """Return the precision of the fastest products: bfloat16 where the processor has it, else float32."""
+    if device.type == "cpu" and torch.backends.mkldnn.enabled:
+        has = torch.cpu.get_capabilities()
+        if has.get("amx_bf16") or has.get("avx512_bf16"):
+            return torch.bfloat16
+    return torch.float32
+
+
+def mean_codeword(codebook: Tensor) -> Tensor:
+    """Return the mean row in float32, block by block: a half-precision codebook is never copied whole."""
+    total = torch.zeros(codebook.shape[1], device=codebook.device)
+    for block in codebook.split(BLOCK):
+        total += block.float().mean(0) * (len(block) / len(codebook))
+    # Any center is right; one that overflowed would make every score meaningless.
+    return torch.where(torch.isfinite(total), total, 0.0)
+
+
+def codeword_blocks(
+    codebook: Tensor, metric: Metric, center: Tensor | None, dtype: torch.dtype
+) -> Iterator[CodewordBlock]:
+    """Round the codebook block by block.
+
+    Args:
+        codebook: codewords (K, D).
+        metric: decides what y is.
+        center: c, under `euclidean`.
+        dtype: bfloat16 or float32.
+
+    Raises:
+        ValueError: a codeword holds a value that is not finite.
+    """
+    width, device = codebook.shape[1], codebook.device
+    vectors, residual = torch.empty(2, STRIPE, width, device=device).unbind()
+    for start in range(0, len(codebook), BLOCK):
+        block = codebook[start : start + BLOCK]
+        padded = -(-len(block) // GROUP) * GROUP
+        rounded = torch.zeros(padded, width + (3 if metric == "euclidean" else 0), dtype=dtype, device=device)
+        norms = torch.ones(len(block), device=device)
+        residuals = torch.empty(len(block), device=device)
+        excluded = torch.zeros(len(block), dtype=torch.bool, device=device)
+        for first in range(0, len(block), STRIPE):
+            part = slice(first, first + STRIPE)
+            raw = block[part].float()
+            y, rest = vectors[: len(raw)], residual[: len(raw)]
+            if metric == "cosine":
+                excluded[part] = unit_rows(raw, out=y)
+            else:
+                torch.sub(raw, center, out=y)
+                norms[part] = torch.linalg.vector_norm(y, dim=1)
+                _write_offset(rounded[part, width:][: len(raw)], norms[part].square() / -2)
+            rounded[part, :width][: len(raw)] = y
+            rest.copy_(rounded[part, :width][: len(raw)])
+            residuals[part] = torch.linalg.vector_norm(rest.sub_(y), dim=1)
+        if not torch.isfinite(residuals).all():
+            _require_finite(block, start)
+        yield CodewordBlock(
+            start, len(block), rounded, norms.max(), residuals.max(), excluded if excluded.any() else None
+        )
+
+
+def unit_rows(vectors: Tensor, out: Tensor) -> Tensor:
+    """Write rows divided by their norm into `out`; return which rows have none: they become 0."""
+    norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    torch.div(vectors, norm, out=out)
+    without = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
+    # Squares of such values leave the range of float32, though the values do not.
+    odd = ~((norm > 1e-15) & (norm < 1e15))[:, 0]
+    if odd.any():
+        exact = vectors[odd].double()
+        norm = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
+        out[odd] = torch.where(norm == 0, 0.0, exact / norm).float()
+        without[odd] = norm[:, 0] == 0
+    return without
+
+
+def _write_offset(columns: Tensor, offset: Tensor) -> None:
+    """Split an offset into three columns: three bfloat16 hold the 24 bits of a float32."""
+    for column in columns.unbind(1):
+        column.copy_(offset)
+        offset = offset - column.float()
+
+
+def _require_finite(block: Tensor, start: int) -> None:
+    """Raise if a codeword is to blame, and not only the range of float32."""
+    finite = torch.isfinite(block).all(1)
+    if not finite.all():
+        code = start + int((~finite).nonzero()[0, 0])
+        raise ValueError(f"codebook: expected finite values, got others in codeword {code}")
+
+
+class Screening:
+    """Bounds of the scores of some rows against every codeword.
+
+    Args:
+        x: the rows, as the module says (N, D); rows that are 0 get lost.
+        metric: whether codewords have an offset.
+        dtype: precision of the product.
+    """
+
+    def __init__(self, x: Tensor, metric: Metric, dtype: torch.dtype) -> None:
+        num_rows, width = x.shape
+        self.biased = metric == "euclidean"
+        self.rounded = x.to(dtype)
+        self.norm = torch.linalg.vector_norm(x, dim=1)
+        self.residual = torch.linalg.vector_norm(x - self.rounded, dim=1)
+        if self.biased:
+            self.rounded = torch.cat([self.rounded, self.rounded.new_ones(num_rows, 3)], 1)
+        self.scores = self.rounded.new_empty(BLOCK, num_rows)
+        self.result_rounding = _BFLOAT if dtype == torch.bfloat16 else 0.0
+        # Rounding of norms, of x and y themselves, and of a float32 sum of D products in any order.
+        self.sum_rounding = 4 * (width + 16) * _SINGLE
+        if dtype == torch.float32 and _float32_products_are_rounded(x.device):
+            self.sum_rounding += 2 * _BFLOAT
+
+    def radius(self, block: CodewordBlock) -> Tensor:
+        """Return how far a score can be off before its own rounding, for each row (N,)."""
+        product = self.norm * block.norm
+        rounding = self.residual * block.norm + (self.norm + self.residual) * block.residual
+        sums = product + block.norm.square() if self.biased else product
+        return _SECOND_ORDER * (rounding + self.sum_rounding * sums) + _TINY
+
+    def candidates(self, blocks: Iterable[CodewordBlock], top_k: int, limit: int) -> Candidates:
+        """Return every codeword that can be among the `top_k` nearest.
+
+        Args:
+            blocks: the codebook.
+            top_k: how many of the nearest are wanted.
+            limit: a row with more candidates is lost.
+        """
+        num_rows, device = len(self.rounded), self.rounded.device
+        lost = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        floor = torch.full((top_k, num_rows), -torch.inf, device=device)
+        rows = torch.empty(0, dtype=torch.long, device=device)
+        codes, ceilings = rows, floor.new_empty(0)
+        for block in blocks:
+            scores = torch.mm(block.rounded, self.rounded.t(), out=self.scores[: len(block.rounded)])
+            scores[block.size :] = -torch.inf
+            if block.excluded is not None:
+                scores[: block.size][block.excluded] = -torch.inf
+            groups = scores.view(-1, GROUP, num_rows)
+            peaks = groups.amax(1).float()
+            radius = self.radius(block)
+            lower = self._bound(_largest(peaks, top_k), radius, -1)
+            floor = _largest(torch.cat([floor, lower]), top_k)
+            # NaN and infinity say that something overflowed; -infinity, that there was no codeword yet.
+            lost |= ~(floor[-1] < torch.inf) | ~torch.isfinite(radius)
+            new_rows, new_codes, new_scores = self._look_into(groups, peaks, floor[-1] - radius, lost, limit)
+            rows = torch.cat([rows, new_rows])
+            codes = torch.cat([codes, new_codes + block.start])
+            ceilings = torch.cat([ceilings, self._bound(new_scores, radius[new_rows], 1)])
+            keep = (ceilings >= floor[-1, rows]) & ~lost[rows]
+            rows, codes, ceilings = rows[keep], codes[keep], ceilings[keep]
+            lost |= torch.bincount(rows, minlength=num_rows) > limit
+        keep = ~lost[rows]
+        rows, codes = rows[keep], codes[keep]
+        # Codes ascend from block to block, not inside a block.
+        order = torch.argsort(codes)
+        order = order[torch.argsort(rows[order], stable=True)]
+        return Candidates(rows[order], codes[order], lost)
+
+    def _bound(self, scores: Tensor, radius: Tensor, sign: int) -> Tensor:
+        """Return what the exact scores are at most (sign 1) or at least (sign -1)."""
+        if self.result_rounding == 0:
+            return scores + sign * radius
+        return scores + sign * (radius + self.result_rounding * scores.abs())
+
+    def _look_into(
+        self, groups: Tensor, peaks: Tensor, bar: Tensor, lost: Tensor, limit: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return row, place in the block and score of all that reach the bar, looking only where a group does.
+
+        Rows with more than `limit` such groups are marked in `lost`.
+        """
+        # S + u |S| >= bar, solved for S; -infinity stands for no codeword, NaN is reached by nothing.
+        rounding = self.result_rounding
+        bar = torch.where(bar >= 0, bar / (1 + rounding), bar / (1 - rounding))
+        bar = bar.clamp(min=torch.finfo(torch.float32).min).masked_fill(lost, torch.nan)
+        reached = peaks >= bar
+        crowded = reached.sum(0) > limit
+        lost |= crowded
+        group, row = (reached & ~crowded).nonzero(as_tuple=True)
+        scores = groups[group, :, row].float()
+        which, member = (scores >= bar[row, None]).nonzero(as_tuple=True)
+        return row[which], group[which] * GROUP + member, scores[which, member]
+
+
+def _largest(values: Tensor, top_k: int) -> Tensor:
+    """Return the `top_k` largest of each column, or all if there are fewer, the last of them the smallest."""
+    if top_k == 1:
+        return values.amax(0, keepdim=True)
+    return values.topk(min(top_k, len(values)), dim=0).values
+
+
+def _float32_products_are_rounded(device: torch.device) -> bool:
+    """Whether the user let float32 products be computed from rounded factors."""
+    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    return backend.matmul.fp32_precision not in ("ieee", "none")

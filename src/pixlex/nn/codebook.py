@@ -1,0 +1,226 @@
+"""Codebooks: frozen word embeddings or learned codewords, and how gradients pass the nearest one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from pixlex.config.lqae import QuantizerConfig
+from pixlex.nn.nearest import Metric, PreparedCodebook, nearest_codeword, nearest_codewords
+from pixlex.nn.whitening import Moments, Whitening
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a codebook made of patch vectors.
+
+    Attributes:
+        values: codewords as they are passed on; their gradient goes to the patch vectors unchanged.
+        codes: index of the nearest codeword, in [0, K).
+        z: patch vectors in the space of the search, with gradient.
+        codewords: their codewords in the same space, with gradient where codewords are learned.
+        moments: statistics of the batch for `Whitening.update`, where the search is whitened.
+    """
+
+    values: Float[Tensor, "B N D"]
+    codes: Int[Tensor, "B N"]
+    z: Float[Tensor, "B N S"]
+    codewords: Float[Tensor, "B N S"]
+    moments: Moments | None = None
+
+
+def straight_through(
+    z: Float[Tensor, "B N D"], values: Float[Tensor, "B N D"]
+) -> Float[Tensor, "B N D"]:
+    """Return `values` exactly, with the gradient of `z` (van den Oord et al. 2017, section 3.2).
+
+    Args:
+        z: where the gradient goes.
+        values: what is passed on; receives no gradient.
+    """
+    return values.detach() + (z - z.detach())
+
+
+class WordQuantizer(nn.Module):
+    """Replaces patch vectors by their nearest word embeddings; the embeddings stay frozen and unsaved.
+
+    `raw` search compares patch vectors with word embeddings (LQAE, section 3.2). `whitened` search compares
+    them in the leading principal directions of the embeddings, both sides at unit covariance, which keeps the
+    codebook alive; straight-through then returns along the linear map from those directions to the embedding.
+    `assigned` search lets a learned codebook pick the index of the word (LQAE, Table 3, row I).
+
+    Args:
+        embedding: the word embeddings that may be codewords.
+        config: the search.
+    """
+
+    embedding: Tensor
+    search_codebook_frozen: Tensor
+    center: Tensor
+    directions: Tensor
+    scales: Tensor
+
+    def __init__(self, embedding: Float[Tensor, "K D"], config: QuantizerConfig) -> None:
+        super().__init__()
+        num_codewords, width = embedding.shape
+        if config.search == "whitened" and config.search_dim > min(num_codewords, width):
+            raise ValueError(
+                f"quantizer.search_dim must be at most {min(num_codewords, width)}, the smaller side of the "
+                f"{num_codewords} x {width} codebook, got {config.search_dim}"
+            )
+        if config.top_k > num_codewords:
+            raise ValueError(
+                f"quantizer.top_k must be at most the {num_codewords} codewords, got {config.top_k}"
+            )
+        self.config = config
+        self.register_buffer("embedding", embedding.detach().float().clone(), persistent=False)
+        self.input_dim = config.search_dim if config.search == "whitened" else width
+        self._prepared: PreparedCodebook | None = None
+        if config.search == "whitened":
+            self.whitening = Whitening(config.search_dim)
+            center, directions, scales = _principal_directions(self.embedding, config.search_dim)
+            # Saved with the model: signs of principal directions differ between machines, codes must not.
+            self.register_buffer("center", center)
+            self.register_buffer("directions", directions)
+            self.register_buffer("scales", scales)
+        elif config.search == "assigned":
+            self.to_search = nn.Linear(width, config.search_dim)
+            self.learned = nn.Parameter(torch.randn(num_codewords, config.search_dim))
+
+    @property
+    def num_codewords(self) -> int:
+        """K, the number of words that may be codewords."""
+        return len(self.embedding)
+
+    def search_codebook(self) -> Float[Tensor, "K S"]:
+        """Return the codewords in the space of the search."""
+        if self.config.search == "whitened":
+            return (self.embedding - self.center) @ self.directions / self.scales
+        return self.learned if self.config.search == "assigned" else self.embedding
+
+    def forward(
+        self, vectors: Float[Tensor, "B N D"], generator: torch.Generator | None = None
+    ) -> Quantized:
+        """Return the nearest words of patch vectors.
+
+        Args:
+            vectors: patch vectors of width `input_dim`.
+            generator: draws among the k nearest where the configuration asks for it.
+        """
+        with torch.autocast(vectors.device.type, enabled=False):
+            vectors = vectors.float()
+            moments, z = None, vectors
+            if self.config.search == "whitened":
+                z, moments = self.whitening(vectors)
+                back = (z * self.scales) @ self.directions.T + self.center
+            elif self.config.search == "assigned":
+                z, back = self.to_search(vectors), vectors
+            else:
+                back = vectors
+            codebook = self.search_codebook()
+            candidates = self._search(z.detach(), codebook.detach(), generator)
+            codes = candidates[..., 0]
+            values = self.embedding[candidates].mean(2)
+            codewords = codebook[candidates].mean(2)
+            return Quantized(straight_through(back, values), codes, z, codewords, moments)
+
+    def _search(
+        self, z: Tensor, codebook: Tensor, generator: torch.Generator | None
+    ) -> Int[Tensor, "B N k"]:
+        """Return the codes whose embeddings are averaged: one, or k with top-k averaging."""
+        rows, metric, top_k = z.flatten(0, 1), self.config.metric, self.config.top_k
+        if top_k == 1:
+            return nearest_codeword(rows, codebook, metric).view(*z.shape[:2], 1)
+        nearest = nearest_codewords(rows, codebook, metric, top_k)
+        if self.config.top_k_mode == "random" and self.training:
+            # One draw for each patch; the released code draws one rank for the whole batch.
+            rank = torch.randint(top_k, (len(rows), 1), generator=generator).to(nearest.device)
+            nearest = nearest.gather(1, rank)
+        elif self.config.top_k_mode == "random":
+            nearest = nearest[:, :1]
+        return nearest.view(*z.shape[:2], -1)
+
+
+def _principal_directions(embedding: Tensor, num_directions: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return center (D), leading directions (D, S) and standard deviations along them (S)."""
+    rows = embedding.double()
+    center = rows.mean(0)
+    covariance = (rows - center).T @ (rows - center) / len(rows)
+    variances, directions = torch.linalg.eigh(covariance)
+    leading = torch.arange(len(variances) - 1, len(variances) - 1 - num_directions, -1)
+    scales = variances[leading].clamp_min(1e-12).sqrt()
+    return center.float(), directions[:, leading].float().contiguous(), scales.float()
+
+
+class LearnedCodebook(nn.Module):
+    """Codewords learned by gradient (van den Oord et al. 2017), with restart of dead ones.
+
+    Args:
+        num_codewords: K.
+        width: S, the width of a codeword.
+        metric: nearest by angle or by distance.
+    """
+
+    idle_steps: Tensor
+
+    def __init__(self, num_codewords: int, width: int, metric: Metric) -> None:
+        super().__init__()
+        self.metric: Metric = metric
+        self.weight = nn.Parameter(torch.randn(num_codewords, width) / width**0.5)
+        self.register_buffer("idle_steps", torch.zeros(num_codewords, dtype=torch.long))
+
+    @property
+    def num_codewords(self) -> int:
+        """K, the number of codewords."""
+        return len(self.weight)
+
+    def forward(self, z: Float[Tensor, "B N S"]) -> Quantized:
+        """Return the nearest codewords; `values` carries the gradient of `z`."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            codes = nearest_codeword(z.detach().flatten(0, 1), self.weight.detach(), self.metric)
+            codes = codes.view(z.shape[:2])
+            codewords = self.weight[codes]
+            return Quantized(straight_through(z, codewords), codes, z, codewords)
+
+    @torch.no_grad()
+    def note_usage(self, used: Bool[Tensor, " K"]) -> None:
+        """Count one more idle step for each codeword that the last batch did not use."""
+        self.idle_steps.add_(1).masked_fill_(used, 0)
+
+    @torch.no_grad()
+    def restart(
+        self, rows: Float[Tensor, "M S"], idle_limit: int, generator: torch.Generator
+    ) -> Int[Tensor, " R"]:
+        """Place codewords idle for `idle_limit` steps on random patch vectors.
+
+        Args:
+            rows: patch vectors to draw from, the same on every process.
+            idle_limit: steps without use after which a codeword counts as dead.
+            generator: on the CPU, the same on every process.
+
+        Returns:
+            The codes restarted.
+        """
+        dead = (self.idle_steps >= idle_limit).nonzero().flatten()
+        if len(dead):
+            drawn = torch.randint(len(rows), (len(dead),), generator=generator).to(rows.device)
+            self.weight[dead] = rows[drawn].to(self.weight.dtype)
+            self.idle_steps[dead] = 0
+        return dead
+
+
+@torch.no_grad()
+def count_codes(codes: Int[Tensor, "..."], num_codewords: int) -> Int[Tensor, " K"]:
+    """Return how often each codeword occurs."""
+    return torch.bincount(codes.flatten(), minlength=num_codewords)
+
+
+@torch.no_grad()
+def perplexity(counts: Int[Tensor, " K"] | Float[Tensor, " K"]) -> float:
+    """Return exp of the entropy of a usage distribution: the number of codewords in even use."""
+    share = counts.double() / counts.sum().clamp_min(1)
+    return float(torch.exp(-(share * share.clamp_min(1e-30).log()).sum()))

@@ -1,0 +1,131 @@
+"""Transformer blocks over sequences of patch vectors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def attend(
+    queries: Float[Tensor, "B h N d"],
+    keys: Float[Tensor, "B h M d"],
+    values: Float[Tensor, "B h M d"],
+    bias: Float[Tensor, "..."] | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "B h N d"]:
+    """Return softmax(q k^T * scale + bias) v.
+
+    torch's fused attention, except for bfloat16 on the CPU, where its backward pass is several times slower than
+    two matrix products around a softmax (docs/benchmarks.md).
+
+    Args:
+        queries: h heads of width d.
+        keys: as many heads.
+        values: as many heads.
+        bias: added to the scores, broadcast; minus infinity hides a position.
+        scale: 1 / sqrt(d) when None.
+    """
+    if queries.device.type != "cpu" or queries.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)
+    scores = (queries * (queries.shape[-1] ** -0.5 if scale is None else scale)) @ keys.transpose(-1, -2)
+    # The dtype is stated because autocast would otherwise compute and keep the scores in float32.
+    with torch.autocast("cpu", enabled=False):
+        shares = torch.softmax(scores if bias is None else scores + bias.to(scores.dtype), dim=-1)
+        return shares @ values
+
+
+class Attention(nn.Module):
+    """Bidirectional multi-head self-attention, softmax(q k / sqrt(D / heads)) v.
+
+    Args:
+        width: D, the width of the vectors.
+        heads: number of heads; must divide the width.
+        bias: whether the four linear maps carry biases.
+    """
+
+    def __init__(self, width: int, heads: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_key_value = nn.Linear(width, 3 * width, bias=bias)
+        self.output = nn.Linear(width, width, bias=bias)
+
+    def forward(self, sequence: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Return the attended sequence, without residual."""
+        queries, keys, values = self.query_key_value(sequence).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        attended = attend(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm block of the vision transformer (Dosovitskiy et al. 2020): attention, then a GELU network.
+
+    Args:
+        width: D, the width of the vectors.
+        heads: number of attention heads.
+        mlp_ratio: width of the hidden layer over D.
+        norm_eps: epsilon of the layer norms.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, *, norm_eps: float = 1e-6) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.attention = Attention(width, heads)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.expand = nn.Linear(width, int(width * mlp_ratio))
+        self.contract = nn.Linear(int(width * mlp_ratio), width)
+
+    def forward(self, sequence: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Return the transformed sequence."""
+        sequence = sequence + self.attention(self.attention_norm(sequence))
+        return sequence + self.contract(F.gelu(self.expand(self.feed_forward_norm(sequence))))
+
+
+class OfficialBlock(nn.Module):
+    """The block of the released LQAE code: x + LN(Attn(LN(x))), then a gated, convolutional feed-forward part.
+
+    Feed-forward: LN, gelu(fc1) * fc2 with the tanh approximation, depthwise 3x3 convolution over the square
+    grid of patches, LN, contraction. Linear maps and convolution carry no bias; norms have epsilon 1e-5.
+    Source: the LQAE code; NormFormer (Shleifer et al. 2021) for the norm after attention.
+
+    Args:
+        width: D, the width of the vectors.
+        heads: number of attention heads.
+        mlp_ratio: width of the hidden layer over D.
+        grid: patches along one side of the square grid.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, grid: int) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.grid = grid
+        self.attention_norm = nn.LayerNorm(width, eps=1e-5)
+        self.attention = Attention(width, heads, bias=False)
+        self.attended_norm = nn.LayerNorm(width, eps=1e-5)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=1e-5)
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.expand = nn.Linear(width, hidden, bias=False)
+        self.neighbors = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False)
+        self.hidden_norm = nn.LayerNorm(hidden, eps=1e-5)
+        self.contract = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, sequence: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Return the transformed sequence of N = grid * grid patches."""
+        sequence = sequence + self.attended_norm(self.attention(self.attention_norm(sequence)))
+        normed = self.feed_forward_norm(sequence)
+        hidden = F.gelu(self.gate(normed), approximate="tanh") * self.expand(normed)
+        on_grid = hidden.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        hidden = self.neighbors(on_grid).flatten(2).transpose(1, 2)
+        return sequence + self.contract(self.hidden_norm(hidden))
+
+
+def initialize(module: nn.Module) -> None:
+    """Draw weights of linear maps and convolutions from N(0, 0.02), set biases to zero.
+
+    Meant for `nn.Module.apply`; norms keep their own start. Source: ViT, LQAE's code.
+    """
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,72 @@
+"""How the names of the log are said to people: label, unit, which way is better."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure in words.
+
+    Attributes:
+        label: what stands in a table or over a curve.
+        unit: of the value; "%" means that a share in [0, 1] is shown in percent, "" that there is none.
+        better: which way is better, where there is one.
+    """
+
+    label: str
+    unit: str = ""
+    better: Literal["higher", "lower", ""] = ""
+
+    def text(self, value: float) -> str:
+        """Return a value with its unit, four digits of it."""
+        if not math.isfinite(value):
+            return str(value)
+        scaled = 100 * value if self.unit == "%" else value
+        digits = f"{scaled:,.0f}" if scaled == round(scaled) or abs(scaled) >= 1000 else f"{scaled:.4g}"
+        return f"{digits} {self.unit}".rstrip()
+
+
+MEASURES = {
+    "total": Measure("loss", "", "lower"),
+    "reconstruction": Measure("reconstruction error", "MSE", "lower"),
+    "commitment": Measure("commitment", "MSE", "lower"),
+    "codebook": Measure("codebook loss", "MSE", "lower"),
+    "masked_language": Measure("hidden words", "nats", "lower"),
+    "entropy": Measure("entropy regularization", "nats", "lower"),
+    "learning_rate": Measure("learning rate"),
+    "gradient_norm": Measure("norm of the gradient"),
+    "norm_z": Measure("length of patch vectors"),
+    "norm_codeword": Measure("length of their codewords"),
+    "cosine": Measure("cosine of patch vectors and codewords", "", "higher"),
+    "restarted": Measure("codewords restarted"),
+    "images_per_second": Measure("speed", "images/s", "higher"),
+    "num_images": Measure("images"),
+    "words_per_image": Measure("words per image"),
+    "mse": Measure("reconstruction error", "MSE", "lower"),
+    "psnr": Measure("PSNR", "dB", "higher"),
+    "ssim": Measure("SSIM", "", "higher"),
+    "masked_mse": Measure("reconstruction error, part of the words hidden", "MSE", "lower"),
+    "mean_image_mse": Measure("for comparison: the mean image", "MSE"),
+    "mean_color_mse": Measure("for comparison: each image's mean color", "MSE"),
+    "distinct_codewords": Measure("distinct codewords", "", "higher"),
+    "codebook_usage": Measure("codewords used, of all", "%", "higher"),
+    "perplexity": Measure("perplexity of the codewords", "", "higher"),
+    "most_frequent_share": Measure("share of the most frequent codeword", "%", "lower"),
+    "distinct_words_per_image": Measure("distinct words per image", "", "higher"),
+    "masked_word_accuracy": Measure("hidden words guessed by the language model", "%", "higher"),
+    "pseudo_perplexity": Measure("pseudo-perplexity of the words", "", "lower"),
+    "text_round_trip_rate": Measure("images whose words survive as text", "%", "higher"),
+    "tokenizer_round_trip_rate": Measure("the same through the language model's tokenizer", "%", "higher"),
+    "rfid": Measure("rFID", "", "lower"),
+    "lpips": Measure("LPIPS", "", "lower"),
+}
+
+
+def measure_of(key: str) -> Measure:
+    """Return the measure behind a key of the log (`phase/term`, `eval/metric`), or its bare name."""
+    name = key.rpartition("/")[2]
+    return MEASURES.get(name, Measure(name.replace("_", " ")))

@@ -1,0 +1,220 @@
+"""A run from its recipe to its folder: data, model, objective, loop, measures and pictures put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pixlex import distributed, report
+from pixlex.batch import ImageBatch
+from pixlex.config.run import LQAERun, Run, describe_fields, read_run, run_from, write_run
+from pixlex.data.broken import BrokenImages
+from pixlex.data.images import ImageSource, open_source
+from pixlex.data.loader import evaluation_batches, training_batches
+from pixlex.eval.reconstruction import ReconstructionResult, evaluate_reconstruction
+from pixlex.models import pretrained
+from pixlex.models.lqae import LQAE
+from pixlex.models.vqvae import VQVAE
+from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
+from pixlex.objectives.phase import Objective
+from pixlex.train.checkpoint import checkpoints
+from pixlex.train.loop import Callbacks, fit
+from pixlex.train.parallel import local_batch_size, pick_device
+from pixlex.train.tracking import METRICS, write_environment
+
+CONFIG = "config.yaml"
+# What may differ when a run goes on: nothing that its weights depend on.
+_FREE = (
+    "train.device", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
+    "train.evaluate_every", "train.wandb", "data.workers", "data.max_broken_share", "eval.",
+)  # fmt: skip
+
+
+def run_training(run: Run, folder: Path, *, resume: bool = False) -> Path | None:
+    """Train what a run describes and leave weights, numbers and pictures in its folder.
+
+    Args:
+        run: the full configuration.
+        folder: the run folder; made if missing.
+        resume: go on from the newest checkpoint in the folder.
+
+    Returns:
+        The model directory; None when the training was interrupted.
+
+    Raises:
+        ValueError: a folder that holds another run, or data and model that do not fit together.
+        TooManyBroken: more images are broken than `data.max_broken_share` allows.
+        LossNotFinite: the loss became infinite or not a number.
+    """
+    distributed.initialize()
+    try:
+        return _train(run, folder, resume)
+    finally:
+        distributed.shutdown()
+
+
+def _train(run: Run, folder: Path, resume: bool) -> Path | None:
+    """Train within the process group."""
+    local_batch_size(run.train)
+    is_first = distributed.rank() == 0
+    if is_first:
+        _prepare_folder(run, folder, resume)
+    distributed.barrier()
+    source = open_source(run.data.train)
+    validation = open_source(run.data.validation) if run.data.validation else None
+    torch.manual_seed(run.train.seed)
+    objective = build_objective(run)
+    broken = BrokenImages(folder if is_first else None, source, run.data.max_broken_share)
+    evaluator = None if validation is None else _Evaluator(run, objective, validation, folder)
+    callbacks = Callbacks(observe=broken.add, evaluate=evaluator)
+
+    def batches(first_step: int) -> Iterator[ImageBatch]:
+        return training_batches(
+            source,
+            config=run.data,
+            image_size=run.model.image_size,
+            batch_size=run.train.batch_size,
+            seed=run.train.seed,
+            first_step=first_step,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+
+    settings = dataclasses.asdict(run)
+    steps = fit(objective, batches, run.train, folder, callbacks, settings)
+    if steps < run.train.steps or not is_first:
+        return None
+    return _finish(run, objective, folder, evaluator)
+
+
+def build_objective(run: Run) -> Objective:
+    """Build model and objective of a run, untrained, on the CPU."""
+    if isinstance(run, LQAERun):
+        return LQAEObjective(LQAE.build(run.model), run.objective, run.train.steps)
+    return VQVAEObjective(VQVAE.build(run.model), run.objective, run.train.steps)
+
+
+class _Evaluator:
+    """Measures the validation images and draws them with their words.
+
+    Args:
+        run: the configuration.
+        objective: holds the model.
+        validation: the images.
+        folder: the run folder; pictures go to `pictures`.
+    """
+
+    def __init__(self, run: Run, objective: Objective, validation: ImageSource, folder: Path) -> None:
+        self.run = run
+        self.model = objective.model
+        self.validation = validation
+        self.folder = folder
+        self.result: ReconstructionResult | None = None
+
+    def __call__(self, step: int) -> Mapping[str, float]:
+        """Return the numbers of one evaluation, after leaving its picture."""
+        run, config = self.run, self.run.eval
+        assert isinstance(self.model, LQAE | VQVAE)
+        batches = evaluation_batches(
+            self.validation,
+            image_size=run.model.image_size,
+            batch_size=config.batch_size,
+            limit=config.limit or None,
+            workers=run.data.workers,
+        )
+        self.result = evaluate_reconstruction(
+            self.model,
+            batches,
+            device=pick_device(run.train.device),
+            precision=run.train.precision,
+            save_examples=config.examples,
+        )
+        pictures = self.folder / "pictures"
+        pictures.mkdir(parents=True, exist_ok=True)
+        examples = self.result.examples
+        report.reconstruction_grid(
+            examples.originals,
+            examples.reconstructions,
+            examples.words,
+            self.model.grid,
+            pictures / f"reconstruction-{step:08d}.png",
+        )
+        report.curves(self.folder / METRICS, self.folder / "curves.png")
+        return self.result.numbers
+
+
+def _prepare_folder(run: Run, folder: Path, resume: bool) -> None:
+    """Make the run folder and write down what runs; refuse to mix two runs in one folder."""
+    has_checkpoints = bool(checkpoints(folder / "checkpoints"))
+    if has_checkpoints and not resume:
+        raise ValueError(
+            f"{folder} holds the checkpoints of a run: pass --resume to go on with it, or another --out"
+        )
+    if (folder / CONFIG).is_file() and has_checkpoints:
+        differing = _differences(read_run(folder / CONFIG), run)
+        if differing:
+            raise ValueError(f"{folder} cannot be resumed, its run differs in {'; '.join(differing)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_run(run, folder / CONFIG)
+    write_environment(folder)
+    with (folder / "commands.txt").open("a", encoding="utf-8") as file:
+        file.write(shlex.join(["pixlex", *sys.argv[1:]]) + "\n")
+
+
+def _differences(before: Run, now: Run) -> list[str]:
+    """Return `key: before -> now` for each setting that the weights depend on."""
+    if type(before) is not type(now):
+        return [f"family: {before.family} -> {now.family}"]
+    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
+    names = [name for name, _, _ in describe_fields(type(now)) if not name.startswith(_FREE)]
+    pairs = [(name, _at(old, name), _at(new, name)) for name in names]
+    return [f"{name}: {then!r} -> {value!r}" for name, then, value in pairs if then != value]
+
+
+def _at(values: Mapping[str, Any], name: str) -> Any:
+    """Return the value under a dotted name."""
+    for part in name.split("."):
+        values = values[part]
+    return values
+
+
+def _finish(run: Run, objective: Objective, folder: Path, evaluator: _Evaluator | None) -> Path:
+    """Write the model directory with its card, the curves and the page of a finished run."""
+    model = objective.model
+    assert isinstance(model, LQAE | VQVAE)
+    target = folder / "model"
+    pretrained.save(model, target)
+    report.curves(folder / METRICS, folder / "curves.png")
+    numbers = dict(evaluator.result.numbers) if evaluator is not None and evaluator.result else {}
+    commands = (folder / "commands.txt").read_text(encoding="utf-8").splitlines()
+    language = (model.language.name, model.language.fingerprint) if isinstance(model, LQAE) else None
+    card = report.model_card(dataclasses.asdict(run), numbers, commands, language)
+    (target / "README.md").write_text(card, encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    if evaluator is not None and evaluator.result is not None:
+        report.run_page(folder, evaluator.result, run, commands)
+    return target
+
+
+def quickstart(folder: Path, *, resume: bool = False) -> Path | None:
+    """Train the tiny recipe on photographs that come with a dependency, and leave a page to look at.
+
+    Args:
+        folder: the run folder.
+        resume: go on after an interrupt.
+
+    Returns:
+        The page; None when interrupted.
+    """
+    run = read_run("lqae/tiny")
+    return None if run_training(run, folder, resume=resume) is None else folder / "report.html"
+
+
+__all__ = ["build_objective", "quickstart", "run_from", "run_training"]

@@ -1,0 +1,71 @@
+"""Checkpoints: written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_NAME = re.compile(r"step-(\d+)\.pt")
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Let `write(temporary_path)` make a file, flush it to disk and give it its name in one move.
+
+    A kill or a full disk leaves the old file, if any, untouched.
+
+    Args:
+        path: the final name.
+        write: called with a path in the same folder.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write the state after `step` finished steps and drop all but the `keep` newest checkpoints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:08d}.pt"
+    write_atomically(path, lambda temporary: torch.save({"step": step, **state}, temporary))
+    for old in checkpoints(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, oldest first."""
+    return sorted(path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
+
+
+def load_newest(folder: Path) -> dict[str, Any] | None:
+    """Return the state of the newest checkpoint that can be read, None where there is none.
+
+    Raises:
+        ValueError: when there are checkpoints and none can be read.
+    """
+    found = checkpoints(folder)
+    reasons = []
+    for path in reversed(found):
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return state
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reasons.append(f"{path.name}: {error}")
+    if found:
+        raise ValueError(f"no checkpoint in {folder} can be read: {'; '.join(reasons)}")
+    return None

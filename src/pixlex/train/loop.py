@@ -1,0 +1,241 @@
+"""The training loop: knows phases, not families."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from pixlex import distributed
+from pixlex.batch import ImageBatch
+from pixlex.config.train import TrainConfig
+from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
+from pixlex.train.checkpoint import load_newest, save_checkpoint
+from pixlex.train.optimizers import build_optimizer, learning_rate
+from pixlex.train.parallel import mixed_precision, pick_device, share_gradients
+from pixlex.train.tracking import Tracker
+
+
+class LossNotFinite(ArithmeticError):
+    """A term of the loss became infinite or not a number."""
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What the loop calls besides the objective.
+
+    Attributes:
+        observe: called with each batch before its step.
+        evaluate: called with the finished steps; returns numbers for the log. Rank 0 alone.
+    """
+
+    observe: Callable[[ImageBatch], None] = lambda batch: None
+    evaluate: Callable[[int], Mapping[str, float]] | None = None
+
+
+@dataclass
+class _Meter:
+    """Sums between two lines of the log."""
+
+    wait: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+
+
+def fit(
+    objective: Objective,
+    batches: Callable[[int], Iterator[ImageBatch]],
+    config: TrainConfig,
+    folder: Path,
+    callbacks: Callbacks | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> int:
+    """Train an objective through its phases, from the newest checkpoint of the folder if there is one.
+
+    The result does not depend on interruptions: order of data, augmentation, masks and every other draw are
+    functions of (seed, step).
+
+    Args:
+        objective: what is minimized.
+        batches: called with the steps finished; yields this process's part of each batch from there on.
+        config: length, optimizer, precision, intervals.
+        folder: the run folder.
+        callbacks: what else happens.
+        settings: the whole configuration, for the trackers that show it.
+
+    Returns:
+        The steps finished: `config.steps`, fewer after an interrupt.
+
+    Raises:
+        LossNotFinite: with step, terms and images in the message and in `not-finite.json`.
+    """
+    callbacks = callbacks or Callbacks()
+    device = pick_device(config.device)
+    objective.to(device)
+    optimizer = build_optimizer(objective, config)
+    first_step = _restore(objective, optimizer, folder / "checkpoints")
+    wrapped = share_gradients(objective)
+    is_first = distributed.rank() == 0
+    tracker = Tracker(folder, first_step, settings, config.wandb) if is_first else None
+    stream = batches(first_step)
+    bar = tqdm(
+        total=config.steps, initial=first_step, unit="step", desc="train", disable=not is_first, smoothing=0.05
+    )
+    meter, phase = _Meter(), None
+    step_number = first_step
+    with _interruptible() as interrupted:
+        while step_number < config.steps and not interrupted():
+            if objective.phase_at(step_number) is not phase:
+                phase = objective.phase_at(step_number)
+                _train_only(objective, phase)
+            waited = time.perf_counter()
+            batch = next(stream)
+            meter.wait += time.perf_counter() - waited
+            callbacks.observe(batch)
+            values = _step(wrapped, objective, optimizer, batch.to(device), phase, step_number, config, folder)
+            step_number += 1
+            meter.steps += 1
+            bar.update()
+            last = step_number == config.steps
+            if step_number % config.log_every == 0 or last:
+                line = _line(values, meter, config, phase)
+                meter = _Meter()
+                bar.set_postfix(loss=f"{values['total']:.4f}", images_per_s=f"{line['speed/images']:.0f}")
+                if tracker is not None:
+                    tracker.log(step_number, line)
+            if step_number % config.checkpoint_every == 0 or last or interrupted():
+                _save(objective, optimizer, folder / "checkpoints", step_number, config.keep_checkpoints)
+            due = last or (config.evaluate_every and step_number % config.evaluate_every == 0)
+            if due and callbacks.evaluate is not None and tracker is not None:
+                tracker.log(step_number, callbacks.evaluate(step_number))
+                meter = _Meter()
+    bar.close()
+    if tracker is not None:
+        tracker.close()
+    distributed.barrier()
+    return step_number
+
+
+def _step(
+    wrapped: nn.Module,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    batch: ImageBatch,
+    phase: Phase,
+    number: int,
+    config: TrainConfig,
+    folder: Path,
+) -> dict[str, float]:
+    """Take one optimizer step; return its numbers."""
+    step = Step(number, torch.Generator().manual_seed(_mix(config.seed, number)))
+    torch.manual_seed(_mix(config.seed, number, distributed.rank() + 1))
+    rate = learning_rate(number, config)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    objective.train()
+    with mixed_precision(batch.images.device, config.precision):
+        loss: LossTerms = wrapped(batch, phase, step)
+    shown = {"total": loss.total, **loss.terms, **loss.measures}
+    values = {
+        name: float(value.detach() if isinstance(value, torch.Tensor) else value) for name, value in shown.items()
+    }
+    if not all(math.isfinite(values[name]) for name in ("total", *loss.terms)):
+        _report_not_finite(values, batch, number, folder)
+    optimizer.zero_grad(set_to_none=True)
+    loss.total.backward()  # type: ignore[no-untyped-call]
+    limit = config.clip_norm or float("inf")
+    trained = [one for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
+    values["gradient_norm"] = float(nn.utils.clip_grad_norm_(trained, limit))
+    optimizer.step()
+    values |= objective.after_step(step)
+    values["learning_rate"] = rate
+    return values
+
+
+def _line(values: Mapping[str, float], meter: _Meter, config: TrainConfig, phase: Phase) -> dict[str, float]:
+    """Return the log line of a step: its terms, the speed, and the share of time spent waiting for data."""
+    seconds = max(1e-9, time.perf_counter() - meter.started)
+    line = {f"{phase.name}/{name}": value for name, value in values.items()}
+    line["speed/images"] = meter.steps * config.batch_size / seconds
+    line["data/wait"] = meter.wait / seconds
+    return line
+
+
+def _mix(*numbers: int) -> int:
+    """Return one seed for a tuple of numbers, different tuples giving unrelated seeds."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed ^ number) * 0x9E3779B97F4A7C15 & 0x7FFFFFFFFFFFFFFF
+        mixed ^= mixed >> 29
+    return mixed
+
+
+def _train_only(objective: Objective, phase: Phase) -> None:
+    """Let gradients reach the parameters of a phase and no others."""
+    for name, parameter in objective.named_parameters():
+        parameter.requires_grad_(name.startswith(phase.trains))
+
+
+def _restore(objective: Objective, optimizer: torch.optim.Optimizer, folder: Path) -> int:
+    """Load the newest checkpoint; return the steps it had finished."""
+    state = load_newest(folder)
+    if state is None:
+        return 0
+    try:
+        objective.load_state_dict(state["objective"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} belongs to another configuration: {error}") from error
+    return int(state["step"])
+
+
+def _save(objective: Objective, optimizer: torch.optim.Optimizer, folder: Path, step: int, keep: int) -> None:
+    """Write a checkpoint on rank 0."""
+    if distributed.rank() == 0:
+        state = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict()}
+        save_checkpoint(folder, step, state, keep)
+
+
+def _report_not_finite(values: Mapping[str, float], batch: ImageBatch, number: int, folder: Path) -> None:
+    """Write down the step, the terms and the images of a loss that is not finite, and stop."""
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    record = {"step": number, "not_finite": bad, "values": {k: repr(v) for k, v in values.items()}}
+    path = folder / "not-finite.json"
+    path.write_text(json.dumps({**record, "images": list(batch.keys)}, indent=2) + "\n", encoding="utf-8")
+    raise LossNotFinite(
+        f"step {number}: {', '.join(bad)} not finite; terms and images are in {path}. The newest checkpoint is "
+        "untouched; a lower train.learning_rate or train.precision=fp32 may help"
+    )
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a request to stop after the step at hand; a second one stops at once."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    try:
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # Signals can only be handled in the main thread.
+        previous = {}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,45 @@
+"""Optimizer and learning rate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from pixlex.config.train import TrainConfig
+
+
+def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Return AdamW with weight decay on matrices, and on everything where the recipe decays all.
+
+    Norms, biases, positions and learned codewords' scales have fewer than two axes or a leading axis of 1.
+    """
+    decayed, spared = [], []
+    for parameter in module.parameters():
+        is_matrix = parameter.ndim >= 2 and parameter.shape[0] > 1
+        (decayed if config.decay_all or is_matrix else spared).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+    )
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Return the rate of a step: linear warm-up from 0, then a cosine to the final rate at `config.steps`.
+
+    Args:
+        step: steps finished before this one.
+        config: peak, final rate, warm-up and length.
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    span = max(1, config.steps - config.warmup_steps)
+    share = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - config.warmup_steps) / span)))
+    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * share

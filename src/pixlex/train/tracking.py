@@ -1,0 +1,97 @@
+"""Where a run writes its numbers: JSON lines, TensorBoard events, and Weights & Biases if asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+METRICS = "metrics.jsonl"
+
+
+class Tracker:
+    """Writes numbers by step; after a resume it goes on behind the checkpoint.
+
+    Args:
+        folder: the run folder.
+        first_step: steps finished; lines of later steps, from work that is lost, are dropped.
+        config: shown beside the numbers by Weights & Biases.
+        wandb: log there as well.
+    """
+
+    def __init__(
+        self, folder: Path, first_step: int, config: Mapping[str, Any] | None = None, wandb: bool = False
+    ) -> None:
+        from tensorboardX import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / METRICS
+        kept = [line for line in read_metrics(path) if line["step"] <= first_step]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._wandb = _start_wandb(folder, config) if wandb else None
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the values of one step; keys read `phase/term`."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for key, value in values.items():
+            self._events.add_scalar(key, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self._file.close()
+        self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics file; a last line cut off by a kill is left out."""
+    lines = []
+    if path.is_file():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+    return lines
+
+
+def write_environment(folder: Path) -> None:
+    """Write what the run ran on: versions, processor count, GPUs, command."""
+    packages = {}
+    for name in ("pixlex", "torch", "transformers", "numpy", "Pillow", "pyarrow"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = "not installed"
+    environment = {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": packages,
+    }
+    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+
+
+def _start_wandb(folder: Path, config: Mapping[str, Any] | None) -> Any:
+    """Start a Weights & Biases run."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError("train.wandb=true needs Weights & Biases: pip install 'pixlex[wandb]'") from error
+    return wandb.init(project="pixlex", name=folder.name, dir=str(folder), config=dict(config or {}))

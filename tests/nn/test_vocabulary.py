@@ -1,0 +1,181 @@
+"""Vocabularies: words <-> text exactly, for every tokenizer family, and no word that does not belong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pixlex.nn.language import LanguageModel, load_language_model
+from pixlex.nn.vocabulary import Vocabulary, build_vocabulary
+
+FAMILIES = ("bert", "roberta", "distilbert", "modernbert")
+NUM_SEQUENCES = 10_000
+Maker = Callable[[str], Path]
+
+
+def load(make: Maker, family: str) -> LanguageModel:
+    """A tiny language model of a family."""
+    return load_language_model(str(make(family)))
+
+
+def random_sequences(size: int, count: int) -> list[list[int]]:
+    """Sequences of 1 to 16 codes."""
+    generator = np.random.default_rng(11)
+    return [generator.integers(size, size=generator.integers(1, 17)).tolist() for _ in range(count)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_and_codes_are_inverses_and_the_tokenizer_agrees(
+    tiny_language_model: Maker, family: str
+) -> None:
+    language = load(tiny_language_model, family)
+    vocabulary = build_vocabulary(language)
+    assert len(vocabulary) > 300
+    sequences = random_sequences(len(vocabulary), NUM_SEQUENCES)
+    texts = [vocabulary.to_text(codes) for codes in sequences]
+    assert [vocabulary.from_text(text) for text in texts] == sequences
+    lean = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    read = language.tokenizer([f" {text}" for text in texts], **lean)["input_ids"]
+    ids = vocabulary.word_ids.tolist()
+    assert read == [[ids[code] for code in codes] for codes in sequences]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_row_has_a_text_in_the_vocabulary_of_all(tiny_language_model: Maker, family: str) -> None:
+    language = load(tiny_language_model, family)
+    vocabulary = build_vocabulary(language, "all")
+    assert len(vocabulary) == language.vocab_size
+    assert vocabulary.word_ids.tolist() == list(range(language.vocab_size))
+    everything = list(range(len(vocabulary)))
+    assert vocabulary.from_text(vocabulary.to_text(everything)) == everything
+    sequences = random_sequences(len(vocabulary), NUM_SEQUENCES)
+    assert [vocabulary.from_text(vocabulary.to_text(codes)) for codes in sequences] == sequences
+    assert vocabulary.words[language.mask_id] == language.tokenizer.mask_token
+
+
+def test_rows_without_a_usable_string_are_named_by_their_number(tiny_language_model: Maker) -> None:
+    language = load(tiny_language_model, "modernbert")
+    tokens = language.tokenizer.convert_tokens_to_ids(["  ", "    "])
+    words = build_vocabulary(language, "all").words
+    rows_without_words = range(len(language.tokenizer), language.vocab_size)
+    assert len(rows_without_words) == 7
+    named = {row for row, word in enumerate(words) if re.fullmatch(r"<row:\d+>", word)}
+    assert named == {*tokens, *rows_without_words}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_words_are_whole_words(tiny_language_model: Maker, family: str) -> None:
+    language = load(tiny_language_model, family)
+    vocabulary = build_vocabulary(language)
+    ids = vocabulary.word_ids.tolist()
+    strings = language.tokenizer.convert_ids_to_tokens(ids)
+    before = "Ġ" if family in ("roberta", "modernbert") else ""
+    assert strings == [before + word for word in vocabulary.words]
+    assert all(re.fullmatch(r"[A-Za-z]{3,}", word) for word in vocabulary.words)
+    assert not set(ids) & set(language.tokenizer.all_special_ids)
+    assert ids == sorted(set(ids))
+    # pieces and words inside words are letters too, and must be out: "##ing", "ing" without its space
+    pieces = [token for token in language.tokenizer.get_vocab() if re.fullmatch(r"(##)?[a-z]{3,}", token)]
+    inside = {
+        language.tokenizer.convert_tokens_to_ids(token) for token in pieces if before or token[0] == "#"
+    }
+    assert len(inside) > 50
+    assert not set(ids) & inside
+
+
+def test_case_is_kept_where_the_tokenizer_keeps_it(tiny_language_model: Maker) -> None:
+    cased = build_vocabulary(load(tiny_language_model, "roberta"))
+    assert "The" in cased.words
+    assert "the" in cased.words
+    assert cased.from_text("The the") != cased.from_text("the the")
+    uncased = build_vocabulary(load(tiny_language_model, "bert"))
+    assert uncased.from_text("the") == [uncased.words.index("the")]
+    with pytest.raises(ValueError, match="'The'"):
+        uncased.from_text("the The")
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_rows_that_were_never_trained_are_left_out(tiny_language_model: Maker, family: str) -> None:
+    language = load(tiny_language_model, family)
+    whole = build_vocabulary(language)
+    zero, tiny, small = whole.word_ids[[5, 17, 40]].tolist()
+    with torch.no_grad():
+        language.word_embedding[zero] = 0.0
+        language.word_embedding[tiny] *= 1e-4
+        language.word_embedding[small] *= 0.5
+    filtered = build_vocabulary(language)
+    assert set(whole.word_ids.tolist()) - set(filtered.word_ids.tolist()) == {zero, tiny}
+    assert len(build_vocabulary(language, "all")) == language.vocab_size
+
+
+def test_words_that_merge_with_their_neighbors_are_left_out(tiny_language_model: Maker) -> None:
+    language = load(tiny_language_model, "bert")
+    whole = build_vocabulary(language)
+
+    class Merging:
+        """The tokenizer, but "the" is glued to whatever follows it, as phrases are in some vocabularies."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(inner, name)
+
+        def __len__(self) -> int:
+            return len(inner)
+
+        def __call__(self, texts: list[str], **settings: object) -> object:
+            return inner([re.sub(r"\bthe ", "the", text) for text in texts], **settings)
+
+    inner, language.tokenizer = language.tokenizer, Merging()
+    vocabulary = build_vocabulary(language)
+    dropped = set(whole.words) - set(vocabulary.words)
+    assert "the" in dropped
+    assert len(dropped) <= 4  # its neighbors of the moment may go with it, no more
+    ids = vocabulary.word_ids.tolist()
+    sequences = random_sequences(len(vocabulary), 300)
+    read = inner([f" {vocabulary.to_text(codes)}" for codes in sequences], add_special_tokens=False)[
+        "input_ids"
+    ]
+    assert read == [[ids[code] for code in codes] for codes in sequences]
+
+
+def test_do_not_stays_two_words(tiny_language_model: Maker) -> None:
+    # the clean-up of WordPiece decoders makes "do not" into "don't"; two-letter words are no codewords, thus
+    # by hand
+    vocabulary = Vocabulary("whole-words", torch.tensor([8, 9]), ["do", "not"])
+    assert vocabulary.to_text([0, 1, 1]) == "do not not"
+    assert vocabulary.from_text("do not not") == [0, 1, 1]
+
+
+def test_text_of_nothing_and_loose_whitespace(tiny_language_model: Maker) -> None:
+    vocabulary = build_vocabulary(load(tiny_language_model, "distilbert"))
+    assert vocabulary.to_text([]) == ""
+    assert vocabulary.from_text("") == []
+    codes = [4, 2, 4]
+    assert vocabulary.from_text(f" {vocabulary.to_text(codes)} \n".replace(" ", "\t ")) == codes
+    assert vocabulary.to_text(torch.tensor(codes)) == vocabulary.to_text(codes)
+
+
+def test_documented_errors(tiny_language_model: Maker, unchecked_shapes: None) -> None:
+    language = load(tiny_language_model, "bert")
+    vocabulary = build_vocabulary(language)
+    size = len(vocabulary)
+    for code in (-1, size):
+        with pytest.raises(ValueError, match=rf"expected codes in \[0, {size}\), got {code}"):
+            vocabulary.to_text([0, code])
+    with pytest.raises(ValueError, match=rf"'\[MASK\]' is not one of the {size} codewords \(whole-words\)"):
+        vocabulary.from_text("the [MASK]")
+    with pytest.raises(ValueError, match="expected vocabulary 'whole-words' or 'all', got 'some'"):
+        build_vocabulary(language, "some")  # type: ignore[arg-type]
+
+
+def test_no_whole_word_is_an_error(tiny_language_model: Maker) -> None:
+    language = load(tiny_language_model, "bert")
+    with torch.no_grad():
+        ids = build_vocabulary(language).word_ids
+        language.word_embedding[ids] = 0.0
+    with pytest.raises(ValueError, match="no whole word of ASCII letters"):
+        build_vocabulary(language)

@@ -1,0 +1,132 @@
+"""The objectives: untrained values, routing of gradients, terms that are off cost nothing, housekeeping."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from pixlex.batch import ImageBatch
+from pixlex.config.lqae import LQAEObjectiveConfig, VQVAEObjectiveConfig
+from pixlex.models.lqae import LQAE
+from pixlex.objectives import lqae as module
+from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
+from pixlex.objectives.phase import LossTerms, Step
+from tests.tiny import tiny_language, tiny_lqae, tiny_vqvae
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_language(tmp_path_factory.mktemp("language"))
+
+
+IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+BATCH = ImageBatch(IMAGES, torch.zeros(4, dtype=torch.long), ("a", "b", "c", "d"), torch.arange(4))
+
+
+def _step(number: int = 0) -> Step:
+    return Step(number, torch.Generator().manual_seed(number))
+
+
+def _loss(model: LQAE, **weights: float) -> LossTerms:
+    objective = LQAEObjective(model, LQAEObjectiveConfig(**weights), 10)
+    objective.train()
+    return objective(BATCH, objective.phases[0], _step())
+
+
+def test_total_is_the_weighted_sum_of_the_terms(language: Path) -> None:
+    """L = reconstruction + beta * commitment + alpha * masked words (equation 2)."""
+    loss = _loss(tiny_lqae(language), reconstruction_weight=2.0, commitment_weight=0.3, masked_language_weight=0.7)
+    terms = loss.terms
+    assert set(terms) == {"reconstruction", "commitment", "masked_language"}
+    expected = 2 * terms["reconstruction"] + 0.3 * terms["commitment"] + 0.7 * terms["masked_language"]
+    torch.testing.assert_close(loss.total, expected)
+
+
+def test_untrained_masked_words_are_near_the_log_of_the_vocabulary(language: Path) -> None:
+    """A random language model with small logits knows nothing: ln V within a nat."""
+    model = tiny_lqae(language)
+    loss = _loss(model, masked_language_weight=1.0)
+    assert float(loss.terms["masked_language"].detach()) == pytest.approx(math.log(model.language.vocab_size), abs=1.0)
+
+
+def test_terms_with_weight_zero_are_not_computed(language: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weight 0 calls nothing; that is why a language model without a head may serve."""
+    def fail(*arguments: object, **settings: object) -> None:
+        raise AssertionError("computed to be multiplied by zero")
+
+    for name in ("masked_word_loss", "commitment_loss", "entropy_regularization"):
+        monkeypatch.setattr(module, name, fail)
+    loss = _loss(tiny_lqae(language), commitment_weight=0.0, masked_language_weight=0.0)
+    assert set(loss.terms) == {"reconstruction"}
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_extreme_mask_ratios_stay_finite(language: Path, ratio: float) -> None:
+    """Nothing hidden was 0/0 in the released code; everything hidden leaves nothing to read."""
+    loss = _loss(tiny_lqae(language), mask_ratio_min=ratio, mask_ratio_max=ratio, masked_language_weight=1.0)
+    assert torch.isfinite(loss.total)
+    assert (float(loss.terms["masked_language"].detach()) == 0) == (ratio == 0)
+    loss.total.backward()
+
+
+ROUTES = {
+    "reconstruction": {"encoder": True, "decoder": True},
+    "commitment": {"encoder": True, "decoder": False},
+    "masked_language": {"encoder": True, "decoder": False},
+    "entropy": {"encoder": True, "decoder": False},
+}
+
+
+@pytest.mark.parametrize("term", ROUTES)
+def test_gradient_routing(language: Path, term: str) -> None:
+    """Which part each term moves; the language model none."""
+    model = tiny_lqae(language, search="raw")
+    loss = _loss(model, commitment_weight=1.0, masked_language_weight=1.0, entropy_weight=1.0)
+    loss.terms[term].backward()
+    for part, moved in ROUTES[term].items():
+        gradients = [p.grad for p in getattr(model, part).parameters()]
+        assert any(g is not None and g.abs().sum() > 0 for g in gradients) == moved, part
+    assert all(p.grad is None for p in model.language.parameters())
+
+
+def test_housekeeping_moves_running_statistics_and_counts(language: Path) -> None:
+    """forward changes no buffer, after_step does; counts are those of the batch."""
+    model = tiny_lqae(language)
+    objective = LQAEObjective(model, LQAEObjectiveConfig(), 10)
+    objective.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    objective(BATCH, objective.phases[0], _step())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    measures = objective.after_step(_step())
+    assert not torch.equal(model.quantizer.whitening.mean, before["quantizer.whitening.mean"])
+    assert 1 <= measures["perplexity"] <= measures["distinct_codewords"] <= 64
+
+
+def test_a_language_model_without_head_needs_the_weight_to_be_zero(
+    language: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the setting."""
+    model = tiny_lqae(language)
+    monkeypatch.setattr(model.language, "has_head", False)
+    with pytest.raises(ValueError, match="masked_language_weight=0"):
+        LQAEObjective(model, LQAEObjectiveConfig(), 10)
+    LQAEObjective(model, LQAEObjectiveConfig(masked_language_weight=0.0), 10)
+
+
+def test_vqvae_objective_restarts_dead_codewords() -> None:
+    """A planted dead codebook comes back to life, and every codeword of the model can be reached."""
+    model = tiny_vqvae()
+    with torch.no_grad():
+        model.codebook.weight[8:] = 1e6
+    objective = VQVAEObjective(model, VQVAEObjectiveConfig(restart_after=3), 10)
+    objective.train()
+    restarted = 0.0
+    for number in range(3):
+        loss = objective(BATCH, objective.phases[0], _step(number))
+        assert set(loss.terms) == {"reconstruction", "codebook", "commitment"}
+        restarted += objective.after_step(_step(number))["restarted"]
+    assert restarted >= 56
+    assert model.codebook.weight.abs().max() < 1e3

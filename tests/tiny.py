@@ -1,0 +1,120 @@
+"""A language model and tokenizers of images small enough to build in a test: no network, no training."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import WordPiece
+
+from pixlex.config.lqae import LanguageConfig, LQAEConfig, QuantizerConfig, VisionConfig, VQVAEConfig
+from pixlex.models.lqae import LQAE
+from pixlex.models.vqvae import VQVAE
+
+IMAGE_SIZE = 32
+PATCH_SIZE = 8
+NUM_WORDS = 300
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def english_words(count: int) -> list[str]:
+    """Return the first lower-case words of three or more letters in Python's own manual, in sorted order."""
+    text = " ".join(page for _, page in sorted(topics.items())).lower()
+    bare = text.translate(str.maketrans({mark: " " for mark in text if mark not in string.ascii_lowercase}))
+    return sorted(dict.fromkeys(word for word in bare.split() if len(word) > 2))[:count]
+
+
+def tiny_language(folder: Path, *, seed: int = 0) -> Path:
+    """Write a BERT of one layer, 32 wide, with random weights and a WordPiece tokenizer of 300 words.
+
+    Args:
+        folder: made if missing.
+        seed: another seed gives other word embeddings, hence another fingerprint.
+
+    Returns:
+        The folder: a name for `LanguageConfig`.
+    """
+    entries = [*SPECIAL, *english_words(NUM_WORDS)]
+    backend = Tokenizer(WordPiece({word: row for row, word in enumerate(entries)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = transformers.BertConfig(
+            vocab_size=len(entries),
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            initializer_range=0.2,
+        )
+        transformers.BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_lqae_config(folder: Path, *, search: str = "whitened") -> LQAEConfig:
+    """Return an LQAE of 32 px images, 8 px patches (16 words), width 32, depth 1.
+
+    Args:
+        folder: where `tiny_language` wrote the language model.
+        search: as `QuantizerConfig.search`.
+    """
+    return LQAEConfig(
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        encoder=VisionConfig(width=32, depth=1, heads=2, mlp_ratio=2.0),
+        decoder=VisionConfig(width=32, depth=1, heads=2, mlp_ratio=2.0),
+        language=LanguageConfig(name=str(folder)),
+        quantizer=QuantizerConfig(search=search, search_dim=4),  # type: ignore[arg-type]
+    )
+
+
+def tiny_vqvae_config() -> VQVAEConfig:
+    """Return a VQ-VAE of the same sizes with 64 codewords."""
+    return VQVAEConfig(
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        encoder=VisionConfig(width=32, depth=1, heads=2, mlp_ratio=2.0),
+        decoder=VisionConfig(width=32, depth=1, heads=2, mlp_ratio=2.0),
+        num_codewords=64,
+        codebook_dim=8,
+    )
+
+
+def tiny_lqae(folder: Path, *, seed: int = 0, search: str = "whitened") -> LQAE:
+    """Build an untrained LQAE around the language model in `folder`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LQAE.build(tiny_lqae_config(folder, search=search))
+        _enlarge(model.encoder.patches.weight)
+    return model.eval()
+
+
+def tiny_vqvae(*, seed: int = 0) -> VQVAE:
+    """Build an untrained VQ-VAE."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VQVAE.build(tiny_vqvae_config())
+        _enlarge(model.encoder.patches.weight)
+    return model.eval()
+
+
+def _enlarge(weight: torch.Tensor) -> None:
+    """Let the image, not the positions, decide the words of an untrained encoder."""
+    with torch.no_grad():
+        weight.mul_(20)
