@@ -89,7 +89,7 @@ def read_texts(language: LanguageModel, path: Path) -> list[list[int]]:
 
 
 def batches(texts: list[list[int]], tokens: int, longest: int, seed: int) -> Iterator[list[list[int]]]:
-    """Endless batches of texts of like length, about `tokens` words each; of long texts a random part."""
+    """Endless batches of about `tokens` words, texts of like length together; of long texts a random part."""
     epoch = 0
     while True:
         generator = np.random.default_rng((seed, epoch))
@@ -97,14 +97,17 @@ def batches(texts: list[list[int]], tokens: int, longest: int, seed: int) -> Ite
         cut = [text[start : start + longest] for text, start in zip(texts, starts, strict=True)]
         # noise among texts of one length: other neighbors in every epoch, hardly any padding
         order = np.argsort([len(text) + generator.random() for text in cut], kind="stable")
-        groups: list[list[list[int]]] = [[]]
+        groups: list[list[list[int]]] = []
+        group: list[list[int]] = []
         for index in order:
-            groups[-1].append(cut[index])
-            if len(groups[-1]) * len(cut[index]) >= tokens:
-                groups.append([])
-        filled = [group for group in groups if group]
-        for place in generator.permutation(len(filled)):
-            yield filled[place]
+            group.append(cut[index])
+            if len(group) * len(cut[index]) >= tokens:
+                groups.append(group)
+                group = []
+        if not groups:
+            raise ValueError(f"expected more text than one batch of {tokens} words, got {len(texts)} texts")
+        for place in generator.permutation(len(groups)):
+            yield groups[place]
         epoch += 1
 
 

@@ -36,7 +36,7 @@ def all_mean(tensor: Tensor) -> Tensor:
     """Return the mean of a tensor over all processes, with gradients to each of them."""
     if world_size() == 1:
         return tensor
-    summed: Tensor = all_reduce(tensor)
+    summed: Tensor = all_reduce(tensor)  # type: ignore[no-untyped-call]
     return summed / world_size()
 
 

@@ -134,6 +134,9 @@ class _Evaluator:
             batches,
             device=pick_device(run.train.device),
             precision=run.train.precision,
+            num_folds=config.word_folds,
+            total=len(self.validation),
+            limit=config.limit or None,
             save_examples=config.examples,
         )
         pictures = self.folder / "pictures"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny import IMAGE_SIZE, tiny_language, tiny_lqae, tiny_vqvae
 
 from pixlex.models.lqae import LQAE
 from pixlex.models.vqvae import VQVAE
 from pixlex.nn.language import LanguageModel
-from tests.tiny import IMAGE_SIZE, tiny_language, tiny_lqae, tiny_vqvae
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,9 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
     return images, (images + noise).clamp(0, 1)
 
 
-def test_mse_is_the_mean_over_channels_and_pixels_of_each_image(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_mse_is_the_mean_over_channels_and_pixels_of_each_image(
+    pair: tuple[torch.Tensor, torch.Tensor],
+) -> None:
     images, copies = pair
     expected = ((images.numpy() - copies.numpy()) ** 2).mean((1, 2, 3))
     np.testing.assert_allclose(mse(images, copies).numpy(), expected, rtol=1e-6)

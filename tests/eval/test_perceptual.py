@@ -66,13 +66,15 @@ def pair() -> tuple[Tensor, Tensor]:
 def scripted(module: nn.Module, folder: Path) -> Path:
     """The module as a TorchScript file."""
     path = folder / f"{type(module).__name__}.pt"
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
         torch.jit.script(module).save(str(path))
     return path
 
 
 @pytest.mark.parametrize("network", [PooledColors(), PlainFeatures()])
-def test_frechet_distance_equals_its_formula(network: nn.Module, pair: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+def test_frechet_distance_equals_its_formula(
+    network: nn.Module, pair: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
     distance = FrechetDistance(scripted(network, tmp_path), CPU)
     for images, copies in zip(*(batch.split(15) for batch in pair), strict=True):
         distance.update(images, copies)
@@ -103,7 +105,9 @@ def test_a_network_that_reads_no_images_is_named(tmp_path: Path) -> None:
         FrechetDistance(path, CPU)
 
 
-def test_perceptual_distance_of_pairs_reads_images_around_zero(pair: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+def test_perceptual_distance_of_pairs_reads_images_around_zero(
+    pair: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
     distance = PerceptualDistance(scripted(PairDistance(), tmp_path), CPU)
     expected = 2 * (pair[0] - pair[1]).abs().mean((1, 2, 3))
     assert torch.allclose(distance(*pair), expected, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""The evaluation of reconstructions: numbers against one image at a time, independence of the batches, side effects."""
+"""The evaluation of reconstructions: against a slow reference, for any batches, without side effects."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.eval.batches import batches_of
+from tests.tiny import IMAGE_SIZE
 from torch import Tensor, nn
 
 from pixlex.batch import ImageBatch, Skipped
@@ -17,9 +19,6 @@ from pixlex.eval.words import score_words, word_folds
 from pixlex.models.lqae import LQAE
 from pixlex.models.vqvae import VQVAE
 from pixlex.nn.vocabulary import Vocabulary
-from tests.eval.batches import batches_of
-from tests.tiny import IMAGE_SIZE
-
 
 TIMING = "eval/images_per_second"
 
@@ -202,10 +201,9 @@ def test_skipped_images_are_passed_on(vqvae: VQVAE, images: Tensor) -> None:
 
 
 def test_no_image_at_all_is_refused(vqvae: VQVAE) -> None:
-    nothing = ImageBatch(
-        torch.empty(0, 3, IMAGE_SIZE, IMAGE_SIZE), torch.empty(0, dtype=torch.long), (), torch.empty(0, dtype=torch.long),
-        (Skipped("torn.png", "truncated"),),
-    )  # fmt: skip
+    none = torch.empty(0, dtype=torch.long)
+    torn = (Skipped("torn.png", "truncated"),)
+    nothing = ImageBatch(torch.empty(0, 3, IMAGE_SIZE, IMAGE_SIZE), none, (), none, torn)
     with pytest.raises(ValueError, match=r"no image to evaluate \(1 could not be read\)"):
         evaluate_reconstruction(vqvae, [nothing], progress=False)
 
@@ -228,9 +226,7 @@ def test_nothing_and_everything_hidden(lqae: LQAE, images: Tensor) -> None:
 
 
 def test_examples_are_the_images_and_what_became_of_them(lqae: LQAE, images: Tensor) -> None:
-    examples = evaluate_reconstruction(
-        lqae, batches_of(images, 3), progress=False, save_examples=4
-    ).examples
+    examples = evaluate_reconstruction(lqae, batches_of(images, 3), progress=False, save_examples=4).examples
     rows = [int(key.removeprefix("image-")) for key in examples.keys]
     assert rows == sorted(set(rows))
     assert len(rows) == 4
@@ -262,7 +258,9 @@ def test_half_precision_gives_nearly_the_same(lqae: LQAE, images: Tensor) -> Non
     assert half.examples.reconstructions.dtype == torch.float32
 
 
-def test_progress_shows_count_and_total(vqvae: VQVAE, images: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_shows_count_and_total(
+    vqvae: VQVAE, images: Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
     evaluate_reconstruction(vqvae, batches_of(images, 5), total=10)
     shown = capsys.readouterr().err
     assert "10/10" in shown

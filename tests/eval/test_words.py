@@ -54,7 +54,9 @@ def test_folds_out_of_range_are_refused(num_folds: int) -> None:
 
 
 @pytest.mark.parametrize("num_folds", [1, 3, 10])
-def test_scores_equal_a_slow_reference(language: LanguageModel, word_ids: torch.Tensor, num_folds: int) -> None:
+def test_scores_equal_a_slow_reference(
+    language: LanguageModel, word_ids: torch.Tensor, num_folds: int
+) -> None:
     """With as many folds as words this is pseudo-perplexity proper."""
     folds = word_folds([0, 1, 2], 10, num_folds, seed=0)
     scores, expected = score_words(language, word_ids, folds), reference(language, word_ids, folds)

@@ -119,7 +119,7 @@ def test_assigned_search_passes_the_word_with_the_index_of_a_learned_codeword() 
 
 def test_impossible_widths_are_named() -> None:
     """A search wider than the embedding, and more neighbors than words."""
-    with pytest.raises(ValueError, match="at most 8.* got 9"):
+    with pytest.raises(ValueError, match=r"at most 8.* got 9"):
         WordQuantizer(_words(), QuantizerConfig(search="whitened", search_dim=9))
     with pytest.raises(ValueError, match="at most the 50 codewords, got 51"):
         WordQuantizer(_words(), dataclasses.replace(RAW, top_k=51))

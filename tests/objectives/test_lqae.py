@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny import tiny_language, tiny_lqae, tiny_vqvae
 
 from pixlex.batch import ImageBatch
 from pixlex.config.lqae import LQAEObjectiveConfig, VQVAEObjectiveConfig
@@ -14,7 +15,6 @@ from pixlex.models.lqae import LQAE
 from pixlex.objectives import lqae as module
 from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
 from pixlex.objectives.phase import LossTerms, Step
-from tests.tiny import tiny_language, tiny_lqae, tiny_vqvae
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,9 @@ def _loss(model: LQAE, **weights: float) -> LossTerms:
 
 def test_total_is_the_weighted_sum_of_the_terms(language: Path) -> None:
     """L = reconstruction + beta * commitment + alpha * masked words (equation 2)."""
-    loss = _loss(tiny_lqae(language), reconstruction_weight=2.0, commitment_weight=0.3, masked_language_weight=0.7)
+    loss = _loss(
+        tiny_lqae(language), reconstruction_weight=2.0, commitment_weight=0.3, masked_language_weight=0.7
+    )
     terms = loss.terms
     assert set(terms) == {"reconstruction", "commitment", "masked_language"}
     expected = 2 * terms["reconstruction"] + 0.3 * terms["commitment"] + 0.7 * terms["masked_language"]
@@ -49,11 +51,14 @@ def test_untrained_masked_words_are_near_the_log_of_the_vocabulary(language: Pat
     """A random language model with small logits knows nothing: ln V within a nat."""
     model = tiny_lqae(language)
     loss = _loss(model, masked_language_weight=1.0)
-    assert float(loss.terms["masked_language"].detach()) == pytest.approx(math.log(model.language.vocab_size), abs=1.0)
+    assert float(loss.terms["masked_language"].detach()) == pytest.approx(
+        math.log(model.language.vocab_size), abs=1.0
+    )
 
 
 def test_terms_with_weight_zero_are_not_computed(language: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weight 0 calls nothing; that is why a language model without a head may serve."""
+
     def fail(*arguments: object, **settings: object) -> None:
         raise AssertionError("computed to be multiplied by zero")
 

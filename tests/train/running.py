@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from tests.tiny import IMAGE_SIZE, tiny_lqae, tiny_vqvae
 
 from pixlex import distributed
 from pixlex.batch import ImageBatch
@@ -23,7 +24,6 @@ from pixlex.data.loader import training_batches
 from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
 from pixlex.objectives.phase import Objective
 from pixlex.train.loop import Callbacks, fit
-from tests.tiny import IMAGE_SIZE, tiny_lqae, tiny_vqvae
 
 STEPS = 12
 

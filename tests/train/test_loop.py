@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from tests.tiny import tiny_language
+from tests.train.running import STEPS, digest, objective, run, settings, write_pictures
 
 from pixlex.config.train import TrainConfig
 from pixlex.objectives.phase import Phase
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.loop import Callbacks, LossNotFinite
 from pixlex.train.tracking import METRICS, read_metrics
-from tests.tiny import tiny_language
-from tests.train.running import STEPS, digest, objective, run, settings, write_pictures
 
 # Children inherit what is imported here, so that ten of them start in the time of one.
 FORK = multiprocessing.get_context("fork")
@@ -105,14 +105,18 @@ def test_killed_at_ten_random_moments(tmp_path: Path, pictures: Path, language: 
     assert not list((tmp_path / "killed/checkpoints").glob(".*"))[10:]
 
 
-def test_frozen_language_model_is_bit_equal_and_unsaved(tmp_path: Path, pictures: Path, language: Path) -> None:
+def test_frozen_language_model_is_bit_equal_and_unsaved(
+    tmp_path: Path, pictures: Path, language: Path
+) -> None:
     """After training with weight decay: language model untouched, the rest moved, checkpoint without it."""
     trained = run(tmp_path, pictures, language, settings(decay_all=True))
     fresh = objective(language, settings())
     before, after = fresh.model.language.state_dict(), trained.model.language.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert torch.equal(trained.model.quantizer.embedding, fresh.model.quantizer.embedding)
-    moved = [n for n, p in trained.named_parameters() if not torch.equal(p, dict(fresh.named_parameters())[n])]
+    moved = [
+        n for n, p in trained.named_parameters() if not torch.equal(p, dict(fresh.named_parameters())[n])
+    ]
     assert len(moved) == len(list(trained.named_parameters()))
     state = torch.load(checkpoints(tmp_path / "checkpoints")[-1], weights_only=True)
     assert not [name for name in state["objective"] if "language" in name or "embedding" in name]
@@ -166,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_and_is_written_down(
     state = torch.load(path, weights_only=True)
     state["objective"]["model.decoder.pixels.bias"].fill_(float("nan"))
     torch.save(state, path)
-    with pytest.raises(LossNotFinite, match="step 2: .*reconstruction"):
+    with pytest.raises(LossNotFinite, match=r"step 2: .*reconstruction"):
         run(tmp_path, pictures, language, config)
     record = json.loads((tmp_path / "not-finite.json").read_text())
     assert record["step"] == 2
@@ -199,7 +203,8 @@ def test_two_processes_equal_one(tmp_path: Path, pictures: Path, language: Path,
     folder = tmp_path / "two"
     folder.mkdir()
     children = [
-        FORK.Process(target=_train_one_of_two, args=(rank, folder, pictures, model, config)) for rank in range(2)
+        FORK.Process(target=_train_one_of_two, args=(rank, folder, pictures, model, config))
+        for rank in range(2)
     ]
     for child in children:
         child.start()
@@ -208,7 +213,9 @@ def test_two_processes_equal_one(tmp_path: Path, pictures: Path, language: Path,
     assert [child.exitcode for child in children] == [0, 0]
     state = torch.load(checkpoints(folder / "checkpoints")[-1], weights_only=True)["objective"]
     for name, value in alone.state_dict().items():
-        torch.testing.assert_close(state[name], value, rtol=2e-3, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            state[name], value, rtol=2e-3, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
     one, two = (read_metrics(path / METRICS)[0] for path in (tmp_path / "alone", folder))
     for term in ("distinct_codewords", "perplexity", "gradient_norm"):
         assert one[f"train/{term}"] == pytest.approx(two[f"train/{term}"], rel=1e-3), term

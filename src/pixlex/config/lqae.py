@@ -188,4 +188,6 @@ def check_sizes(check: Check) -> None:
     """Require an image that its patches tile exactly."""
     check.positive("image_size", "patch_size")
     patch = check.owner.patch_size
-    check.rule("image_size", check.owner.image_size % patch == 0, f"must be a multiple of the patch size {patch}")
+    check.rule(
+        "image_size", check.owner.image_size % patch == 0, f"must be a multiple of the patch size {patch}"
+    )

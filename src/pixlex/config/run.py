@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,7 +100,7 @@ def run_from(values: Mapping[str, Any], origin: str) -> Run:
     Raises:
         ValueError: as `read_run`.
     """
-    family = values.get("family")
+    family = str(values.get("family"))
     if family not in FAMILIES:
         raise ValueError(f"{origin}: family must be one of {', '.join(FAMILIES)}, got {family!r}")
     kind = FAMILIES[family]
@@ -149,10 +150,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     place[last] = yaml.safe_load(text)
     # YAML 1.1 reads 3e-4 as text; a number is meant.
     if isinstance(place[last], str):
-        try:
+        with contextlib.suppress(ValueError):
             place[last] = float(place[last])
-        except ValueError:
-            pass
 
 
 def _check_keys(kind: type[Any], values: Mapping[str, Any], prefix: str, origin: str) -> None:

@@ -58,9 +58,12 @@ class EvalConfig:
     batch_size: int = describe(64, "Images measured at a time.")
     limit: int = describe(0, "Validation images used; 0 for all.")
     examples: int = describe(8, "Images drawn with their words.")
+    word_folds: int = describe(
+        8, "Passes of the language model that measure how well words foretell each other; 0 for none."
+    )
 
     def __post_init__(self) -> None:
         """Raise `ValueError` naming the field, the rule and the value."""
         check = Check(self)
         check.positive("batch_size", "examples")
-        check.not_negative("limit")
+        check.not_negative("limit", "word_folds")

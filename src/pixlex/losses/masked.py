@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def masked_word_loss(
@@ -15,11 +16,14 @@ def masked_word_loss(
     bias: Float[Tensor, " V"] | None,
     *,
     total: float | None = None,
+    block: int = 512,
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of hidden words in nats, -log p(z | z_m) (LQAE, equation 2).
 
-    The paper prints `+ alpha log p`, which would maximize surprise; this is the cross-entropy. The V logits of
-    each position are never all held at once: torch's chunked linear cross-entropy takes a few at a time.
+    The paper prints `+ alpha log p`, which would maximize surprise; this is the cross-entropy. Logits exist for
+    one block of positions at a time and are computed again in the backward pass. Under autocast their matrix
+    product is in low precision, the softmax always in float32. torch's own chunked linear cross-entropy bounds
+    memory too, but was over ten times as slow here, where the output matrix is frozen (docs/decisions.md).
 
     Args:
         vectors: what the language model's head compares with word embeddings, hidden positions only.
@@ -28,15 +32,22 @@ def masked_word_loss(
         bias: output bias.
         total: what the sum is divided by; the number of hidden words here when None. With several processes,
             the hidden words of the whole batch over the number of processes makes their mean exact.
+        block: positions whose logits exist at the same time.
 
     Returns:
         The loss; 0 where nothing is hidden.
     """
     if len(word_ids) == 0:
         return vectors.sum()
-    with torch.autocast(vectors.device.type, enabled=False):
-        summed = F.linear_cross_entropy(
-            vectors.float(), weight, word_ids, linear_bias=bias, reduction="sum",
-            options=torch.nn.LinearCrossEntropyOptions(),
-        )  # fmt: skip
-    return summed / (len(word_ids) if total is None else total)
+    device = vectors.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
+
+    def summed(rows: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(rows.to(dtype), matrix, offset).float(), targets, reduction="sum")
+
+    parts = [
+        checkpoint(summed, rows, targets, use_reentrant=False)
+        for rows, targets in zip(torch.split(vectors, block), torch.split(word_ids, block), strict=True)
+    ]
+    return torch.stack(parts).sum() / (len(word_ids) if total is None else total)

@@ -58,7 +58,7 @@ def entropy_regularization(
         return -(share * log_share).sum(), share.sum(0)
 
     entropies, shares = zip(
-        *(checkpoint(sums, rows, use_reentrant=False) for rows in z.split(block)), strict=True
+        *(checkpoint(sums, rows, use_reentrant=False) for rows in torch.split(z, block)), strict=True
     )
     mean_share = torch.stack(shares).sum(0) / len(z)
     if all_mean is not None:

@@ -101,8 +101,9 @@ class LQAE(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LQAE:
         """Move the language model along when the model moves."""
-        self.language._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        self.language._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def word_ids(self, codes: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """Return the language model's ids of codewords."""
@@ -117,11 +118,10 @@ class LQAE(nn.Module):
             images: pixels in [0, 1].
             generator: needed with random top-k only.
         """
-        return self.quantizer(self.projector(self.encoder(images)), generator)
+        quantized: Quantized = self.quantizer(self.projector(self.encoder(images)), generator)
+        return quantized
 
-    def read(
-        self, values: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None
-    ) -> LanguageOutput:
+    def read(self, values: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None) -> LanguageOutput:
         """Run the frozen language model over word embeddings, hidden ones replaced by its mask word."""
         if mask is not None:
             hidden_word = self.language.word_embedding[self.language.mask_id].to(values.dtype)

@@ -38,9 +38,7 @@ class VQVAE(nn.Module):
             else nn.Linear(config.encoder.width, config.codebook_dim)
         )
         self.codebook = LearnedCodebook(config.num_codewords, config.codebook_dim, config.metric)
-        self.decoder = PixelDecoder(
-            config.decoder, config.image_size, config.patch_size, config.codebook_dim
-        )
+        self.decoder = PixelDecoder(config.decoder, config.image_size, config.patch_size, config.codebook_dim)
 
     @classmethod
     def build(cls, config: VQVAEConfig) -> VQVAE:

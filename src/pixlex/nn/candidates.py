@@ -8,27 +8,23 @@ Both metrics become one product. A row x and a codeword y have, in exact arithme
 and the nearest codeword has the largest, for |z - e|^2 = |x|^2 - 2 s. The score S that comes out of rounded
 vectors x' and y' is off by at most
 
-    |S - s| <= radius + u |S|,    radius = |x - x'| |y| + |x'| |y - y'| + rounding of the float32 sums,
+    |S - s| <= radius + u |S|,    radius = |x - x'| |y| + |x'| |y - y'| + rounding of float32 sums,
 
-by Cauchy-Schwarz, with u the rounding of the result itself. Hence a codeword whose upper bound stays below the
-k-th best lower bound is none of the k nearest. Those that remain, a few per row, are compared in float64.
+by Cauchy-Schwarz, with u the rounding of the result itself. Hence a codeword whose upper bound stays below
+the k-th best lower bound is none of the k nearest. Those that remain, a few per row, are compared in float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Metric = Literal["cosine", "euclidean"]
-
-ROWS = 2048  # rows of z compared at a time
 BLOCK = 2048  # codewords compared at a time
-GROUP = 32  # codewords whose best score is looked at before their own; divides BLOCK
-STRIPE = 256  # codewords rounded at a time: their copies stay in the cache
+GROUP = 64  # codewords whose best score is looked at before their own; divides BLOCK
+STRIPE = 512  # codewords rounded at a time: their copies stay in the cache
 
 _SINGLE = 2.0**-24  # rounding of float32, relative
 _BFLOAT = 2.0**-8  # rounding of bfloat16, relative
@@ -38,15 +34,15 @@ _TINY = 1e-30  # below it float32 underflows: such rows keep every codeword and 
 
 @dataclass(frozen=True)
 class CodewordBlock:
-    """Some codewords as they enter the product.
+    """Some codewords as they enter the product; zeros fill the last group.
 
     Attributes:
         start: code of the first.
-        size: how many; the further rows of `rounded` fill a group.
-        rounded: y' and three columns holding -|y|^2 / 2 (padded size, D + 3).
-        norm: largest |y|.
-        residual: largest |y - y'|.
-        excluded: codewords without direction, cosine only; None where there is none.
+        size: how many.
+        rounded: y', under `euclidean` with three more columns that hold -|y|^2 / 2.
+        norm: |y| of each.
+        residual: |y - y'| of each.
+        excluded: codewords without direction, under `cosine`; None where there is none.
     """
 
     start: int
@@ -84,53 +80,49 @@ def low_precision(device: torch.device) -> torch.dtype:
 def mean_codeword(codebook: Tensor) -> Tensor:
     """Return the mean row in float32, block by block: a half-precision codebook is never copied whole."""
     total = torch.zeros(codebook.shape[1], device=codebook.device)
-    for block in codebook.split(BLOCK):
+    for start in range(0, len(codebook), BLOCK):
+        block = codebook[start : start + BLOCK]
         total += block.float().mean(0) * (len(block) / len(codebook))
     # Any center is right; one that overflowed would make every score meaningless.
     return torch.where(torch.isfinite(total), total, 0.0)
 
 
-def codeword_blocks(
-    codebook: Tensor, metric: Metric, center: Tensor | None, dtype: torch.dtype
-) -> Iterator[CodewordBlock]:
+def codeword_blocks(codebook: Tensor, center: Tensor | None, dtype: torch.dtype) -> Iterator[CodewordBlock]:
     """Round the codebook block by block.
 
     Args:
         codebook: codewords (K, D).
-        metric: decides what y is.
-        center: c, under `euclidean`.
+        center: c under `euclidean`; None under `cosine`.
         dtype: bfloat16 or float32.
 
     Raises:
         ValueError: a codeword holds a value that is not finite.
     """
     width, device = codebook.shape[1], codebook.device
-    vectors, residual = torch.empty(2, STRIPE, width, device=device).unbind()
+    vectors, rests = torch.empty(2, STRIPE, width, device=device).unbind()
     for start in range(0, len(codebook), BLOCK):
         block = codebook[start : start + BLOCK]
         padded = -(-len(block) // GROUP) * GROUP
-        rounded = torch.zeros(padded, width + (3 if metric == "euclidean" else 0), dtype=dtype, device=device)
-        norms = torch.ones(len(block), device=device)
-        residuals = torch.empty(len(block), device=device)
+        rounded = torch.zeros(padded, width + (0 if center is None else 3), dtype=dtype, device=device)
+        norm, residual = torch.zeros(2, padded, device=device).unbind()
         excluded = torch.zeros(len(block), dtype=torch.bool, device=device)
         for first in range(0, len(block), STRIPE):
-            part = slice(first, first + STRIPE)
+            part = slice(first, min(first + STRIPE, len(block)))
             raw = block[part].float()
-            y, rest = vectors[: len(raw)], residual[: len(raw)]
-            if metric == "cosine":
+            y, rest = vectors[: len(raw)], rests[: len(raw)]
+            if center is None:
                 excluded[part] = unit_rows(raw, out=y)
+                norm[part] = 1.0
             else:
                 torch.sub(raw, center, out=y)
-                norms[part] = torch.linalg.vector_norm(y, dim=1)
-                _write_offset(rounded[part, width:][: len(raw)], norms[part].square() / -2)
-            rounded[part, :width][: len(raw)] = y
-            rest.copy_(rounded[part, :width][: len(raw)])
-            residuals[part] = torch.linalg.vector_norm(rest.sub_(y), dim=1)
-        if not torch.isfinite(residuals).all():
+                norm[part] = torch.linalg.vector_norm(y, dim=1)
+                _write_offset(rounded[part, width:], norm[part].square() / -2)
+            rounded[part, :width] = y
+            rest.copy_(rounded[part, :width])
+            residual[part] = torch.linalg.vector_norm(rest.sub_(y), dim=1)
+        if not torch.isfinite(residual).all():
             _require_finite(block, start)
-        yield CodewordBlock(
-            start, len(block), rounded, norms.max(), residuals.max(), excluded if excluded.any() else None
-        )
+        yield CodewordBlock(start, len(block), rounded, norm, residual, excluded if excluded.any() else None)
 
 
 def unit_rows(vectors: Tensor, out: Tensor) -> Tensor:
@@ -168,17 +160,17 @@ class Screening:
 
     Args:
         x: the rows, as the module says (N, D); rows that are 0 get lost.
-        metric: whether codewords have an offset.
+        with_offset: whether codewords carry an offset in three more columns, as under `euclidean`.
         dtype: precision of the product.
     """
 
-    def __init__(self, x: Tensor, metric: Metric, dtype: torch.dtype) -> None:
+    def __init__(self, x: Tensor, with_offset: bool, dtype: torch.dtype) -> None:
         num_rows, width = x.shape
-        self.biased = metric == "euclidean"
+        self.with_offset = with_offset
         self.rounded = x.to(dtype)
         self.norm = torch.linalg.vector_norm(x, dim=1)
         self.residual = torch.linalg.vector_norm(x - self.rounded, dim=1)
-        if self.biased:
+        if self.with_offset:
             self.rounded = torch.cat([self.rounded, self.rounded.new_ones(num_rows, 3)], 1)
         self.scores = self.rounded.new_empty(BLOCK, num_rows)
         self.result_rounding = _BFLOAT if dtype == torch.bfloat16 else 0.0
@@ -187,12 +179,19 @@ class Screening:
         if dtype == torch.float32 and _float32_products_are_rounded(x.device):
             self.sum_rounding += 2 * _BFLOAT
 
-    def radius(self, block: CodewordBlock) -> Tensor:
-        """Return how far a score can be off before its own rounding, for each row (N,)."""
-        product = self.norm * block.norm
-        rounding = self.residual * block.norm + (self.norm + self.residual) * block.residual
-        sums = product + block.norm.square() if self.biased else product
-        return _SECOND_ORDER * (rounding + self.sum_rounding * sums) + _TINY
+    def radius(self, norm: Tensor, residual: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Return how far scores can be off before their own rounding.
+
+        Args:
+            norm: |y| of codewords, in a shape that broadcasts with that of the rows.
+            residual: |y - y'|, likewise.
+            rows: which rows.
+        """
+        sums = self.sum_rounding * norm
+        radius: Tensor = self.norm[rows] * (residual + sums) + self.residual[rows] * (norm + residual)
+        if self.with_offset:
+            radius = radius + sums * norm
+        return radius.mul(_SECOND_ORDER).add(_TINY)
 
     def candidates(self, blocks: Iterable[CodewordBlock], top_k: int, limit: int) -> Candidates:
         """Return every codeword that can be among the `top_k` nearest.
@@ -208,21 +207,24 @@ class Screening:
         rows = torch.empty(0, dtype=torch.long, device=device)
         codes, ceilings = rows, floor.new_empty(0)
         for block in blocks:
-            scores = torch.mm(block.rounded, self.rounded.t(), out=self.scores[: len(block.rounded)])
-            scores[block.size :] = -torch.inf
-            if block.excluded is not None:
-                scores[: block.size][block.excluded] = -torch.inf
-            groups = scores.view(-1, GROUP, num_rows)
+            groups = self._product(block).view(-1, GROUP, num_rows)
             peaks = groups.amax(1).float()
-            radius = self.radius(block)
-            lower = self._bound(_largest(peaks, top_k), radius, -1)
-            floor = _largest(torch.cat([floor, lower]), top_k)
+            norm, residual = block.norm.view(-1, GROUP), block.residual.view(-1, GROUP)
+            spread = self.radius(norm.amax(1, keepdim=True), residual.amax(1, keepdim=True))
+            spread += self.result_rounding * peaks.abs()
+            floor = _largest(torch.cat([floor, _largest(peaks - spread, top_k)]), top_k)
             # NaN and infinity say that something overflowed; -infinity, that there was no codeword yet.
-            lost |= ~(floor[-1] < torch.inf) | ~torch.isfinite(radius)
-            new_rows, new_codes, new_scores = self._look_into(groups, peaks, floor[-1] - radius, lost, limit)
-            rows = torch.cat([rows, new_rows])
-            codes = torch.cat([codes, new_codes + block.start])
-            ceilings = torch.cat([ceilings, self._bound(new_scores, radius[new_rows], 1)])
+            lost |= ~(floor[-1] < torch.inf)
+            reached = (peaks + spread >= floor[-1]) & ~lost
+            lost |= reached.sum(0) > limit
+            group, row = (reached & ~lost).nonzero(as_tuple=True)
+            scores = groups[group, :, row].float()
+            spread = self.radius(norm[group], residual[group], row[:, None])
+            spread += self.result_rounding * scores.abs()
+            which, member = (scores + spread >= floor[-1, row, None]).nonzero(as_tuple=True)
+            rows = torch.cat([rows, row[which]])
+            codes = torch.cat([codes, block.start + group[which] * GROUP + member])
+            ceilings = torch.cat([ceilings, (scores + spread)[which, member]])
             keep = (ceilings >= floor[-1, rows]) & ~lost[rows]
             rows, codes, ceilings = rows[keep], codes[keep], ceilings[keep]
             lost |= torch.bincount(rows, minlength=num_rows) > limit
@@ -233,30 +235,13 @@ class Screening:
         order = order[torch.argsort(rows[order], stable=True)]
         return Candidates(rows[order], codes[order], lost)
 
-    def _bound(self, scores: Tensor, radius: Tensor, sign: int) -> Tensor:
-        """Return what the exact scores are at most (sign 1) or at least (sign -1)."""
-        if self.result_rounding == 0:
-            return scores + sign * radius
-        return scores + sign * (radius + self.result_rounding * scores.abs())
-
-    def _look_into(
-        self, groups: Tensor, peaks: Tensor, bar: Tensor, lost: Tensor, limit: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return row, place in the block and score of all that reach the bar, looking only where a group does.
-
-        Rows with more than `limit` such groups are marked in `lost`.
-        """
-        # S + u |S| >= bar, solved for S; -infinity stands for no codeword, NaN is reached by nothing.
-        rounding = self.result_rounding
-        bar = torch.where(bar >= 0, bar / (1 + rounding), bar / (1 - rounding))
-        bar = bar.clamp(min=torch.finfo(torch.float32).min).masked_fill(lost, torch.nan)
-        reached = peaks >= bar
-        crowded = reached.sum(0) > limit
-        lost |= crowded
-        group, row = (reached & ~crowded).nonzero(as_tuple=True)
-        scores = groups[group, :, row].float()
-        which, member = (scores >= bar[row, None]).nonzero(as_tuple=True)
-        return row[which], group[which] * GROUP + member, scores[which, member]
+    def _product(self, block: CodewordBlock) -> Tensor:
+        """Return the scores S (padded size, N) of a block, -infinity where there is no codeword."""
+        scores = torch.mm(block.rounded, self.rounded.t(), out=self.scores[: len(block.rounded)])
+        scores[block.size :] = -torch.inf
+        if block.excluded is not None:
+            scores[: block.size][block.excluded] = -torch.inf
+        return scores
 
 
 def _largest(values: Tensor, top_k: int) -> Tensor:
@@ -269,4 +254,4 @@ def _largest(values: Tensor, top_k: int) -> Tensor:
 def _float32_products_are_rounded(device: torch.device) -> bool:
     """Whether the user let float32 products be computed from rounded factors."""
     backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
-    return backend.matmul.fp32_precision not in ("ieee", "none")
+    return bool(backend.matmul.fp32_precision not in ("ieee", "none"))

@@ -32,9 +32,7 @@ class Quantized:
     moments: Moments | None = None
 
 
-def straight_through(
-    z: Float[Tensor, "B N D"], values: Float[Tensor, "B N D"]
-) -> Float[Tensor, "B N D"]:
+def straight_through(z: Float[Tensor, "B N D"], values: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
     """Return `values` exactly, with the gradient of `z` (van den Oord et al. 2017, section 3.2).
 
     Args:
@@ -101,9 +99,7 @@ class WordQuantizer(nn.Module):
             return (self.embedding - self.center) @ self.directions / self.scales
         return self.learned if self.config.search == "assigned" else self.embedding
 
-    def forward(
-        self, vectors: Float[Tensor, "B N D"], generator: torch.Generator | None = None
-    ) -> Quantized:
+    def forward(self, vectors: Float[Tensor, "B N D"], generator: torch.Generator | None = None) -> Quantized:
         """Return the nearest words of patch vectors.
 
         Args:
@@ -127,9 +123,7 @@ class WordQuantizer(nn.Module):
             codewords = codebook[candidates].mean(2)
             return Quantized(straight_through(back, values), codes, z, codewords, moments)
 
-    def _search(
-        self, z: Tensor, codebook: Tensor, generator: torch.Generator | None
-    ) -> Int[Tensor, "B N k"]:
+    def _search(self, z: Tensor, codebook: Tensor, generator: torch.Generator | None) -> Int[Tensor, "B N k"]:
         """Return the codes whose embeddings are averaged: one, or k with top-k averaging."""
         rows, metric, top_k = z.flatten(0, 1), self.config.metric, self.config.top_k
         if top_k == 1:

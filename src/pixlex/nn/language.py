@@ -13,15 +13,40 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+)
+from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging as transformers_logging
 
 from pixlex.nn.embedded import EMBEDDED, embedded_directory, load_embedded_head
+from pixlex.nn.transformer import attend
 
 # How far the separated head may stray from the family's own logits; other shapes of a matrix product round
 # otherwise.
 _HEAD_TOLERANCE = 1e-3
+
+_ATTENTION = "pixlex"
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """Let the language model use our attention, in the form that transformers calls."""
+    bias = None
+    if mask is not None:
+        bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
+    return attend(query, key, value, bias, settings.get("scaling")).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(_ATTENTION, _attention)
+AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
 @dataclass(frozen=True)
@@ -245,7 +270,7 @@ def load_language_model(
             torch.manual_seed(random_seed)
             words = model.get_input_embeddings().weight.detach()
             model = AutoModelForMaskedLM.from_config(  # type: ignore[no-untyped-call]
-                model.config, attn_implementation="sdpa", dtype=torch.float32
+                model.config, attn_implementation=_ATTENTION, dtype=torch.float32
             )
             with torch.no_grad():
                 model.get_input_embeddings().weight.copy_(words)
@@ -267,7 +292,7 @@ def _load_pretrained(source: str, *, local_only: bool) -> tuple[Any, Any, bool]:
             source,
             config=config,
             use_safetensors=True,
-            attn_implementation="sdpa",
+            attn_implementation=_ATTENTION,
             dtype=torch.float32,
             output_loading_info=True,
             **settings,

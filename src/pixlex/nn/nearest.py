@@ -12,22 +12,21 @@ from torch import Tensor
 
 from pixlex.nn.candidates import (
     BLOCK,
-    ROWS,
     Candidates,
     CodewordBlock,
-    Metric,
     Screening,
     codeword_blocks,
     low_precision,
     mean_codeword,
     unit_rows,
 )
+from pixlex.nn.comparison import Compared, Metric, compare_all, compare_pairs
 
 __all__ = ["Metric", "PreparedCodebook", "nearest_codeword", "nearest_codewords"]
 
-_PAIRS = 1024  # candidates compared in float64 at a time
-_FEW_ROWS = 256  # rows compared with a whole block in float64 at a time
-_DOUBLE = 2.0**-52  # rounding of a float64 sum, relative, for each of its terms
+_ROWS = 2048  # rows compared with a whole block at a time
+_ROWS_IN_DOUBLE = 256  # the same in float64
+_PAIRS = 256  # candidates compared in float64 at a time
 
 
 class PreparedCodebook:
@@ -64,10 +63,10 @@ class PreparedCodebook:
         """
         if metric != self.metric:
             raise ValueError(
-                f"metric: expected {self.metric!r}, which the codebook is prepared for, got {metric!r}"
+                f"metric: expected {self.metric!r}, as the codebook was prepared, got {metric!r}"
             )
         if self._current_version() != self._version:
-            raise ValueError("codebook: expected the one that was prepared, got one changed in place since")
+            raise ValueError("codebook: expected it as it was prepared, got it changed in place")
         return self._search
 
     def _current_version(self) -> int:
@@ -79,12 +78,12 @@ def nearest_codeword(
 ) -> Int[Tensor, " N"]:
     """Return the code of the nearest codeword of each vector.
 
-    argmax_k z . e_k / |e_k| (cosine) or argmin_k |z - e_k| (euclidean): LQAE, section 3.2, and van den Oord et
-    al. 2017, equation 1. The released LQAE code searches approximately on its accelerators; this is exact.
-    See `nearest_codewords` for what holds of ties, zero vectors and memory.
+    argmax_k z . e_k / |e_k| (cosine) or argmin_k |z - e_k| (euclidean): LQAE, section 3.2, and van den Oord
+    et al. 2017, equation 1. The released LQAE code searches approximately on its accelerators; this is exact.
+    `nearest_codewords` says what holds of ties, zero vectors and memory.
 
     Args:
-        z: vectors to be quantized, finite; any float dtype, computed in float32.
+        z: vectors to be quantized, finite; any float dtype, rounded to float32.
         codebook: codewords, finite, or a `PreparedCodebook`.
         metric: `cosine` or `euclidean`.
 
@@ -106,13 +105,13 @@ def nearest_codewords(
     """Return the codes of the nearest codewords of each vector, nearest first.
 
     Exact: candidates found in low precision under an error bound (`pixlex.nn.candidates`) are compared in
-    float64. Codewords equally near to within float64 rounding are a tie, which the lower code wins. Under
-    `cosine` a codeword of norm 0 has no direction and is left out, and a vector z of norm 0 is equally near to
-    all others. Memory beyond the arguments and the result stays below 100 MB for any N and K at D = 768. No
-    gradient; autocast is switched off.
+    float64. Codewords equally near to within float64 rounding are a tie: the lower code comes first. Under
+    `cosine` a codeword of norm 0 has no direction and is left out; a vector z of norm 0 is equally near to
+    all others. Memory beyond arguments and result stays below 100 MB for any N and K at D = 768. No gradient;
+    autocast is switched off.
 
     Args:
-        z: vectors to be quantized, finite; any float dtype, computed in float32.
+        z: vectors to be quantized, finite; any float dtype, rounded to float32.
         codebook: codewords, finite, or a `PreparedCodebook`.
         metric: `cosine` or `euclidean`.
         top_k: how many, in [1, K].
@@ -121,20 +120,23 @@ def nearest_codewords(
         Codes in [0, K), int64.
 
     Raises:
-        ValueError: an empty codebook; widths or devices that differ; an unknown metric, or another one than the
-            codebook is prepared for; values that are not finite; `top_k` below 1 or above the number of
+        ValueError: an empty codebook; widths or devices that differ; an unknown metric, or another one than
+            the codebook was prepared for; values that are not finite; `top_k` below 1 or above the number of
             codewords (under `cosine`, of those with a direction).
     """
-    plain = codebook.codebook if isinstance(codebook, PreparedCodebook) else codebook
+    plain = codebook.codebook if isinstance(codebook, PreparedCodebook) else codebook.detach()
     _check_codebook(plain, metric)
     _check_vectors(z, plain, top_k)
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         if isinstance(codebook, PreparedCodebook):
             search = codebook.search(metric)
         else:
-            search = _Search.over(codebook.detach(), metric)
-        found = [search.nearest(rows.float(), top_k) for rows in z.detach().split(ROWS)]
-        return torch.cat(found) if found else z.new_empty(0, top_k, dtype=torch.long)
+            search = _Search.over(plain, metric)
+        codes = torch.empty(len(z), top_k, dtype=torch.long, device=z.device)
+        for start in range(0, len(z), _ROWS):
+            rows = slice(start, start + _ROWS)
+            codes[rows] = search.nearest(z.detach()[rows].float(), top_k)
+        return codes
 
 
 @dataclass
@@ -144,7 +146,7 @@ class _Search:
     Attributes:
         codebook: the codewords as they were given.
         metric: the metric.
-        center: what is subtracted from both sides under `euclidean`; None under `cosine`.
+        center: what both sides are taken relative to under `euclidean`; None under `cosine`.
         dtype: precision of the first comparison.
         stored: rounded blocks in that precision; None to make them anew each time.
     """
@@ -163,138 +165,83 @@ class _Search:
     def blocks(self, dtype: torch.dtype) -> Iterable[CodewordBlock]:
         if self.stored is not None and dtype == self.dtype:
             return self.stored
-        return codeword_blocks(self.codebook, self.metric, self.center, dtype)
+        return codeword_blocks(self.codebook, self.center, dtype)
 
     def nearest(self, z: Tensor, top_k: int) -> Tensor:
-        """Return codes (n, top_k) of a few rows: low precision first, the next step for rows that got lost."""
+        """Return codes (n, top_k): all rows in low precision, then those that got lost in the next higher."""
         codes = torch.empty(len(z), top_k, dtype=torch.long, device=z.device)
-        x = torch.empty_like(z) if self.center is None else z - self.center
-        without = unit_rows(z, out=x) if self.center is None else torch.zeros_like(codes[:, 0], dtype=torch.bool)
-        if without.any():
-            codes[without] = self.among_all(torch.zeros_like(z[:1]), top_k)
-        pending = (~without).nonzero()[:, 0]
+        x = torch.empty_like(z)
+        if self.center is None:
+            without_direction = unit_rows(z, out=x)
+            if without_direction.any():
+                codes[without_direction] = self._among_all(torch.zeros_like(z[:1]), top_k)
+            pending = (~without_direction).nonzero()[:, 0]
+        else:
+            torch.sub(z, self.center, out=x)
+            pending = torch.arange(len(z), device=z.device)
         for dtype in dict.fromkeys((self.dtype, torch.float32)):
             if len(pending) == 0:
                 return codes
-            screening = Screening(x[pending], self.metric, dtype)
+            screening = Screening(_rows(x, pending), self.metric == "euclidean", dtype)
             candidates = screening.candidates(self.blocks(dtype), top_k, limit=32 + 4 * top_k)
+            del screening  # and its buffer of scores
             found = ~candidates.lost
-            codes[pending[found]] = self.among(candidates, z[pending], top_k)[found]
+            codes[pending[found]] = self._among(candidates, _rows(z, pending), top_k)[found]
             pending = pending[candidates.lost]
         if len(pending):
-            codes[pending] = self.among_all(z[pending], top_k)
+            codes[pending] = self._among_all(z[pending], top_k)
         return codes
 
-    def among(self, candidates: Candidates, z: Tensor, top_k: int) -> Tensor:
+    def _among(self, candidates: Candidates, z: Tensor, top_k: int) -> Tensor:
         """Return the nearest candidates (n, top_k) of each row; those of lost rows mean nothing."""
         rows, codes = candidates.rows, candidates.codes
         counts = torch.bincount(rows, minlength=len(z))
         if (counts[~candidates.lost] < top_k).any():
             raise _too_few(top_k)
         place = torch.arange(len(rows), device=z.device) - (counts.cumsum(0) - counts)[rows]
-        scored = _Scored.empty(len(z), max(int(counts.max()), top_k), z.device)
-        scored.codes[rows, place] = codes
-        scored.scores[rows, place] = 0.0
+        compared = Compared.empty(len(z), max(int(counts.max()), top_k), z.device)
+        compared.codes[rows, place] = codes
+        compared.scores[rows, place] = 0.0
         # The only candidate of a row needs no score.
-        for some in (counts[rows] > 1).nonzero()[:, 0].split(_PAIRS):
+        unclear = (counts[rows] > 1).nonzero()[:, 0]
+        for start in range(0, len(unclear), _PAIRS):
+            some = unclear[start : start + _PAIRS]
             at = rows[some], place[some]
-            pair = z[rows[some]].double(), self.codebook[codes[some]].double()
-            scored.scores[at], scored.tolerance[at] = _compare_pairs(*pair, self.metric)
-        return scored.codes.gather(1, scored.nearest(top_k))
+            codewords = self.codebook[codes[some]].float()
+            compared.scores[at], compared.tolerance[at] = compare_pairs(z[rows[some]], codewords, self.metric)
+        return compared.nearest(top_k)[0]
 
-    def among_all(self, z: Tensor, top_k: int) -> Tensor:
+    def _among_all(self, z: Tensor, top_k: int) -> Tensor:
         """Return the nearest codewords (n, top_k), every one compared in float64, block by block."""
-        best = [_Scored.empty(len(some), 0, z.device) for some in z.split(_FEW_ROWS)]
+        parts = [slice(start, start + _ROWS_IN_DOUBLE) for start in range(0, len(z), _ROWS_IN_DOUBLE)]
+        best = [Compared.empty(len(z[part]), 0, z.device) for part in parts]
         for start in range(0, len(self.codebook), BLOCK):
-            block = self.codebook[start : start + BLOCK].double()
+            block = self.codebook[start : start + BLOCK].float()
             codes = torch.arange(start, start + len(block), device=z.device)
-            for number, some in enumerate(z.split(_FEW_ROWS)):
-                scores, tolerance = _compare_all(some.double(), block, self.center)
-                new = _Scored(scores, tolerance, codes.expand_as(scores))
+            for number, part in enumerate(parts):
+                scores, tolerance = compare_all(z[part], block, self.metric)
+                new = Compared(scores, tolerance, codes.expand_as(scores))
                 best[number] = best[number].joined(new).kept(top_k)
-        found = [some.codes.gather(1, some.nearest(top_k)) for some in best]
-        if any(bool((some.scores == -torch.inf).any()) or some.scores.shape[1] < top_k for some in best):
+        nearest = [some.nearest(top_k) for some in best]
+        if any(bool((scores == -torch.inf).any()) for _, scores in nearest):
             raise _too_few(top_k)
-        return torch.cat(found)
+        return torch.cat([codes for codes, _ in nearest])
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """Codewords compared with some rows, in the order of their codes; -infinity where there is none (n, c).
-
-    Two scores no further apart than their tolerances are a tie.
-    """
-
-    scores: Tensor
-    tolerance: Tensor
-    codes: Tensor
-
-    @classmethod
-    def empty(cls, num_rows: int, num_codes: int, device: torch.device) -> _Scored:
-        scores = torch.full((num_rows, num_codes), -torch.inf, dtype=torch.float64, device=device)
-        return cls(scores, torch.zeros_like(scores), torch.zeros_like(scores, dtype=torch.long))
-
-    def joined(self, other: _Scored) -> _Scored:
-        """Return these codewords and others of higher codes."""
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return _Scored(*(torch.cat(pair, 1) for pair in pairs))
-
-    def kept(self, top_k: int) -> _Scored:
-        """Return the nearest ones only."""
-        places = self.nearest(top_k).sort(1).values
-        return _Scored(*(values.gather(1, places) for values in vars(self).values()))
-
-    def nearest(self, top_k: int) -> Tensor:
-        """Return the columns of the nearest (n, top_k), nearest first, of equals the lowest code."""
-        scores, chosen = self.scores.clone(), []
-        for _ in range(min(top_k, scores.shape[1])):
-            least = (scores - self.tolerance).amax(1, keepdim=True)
-            equal = scores + self.tolerance >= least
-            chosen.append(equal.to(torch.uint8).argmax(1, keepdim=True))
-            scores.scatter_(1, chosen[-1], -torch.inf)
-        return torch.cat(chosen, 1)
-
-
-def _compare_pairs(z: Tensor, codewords: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
-    """Return the score of each pair of rows and its tolerance (n,)."""
-    rounding = (z.shape[1] + 16) * _DOUBLE
-    if metric == "cosine":
-        norm = torch.linalg.vector_norm(z, dim=1) * torch.linalg.vector_norm(codewords, dim=1)
-        scores = (z * codewords).sum(1) / norm
-        return scores, torch.full_like(scores, rounding)
-    scores = -(z - codewords).square().sum(1)
-    return scores, -rounding * scores
-
-
-def _compare_all(z: Tensor, codewords: Tensor, center: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the scores of all pairs and their tolerances (n, c); cosine where there is no center."""
-    rounding = (z.shape[1] + 16) * _DOUBLE
-    if center is None:
-        norm = torch.linalg.vector_norm(codewords, dim=1)
-        z = torch.nn.functional.normalize(z, dim=1, eps=0.0).nan_to_num_(0.0)
-        scores = (z @ codewords.T) / norm
-        return scores.masked_fill_(norm == 0, -torch.inf), torch.full_like(scores, rounding)
-    z, codewords = z - center, codewords - center
-    norm = torch.linalg.vector_norm(codewords, dim=1)
-    scores = (z @ codewords.T).mul_(2).sub_(norm.square())
-    return scores, (torch.linalg.vector_norm(z, dim=1, keepdim=True) * norm).add_(norm.square()).mul_(
-        2 * rounding
-    )
+def _rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Return some rows, without a copy where they are all."""
+    return values if len(rows) == len(values) else values[rows]
 
 
 def _check_codebook(codebook: Tensor, metric: str) -> None:
-    """Raise where a codebook or metric cannot be searched."""
     if metric not in get_args(Metric):
         raise ValueError(f"metric: expected one of {', '.join(get_args(Metric))}, got {metric!r}")
     if codebook.ndim != 2 or 0 in codebook.shape or not codebook.is_floating_point():
-        shape = tuple(codebook.shape)
-        raise ValueError(
-            f"codebook: expected floats of shape (K, D), K and D at least 1, got {codebook.dtype} {shape}"
-        )
+        got = f"{codebook.dtype} {tuple(codebook.shape)}"
+        raise ValueError(f"codebook: expected floats of shape (K, D), K and D at least 1, got {got}")
 
 
 def _check_vectors(z: Tensor, codebook: Tensor, top_k: int) -> None:
-    """Raise where vectors cannot be compared with a codebook."""
     if z.ndim != 2 or z.shape[1] != codebook.shape[1] or not z.is_floating_point():
         expected = f"(N, {codebook.shape[1]}), as wide as the codebook"
         raise ValueError(f"z: expected floats of shape {expected}, got {z.dtype} {tuple(z.shape)}")
@@ -309,6 +256,4 @@ def _check_vectors(z: Tensor, codebook: Tensor, top_k: int) -> None:
 
 
 def _too_few(top_k: int) -> ValueError:
-    return ValueError(
-        f"codebook: expected at least {top_k} codewords of a norm above 0 for cosine, got fewer"
-    )
+    return ValueError(f"codebook: expected {top_k} or more codewords of norm above 0 for cosine, got fewer")

@@ -55,7 +55,8 @@ class Attention(nn.Module):
         """Return the attended sequence, without residual."""
         queries, keys, values = self.query_key_value(sequence).unflatten(-1, (3, self.heads, -1)).unbind(2)
         attended = attend(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
-        return self.output(attended.transpose(1, 2).flatten(2))
+        output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
+        return output
 
 
 class Block(nn.Module):
@@ -79,7 +80,8 @@ class Block(nn.Module):
     def forward(self, sequence: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """Return the transformed sequence."""
         sequence = sequence + self.attention(self.attention_norm(sequence))
-        return sequence + self.contract(F.gelu(self.expand(self.feed_forward_norm(sequence))))
+        output: Tensor = sequence + self.contract(F.gelu(self.expand(self.feed_forward_norm(sequence))))
+        return output
 
 
 class OfficialBlock(nn.Module):
@@ -117,7 +119,8 @@ class OfficialBlock(nn.Module):
         hidden = F.gelu(self.gate(normed), approximate="tanh") * self.expand(normed)
         on_grid = hidden.transpose(1, 2).unflatten(2, (self.grid, self.grid))
         hidden = self.neighbors(on_grid).flatten(2).transpose(1, 2)
-        return sequence + self.contract(self.hidden_norm(hidden))
+        output: Tensor = sequence + self.contract(self.hidden_norm(hidden))
+        return output
 
 
 def initialize(module: nn.Module) -> None:

@@ -28,9 +28,7 @@ class Trunk(nn.Module):
             for _ in range(config.depth)
         )
         # The released code ends its trunks without a norm; the standard pre-norm ViT ends with one.
-        self.norm = (
-            nn.Identity() if config.block == "official" else nn.LayerNorm(config.width, eps=1e-6)
-        )
+        self.norm = nn.Identity() if config.block == "official" else nn.LayerNorm(config.width, eps=1e-6)
 
     def forward(self, sequence: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """Return the sequence after positions, blocks and the final norm."""
@@ -90,9 +88,7 @@ class PixelDecoder(nn.Module):
     def __init__(self, config: VisionConfig, image_size: int, patch_size: int, input_dim: int) -> None:
         super().__init__()
         self.grid = image_size // patch_size
-        self.projector = (
-            nn.Identity() if input_dim == config.width else nn.Linear(input_dim, config.width)
-        )
+        self.projector = nn.Identity() if input_dim == config.width else nn.Linear(input_dim, config.width)
         self.trunk = Trunk(config, self.grid)
         self.pixels = nn.ConvTranspose2d(config.width, 3, patch_size, stride=patch_size)
         self.apply(initialize)
@@ -101,5 +97,6 @@ class PixelDecoder(nn.Module):
     def forward(self, sequence: Float[Tensor, "B N D"]) -> Float[Tensor, "B 3 H W"]:
         """Return the image; values are not clipped to [0, 1]."""
         sequence = self.trunk(self.projector(sequence))
-        images: Tensor = self.pixels(sequence.transpose(1, 2).unflatten(2, (self.grid, self.grid)))
+        on_grid = sequence.transpose(1, 2).reshape(len(sequence), -1, self.grid, self.grid)
+        images: Tensor = self.pixels(on_grid)
         return images

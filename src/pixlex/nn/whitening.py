@@ -72,4 +72,5 @@ def _whiten(z: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
     ridge = 1e-4 * covariance.diagonal().mean() + 1e-8
     factor = torch.linalg.cholesky(covariance + ridge * torch.eye(width, device=z.device))
     flat = (z - mean).flatten(0, -2)
-    return torch.linalg.solve_triangular(factor, flat.T, upper=False).T.view_as(z)
+    solved: Tensor = torch.linalg.solve_triangular(factor, flat.T, upper=False)
+    return solved.T.view_as(z)

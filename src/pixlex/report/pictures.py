@@ -29,6 +29,9 @@ _INK = (32, 32, 36)
 
 Color = tuple[int, int, int]
 
+# What stands where a word is broken.
+BREAK = "-\n"
+
 
 def reconstruction_grid(
     originals: Float[Tensor, "E 3 H W"],
@@ -175,17 +178,21 @@ def fitted(word: str, cell: int) -> tuple[str, int]:
     """
     best = (word, 0)
     for num_lines in (1, 2, 3):
-        length = math.ceil(len(word) / num_lines)
+        length = max(1, math.ceil(len(word) / num_lines))
         parts = [word[start : start + length] for start in range(0, len(word), length)] or [""]
-        text = "-\n".join(parts)
-        widest = max(font(100).getlength(line) for line in text.split("\n")) / 100
+        text = BREAK.join(parts)
         room = cell - 2 * _PADDING
-        size = int(min(room / max(widest, 1e-6), room / (1.25 * len(parts)), cell / 4))
+        size = int(min(room / max(line_width(text), 1e-6), room / (1.25 * len(parts)), cell / 4))
         if size > best[1]:
             best = (text, size)
         if best[1] >= _READABLE:
             break
     return best[0], max(best[1], 1)
+
+
+def line_width(text: str) -> float:
+    """Return the width of the widest line of a text, in units of the font size."""
+    return max(font(100).getlength(line) for line in text.split("\n")) / 100
 
 
 @lru_cache(maxsize=64)

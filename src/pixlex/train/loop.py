@@ -90,20 +90,28 @@ def fit(
     tracker = Tracker(folder, first_step, settings, config.wandb) if is_first else None
     stream = batches(first_step)
     bar = tqdm(
-        total=config.steps, initial=first_step, unit="step", desc="train", disable=not is_first, smoothing=0.05
+        total=config.steps,
+        initial=first_step,
+        unit="step",
+        desc="train",
+        disable=not is_first,
+        smoothing=0.05,
     )
-    meter, phase = _Meter(), None
-    step_number = first_step
+    meter, step_number = _Meter(), first_step
+    phase = objective.phase_at(first_step)
+    _train_only(objective, phase)
     with _interruptible() as interrupted:
         while step_number < config.steps and not interrupted():
-            if objective.phase_at(step_number) is not phase:
+            if objective.phase_at(step_number) is not phase:  # the next one begins
                 phase = objective.phase_at(step_number)
                 _train_only(objective, phase)
             waited = time.perf_counter()
             batch = next(stream)
             meter.wait += time.perf_counter() - waited
             callbacks.observe(batch)
-            values = _step(wrapped, objective, optimizer, batch.to(device), phase, step_number, config, folder)
+            values = _step(
+                wrapped, objective, optimizer, batch.to(device), phase, step_number, config, folder
+            )
             step_number += 1
             meter.steps += 1
             bar.update()
@@ -148,7 +156,8 @@ def _step(
         loss: LossTerms = wrapped(batch, phase, step)
     shown = {"total": loss.total, **loss.terms, **loss.measures}
     values = {
-        name: float(value.detach() if isinstance(value, torch.Tensor) else value) for name, value in shown.items()
+        name: float(value.detach() if isinstance(value, torch.Tensor) else value)
+        for name, value in shown.items()
     }
     if not all(math.isfinite(values[name]) for name in ("total", *loss.terms)):
         _report_not_finite(values, batch, number, folder)

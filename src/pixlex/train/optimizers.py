@@ -15,7 +15,8 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW
 
     Norms, biases, positions and learned codewords' scales have fewer than two axes or a leading axis of 1.
     """
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for parameter in module.parameters():
         is_matrix = parameter.ndim >= 2 and parameter.shape[0] > 1
         (decayed if config.decay_all or is_matrix else spared).append(parameter)

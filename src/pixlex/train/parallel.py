@@ -19,7 +19,11 @@ def pick_device(name: str) -> torch.device:
         ValueError: not a device, or a GPU that is not there.
     """
     if name == "auto":
-        name = f"cuda:{distributed.rank() % max(1, torch.cuda.device_count())}" if torch.cuda.is_available() else "cpu"
+        name = (
+            f"cuda:{distributed.rank() % max(1, torch.cuda.device_count())}"
+            if torch.cuda.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -1,0 +1,389 @@
+"""One object for everything a trained model does: images -> codes -> words -> codes -> images."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import HfApi
+from jaxtyping import Float, Int
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from pixlex.data.images import UnreadableImage, load_image
+from pixlex.data.sources import read_file
+from pixlex.data.transforms import evaluation_transform
+from pixlex.models import pretrained
+from pixlex.models.lqae import LQAE
+from pixlex.models.vqvae import VQVAE
+from pixlex.nn.vocabulary import Vocabulary
+
+CARD = "README.md"
+
+# A matrix product rounds by the shape of the matrix (on a CPU, patch vectors differ between batch sizes by up
+# to 2e-6 in fp32 and 8e-3 in bf16), and a patch between two words then changes sides. So images are always
+# computed so many patches at a time, filled up where there are fewer: neither number nor neighbors matter.
+_PATCHES_AT_ONCE = 512
+
+# Outside [0, 1] by more than rounding: the pixels were normalized or resized without clipping.
+_PIXEL_TOLERANCE = 1e-3
+
+Precision = Literal["auto", "fp32", "bf16"]
+OneImage = str | os.PathLike[str] | bytes | Image.Image
+Images = Float[Tensor, "B 3 H W"] | OneImage | Sequence[OneImage]
+
+
+def load(
+    name_or_dir: str | os.PathLike[str],
+    *,
+    language_model: str | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    revision: str | None = None,
+) -> ImageTokenizer:
+    """Load a trained model.
+
+    Args:
+        name_or_dir: a model directory, a run folder, or a repository on the hub.
+        language_model: where the frozen language model lies now, if not under the name it was trained with.
+        device: auto (a GPU where there is one), cpu, cuda or cuda:N.
+        precision: fp32, or bf16 for mixed precision; auto is fp32 (see `ImageTokenizer`).
+        revision: branch, tag or commit of a repository on the hub.
+
+    Raises:
+        ValueError: no such model, damaged files, another vocabulary than the model was trained with, or no
+            such device.
+    """
+    place = _device(device)
+    model = pretrained.load(os.fspath(name_or_dir), language_model=language_model, revision=revision)
+    return ImageTokenizer(model, device=place, precision=precision, card=_card_beside(Path(name_or_dir)))
+
+
+class ImageTokenizer:
+    """A trained model as a tokenizer of images.
+
+    Everything that comes back lies on the CPU. The codes of an image do not depend on the images beside it,
+    on their number or on `batch_size`: whatever is asked for is computed in pieces of one fixed shape. bf16
+    gives other codes than fp32 for some patches, and differs more from machine to machine: `auto` is fp32.
+
+    Args:
+        model: is put into evaluation mode on `device`.
+        device: where to compute.
+        precision: fp32, bf16, or auto for fp32.
+        card: the model card, Markdown, that `save` and `push_to_hub` put beside the model.
+
+    Raises:
+        ValueError: an unknown precision.
+    """
+
+    def __init__(
+        self,
+        model: LQAE | VQVAE,
+        *,
+        device: str | torch.device = "cpu",
+        precision: Precision = "auto",
+        card: str | None = None,
+    ) -> None:
+        if precision not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"precision must be auto, fp32 or bf16, got {precision!r}")
+        self.device = torch.device(device)
+        self.model = model.eval().to(self.device)
+        self.precision: Literal["fp32", "bf16"] = "bf16" if precision == "bf16" else "fp32"
+        self.card = card
+
+    from_pretrained = staticmethod(load)
+
+    @property
+    def family(self) -> str:
+        """The kind of model: "lqae" or "vqvae"."""
+        return "lqae" if isinstance(self.model, LQAE) else "vqvae"
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images in pixels."""
+        return self.model.config.image_size
+
+    @property
+    def grid(self) -> int:
+        """Codes along one side of an image; an image has grid x grid of them."""
+        return self.model.grid
+
+    @property
+    def num_codewords(self) -> int:
+        """K, the number of codewords."""
+        return self.model.num_codewords
+
+    @property
+    def has_words(self) -> bool:
+        """Whether codes are words of a language model."""
+        return isinstance(self.model, LQAE)
+
+    def tokenize(self, images: Images, *, batch_size: int = 64) -> Int[Tensor, "B N"]:
+        """Return the codes of images, rows of the grid first.
+
+        Args:
+            images: RGB pixels in [0, 1] of the model's size; or one or several of: a path, the bytes of an
+                image file, a PIL image (resized on the short side and cut at the center).
+            batch_size: image files read at a time; codes do not depend on it.
+
+        Returns:
+            Integers in [0, K).
+
+        Raises:
+            ValueError: tensors of another size, type or range; `UnreadableImage` for a file that is none.
+        """
+        return self._in_batches(images, batch_size, self.model.tokenize)
+
+    def decode(self, codes: Int[Tensor, "B N"] | str | Sequence[str]) -> Float[Tensor, "B 3 H W"]:
+        """Return the images that codes or words stand for.
+
+        Args:
+            codes: integers in [0, K); or the words of one image, or of several.
+
+        Returns:
+            Pixels in [0, 1].
+
+        Raises:
+            ValueError: codes out of range, a wrong number of codes or words, an unknown word, no image.
+        """
+        codes = self._checked_codes(codes) if isinstance(codes, Tensor) else self.from_words(codes)
+        if len(codes) == 0:
+            raise ValueError("expected the codes of at least one image, got none")
+        return self._compute(codes, self.model.decode)
+
+    def reconstruct(self, images: Images, *, batch_size: int = 64) -> Float[Tensor, "B 3 H W"]:
+        """Return what is left of images after they were words: `decode(tokenize(images))`."""
+        return self.decode(self.tokenize(images, batch_size=batch_size))
+
+    def to_words(self, images_or_codes: Images | Int[Tensor, "B N"], *, batch_size: int = 64) -> list[str]:
+        """Return the words of images, or of codes: one text for each image, words joined by single spaces.
+
+        Raises:
+            ValueError: the model has no words; otherwise as `tokenize` and `decode`.
+        """
+        vocabulary = self._vocabulary()
+        if isinstance(images_or_codes, Tensor) and not images_or_codes.is_floating_point():
+            codes = self._checked_codes(images_or_codes)
+        else:
+            codes = self.tokenize(images_or_codes, batch_size=batch_size)
+        return [vocabulary.to_text(row) for row in codes.tolist()]
+
+    def from_words(self, text: str | Sequence[str]) -> Int[Tensor, "B N"]:
+        """Return the codes of words; the inverse of `to_words`.
+
+        Args:
+            text: the words of one image separated by whitespace, or a sequence of such texts.
+
+        Raises:
+            ValueError: the model has no words, a wrong number of words, or one that is no codeword.
+        """
+        vocabulary = self._vocabulary()
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = []
+        for number, one in enumerate(texts):
+            where = f"image {number}: " if len(texts) > 1 else ""
+            count = len(one.split())
+            if count != self.grid**2:
+                raise ValueError(
+                    f"{where}expected {self.grid**2} words ({self.grid} x {self.grid}), got {count}"
+                )
+            try:
+                rows.append(vocabulary.from_text(one))
+            except ValueError as fault:
+                raise ValueError(f"{where}{fault}") from fault
+        return torch.tensor(rows, dtype=torch.int64).view(len(rows), self.grid**2)
+
+    def embed(
+        self, images: Images, *, layer: Literal["last", "all"] = "last", batch_size: int = 64
+    ) -> Float[Tensor, "B D"]:
+        """Return one vector for each image: the mean over its patches.
+
+        Args:
+            images: as in `tokenize`.
+            layer: of LQAE, the hidden states to average, nothing masked: those of the language model's last
+                layer, or of its embedding layer and every layer, one mean after the other. A VQ-VAE has its
+                codewords alone, "last".
+            batch_size: image files read at a time.
+
+        Raises:
+            ValueError: an unknown layer; otherwise as `tokenize`.
+        """
+        if layer not in (("last", "all") if self.has_words else ("last",)):
+            expected = "last or all" if self.has_words else f"last (a {self.family} has no further layers)"
+            raise ValueError(f"layer must be {expected}, got {layer!r}")
+
+        def pooled(batch: Tensor) -> Tensor:
+            values = self.model.quantize(batch).values
+            if isinstance(self.model, LQAE):
+                language = self.model.read(values)
+                states = language.hidden_states if layer == "all" else (language.last,)
+                return torch.cat([state.float().mean(1) for state in states], dim=1)
+            return values.float().mean(1)
+
+        return self._in_batches(images, batch_size, pooled)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write a model directory that `pixlex.load` reads."""
+        pretrained.save(self.model, Path(folder))
+        if self.card is not None:
+            (Path(folder) / CARD).write_text(self.card, encoding="utf-8")
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, token: str | None = None, card: str | None = None
+    ) -> str:
+        """Upload the model directory to the Hugging Face Hub.
+
+        Args:
+            repo_id: `owner/name`; made if missing.
+            private: whether a new repository is private.
+            token: access token; None takes the one that `hf auth login` stored.
+            card: the model card, Markdown; None takes the one that lies beside the model, if any.
+
+        Returns:
+            The address of the repository.
+        """
+        if isinstance(self.model, LQAE) and Path(self.model.language.name).is_dir():
+            warnings.warn(
+                f"the language model is the local directory {self.model.language.name!r}: whoever loads "
+                f"{repo_id} has to say where it lies (language_model=)",
+                stacklevel=2,
+            )
+        hub = HfApi(token=token)
+        address = hub.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            self.save(folder)
+            if card is not None:
+                (folder / CARD).write_text(card, encoding="utf-8")
+            hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a pixlex model")
+        return str(address)
+
+    def _vocabulary(self) -> Vocabulary:
+        """Return the words, or say that there are none."""
+        if not isinstance(self.model, LQAE):
+            raise ValueError(f"a {self.family} has no words: its codes are rows of a learned codebook")
+        return self.model.vocabulary
+
+    def _in_batches(self, images: Images, batch_size: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Join what `compute` makes of images."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        return torch.cat([self._compute(batch, compute) for batch in self._batches(images, batch_size)])
+
+    def _compute(self, inputs: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Compute one row for each row of the inputs, always in the same shape."""
+        size = max(1, _PATCHES_AT_ONCE // self.grid**2)
+        parts = []
+        with self._computing():
+            for chunk in torch.split(inputs, size):
+                filler = chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])
+                parts.append(compute(torch.cat([chunk, filler]).to(self.device))[: len(chunk)].cpu())
+        return torch.cat(parts)
+
+    def _batches(self, images: Images, batch_size: int) -> Iterator[Tensor]:
+        """Yield batches of prepared images; at least one image, for no images have no width to return."""
+        if isinstance(images, Tensor):
+            yield self._checked_images(images)
+            return
+        several = [images] if isinstance(images, str | bytes | os.PathLike | Image.Image) else images
+        if len(several) == 0:
+            raise ValueError("expected at least one image, got none")
+        for first in range(0, len(several), batch_size):
+            chunk = enumerate(several[first : first + batch_size], start=first)
+            yield torch.stack([self._prepare(image, number) for number, image in chunk])
+
+    def _prepare(self, image: OneImage, number: int) -> Float[Tensor, "3 H W"]:
+        """Read one image and cut its center to the model's size."""
+        if isinstance(image, Image.Image):
+            picture = _rgb(image, f"image {number}")
+        elif isinstance(image, bytes):
+            picture = load_image(image, f"image {number}")
+        elif isinstance(image, str | os.PathLike):
+            path = Path(image)
+            picture = load_image(read_file(path, path.as_posix()), path.as_posix())
+        else:
+            raise ValueError(
+                f"image {number}: expected a path, bytes or a PIL image, got {type(image).__name__}"
+            )
+        return evaluation_transform(picture, self.image_size)
+
+    def _checked_images(self, images: Tensor) -> Tensor:
+        """Return pixels as float32 if they are what the model takes."""
+        size = self.image_size
+        if images.ndim != 4 or images.shape[1:] != (3, size, size) or not len(images):
+            raise ValueError(f"expected images of shape (B, 3, {size}, {size}), got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise ValueError(f"expected floating-point pixels in [0, 1], got {images.dtype}")
+        low, high = float(images.min()), float(images.max())
+        if not (low >= -_PIXEL_TOLERANCE and high <= 1 + _PIXEL_TOLERANCE):  # also false for NaN
+            raise ValueError(f"expected pixels in [0, 1], got {low:g} to {high:g}")
+        return images.float()
+
+    def _checked_codes(self, codes: Tensor) -> Tensor:
+        """Return codes that the model can decode: one out of range would stop a GPU for good."""
+        if codes.is_floating_point() or codes.dtype == torch.bool:
+            raise ValueError(f"expected integer codes, got {codes.dtype}")
+        if codes.ndim != 2 or codes.shape[1] != self.grid**2:
+            raise ValueError(f"expected codes of shape (B, {self.grid**2}), got {tuple(codes.shape)}")
+        if codes.numel() and not (codes.min() >= 0 and codes.max() < self.num_codewords):
+            raise ValueError(
+                f"expected codes in [0, {self.num_codewords}), got {int(codes.min())} to {int(codes.max())}"
+            )
+        return codes.long()
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Compute without gradients in the chosen precision."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            if self.precision == "bf16":
+                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+            elif self.device.type == "cuda":
+                # Convolutions would round to TF32.
+                stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+            yield
+
+
+def _rgb(image: Image.Image, key: str) -> Image.Image:
+    """Return what `load_image` would make of the file that an image was opened from."""
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode == "F" or upright.mode.startswith("I"):
+            stream = io.BytesIO()
+            upright.save(stream, "TIFF")
+            return load_image(stream.getvalue(), key)
+        if upright.has_transparency_data:
+            canvas = Image.new("RGBA", upright.size, "white")
+            canvas.alpha_composite(upright.convert("RGBA"))
+            return canvas.convert("RGB")
+        return upright.convert("RGB")
+    except OSError as fault:  # opened from a file that ends too early
+        raise UnreadableImage(key, str(fault)) from fault
+
+
+def _device(name: str) -> torch.device:
+    """Return the device of a name, or raise `ValueError` where there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as fault:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from fault
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r} is not there: torch sees {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def _card_beside(folder: Path) -> str | None:
+    """Return the model card of a model directory or a run folder."""
+    for path in (folder / CARD, folder / "model" / CARD):
+        if (path.parent / pretrained.CONFIG).is_file() and path.is_file():
+            return path.read_text(encoding="utf-8")
+    return None

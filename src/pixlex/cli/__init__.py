@@ -1,0 +1,68 @@
+"""The commands. Nothing heavy is imported before a command is known, so that help comes at once.
+
+Exit codes: 0 fine; 1 the run failed (too many broken images, a loss that is not finite, a full disk, a
+missing package); 2 bad input; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+
+from pixlex.cli.parser import parse
+
+FINE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: what follows `pixlex` on the command line; None takes them from there.
+
+    Returns:
+        The exit code.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given or os.environ.get("PIXLEX_DEBUG", "") not in ("", "0")
+    try:
+        options = parse(given)
+        options.command_line = shlex.join(["pixlex", *given])
+        module, _, name = options.handler.partition(":")
+        handler = getattr(importlib.import_module(f"pixlex.cli.{module}"), name)
+        code: int = handler(options)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED, debug)
+    except BrokenPipeError:
+        # Whoever read our output has enough; without this Python would complain once more on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except ValueError as fault:
+        return _complain(str(fault), FAILED if _too_many_broken(fault) else BAD_INPUT, debug)
+    except MemoryError:
+        return _complain("out of memory", FAILED, debug)
+    except (OSError, ArithmeticError, RuntimeError, ImportError) as fault:
+        return _complain(str(fault) or type(fault).__name__, FAILED, debug)
+
+
+def _complain(message: str, code: int, debug: bool) -> int:
+    """Write one line to stderr, behind the traceback when debugging; return the exit code."""
+    if debug:
+        traceback.print_exc()
+    process = os.environ.get("RANK", "0")
+    who = "pixlex" if process == "0" else f"pixlex (process {process})"
+    what = "" if code == INTERRUPTED else "error: "
+    print(f"{who}: {what}{' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _too_many_broken(fault: ValueError) -> bool:
+    """Whether the data failed, rather than what was typed; without importing what would define it."""
+    module = sys.modules.get("pixlex.data.broken")
+    return module is not None and isinstance(fault, module.TooManyBroken)

@@ -1,0 +1,244 @@
+"""`encode`, `decode`, `reconstruct` and `evaluate`: what a trained model does."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pixlex import report
+from pixlex.api import ImageTokenizer, load
+from pixlex.batch import ImageBatch, Skipped
+from pixlex.cli.output import answer, remark, table
+from pixlex.data.broken import BrokenImages
+from pixlex.data.decoding import IMAGE_SUFFIXES
+from pixlex.data.images import ImageSource, open_image_files, open_source
+from pixlex.data.loader import evaluation_batches
+from pixlex.encoding import (
+    Kind,
+    check_kind,
+    decode_codes,
+    decode_file,
+    encode_images,
+    encode_source,
+    format_line,
+    read_lines,
+)
+from pixlex.eval.reconstruction import ReconstructionResult, evaluate_reconstruction
+from pixlex.report.measures import measure_of
+
+
+def encode(options: Namespace) -> int:
+    """Write images as words or codes, to a file or to stdout."""
+    if options.to == "parquet" and options.out is None:
+        raise ValueError("parquet cannot be printed: name a file with --out")
+    if options.json and options.out is None and options.to not in (None, "jsonl"):
+        raise ValueError(f"--json prints jsonl, not {options.to}: leave one of --json and --to out")
+    source = _source(options.paths)
+    tokenizer = _load(options)
+    kind: Kind = options.to or ("words" if tokenizer.has_words else "codes")
+    if options.out is None:
+        return _print_codes(tokenizer, source, "jsonl" if options.json else kind, options)
+    result = encode_source(
+        tokenizer,
+        source,
+        options.out,
+        kind,
+        batch_size=options.batch_size,
+        progress=not options.quiet,
+        overwrite=options.overwrite,
+        max_broken_share=options.max_broken_share,
+    )
+    _remark_skipped(options, result.skipped)
+    values = {
+        "path": str(result.path),
+        "kind": kind,
+        "num_images": result.num_images,
+        "num_resumed": result.num_resumed,
+        "skipped": [asdict(one) for one in result.skipped],
+    }
+    resumed = f", {result.num_resumed:,} of them by the run before" if result.num_resumed else ""
+    answer(options, values, f"{result.path}: {result.num_images:,} images as {kind}{resumed}")
+    return 0
+
+
+def decode(options: Namespace) -> int:
+    """Turn a file, lines of stdin or words into pictures."""
+    first, several = options.words[0], len(options.words) > 1
+    path = Path(first)
+    is_file = not several and os.path.isfile(first)  # no Path: it refuses a text too long for a name
+    if not several and not is_file and (path.suffix or "/" in first) and len(first.split()) == 1:
+        raise ValueError(f"{first} does not exist: expected a file, - for stdin, or the words of an image")
+    tokenizer = _load(options)
+    settings: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "progress": not options.quiet,
+        "overwrite": options.overwrite,
+    }
+    if is_file:
+        result = decode_file(tokenizer, path, options.out, **settings)
+    else:
+        lines = sys.stdin.buffer if first == "-" and not several else [" ".join(options.words).encode()]
+        codes = list(read_lines(lines, "stdin" if first == "-" else "words", tokenizer))
+        result = decode_codes(tokenizer, codes, options.out, **settings)
+    values = {
+        "folder": str(result.folder),
+        "num_images": result.num_images,
+        "num_resumed": result.num_resumed,
+    }
+    there = f", {result.num_resumed:,} of them were there" if result.num_resumed else ""
+    answer(options, values, f"{result.folder}: {result.num_images:,} pictures{there}")
+    return 0
+
+
+def reconstruct(options: Namespace) -> int:
+    """Draw originals, words and reconstructions in one picture."""
+    source = _source(options.paths)
+    tokenizer = _load(options)
+    batches = list(
+        evaluation_batches(source, image_size=tokenizer.image_size, batch_size=8, limit=options.limit)
+    )
+    originals: Tensor = torch.cat([batch.images for batch in batches])
+    codes = tokenizer.tokenize(originals)
+    words = [text.split() for text in tokenizer.to_words(codes)] if tokenizer.has_words else None
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    report.reconstruction_grid(originals, tokenizer.decode(codes), words, tokenizer.grid, options.out)
+    skipped = [one for batch in batches for one in batch.skipped]
+    _remark_skipped(options, skipped)
+    keys = [key for batch in batches for key in batch.keys]
+    values = {"path": str(options.out), "keys": keys, "skipped": [asdict(one) for one in skipped]}
+    answer(options, values, f"{options.out}: {len(keys)} images")
+    return 0
+
+
+def evaluate(options: Namespace) -> int:
+    """Measure reconstructions; leave numbers, picture and page in a folder if one is named."""
+    source = open_source(options.data)
+    tokenizer = _load(options)
+    batches = evaluation_batches(
+        source, image_size=tokenizer.image_size, batch_size=options.batch_size, limit=options.limit
+    )
+    result = evaluate_reconstruction(
+        tokenizer.model,
+        _accounted(batches, source, options.max_broken_share),
+        mask_ratio=options.mask_ratio,
+        device=tokenizer.device,
+        precision=tokenizer.precision,
+        total=min(len(source), options.limit or len(source)),
+        progress=not options.quiet,
+        fid_features=options.fid_features,
+        lpips_network=options.lpips_network,
+    )
+    values = {
+        "model": options.model,
+        "data": source.name,
+        **{name.removeprefix("eval/"): value for name, value in result.numbers.items()},
+        "notes": list(result.notes),
+        "skipped": [asdict(one) for one in result.skipped],
+    }
+    if options.out is not None:
+        _write_evaluation(options, tokenizer, values, result)
+    _remark_skipped(options, result.skipped)
+    for note in result.notes:
+        remark(options, note)
+    rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
+    answer(options, values, table(rows))
+    return 0
+
+
+def _write_evaluation(
+    options: Namespace, tokenizer: ImageTokenizer, values: dict[str, Any], result: ReconstructionResult
+) -> None:
+    """Write results.json, reconstruction.png and report.html."""
+    folder: Path = options.out
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    examples = result.examples
+    picture = folder / "reconstruction.png"
+    report.reconstruction_grid(
+        examples.originals, examples.reconstructions, examples.words, tokenizer.grid, picture
+    )
+    page = report.write_page(
+        folder / "report.html",
+        title=f"Reconstruction of {values['data']}",
+        numbers=result.numbers,
+        examples=examples,
+        commands=[options.command_line],
+        config={"family": tokenizer.family, "model": asdict(tokenizer.model.config)},
+        notes=result.notes,
+    )
+    remark(options, f"page {page}")
+
+
+def _load(options: Namespace) -> ImageTokenizer:
+    return load(
+        options.model,
+        language_model=options.language_model,
+        device=options.device,
+        precision=options.precision,
+        revision=options.revision,
+    )
+
+
+def _source(paths: Sequence[str]) -> ImageSource:
+    """Open one source of any kind, or image files."""
+    if len(paths) == 1:
+        return open_source(paths[0])
+    for name in paths:
+        path = Path(name)
+        if path.is_dir() or (path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES):
+            raise ValueError(
+                f"{name} is no image file: expected image files, or one folder, or one pattern in quotes "
+                "such as 'shards/*.tar'"
+            )
+        if not path.is_file():
+            raise ValueError(f"{name} does not exist")
+    return open_image_files([Path(name) for name in paths])
+
+
+def _print_codes(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind, options: Namespace) -> int:
+    """Print a line for each image as soon as it is encoded."""
+    check_kind(kind, tokenizer)
+    skipped: list[Skipped] = []
+    batches = encode_images(
+        tokenizer, source, batch_size=options.batch_size, max_broken_share=options.max_broken_share
+    )
+    # On a terminal the bar would stand between the lines.
+    hidden = options.quiet or sys.stdout.isatty()
+    try:
+        with tqdm(total=len(source), unit=" images", desc="encode", disable=hidden) as bar:
+            for batch in batches:
+                for image in batch.images:
+                    # File names may be bytes that are no UTF-8; they come out as the same bytes.
+                    line = format_line(image, kind, tokenizer).encode("utf-8", "surrogateescape")
+                    sys.stdout.buffer.write(line + b"\n")
+                sys.stdout.buffer.flush()
+                skipped += batch.skipped
+                bar.update(len(batch.images) + len(batch.skipped))
+    finally:
+        _remark_skipped(options, skipped)
+    return 0
+
+
+def _accounted(batches: Iterator[ImageBatch], source: ImageSource, limit: float) -> Iterator[ImageBatch]:
+    """Pass batches on; raise `TooManyBroken` when more than a share of the images cannot be read."""
+    broken = BrokenImages(None, source, limit)
+    for batch in batches:
+        broken.add(batch)
+        yield batch
+
+
+def _remark_skipped(options: Namespace, skipped: Sequence[Skipped]) -> None:
+    for one in skipped[:3]:
+        remark(options, f"skipped {one.key}: {one.reason}")
+    if len(skipped) > 3:
+        remark(options, f"skipped {len(skipped):,} images in all")

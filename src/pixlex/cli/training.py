@@ -1,0 +1,111 @@
+"""`train` and `quickstart`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+
+from pixlex.cli.output import answer, remark
+from pixlex.config.run import read_run
+
+_INTERRUPTED = 130
+
+
+def train(options: Namespace) -> int:
+    """Train a recipe in a run folder, or go on with it."""
+    run = read_run(options.recipe, options.overrides)
+    folder = options.out if options.out is not None else _default_folder(options.recipe, options.resume)
+    if options.resume and not folder.is_dir():
+        raise ValueError(
+            f"{folder} does not exist: there is no run to resume; leave --resume out to start one"
+        )
+    if not options.resume and any((folder / "checkpoints").glob("step-*.pt")):
+        raise ValueError(
+            f"{folder} holds the checkpoints of a run: pass --resume to go on with it, or another --out"
+        )
+    _say(options, f"run folder {folder}")
+    from pixlex.runs import run_training
+
+    with _bars(options):
+        model = run_training(run, folder, resume=options.resume)
+    if not _is_first():
+        return 0
+    if model is None:
+        _say(options, f"interrupted; the same command with --out {folder} --resume goes on")
+        return _INTERRUPTED
+    answer(options, {"folder": str(folder), "model": str(model)}, f"model   {model}\npage    {_page(folder)}")
+    return 0
+
+
+def quickstart(options: Namespace) -> int:
+    """Train the tiny recipe; a second call goes on with an interrupted one."""
+    folder: Path = options.out
+    page = folder / "report.html"
+    if page.is_file():
+        _say(options, f"{folder} is finished; remove it, or pass another --out, to run once more")
+    else:
+        _say(options, f"run folder {folder}")
+        from pixlex.runs import quickstart as run_quickstart
+
+        with _bars(options):
+            written = run_quickstart(folder, resume=True)
+        if not _is_first():
+            return 0
+        if written is None:
+            _say(options, "interrupted; the same command goes on")
+            return _INTERRUPTED
+    model = folder / "model"
+    answer(
+        options,
+        {"folder": str(folder), "model": str(model), "page": str(page)},
+        f"page    {page}\nmodel   {model}\n"
+        f"try     pixlex reconstruct PICTURES --model {folder} --out grid.png",
+    )
+    return 0
+
+
+def _default_folder(recipe: str, resume: bool) -> Path:
+    """Return runs/NAME-NUMBER: the next number, or the newest one to resume.
+
+    Processes that torchrun started together agree on it: none makes the folder before all have met.
+    """
+    name = Path(recipe.removeprefix("recipes/")).with_suffix("")
+    stem = name.name if name.is_absolute() or Path(recipe).is_file() else "-".join(name.parts)
+    numbers = [
+        int(path.name.removeprefix(f"{stem}-"))
+        for path in Path("runs").glob(f"{stem}-*")
+        if path.name.removeprefix(f"{stem}-").isdigit()
+    ]
+    if resume and not numbers:
+        raise ValueError(f"there is no run runs/{stem}-NUMBER to resume; name its folder with --out")
+    return Path("runs") / f"{stem}-{max(numbers, default=0) + (0 if resume else 1)}"
+
+
+def _page(folder: Path) -> str:
+    page = folder / "report.html"
+    return str(page) if page.is_file() else "(none: the run has no data.validation)"
+
+
+def _is_first() -> bool:
+    """Whether this is the process that prints, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _say(options: Namespace, text: str) -> None:
+    if _is_first():
+        remark(options, text)
+
+
+@contextmanager
+def _bars(options: Namespace) -> Iterator[None]:
+    """Let nothing but errors through when quiet was asked for."""
+    if not options.quiet:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
+        yield
+    sys.stderr.flush()

@@ -1,0 +1,223 @@
+"""Images into a file of words or codes."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from pixlex.api import ImageTokenizer
+from pixlex.batch import Skipped
+from pixlex.data.broken import BrokenImages
+from pixlex.data.decoding import ImageRecord, UnreadableImage, decode_record
+from pixlex.data.sources import ImageSource
+from pixlex.data.transforms import evaluation_transform
+from pixlex.encoding.files import EncodedImage, Kind, check_kind, write_codes
+from pixlex.encoding.journal import Journal, journal_header
+from pixlex.train.checkpoint import write_atomically
+
+# Pillow decodes without holding Python's lock; more threads than this only wait for the disk.
+_MOST_DECODERS = 8
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """The images of one batch, and those that could not be read."""
+
+    images: tuple[EncodedImage, ...]
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True)
+class EncodingResult:
+    """What `encode_source` did.
+
+    Attributes:
+        path: the file.
+        num_images: images in it.
+        num_resumed: how many of them an interrupted run had encoded already.
+        skipped: images that could not be read; they are listed in OUT.skipped.jsonl.
+    """
+
+    path: Path
+    num_images: int
+    num_resumed: int
+    skipped: tuple[Skipped, ...]
+
+
+def encode_source(
+    tokenizer: ImageTokenizer,
+    source: ImageSource,
+    out: Path,
+    kind: Kind,
+    *,
+    batch_size: int = 64,
+    progress: bool = True,
+    overwrite: bool = False,
+    max_broken_share: float = 0.05,
+) -> EncodingResult:
+    r"""Write the words or codes of every readable image of a source to a file, each image once.
+
+    Codes are appended to a journal, `OUT.journal`, a batch at a time. A run that finds one goes on from
+    there, whatever ended the run before; when all images are done, the file is made from it in one move and
+    the journal is deleted. Images that cannot be read are tried again by the run that goes on, and are
+    listed in `OUT.skipped.jsonl` (key, reason).
+
+    The kinds, with one line or row for each image in the order of the source: words `key<TAB>words`; codes
+    `key<TAB>integers`; jsonl `{"key", "label"?, "codes", "words"?}`; parquet with the columns key, label
+    (null if unknown), codes, words (null without words). Tabs, line ends and backslashes in the keys of the
+    first two are written as in Python (`\t`).
+
+    Args:
+        tokenizer: the model.
+        source: the images.
+        out: the file; its folder is made if missing.
+        kind: what to write.
+        batch_size: images at a time; it does not change their codes.
+        progress: show a bar with rate and time left.
+        overwrite: start anew where there is a file or a journal.
+        max_broken_share: share of broken images, in [0, 1], above which the run stops.
+
+    Raises:
+        ValueError: the model has no words, the file exists, its journal belongs to another model, to other
+            images or to a process at work, or a number is out of range.
+        TooManyBroken: more images cannot be read than allowed.
+    """
+    check_kind(kind, tokenizer)
+    journal_path = out.with_name(f"{out.name}.journal")
+    if out.is_dir() or (out.exists() and not overwrite and not journal_path.exists()):
+        raise ValueError(f"{out} exists; choose another name, or replace it with --overwrite")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with Journal(journal_path, journal_header(tokenizer, source), overwrite=overwrite) as journal:
+        for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+            leftover.unlink(missing_ok=True)
+        resumed = len(journal)
+        remaining = [index for index in range(len(source)) if index not in journal]
+        batches = encode_images(
+            tokenizer, source, indices=remaining, batch_size=batch_size, max_broken_share=max_broken_share
+        )
+        skipped = _fill(journal, batches, out, len(source), progress)
+        write_atomically(out, lambda temporary: write_codes(temporary, journal, kind, tokenizer))
+        journal.delete()
+        return EncodingResult(out, len(journal), resumed, tuple(skipped))
+
+
+def encode_images(
+    tokenizer: ImageTokenizer,
+    source: ImageSource,
+    *,
+    indices: Sequence[int] | None = None,
+    batch_size: int = 64,
+    max_broken_share: float = 0.05,
+) -> Iterator[EncodedBatch]:
+    """Yield the codes of the images of a source.
+
+    Args:
+        tokenizer: the model.
+        source: the images.
+        indices: which of them, in which order; None for all.
+        batch_size: images at a time.
+        max_broken_share: share of broken images, in [0, 1], of the whole source.
+
+    Raises:
+        ValueError: a number out of range.
+        TooManyBroken: after the batch in which the share was passed.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    wanted = range(len(source)) if indices is None else indices
+    broken = BrokenImages(None, source, max_broken_share)
+    broken.record((), len(source) - len(wanted))
+    for prepared in _prepared_batches(source, wanted, tokenizer.image_size, batch_size):
+        readable = [one for one in prepared if isinstance(one, _Prepared)]
+        skipped = tuple(one for one in prepared if isinstance(one, Skipped))
+        rows: list[list[int]] = []
+        if readable:
+            rows = tokenizer.tokenize(torch.stack([one.pixels for one in readable])).tolist()
+        images = tuple(
+            EncodedImage(one.index, one.key, one.label, tuple(row))
+            for one, row in zip(readable, rows, strict=True)
+        )
+        yield EncodedBatch(images, skipped)
+        broken.record(skipped, len(images))
+
+
+def _fill(
+    journal: Journal, batches: Iterator[EncodedBatch], out: Path, total: int, progress: bool
+) -> list[Skipped]:
+    """Write batches into the journal; list what could not be read, however it ends."""
+    skipped: list[Skipped] = []
+    bar = tqdm(
+        total=total, initial=len(journal), unit=" images", desc="encode", disable=not progress, smoothing=0.05
+    )
+    try:
+        with bar:
+            for batch in batches:
+                journal.append(batch.images)
+                skipped += batch.skipped
+                bar.update(len(batch.images) + len(batch.skipped))
+    finally:
+        _list_skipped(out.with_name(f"{out.name}.skipped.jsonl"), skipped)
+    return skipped
+
+
+def _list_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
+    """Write the list of images that could not be read; remove that of an earlier run if there are none."""
+    if skipped:
+        text = "".join(f"{json.dumps(asdict(one))}\n" for one in skipped)
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    else:
+        path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """One image ready for the model."""
+
+    index: int
+    key: str
+    label: int
+    pixels: Float[Tensor, "3 H W"]
+
+
+def _prepared_batches(
+    source: ImageSource, indices: Sequence[int], size: int, batch_size: int
+) -> Iterator[list[_Prepared | Skipped]]:
+    """Yield batches of images cut to size; the next one is decoded while the model works on this one."""
+    waiting: deque[list[Future[_Prepared | Skipped]]] = deque()
+    with ThreadPoolExecutor(min(_MOST_DECODERS, os.cpu_count() or 1)) as pool:
+        for first in range(0, len(indices), batch_size):
+            # Read here and decoded there: sources are not made for threads.
+            chunk = [(index, _read(source, index)) for index in indices[first : first + batch_size]]
+            waiting.append([pool.submit(_prepare, index, record, size) for index, record in chunk])
+            if len(waiting) > 1:
+                yield [future.result() for future in waiting.popleft()]
+        for futures in waiting:
+            yield [future.result() for future in futures]
+
+
+def _read(source: ImageSource, index: int) -> ImageRecord | Skipped:
+    try:
+        return source.read(index)
+    except UnreadableImage as fault:
+        return Skipped(fault.key, fault.reason)
+
+
+def _prepare(index: int, record: ImageRecord | Skipped, size: int) -> _Prepared | Skipped:
+    if isinstance(record, Skipped):
+        return record
+    try:
+        pixels = evaluation_transform(decode_record(record), size)
+    except UnreadableImage as fault:
+        return Skipped(fault.key, fault.reason)
+    return _Prepared(index, record.key, record.label, pixels)

@@ -1,0 +1,218 @@
+"""The kinds of files that hold codes or words of images: written, and read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from pixlex.api import ImageTokenizer
+
+Kind = Literal["words", "codes", "jsonl", "parquet"]
+Codes = tuple[int, ...]
+
+_ROWS_AT_ONCE = 4096
+_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """The codes of one image.
+
+    Attributes:
+        index: position in the source.
+        key: the stable name of the image inside its source.
+        label: class index, -1 where unknown.
+        codes: integers in [0, K), rows of the grid first.
+    """
+
+    index: int
+    key: str
+    label: int
+    codes: Codes
+
+
+def check_kind(kind: str, tokenizer: ImageTokenizer) -> None:
+    """Raise `ValueError` for a kind that does not exist, or that the model cannot write."""
+    if kind not in get_args(Kind):
+        raise ValueError(f"expected one of {', '.join(get_args(Kind))}, got {kind!r}")
+    if kind == "words" and not tokenizer.has_words:
+        raise ValueError(f"a {tokenizer.family} has no words: write codes, jsonl or parquet")
+
+
+def format_line(image: EncodedImage, kind: Kind, tokenizer: ImageTokenizer) -> str:
+    """Return the line of an image in a file of words, codes or jsonl, without its line end."""
+    if kind == "codes":
+        return f"{_escape(image.key)}\t{' '.join(map(str, image.codes))}"
+    words = _words(image, tokenizer)
+    if kind == "words":
+        return f"{_escape(image.key)}\t{words}"
+    entry: dict[str, Any] = {"key": image.key}
+    if image.label >= 0:
+        entry["label"] = image.label
+    entry["codes"] = list(image.codes)
+    if words is not None:
+        entry["words"] = words
+    return json.dumps(entry)
+
+
+def write_codes(path: Path, images: Iterable[EncodedImage], kind: Kind, tokenizer: ImageTokenizer) -> None:
+    """Write a whole file; memory does not depend on the number of images."""
+    if kind == "parquet":
+        _write_parquet(path, iter(images), tokenizer)
+        return
+    # File names may be bytes that are no UTF-8; they come out as the same bytes.
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        for image in images:
+            file.write(f"{format_line(image, kind, tokenizer)}\n")
+
+
+def read_codes(path: Path, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Codes]]:
+    """Yield key and codes of each image in a file of any kind that `encode_source` writes.
+
+    Lines may also hold words or integers without a key, and take the number of the line for one.
+
+    Args:
+        path: parquet by its ending; otherwise text, in which a line that is an object is JSON.
+        tokenizer: the model that the codes belong to.
+
+    Raises:
+        ValueError: naming file and line: not of these kinds, a wrong number of codes or words, an unknown
+            word, a code out of range.
+    """
+    if path.suffix.lower() == ".parquet":
+        yield from _read_parquet(path, tokenizer)
+        return
+    with path.open("rb") as file:
+        yield from read_lines(file, path.name, tokenizer)
+
+
+def read_lines(lines: Iterable[bytes], name: str, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Codes]]:
+    """Yield key and codes of each line of text; `name` stands in errors. Otherwise as `read_codes`."""
+    for number, raw in enumerate(lines, start=1):
+        line = raw.decode("utf-8", "surrogateescape").strip("\r\n")
+        if not line.strip():
+            continue
+        try:
+            key, codes = _read_line(line, tokenizer)
+        except ValueError as fault:
+            raise ValueError(f"{name} line {number}: {fault}") from fault
+        yield str(number) if key is None else key, codes
+
+
+def json_object(line: str) -> dict[str, Any] | None:
+    """Return the JSON object that a line holds, None where it holds none."""
+    if not line.startswith("{"):
+        return None
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _read_line(line: str, tokenizer: ImageTokenizer) -> tuple[str | None, Codes]:
+    entry = json_object(line)
+    if entry is not None:
+        return str(entry["key"]) if "key" in entry else None, _codes_of(entry, tokenizer)
+    key, tab, payload = line.rpartition("\t")
+    return _unescape(key) if tab else None, _parse(payload, tokenizer)
+
+
+def _parse(payload: str, tokenizer: ImageTokenizer) -> Codes:
+    """Read words, or integers if all of them are."""
+    words = payload.split()
+    if all(word.isascii() and word.isdigit() for word in words):
+        return _checked([int(word) for word in words], tokenizer)
+    if not tokenizer.has_words:
+        raise ValueError(f"expected integers (a {tokenizer.family} has no words), got {payload[:40]!r}")
+    return tuple(tokenizer.from_words(payload)[0].tolist())
+
+
+def _codes_of(entry: Mapping[str, Any], tokenizer: ImageTokenizer) -> Codes:
+    """Return the codes of an object or a row, from its words where it has no codes."""
+    codes, words = entry.get("codes"), entry.get("words")
+    if codes is not None:
+        if not isinstance(codes, list) or any(type(code) is not int for code in codes):
+            raise ValueError(f"expected codes to be a list of integers, got {codes!r:.60}")
+        return _checked(codes, tokenizer)
+    if not isinstance(words, str):
+        raise ValueError("expected 'codes' or 'words', found neither")
+    return _parse(words, tokenizer)
+
+
+def _checked(codes: Sequence[int], tokenizer: ImageTokenizer) -> Codes:
+    if len(codes) != tokenizer.grid**2:
+        raise ValueError(
+            f"expected {tokenizer.grid**2} codes ({tokenizer.grid} x {tokenizer.grid}), got {len(codes)}"
+        )
+    for code in codes:
+        if not 0 <= code < tokenizer.num_codewords:
+            raise ValueError(f"expected codes in [0, {tokenizer.num_codewords}), got {code}")
+    return tuple(codes)
+
+
+def _words(image: EncodedImage, tokenizer: ImageTokenizer) -> str | None:
+    return tokenizer.to_words(torch.tensor([image.codes]))[0] if tokenizer.has_words else None
+
+
+def _write_parquet(path: Path, images: Iterator[EncodedImage], tokenizer: ImageTokenizer) -> None:
+    schema = pa.schema(
+        [
+            ("key", pa.string()),
+            ("label", pa.int64()),
+            ("codes", pa.list_(pa.int32())),
+            ("words", pa.string()),
+        ]
+    )
+    with pq.ParquetWriter(path, schema) as writer:
+        while rows := list(islice(images, _ROWS_AT_ONCE)):
+            columns = {
+                # Parquet's text is UTF-8; a file name that is not keeps its bytes as \udc80 and the like.
+                "key": [image.key.encode("utf-8", "backslashreplace").decode() for image in rows],
+                "label": [image.label if image.label >= 0 else None for image in rows],
+                "codes": [image.codes for image in rows],
+                "words": [_words(image, tokenizer) for image in rows],
+            }
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def _read_parquet(path: Path, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Codes]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = [name for name in ("key", "codes", "words") if name in file.schema_arrow.names]
+            rows = (
+                row
+                for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns)
+                for row in batch.to_pylist()
+            )
+            for number, row in enumerate(rows):
+                try:
+                    codes = _codes_of(row, tokenizer)
+                except ValueError as fault:
+                    raise ValueError(f"{path.name} row {number}: {fault}") from fault
+                yield str(row.get("key", number)), codes
+    except pa.ArrowException as fault:
+        raise ValueError(f"{path} cannot be read as parquet: {fault}") from fault
+
+
+def _escape(key: str) -> str:
+    return "".join(_ESCAPES.get(mark, mark) for mark in key)
+
+
+def _unescape(text: str) -> str:
+    """Undo `_escape`; a backslash before anything else stays."""
+    marks = {escape: mark for mark, escape in _ESCAPES.items()}
+    parts, place = [], 0
+    while place < len(text):
+        pair = text[place : place + 2]
+        parts.append(marks.get(pair, text[place]))
+        place += 2 if pair in marks else 1
+    return "".join(parts)

@@ -1,0 +1,150 @@
+"""What an interrupted run leaves behind: the codes of the images that are done."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from pixlex.api import ImageTokenizer
+from pixlex.data.sources import ImageSource
+from pixlex.encoding.files import EncodedImage, json_object
+from pixlex.models.lqae import LQAE
+
+_FORMAT = 1
+
+
+class Journal:
+    """The codes of the images that are done, appended a batch at a time and never changed.
+
+    The first line says what the codes belong to. A line that a kill cut off is dropped at the next opening.
+
+    Args:
+        path: the file; it is locked while open.
+        header: what the codes belong to, from `journal_header`.
+        overwrite: forget what is there.
+
+    Raises:
+        ValueError: another process holds it, it is no journal, or one of other codes.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.path = path
+        self._places: dict[int, int] = {}  # index of an image -> where its line begins
+        self._file = path.open("a+b")
+        try:
+            self._lock()
+            if overwrite:
+                self._file.truncate(0)
+            self._open(header)
+        except ValueError:
+            self._file.close()
+            raise
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as fault:
+            raise ValueError(f"{self.path} is being written by another process") from fault
+
+    def _open(self, header: Mapping[str, Any]) -> None:
+        """Read what is there, cut off what a kill left unfinished, begin where there is nothing."""
+        self._file.seek(0)
+        first = self._file.readline()
+        begun = f"{json.dumps(header)}\n".encode()
+        if first != begun and begun.startswith(first):  # nothing yet, or not even the whole first line
+            self._file.truncate(0)
+            self._write(begun)
+            return
+        _check(json_object(first.decode("utf-8", "replace")), header, self.path)
+        end = len(first)
+        for line in iter(self._file.readline, b""):
+            entry = json_object(line.decode("utf-8", "replace")) if line.endswith(b"\n") else None
+            if entry is None or not isinstance(entry.get("index"), int):
+                break
+            self._places[entry["index"]] = end
+            end += len(line)
+        self._file.truncate(end)
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def append(self, images: Sequence[EncodedImage]) -> None:
+        """Write down images that are done; on return they are on the disk."""
+        place = self._file.seek(0, os.SEEK_END)
+        lines = [f"{json.dumps(asdict(image))}\n".encode() for image in images]
+        self._write(b"".join(lines))
+        for image, line in zip(images, lines, strict=True):
+            self._places[image.index] = place
+            place += len(line)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._places
+
+    def __iter__(self) -> Iterator[EncodedImage]:
+        """Yield the images in the order of the source."""
+        for index in sorted(self._places):
+            self._file.seek(self._places[index])
+            entry = json.loads(self._file.readline())
+            yield EncodedImage(index, entry["key"], entry["label"], tuple(entry["codes"]))
+
+    def delete(self) -> None:
+        """Remove the file: the work is finished."""
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def journal_header(tokenizer: ImageTokenizer, source: ImageSource) -> dict[str, Any]:
+    """Return what codes belong to: the model that makes them and the listing of the images."""
+    return {
+        "journal": _FORMAT,
+        "model": model_identity(tokenizer),
+        "source": source.identity,
+        "images": len(source),
+    }
+
+
+def model_identity(tokenizer: ImageTokenizer) -> str:
+    """Return a fingerprint of all that decides the codes of an image: weights, words, sizes, precision."""
+    model = tokenizer.model
+    config = {**asdict(model.config), "precision": tokenizer.precision}
+    if isinstance(model, LQAE):
+        # Where the language model lies does not matter, which one it is does.
+        config["language"] = model.language.fingerprint
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _check(found: Mapping[str, Any] | None, expected: Mapping[str, Any], path: Path) -> None:
+    """Raise `ValueError` where a journal belongs to other codes."""
+    if found is None or found.get("journal") != _FORMAT:
+        raise ValueError(f"{path} is not a journal that this version of pixlex reads; move it away")
+    for part, other in (("model", "another model"), ("source", "other images"), ("images", "other images")):
+        if found.get(part) != expected[part]:
+            raise ValueError(
+                f"{path} is the unfinished work of {other}; delete it, choose another name for the output, "
+                "or start anew with --overwrite"
+            )

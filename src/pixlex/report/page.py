@@ -1,0 +1,218 @@
+"""A page of a run: one file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from pixlex.config.run import LQAERun, Run
+from pixlex.eval.examples import Examples
+from pixlex.eval.reconstruction import ReconstructionResult
+from pixlex.report.measures import measure_of
+from pixlex.report.pictures import BREAK, Color, fitted, ink_on, line_width, patch_colors, to_bytes
+
+_FAMILIES = {"lqae": "LQAE", "vqvae": "VQ-VAE"}
+# Larger pictures look better interpolated.
+_SHOWN_AS_PIXELS = 128
+# Width of a map of words on a wide screen, in pixels: the one for which words are broken.
+_MAP = 560
+
+
+def run_page(folder: Path, result: ReconstructionResult, run: Run, commands: Sequence[str]) -> Path:
+    """Write the page of a finished run, `report.html`, into its folder.
+
+    Args:
+        folder: the run's folder; its `curves.png` is shown where there is one.
+        result: the last evaluation.
+        run: the configuration.
+        commands: what was typed to get this result, exactly.
+
+    Returns:
+        The path of the page.
+    """
+    grid = run.model.grid
+    if isinstance(run, LQAERun):
+        introduction = (
+            f"Each image was written as {grid} x {grid} words of a language model's vocabulary, and rebuilt "
+            "from the words alone. The words are a code: they need not describe what is seen."
+        )
+    else:
+        introduction = f"Each image was written as {grid} x {grid} codes and rebuilt from the codes alone."
+    notes = list(result.notes)
+    if result.skipped:
+        first = result.skipped[0]
+        notes.append(
+            f"{len(result.skipped)} images could not be read; the first: {first.key}, {first.reason}"
+        )
+    curves = folder / "curves.png"
+    return write_page(
+        folder / "report.html",
+        title=f"{_FAMILIES[run.family]}, {run.model.image_size} px, {grid} x {grid}: {run.data.train}",
+        introduction=introduction,
+        numbers=result.numbers,
+        examples=result.examples,
+        commands=commands,
+        config=dataclasses.asdict(run),
+        notes=notes,
+        curves=curves if curves.is_file() else None,
+    )
+
+
+def write_page(
+    path: Path,
+    *,
+    title: str,
+    numbers: Mapping[str, float],
+    examples: Examples | None,
+    commands: Sequence[str],
+    config: Mapping[str, Any],
+    introduction: str = "",
+    notes: Sequence[str] = (),
+    curves: Path | None = None,
+) -> Path:
+    """Write a page: images, words, reconstructions, numbers, curves, commands, settings.
+
+    Pictures are part of the file; it loads nothing from anywhere and holds no script; words are real text.
+
+    Args:
+        path: the HTML file to write.
+        title: heading of the page.
+        numbers: by their names in the log, such as `ReconstructionResult.numbers`.
+        examples: images to show; None shows none.
+        commands: what to type to get this result, exactly.
+        config: the resolved configuration, of plain values.
+        introduction: a few sentences; an empty line starts a new paragraph.
+        notes: sentences that stand below the numbers.
+        curves: PNG of the curves; None shows none.
+
+    Returns:
+        The path.
+    """
+    source = resources.files("pixlex.report").joinpath("page.html").read_text("utf-8")
+    page = Template(source).substitute(
+        title=escape(title),
+        introduction=_introduction(introduction, numbers),
+        examples=_examples(examples) if examples is not None else "",
+        numbers="\n".join(_rows(numbers)),
+        notes=_notes(notes),
+        curves=_curves(curves) if curves is not None else "",
+        commands=escape("\n".join(commands)),
+        config=escape(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def comparison(numbers: Mapping[str, float]) -> str:
+    """Return a sentence that sets the reconstruction error against the mean image's; empty without both."""
+    error, constant = numbers.get("eval/mse"), numbers.get("eval/mean_image_mse")
+    if error is None or not constant:
+        return ""
+    share = abs(1 - error / constant)
+    side = "below" if error < constant else "above"
+    return (
+        f"The reconstruction error is {error:.4g}, {share:.0%} {side} that of showing the mean image every "
+        f"time ({constant:.4g})."
+    )
+
+
+def _introduction(text: str, numbers: Mapping[str, float]) -> str:
+    paragraphs = [*text.split("\n\n"), comparison(numbers)]
+    return "\n".join(f"<p>{escape(paragraph.strip())}</p>" for paragraph in paragraphs if paragraph.strip())
+
+
+def _notes(notes: Sequence[str]) -> str:
+    if not notes:
+        return ""
+    return "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>"
+
+
+def _rows(numbers: Mapping[str, float]) -> Iterator[str]:
+    """Yield the rows of the table of numbers."""
+    yield '<tr><th>measure</th><th class="value">value</th><th></th><th></th></tr>'
+    for name, value in numbers.items():
+        measure = measure_of(name)
+        better = f"{measure.better} is better" if measure.better else ""
+        yield (
+            f'<tr><td>{escape(measure.label)}</td><td class="value">{escape(measure.text(value))}</td>'
+            f'<td class="better">{better}</td><td class="name"><code>{escape(name)}</code></td></tr>'
+        )
+
+
+def _curves(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return f'<h2>Curves</h2>\n<img class="curves" alt="curves of the run" src="data:image/png;base64,{data}">'
+
+
+def _examples(examples: Examples) -> str:
+    """Return a block for each image."""
+    heading = "Original, words, reconstruction" if examples.words is not None else "Original, reconstruction"
+    blocks = [f"<h2>{heading}</h2>"]
+    for row, (original, reconstruction) in enumerate(
+        zip(examples.originals, examples.reconstructions, strict=True)
+    ):
+        words = examples.words[row] if examples.words is not None else None
+        blocks.append(_example(original, reconstruction, words, examples.keys[row]))
+    return "\n".join(blocks)
+
+
+def _example(
+    original: Float[Tensor, "3 H W"],
+    reconstruction: Float[Tensor, "3 H W"],
+    words: Sequence[str] | None,
+    key: str,
+) -> str:
+    """Return the block of one image."""
+    before = f"<figure>{_image(original, 'original')}<figcaption>{escape(key)}</figcaption></figure>"
+    after = (
+        f"<figure>{_image(reconstruction, 'reconstruction')}<figcaption>reconstruction</figcaption></figure>"
+    )
+    if words is None:
+        return f'<section class="example plain">{before}{after}</section>'
+    grid = math.isqrt(len(words))
+    cells = (
+        _cell(word, color, _MAP // grid)
+        for word, color in zip(words, patch_colors(original, grid), strict=True)
+    )
+    return (
+        f'<section class="example">{before}'
+        f'<figure class="map"><div class="words" style="--grid:{grid}">{" ".join(cells)}</div>'
+        f"<figcaption>{grid} x {grid} words, each on its patch's mean color</figcaption></figure>{after}"
+        f"<details><summary>the words as text</summary><p>{escape(' '.join(words))}</p></details></section>"
+    )
+
+
+def _cell(word: str, color: Color, side: int) -> str:
+    """Return one word on its background, broken and shrunk to fit; what is copied is the bare word."""
+    text = fitted(word, side)[0]
+    width = max(line_width(text), 0.5)
+    style = f"--width:{width:.2f};background:{_css(color)};color:{_css(ink_on(color))}"
+    parts = (escape(part) for part in text.split(BREAK))
+    return f'<div style="{style}"><span>{"<i></i><wbr>".join(parts)}</span></div>'
+
+
+def _css(color: Color) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
+def _image(image: Float[Tensor, "3 H W"], alternative: str) -> str:
+    """Return an image as part of the page."""
+    stream = io.BytesIO()
+    Image.fromarray(to_bytes(image)).save(stream, format="PNG", optimize=True)
+    data = base64.b64encode(stream.getvalue()).decode("ascii")
+    kind = ' class="pixels"' if image.shape[-1] <= _SHOWN_AS_PIXELS else ""
+    return f'<img{kind} alt="{alternative}" src="data:image/png;base64,{data}">'

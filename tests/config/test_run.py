@@ -1,0 +1,108 @@
+"""Recipes: read, checked, written and read back; every mistake is named."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pixlex.config.run import (
+    FAMILIES,
+    LQAERun,
+    VQVAERun,
+    describe_fields,
+    find_recipe,
+    read_run,
+    recipe_names,
+    run_from,
+    write_run,
+)
+
+
+def test_written_and_read_back_is_the_same(tmp_path: Path) -> None:
+    """Defaults included, for every recipe that comes along."""
+    assert {"lqae/default", "lqae/official", "lqae/paper", "lqae/tiny", "lqae/vqvae"} <= set(recipe_names())
+    for name in recipe_names():
+        run = read_run(name)
+        write_run(run, tmp_path / "run.yaml")
+        assert read_run(tmp_path / "run.yaml") == run
+
+
+def test_overrides_win_in_order(tmp_path: Path) -> None:
+    """Numbers in any notation, switches and text."""
+    overrides = ["train.learning_rate=3e-4", "train.steps=5", "train.steps=7", "data.horizontal_flip=false"]
+    run = read_run("lqae/tiny", [*overrides, "model.language.name=some/model"])
+    assert run.train.learning_rate == pytest.approx(3e-4)
+    assert run.train.steps == 7
+    assert run.data.horizontal_flip is False
+    assert isinstance(run, LQAERun)
+    assert run.model.language.name == "some/model"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stesp=5", "unknown key train.stesp; did you mean train.steps?"),
+        ("model.encoder.widht=5", "did you mean model.encoder.width?"),
+        ("train.steps=many", '"train.steps": .*int.* many'),
+        ("train.steps=-1", "TrainConfig.steps must be above 0, got -1"),
+        ("model.encoder.heads=5", "VisionConfig.heads must divide the width 128, got 5"),
+        ("model.patch_size=7", "image_size must be a multiple of the patch size 7, got 64"),
+        ("model.quantizer.metric=dot", "cosine.*euclidean.* dot"),
+        ("objective.mask_ratio_min=0.9", "mask_ratio_max must be at least mask_ratio_min = 0.9"),
+        ("data.max_broken_share=1.5", r"max_broken_share must lie in \[0, 1\], got 1.5"),
+        ("train", "expected key=value, got 'train'"),
+        ("train.steps.more=1", "steps holds a value"),
+        ("train=3", "train must hold keys and values"),
+    ],
+)
+def test_mistakes_are_named(override: str, message: str) -> None:
+    """Field, rule and value; a misspelt key names the nearest right one."""
+    with pytest.raises(ValueError, match=message):
+        read_run("lqae/tiny", [override])
+
+
+def test_unknown_recipe_family_and_broken_yaml(tmp_path: Path) -> None:
+    """What there is instead is listed."""
+    with pytest.raises(ValueError, match=r"no recipe 'nothing'.*lqae/tiny"):
+        find_recipe("nothing")
+    with pytest.raises(ValueError, match=r"family must be one of lqae, vqvae, got 'x'"):
+        run_from({"family": "x"}, "here")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        read_run(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- a")
+    with pytest.raises(ValueError, match="keys and values, got list"):
+        read_run(tmp_path / "list.yaml")
+
+
+def test_every_field_has_a_sentence_and_configurations_are_frozen() -> None:
+    """What `pixlex describe` prints."""
+    for kind in FAMILIES.values():
+        described = list(describe_fields(kind))
+        assert len({name for name, _, _ in described}) == len(described)
+        for name, _, sentence in described:
+            assert sentence.endswith("."), name
+            assert len(sentence) > 10, name
+    run = VQVAERun()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        run.family = "other"  # type: ignore[misc]
+
+
+def test_recipes_state_the_papers_values() -> None:
+    """Sections 3.2 and 5.1 of the paper, and the flags of the released command."""
+    paper, official = read_run("lqae/paper"), read_run("lqae/official")
+    assert isinstance(paper, LQAERun)
+    assert isinstance(official, LQAERun)
+    assert (paper.model.image_size, paper.model.patch_size, paper.model.grid) == (256, 16, 16)
+    assert (paper.model.quantizer.search, paper.model.quantizer.metric) == ("raw", "cosine")
+    assert paper.model.language.vocabulary == "all"
+    assert (paper.objective.mask_ratio_min, paper.objective.mask_ratio_max) == (0.5, 0.5)
+    assert (paper.objective.commitment_weight, paper.objective.masked_language_weight) == (0.005, 0.001)
+    assert (paper.train.batch_size, paper.train.weight_decay, paper.train.clip_norm) == (512, 5e-4, 0)
+    assert paper.train.steps == 100 * (1_281_167 // 512)
+    assert paper.train.warmup_steps == 5 * (1_281_167 // 512)
+    assert (official.objective.commitment_weight, official.objective.masked_language_weight) == (0.01, 1e-4)
+    assert official.model.encoder.block == official.model.decoder.block == "official"
+    assert official.train.decay_all

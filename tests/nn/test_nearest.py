@@ -1,0 +1,408 @@
+"""The nearest codeword is the one that float64 brute force finds, whatever the numbers look like."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pixlex.nn import candidates, nearest
+from pixlex.nn.nearest import Metric, PreparedCodebook, nearest_codeword, nearest_codewords
+
+METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
+FIRST_PRECISIONS = (torch.bfloat16, torch.float32)
+
+
+@pytest.fixture
+def rounded_products() -> Iterator[None]:
+    """The user lets float32 products be computed from factors rounded to bfloat16 (or to TF32 on CUDA)."""
+    cpu, cuda = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    before = cpu.fp32_precision, cuda.fp32_precision
+    cpu.fp32_precision, cuda.fp32_precision = "bf16", "tf32"
+    yield
+    cpu.fp32_precision, cuda.fp32_precision = before
+
+
+@pytest.fixture(params=FIRST_PRECISIONS, ids=("bfloat16", "float32"))
+def first_precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """Both ways to begin, on every processor."""
+    monkeypatch.setattr(nearest, "low_precision", lambda device: request.param)
+    return request.param
+
+
+def brute_force(z: Tensor, codebook: Tensor, metric: Metric) -> np.ndarray:
+    """Negated distances, or cosines, of all pairs (N, K): the larger the nearer."""
+    rows, codewords = z.double().numpy(), codebook.double().numpy()
+    if metric == "cosine":
+        return rows @ (codewords / np.linalg.norm(codewords, axis=1, keepdims=True)).T
+    return np.stack([-np.linalg.norm(row - codewords, axis=1) for row in rows])
+
+
+def assert_nearest(codes: Tensor, z: Tensor, codebook: Tensor, metric: Metric) -> None:
+    """Each code is the one of the largest score, or of one that only float64 rounding sets apart."""
+    scores = brute_force(z, codebook, metric)
+    best = scores.max(1)
+    chosen = np.take_along_axis(scores, codes.numpy()[:, None], 1)[:, 0]
+    assert codes.dtype == torch.int64
+    np.testing.assert_allclose(chosen, best, rtol=1e-12, atol=1e-12)
+
+
+def random_vectors(count: int, width: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.usefixtures("first_precision")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    ("num_rows", "num_codewords", "width"),
+    [(1, 1, 1), (3, 2, 5), (50, 63, 8), (40, 5000, 64), (2100, 300, 16), (20, 2049, 3), (30, 9000, 384)],
+)
+def test_random_vectors(metric: Metric, num_rows: int, num_codewords: int, width: int) -> None:
+    z, codebook = random_vectors(num_rows, width), random_vectors(num_codewords, width, seed=1)
+    assert_nearest(nearest_codeword(z, codebook, metric), z, codebook, metric)
+
+
+@pytest.mark.usefixtures("first_precision")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("distance", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("copies", [3, 200])
+def test_near_ties(metric: Metric, distance: float, copies: int) -> None:
+    """Copies of a codeword a hair apart: 3 are told apart among candidates, 200 need float64 for all."""
+    words = random_vectors(12, 96)
+    codebook = words.repeat(copies, 1) + distance * random_vectors(12 * copies, 96, seed=1)
+    beside = words + distance * random_vectors(12, 96, seed=2)
+    z = torch.cat([words, beside, random_vectors(12, 96, seed=3)])
+    codes = nearest_codeword(z, codebook, metric)
+    scores = brute_force(z, codebook, metric)
+    assert_nearest(codes, z, codebook, metric)
+    clear = np.sort(scores, 1)
+    clear = clear[:, -1] - clear[:, -2] > 1e-6
+    np.testing.assert_array_equal(codes.numpy()[clear], scores.argmax(1)[clear])
+
+
+@pytest.mark.usefixtures("first_precision")
+@pytest.mark.parametrize("metric", METRICS)
+def test_rounding_that_adds_up(metric: Metric) -> None:
+    """The nearest codeword loses to rounding in every component, its rivals gain: the bound's worst case."""
+    width, ulp = 64, 2.0**-7
+    signs = random_vectors(width, 1)[:, 0].sign()
+    rounded_down = signs * (1 + 0.49 * ulp)
+    rounded_up = signs * (1 + 0.51 * ulp)
+    rivals = rounded_up.repeat(20, 1)
+    rivals[torch.arange(20), torch.arange(20)] *= 0.9
+    codebook = torch.cat([rivals, rounded_down[None], rivals])
+    z = torch.stack([rounded_down, 3 * rounded_down])[: 1 if metric == "euclidean" else 2]
+    assert nearest_codeword(z, codebook, metric).tolist() == [20] * len(z)
+
+
+@pytest.mark.usefixtures("first_precision")
+@pytest.mark.parametrize("metric", METRICS)
+def test_equal_codewords_give_the_lowest_code(metric: Metric) -> None:
+    """Also when they lie in different blocks, in the first place, and when there is nothing else."""
+    words = random_vectors(1500, 32)
+    codebook = words.repeat(4, 1)
+    z = words[:100] + 0.01 * random_vectors(100, 32, seed=1)
+    assert nearest_codeword(z, codebook, metric).tolist() == list(range(100))
+    several = nearest_codewords(z, codebook, metric, 3)
+    assert several.tolist() == [[code, code + 1500, code + 3000] for code in range(100)]
+    assert nearest_codeword(z, words[:1].repeat(5000, 1), metric).tolist() == [0] * 100
+
+
+@pytest.mark.usefixtures("first_precision")
+def test_far_from_the_origin() -> None:
+    """Codewords 1 apart at a distance of 1000 from 0."""
+    center = 1000 * random_vectors(1, 48).sign()
+    codebook = center + random_vectors(3000, 48, seed=1)
+    z = center + random_vectors(60, 48, seed=2)
+    assert_nearest(nearest_codeword(z, codebook, "euclidean"), z, codebook, "euclidean")
+
+
+@pytest.mark.usefixtures("first_precision")
+@pytest.mark.parametrize("metric", METRICS)
+def test_codewords_of_very_different_length(metric: Metric) -> None:
+    lengths = torch.logspace(-3, 3, 3000)[torch.randperm(3000, generator=torch.Generator().manual_seed(0))]
+    codebook = lengths[:, None] * random_vectors(3000, 24, seed=1)
+    z = torch.logspace(-3, 3, 70)[:, None] * random_vectors(70, 24, seed=2)
+    assert_nearest(nearest_codeword(z, codebook, metric), z, codebook, metric)
+
+
+@pytest.mark.usefixtures("first_precision")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("exponent", [-120, -70, 70, 110])
+def test_scale_does_not_matter(metric: Metric, exponent: int) -> None:
+    """Squares of such numbers leave the range of float32; a power of two changes no digit."""
+    z, codebook = random_vectors(20, 16), random_vectors(500, 16, seed=1)
+    scaled = nearest_codeword(z * 2.0**exponent, codebook * 2.0**exponent, metric)
+    torch.testing.assert_close(scaled, nearest_codeword(z, codebook, metric))
+
+
+def test_length_does_not_matter_to_cosine() -> None:
+    z, codebook = random_vectors(50, 16), random_vectors(500, 16, seed=1)
+    lengths = torch.logspace(-30, 30, 500)[:, None]
+    expected = nearest_codeword(z, codebook)
+    torch.testing.assert_close(nearest_codeword(z * lengths[::10], codebook * lengths), expected)
+
+
+def exact_order(row: list[int], codebook: list[list[int]], metric: Metric) -> list[int]:
+    """All codes, nearest first, by exact arithmetic; the lower code first where two are equally near."""
+
+    def farness(code: int) -> Fraction:
+        pairs = list(zip(row, codebook[code], strict=True))
+        if metric == "euclidean":
+            return Fraction(sum((a - b) ** 2 for a, b in pairs))
+        product = sum(a * b for a, b in pairs)
+        return -Fraction(product * abs(product), sum(b * b for _, b in pairs))
+
+    directed = [code for code in range(len(codebook)) if metric == "euclidean" or any(codebook[code])]
+    return sorted(directed, key=lambda code: (farness(code), code))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), metric=st.sampled_from(METRICS), first=st.sampled_from(FIRST_PRECISIONS))
+def test_small_integers_against_exact_arithmetic(
+    data: st.DataObject, metric: Metric, first: torch.dtype
+) -> None:
+    """Whole numbers are full of exact ties, zero vectors and opposite directions."""
+    width = data.draw(st.integers(1, 5))
+    vectors = st.lists(st.lists(st.integers(-3, 3), min_size=width, max_size=width), min_size=1, max_size=150)
+    rows, codebook = data.draw(vectors), data.draw(vectors)
+    orders = [exact_order(row, codebook, metric) for row in rows]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nearest, "low_precision", lambda device: first)
+        patch.setattr(nearest, "BLOCK", 64)
+        patch.setattr(candidates, "BLOCK", 64)
+        arguments = torch.tensor(rows).float(), torch.tensor(codebook).float(), metric
+        if not orders[0]:
+            with pytest.raises(ValueError, match="norm above 0"):
+                nearest_codeword(*arguments)
+            return
+        top_k = data.draw(st.integers(1, len(orders[0])))
+        assert nearest_codeword(*arguments).tolist() == [order[0] for order in orders]
+        assert nearest_codewords(*arguments, top_k).tolist() == [order[:top_k] for order in orders]
+
+
+@pytest.mark.usefixtures("first_precision")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("block", [64, 128, 4096])
+def test_the_size_of_blocks_does_not_matter(
+    metric: Metric, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z, codebook = random_vectors(200, 32), random_vectors(1000, 32, seed=1)
+    expected = nearest_codewords(z, codebook, metric, 4)
+    monkeypatch.setattr(nearest, "BLOCK", block)
+    monkeypatch.setattr(candidates, "BLOCK", block)
+    monkeypatch.setattr(candidates, "STRIPE", block // 2)
+    monkeypatch.setattr(nearest, "_ROWS", 77)
+    torch.testing.assert_close(nearest_codewords(z, codebook, metric, 4), expected)
+
+
+@pytest.mark.usefixtures("first_precision")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("top_k", [1, 2, 7, 100])
+def test_several_nearest(metric: Metric, top_k: int) -> None:
+    z, codebook = random_vectors(40, 24), random_vectors(4000, 24, seed=1)
+    codes = nearest_codewords(z, codebook, metric, top_k)
+    expected = np.argsort(-brute_force(z, codebook, metric), 1)[:, :top_k]
+    np.testing.assert_array_equal(codes.numpy(), expected)
+    torch.testing.assert_close(nearest_codeword(z, codebook, metric), codes[:, 0])
+
+
+def test_all_codewords_in_order() -> None:
+    codebook = random_vectors(90, 6)
+    codes = nearest_codewords(random_vectors(5, 6, seed=1), codebook, "cosine", 90)
+    assert codes.sort(1).values.tolist() == [list(range(90))] * 5
+
+
+def test_a_codeword_is_its_own_nearest() -> None:
+    codebook = random_vectors(3000, 40)
+    for metric in METRICS:
+        torch.testing.assert_close(nearest_codeword(codebook, codebook, metric), torch.arange(3000))
+
+
+@pytest.mark.usefixtures("first_precision")
+def test_codewords_without_direction_never_win() -> None:
+    """All others point away, so that a cosine of 0 would be the largest."""
+    away = -random_vectors(3000, 16).abs()
+    away[0] = 0
+    away[7:2500] = 0
+    z = random_vectors(30, 16, seed=1).abs()
+    directed = away.norm(dim=1).nonzero()[:, 0]
+    expected = directed[nearest_codeword(z, away[directed])]
+    torch.testing.assert_close(nearest_codeword(z, away), expected)
+    with pytest.raises(ValueError, match="expected 600 or more codewords of norm above 0"):
+        nearest_codewords(z, away, "cosine", 600)
+
+
+def test_vectors_without_direction_take_the_first_codeword() -> None:
+    z, codebook = random_vectors(4, 8), random_vectors(10, 8, seed=1)
+    z[1:3] = 0
+    expected = nearest_codeword(z[[0, 3]], codebook)
+    assert nearest_codeword(z, codebook).tolist() == [int(expected[0]), 0, 0, int(expected[1])]
+    codebook[0] = 0
+    assert nearest_codewords(z, codebook, "cosine", 2)[1].tolist() == [1, 2]
+    assert nearest_codeword(z[1:3], codebook, "euclidean").tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_are_rounded_to_float32(metric: Metric, dtype: torch.dtype) -> None:
+    z, codebook = random_vectors(30, 16).to(dtype), random_vectors(3000, 16, seed=1).to(dtype)
+    expected = nearest_codeword(z.float(), codebook.float(), metric)
+    torch.testing.assert_close(nearest_codeword(z, codebook, metric), expected)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_views_and_no_rows(metric: Metric) -> None:
+    z, codebook = random_vectors(16, 30).T, random_vectors(32, 3000, seed=1).T[:, ::2]
+    expected = nearest_codeword(z.contiguous(), codebook.contiguous(), metric)
+    torch.testing.assert_close(nearest_codeword(z, codebook, metric), expected)
+    assert nearest_codeword(z[:0], codebook, metric).shape == (0,)
+    assert nearest_codewords(z[:0], codebook, metric, 3).shape == (0, 3)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_no_gradient_and_no_autocast(metric: Metric) -> None:
+    z, codebook = random_vectors(64, 32), random_vectors(2000, 32, seed=1)
+    expected = nearest_codewords(z, codebook, metric, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        codes = nearest_codewords(z.requires_grad_(), codebook.requires_grad_(), metric, 2)
+    assert not codes.requires_grad
+    torch.testing.assert_close(codes, expected)
+
+
+@pytest.mark.usefixtures("rounded_products")
+@pytest.mark.parametrize("metric", METRICS)
+def test_products_that_the_user_lets_be_rounded(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "low_precision", lambda device: torch.float32)
+    z, codebook = random_vectors(64, 128), random_vectors(4000, 128, seed=1)
+    assert_nearest(nearest_codeword(z, codebook, metric), z, codebook, metric)
+
+
+@pytest.mark.usefixtures("first_precision")
+@pytest.mark.parametrize("metric", METRICS)
+def test_prepared_codebook(metric: Metric) -> None:
+    z, codebook = random_vectors(200, 32), random_vectors(5000, 32, seed=1)
+    prepared = PreparedCodebook(codebook, metric)
+    for top_k in (1, 3):
+        expected = nearest_codewords(z, codebook, metric, top_k)
+        torch.testing.assert_close(nearest_codewords(z, prepared, metric, top_k), expected)
+    with torch.inference_mode():
+        assert_nearest(
+            nearest_codeword(z, PreparedCodebook(codebook + 1, metric), metric), z, codebook + 1, metric
+        )
+
+
+def test_prepared_codebook_refuses_what_it_was_not_made_for() -> None:
+    z, codebook = random_vectors(2, 4), random_vectors(9, 4, seed=1)
+    prepared = PreparedCodebook(codebook, "euclidean")
+    with pytest.raises(ValueError, match="expected 'euclidean', as the codebook was prepared, got 'cosine'"):
+        nearest_codeword(z, prepared)
+    codebook[3] += 1
+    with pytest.raises(ValueError, match="changed in place"):
+        nearest_codeword(z, prepared, "euclidean")
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize(
+    ("z", "codebook", "options", "message"),
+    [
+        (torch.zeros(2, 3), torch.zeros(0, 3), {}, r"codebook: .* at least 1, got torch.float32 \(0, 3\)"),
+        (torch.zeros(2, 0), torch.zeros(4, 0), {}, r"codebook: .* at least 1, got torch.float32 \(4, 0\)"),
+        (
+            torch.zeros(2, 3),
+            torch.ones(4, 3).long(),
+            {},
+            r"codebook: expected floats .* got torch.int64 \(4, 3\)",
+        ),
+        (torch.zeros(2, 3), torch.ones(4), {}, r"codebook: expected floats of shape \(K, D\)"),
+        (torch.zeros(2, 3), torch.ones(4, 5), {}, r"z: expected floats of shape \(N, 5\), .* \(2, 3\)"),
+        (torch.zeros(3), torch.ones(4, 3), {}, r"z: expected floats of shape \(N, 3\), .* \(3,\)"),
+        (torch.zeros(2, 3).long(), torch.ones(4, 3), {}, r"z: expected floats .* got torch.int64"),
+        (
+            torch.zeros(2, 3),
+            torch.ones(4, 3),
+            {"metric": "manhattan"},
+            "one of cosine, euclidean, got 'manhattan'",
+        ),
+        (torch.zeros(2, 3), torch.ones(4, 3), {"top_k": 0}, "top_k: expected 1 to 4, .* got 0"),
+        (torch.zeros(2, 3), torch.ones(4, 3), {"top_k": 5}, "top_k: expected 1 to 4, .* got 5"),
+        (
+            torch.tensor([[1.0], [torch.nan]]),
+            torch.ones(4, 1),
+            {},
+            "z: expected finite values, .* row 1 of 2",
+        ),
+        (torch.tensor([[torch.inf]]), torch.ones(4, 1), {}, "z: expected finite values, .* row 0 of 1"),
+        (torch.ones(2, 3), torch.zeros(4, 3), {}, "expected 1 or more codewords of norm above 0"),
+    ],
+)
+def test_documented_errors(z: Tensor, codebook: Tensor, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        nearest_codewords(z, codebook, **options)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_codebook_that_is_not_finite(metric: Metric, value: float) -> None:
+    codebook = random_vectors(3000, 4)
+    codebook[2222, 1] = value
+    with pytest.raises(ValueError, match="codebook: expected finite values, got others in codeword 2222"):
+        nearest_codeword(random_vectors(2, 4), codebook, metric)
+
+
+MEMORY_PROGRAM = """
+import pathlib, torch
+from pixlex.nn.nearest import nearest_codeword
+
+def resident(field):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+torch.set_num_threads(1)
+z = torch.randn(512, 256)
+for metric in ("cosine", "euclidean"):
+    nearest_codeword(z, torch.randn(10_000, 256), metric)
+    for num_codewords in (20_000, 80_000):
+        codebook = torch.randn(num_codewords, 256)
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+        before = resident("VmRSS")
+        nearest_codeword(z, codebook, metric)
+        print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux' account of memory")
+def test_memory_does_not_grow_with_the_codebook() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-c", MEMORY_PROGRAM], capture_output=True, text=True, check=True
+    )
+    few, many, few_euclidean, many_euclidean = (float(line) for line in answer.stdout.split())
+    # In MiB; a float32 score for each of the 60,000 further codewords and 512 rows would be 117.
+    assert many - few < 4
+    assert many_euclidean - few_euclidean < 4
+    assert max(many, many_euclidean) < 30
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("fixture", ["checkout", "rounded_products"])
+def test_cuda(metric: Metric, fixture: str, request: pytest.FixtureRequest) -> None:
+    """As on the CPU, also where the user allows TF32."""
+    request.getfixturevalue(fixture)
+    z, codebook = random_vectors(3000, 128), random_vectors(5000, 128, seed=1)
+    codes = nearest_codeword(z.cuda(), codebook.cuda(), metric)
+    assert codes.is_cuda
+    assert_nearest(codes.cpu(), z, codebook, metric)
+    prepared = PreparedCodebook(codebook.cuda(), metric)
+    torch.testing.assert_close(nearest_codeword(z.cuda(), prepared, metric), codes)
+    with pytest.raises(ValueError, match="device"):
+        nearest_codeword(z, codebook.cuda(), metric)

@@ -1,0 +1,44 @@
+"""Every recipe takes a step: its own settings, with sizes cut to what a test can hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny import tiny_language
+
+from pixlex.batch import ImageBatch
+from pixlex.config.run import read_run, recipe_names
+from pixlex.objectives.phase import Step
+from pixlex.runs import build_objective
+
+SMALL = ("width=32", "depth=1", "heads=2")
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_language(tmp_path_factory.mktemp("language"))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_takes_a_step(name: str, language: Path) -> None:
+    """Loss finite, gradients finite, housekeeping done."""
+    overrides = ["model.image_size=32", "model.patch_size=8"]
+    overrides += [f"model.{side}.{size}" for side in ("encoder", "decoder") for size in SMALL]
+    if read_run(name).family == "lqae":
+        overrides.append(f"model.language.name={language}")
+    else:
+        overrides += ["model.num_codewords=64", "model.codebook_dim=16"]
+    run = read_run(name, overrides)
+    torch.manual_seed(0)
+    objective = build_objective(run).train()
+    batch = ImageBatch(torch.rand(4, 3, 32, 32), torch.zeros(4, dtype=torch.long), ("",) * 4, torch.arange(4))
+    step = Step(0, torch.Generator().manual_seed(0))
+    loss = objective(batch, objective.phases[0], step)
+    assert torch.isfinite(loss.total)
+    loss.total.backward()
+    gradients = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert objective.after_step(step)["distinct_codewords"] >= 1

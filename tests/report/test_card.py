@@ -1,0 +1,67 @@
+"""The model card: front matter that the hub reads, tables and code blocks that do not break."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from pixlex.report.card import model_card
+
+CONFIG: dict[str, Any] = {"family": "lqae", "model": {"image_size": 64, "patch_size": 8}, "seed": 0}
+LANGUAGE = ("some/bert", "c0ffee" * 10)
+NUMBERS = {"eval/mse": 0.02, "eval/a|b": 1.0}
+
+
+def test_the_hub_reads_the_front_matter_and_finds_no_license() -> None:
+    text = model_card(CONFIG, NUMBERS, ["pixlex train tiny"], LANGUAGE)
+    card = ModelCard(text)
+    assert card.data.library_name == "pixlex"
+    assert card.data.tags == ["image-tokenizer", "vector-quantization", "lqae"]
+    assert card.data.license is None
+    assert "# license: state one before publishing" in text
+
+
+def test_the_card_says_what_the_model_is_and_whose_words_it_uses() -> None:
+    text = model_card(CONFIG, NUMBERS, ["pixlex train tiny"], LANGUAGE)
+    assert "# LQAE: 8 x 8 words for an image" in text
+    assert "8 x 8 words" in text
+    assert LANGUAGE[1] in text
+    assert "`some/bert`" in text
+    assert "tokenizer.to_words(images)" in text
+    assert "```sh\npixlex train tiny\n```" in text
+
+
+def test_the_embedded_model_is_named_as_the_world_knows_it() -> None:
+    text = model_card(CONFIG, NUMBERS, [], ("embedded", "c0ffee"))
+    assert "sentence-transformers/all-MiniLM-L6-v2" in text
+
+
+def test_a_model_without_words_does_not_speak_of_them() -> None:
+    text = model_card(CONFIG, NUMBERS, [], None)
+    assert "to_words" not in text
+    assert "Language model" not in text
+    assert "8 x 8\ncodes" in text
+    assert "vq-vae" in text
+
+
+def test_the_configuration_can_be_read_back() -> None:
+    text = model_card({**CONFIG, "note": "```\nfence"}, NUMBERS, [], LANGUAGE)
+    block = re.search(r"^(`{3,})yaml\n(.*?)^\1$", text, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    assert yaml.safe_load(block[2]) == {**CONFIG, "note": "```\nfence"}
+
+
+def test_a_bar_does_not_break_the_table() -> None:
+    rows = [line for line in model_card(CONFIG, NUMBERS, [], None).splitlines() if line.startswith("| ")]
+    assert len(rows) == 3
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows)
+
+
+@pytest.mark.parametrize("config", [{}, {"model": None}, {"model": {"image_size": 64}}])
+def test_a_configuration_without_sizes_gives_a_card(config: dict[str, Any]) -> None:
+    text = model_card(config, {}, [], LANGUAGE)
+    assert "a grid of words" in text

@@ -1,0 +1,231 @@
+"""The page of a run: complete in one file, escaped, readable without it."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from pixlex.batch import Skipped
+from pixlex.config.data import DataConfig
+from pixlex.config.lqae import LQAEConfig, VQVAEConfig
+from pixlex.config.run import LQAERun, Run, VQVAERun
+from pixlex.eval.examples import Examples
+from pixlex.eval.reconstruction import ReconstructionResult
+from pixlex.report.measures import measure_of
+from pixlex.report.page import comparison, run_page, write_page
+from pixlex.report.pictures import to_bytes
+
+EVIL = "<script>alert('x')</script>"
+NUMBERS = {"eval/mse": 0.02, "eval/mean_image_mse": 0.08, "eval/psnr": 17.0, "eval/codebook_usage": 0.0375}
+
+
+class Reader(HTMLParser):
+    """Collects tags with attributes, text, and what was opened and closed."""
+
+    VOID = ("meta", "img", "br", "wbr")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def read(path: Path) -> Reader:
+    """The page as a browser sees it; every tag is closed in its turn."""
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    """A page with everything on it."""
+    settings: dict[str, Any] = {
+        "title": "A run & more",
+        "numbers": NUMBERS,
+        "examples": examples(),
+        "commands": ["pixlex train tiny out=a", f"echo '{EVIL}'"],
+        "config": {"family": "lqae", "note": EVIL, "model": {"image_size": 16}},
+        "introduction": f"First.\n\nSecond {EVIL}.",
+        "notes": [f"note {EVIL}"],
+    }
+    return write_page(folder / "index.html", **{**settings, **changes})
+
+
+def examples(words: bool = True) -> Examples:
+    """Two images of four words."""
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    rows = (("ant", EVIL, "counterrevolutionaries", "$title"), ("a", "b", "c", "d&e"))
+    return Examples(
+        images, 1 - images, torch.zeros(2, 4, dtype=torch.long), rows if words else None, (EVIL, "key")
+    )
+
+
+def test_the_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "run")
+    assert path == tmp_path / "run" / "index.html"
+    assert "http://" not in path.read_text("utf-8")
+    assert "https://" not in path.read_text("utf-8")
+    for tag, attributes in read(path).tags:
+        assert tag not in ("script", "link", "iframe", "object")
+        assert not any(name.startswith("on") or name == "href" for name in attributes)
+        if "src" in attributes:
+            assert str(attributes["src"]).startswith("data:image/png;base64,")
+    policies = [attributes["content"] for _, attributes in read(path).tags if "http-equiv" in attributes]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_everything_given_is_escaped_and_shown(tmp_path: Path) -> None:
+    reader = read(write(tmp_path))
+    text = "".join(reader.text)
+    # word, text of the words, key, command, configuration, introduction, note
+    assert text.count(EVIL) == 7
+    assert "A run & more" in text
+    assert "pixlex train tiny out=a" in text
+    assert "image_size: 16" in text
+    assert "$title" in text
+
+
+def test_words_are_text_in_the_order_of_the_grid(tmp_path: Path) -> None:
+    source = write(tmp_path).read_text("utf-8")
+    cells = re.findall(r'<div style="--width[^>]*><span>(.*?)</span></div>', source)
+    assert [cell.replace("<i></i><wbr>", "") for cell in cells[4:]] == ["a", "b", "c", "d&amp;e"]
+    assert cells[2].replace("<i></i><wbr>", "") == "counterrevolutionaries"
+    assert "<p>a b c d&amp;e</p>" in source
+
+
+def test_pictures_are_the_images_to_the_byte(tmp_path: Path) -> None:
+    given = examples()
+    pictures = []
+    for tag, attributes in read(write(tmp_path)).tags:
+        if tag == "img":
+            data = str(attributes["src"]).removeprefix("data:image/png;base64,")
+            with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+                pictures.append(np.asarray(picture))
+            assert attributes["alt"]
+    expected = [
+        to_bytes(image) for pair in zip(given.originals, given.reconstructions, strict=True) for image in pair
+    ]
+    assert len(pictures) == 4
+    assert all(np.array_equal(found, wanted) for found, wanted in zip(pictures, expected, strict=True))
+
+
+def test_a_page_without_words_or_examples(tmp_path: Path) -> None:
+    source = write(tmp_path, examples=examples(words=False)).read_text("utf-8")
+    assert source.count("<img") == 4
+    assert "as text" not in source
+    source = write(tmp_path, examples=None, notes=(), introduction="", numbers={}).read_text("utf-8")
+    assert "<img" not in source
+    assert "<li>" not in source
+    read(tmp_path / "index.html")
+
+
+def test_curves_are_shown_where_they_are_given(tmp_path: Path) -> None:
+    Image.new("RGB", (5, 3)).save(tmp_path / "some.png")
+    source = write(tmp_path, examples=None, curves=tmp_path / "some.png").read_text("utf-8")
+    data = re.findall(r'class="curves"[^>]*base64,([^"]+)"', source)
+    with Image.open(io.BytesIO(base64.b64decode(data[0]))) as picture:
+        assert picture.size == (5, 3)
+    with pytest.raises(FileNotFoundError):
+        write(tmp_path, curves=tmp_path / "absent.png")
+
+
+@pytest.mark.parametrize("family", ["lqae", "vqvae"])
+def test_the_page_of_a_run(family: str, tmp_path: Path) -> None:
+    data = DataConfig(train="folder <of> images")
+    sizes = {"image_size": 16, "patch_size": 8}
+    run: Run = (
+        LQAERun(model=LQAEConfig(**sizes), data=data)
+        if family == "lqae"
+        else VQVAERun(model=VQVAEConfig(**sizes), data=data)
+    )
+    path = run_page(tmp_path, result(family == "lqae"), run, ["pixlex train it"])
+    assert path == tmp_path / "report.html"
+    text = "".join(read(path).text)
+    assert f"{'LQAE' if family == 'lqae' else 'VQ-VAE'}, 16 px, 2 x 2: folder <of> images" in text
+    assert ("words of a language model" in text) == (family == "lqae")
+    assert "2 images could not be read; the first: torn.png, truncated" in text
+    assert "rFID was not computed" in text
+    assert "Curves" not in text
+    assert yaml.safe_load(text[text.index("family:") :]) == dataclasses.asdict(run)
+    Image.new("RGB", (5, 3)).save(tmp_path / "curves.png")
+    assert "Curves" in "".join(read(run_page(tmp_path, result(True), run, [])).text)
+
+
+def result(words: bool) -> ReconstructionResult:
+    """What an evaluation of two images found."""
+    values = {"int": 1, "float": 1.0, "float | None": None}
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(ReconstructionResult)}
+    numbers = {name: values[kind] for name, kind in kinds.items() if kind in values}
+    torn = Skipped("torn.png", "truncated")
+    rest = {"skipped": (torn, torn), "notes": ("rFID was not computed",), "examples": examples(words)}
+    return ReconstructionResult(**{**numbers, **rest})  # type: ignore[arg-type]
+
+
+def test_numbers_stand_with_unit_and_name(tmp_path: Path) -> None:
+    text = " ".join(read(write(tmp_path)).text)
+    assert "17 dB higher is better eval/psnr" in re.sub(r"\s+", " ", text)
+    assert "3.75 % higher is better eval/codebook_usage" in re.sub(r"\s+", " ", text)
+
+
+@pytest.mark.parametrize(
+    ("error", "constant", "sentence"),
+    [
+        (0.02, 0.08, "75% below"),
+        (0.12, 0.08, "50% above"),
+        (0.02, None, ""),
+        (None, 0.08, ""),
+        (0.1, 0.0, ""),
+    ],
+)
+def test_the_comparison_says_which_is_better(
+    error: float | None, constant: float | None, sentence: str
+) -> None:
+    numbers = {"eval/mse": error, "eval/mean_image_mse": constant}
+    found = comparison({name: value for name, value in numbers.items() if value is not None})
+    assert sentence in found
+    assert bool(found) == bool(sentence)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("eval/num_images", 12345.0, "12,345"),
+        ("eval/mse", 0.0213456, "0.02135 MSE"),
+        ("eval/text_round_trip_rate", 1.0, "100 %"),
+        ("eval/pseudo_perplexity", 1e10, "10,000,000,000"),
+        ("train/learning_rate", 0.00015, "0.00015"),
+        ("eval/psnr", float("nan"), "nan"),
+        ("eval/never_heard_of", 2.5, "2.5"),
+    ],
+)
+def test_values_are_written_for_people(key: str, value: float, text: str) -> None:
+    assert measure_of(key).text(value) == text
+
+
+def test_an_unknown_measure_keeps_its_name() -> None:
+    assert measure_of("eval/never_heard_of").label == "never heard of"

@@ -1,0 +1,140 @@
+"""Pictures of reconstructions: sizes, colors, words where they belong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pixlex.report.pictures import (
+    BREAK,
+    fitted,
+    font,
+    ink_on,
+    line_width,
+    patch_colors,
+    reconstruction_grid,
+    to_bytes,
+)
+
+CELL, MARGIN, GAP, TITLE = 80, 16, 12, 30
+
+
+def two_images(size: int) -> torch.Tensor:
+    """Noise on the levels of a byte."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (2, 3, size, size), generator=generator) / 255
+
+
+def pixels(path: Path) -> np.ndarray:
+    """The picture as bytes."""
+    with Image.open(path) as picture:
+        assert (picture.format, picture.mode) == ("PNG", "RGB")
+        return np.asarray(picture).astype(int)
+
+
+def test_a_row_is_original_words_reconstruction(tmp_path: Path) -> None:
+    images = two_images(16)
+    copies = 1 - images
+    words = [[f"word{cell}" for cell in range(4)] for _ in range(2)]
+    path = reconstruction_grid(images, copies, words, 2, tmp_path / "new" / "grid.png")
+    sheet = pixels(path)
+    side = 2 * CELL
+    assert sheet.shape == (2 * MARGIN + TITLE + 2 * side + GAP, 2 * MARGIN + 3 * side + 2 * GAP, 3)
+    for row in range(2):
+        top = MARGIN + TITLE + row * (side + GAP)
+        original, panel, copy = (
+            sheet[top : top + side, left : left + side]
+            for left in (MARGIN + column * (side + GAP) for column in range(3))
+        )
+        for shown, expected in ((original, images[row]), (copy, copies[row])):
+            enlarged = np.repeat(np.repeat(to_bytes(expected), 10, axis=0), 10, axis=1)
+            assert np.array_equal(shown, enlarged)
+        for cell, color in enumerate(patch_colors(images[row], 2)):
+            corner = panel[cell // 2 * CELL : (cell // 2 + 1) * CELL, cell % 2 * CELL : (cell % 2 + 1) * CELL]
+            assert tuple(corner[1, 1]) == color
+            assert tuple(corner[-2, -2]) == color
+            written = (corner != np.array(color)).any(-1)
+            assert 0.01 < written.mean() < 0.5
+            # The word stands in the middle and keeps off the border.
+            assert not written[:, :2].any()
+            assert not written[:, -2:].any()
+            assert abs(np.argwhere(written).mean(0) - CELL / 2).max() < 8
+
+
+def test_without_words_there_are_two_columns(tmp_path: Path) -> None:
+    images = two_images(32)
+    sheet = pixels(reconstruction_grid(images, images, None, 4, tmp_path / "grid.png"))
+    assert sheet.shape[1] == 2 * MARGIN + 2 * 256 + GAP
+
+
+@pytest.mark.parametrize(("size", "grid", "side"), [(64, 8, 640), (256, 16, 1024), (28, 4, 336)])
+def test_pixels_are_enlarged_by_a_whole_factor(size: int, grid: int, side: int, tmp_path: Path) -> None:
+    words = [["word"] * grid**2] * 2
+    images = two_images(size)
+    sheet = pixels(reconstruction_grid(images, images, words, grid, tmp_path / "grid.png"))
+    assert sheet.shape[1] == 2 * MARGIN + 3 * side + 2 * GAP
+    assert side % size == 0
+    assert side // grid >= 64
+
+
+def test_values_outside_the_range_are_clipped() -> None:
+    image = torch.tensor([-1.0, 0.5, 2.0]).view(3, 1, 1)
+    assert to_bytes(image).tolist() == [[[0, 128, 255]]]
+
+
+def test_patch_colors_are_means_in_the_order_of_the_words() -> None:
+    image = two_images(12)[0]
+    for place, color in enumerate(patch_colors(image, 3)):
+        patch = image[:, place // 3 * 4 : place // 3 * 4 + 4, place % 3 * 4 : place % 3 * 4 + 4]
+        assert color == tuple((patch.mean((1, 2)) * 255).round().int().tolist())
+
+
+def test_ink_has_the_greater_contrast() -> None:
+    """At least 4.5 : 1, what WCAG asks of text, on every color."""
+
+    def luminance(color: tuple[int, int, int]) -> float:
+        shares = np.array(color) / 255
+        linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    for color in np.random.default_rng(0).integers(0, 256, (500, 3)).tolist():
+        bright, dark = sorted((luminance(tuple(color)), luminance(ink_on(tuple(color)))), reverse=True)
+        assert (bright + 0.05) / (dark + 0.05) >= 4.5
+
+
+@pytest.mark.parametrize("cell", [35, 64, 80])
+@pytest.mark.parametrize(
+    "word", ["a", "pheasant", "recognized", "counterrevolutionaries", "w" * 40, "", "##s"]
+)
+def test_words_fit_their_cell_and_lose_no_letter(word: str, cell: int) -> None:
+    text, size = fitted(word, cell)
+    assert text.replace(BREAK, "") == word
+    assert line_width(text) * size <= cell - 4
+    assert len(text.split("\n")) * size <= cell
+    assert 1 <= size <= cell / 4
+
+
+def test_only_a_word_that_would_be_too_small_is_broken() -> None:
+    assert BREAK not in fitted("pheasant", 80)[0]
+    broken, size = fitted("counterrevolutionaries", 64)
+    assert BREAK in broken
+    one_line = int(64 / (font(100).getlength("counterrevolutionaries") / 100))
+    assert size > one_line
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
+    images, path = two_images(16), tmp_path / "grid.png"
+    with pytest.raises(ValueError, match="no image to draw"):
+        reconstruction_grid(images[:0], images[:0], None, 2, path)
+    with pytest.raises(ValueError, match=r"reconstructions of \(2, 3, 16, 16\), got \(1, 3, 16, 16\)"):
+        reconstruction_grid(images, images[:1], None, 2, path)
+    with pytest.raises(ValueError, match="that 3 x 3 words tile"):
+        reconstruction_grid(images, images, [["a"] * 9] * 2, 3, path)
+    with pytest.raises(ValueError, match=r"expected 4 words for each of 2 images, got \[4, 3\]"):
+        reconstruction_grid(images, images, [["a"] * 4, ["a"] * 3], 2, path)
+    assert not path.exists()

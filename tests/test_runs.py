@@ -1,0 +1,111 @@
+"""A run folder from start to finish: what is in it, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tests.tiny import tiny_language
+from tests.train.running import write_pictures
+
+from pixlex import runs
+from pixlex.config.run import Run, run_from
+from pixlex.models import pretrained
+from pixlex.models.lqae import LQAE
+from pixlex.train.loop import Callbacks
+from pixlex.train.tracking import read_metrics
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_language(tmp_path_factory.mktemp("language"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures") / "noise.parquet")
+
+
+def _run(language: Path, pictures: Path, **train: object) -> Run:
+    vision = {"width": 32, "depth": 1, "heads": 2}
+    return run_from(
+        {
+            "family": "lqae",
+            "model": {
+                "image_size": 32, "patch_size": 8, "encoder": vision, "decoder": vision,
+                "language": {"name": str(language)}, "quantizer": {"search_dim": 4},
+            },
+            "data": {"train": str(pictures), "validation": str(pictures)},
+            "train": {
+                "steps": 4, "batch_size": 4, "warmup_steps": 1, "device": "cpu", "checkpoint_every": 2,
+                "evaluate_every": 2, "log_every": 1, **train,
+            },
+            "eval": {"word_folds": 2, "examples": 3},
+        },
+        "test",
+    )  # fmt: skip
+
+
+def test_a_finished_run_folder_holds_everything(tmp_path: Path, language: Path, pictures: Path) -> None:
+    """Configuration, environment, numbers, curves, grids, checkpoints, model with card, page."""
+    model_folder = runs.run_training(_run(language, pictures), tmp_path / "run")
+    assert model_folder == tmp_path / "run/model"
+    for name in ("config.yaml", "environment.json", "commands.txt", "metrics.jsonl", "report.html"):
+        assert (tmp_path / "run" / name).stat().st_size > 0, name
+    for name in (
+        "curves.png",
+        "pictures/reconstruction-00000002.png",
+        "pictures/reconstruction-00000004.png",
+    ):
+        with Image.open(tmp_path / "run" / name) as picture:
+            assert picture.width > 100
+    lines = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [line["step"] for line in lines if "eval/psnr" in line] == [2, 4]
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert 0 < results["eval/codebook_usage"] <= 1
+    loaded = pretrained.load(str(tmp_path / "run"))
+    assert isinstance(loaded, LQAE)
+    assert loaded.language.fingerprint in (model_folder / "README.md").read_text()
+    assert sum(path.stat().st_size for path in model_folder.iterdir()) < 2e6
+
+
+def test_a_folder_in_use_is_not_overwritten(tmp_path: Path, language: Path, pictures: Path) -> None:
+    """Without resume a second run is refused; with resume only the same run goes on."""
+    runs.run_training(_run(language, pictures), tmp_path)
+    with pytest.raises(ValueError, match="--resume"):
+        runs.run_training(_run(language, pictures), tmp_path)
+    with pytest.raises(ValueError, match=r"train.seed: 0 -> 1"):
+        runs.run_training(_run(language, pictures, seed=1), tmp_path, resume=True)
+    assert runs.run_training(_run(language, pictures, log_every=2), tmp_path, resume=True) is not None
+
+
+def test_an_interrupted_run_returns_none_and_goes_on(
+    tmp_path: Path, language: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C leaves a checkpoint and no model; resume finishes."""
+    original = Callbacks.__init__
+
+    def interrupting(self: Callbacks, observe: object, evaluate: object) -> None:
+        def stop(batch: object) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+        original(self, observe=stop, evaluate=evaluate)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Callbacks, "__init__", interrupting)
+        assert runs.run_training(_run(language, pictures), tmp_path) is None
+    assert not (tmp_path / "model").exists()
+    assert runs.run_training(_run(language, pictures), tmp_path, resume=True) is not None
+
+
+def test_a_batch_that_does_not_divide_is_named(
+    tmp_path: Path, language: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three processes, four images."""
+    monkeypatch.setattr(runs.distributed, "world_size", lambda: 3)
+    with pytest.raises(ValueError, match="multiple of the 3 processes, got 4"):
+        runs.run_training(_run(language, pictures), tmp_path)
