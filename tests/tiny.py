@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import numpy as np
 import torch
 import transformers
+from PIL import Image
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 
@@ -118,3 +121,14 @@ def _enlarge(weight: torch.Tensor) -> None:
     """Let the image, not the positions, decide the words of an untrained encoder."""
     with torch.no_grad():
         weight.mul_(20)
+
+
+def write_images(folder: Path, names: Sequence[str], *, seed: int = 0) -> Path:
+    """Write a PNG of 40 x 36 pixels, soft blobs of color, under each name (folders in it are made)."""
+    generator = np.random.default_rng(seed)
+    for name in names:
+        coarse = generator.integers(0, 256, size=(5, 6, 3), dtype=np.uint8)
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(coarse).resize((40, 36), Image.Resampling.BICUBIC).save(path, format="PNG")
+    return folder

@@ -104,7 +104,7 @@ def _tokenizing_commands(commands: Any) -> None:
     _batch_options(decode)
     _machine_options(decode)
     reconstruct = _command(
-        commands, "reconstruct", "tokens:reconstruct", "one picture: originals, words, reconstructions"
+        commands, "reconstruct", "measures:reconstruct", "one picture: originals, words, reconstructions"
     )
     _paths(reconstruct)
     _model_options(reconstruct)
@@ -114,7 +114,7 @@ def _tokenizing_commands(commands: Any) -> None:
 
 
 def _evaluate_command(commands: Any) -> None:
-    evaluate = _command(commands, "evaluate", "tokens:evaluate", "measure a model")
+    evaluate = _command(commands, "evaluate", "measures:evaluate", "measure a model")
     evaluate.add_argument("measure", choices=("reconstruction",), help="what to measure")
     _model_options(evaluate)
     evaluate.add_argument("--data", required=True, metavar="DATA", help=_DATA)

@@ -1,28 +1,22 @@
-"""`encode`, `decode`, `reconstruct` and `evaluate`: what a trained model does."""
+"""`encode` and `decode`; what the commands that need a model share."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from pixlex import report
 from pixlex.api import ImageTokenizer, load
-from pixlex.batch import ImageBatch, Skipped
-from pixlex.cli.output import answer, remark, table
-from pixlex.data.broken import BrokenImages
+from pixlex.batch import Skipped
+from pixlex.cli.output import answer, remark
 from pixlex.data.decoding import IMAGE_SUFFIXES
 from pixlex.data.images import ImageSource, open_image_files, open_source
-from pixlex.data.loader import evaluation_batches
 from pixlex.encoding import (
     Kind,
     check_kind,
@@ -33,8 +27,6 @@ from pixlex.encoding import (
     format_line,
     read_lines,
 )
-from pixlex.eval.reconstruction import ReconstructionResult, evaluate_reconstruction
-from pixlex.report.measures import measure_of
 
 
 def encode(options: Namespace) -> int:
@@ -43,8 +35,8 @@ def encode(options: Namespace) -> int:
         raise ValueError("parquet cannot be printed: name a file with --out")
     if options.json and options.out is None and options.to not in (None, "jsonl"):
         raise ValueError(f"--json prints jsonl, not {options.to}: leave one of --json and --to out")
-    source = _source(options.paths)
-    tokenizer = _load(options)
+    source = open_paths(options.paths)
+    tokenizer = load_tokenizer(options)
     kind: Kind = options.to or ("words" if tokenizer.has_words else "codes")
     if options.out is None:
         return _print_codes(tokenizer, source, "jsonl" if options.json else kind, options)
@@ -58,7 +50,7 @@ def encode(options: Namespace) -> int:
         overwrite=options.overwrite,
         max_broken_share=options.max_broken_share,
     )
-    _remark_skipped(options, result.skipped)
+    remark_skipped(options, result.skipped)
     values = {
         "path": str(result.path),
         "kind": kind,
@@ -78,7 +70,7 @@ def decode(options: Namespace) -> int:
     is_file = not several and os.path.isfile(first)  # no Path: it refuses a text too long for a name
     if not several and not is_file and (path.suffix or "/" in first) and len(first.split()) == 1:
         raise ValueError(f"{first} does not exist: expected a file, - for stdin, or the words of an image")
-    tokenizer = _load(options)
+    tokenizer = load_tokenizer(options)
     settings: dict[str, Any] = {
         "batch_size": options.batch_size,
         "progress": not options.quiet,
@@ -100,86 +92,8 @@ def decode(options: Namespace) -> int:
     return 0
 
 
-def reconstruct(options: Namespace) -> int:
-    """Draw originals, words and reconstructions in one picture."""
-    source = _source(options.paths)
-    tokenizer = _load(options)
-    batches = list(
-        evaluation_batches(source, image_size=tokenizer.image_size, batch_size=8, limit=options.limit)
-    )
-    originals: Tensor = torch.cat([batch.images for batch in batches])
-    codes = tokenizer.tokenize(originals)
-    words = [text.split() for text in tokenizer.to_words(codes)] if tokenizer.has_words else None
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    report.reconstruction_grid(originals, tokenizer.decode(codes), words, tokenizer.grid, options.out)
-    skipped = [one for batch in batches for one in batch.skipped]
-    _remark_skipped(options, skipped)
-    keys = [key for batch in batches for key in batch.keys]
-    values = {"path": str(options.out), "keys": keys, "skipped": [asdict(one) for one in skipped]}
-    answer(options, values, f"{options.out}: {len(keys)} images")
-    return 0
-
-
-def evaluate(options: Namespace) -> int:
-    """Measure reconstructions; leave numbers, picture and page in a folder if one is named."""
-    source = open_source(options.data)
-    tokenizer = _load(options)
-    batches = evaluation_batches(
-        source, image_size=tokenizer.image_size, batch_size=options.batch_size, limit=options.limit
-    )
-    result = evaluate_reconstruction(
-        tokenizer.model,
-        _accounted(batches, source, options.max_broken_share),
-        mask_ratio=options.mask_ratio,
-        device=tokenizer.device,
-        precision=tokenizer.precision,
-        total=min(len(source), options.limit or len(source)),
-        progress=not options.quiet,
-        fid_features=options.fid_features,
-        lpips_network=options.lpips_network,
-    )
-    values = {
-        "model": options.model,
-        "data": source.name,
-        **{name.removeprefix("eval/"): value for name, value in result.numbers.items()},
-        "notes": list(result.notes),
-        "skipped": [asdict(one) for one in result.skipped],
-    }
-    if options.out is not None:
-        _write_evaluation(options, tokenizer, values, result)
-    _remark_skipped(options, result.skipped)
-    for note in result.notes:
-        remark(options, note)
-    rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
-    answer(options, values, table(rows))
-    return 0
-
-
-def _write_evaluation(
-    options: Namespace, tokenizer: ImageTokenizer, values: dict[str, Any], result: ReconstructionResult
-) -> None:
-    """Write results.json, reconstruction.png and report.html."""
-    folder: Path = options.out
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    examples = result.examples
-    picture = folder / "reconstruction.png"
-    report.reconstruction_grid(
-        examples.originals, examples.reconstructions, examples.words, tokenizer.grid, picture
-    )
-    page = report.write_page(
-        folder / "report.html",
-        title=f"Reconstruction of {values['data']}",
-        numbers=result.numbers,
-        examples=examples,
-        commands=[options.command_line],
-        config={"family": tokenizer.family, "model": asdict(tokenizer.model.config)},
-        notes=result.notes,
-    )
-    remark(options, f"page {page}")
-
-
-def _load(options: Namespace) -> ImageTokenizer:
+def load_tokenizer(options: Namespace) -> ImageTokenizer:
+    """Load the model that the options name."""
     return load(
         options.model,
         language_model=options.language_model,
@@ -189,7 +103,7 @@ def _load(options: Namespace) -> ImageTokenizer:
     )
 
 
-def _source(paths: Sequence[str]) -> ImageSource:
+def open_paths(paths: Sequence[str]) -> ImageSource:
     """Open one source of any kind, or image files."""
     if len(paths) == 1:
         return open_source(paths[0])
@@ -225,19 +139,12 @@ def _print_codes(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind, opt
                 skipped += batch.skipped
                 bar.update(len(batch.images) + len(batch.skipped))
     finally:
-        _remark_skipped(options, skipped)
+        remark_skipped(options, skipped)
     return 0
 
 
-def _accounted(batches: Iterator[ImageBatch], source: ImageSource, limit: float) -> Iterator[ImageBatch]:
-    """Pass batches on; raise `TooManyBroken` when more than a share of the images cannot be read."""
-    broken = BrokenImages(None, source, limit)
-    for batch in batches:
-        broken.add(batch)
-        yield batch
-
-
-def _remark_skipped(options: Namespace, skipped: Sequence[Skipped]) -> None:
+def remark_skipped(options: Namespace, skipped: Sequence[Skipped]) -> None:
+    """Name the first images that could not be read, and say how many there are."""
     for one in skipped[:3]:
         remark(options, f"skipped {one.key}: {one.reason}")
     if len(skipped) > 3:

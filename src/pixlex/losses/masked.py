@@ -8,6 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+_ROWS = 128
+_IGNORED = -100
+
 
 def masked_word_loss(
     vectors: Float[Tensor, "M D"],
@@ -39,15 +42,23 @@ def masked_word_loss(
     """
     if len(word_ids) == 0:
         return vectors.sum()
+    total = len(word_ids) if total is None else total
     device = vectors.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
     matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
 
+    # Rows are filled up to a few fixed numbers: the CPU's matrix library keeps a packed copy of the matrix for
+    # every shape it has seen, and the number of hidden words is another one at every step.
+    missing = -len(word_ids) % _ROWS
+    vectors = F.pad(vectors.to(dtype), (0, 0, 0, missing))
+    word_ids = F.pad(word_ids, (0, missing), value=_IGNORED)
+
     def summed(rows: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(rows.to(dtype), matrix, offset).float(), targets, reduction="sum")
+        logits = F.linear(rows, matrix, offset).float()
+        return F.cross_entropy(logits, targets, reduction="sum", ignore_index=_IGNORED)
 
     parts = [
         checkpoint(summed, rows, targets, use_reentrant=False)
         for rows, targets in zip(torch.split(vectors, block), torch.split(word_ids, block), strict=True)
     ]
-    return torch.stack(parts).sum() / (len(word_ids) if total is None else total)
+    return torch.stack(parts).sum() / total

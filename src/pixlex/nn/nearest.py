@@ -128,10 +128,9 @@ def nearest_codewords(
     _check_codebook(plain, metric)
     _check_vectors(z, plain, top_k)
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        if isinstance(codebook, PreparedCodebook):
-            search = codebook.search(metric)
-        else:
-            search = _Search.over(plain, metric)
+        search = (
+            codebook.search(metric) if isinstance(codebook, PreparedCodebook) else _Search.over(plain, metric)
+        )
         codes = torch.empty(len(z), top_k, dtype=torch.long, device=z.device)
         for start in range(0, len(z), _ROWS):
             rows = slice(start, start + _ROWS)

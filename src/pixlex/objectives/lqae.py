@@ -86,7 +86,7 @@ class LQAEObjective(Objective):
         assert mask is not None
         weight, bias = language.head_weight_and_bias()
         return masked_word_loss(
-            language.predict(output.language.last[mask]),
+            language.predict(output.language.last)[mask],
             self.model.word_ids(output.quantized.codes[mask]),
             weight,
             bias,

@@ -21,7 +21,7 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 # Panels come in this order, all others after them by name. Curves of one panel share an axis.
 _ORDER = (
     "total", "reconstruction", "commitment", "codebook", "masked_language", "entropy", "distinct_codewords",
-    "perplexity", "cosine", "norm_z", "psnr", "ssim", "learning_rate", "gradient_norm", "images_per_second",
+    "perplexity", "cosine", "norm_z", "psnr", "ssim", "learning_rate", "gradient_norm", "images", "wait",
 )  # fmt: skip
 _PANEL_OF = {"mse": "reconstruction", "masked_mse": "reconstruction", "mean_image_mse": "reconstruction"}
 _PANEL_OF["norm_codeword"] = "norm_z"

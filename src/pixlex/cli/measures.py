@@ -1,0 +1,111 @@
+"""`reconstruct` and `evaluate`."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixlex import report
+from pixlex.api import ImageTokenizer
+from pixlex.batch import ImageBatch
+from pixlex.cli.output import answer, remark, table
+from pixlex.cli.tokens import load_tokenizer, open_paths, remark_skipped
+from pixlex.data.broken import BrokenImages
+from pixlex.data.images import ImageSource, open_source
+from pixlex.data.loader import evaluation_batches
+from pixlex.eval.reconstruction import ReconstructionResult, evaluate_reconstruction
+from pixlex.report.measures import measure_of
+
+
+def reconstruct(options: Namespace) -> int:
+    """Draw originals, words and reconstructions in one picture."""
+    source = open_paths(options.paths)
+    tokenizer = load_tokenizer(options)
+    batches = list(
+        evaluation_batches(source, image_size=tokenizer.image_size, batch_size=8, limit=options.limit)
+    )
+    originals: Tensor = torch.cat([batch.images for batch in batches])
+    codes = tokenizer.tokenize(originals)
+    words = [text.split() for text in tokenizer.to_words(codes)] if tokenizer.has_words else None
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    report.reconstruction_grid(originals, tokenizer.decode(codes), words, tokenizer.grid, options.out)
+    skipped = [one for batch in batches for one in batch.skipped]
+    remark_skipped(options, skipped)
+    keys = [key for batch in batches for key in batch.keys]
+    values = {"path": str(options.out), "keys": keys, "skipped": [asdict(one) for one in skipped]}
+    answer(options, values, f"{options.out}: {len(keys)} images")
+    return 0
+
+
+def evaluate(options: Namespace) -> int:
+    """Measure reconstructions; leave numbers, picture and page in a folder if one is named."""
+    source = open_source(options.data)
+    tokenizer = load_tokenizer(options)
+    batches = evaluation_batches(
+        source, image_size=tokenizer.image_size, batch_size=options.batch_size, limit=options.limit
+    )
+    result = evaluate_reconstruction(
+        tokenizer.model,
+        _accounted(batches, source, options.max_broken_share),
+        mask_ratio=options.mask_ratio,
+        device=tokenizer.device,
+        precision=tokenizer.precision,
+        total=min(len(source), options.limit or len(source)),
+        progress=not options.quiet,
+        fid_features=options.fid_features,
+        lpips_network=options.lpips_network,
+    )
+    values = {
+        "model": options.model,
+        "data": source.name,
+        **{name.removeprefix("eval/"): value for name, value in result.numbers.items()},
+        "notes": list(result.notes),
+        "skipped": [asdict(one) for one in result.skipped],
+    }
+    if options.out is not None:
+        _write_evaluation(options, tokenizer, values, result)
+    remark_skipped(options, result.skipped)
+    for note in result.notes:
+        remark(options, note)
+    rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
+    answer(options, values, table(rows))
+    return 0
+
+
+def _write_evaluation(
+    options: Namespace, tokenizer: ImageTokenizer, values: dict[str, Any], result: ReconstructionResult
+) -> None:
+    """Write results.json, reconstruction.png and report.html."""
+    folder: Path = options.out
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    examples = result.examples
+    picture = folder / "reconstruction.png"
+    report.reconstruction_grid(
+        examples.originals, examples.reconstructions, examples.words, tokenizer.grid, picture
+    )
+    page = report.write_page(
+        folder / "report.html",
+        title=f"Reconstruction of {values['data']}",
+        numbers=result.numbers,
+        examples=examples,
+        commands=[options.command_line],
+        config={"family": tokenizer.family, "model": asdict(tokenizer.model.config)},
+        notes=result.notes,
+    )
+    remark(options, f"page {page}")
+
+
+def _accounted(batches: Iterator[ImageBatch], source: ImageSource, limit: float) -> Iterator[ImageBatch]:
+    """Pass batches on; raise `TooManyBroken` when more than a share of the images cannot be read."""
+    broken = BrokenImages(None, source, limit)
+    for batch in batches:
+        broken.add(batch)
+        yield batch

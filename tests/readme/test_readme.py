@@ -1,0 +1,71 @@
+"""Every command and program of the README runs, in its order, on small pictures and a small model."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from pixlex.cli import main
+from pixlex.config.run import recipe_names
+from tests.tiny import tiny_language
+
+SMALLER = (
+    "model.image_size=32", "model.encoder.width=32", "model.encoder.depth=1", "model.encoder.heads=2",
+    "model.decoder.width=32", "model.decoder.depth=1", "model.decoder.heads=2", "train.steps=2",
+    "train.batch_size=4", "eval.word_folds=2",
+)  # fmt: skip
+
+
+def _blocks(checkout: Path) -> list[str]:
+    return re.findall(r"```(?:\w*)\n(.*?)```", (checkout / "README.md").read_text(), re.DOTALL)
+
+
+def test_commands_and_program_run(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """doctor, train, encode, decode, reconstruct, evaluate; then the same from Python."""
+    language = tiny_language(tmp_path / "language")
+    for name in ("PICTURES", "OTHER_PICTURES"):
+        (tmp_path / name).mkdir()
+        for number in range(6):
+            color = (40 * number, 200 - 30 * number, 90)
+            Image.new("RGB", (40, 36), color).save(tmp_path / name / f"{number}.png")
+    Image.new("RGB", (40, 36), (9, 99, 199)).save(tmp_path / "cat.jpg")
+    monkeypatch.chdir(tmp_path)
+    commands = [
+        shlex.split(line, comments=True)
+        for block in _blocks(checkout)
+        for line in block.splitlines()
+        if line.startswith("pixlex ")
+    ]
+    assert [command[1] for command in commands] == [
+        "doctor", "train", "encode", "decode", "reconstruct", "evaluate",
+    ]  # fmt: skip
+    for command in commands:
+        extra = [f"model.language.name={language}", *SMALLER] if command[1] == "train" else []
+        assert main([*command[1:], *extra]) == 0, f"{command}: {capsys.readouterr().err}"
+    assert (tmp_path / "words.txt").read_text().count("\n") == 6
+    assert len(list((tmp_path / "rebuilt").glob("*.png"))) == 6
+    assert (tmp_path / "grid.png").is_file()
+
+    (program,) = [block for block in _blocks(checkout) if block.startswith("import pixlex")]
+    names: dict[str, object] = {}
+    exec(program, names)
+    assert isinstance(names["images"], torch.Tensor)
+    assert names["images"].shape == (1, 3, 32, 32)
+
+
+def test_named_recipes_and_documents_exist(checkout: Path) -> None:
+    """What the README points to is there."""
+    text = (checkout / "README.md").read_text()
+    assert set(re.findall(r"^\| `(lqae/\w+)`", text, re.MULTILINE)) == set(recipe_names())
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        assert (checkout / link).is_file(), link
+    makefile = (checkout / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
+        assert f"\n{target}:" in makefile
