@@ -14,7 +14,7 @@ import torch
 
 from pixlex import distributed, report
 from pixlex.batch import ImageBatch
-from pixlex.config.run import LQAERun, Run, describe_fields, read_run, run_from, write_run
+from pixlex.config.run import LQAERun, Run, describe_fields, read_run, value_at, write_run
 from pixlex.data.broken import BrokenImages
 from pixlex.data.images import ImageSource, open_source
 from pixlex.data.loader import evaluation_batches, training_batches
@@ -177,15 +177,8 @@ def _differences(before: Run, now: Run) -> list[str]:
         return [f"family: {before.family} -> {now.family}"]
     old, new = dataclasses.asdict(before), dataclasses.asdict(now)
     names = [name for name, _, _ in describe_fields(type(now)) if not name.startswith(_FREE)]
-    pairs = [(name, _at(old, name), _at(new, name)) for name in names]
+    pairs = [(name, value_at(old, name), value_at(new, name)) for name in names]
     return [f"{name}: {then!r} -> {value!r}" for name, then, value in pairs if then != value]
-
-
-def _at(values: Mapping[str, Any], name: str) -> Any:
-    """Return the value under a dotted name."""
-    for part in name.split("."):
-        values = values[part]
-    return values
 
 
 def _finish(run: Run, objective: Objective, folder: Path, evaluator: _Evaluator | None) -> Path:
@@ -219,5 +212,3 @@ def quickstart(folder: Path, *, resume: bool = False) -> Path | None:
     run = read_run("lqae/tiny")
     return None if run_training(run, folder, resume=resume) is None else folder / "report.html"
 
-
-__all__ = ["build_objective", "quickstart", "run_from", "run_training"]

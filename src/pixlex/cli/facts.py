@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pixlex import __version__
 from pixlex.cli.output import answer, table
-from pixlex.config.run import FAMILIES, describe_fields, find_recipe, read_run, recipe_names
+from pixlex.config.run import FAMILIES, describe_fields, find_recipe, read_run, recipe_names, value_at
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -83,17 +83,9 @@ def _fields(subject: str) -> list[dict[str, Any]]:
     run = read_run(subject)
     values = asdict(run)
     return [
-        {"field": name, "default": default, "value": _at(values, name), "sentence": sentence}
+        {"field": name, "default": default, "value": value_at(values, name), "sentence": sentence}
         for name, default, sentence in describe_fields(type(run))
     ]
-
-
-def _at(values: dict[str, Any], name: str) -> Any:
-    """Return the value under a dotted name."""
-    place: Any = values
-    for part in name.split("."):
-        place = place[part]
-    return place
 
 
 def _first_sentence(recipe: str) -> str:

@@ -136,6 +136,14 @@ def describe_fields(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{one.name}", one.default, one.metadata["sentence"]
 
 
+def value_at(values: Mapping[str, Any], name: str) -> Any:
+    """Return the value under a dotted name, such as those of `describe_fields`, in nested values."""
+    place: Any = values
+    for key in name.split("."):
+        place = place[key]
+    return place
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     """Set one `key=value` in nested values."""
     key, separator, text = override.partition("=")

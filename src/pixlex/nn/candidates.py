@@ -24,6 +24,7 @@ from torch import Tensor
 
 BLOCK = 2048  # codewords compared at a time
 GROUP = 64  # codewords whose best score is looked at before their own; divides BLOCK
+ROW_MULTIPLE = 128  # rows of a product: oneDNN keeps about 1 MB for every shape it has met
 STRIPE = 512  # codewords rounded at a time: their copies stay in the cache
 
 _SINGLE = 2.0**-24  # rounding of float32, relative
@@ -166,13 +167,16 @@ class Screening:
 
     def __init__(self, x: Tensor, with_offset: bool, dtype: torch.dtype) -> None:
         num_rows, width = x.shape
+        padded = -(-num_rows // ROW_MULTIPLE) * ROW_MULTIPLE
+        self.num_rows = num_rows
         self.with_offset = with_offset
-        self.rounded = x.to(dtype)
-        self.norm = torch.linalg.vector_norm(x, dim=1)
-        self.residual = torch.linalg.vector_norm(x - self.rounded, dim=1)
-        if self.with_offset:
-            self.rounded = torch.cat([self.rounded, self.rounded.new_ones(num_rows, 3)], 1)
-        self.scores = self.rounded.new_empty(BLOCK, num_rows)
+        self.rounded = torch.zeros(padded, width + (3 if with_offset else 0), dtype=dtype, device=x.device)
+        self.rounded[:num_rows, :width] = x
+        self.rounded[:, width:] = 1
+        self.norm, self.residual = torch.zeros(2, padded, device=x.device).unbind()
+        self.norm[:num_rows] = torch.linalg.vector_norm(x, dim=1)
+        self.residual[:num_rows] = torch.linalg.vector_norm(x - self.rounded[:num_rows, :width], dim=1)
+        self.scores = self.rounded.new_empty(BLOCK, padded)
         self.result_rounding = _BFLOAT if dtype == torch.bfloat16 else 0.0
         # Rounding of norms, of x and y themselves, and of a float32 sum of D products in any order.
         self.sum_rounding = 4 * (width + 16) * _SINGLE
@@ -201,13 +205,13 @@ class Screening:
             top_k: how many of the nearest are wanted.
             limit: a row with more candidates is lost.
         """
-        num_rows, device = len(self.rounded), self.rounded.device
-        lost = torch.zeros(num_rows, dtype=torch.bool, device=device)
-        floor = torch.full((top_k, num_rows), -torch.inf, device=device)
+        padded, device = self.rounded.shape[0], self.rounded.device
+        lost = torch.arange(padded, device=device) >= self.num_rows
+        floor = torch.full((top_k, padded), -torch.inf, device=device)
         rows = torch.empty(0, dtype=torch.long, device=device)
         codes, ceilings = rows, floor.new_empty(0)
         for block in blocks:
-            groups = self._product(block).view(-1, GROUP, num_rows)
+            groups = self._product(block).view(-1, GROUP, padded)
             peaks = groups.amax(1).float()
             norm, residual = block.norm.view(-1, GROUP), block.residual.view(-1, GROUP)
             spread = self.radius(norm.amax(1, keepdim=True), residual.amax(1, keepdim=True))
@@ -227,13 +231,13 @@ class Screening:
             ceilings = torch.cat([ceilings, (scores + spread)[which, member]])
             keep = (ceilings >= floor[-1, rows]) & ~lost[rows]
             rows, codes, ceilings = rows[keep], codes[keep], ceilings[keep]
-            lost |= torch.bincount(rows, minlength=num_rows) > limit
+            lost |= torch.bincount(rows, minlength=padded) > limit
         keep = ~lost[rows]
         rows, codes = rows[keep], codes[keep]
         # Codes ascend from block to block, not inside a block.
         order = torch.argsort(codes)
         order = order[torch.argsort(rows[order], stable=True)]
-        return Candidates(rows[order], codes[order], lost)
+        return Candidates(rows[order], codes[order], lost[: self.num_rows])
 
     def _product(self, block: CodewordBlock) -> Tensor:
         """Return the scores S (padded size, N) of a block, -infinity where there is no codeword."""

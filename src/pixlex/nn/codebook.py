@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pixlex.config.lqae import QuantizerConfig
-from pixlex.nn.nearest import Metric, PreparedCodebook, nearest_codeword, nearest_codewords
+from pixlex.nn.nearest import Metric, nearest_codeword, nearest_codewords
 from pixlex.nn.whitening import Moments, Whitening
 
 
@@ -56,7 +56,6 @@ class WordQuantizer(nn.Module):
     """
 
     embedding: Tensor
-    search_codebook_frozen: Tensor
     center: Tensor
     directions: Tensor
     scales: Tensor
@@ -76,7 +75,6 @@ class WordQuantizer(nn.Module):
         self.config = config
         self.register_buffer("embedding", embedding.detach().float().clone(), persistent=False)
         self.input_dim = config.search_dim if config.search == "whitened" else width
-        self._prepared: PreparedCodebook | None = None
         if config.search == "whitened":
             self.whitening = Whitening(config.search_dim)
             center, directions, scales = _principal_directions(self.embedding, config.search_dim)

@@ -33,7 +33,7 @@ class Whitening(nn.Module):
     covariance: Tensor
     updates: Tensor
 
-    def __init__(self, width: int, momentum: float = 0.05) -> None:
+    def __init__(self, width: int, momentum: float = 0.2) -> None:
         super().__init__()
         self.momentum = momentum
         self.all_mean: Callable[[Tensor], Tensor] | None = None
