@@ -41,3 +41,19 @@ def unchecked_shapes() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random language model; a test that changes it builds its own."""
+    from tests.tiny import tiny_language
+
+    return tiny_language(tmp_path_factory.mktemp("language"))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A parquet file of twenty random pictures."""
+    from tests.train.running import write_pictures
+
+    return write_pictures(tmp_path_factory.mktemp("pictures") / "noise.parquet")

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.tiny import tiny_language
-from tests.train.running import write_pictures
 
 from pixlex import runs
 from pixlex.config.run import Run, run_from
@@ -18,16 +16,6 @@ from pixlex.models import pretrained
 from pixlex.models.lqae import LQAE
 from pixlex.train.loop import Callbacks
 from pixlex.train.tracking import read_metrics
-
-
-@pytest.fixture(scope="module")
-def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_language(tmp_path_factory.mktemp("language"))
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("pictures") / "noise.parquet")
 
 
 def _run(language: Path, pictures: Path, **train: object) -> Run:

@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -211,4 +210,3 @@ def quickstart(folder: Path, *, resume: bool = False) -> Path | None:
     """
     run = read_run("lqae/tiny")
     return None if run_training(run, folder, resume=resume) is None else folder / "report.html"
-

@@ -7,17 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny import tiny_language, tiny_lqae, tiny_lqae_config, tiny_vqvae
+from tests.tiny import tiny_lqae, tiny_lqae_config, tiny_vqvae
 
 from pixlex.config.lqae import LQAEConfig
 from pixlex.models.lqae import LQAE
 from pixlex.nn.codebook import straight_through
 from pixlex.nn.language import load_language_model
-
-
-@pytest.fixture(scope="module")
-def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_language(tmp_path_factory.mktemp("language"))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny import tiny_language, tiny_lqae, tiny_vqvae
+from tests.tiny import tiny_lqae, tiny_vqvae
 
 from pixlex.batch import ImageBatch
 from pixlex.config.lqae import LQAEObjectiveConfig, VQVAEObjectiveConfig
@@ -15,12 +15,6 @@ from pixlex.models.lqae import LQAE
 from pixlex.objectives import lqae as module
 from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
 from pixlex.objectives.phase import LossTerms, Step
-
-
-@pytest.fixture(scope="module")
-def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_language(tmp_path_factory.mktemp("language"))
-
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 BATCH = ImageBatch(IMAGES, torch.zeros(4, dtype=torch.long), ("a", "b", "c", "d"), torch.arange(4))

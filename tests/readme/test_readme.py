@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tests.tiny import tiny_language
 
 from pixlex.cli import main
 from pixlex.config.run import recipe_names
-from tests.tiny import tiny_language
 
 SMALLER = (
     "model.image_size=32", "model.encoder.width=32", "model.encoder.depth=1", "model.encoder.heads=2",

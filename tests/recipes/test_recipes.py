@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny import tiny_language
 
 from pixlex.batch import ImageBatch
 from pixlex.config.run import read_run, recipe_names
@@ -14,11 +13,6 @@ from pixlex.objectives.phase import Step
 from pixlex.runs import build_objective
 
 SMALL = ("width=32", "depth=1", "heads=2")
-
-
-@pytest.fixture(scope="module")
-def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_language(tmp_path_factory.mktemp("language"))
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from tests.tiny import tiny_language
-from tests.train.running import STEPS, digest, objective, run, settings, write_pictures
+from tests.train.running import STEPS, digest, objective, run, settings
 
 from pixlex.config.train import TrainConfig
 from pixlex.objectives.phase import Phase
@@ -24,16 +23,6 @@ from pixlex.train.tracking import METRICS, read_metrics
 
 # Children inherit what is imported here, so that ten of them start in the time of one.
 FORK = multiprocessing.get_context("fork")
-
-
-@pytest.fixture(scope="module")
-def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_language(tmp_path_factory.mktemp("language"))
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("pictures") / "noise.parquet")
 
 
 def _after(number: int) -> Callbacks:
