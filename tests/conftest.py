@@ -57,3 +57,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.train.running import write_pictures
 
     return write_pictures(tmp_path_factory.mktemp("pictures") / "noise.parquet")
+
+
+@pytest.fixture
+def rounded_products() -> Iterator[None]:
+    """The user lets float32 products be computed from factors rounded to bfloat16 (to TF32 on CUDA)."""
+    cpu, cuda = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    before = cpu.fp32_precision, cuda.fp32_precision
+    cpu.fp32_precision, cuda.fp32_precision = "bf16", "tf32"
+    yield
+    cpu.fp32_precision, cuda.fp32_precision = before

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests.eval.batches import batches_of
-from tests.tiny import IMAGE_SIZE
+from tests.tiny import IMAGE_SIZE, tiny_lqae
 from torch import Tensor, nn
 
 from pixlex.batch import ImageBatch, Skipped
@@ -168,6 +168,19 @@ def test_every_part_of_the_model_is_left_in_the_mode_it_was_in(lqae: LQAE, image
     with pytest.raises(ValueError, match="expected images of 3 x 32 x 32"):
         evaluate_reconstruction(lqae, batches_of(images[..., :8, :8], 4), progress=False)
     assert {name: part.training for name, part in lqae.named_modules()} == before
+
+
+def test_a_model_in_training_is_measured_as_it_will_be_used(language_folder: Path, images: Tensor) -> None:
+    """Whitening takes its running statistics then, not those of the batch, and leaves them alone."""
+    model = tiny_lqae(language_folder, search="whitened")
+    model.eval()
+    expected = evaluate_reconstruction(model, batches_of(images, 4), progress=False)
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = evaluate_reconstruction(model, batches_of(images, 4), progress=False)
+    assert numbers(found) == numbers(expected)
+    assert found.examples.words == expected.examples.words
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_training_goes_on_after_an_evaluation_and_weights_are_untouched(lqae: LQAE, images: Tensor) -> None:

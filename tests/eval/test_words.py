@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pixlex.eval import words
 from pixlex.eval.words import WordScores, score_words, survives_text, survives_tokenizer, word_folds
@@ -122,3 +124,15 @@ def test_words_that_the_tokenizer_splits_or_does_not_know_do_not_survive_it(lang
     codes = torch.tensor([[0, 1], [0, 2], [3, 1]])
     assert survives_text(vocabulary, codes).tolist() == [True, True, True]
     assert survives_tokenizer(language, vocabulary, codes).tolist() == [True, False, False]
+
+
+def test_the_first_word_is_read_like_the_others_where_words_carry_their_space(
+    language: LanguageModel,
+) -> None:
+    """As in RoBERTa: a word at the start of a text is another word than one after a space."""
+    pieces = Tokenizer(models.WordLevel({"[UNK]": 0, "ant": 1, "Ġant": 2, "Ġbat": 3}, unk_token="[UNK]"))
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    language.tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]")
+    vocabulary = Vocabulary("whole-words", torch.tensor([2, 3]), ("ant", "bat"))
+    codes = torch.tensor([[0, 1], [0, 0], [1, 0]])
+    assert survives_tokenizer(language, vocabulary, codes).all()

@@ -55,6 +55,12 @@ def test_no_score_is_off_by_more_than_the_bound(
         assert ((computed - exact).abs() <= allowed).all()
 
 
+@pytest.mark.usefixtures("rounded_products")
+def test_the_bound_holds_where_products_are_rounded() -> None:
+    test_no_score_is_off_by_more_than_the_bound(False, torch.float32, hard_vectors, 1000)
+    test_no_score_is_off_by_more_than_the_bound(True, torch.float32, hard_vectors, 1000)
+
+
 @pytest.mark.parametrize(("dtype", "at_most"), [(torch.bfloat16, 12.0), (torch.float32, 1.5)])
 @pytest.mark.parametrize("euclidean", [False, True])
 def test_few_codewords_remain(dtype: torch.dtype, at_most: float, euclidean: bool) -> None:

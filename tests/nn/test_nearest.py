@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -19,16 +18,6 @@ from pixlex.nn.nearest import Metric, PreparedCodebook, nearest_codeword, neares
 
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
 FIRST_PRECISIONS = (torch.bfloat16, torch.float32)
-
-
-@pytest.fixture
-def rounded_products() -> Iterator[None]:
-    """The user lets float32 products be computed from factors rounded to bfloat16 (or to TF32 on CUDA)."""
-    cpu, cuda = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
-    before = cpu.fp32_precision, cuda.fp32_precision
-    cpu.fp32_precision, cuda.fp32_precision = "bf16", "tf32"
-    yield
-    cpu.fp32_precision, cuda.fp32_precision = before
 
 
 @pytest.fixture(params=FIRST_PRECISIONS, ids=("bfloat16", "float32"))
@@ -63,7 +52,7 @@ def random_vectors(count: int, width: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(
     ("num_rows", "num_codewords", "width"),
-    [(1, 1, 1), (3, 2, 5), (50, 63, 8), (40, 5000, 64), (2100, 300, 16), (20, 2049, 3), (30, 9000, 384)],
+    [(1, 1, 1), (3, 2, 5), (50, 63, 8), (40, 5000, 64), (2100, 300, 16), (20, 2049, 3), (20, 5000, 256)],
 )
 def test_random_vectors(metric: Metric, num_rows: int, num_codewords: int, width: int) -> None:
     z, codebook = random_vectors(num_rows, width), random_vectors(num_codewords, width, seed=1)
@@ -114,6 +103,20 @@ def test_equal_codewords_give_the_lowest_code(metric: Metric) -> None:
     several = nearest_codewords(z, codebook, metric, 3)
     assert several.tolist() == [[code, code + 1500, code + 3000] for code in range(100)]
     assert nearest_codeword(z, words[:1].repeat(5000, 1), metric).tolist() == [0] * 100
+
+
+@pytest.mark.usefixtures("first_precision")
+@pytest.mark.parametrize("copies", [1, 9])
+def test_the_same_direction_in_several_lengths(copies: int) -> None:
+    """The cosines are equal; in float64 they differ in their last digits."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randint(-9, 10, (30, 7), generator=generator)
+    lengths = torch.tensor([11, 1, 3, 7, 5, 9]).repeat(copies)
+    codebook = (lengths[:, None, None] * directions).flatten(0, 1).float()
+    z = torch.randint(-9, 10, (200, 7), generator=generator).float()
+    assert nearest_codeword(z, codebook).max() < 30
+    several = nearest_codewords(z, codebook, "cosine", 3)
+    torch.testing.assert_close(several.diff(dim=1), torch.full((200, 2), 30))
 
 
 @pytest.mark.usefixtures("first_precision")
@@ -367,11 +370,11 @@ def resident(field):
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 torch.set_num_threads(1)
-z = torch.randn(512, 256)
+z = torch.randn(512, 64)
 for metric in ("cosine", "euclidean"):
-    nearest_codeword(z, torch.randn(10_000, 256), metric)
-    for num_codewords in (20_000, 80_000):
-        codebook = torch.randn(num_codewords, 256)
+    nearest_codeword(z, torch.randn(5_000, 64), metric)
+    for num_codewords in (10_000, 50_000):
+        codebook = torch.randn(num_codewords, 64)
         pathlib.Path("/proc/self/clear_refs").write_text("5")
         before = resident("VmRSS")
         nearest_codeword(z, codebook, metric)
@@ -385,10 +388,10 @@ def test_memory_does_not_grow_with_the_codebook() -> None:
         [sys.executable, "-c", MEMORY_PROGRAM], capture_output=True, text=True, check=True
     )
     few, many, few_euclidean, many_euclidean = (float(line) for line in answer.stdout.split())
-    # In MiB; a float32 score for each of the 60,000 further codewords and 512 rows would be 117.
+    # In MiB; a float32 score for each of the 40,000 further codewords and 512 rows would be 78.
     assert many - few < 4
     assert many_euclidean - few_euclidean < 4
-    assert max(many, many_euclidean) < 30
+    assert max(many, many_euclidean) < 20
 
 
 @pytest.mark.gpu

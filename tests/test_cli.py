@@ -1,0 +1,503 @@
+"""The commands: what they answer, what they refuse, and with which exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tests.tiny import tiny_language, tiny_lqae, tiny_vqvae, write_images
+
+import pixlex
+import pixlex.runs
+from pixlex import cli
+from pixlex.api import ImageTokenizer, load
+from pixlex.cli import main
+from pixlex.config.run import FAMILIES, describe_fields, recipe_names
+from pixlex.encoding import read_codes
+from pixlex.train.loop import LossNotFinite
+
+COMMANDS = (
+    "train",
+    "quickstart",
+    "encode",
+    "decode",
+    "reconstruct",
+    "evaluate",
+    "describe",
+    "doctor",
+    "version",
+)
+NAMES = tuple(f"{number}.png" for number in range(5))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model directory of a tiny LQAE."""
+    folder = tmp_path_factory.mktemp("lqae")
+    ImageTokenizer(tiny_lqae(tiny_language(folder / "language"))).save(folder / "model")
+    return str(folder / "model")
+
+
+@pytest.fixture(scope="module")
+def vqvae(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model directory of a tiny VQ-VAE."""
+    folder = tmp_path_factory.mktemp("vqvae")
+    ImageTokenizer(tiny_vqvae()).save(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("photos"), NAMES)
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """Five images, one of which is none."""
+    folder = write_images(tmp_path / "broken", NAMES)
+    (folder / "2.png").write_text("no image")
+    return folder
+
+
+Outcome = tuple[int, str, str]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """`run(*arguments)` returns exit code, stdout and stderr of a command."""
+
+    def call(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def refused(outcome: Outcome, code: int = 2) -> str:
+    """Check the form of an error and return its message."""
+    assert outcome[0] == code
+    assert outcome[1] == ""
+    lines = outcome[2].splitlines()
+    assert lines[-1].startswith("pixlex: error: ")
+    assert "Traceback" not in outcome[2]
+    return lines[-1].removeprefix("pixlex: error: ")
+
+
+def test_help_needs_nothing_heavy() -> None:
+    program = f"""
+import contextlib, io, sys
+from pixlex.cli import main
+for arguments in [["--help"], ["--version"], *([name, "--help"] for name in {COMMANDS!r})]:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            main(arguments)
+        except SystemExit as left:
+            assert left.code == 0
+    assert "pixlex" in printed.getvalue()
+assert main(["version", "--json"]) == 0
+print(sorted({{"torch", "transformers", "numpy", "PIL", "pyarrow", "yaml", "jsonargparse"}} & set(sys.modules)))
+"""
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout.splitlines()[-1] in ("[]", "['yaml']")
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"    {command}" in text for command in COMMANDS)
+    assert "exit codes: 0 fine, 1 the run failed, 2 bad input, 130 interrupted" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND (see pixlex --help)"),
+        (["encoed"], "invalid choice: 'encoed'"),
+        (["encode", "a.png", "--mod", "m"], "required: --model (see pixlex encode --help)"),
+        (["describe", "lqae", "--jsn"], "unrecognized arguments: --jsn"),
+        (
+            ["encode", "a.png", "--model", "m", "--batch-size", "0"],
+            "expected an integer of 1 or more, got '0'",
+        ),
+        (
+            ["evaluate", "reconstruction", "--model", "m", "--data", "d", "--mask-ratio", "2"],
+            "in [0, 1], got '2'",
+        ),
+        (["evaluate", "beauty", "--model", "m", "--data", "d"], "invalid choice: 'beauty'"),
+    ],
+)
+def test_what_is_typed_wrong(run: Callable[..., Outcome], arguments: list[str], message: str) -> None:
+    assert message in refused(run(*arguments))
+
+
+def test_version(run: Callable[..., Outcome]) -> None:
+    code, out, _ = run("version")
+    assert (code, out.split()[:2]) == (0, ["pixlex", pixlex.__version__])
+    values = json.loads(run("version", "--json")[1])
+    assert values["pixlex"] == pixlex.__version__
+    assert {"python", "torch", "transformers"} <= set(values)
+
+
+def test_describe_lists_recipes_and_families(run: Callable[..., Outcome]) -> None:
+    code, out, _ = run("describe")
+    assert code == 0
+    values = json.loads(run("describe", "--json")[1])
+    assert list(values["recipes"]) == recipe_names()
+    assert list(values["families"]) == list(FAMILIES)
+    assert all(name in out for name in (*recipe_names(), *FAMILIES))
+
+
+def test_describe_tells_every_setting(run: Callable[..., Outcome]) -> None:
+    fields = {name: (default, sentence) for name, default, sentence in describe_fields(FAMILIES["lqae"])}
+    listed = json.loads(run("describe", "lqae", "--json")[1])
+    assert {one["field"]: (one["default"], one["sentence"]) for one in listed} == fields
+    out = " ".join(run("describe", "lqae")[1].split())
+    for name, (_, sentence) in fields.items():
+        assert f"{name} = " in out
+        assert " ".join(sentence.split()) in out
+
+
+def test_describe_shows_what_a_recipe_changes(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("family: vqvae\ntrain: {steps: 7}\n")
+    listed = {one["field"]: one for one in json.loads(run("describe", recipe, "--json")[1])}
+    assert (listed["train.steps"]["value"], listed["train.batch_size"]["value"]) == (7, 512)
+    assert "train.steps = 7   (default 250200)" in run("describe", recipe)[1]
+    recipe.write_text("family: vqvae\ntrain: {stpes: 7}\n")
+    assert "did you mean train.steps?" in refused(run("describe", recipe))
+    message = refused(run("describe", "lqae/nothing"))
+    assert "no recipe 'lqae/nothing'" in message
+    assert "families lqae, vqvae" in message
+
+
+def test_doctor(run: Callable[..., Outcome], broken: Path) -> None:
+    code, out, err = run("doctor", broken)
+    assert code == 0
+    assert "broken     1 (20.0%)" in out
+    assert "2.png: not an image" in out
+    assert "read" in err
+    code, out, err = run("doctor", broken, "--json", "--quiet")
+    values = json.loads(out)
+    assert (code, values["num_images"], values["broken"][0]["key"], values["formats"]) == (
+        0,
+        5,
+        "2.png",
+        {"PNG": 4},
+    )
+    assert values["width"] == {"smallest": 40, "middle": 40, "largest": 40}
+    assert err == ""
+
+
+def test_doctor_refuses_what_is_no_data(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "empty is empty" in refused(run("doctor", tmp_path / "empty"))
+    assert "does not exist" in refused(run("doctor", tmp_path / "missing"))
+
+
+@pytest.mark.parametrize("kind", ["words", "codes", "jsonl"])
+def test_encode_prints(
+    run: Callable[..., Outcome], model: str, photos: Path, tmp_path: Path, kind: str
+) -> None:
+    code, out, err = run("encode", photos, "--model", model, "--to", kind, "--batch-size", 2)
+    assert code == 0
+    assert "encode: 100%" in err
+    (tmp_path / "printed").write_text(out)
+    tokenizer = load(model)
+    rows = tokenizer.tokenize([photos / name for name in NAMES]).tolist()
+    read = list(read_codes(tmp_path / "printed", tokenizer))
+    assert read == [(name, tuple(row)) for name, row in zip(NAMES, rows, strict=True)]
+
+
+def test_encode_prints_words_by_default_and_json_if_asked(
+    run: Callable[..., Outcome], model: str, photos: Path
+) -> None:
+    files = [photos / name for name in NAMES[:2]]
+    words = run("encode", files[0], "--model", model, "--quiet", files[1])
+    assert words[2] == ""
+    lines = run("encode", *files, "--model", model, "--json")[1].splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert [f"{one['key']}\t{one['words']}" for one in entries] == words[1].splitlines()
+    assert [one["key"] for one in entries] == [file.as_posix() for file in files]
+
+
+def test_encode_prints_codes_of_a_vqvae(run: Callable[..., Outcome], vqvae: str, photos: Path) -> None:
+    out = run("encode", photos, "--model", vqvae)[1]
+    assert len(out.splitlines()[0].split("\t")[1].split()) == 16
+    message = refused(run("encode", photos, "--model", vqvae, "--to", "words", "--quiet"))
+    assert "a vqvae has no words" in message
+
+
+def test_encode_writes_a_file(run: Callable[..., Outcome], model: str, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "words.parquet"
+    code, printed, _ = run("encode", photos, "--model", model, "--to", "parquet", "--out", out)
+    assert (code, printed) == (0, f"{out}: 5 images as parquet\n")
+    again = ("encode", photos, "--model", model, "--to", "jsonl", "--out", out, "--json")
+    assert "exists; choose another name, or replace it with --overwrite" in refused(run(*again))
+    code, printed, _ = run(*again, "--overwrite")
+    answer = {"path": str(out), "kind": "jsonl", "num_images": 5, "num_resumed": 0, "skipped": []}
+    assert (code, json.loads(printed)) == (0, answer)
+
+
+def test_encode_goes_on_after_an_interrupt(
+    run: Callable[..., Outcome], model: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("encode", photos, "--model", model, "--out", tmp_path / "out.txt", "--batch-size", 1)
+    inner = ImageTokenizer.tokenize
+    calls = iter([None, None])
+
+    def stopping(self: ImageTokenizer, images: Any) -> Any:
+        if next(calls, "stop") == "stop":
+            raise KeyboardInterrupt
+        return inner(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageTokenizer, "tokenize", stopping)
+        code, out, err = run(*arguments)
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == "pixlex: interrupted"
+    assert json.loads(run(*arguments, "--json")[1])["num_resumed"] == 2
+
+
+def test_broken_images(run: Callable[..., Outcome], model: str, broken: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.txt"
+    arguments = ("encode", broken, "--model", model, "--out", out, "--json")
+    message = refused(run(*arguments), code=1)
+    assert "max_broken_share is 5.0%" in message
+    assert not out.exists()
+    code, printed, err = run(*arguments, "--max-broken-share", 0.5)
+    assert (code, json.loads(printed)["num_images"]) == (0, 4)
+    assert "pixlex: skipped 2.png: not an image" in err
+    code, printed, _ = run("encode", broken, "--model", model, "--max-broken-share", 1)
+    assert (code, len(printed.splitlines())) == (0, 4)
+    evaluate = ("evaluate", "reconstruction", "--model", model, "--data", broken)
+    assert "2.png" in refused(run(*evaluate), code=1)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "none.png").write_text("none")
+    reconstruct = ("reconstruct", tmp_path / "one", "--model", model, "--out", tmp_path / "grid.png")
+    assert "none of 1 images can be read" in refused(run(*reconstruct), code=1)
+
+
+def test_paths_it_refuses(run: Callable[..., Outcome], model: str, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    end = ("--model", model)
+    assert "is empty" in refused(run("encode", tmp_path / "empty", *end))
+    assert "does not exist" in refused(run("encode", photos / "0.png", photos / "9.png", *end))
+    message = refused(run("encode", photos / "0.png", photos, *end))
+    assert "expected image files, or one folder" in message
+    message = refused(run("encode", photos, *end, "--to", "parquet"))
+    assert message == "parquet cannot be printed: name a file with --out"
+    assert "--json prints jsonl, not words" in refused(run("encode", photos, *end, "--to", "words", "--json"))
+
+
+def test_models_it_refuses(run: Callable[..., Outcome], model: str, photos: Path, tmp_path: Path) -> None:
+    assert "is not a model directory" in refused(run("encode", photos, "--model", photos))
+    other = tiny_language(tmp_path / "other", seed=1)
+    message = refused(run("encode", photos, "--model", model, "--language-model", other))
+    assert "codes mean nothing in another vocabulary" in message
+    assert "got 'abacus'" in refused(run("encode", photos, "--model", model, "--device", "abacus"))
+
+
+def test_decode_a_file_and_words_and_stdin(
+    run: Callable[..., Outcome], model: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = run("encode", photos, "--model", model)[1]
+    (tmp_path / "words.txt").write_text(lines)
+    end = ("--model", model, "--out")
+    code, out, _ = run("decode", tmp_path / "words.txt", *end, tmp_path / "file")
+    assert (code, out) == (0, f"{tmp_path / 'file'}: 5 pictures\n")
+    assert sorted(path.name for path in (tmp_path / "file").glob("*.png")) == sorted(NAMES)
+    answer = json.loads(run("decode", tmp_path / "words.txt", *end, tmp_path / "file", "--json")[1])
+    assert answer == {"folder": str(tmp_path / "file"), "num_images": 5, "num_resumed": 5}
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    assert run("decode", "-", *end, tmp_path / "stdin", "--quiet")[0] == 0
+    words = lines.splitlines()[0].split("\t")[1]
+    assert run("decode", words, *end, tmp_path / "quoted")[0] == 0
+    assert run("decode", *words.split(), *end, tmp_path / "plain")[0] == 0
+    pictures = [tmp_path / name for name in ("file/0.png", "stdin/0.png", "quoted/1.png", "plain/1.png")]
+    assert len({Image.open(picture).tobytes() for picture in pictures}) == 1
+
+
+def test_decode_refuses(run: Callable[..., Outcome], model: str, tmp_path: Path) -> None:
+    end = ("--model", model, "--out", tmp_path / "out")
+    assert "expected 16 words (4 x 4), got 2" in refused(run("decode", "about above", *end))
+    assert "the word 'xylophone' is not one of the 300" in refused(run("decode", *["xylophone"] * 16, *end))
+    assert "words.txt does not exist: expected a file" in refused(run("decode", "words.txt", *end))
+    assert "expected 16 words" in refused(run("decode", "about " * 400, *end))
+    assert not (tmp_path / "out").exists()
+
+
+def test_reconstruct(
+    run: Callable[..., Outcome], model: str, vqvae: str, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "grid.png"
+    assert run("reconstruct", photos, "--model", model, "--out", out)[:2] == (0, f"{out}: 5 images\n")
+    tall = Image.open(out).height
+    answer = run("reconstruct", photos, "--model", vqvae, "--out", out, "--limit", 2, "--json")
+    assert json.loads(answer[1])["keys"] == ["0.png", "2.png"]
+    assert Image.open(out).height < tall
+
+
+def test_evaluate(run: Callable[..., Outcome], model: str, photos: Path, tmp_path: Path) -> None:
+    arguments = ("evaluate", "reconstruction", "--model", model, "--data", photos, "--mask-ratio", 0.25)
+    code, out, err = run(*arguments, "--out", tmp_path / "results", "--json")
+    values = json.loads(out)
+    assert (code, values["num_images"], values["words_per_image"]) == (0, 5, 16)
+    assert {"mse", "psnr", "perplexity", "notes", "skipped"} <= set(values)
+    assert json.loads((tmp_path / "results" / "results.json").read_text()) == values
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == [
+        "reconstruction.png", "report.html", "results.json",
+    ]  # fmt: skip
+    assert "pixlex evaluate reconstruction" in (tmp_path / "results" / "report.html").read_text()
+    assert "evaluate: 100%" in err
+    code, out, err = run(*arguments, "--limit", 2, "--quiet")
+    assert (code, err) == (0, "")
+    assert ["images", "2"] in [line.split() for line in out.splitlines()]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe in a folder of its own, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("family: vqvae\ntrain: {steps: 7}\n")
+    return tmp_path / "mine.yaml"
+
+
+class FakeTraining:
+    """Stands where `run_training` is."""
+
+    def __init__(self, outcome: BaseException | None = None, *, finishes: bool = True) -> None:
+        self.outcome, self.finishes = outcome, finishes
+        self.calls: list[tuple[int, Path, bool]] = []
+
+    def __call__(self, run: Any, folder: Path, *, resume: bool) -> Path | None:
+        print("a bar", file=sys.stderr)
+        self.calls.append((run.train.steps, folder, resume))
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints" / "step-00000001.pt").touch()
+        if self.outcome is not None:
+            raise self.outcome
+        return folder / "model" if self.finishes else None
+
+
+def test_train_numbers_its_folders(
+    run: Callable[..., Outcome], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = FakeTraining()
+    monkeypatch.setattr(pixlex.runs, "run_training", training)
+    code, out, err = run("train", "mine.yaml", "--json", "train.steps=9")
+    assert (code, json.loads(out)) == (0, {"folder": "runs/mine-1", "model": "runs/mine-1/model"})
+    assert "pixlex: run folder runs/mine-1" in err
+    run("train", "lqae/default", "train.steps=3")
+    run("train", recipe, "--out", "elsewhere", "train.steps=4")
+    assert run("train", "mine.yaml", "--quiet")[2] == ""
+    assert run("train", "mine.yaml", "--resume")[0] == 0
+    folders = ["runs/mine-1", "runs/lqae-default-1", "elsewhere", "runs/mine-2", "runs/mine-2"]
+    assert training.calls == [
+        (steps, Path(folder), resume)
+        for steps, folder, resume in zip((9, 3, 4, 7, 7), folders, (False,) * 4 + (True,), strict=True)
+    ]
+
+
+def test_train_refuses(run: Callable[..., Outcome], recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = FakeTraining()
+    monkeypatch.setattr(pixlex.runs, "run_training", training)
+    assert "no run runs/mine-NUMBER to resume" in refused(run("train", "mine.yaml", "--resume"))
+    assert "there is no run to resume" in refused(run("train", "mine.yaml", "--resume", "--out", "nothing"))
+    assert "did you mean train.steps?" in refused(run("train", "mine.yaml", "train.stpes=3"))
+    assert "expected key=value, got 'steps'" in refused(run("train", "mine.yaml", "steps"))
+    assert "no recipe 'nothing.yaml'" in refused(run("train", "nothing.yaml"))
+    assert training.calls == []
+    run("train", "mine.yaml", "--out", "here")
+    message = refused(run("train", "mine.yaml", "--out", "here"))
+    assert "pass --resume to go on with it, or another --out" in message
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "message"),
+    [
+        (LossNotFinite("step 3: total not finite"), 1, "error: step 3: total not finite"),
+        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
+        (ImportError("pip install 'pixlex[embedded]'"), 1, "error: pip install 'pixlex[embedded]'"),
+        (MemoryError(), 1, "error: out of memory"),
+        (RuntimeError("CUDA\nout of memory"), 1, "error: CUDA out of memory"),
+        (ValueError("expected a, got b"), 2, "error: expected a, got b"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_exit_codes(
+    run: Callable[..., Outcome],
+    recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.setattr(pixlex.runs, "run_training", FakeTraining(outcome))
+    found, out, err = run("train", "mine.yaml")
+    assert (found, out, err.splitlines()[-1]) == (code, "", f"pixlex: {message}")
+    assert "Traceback" not in err
+    assert "Traceback" in run("train", "mine.yaml", "--debug")[2]
+    monkeypatch.setenv("PIXLEX_DEBUG", "1")
+    assert "Traceback" in run("train", "mine.yaml")[2]
+
+
+def test_a_training_that_was_interrupted(
+    run: Callable[..., Outcome], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixlex.runs, "run_training", FakeTraining(finishes=False))
+    code, out, err = run("train", "mine.yaml")
+    assert (code, out) == (130, "")
+    assert "the same command with --out runs/mine-1 --resume goes on" in err
+
+
+def test_only_the_first_process_prints(
+    run: Callable[..., Outcome], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixlex.runs, "run_training", FakeTraining(finishes=False))
+    monkeypatch.setenv("RANK", "1")
+    assert run("train", "mine.yaml", "--quiet") == (0, "", "")
+    monkeypatch.setattr(pixlex.runs, "run_training", FakeTraining(OSError("gone")))
+    assert run("train", "mine.yaml")[2].splitlines()[-1] == "pixlex (process 1): error: gone"
+
+
+def test_quickstart(run: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fake(folder: Path, *, resume: bool) -> Path | None:
+        calls.append((folder, resume))
+        if len(calls) == 1:
+            return None
+        folder.mkdir()
+        (folder / "report.html").touch()
+        return folder / "report.html"
+
+    monkeypatch.setattr(pixlex.runs, "quickstart", fake)
+    out = tmp_path / "quick"
+    code, printed, err = run("quickstart", "--out", out)
+    assert (code, printed, "the same command goes on" in err) == (130, "", True)
+    assert run("quickstart", "--out", out)[1].splitlines()[0] == f"page    {out / 'report.html'}"
+    code, printed, err = run("quickstart", "--out", out, "--json")
+    assert (code, json.loads(printed)["page"]) == (0, str(out / "report.html"))
+    assert "is finished" in err
+    assert calls == [(out, True)] * 2
+
+
+def test_a_reader_that_has_enough(model: str, photos: Path) -> None:
+    program = f"from pixlex.cli import main; import sys; sys.exit(main({['describe', 'lqae']!r}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate()
+    assert (process.returncode, err) == (cli.FAILED, "")
