@@ -67,3 +67,9 @@ def rounded_products() -> Iterator[None]:
     cpu.fp32_precision, cuda.fp32_precision = "bf16", "tf32"
     yield
     cpu.fp32_precision, cuda.fp32_precision = before
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Give every test the same random numbers whatever ran before it."""
+    torch.manual_seed(0)

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pixlex
 import pixlex.runs
 from pixlex import cli
 from pixlex.api import ImageTokenizer, load
-from pixlex.cli import main
+from pixlex.cli import main, tokens
 from pixlex.config.run import FAMILIES, describe_fields, recipe_names
 from pixlex.encoding import read_codes
 from pixlex.train.loop import LossNotFinite
@@ -68,10 +69,14 @@ def broken(tmp_path: Path) -> Path:
 
 Outcome = tuple[int, str, str]
 
+# Half a second each time; that loading loads is tested in test_api.py.
+load_once = cache(load)
+
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """`run(*arguments)` returns exit code, stdout and stderr of a command."""
+    monkeypatch.setattr(tokens, "load", load_once)
 
     def call(*arguments: object) -> Outcome:
         capsys.readouterr()
@@ -492,7 +497,7 @@ def test_quickstart(run: Callable[..., Outcome], tmp_path: Path, monkeypatch: py
     assert calls == [(out, True)] * 2
 
 
-def test_a_reader_that_has_enough(model: str, photos: Path) -> None:
+def test_a_reader_that_has_enough() -> None:
     program = f"from pixlex.cli import main; import sys; sys.exit(main({['describe', 'lqae']!r}))"
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

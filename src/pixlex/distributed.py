@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
 
 def initialize() -> None:
@@ -32,11 +32,27 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over all processes; each process's part gets the sum of the gradients of all."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        summed = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        summed = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed
+
+
 def all_mean(tensor: Tensor) -> Tensor:
     """Return the mean of a tensor over all processes, with gradients to each of them."""
     if world_size() == 1:
         return tensor
-    summed: Tensor = all_reduce(tensor)  # type: ignore[no-untyped-call]
+    summed: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
     return summed / world_size()
 
 

@@ -25,6 +25,10 @@ from pixlex.train.tracking import METRICS, read_metrics
 FORK = multiprocessing.get_context("fork")
 
 
+# Whitening takes the mean away: these shifts have no gradient but rounding, which Adam blows up to full steps.
+SHIFTS = ("model.encoder.trunk.norm.bias", "model.projector.bias", "model.quantizer.whitening.mean")
+
+
 def _after(number: int) -> Callbacks:
     """Send this process the signal of Ctrl-C before step `number`."""
     seen = 0
@@ -202,12 +206,14 @@ def test_two_processes_equal_one(tmp_path: Path, pictures: Path, language: Path,
     assert [child.exitcode for child in children] == [0, 0]
     state = torch.load(checkpoints(folder / "checkpoints")[-1], weights_only=True)["objective"]
     for name, value in alone.state_dict().items():
-        torch.testing.assert_close(
-            state[name], value, rtol=2e-3, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
-        )
-    one, two = (read_metrics(path / METRICS)[0] for path in (tmp_path / "alone", folder))
-    for term in ("distinct_codewords", "perplexity", "gradient_norm"):
-        assert one[f"train/{term}"] == pytest.approx(two[f"train/{term}"], rel=1e-3), term
+        if name not in SHIFTS:
+            torch.testing.assert_close(
+                state[name], value, rtol=2e-3, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
+            )
+    lines = (read_metrics(path / METRICS) for path in (tmp_path / "alone", folder))
+    for one, two in zip(*lines, strict=True):
+        for term in ("distinct_codewords", "perplexity", "gradient_norm"):
+            assert one[f"train/{term}"] == pytest.approx(two[f"train/{term}"], rel=1e-3), term
 
 
 def test_the_log_has_speed_and_wait(tmp_path: Path, pictures: Path, language: Path) -> None:
