@@ -99,7 +99,7 @@ class ReconstructionResult:
         }
 
 
-@torch.no_grad()  # inference_mode would leave tensors in the model's caches that training cannot use
+@torch.no_grad()  # not inference_mode: what a model caches meanwhile must stay usable in training
 def evaluate_reconstruction(
     model: LQAE | VQVAE,
     batches: Iterable[ImageBatch],
