@@ -48,11 +48,15 @@ def test_a_model_without_words_does_not_speak_of_them() -> None:
     assert "vq-vae" in text
 
 
-def test_the_configuration_can_be_read_back() -> None:
-    text = model_card({**CONFIG, "note": "```\nfence"}, NUMBERS, [], LANGUAGE)
-    block = re.search(r"^(`{3,})yaml\n(.*?)^\1$", text, re.DOTALL | re.MULTILINE)
-    assert block is not None
-    assert yaml.safe_load(block[2]) == {**CONFIG, "note": "```\nfence"}
+def test_configuration_and_commands_can_be_read_back() -> None:
+    commands = ["cat > note <<END", "```", "END"]
+    text = model_card({**CONFIG, "note": "```\nfence"}, NUMBERS, commands, LANGUAGE)
+    blocks = {
+        kind: body
+        for _, kind, body in re.findall(r"^(`{3,})(\w+)\n(.*?)^\1$", text, re.DOTALL | re.MULTILINE)
+    }
+    assert blocks["sh"].splitlines() == commands
+    assert yaml.safe_load(blocks["yaml"]) == {**CONFIG, "note": "```\nfence"}
 
 
 def test_a_bar_does_not_break_the_table() -> None:
