@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pixlex.data.doctor import DataReport, Spread
 
 _SHOWN = 10
+_LINE = 90
 _PACKAGES = ("torch", "transformers", "numpy", "Pillow")
 
 
@@ -28,7 +29,8 @@ def describe(options: Namespace) -> int:
         names = recipe_names()
         recipes = [(name, _first_sentence(name)) for name in names]
         families = [(name, " ".join((kind.__doc__ or "").split())) for name, kind in FAMILIES.items()]
-        text = f"recipes\n{_indented(table(recipes))}\n\nfamilies\n{_indented(table(families))}"
+        short = [(name, textwrap.shorten(sentence, _LINE, placeholder=" ...")) for name, sentence in recipes]
+        text = f"recipes\n{_indented(table(short))}\n\nfamilies\n{_indented(table(families))}"
         answer(options, {"recipes": dict(recipes), "families": dict(families)}, text)
         return 0
     fields = _fields(options.subject)
