@@ -370,6 +370,12 @@ def test_bf16_is_a_choice(language: Path) -> None:
     assert 0.8 < (codes == exact).float().mean() <= 1
 
 
+def test_a_callers_autocast_changes_nothing(lqae: ImageTokenizer) -> None:
+    expected = lqae.embed(images(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(lqae.embed(images(3)), expected)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_codes_on_a_gpu_do_not_depend_on_neighbors(language: Path) -> None:

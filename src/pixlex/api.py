@@ -343,9 +343,10 @@ class ImageTokenizer:
         """Compute without gradients in the chosen precision."""
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            if self.precision == "bf16":
-                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
-            elif self.device.type == "cuda":
+            # Switched off as well as on: the caller may stand inside an autocast of its own.
+            mixed = self.precision == "bf16"
+            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=mixed))
+            if self.device.type == "cuda" and not mixed:
                 # Convolutions would round to TF32.
                 stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
             yield

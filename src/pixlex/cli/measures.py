@@ -65,7 +65,7 @@ def evaluate(options: Namespace) -> int:
     values = {
         "model": options.model,
         "data": source.name,
-        **{name.removeprefix("eval/"): value for name, value in result.numbers.items()},
+        **{name: getattr(result, name) for name in (key.removeprefix("eval/") for key in result.numbers)},
         "notes": list(result.notes),
         "skipped": [asdict(one) for one in result.skipped],
     }

@@ -143,13 +143,12 @@ def _notes(notes: Sequence[str]) -> str:
 
 def _rows(numbers: Mapping[str, float]) -> Iterator[str]:
     """Yield the rows of the table of numbers."""
-    yield '<tr><th>measure</th><th class="value">value</th><th></th><th></th></tr>'
+    yield '<tr><th>measure</th><th class="value">value</th><th>better</th><th></th></tr>'
     for name, value in numbers.items():
         measure = measure_of(name)
-        better = f"{measure.better} is better" if measure.better else ""
         yield (
             f'<tr><td>{escape(measure.label)}</td><td class="value">{escape(measure.text(value))}</td>'
-            f'<td class="better">{better}</td><td class="name"><code>{escape(name)}</code></td></tr>'
+            f'<td class="better">{measure.better}</td><td class="name"><code>{escape(name)}</code></td></tr>'
         )
 
 
