@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tests.tiny import tiny_language, tiny_lqae, tiny_vqvae, write_images
+from tqdm import tqdm
 
 from pixlex.api import ImageTokenizer
 from pixlex.data.images import ImageRecord, ImageSource, TooManyBroken, open_source
@@ -236,6 +238,7 @@ def test_zeros_after_a_power_cut_are_dropped(
 
 def encode_slowly(tokenizer: ImageTokenizer, photos: Path, out: Path) -> None:
     """What the killed process does."""
+    tqdm.set_lock(threading.RLock())  # not the one it shares with this process: it may die holding it
     source = Watched(open_source(str(photos)), lambda index: time.sleep(0.002))
     quietly(tokenizer, source, out, "jsonl", batch_size=2)
 

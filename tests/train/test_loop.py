@@ -21,8 +21,10 @@ from pixlex.train.checkpoint import checkpoints
 from pixlex.train.loop import Callbacks, LossNotFinite
 from pixlex.train.tracking import METRICS, read_metrics
 
-# Children inherit what is imported here, so that ten of them start in the time of one.
-FORK = multiprocessing.get_context("fork")
+# Children inherit imports, so that ten of them start in the time of one, but none of this process's locks: a
+# child of a plain fork shares the lock of tqdm, and killed while it holds it, it blocks every other process.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.train.running"])
 
 
 # Whitening takes the mean away: these shifts have no gradient but rounding, which Adam blows up to full steps.
@@ -66,8 +68,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert [line["train/total"] for line in kept] == [line["train/total"] for line in expected]
 
 
-def _train_slowly(folder: Path, pictures: Path, language: Path) -> None:
+def _train_slowly(folder: Path, pictures: Path, language: Path, started: Path) -> None:
     torch.set_num_threads(1)
+    started.touch()
     run(folder, pictures, language, settings(), Callbacks(observe=lambda batch: time.sleep(0.05)))
 
 
@@ -75,9 +78,12 @@ def test_killed_at_ten_random_moments(tmp_path: Path, pictures: Path, language: 
     """kill -9, ten times over one run, also during checkpoints: it ends with the bits of a run left alone."""
     draw = random.Random(0)
     kills = 0
-    for _ in range(60):
-        child = FORK.Process(target=_train_slowly, args=(tmp_path / "killed", pictures, language))
+    for attempt in range(60):
+        started = tmp_path / f"started-{attempt}"
+        child = SERVER.Process(target=_train_slowly, args=(tmp_path / "killed", pictures, language, started))
         child.start()
+        while not started.exists() and child.is_alive():
+            time.sleep(0.01)
         child.join(0.2 + 0.9 * draw.random() if kills < 10 else None)
         if child.exitcode is None:
             assert child.pid is not None
@@ -196,7 +202,7 @@ def test_two_processes_equal_one(tmp_path: Path, pictures: Path, language: Path,
     folder = tmp_path / "two"
     folder.mkdir()
     children = [
-        FORK.Process(target=_train_one_of_two, args=(rank, folder, pictures, model, config))
+        SERVER.Process(target=_train_one_of_two, args=(rank, folder, pictures, model, config))
         for rank in range(2)
     ]
     for child in children:

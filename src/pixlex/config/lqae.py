@@ -88,17 +88,17 @@ class LQAEConfig:
     decoder: VisionConfig = part(VisionConfig, "The image decoder.")
     language: LanguageConfig = part(LanguageConfig, "The frozen language model.")
     quantizer: QuantizerConfig = part(QuantizerConfig, "The search for words.")
-    decoder_input: Literal["hidden", "predicted"] = describe(
+    decoder_input: Literal["hidden", "mixed", "predicted"] = describe(
         "hidden",
-        "What the decoder reads: the last hidden states (paper), or the word embeddings that the language "
-        "model predicts (paper, Table 3, row F).",
+        "What the decoder reads: the last hidden states (paper); mixed: a learned weighted mean of all layers' "
+        "hidden states; predicted: the word embeddings that the language model predicts (paper, Table 3, row F).",
     )
 
     def __post_init__(self) -> None:
         """Raise `ValueError` naming the field, the rule and the value."""
         check = Check(self)
         check_sizes(check)
-        check.one_of("decoder_input", ("hidden", "predicted"))
+        check.one_of("decoder_input", ("hidden", "mixed", "predicted"))
 
     @property
     def grid(self) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pixlex.config.lqae import LQAEConfig
 from pixlex.nn.codebook import Quantized, WordQuantizer, straight_through
@@ -72,8 +73,10 @@ class LQAE(nn.Module):
             config.decoder,
             config.image_size,
             config.patch_size,
-            language.hidden_width if config.decoder_input == "hidden" else language.width,
+            language.width if config.decoder_input == "predicted" else language.hidden_width,
         )
+        if config.decoder_input == "mixed":
+            self.layer_weights = nn.Parameter(torch.zeros(language.num_layers + 1))
 
     @classmethod
     def build(cls, config: LQAEConfig) -> LQAE:
@@ -131,11 +134,22 @@ class LQAE(nn.Module):
 
     def rebuild(self, language: LanguageOutput) -> Float[Tensor, "B 3 H W"]:
         """Return the image that the decoder sees in the language model's output, not clipped."""
-        hidden = language.last
-        if self.config.decoder_input == "predicted":
-            hidden = self._predicted_embeddings(hidden)
+        if self.config.decoder_input == "mixed":
+            hidden = self._mixed(language.hidden_states)
+        elif self.config.decoder_input == "predicted":
+            hidden = self._predicted_embeddings(language.last)
+        else:
+            hidden = language.last
         images: Tensor = self.decoder(hidden)
         return images
+
+    def _mixed(self, hidden_states: Sequence[Tensor]) -> Tensor:
+        """Return the weighted mean of all layers, each normalized (Peters et al. 2018, equation 1)."""
+        mixed: Tensor = sum(
+            weight * functional.layer_norm(hidden.float(), hidden.shape[-1:])
+            for weight, hidden in zip(self.layer_weights.softmax(0), hidden_states, strict=True)
+        )
+        return mixed
 
     def _predicted_embeddings(self, hidden: Tensor) -> Tensor:
         """Return the embedding of the likeliest codeword, with the gradient of the expected embedding."""

@@ -1,0 +1,109 @@
+"""What several commands can be told, and the checks of what was typed."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+DATA = "a folder, a .parquet, .csv or .jsonl file, .tar shards, hf:NAME[:SPLIT] or embedded:SET:SPLIT"
+EXIT_CODES = "exit codes: 0 fine, 1 the run failed, 2 bad input, 130 interrupted"
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes no abbreviations, and raises `ValueError` instead of leaving the program."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **settings})
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of exiting."""
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def add_command(commands: Any, name: str, handler: str, summary: str) -> argparse.ArgumentParser:
+    """Add a command with what every command has."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=EXIT_CODES
+    )
+    parser.set_defaults(handler=handler)
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of an error (or PIXLEX_DEBUG=1)"
+    )
+    return parser
+
+
+def path_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the images that a command works on."""
+    parser.add_argument("paths", nargs="+", metavar="PATH", help=f"image files, or {DATA}")
+
+
+def model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the model and where it computes."""
+    parser.add_argument(
+        "--model", required=True, metavar="M", help="a model directory, a run folder or a hub repository"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    parser.add_argument(
+        "--language-model",
+        metavar="M",
+        help="where its language model lies now; default: where it was trained",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default %(default)s")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="default %(default)s; bf16 gives other codes",
+    )
+
+
+def batch_options(parser: argparse.ArgumentParser) -> None:
+    """Add the size of a batch."""
+    parser.add_argument(
+        "--batch-size", type=positive, default=64, help="images at a time; codes do not depend on it"
+    )
+
+
+def broken_option(parser: argparse.ArgumentParser) -> None:
+    """Add the share of unreadable images that is put up with."""
+    parser.add_argument(
+        "--max-broken-share",
+        type=share,
+        default=0.05,
+        help="share of unreadable images above which the command stops; default %(default)s",
+    )
+
+
+def machine_options(parser: argparse.ArgumentParser) -> None:
+    """Add what programs that call pixlex want."""
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no remarks")
+    json_option(parser)
+
+
+def json_option(parser: argparse.ArgumentParser) -> None:
+    """Add the answer for programs."""
+    parser.add_argument(
+        "--json", action="store_true", help="the answer as JSON on stdout, and nothing else there"
+    )
+
+
+def positive(text: str) -> int:
+    """Read an integer of 1 or more."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, got {text!r}")
+    return number
+
+
+def share(text: str) -> float:
+    """Read a number in [0, 1]."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number in [0, 1], got {text!r}")
+    return number

@@ -1,0 +1,1 @@
+"""Few-shot classification: episodes, who answers them, and how answers are judged."""

@@ -1,0 +1,1 @@
+"""Language models that continue a text: endpoints and local ones behind one small interface."""
