@@ -31,11 +31,6 @@ from pixlex.models import pretrained
 
 
 @pytest.fixture(scope="module")
-def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_language(tmp_path_factory.mktemp("language"))
-
-
-@pytest.fixture(scope="module")
 def lqae(language: Path) -> ImageTokenizer:
     return ImageTokenizer(tiny_lqae(language))
 

@@ -44,11 +44,6 @@ NAMES = tuple(f"{group}/{number:02d}.png" for group in ("cats", "dogs") for numb
 
 
 @pytest.fixture(scope="module")
-def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_language(tmp_path_factory.mktemp("language"))
-
-
-@pytest.fixture(scope="module")
 def lqae(language: Path) -> ImageTokenizer:
     return ImageTokenizer(tiny_lqae(language))
 

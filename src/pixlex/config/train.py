@@ -59,7 +59,9 @@ class EvalConfig:
     limit: int = describe(0, "Validation images used; 0 for all.")
     examples: int = describe(8, "Images drawn with their words.")
     word_folds: int = describe(
-        8, "Passes of the language model that measure how well words foretell each other; 0 for none."
+        2,
+        "Passes of the language model that measure how well words foretell each other, each with one of so many "
+        "shares of the words hidden; 0 for none.",
     )
 
     def __post_init__(self) -> None:

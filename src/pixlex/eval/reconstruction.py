@@ -105,7 +105,7 @@ def evaluate_reconstruction(
     batches: Iterable[ImageBatch],
     *,
     mask_ratio: float | None = 0.5,
-    num_folds: int = 8,
+    num_folds: int = 2,
     seed: int = 0,
     device: torch.device | str | None = None,
     precision: Literal["bf16", "fp32"] = "fp32",
