@@ -52,6 +52,14 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def causal_language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random causal language model."""
+    from tests.eval.llm.tiny_causal import tiny_causal
+
+    return tiny_causal(tmp_path_factory.mktemp("causal"))
+
+
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A parquet file of twenty random pictures."""
     from tests.train.running import write_pictures

@@ -26,6 +26,7 @@ from pixlex.train.loop import LossNotFinite
 
 COMMANDS = (
     "train",
+    "ablate",
     "quickstart",
     "encode",
     "decode",

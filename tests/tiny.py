@@ -14,8 +14,12 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 
+from pixlex.config.frozen import CausalLanguageConfig, FrozenConfig
 from pixlex.config.lqae import LanguageConfig, LQAEConfig, QuantizerConfig, VisionConfig, VQVAEConfig
+from pixlex.config.mae import MAEConfig
+from pixlex.models.frozen import Frozen
 from pixlex.models.lqae import LQAE
+from pixlex.models.mae import MAE
 from pixlex.models.vqvae import VQVAE
 
 IMAGE_SIZE = 32
@@ -97,6 +101,34 @@ def tiny_vqvae_config() -> VQVAEConfig:
         num_codewords=64,
         codebook_dim=8,
     )
+
+
+def tiny_mae_config() -> MAEConfig:
+    """Return a masked autoencoder of the same sizes."""
+    vision = VisionConfig(width=32, depth=1, heads=2, mlp_ratio=2.0)
+    return MAEConfig(image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, encoder=vision, decoder=vision)
+
+
+def tiny_mae(*, seed: int = 0) -> MAE:
+    """Build an untrained masked autoencoder."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MAE.build(tiny_mae_config()).eval()
+
+
+def tiny_frozen(folder: Path, *, seed: int = 0) -> Frozen:
+    """Build an untrained Frozen of the same sizes around the causal language model in `folder`."""
+    config = FrozenConfig(
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        encoder=VisionConfig(width=32, depth=1, heads=2, mlp_ratio=2.0),
+        language=CausalLanguageConfig(name=str(folder)),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Frozen.build(config)
+        _enlarge(model.encoder.patches.weight)
+    return model.eval()
 
 
 def tiny_lqae(folder: Path, *, seed: int = 0, search: str = "whitened") -> LQAE:

@@ -7,7 +7,6 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -21,16 +20,12 @@ from pixlex.data.images import UnreadableImage, load_image
 from pixlex.data.sources import read_file
 from pixlex.data.transforms import evaluation_transform
 from pixlex.models import pretrained
+from pixlex.models.inference import compute_rows
 from pixlex.models.lqae import LQAE
 from pixlex.models.vqvae import VQVAE
 from pixlex.nn.vocabulary import Vocabulary
 
 CARD = "README.md"
-
-# A matrix product rounds by the shape of the matrix (on a CPU, patch vectors differ between batch sizes by up
-# to 2e-6 in fp32 and 8e-3 in bf16), and a patch between two words then changes sides. So images are always
-# computed so many patches at a time, filled up where there are fewer: neither number nor neighbors matter.
-_PATCHES_AT_ONCE = 512
 
 # Outside [0, 1] by more than rounding: the pixels were normalized or resized without clipping.
 _PIXEL_TOLERANCE = 1e-3
@@ -279,13 +274,7 @@ class ImageTokenizer:
 
     def _compute(self, inputs: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Compute one row for each row of the inputs, always in the same shape."""
-        size = max(1, _PATCHES_AT_ONCE // self.grid**2)
-        parts = []
-        with self._computing():
-            for chunk in torch.split(inputs, size):
-                filler = chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])
-                parts.append(compute(torch.cat([chunk, filler]).to(self.device))[: len(chunk)].cpu())
-        return torch.cat(parts)
+        return compute_rows(inputs, compute, grid=self.grid, device=self.device, precision=self.precision)
 
     def _batches(self, images: Images, batch_size: int) -> Iterator[Tensor]:
         """Yield batches of prepared images; at least one image, for no images have no width to return."""
@@ -337,19 +326,6 @@ class ImageTokenizer:
                 f"expected codes in [0, {self.num_codewords}), got {int(codes.min())} to {int(codes.max())}"
             )
         return codes.long()
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Compute without gradients in the chosen precision."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            # Switched off as well as on: the caller may stand inside an autocast of its own.
-            mixed = self.precision == "bf16"
-            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=mixed))
-            if self.device.type == "cuda" and not mixed:
-                # Convolutions would round to TF32.
-                stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
-            yield
 
 
 def _rgb(image: Image.Image, key: str) -> Image.Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -42,4 +42,42 @@ class ImageBatch:
             images=self.images.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             indices=self.indices.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class Words:
+    """Texts as a language model reads them, padded on the right to the longest.
+
+    Attributes:
+        word_ids: rows of its word embedding; anything where padded.
+        key_padding: True = padding.
+    """
+
+    word_ids: Int[Tensor, "B T"]
+    key_padding: Bool[Tensor, "B T"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextBatch(ImageBatch):
+    """Images, each with a text.
+
+    Attributes:
+        texts: one for each image.
+        word_ids: the texts as a language model reads them; anything where padded.
+        key_padding: True = padding.
+    """
+
+    texts: tuple[str, ...]
+    word_ids: Int[Tensor, "B T"]
+    key_padding: Bool[Tensor, "B T"]
+
+    def to(self, device: torch.device | str) -> ImageTextBatch:
+        """Return the batch with its tensors on `device`."""
+        moved = super().to(device)
+        assert isinstance(moved, ImageTextBatch)
+        return replace(
+            moved,
+            word_ids=self.word_ids.to(device, non_blocking=True),
+            key_padding=self.key_padding.to(device, non_blocking=True),
         )

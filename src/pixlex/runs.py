@@ -6,26 +6,33 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pixlex import distributed, report
 from pixlex.batch import ImageBatch
-from pixlex.config.run import LQAERun, Run, describe_fields, read_run, value_at, write_run
+from pixlex.config.frozen import FrozenRun
+from pixlex.config.mae import MAERun
+from pixlex.config.run import LQAERun, Run, VQVAERun, describe_fields, read_run, value_at, write_run
 from pixlex.data.broken import BrokenImages
 from pixlex.data.images import ImageSource, open_source
-from pixlex.data.loader import evaluation_batches, training_batches
-from pixlex.eval.reconstruction import ReconstructionResult, evaluate_reconstruction
+from pixlex.data.loader import training_batches
+from pixlex.data.pairs import PairSource, open_pairs, training_pairs
 from pixlex.models import pretrained
+from pixlex.models.frozen import Frozen
 from pixlex.models.lqae import LQAE
+from pixlex.models.mae import MAE
 from pixlex.models.vqvae import VQVAE
+from pixlex.objectives.frozen import FrozenObjective
 from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
+from pixlex.objectives.mae import MAEObjective
 from pixlex.objectives.phase import Objective
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.loop import Callbacks, fit
-from pixlex.train.parallel import local_batch_size, pick_device
+from pixlex.train.parallel import local_batch_size
 from pixlex.train.tracking import METRICS, write_environment
 
 CONFIG = "config.yaml"
@@ -66,90 +73,56 @@ def _train(run: Run, folder: Path, resume: bool) -> Path | None:
     if is_first:
         _prepare_folder(run, folder, resume)
     distributed.barrier()
-    source = open_source(run.data.train)
-    validation = open_source(run.data.validation) if run.data.validation else None
+    open_data = open_pairs if isinstance(run, FrozenRun) else open_source
+    source = open_data(run.data.train)
+    validation = open_data(run.data.validation) if run.data.validation else None
     torch.manual_seed(run.train.seed)
     objective = build_objective(run)
     broken = BrokenImages(folder if is_first else None, source, run.data.max_broken_share)
-    evaluator = None if validation is None else _Evaluator(run, objective, validation, folder)
-    callbacks = Callbacks(observe=broken.add, evaluate=evaluator)
-
-    def batches(first_step: int) -> Iterator[ImageBatch]:
-        return training_batches(
-            source,
-            config=run.data,
-            image_size=run.model.image_size,
-            batch_size=run.train.batch_size,
-            seed=run.train.seed,
-            first_step=first_step,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        )
+    progress = None if validation is None else report.progress_of(run, objective.model, validation, folder)
+    callbacks = Callbacks(observe=broken.add, evaluate=progress)
 
     settings = dataclasses.asdict(run)
-    steps = fit(objective, batches, run.train, folder, callbacks, settings)
+    steps = fit(objective, _batches(run, objective, source), run.train, folder, callbacks, settings)
     if steps < run.train.steps or not is_first:
         return None
-    return _finish(run, objective, folder, evaluator)
+    return _finish(run, objective, folder, progress)
+
+
+def _batches(run: Run, objective: Objective, source: ImageSource) -> Callable[[int], Iterator[ImageBatch]]:
+    """Return what yields this process's part of each batch, from a step on."""
+
+    def batches(first_step: int) -> Iterator[ImageBatch]:
+        settings: dict[str, Any] = {
+            "config": run.data,
+            "image_size": run.model.image_size,
+            "batch_size": run.train.batch_size,
+            "seed": run.train.seed,
+            "first_step": first_step,
+            "rank": distributed.rank(),
+            "world_size": distributed.world_size(),
+        }
+        if not isinstance(run, FrozenRun):
+            return training_batches(source, **settings)
+        assert isinstance(source, PairSource)
+        assert isinstance(objective, FrozenObjective)
+        language, max_words = objective.model.language, run.data.max_words
+        return training_pairs(source, encode=lambda texts: language.encode(texts, max_words), **settings)
+
+    return batches
 
 
 def build_objective(run: Run) -> Objective:
     """Build model and objective of a run, untrained, on the CPU."""
-    if isinstance(run, LQAERun):
-        return LQAEObjective(LQAE.build(run.model), run.objective, run.train.steps)
-    return VQVAEObjective(VQVAE.build(run.model), run.objective, run.train.steps)
-
-
-class _Evaluator:
-    """Measures the validation images and draws them with their words.
-
-    Args:
-        run: the configuration.
-        objective: holds the model.
-        validation: the images.
-        folder: the run folder; pictures go to `pictures`.
-    """
-
-    def __init__(self, run: Run, objective: Objective, validation: ImageSource, folder: Path) -> None:
-        self.run = run
-        self.model = objective.model
-        self.validation = validation
-        self.folder = folder
-        self.result: ReconstructionResult | None = None
-
-    def __call__(self, step: int) -> Mapping[str, float]:
-        """Return the numbers of one evaluation, after leaving its picture."""
-        run, config = self.run, self.run.eval
-        assert isinstance(self.model, LQAE | VQVAE)
-        batches = evaluation_batches(
-            self.validation,
-            image_size=run.model.image_size,
-            batch_size=config.batch_size,
-            limit=config.limit or None,
-            workers=run.data.workers,
-        )
-        self.result = evaluate_reconstruction(
-            self.model,
-            batches,
-            device=pick_device(run.train.device),
-            precision=run.train.precision,
-            num_folds=config.word_folds,
-            total=len(self.validation),
-            limit=config.limit or None,
-            save_examples=config.examples,
-        )
-        pictures = self.folder / "pictures"
-        pictures.mkdir(parents=True, exist_ok=True)
-        examples = self.result.examples
-        report.reconstruction_grid(
-            examples.originals,
-            examples.reconstructions,
-            examples.words,
-            self.model.grid,
-            pictures / f"reconstruction-{step:08d}.png",
-        )
-        report.curves(self.folder / METRICS, self.folder / "curves.png")
-        return self.result.numbers
+    match run:
+        case LQAERun():
+            return LQAEObjective(LQAE.build(run.model), run.objective, run.train.steps)
+        case VQVAERun():
+            return VQVAEObjective(VQVAE.build(run.model), run.objective, run.train.steps)
+        case MAERun():
+            return MAEObjective(MAE.build(run.model), run.objective, run.train.steps)
+        case FrozenRun():
+            return FrozenObjective(Frozen.build(run.model), run.train.steps)
 
 
 def _prepare_folder(run: Run, folder: Path, resume: bool) -> None:
@@ -180,21 +153,23 @@ def _differences(before: Run, now: Run) -> list[str]:
     return [f"{name}: {then!r} -> {value!r}" for name, then, value in pairs if then != value]
 
 
-def _finish(run: Run, objective: Objective, folder: Path, evaluator: _Evaluator | None) -> Path:
+def _finish(run: Run, objective: Objective, folder: Path, progress: report.Progress | None) -> Path:
     """Write the model directory with its card, the curves and the page of a finished run."""
     model = objective.model
-    assert isinstance(model, LQAE | VQVAE)
+    assert isinstance(model, pretrained.Model)
+    if progress is not None and not progress.numbers:  # resumed behind its last step
+        progress(run.train.steps)
     target = folder / "model"
     pretrained.save(model, target)
     report.curves(folder / METRICS, folder / "curves.png")
-    numbers = dict(evaluator.result.numbers) if evaluator is not None and evaluator.result else {}
+    numbers = {} if progress is None else dict(progress.numbers)
     commands = (folder / "commands.txt").read_text(encoding="utf-8").splitlines()
-    language = (model.language.name, model.language.fingerprint) if isinstance(model, LQAE) else None
+    language = (model.language.name, model.language.fingerprint) if isinstance(model, LQAE | Frozen) else None
     card = report.model_card(dataclasses.asdict(run), numbers, commands, language)
     (target / "README.md").write_text(card, encoding="utf-8")
     (folder / "results.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    if evaluator is not None and evaluator.result is not None:
-        report.run_page(folder, evaluator.result, run, commands)
+    if progress is not None:
+        progress.write_page(commands)
     return target
 
 

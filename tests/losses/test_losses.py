@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pixlex.losses.captions import caption_loss
 from pixlex.losses.masked import masked_word_loss
 from pixlex.losses.quantization import codebook_loss, commitment_loss, entropy_regularization
-from pixlex.losses.reconstruction import pixel_loss
+from pixlex.losses.reconstruction import masked_patch_loss, normalized_patches, pixel_loss, restored_patches
 
 
 def test_pixel_loss_is_the_mean_square() -> None:
@@ -19,6 +20,50 @@ def test_pixel_loss_is_the_mean_square() -> None:
     one, other = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
     expected = np.mean((one.numpy().astype(np.float64) - other.numpy()) ** 2)
     assert float(pixel_loss(one, other)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_masked_patch_loss_counts_hidden_patches_alone() -> None:
+    """Against a loop; what is predicted for visible patches does not matter."""
+    predicted, patches, mask = torch.randn(3, 5, 12), torch.randn(3, 5, 12), torch.rand(3, 5) < 0.6
+    squares = [
+        np.mean((predicted[i, n].double().numpy() - patches[i, n].numpy()) ** 2)
+        for i in range(3)
+        for n in range(5)
+        if mask[i, n]
+    ]
+    assert float(masked_patch_loss(predicted, patches, mask)) == pytest.approx(np.mean(squares), rel=1e-5)
+    predicted[~mask] = 1e6
+    assert float(masked_patch_loss(predicted, patches, mask)) == pytest.approx(np.mean(squares), rel=1e-5)
+
+
+def test_normalized_patches_have_mean_zero_and_variance_one_and_can_be_restored() -> None:
+    """A flat patch stays finite."""
+    patches = torch.cat([torch.rand(2, 4, 48), torch.full((2, 1, 48), 0.5)], dim=1)
+    normalized = normalized_patches(patches)
+    torch.testing.assert_close(normalized.mean(-1), torch.zeros(2, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalized[:, :4].var(-1), torch.ones(2, 4), atol=1e-4, rtol=0)
+    assert torch.equal(normalized[:, 4], torch.zeros(2, 48))
+    torch.testing.assert_close(restored_patches(normalized, patches), patches)
+
+
+def test_caption_loss_is_the_mean_over_words_that_are_no_padding() -> None:
+    """Against a loop; two processes that divide by the mean number of words give the mean of all."""
+    logits, word_ids = torch.randn(4, 5, 7), torch.randint(0, 7, (4, 5))
+    key_padding = torch.arange(5) >= torch.tensor([[5], [2], [1], [3]])
+    losses = [
+        float(logits[i, t].logsumexp(0) - logits[i, t, word_ids[i, t]])
+        for i in range(4)
+        for t in range(5)
+        if not key_padding[i, t]
+    ]
+    assert float(caption_loss(logits, word_ids, key_padding)) == pytest.approx(np.mean(losses), rel=1e-5)
+    halves = [
+        float(caption_loss(logits[part], word_ids[part], key_padding[part], total=len(losses) / 2))
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    assert np.mean(halves) == pytest.approx(np.mean(losses), rel=1e-5)
+    word_ids[key_padding] = 0
+    assert float(caption_loss(logits, word_ids, key_padding)) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_commitment_moves_patches_and_codebook_loss_moves_codewords() -> None:

@@ -114,6 +114,27 @@ def test_predicted_words_into_the_decoder(language: Path) -> None:
     assert model.encoder.patches.weight.grad is not None
 
 
+def test_mixed_layers_into_the_decoder(language: Path) -> None:
+    """The decoder reads the weighted mean of all normalized layers; weights are learned and start even."""
+    config = dataclasses.replace(tiny_lqae_config(language), decoder_input="mixed")
+    model = LQAE.build(config).eval()
+    seen = []
+    model.decoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    layers = model(IMAGES).language.hidden_states
+    normalized = [
+        (one - one.mean(-1, keepdim=True)) / (one.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        for one in layers
+    ]
+    torch.testing.assert_close(seen[0], torch.stack(normalized).mean(0))
+    with torch.no_grad():
+        model.layer_weights[1] = 40.0
+    output = model(IMAGES)
+    torch.testing.assert_close(seen[1], normalized[1])
+    output.reconstruction.square().sum().backward()
+    assert model.layer_weights.grad is not None
+    assert model.encoder.patches.weight.grad is not None
+
+
 def test_random_weights_keep_the_words(language: Path) -> None:
     """Table 3, row B: same word embeddings, hence same fingerprint and codebook; another body."""
     config = tiny_lqae_config(language)

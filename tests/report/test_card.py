@@ -69,3 +69,17 @@ def test_a_bar_does_not_break_the_table() -> None:
 def test_a_configuration_without_sizes_gives_a_card(config: dict[str, Any]) -> None:
     text = model_card(config, {}, [], LANGUAGE)
     assert "a grid of words" in text
+
+
+def test_families_that_write_no_codes_do_not_speak_of_them() -> None:
+    """What they are, how they are used, and whose language model is spoken through."""
+    masked = model_card({"family": "mae"}, NUMBERS, [], None)
+    assert "masked-autoencoder" in masked
+    assert "model.embed(images)" in masked
+    frozen = model_card({"family": "frozen"}, NUMBERS, [], ("some/model", "c0ffee"))
+    assert "The language model is `some/model`" in frozen
+    assert "`c0ffee`" in frozen
+    assert "model.caption(images" in frozen
+    for text in (masked, frozen):
+        assert "tokenizer" not in text
+        assert "codes" not in text.lower()

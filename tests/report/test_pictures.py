@@ -13,6 +13,7 @@ from pixlex.report.pictures import (
     BREAK,
     fitted,
     font,
+    image_columns,
     ink_on,
     line_width,
     patch_colors,
@@ -138,3 +139,22 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected 4 words for each of 2 images, got \[4, 3\]"):
         reconstruction_grid(images, images, [["a"] * 4, ["a"] * 3], 2, path)
     assert not path.exists()
+
+
+def test_columns_of_images_stand_under_their_titles(tmp_path: Path) -> None:
+    """Each column's pixels are where they belong, enlarged by a whole factor."""
+    one, other = two_images(16), 1 - two_images(16)
+    picture = pixels(image_columns({"one": one, "other": other}, tmp_path / "columns.png"))
+    side = 256
+    for column, images in enumerate((one, other)):
+        left = MARGIN + column * (side + GAP)
+        for row in range(2):
+            top = MARGIN + TITLE + row * (side + GAP)
+            shown = picture[top : top + side : 16, left : left + side : 16]
+            assert np.array_equal(shown, to_bytes(images[row]))
+
+
+def test_columns_of_unequal_images_are_refused(tmp_path: Path) -> None:
+    for columns in ({"a": two_images(16), "b": two_images(8)}, {}, {"a": torch.empty(0, 3, 8, 8)}):
+        with pytest.raises(ValueError, match="expected columns of as many images of one size"):
+            image_columns(columns, tmp_path / "columns.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pixlex.cli.few_shot_options import few_shot_command
 from pixlex.cli.options import (
     DATA,
     add_command,
@@ -22,6 +23,8 @@ def evaluate_commands(commands: Any) -> None:
     evaluate = commands.add_parser("evaluate", help="measure a model", description="Measure a model.")
     measures = evaluate.add_subparsers(dest="measure", required=True, metavar="MEASURE")
     _reconstruction(measures)
+    _linear_probe(measures)
+    few_shot_command(measures)
 
 
 def _reconstruction(measures: Any) -> None:
@@ -46,3 +49,54 @@ def _reconstruction(measures: Any) -> None:
     batch_options(reconstruction)
     broken_option(reconstruction)
     machine_options(reconstruction)
+
+
+def _linear_probe(measures: Any) -> None:
+    probe = add_command(
+        measures,
+        "linear-probe",
+        "probing:linear_probe",
+        "what a linear classifier reads from frozen features",
+    )
+    model_options(probe, several=True)
+    probe.add_argument("--data", required=True, metavar="TRAIN", help=f"labeled training images: {DATA}")
+    probe.add_argument(
+        "--test", required=True, metavar="TEST", help="labeled test images of the same classes"
+    )
+    probe.add_argument(
+        "--validation",
+        metavar="VAL",
+        help="labeled images that the strength of regularization is chosen on; default a fifth of TRAIN",
+    )
+    probe.add_argument(
+        "--features",
+        nargs="+",
+        choices=("layers", "last", "encoder", "codes", "pixels"),
+        help="default: layers of the language model, or codes where the model has none",
+    )
+    probe.add_argument("--per-layer", action="store_true", help="probe each layer of the language model too")
+    probe.add_argument("--untrained", action="store_true", help="probe each model with fresh weights too")
+    probe.add_argument(
+        "--repeats",
+        type=positive,
+        metavar="R",
+        help="how often the codes of a VQ-VAE stand side by side; default: as wide as the first LQAE's layers",
+    )
+    probe.add_argument("--limit", type=positive, help="most training images, evenly spaced; default all")
+    probe.add_argument("--test-limit", type=positive, metavar="LIMIT", help="most test and validation images")
+    probe.add_argument(
+        "--allow-overlap", action="store_true", help="go on when the same image is in two of the sets"
+    )
+    probe.add_argument("--seed", type=int, default=0, help="of the validation split; default %(default)s")
+    probe.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="write results.json, pictures and report.html there",
+    )
+    probe.add_argument(
+        "--cache", type=Path, metavar="DIR", help="where features are kept; default OUT/features"
+    )
+    broken_option(probe)
+    machine_options(probe)

@@ -37,10 +37,14 @@ def path_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help=f"image files, or {DATA}")
 
 
-def model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the model and where it computes."""
+def model_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Add the model, or several of them, and where it computes."""
     parser.add_argument(
-        "--model", required=True, metavar="M", help="a model directory, a run folder or a hub repository"
+        "--model",
+        required=True,
+        metavar="M",
+        nargs="+" if several else None,
+        help="a model directory, a run folder or a hub repository",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
     parser.add_argument(

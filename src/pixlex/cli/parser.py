@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pixlex import __version__
+from pixlex.cli.ablation_options import ablate_command
 from pixlex.cli.evaluations import evaluate_commands
 from pixlex.cli.options import (
     DATA,
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pixlex {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _training_commands(commands)
+    ablate_command(commands)
     _tokenizing_commands(commands)
     evaluate_commands(commands)
     _information_commands(commands)

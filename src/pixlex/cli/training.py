@@ -12,7 +12,7 @@ from pathlib import Path
 from pixlex.cli.output import answer, remark
 from pixlex.config.run import read_run
 
-_INTERRUPTED = 130
+INTERRUPTED = 130
 
 
 def train(options: Namespace) -> int:
@@ -30,13 +30,13 @@ def train(options: Namespace) -> int:
     _say(options, f"run folder {folder}")
     from pixlex.runs import run_training
 
-    with _bars(options):
+    with bars(options):
         model = run_training(run, folder, resume=options.resume)
     if not _is_first():
         return 0
     if model is None:
         _say(options, f"interrupted; the same command with --out {folder} --resume goes on")
-        return _INTERRUPTED
+        return INTERRUPTED
     answer(options, {"folder": str(folder), "model": str(model)}, f"model   {model}\npage    {_page(folder)}")
     return 0
 
@@ -51,13 +51,13 @@ def quickstart(options: Namespace) -> int:
         _say(options, f"run folder {folder}")
         from pixlex.runs import quickstart as run_quickstart
 
-        with _bars(options):
+        with bars(options):
             written = run_quickstart(folder, resume=True)
         if not _is_first():
             return 0
         if written is None:
             _say(options, "interrupted; the same command goes on")
-            return _INTERRUPTED
+            return INTERRUPTED
     model = folder / "model"
     answer(
         options,
@@ -101,7 +101,7 @@ def _say(options: Namespace, text: str) -> None:
 
 
 @contextmanager
-def _bars(options: Namespace) -> Iterator[None]:
+def bars(options: Namespace) -> Iterator[None]:
     """Let nothing but errors through when quiet was asked for."""
     if not options.quiet:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ def describe(default: Any, sentence: str) -> Any:
     return field(default=default, metadata={"sentence": sentence})
 
 
-def part(kind: type[Any], sentence: str) -> Any:
+def part(kind: Callable[[], Any], sentence: str) -> Any:
     """Return a dataclass field holding another configuration with all its defaults."""
     return field(default_factory=kind, metadata={"sentence": sentence})
 

@@ -14,7 +14,9 @@ import yaml
 
 from pixlex.config.check import describe, part
 from pixlex.config.data import DataConfig
+from pixlex.config.frozen import FrozenRun
 from pixlex.config.lqae import LQAEConfig, LQAEObjectiveConfig, VQVAEConfig, VQVAEObjectiveConfig
+from pixlex.config.mae import MAERun
 from pixlex.config.train import EvalConfig, TrainConfig
 
 
@@ -42,8 +44,13 @@ class VQVAERun:
     eval: EvalConfig = part(EvalConfig, "The measures.")
 
 
-Run = LQAERun | VQVAERun
-FAMILIES: Mapping[str, type[LQAERun] | type[VQVAERun]] = {"lqae": LQAERun, "vqvae": VQVAERun}
+Run = LQAERun | VQVAERun | MAERun | FrozenRun
+FAMILIES: Mapping[str, type[Run]] = {
+    "lqae": LQAERun,
+    "vqvae": VQVAERun,
+    "mae": MAERun,
+    "frozen": FrozenRun,
+}
 
 
 def recipes_folder() -> Path:
@@ -155,7 +162,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
             raise ValueError(f"{override!r}: {parent} holds a value, not further keys")
-    place[last] = yaml.safe_load(text)
+    place[last] = yaml.safe_load(text) if text else ""  # nothing is an empty text, not a null
     # YAML 1.1 reads 3e-4 as text; a number is meant.
     if isinstance(place[last], str):
         with contextlib.suppress(ValueError):

@@ -22,9 +22,7 @@ def open_list(path: Path) -> FileSource:
         ValueError: if the list is empty, a line is malformed, `path` is missing, or labels and names do
             not fit (see `pixlex.data.labels.resolve_labels`).
     """
-    rows = list(_csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path))
-    if not rows:
-        raise ValueError(f"{path} lists no image")
+    rows = list_rows(path)
     paths = []
     pairs = []
     for line, row in rows:
@@ -38,6 +36,18 @@ def open_list(path: Path) -> FileSource:
         pairs.append(row_label(row.get("label"), row.get("class_name"), where))
     labels = resolve_labels(pairs, str(path), path.parent)
     return FileSource(str(path), path.parent, tuple(paths), labels)
+
+
+def list_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Return the rows of a .csv or .jsonl list, all columns, each with the number of its line.
+
+    Raises:
+        ValueError: if the list is empty or a line is malformed.
+    """
+    rows = list(_csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path))
+    if not rows:
+        raise ValueError(f"{path} lists no image")
+    return rows
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

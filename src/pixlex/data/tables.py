@@ -108,6 +108,25 @@ class ParquetSource:
         data = stored_bytes(cell, self._files[where.file].parent, key)
         return ImageRecord(data, int(self.labels.indices[index]), key)
 
+    def column(self, names: Sequence[str]) -> list[Any]:
+        """Return the values of the first of the named columns that the first file has.
+
+        Raises:
+            ValueError: if a file has none of them.
+        """
+        found = self._parquet(0).schema_arrow.names
+        name = next((name for name in names if name in found), None)
+        values: list[Any] = []
+        for number, path in enumerate(self._files):
+            present = self._parquet(number).schema_arrow.names
+            if name not in present:
+                raise ValueError(
+                    f"{path}: expected a column {name or ' or '.join(names)}, found {', '.join(present)}"
+                )
+            values += self._parquet(number).read(columns=[name], use_threads=False)[name].to_pylist()
+        self._forget()
+        return values
+
     def __getstate__(self) -> dict[str, Any]:
         # Open files and decompressed rows stay behind: each process opens its own.
         return {**self.__dict__, "_open": {}, "_cache": OrderedDict()}

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pixlex.api import ImageTokenizer
 from pixlex.data.decoding import IMAGE_SUFFIXES
 from pixlex.encoding.files import Codes, json_object, read_codes
-from pixlex.encoding.journal import model_identity
+from pixlex.models.pretrained import fingerprint
 from pixlex.train.checkpoint import write_atomically
 
 MARK = ".pixlex-decoded.json"
@@ -100,7 +100,7 @@ def decode_codes(
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     if iter(codes) is codes:
         raise TypeError("codes are read twice: expected a list or a CodesFile, got an iterator")
-    digest = hashlib.sha256(model_identity(tokenizer).encode())
+    digest = hashlib.sha256(fingerprint(tokenizer.model, precision=tokenizer.precision).encode())
     keys = []
     for key, row in codes:
         keys.append(key)

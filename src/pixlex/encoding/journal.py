@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from pixlex.api import ImageTokenizer
 from pixlex.data.sources import ImageSource
 from pixlex.encoding.files import EncodedImage, json_object
-from pixlex.models.lqae import LQAE
+from pixlex.models.pretrained import fingerprint
 
 _FORMAT = 1
 
@@ -118,24 +115,10 @@ def journal_header(tokenizer: ImageTokenizer, source: ImageSource) -> dict[str, 
     """Return what codes belong to: the model that makes them and the listing of the images."""
     return {
         "journal": _FORMAT,
-        "model": model_identity(tokenizer),
+        "model": fingerprint(tokenizer.model, precision=tokenizer.precision),
         "source": source.identity,
         "images": len(source),
     }
-
-
-def model_identity(tokenizer: ImageTokenizer) -> str:
-    """Return a fingerprint of all that decides the codes of an image: weights, words, sizes, precision."""
-    model = tokenizer.model
-    config = {**asdict(model.config), "precision": tokenizer.precision}
-    if isinstance(model, LQAE):
-        # Where the language model lies does not matter, which one it is does.
-        config["language"] = model.language.fingerprint
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _check(found: Mapping[str, Any] | None, expected: Mapping[str, Any], path: Path) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from pixlex.batch import ImageBatch, Skipped
@@ -28,6 +27,7 @@ from pixlex.eval.metrics import (
     psnr,
     ssim,
 )
+from pixlex.eval.passes import evaluating, first_images
 from pixlex.eval.perceptual import PerceptualMeasures
 from pixlex.eval.words import WordScores, score_words, survives_text, survives_tokenizer, word_folds
 from pixlex.models.lqae import LQAE
@@ -154,45 +154,14 @@ def evaluate_reconstruction(
     started = time.perf_counter()
     expected = min((count for count in (total, limit) if count is not None), default=None)
     with (
-        _evaluating(model),
+        evaluating(model),
         torch.autocast(place.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
         tqdm(total=expected, unit=" images", desc="evaluate", disable=not progress) as bar,
     ):
-        for batch in _first(batches, limit):
+        for batch in first_images(batches, limit):
             evaluation.update(batch.to(place))
             bar.update(len(batch.images))
     return evaluation.result(mean_image, time.perf_counter() - started)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode and each of its parts back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def _first(batches: Iterable[ImageBatch], limit: int | None) -> Iterator[ImageBatch]:
-    """Yield batches up to a number of images, the last one cut to fit."""
-    left = limit
-    for batch in batches:
-        if left is not None and len(batch.images) > left:
-            batch = replace(
-                batch,
-                images=batch.images[:left],
-                labels=batch.labels[:left],
-                keys=batch.keys[:left],
-                indices=batch.indices[:left],
-            )
-        yield batch
-        if left is not None:
-            left -= len(batch.images)
-            if left <= 0:
-                return
 
 
 class _Evaluation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -18,3 +18,35 @@ def pixel_loss(
         images: pixels in [0, 1].
     """
     return (reconstruction.float() - images).square().mean()
+
+
+def masked_patch_loss(
+    predicted: Float[Tensor, "B N pixels"], patches: Float[Tensor, "B N pixels"], mask: Bool[Tensor, "B N"]
+) -> Float[Tensor, ""]:
+    """Return the mean squared error over the pixels of hidden patches (He et al. 2021, section 3).
+
+    Args:
+        predicted: what the decoder predicts, in the space of `patches`.
+        patches: the pixels of each patch.
+        mask: True where a patch was hidden; one or more.
+    """
+    return (predicted.float() - patches)[mask].square().mean()
+
+
+def normalized_patches(patches: Float[Tensor, "B N pixels"]) -> Float[Tensor, "B N pixels"]:
+    """Return each patch minus its mean, over its standard deviation (He et al. 2021, section 3).
+
+    Mean and unbiased variance are over the patch's pixels and channels together; 1e-6 is added to the variance.
+    """
+    return (patches - patches.mean(-1, keepdim=True)) / _deviation(patches)
+
+
+def restored_patches(
+    normalized: Float[Tensor, "B N pixels"], patches: Float[Tensor, "B N pixels"]
+) -> Float[Tensor, "B N pixels"]:
+    """Return normalized patches with mean and standard deviation of `patches` put back, to look at them."""
+    return normalized.float() * _deviation(patches) + patches.mean(-1, keepdim=True)
+
+
+def _deviation(patches: Tensor) -> Tensor:
+    return (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pixlex.config.frozen import FrozenConfig
 from pixlex.config.lqae import LQAEConfig, VQVAEConfig
+from pixlex.config.mae import MAEConfig
 from pixlex.config.run import run_from
+from pixlex.models.frozen import Frozen
 from pixlex.models.lqae import LQAE
+from pixlex.models.mae import MAE
 from pixlex.models.vqvae import VQVAE
 
 CONFIG = "config.json"
@@ -21,14 +26,32 @@ WEIGHTS = "model.safetensors"
 FORMAT = 1
 
 Tokenizer = LQAE | VQVAE
+Model = Tokenizer | MAE | Frozen
+_FAMILIES: dict[type[Model], str] = {LQAE: "lqae", VQVAE: "vqvae", MAE: "mae", Frozen: "frozen"}
+_CONSEQUENCES: dict[type[Model], str] = {
+    LQAE: "codes mean nothing in another vocabulary",
+    Frozen: "an image's embeddings mean nothing to another language model",
+}
 
 
-def build(config: LQAEConfig | VQVAEConfig) -> Tokenizer:
+@overload
+def build(config: LQAEConfig | VQVAEConfig) -> Tokenizer: ...
+@overload
+def build(config: MAEConfig | FrozenConfig) -> MAE | Frozen: ...
+def build(config: LQAEConfig | VQVAEConfig | MAEConfig | FrozenConfig) -> Model:
     """Build an untrained model from the configuration of its family."""
-    return LQAE.build(config) if isinstance(config, LQAEConfig) else VQVAE.build(config)
+    match config:
+        case LQAEConfig():
+            return LQAE.build(config)
+        case VQVAEConfig():
+            return VQVAE.build(config)
+        case MAEConfig():
+            return MAE.build(config)
+        case FrozenConfig():
+            return Frozen.build(config)
 
 
-def save(model: Tokenizer, folder: Path) -> None:
+def save(model: Model, folder: Path) -> None:
     """Write a model directory.
 
     Args:
@@ -38,11 +61,12 @@ def save(model: Tokenizer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "format": FORMAT,
-        "family": "lqae" if isinstance(model, LQAE) else "vqvae",
+        "family": _FAMILIES[type(model)],
         "model": dataclasses.asdict(model.config),
-        "num_codewords": model.num_codewords,
     }
-    if isinstance(model, LQAE):
+    if isinstance(model, Tokenizer):
+        config["num_codewords"] = model.num_codewords
+    if isinstance(model, LQAE | Frozen):
         config["language"] = {"name": model.language.name, "fingerprint": model.language.fingerprint}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
@@ -50,7 +74,22 @@ def save(model: Tokenizer, folder: Path) -> None:
 
 
 def load(name: str, *, language_model: str | None = None, revision: str | None = None) -> Tokenizer:
-    """Load a model directory, in evaluation mode, on the CPU.
+    """Load the model directory of an image tokenizer; see `load_any`.
+
+    Raises:
+        ValueError: as `load_any`, or a model of another family, which writes no codes.
+    """
+    model = load_any(name, language_model=language_model, revision=revision)
+    if not isinstance(model, Tokenizer):
+        raise ValueError(
+            f"{name} holds a model of family {_FAMILIES[type(model)]}, which writes no codes: expected an image "
+            "tokenizer, lqae or vqvae"
+        )
+    return model
+
+
+def load_any(name: str, *, language_model: str | None = None, revision: str | None = None) -> Model:
+    """Load a model directory of any family, in evaluation mode, on the CPU.
 
     Args:
         name: a model directory, a run folder (its `model` is taken), or a repository on the hub.
@@ -73,13 +112,14 @@ def load(name: str, *, language_model: str | None = None, revision: str | None =
         values["language"]["name"] = language_model
     run = run_from({"family": config["family"], "model": values}, str(folder / CONFIG))
     model = build(run.model)
-    if isinstance(model, LQAE) and model.language.fingerprint != config["language"]["fingerprint"]:
+    if isinstance(model, LQAE | Frozen) and model.language.fingerprint != config["language"]["fingerprint"]:
+        what = "word embeddings" if isinstance(model, LQAE) else "weights"
         raise ValueError(
-            f"{folder} was trained with word embeddings {config['language']['fingerprint'][:12]} of "
+            f"{folder} was trained with {what} {config['language']['fingerprint'][:12]} of "
             f"{config['language']['name']!r}, but {model.language.name!r} has "
-            f"{model.language.fingerprint[:12]}: codes mean nothing in another vocabulary"
+            f"{model.language.fingerprint[:12]}: {_CONSEQUENCES[type(model)]}"
         )
-    if model.num_codewords != config["num_codewords"]:
+    if isinstance(model, Tokenizer) and model.num_codewords != config["num_codewords"]:
         raise ValueError(
             f"{folder} was trained with {config['num_codewords']} codewords, but this vocabulary has "
             f"{model.num_codewords}: the tokenizer is another version"
@@ -112,3 +152,16 @@ def _find(name: str, revision: str | None) -> Path:
 def parameter_count(model: torch.nn.Module) -> int:
     """Return how many numbers training may change."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def fingerprint(model: Model, *, precision: str = "fp32") -> str:
+    """Return a hash of all that decides what comes of an image: weights, words, sizes, precision."""
+    config = {**dataclasses.asdict(model.config), "precision": precision}
+    if isinstance(model, LQAE | Frozen):
+        # Where the language model lies does not matter, which one it is does.
+        config["language"] = model.language.fingerprint
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,8 +1,21 @@
 """Pictures and pages of runs: what callers use is named here."""
 
+from pixlex.report.ablations import ablation_table, write_ablation
 from pixlex.report.card import model_card
 from pixlex.report.page import run_page, write_page
-from pixlex.report.pictures import reconstruction_grid
+from pixlex.report.pictures import image_columns, reconstruction_grid
 from pixlex.report.plots import curves
+from pixlex.report.progress import Progress, progress_of
 
-__all__ = ["curves", "model_card", "reconstruction_grid", "run_page", "write_page"]
+__all__ = [
+    "Progress",
+    "ablation_table",
+    "curves",
+    "image_columns",
+    "model_card",
+    "progress_of",
+    "reconstruction_grid",
+    "run_page",
+    "write_ablation",
+    "write_page",
+]

@@ -22,6 +22,38 @@ A vector quantized autoencoder (van den Oord et al. 2017, arXiv:1711.00937). It 
 codes of a learned codebook and rebuilds the image from them.
 """
 
+_MAE = """\
+A masked autoencoder (He et al. 2021, arXiv:2111.06377), pretrained from scratch on images alone. Its encoder
+turns an image into a vector; here it is a baseline for a linear classifier on a few labeled images.
+"""
+
+_MAE_USAGE = """\
+from pixlex.models import pretrained
+
+model = pretrained.load_any("this directory, or its name on the hub")
+features = model.embed(images)  # images: (B, 3, H, W) in [0, 1]; one vector for each"""
+
+_FROZEN = """\
+A vision encoder in front of a frozen language model (Tsimpoukelli et al. 2021, arXiv:2106.13884), trained on
+images with captions: an image becomes a few embeddings, which the language model reads as words.
+"""
+
+_FROZEN_USAGE = """\
+from pixlex.models import pretrained
+
+model = pretrained.load_any("this directory, or its name on the hub")
+captions = model.caption(images, max_words=20)  # images: (B, 3, H, W) in [0, 1]"""
+
+_FROZEN_LANGUAGE = """\
+## Language model
+
+The language model is `{name}`.
+It is not stored here but loaded by its name. An image's embeddings mean nothing to another one, so the SHA-256
+of all its weights is checked:
+
+`{fingerprint}`
+"""
+
 _LANGUAGE = """\
 ## Language model
 
@@ -61,16 +93,15 @@ def model_card(
     Returns:
         The text of README.md.
     """
-    kind, codes = ("VQ-VAE", "codes") if language is None else ("LQAE", "words")
     settings = yaml.safe_dump(dict(run_config), sort_keys=False, allow_unicode=True)
-    description = _VQVAE if language is None else _LQAE
+    tags, title, description, usage = _about(run_config, language is not None)
     parts = [
-        _front_matter(kind.lower()),
-        f"# {kind}: {_count(run_config)} {codes} for an image\n",
-        description.format(count=_count(run_config)),
+        _front_matter(tags),
+        f"# {title}\n",
+        description,
         "## Use\n",
-        _fenced("\n".join(_usage(language is not None)), "python"),
-        "" if language is None else _language(*language),
+        _fenced(usage, "python"),
+        "" if language is None else _language(*language, frozen=run_config.get("family") == "frozen"),
         "## Measures\n",
         "\n".join(_table(numbers)) + "\n",
         "## Training\n",
@@ -81,9 +112,21 @@ def model_card(
     return "\n".join(part for part in parts if part)
 
 
-def _front_matter(family: str) -> str:
+def _about(run_config: Mapping[str, Any], has_words: bool) -> tuple[tuple[str, ...], str, str, str]:
+    """Return the tags, title, description and first program of a family."""
+    if run_config.get("family") == "frozen":
+        return ("image-captioning",), "Frozen: images for a language model", _FROZEN, _FROZEN_USAGE
+    if run_config.get("family") == "mae":
+        return ("masked-autoencoder",), "MAE: features of images", _MAE, _MAE_USAGE
+    kind, codes, description = ("LQAE", "words", _LQAE) if has_words else ("VQ-VAE", "codes", _VQVAE)
+    count = _count(run_config)
+    title = f"{kind}: {count} {codes} for an image"
+    return (*_TAGS, kind.lower()), title, description.format(count=count), "\n".join(_usage(has_words))
+
+
+def _front_matter(tags: Sequence[str]) -> str:
     """Return what the hub reads; the comment is the only place for a license not yet chosen."""
-    known = yaml.safe_dump({"library_name": "pixlex", "tags": [*_TAGS, family]}, sort_keys=False)
+    known = yaml.safe_dump({"library_name": "pixlex", "tags": list(tags)}, sort_keys=False)
     return f"---\n{known}# license: state one before publishing, for example mit\n---\n"
 
 
@@ -97,8 +140,10 @@ def _count(run_config: Mapping[str, Any]) -> str:
     return f"{side} x {side}"
 
 
-def _language(name: str, fingerprint: str) -> str:
-    """Say whose words these are."""
+def _language(name: str, fingerprint: str, *, frozen: bool) -> str:
+    """Say whose words these are, or which language model is spoken through."""
+    if frozen:
+        return _FROZEN_LANGUAGE.format(name=name, fingerprint=fingerprint)
     source = f"`{name}`"
     if name == "embedded":
         source = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -62,17 +62,48 @@ def reconstruction_grid(
     titles = ["original", "reconstruction"]
     if words is not None:
         titles.insert(1, "words, each on its patch's mean color")
-    side = scale * originals.shape[-1]
+    rows = []
+    for row, (original, reconstruction) in enumerate(zip(originals, reconstructions, strict=True)):
+        panels = [enlarged(original, scale), enlarged(reconstruction, scale)]
+        if words is not None:
+            panels.insert(1, word_panel(words[row], patch_colors(original, grid), panels[0].width))
+        rows.append(panels)
+    return _write_sheet(titles, rows, path)
+
+
+def image_columns(columns: Mapping[str, Float[Tensor, "E 3 H W"]], path: Path) -> Path:
+    """Write a PNG with one column of images under each title, enlarged by a whole factor.
+
+    Args:
+        columns: as many square images of one size under each title, pixels in [0, 1], values outside clipped.
+        path: where to write.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no image, or columns of different shapes.
+    """
+    shapes = {tuple(images.shape) for images in columns.values()}
+    if len(shapes) != 1 or 0 in next(iter(shapes)):
+        raise ValueError(
+            f"expected columns of as many images of one size, one or more, got {shapes or 'none'}"
+        )
+    scale = _scale(next(iter(shapes))[-1], 1)
+    rows = [[enlarged(image, scale) for image in row] for row in zip(*columns.values(), strict=True)]
+    return _write_sheet(list(columns), rows, path)
+
+
+def _write_sheet(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], path: Path) -> Path:
+    """Write rows of square panels of one size under their titles."""
+    side = rows[0][0].width
     width = 2 * _MARGIN + len(titles) * side + (len(titles) - 1) * _GAP
-    height = 2 * _MARGIN + _TITLE + len(originals) * side + (len(originals) - 1) * _GAP
+    height = 2 * _MARGIN + _TITLE + len(rows) * side + (len(rows) - 1) * _GAP
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
         draw.text((_MARGIN + column * (side + _GAP), _MARGIN), title, fill=_INK, font=font(18))
-    for row, (original, reconstruction) in enumerate(zip(originals, reconstructions, strict=True)):
-        panels = [enlarged(original, scale), enlarged(reconstruction, scale)]
-        if words is not None:
-            panels.insert(1, word_panel(words[row], patch_colors(original, grid), side))
+    for row, panels in enumerate(rows):
         top = _MARGIN + _TITLE + row * (side + _GAP)
         for column, panel in enumerate(panels):
             sheet.paste(panel, (_MARGIN + column * (side + _GAP), top))

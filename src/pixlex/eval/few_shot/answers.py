@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.episodes import Episode, Setting
@@ -28,6 +28,7 @@ class Answer:
     detail: str = ""
 
 
+@runtime_checkable
 class Answerer(Protocol):
     """Answers episodes: a classifier of features, or a language model that reads images as words."""
 
@@ -49,3 +50,30 @@ class Answerer(Protocol):
         An episode that fails yields an answer without credit; it never ends the others. What makes all of
         them fail (a wrong key, an endpoint that is down, a prompt that does not fit) raises `ValueError`.
         """
+
+
+@runtime_checkable
+class ChecksEpisodes(Protocol):
+    """An answerer that can tell beforehand that episodes cannot be answered, such as prompts that do not fit."""
+
+    def check(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> None:
+        """Raise `ValueError` with the numbers where they cannot; nothing is sent to anybody."""
+
+
+def fair_credit(episode: Episode, values: Sequence[float], *, tolerance: float) -> Answer:
+    """Return the answer of whoever gives each name of an episode a value and takes the largest.
+
+    Names whose values differ from the largest by no more than `tolerance` share the credit: whoever sees no
+    difference scores exactly 1 / ways, where the first of the largest would score what the order of the names
+    makes of it.
+
+    Args:
+        episode: the question.
+        values: one for each of its names, the larger the better.
+        tolerance: what rounding can make of equal values, 0 or more.
+    """
+    best = max(values)
+    chosen = [name for name, value in enumerate(values) if value >= best - tolerance]
+    credit = 1 / len(chosen) if episode.answer in chosen else 0.0
+    text = " | ".join(episode.names[name] for name in chosen)
+    return Answer(episode=episode.number, credit=credit, text=text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 Ability = Literal["generate", "score", "choose"]
 
@@ -40,6 +40,7 @@ class CandidateScores:
     reason: str = ""
 
 
+@runtime_checkable
 class LanguageClient(Protocol):
     """A language model that continues text. Results come in any order, each with its prompt's position.
 
@@ -80,3 +81,9 @@ class LanguageClient(Protocol):
         self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
     ) -> Iterator[tuple[int, Completion]]:
         """Continue each prompt greedily, allowing nothing but one of its candidates."""
+
+
+def cut_at(text: str, stop: Sequence[str]) -> str:
+    """Return a text up to the first of the stops."""
+    places = [place for place in (text.find(mark) for mark in stop if mark) if place >= 0]
+    return text[: min(places)] if places else text

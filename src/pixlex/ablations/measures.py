@@ -1,0 +1,101 @@
+"""What an ablation measures on every row's model besides its reconstructions: linear probe and few-shot."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pixlex.ablations.rows import Measure, Measured
+from pixlex.config.ablation import AblationRow
+from pixlex.data.sources import ImageSource
+from pixlex.eval.few_shot.answers import Answerer
+from pixlex.eval.few_shot.episode_files import EpisodeSet
+from pixlex.eval.few_shot.prompted import PromptedAnswerer, Scorer
+from pixlex.eval.few_shot.prompts import Template
+from pixlex.eval.few_shot.run import run_few_shot
+from pixlex.eval.few_shot.word_answerers import embedded_encoder, model_reader, word_answerers
+from pixlex.eval.llm.client import LanguageClient
+from pixlex.eval.probe.study import ProbeSets, probe_rows
+from pixlex.models import pretrained
+from pixlex.models.lqae import LQAE
+from pixlex.train.parallel import pick_device
+
+
+def probe_measure(sets: ProbeSets, cache: Path, *, device: str = "auto") -> Measure:
+    """Return the linear probe on all layers of the language model; rows without a model have none.
+
+    Args:
+        sets: the images.
+        cache: where features are kept.
+        device: where to compute.
+    """
+
+    def measure(folder: Path, row: AblationRow) -> Mapping[str, Measured]:
+        if not row.trains:
+            return {}
+        model = _load(folder, device)
+        (found,) = probe_rows(row.name, model, ["layers"], sets, cache)
+        low, high = found.result.top1_interval
+        return {"top-1": Measured(value=found.result.top1, low=low, high=high)}
+
+    parts = [one.contents for one in (sets.train, sets.test, sets.validation) if one is not None]
+    return Measure(name="linear_probe", identity=_fingerprint(parts), of=measure)
+
+
+def few_shot_measure(
+    images: ImageSource,
+    episode_sets: Sequence[EpisodeSet],
+    cache: Path,
+    *,
+    clients: Sequence[LanguageClient] = (),
+    template: Template = "frozen",
+    scorer: Scorer = "likelihood",
+    device: str = "auto",
+) -> Measure:
+    """Return few-shot classification by a sentence encoder and by language models (row H: one column each).
+
+    Args:
+        images: what the episodes are about.
+        episode_sets: the episodes.
+        cache: where words and answers are kept.
+        clients: language models that are prompted.
+        template: the prompt.
+        scorer: how their answers are judged.
+        device: where to compute.
+    """
+
+    def measure(folder: Path, row: AblationRow) -> Mapping[str, Measured]:
+        model = _load(folder, device)
+        place = next(model.parameters()).device
+        reader = model_reader(model, row.name, keep_share=row.keep_share, cache=cache / "words", device=place)
+        answerers: dict[str, Answerer] = {}
+        for answerer in word_answerers(reader, ["sentence"], encoder=embedded_encoder(), device=place):
+            answerers["sentence encoder"] = answerer
+        for client in clients:
+            answerers[f"{client.name}, {scorer}"] = PromptedAnswerer(
+                reader, client, template=template, scorer=scorer
+            )
+        cells = run_few_shot(list(answerers.values()), episode_sets, images, cache / "answers" / row.name)
+        titles = [name for name in answerers for _ in episode_sets]
+        return {
+            f"{title}, {cell.setting.ways}-way {cell.setting.column}": Measured(
+                value=cell.accuracy, low=cell.low, high=cell.high
+            )
+            for title, cell in zip(titles, cells, strict=True)
+            if cell.accuracy is not None
+        }
+
+    asked = [f"{one.identity} {template} {scorer}" for one in clients]
+    parts = [*(one.identity for one in episode_sets), *asked]
+    return Measure(name="few_shot", identity=_fingerprint(parts), of=measure)
+
+
+def _load(folder: Path, device: str) -> LQAE:
+    model = pretrained.load(str(folder))
+    assert isinstance(model, LQAE)
+    return model.to(pick_device(device)).eval()
+
+
+def _fingerprint(parts: Sequence[object]) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

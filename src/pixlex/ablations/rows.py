@@ -1,0 +1,222 @@
+"""The ablations of LQAE: one recipe trained once for each row, measured alike, put into one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pixlex.config.ablation import AblationRow, Claim
+from pixlex.config.run import LQAERun, Run, read_run
+from pixlex.runs import run_training
+from pixlex.train.loop import LossNotFinite
+
+# What the table shows of a run's own evaluation.
+RECONSTRUCTION = ("mse", "masked_mse", "psnr", "distinct_codewords", "perplexity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A number with its 95 % interval, where it has one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Something measured on every row's model.
+
+    Attributes:
+        name: `linear_probe` or `few_shot`.
+        identity: all that decides its numbers besides model and row; a stored number of another identity is
+            measured again.
+        of: given a model directory and the row, the numbers by their column.
+    """
+
+    name: str
+    identity: str
+    of: Callable[[Path, AblationRow], Mapping[str, Measured]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowResult:
+    """What came of a row.
+
+    Attributes:
+        row: the row.
+        reconstruction: numbers of the run's own evaluation, by name.
+        measured: numbers of the other measures, by measure, then by column.
+        verdicts: one sentence for each claim of the paper.
+        failure: why the row has no numbers; empty where it has.
+    """
+
+    row: AblationRow
+    reconstruction: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[str, Mapping[str, Measured]] = field(default_factory=dict)
+    verdicts: tuple[str, ...] = ()
+    failure: str = ""
+
+    def values(self) -> dict[str, Any]:
+        """Return plain values for tables and files; `numbers` by column, such as `few_shot/2-way`."""
+        numbers = {name: Measured(value=value) for name, value in self.reconstruction.items()}
+        for measure, columns in self.measured.items():
+            numbers |= {f"{measure}/{column}": one for column, one in columns.items()}
+        return {
+            "name": self.row.name,
+            "title": self.row.title,
+            "group": self.row.group,
+            "changes": list(self.row.changes),
+            "failure": self.failure,
+            "verdicts": list(self.verdicts),
+            "numbers": {column: dataclasses.asdict(one) for column, one in numbers.items()},
+        }
+
+
+def plan(recipe: str, overrides: Sequence[str], rows: Sequence[AblationRow]) -> dict[str, LQAERun]:
+    """Return the run of each row that trains, checked before anything is computed.
+
+    Raises:
+        ValueError: a recipe of another family, without validation images, or a row that does not fit it.
+    """
+    runs: dict[str, LQAERun] = {}
+    for row in rows:
+        if not row.trains:
+            continue
+        run: Run = read_run(recipe, [*overrides, *row.changes])
+        if not isinstance(run, LQAERun):
+            raise ValueError(
+                f"ablations are rows of LQAE: expected a recipe of family lqae, got {run.family}"
+            )
+        if not run.data.validation:
+            raise ValueError("ablations compare reconstructions: name images with data.validation=DATA")
+        runs[row.name] = run
+    return runs
+
+
+def run_ablations(
+    recipe: str,
+    overrides: Sequence[str],
+    rows: Sequence[AblationRow],
+    folder: Path,
+    measures: Sequence[Measure] = (),
+) -> tuple[RowResult, ...] | None:
+    """Train and measure the rows that are not finished yet, each in `folder/rows/NAME`.
+
+    A second call goes on where the first was cut off: finished rows are read, an unfinished one resumes from
+    its newest checkpoint, a measure that is already in a row's `measures.json` is not taken again. A row
+    whose loss diverges is reported as failed and does not stop the others.
+
+    Args:
+        recipe: file or name of an LQAE recipe.
+        overrides: settings shared by all rows, `key=value`.
+        rows: `base` first.
+        folder: where all is kept.
+        measures: what is measured on each row's model besides its reconstructions.
+
+    Returns:
+        A result for each row; None when interrupted.
+
+    Raises:
+        ValueError: a recipe or a row that does not fit, or a folder that holds rows of other settings.
+    """
+    runs = plan(recipe, overrides, rows)
+    results: list[RowResult] = []
+    for row in tqdm(rows, desc="ablate", unit=" rows"):
+        place = folder / "rows" / row.name
+        # A row that changes nothing, because the recipe has that value already, is not trained twice.
+        trains = row.trains and (row.name == "base" or runs[row.name] != runs["base"])
+        model = (place if trains else folder / "rows" / "base") / "model"
+        failure = ""
+        if trains:
+            try:
+                if not _is_finished(runs[row.name], place) and run_training(
+                    runs[row.name], place, resume=True
+                ) is None:  # fmt: skip
+                    return None
+            except LossNotFinite as reason:
+                failure = str(reason)
+        if not failure and not model.is_dir():
+            failure = "the base model it uses has failed"
+        if failure:
+            results.append(RowResult(row=row, failure=failure))
+            continue
+        reconstruction = _reconstruction(model.parent) if row.trains else {}
+        measured = {one.name: _measured(one, place, model, row) for one in measures}
+        results.append(RowResult(row=row, reconstruction=reconstruction, measured=measured))
+    return tuple(dataclasses.replace(one, verdicts=_verdicts(one, results[0])) for one in results)
+
+
+def _is_finished(run: LQAERun, place: Path) -> bool:
+    """Whether a row's folder holds the finished run of just these settings.
+
+    The evaluation is asked for too: a row measured on other images cannot stand in one table.
+    """
+    if not (place / "model").is_dir() or not (place / "results.json").is_file():
+        return False
+    before = read_run(place / "config.yaml")
+    if before != run:
+        raise ValueError(
+            f"{place} holds a finished run of other settings: repeat them, or pass another --out"
+        )
+    return True
+
+
+def _reconstruction(place: Path) -> dict[str, float]:
+    numbers = json.loads((place / "results.json").read_text(encoding="utf-8"))
+    return {name: numbers[f"eval/{name}"] for name in RECONSTRUCTION if f"eval/{name}" in numbers}
+
+
+def _measured(measure: Measure, place: Path, model: Path, row: AblationRow) -> Mapping[str, Measured]:
+    """Return a measure's numbers, from the row's folder where they are there already."""
+    path = place / "measures.json"
+    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = stored.get(measure.name)
+    if known is not None and known["identity"] == measure.identity:
+        return {column: Measured(**values) for column, values in known["numbers"].items()}
+    numbers = measure.of(model, row)
+    stored[measure.name] = {
+        "identity": measure.identity,
+        "numbers": {column: dataclasses.asdict(values) for column, values in numbers.items()},
+    }
+    place.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return numbers
+
+
+def _verdicts(result: RowResult, base: RowResult) -> tuple[str, ...]:
+    """Say of each claim of the paper whether it shows here."""
+    found = []
+    for claim in result.row.claims:
+        ours, theirs = result.measured.get(claim.measure, {}), base.measured.get(claim.measure, {})
+        for column in ours.keys() & theirs.keys():
+            found.append(f"{column}: paper {claim.expected}, {judge(claim, ours[column], theirs[column])}")
+    return tuple(sorted(found))
+
+
+def judge(claim: Claim, row: Measured, base: Measured) -> str:
+    """Compare a row with the base and say whether a claim holds.
+
+    The difference counts if it is larger than its own 95 % interval, the root of the sum of the squares of
+    both half-widths (independent test sets; for models judged on the same images that is cautious).
+    """
+    half = [
+        (one.high - one.low) / 2 if one.low is not None and one.high is not None else 0.0
+        for one in (row, base)
+    ]
+    difference, limit = row.value - base.value, math.hypot(*half)
+    seen = "level" if abs(difference) <= limit else "higher" if difference > 0 else "lower"
+    if claim.expected == "not higher":
+        return f"here {seen}: {'does not hold' if seen == 'higher' else 'holds'}"
+    if seen == "level" and claim.expected != "level":
+        return "here level: not seen"
+    return f"here {seen}: {'holds' if seen == claim.expected else 'does not hold'}"

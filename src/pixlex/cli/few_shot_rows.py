@@ -1,0 +1,178 @@
+"""The rows of `evaluate few-shot`: who reads images, and who answers."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from pixlex.cli.output import remark
+from pixlex.eval.few_shot.answers import Answerer
+from pixlex.eval.few_shot.ascii_art import AsciiArt
+from pixlex.eval.few_shot.features import PixelFeatures
+from pixlex.eval.few_shot.frozen import FrozenAnswerer
+from pixlex.eval.few_shot.linear import EncoderFeatures, LinearPerEpisode
+from pixlex.eval.few_shot.nearest import Chance, NearestClassMean
+from pixlex.eval.few_shot.prompted import SCORERS, PromptedAnswerer
+from pixlex.eval.few_shot.readers import Shortened, TextReader
+from pixlex.eval.few_shot.word_answerers import WordAnswerer, model_reader, word_answerers
+from pixlex.eval.llm import connect
+from pixlex.eval.llm.client import LanguageClient
+from pixlex.models import pretrained
+from pixlex.models.frozen import Frozen
+from pixlex.models.lqae import LQAE
+from pixlex.models.pretrained import Model
+from pixlex.models.vqvae import VQVAE
+from pixlex.nn.language import load_language_model
+from pixlex.train.parallel import pick_device
+
+# Weights of an untrained model are drawn with this seed.
+_UNTRAINED_SEED = 0
+# Folders inside the one of the results.
+_WORDS, _ANSWERS = "words", "language-model"
+_FROZEN_SCORERS: tuple[Literal["strict", "likelihood"], ...] = ("strict", "likelihood")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A reader of images and the model behind it, if there is one."""
+
+    reader: TextReader
+    model: LQAE | VQVAE | None
+
+
+def models_of(options: Namespace) -> dict[str, Model]:
+    """Load the models, of any family, by the names of their rows; untrained ones if asked for."""
+    models: dict[str, Model] = {}
+    for entry in options.model:
+        name, path = _named(entry)
+        if name in models:
+            raise ValueError(f"two models are called {name!r}: give them names with --model NAME={path}")
+        models[name] = pretrained.load_any(path, language_model=options.language_model)
+        if options.untrained:
+            models[f"untrained {name}"] = untrained(models[name])
+    return models
+
+
+def readings_of(options: Namespace, models: Mapping[str, Model]) -> list[Reading]:
+    """Say how images become text."""
+    code_words = None
+    if any(isinstance(model, VQVAE) for model in models.values()):
+        code_words = load_language_model(options.code_words)
+    readings = []
+    for name, model in models.items():
+        if isinstance(model, LQAE | VQVAE):
+            reader = model_reader(
+                model,
+                name,
+                code_words=code_words,
+                keep_share=options.keep_share,
+                cache=options.out / _WORDS,
+                device=pick_device(options.device),
+                precision=options.precision,
+            )
+            readings.append(Reading(reader, model))
+    if options.ascii:
+        drawn: TextReader = AsciiArt()
+        if options.keep_share < 1:
+            drawn = Shortened(drawn, options.keep_share)
+        readings.append(Reading(drawn, None))
+    return readings
+
+
+def _named(entry: str) -> tuple[str, str]:
+    """Split NAME=PATH; a path alone is called by its folder."""
+    name, sign, path = entry.partition("=")
+    if sign and name and "/" not in name:
+        return name, path
+    folder = Path(entry)
+    return (folder.parent.name if folder.name == "model" else folder.name) or entry, entry
+
+
+def untrained(model: Model) -> Model:
+    """Return a model of the same configuration whose weights are as they are before training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_UNTRAINED_SEED)
+        fresh: Model = pretrained.build(model.config)
+    return fresh.eval().requires_grad_(False)
+
+
+def answerers_of(
+    options: Namespace, models: Mapping[str, Model], readings: Sequence[Reading]
+) -> list[Answerer]:
+    """Return the rows of the table."""
+    asked = list(dict.fromkeys(options.answerers))
+    kinds = [kind for kind in asked if kind in get_args(WordAnswerer)]
+    if not models and not readings and (kinds or options.llm):
+        raise ValueError(
+            "nothing to read images with: name a --model, or --ascii, or ask for --answerers pixels chance alone"
+        )
+    encoder = load_language_model(options.encoder) if "sentence" in kinds and readings else None
+    client = _client(options) if options.llm is not None else None
+    device = pick_device(options.device)
+    answerers: list[Answerer] = []
+    for one in readings:
+        answerers += word_answerers(one.reader, kinds, model=one.model, encoder=encoder, device=device)
+        if client is not None:
+            answerers += _prompted(options, one.reader, client)
+    for name, model in models.items():
+        answerers += _of_model(options, name, model, linear="linear" in asked)
+    if "pixels" in asked:
+        answerers.append(NearestClassMean(PixelFeatures()))
+    if "chance" in asked:
+        answerers.append(Chance())
+    return answerers
+
+
+def _of_model(options: Namespace, name: str, model: Model, *, linear: bool) -> list[Answerer]:
+    """Return the rows that need a model's networks rather than its words."""
+    device = pick_device(options.device)
+    if isinstance(model, Frozen):
+        return [
+            FrozenAnswerer(
+                model, name=name, scorer=scorer, template=template, device=device, precision=options.precision
+            )
+            for template in dict.fromkeys(options.template)
+            for scorer in _FROZEN_SCORERS
+            if options.scorer is None or scorer in options.scorer
+        ]
+    if linear:
+        features = EncoderFeatures(model, name=name, device=device, precision=options.precision)
+        return [LinearPerEpisode(features)]
+    return []
+
+
+def _prompted(options: Namespace, reader: TextReader, client: LanguageClient) -> list[Answerer]:
+    able = [scorer for scorer, (ability, _) in SCORERS.items() if ability in client.abilities]
+    scorers = options.scorer or [scorer for scorer in able if scorer != "likelihood-per-token"]
+    return [
+        PromptedAnswerer(reader, client, template=template, scorer=scorer)
+        for template in dict.fromkeys(options.template)
+        for scorer in dict.fromkeys(scorers)
+    ]
+
+
+def _client(options: Namespace) -> LanguageClient:
+    client: LanguageClient = connect(
+        options.llm,
+        base_url=options.llm_url,
+        key_variable=options.llm_key_variable,
+        mode=options.llm_mode,
+        concurrency=options.llm_concurrency,
+        timeout=options.llm_timeout,
+        cache=options.llm_cache or options.out / _ANSWERS,
+        input_price=options.llm_input_price,
+        output_price=options.llm_output_price,
+        max_cost=options.llm_max_cost,
+        max_tokens=options.llm_max_tokens,
+        context_size=options.llm_context,
+        tokenizer=options.llm_tokenizer,
+        device=options.device,
+        batch_size=options.llm_batch_size,
+    )
+    remark(options, f"{client.name} can {', '.join(sorted(client.abilities))}")
+    return client

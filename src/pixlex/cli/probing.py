@@ -1,0 +1,116 @@
+"""`evaluate linear-probe`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pixlex.api import ImageTokenizer
+from pixlex.cli.output import answer, remark, table
+from pixlex.cli.tokens import load_tokenizer, remark_skipped
+from pixlex.data.images import open_source
+from pixlex.eval.probe.features import Kind, default_repeats, untrained_copy
+from pixlex.eval.probe.study import ProbeRow, ProbeSets, first_images, open_sets, planned_kinds, probe_rows
+from pixlex.models.lqae import LQAE
+from pixlex.report.linear_probe import (
+    PUBLISHED,
+    PUBLISHED_NOTE,
+    row_text,
+    row_values,
+    write_linear_probe,
+)
+
+
+def linear_probe(options: Namespace) -> int:
+    """Fit linear classifiers on frozen features; leave table, pictures and a page in a folder."""
+    names = _names(options.model)
+    validation = None if options.validation is None else open_source(options.validation)
+    sets = open_sets(
+        open_source(options.data),
+        open_source(options.test),
+        validation,
+        limit=options.limit,
+        test_limit=options.test_limit,
+        allow_overlap=options.allow_overlap,
+        max_broken_share=options.max_broken_share,
+        progress=not options.quiet,
+    )
+    tokenizers = [load_tokenizer(Namespace(**{**vars(options), "model": name})) for name in options.model]
+    plan = planned_kinds([tokenizer.model for tokenizer in tokenizers], options.features)
+    rows = []
+    for row in _rows(options, names, tokenizers, plan, sets):
+        rows.append(row)
+        remark(options, f"{row.name}: {row_text(row)}")
+    notes = [*sets.notes, *_notes(rows)]
+    page = write_linear_probe(options.out, rows, sets, commands=[options.command_line], notes=notes)
+    remark_skipped(options, list(dict.fromkeys(one for row in rows for one in row.skipped)))
+    for note in [*notes, *(f"{row.name}: {note}" for row in rows for note in row.result.notes)]:
+        remark(options, note)
+    remark(options, f"page {page}")
+    values = {
+        "page": str(page),
+        "rows": [row_values(row, sets.train.class_names) for row in rows],
+        "notes": notes,
+    }
+    lines = [(row.name, row_text(row)) for row in rows]
+    lines.append(("most frequent training class", f"top-1 {100 * rows[0].result.majority:.1f} %"))
+    lines.append(("chance", f"top-1 {100 * rows[0].result.chance:.3g} %"))
+    lines += [(name, f"top-1 {100 * top1:.1f} % ({PUBLISHED_NOTE})") for name, top1 in PUBLISHED]
+    answer(options, values, table(lines))
+    return 0
+
+
+def _names(models: Sequence[str]) -> list[str]:
+    """Return what the models are called in the table: the last part of a path where that tells them apart."""
+    if len(set(models)) < len(models):
+        raise ValueError(f"expected different models, got {' '.join(models)}")
+    short = [Path(model).name for model in models]
+    return short if len(set(short)) == len(short) else list(models)
+
+
+def _rows(
+    options: Namespace,
+    names: Sequence[str],
+    tokenizers: Sequence[ImageTokenizer],
+    plan: Sequence[Sequence[Kind]],
+    sets: ProbeSets,
+) -> Iterator[ProbeRow]:
+    """Yield the rows of each model, and of the same without training where that is asked for."""
+    models = [tokenizer.model for tokenizer in tokenizers]
+    compared = next((model for model in models if isinstance(model, LQAE)), None)
+    for name, tokenizer, kinds in zip(names, tokenizers, plan, strict=True):
+        versions = {name: tokenizer.model}
+        if options.untrained:
+            images = first_images(sets.train, tokenizer.image_size)
+            fresh = untrained_copy(tokenizer.model, images, options.seed)
+            versions[f"{name}, untrained"] = fresh.to(tokenizer.device)
+        for version, model in versions.items():
+            # Pixels do not know whether the model is trained.
+            fitting = [kind for kind in kinds if kind != "pixels" or version == name]
+            if not fitting:
+                continue
+            yield from probe_rows(
+                version,
+                model,
+                fitting,
+                sets,
+                options.cache or options.out / "features",
+                per_layer=options.per_layer,
+                repeats=options.repeats or default_repeats(model, compared),
+                seed=options.seed,
+                precision=tokenizer.precision,
+                max_broken_share=options.max_broken_share,
+                progress=not options.quiet,
+            )
+
+
+def _notes(rows: Sequence[ProbeRow]) -> Iterator[str]:
+    """Yield what is to be known of the table."""
+    if any(row.result.repeats > 1 for row in rows):
+        yield (
+            "repeated columns add parameters, not information: under an L2 penalty r copies act as one column "
+            "scaled by the root of r"
+        )
+    if any("untrained" in row.model for row in rows):
+        yield "untrained: fresh weights; a whitened search has its statistics measured on training images"

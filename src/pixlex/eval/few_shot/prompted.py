@@ -1,0 +1,177 @@
+"""A language model that reads images as words and answers by continuing a prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+from pixlex.data.sources import ImageSource
+from pixlex.eval.few_shot.answers import Answer, fair_credit
+from pixlex.eval.few_shot.episodes import Episode, Setting, images_of
+from pixlex.eval.few_shot.fingerprints import digest
+from pixlex.eval.few_shot.prompts import Prompt, Template, check_context, render
+from pixlex.eval.few_shot.readers import TextReader
+from pixlex.eval.llm.budget import Estimate
+from pixlex.eval.llm.client import Ability, CandidateScores, Completion, LanguageClient
+
+Scorer = Literal["strict", "likelihood", "likelihood-per-token", "constrained"]
+
+SCORERS: dict[Scorer, tuple[Ability, str]] = {
+    "strict": ("generate", "the greedy answer is exactly the name, then it ends"),
+    "likelihood": (
+        "score",
+        "the name with the highest log-likelihood among the episode's, summed over tokens",
+    ),
+    "likelihood-per-token": ("score", "the same, divided by the number of the name's tokens"),
+    "constrained": ("choose", "greedy, nothing but the episode's names allowed"),
+}
+
+# Tokens beyond the longest name that a strict answer may take: a period, an end, a line.
+_SPARE_TOKENS = 4
+# Log-likelihoods nearer than this, in nats, are equal: sums of the same numbers in another order.
+_TIE = 1e-6
+
+
+@runtime_checkable
+class EstimatesCost(Protocol):
+    """A client that can tell beforehand what requests take at most."""
+
+    def estimate(
+        self,
+        task: Ability,
+        prompts: Sequence[str],
+        *,
+        candidates: Sequence[Sequence[str]] = (),
+        max_new_tokens: int = 0,
+        stop: Sequence[str] = (),
+    ) -> Estimate:
+        """Return requests, tokens and cost of a task, without sending anything."""
+
+
+class PromptedAnswerer:
+    """Answers by prompting a language model with the words of images.
+
+    Scorers (`SCORERS`): `strict` is the paper's, open-ended: blanks around the answer and one period behind
+    it do not count, upper and lower case do, and an answer that does not end is wrong. The other three choose
+    among the episode's names, so chance is 1 / ways with them, and about zero with `strict`. Equally likely
+    names share the credit.
+
+    Args:
+        reader: turns images into text; wrap it in `Shortened` for a token budget, in `CachedReader` to read
+            each image once.
+        client: the language model.
+        template: the form of the prompt.
+        scorer: how an answer is judged.
+
+    Raises:
+        ValueError: an unknown scorer or template, or a client that cannot do what the scorer needs.
+    """
+
+    def __init__(
+        self, reader: TextReader, client: LanguageClient, *, template: Template, scorer: Scorer
+    ) -> None:
+        if scorer not in SCORERS:
+            raise ValueError(f"expected a scorer of {', '.join(SCORERS)}, got {scorer!r}")
+        needed = SCORERS[scorer][0]
+        if needed not in client.abilities:
+            possible = [name for name, (ability, _) in SCORERS.items() if ability in client.abilities]
+            raise ValueError(
+                f"scorer {scorer!r} needs a language model that can {needed}, but {client.name} can "
+                f"{', '.join(sorted(client.abilities)) or 'nothing'}: "
+                f"choose {' or '.join(possible) or 'another language model'}"
+            )
+        self.reader, self.client, self.template, self._scorer = reader, client, template, scorer
+        self.name = f"{reader.name}, {client.name}, {template} prompt"
+        self.scorer: str = scorer
+        self.identity = digest("prompted", reader.identity, client.identity, template, scorer)
+
+    def check(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> None:
+        """Raise `ValueError` where a prompt does not fit the language model; nothing is sent."""
+        _, prompts = self._prompts(setting, episodes, images)
+        check_context(prompts, self._answer_tokens(prompts), self.client, setting)
+
+    def estimate(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> list[Estimate]:
+        """Return what an answer to the episodes takes at most; nothing where the client costs nothing."""
+        if not isinstance(self.client, EstimatesCost):
+            return []
+        _, prompts = self._prompts(setting, episodes, images)
+        return [
+            self.client.estimate(
+                SCORERS[self._scorer][0],
+                [one.text for one in prompts if one.stops == stops],
+                candidates=[one.candidates for one in prompts if one.stops == stops],
+                max_new_tokens=self._answer_tokens(prompts),
+                stop=stops,
+            )
+            for stops in dict.fromkeys(prompt.stops for prompt in prompts)
+        ]
+
+    def answer(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> Iterator[Answer]:
+        """Yield an answer for each episode, as the language model gives them."""
+        asked, prompts = self._prompts(setting, episodes, images)
+        readable = {episode.number for episode in asked}
+        for episode in episodes:
+            if episode.number not in readable:
+                yield Answer(episode=episode.number, credit=None, detail="an image cannot be read")
+        if not prompts:
+            return
+        texts, candidates = [one.text for one in prompts], [one.candidates for one in prompts]
+        if self._scorer == "strict":
+            yield from self._generated(asked, prompts)
+        elif self._scorer == "constrained":
+            for place, completion in self.client.choose(texts, candidates):
+                yield _judged(asked[place], completion, lambda text, name: text.strip() == name.strip())
+        else:
+            for place, scores in self.client.score(texts, candidates):
+                yield _ranked(asked[place], scores, per_token=self._scorer == "likelihood-per-token")
+
+    def _generated(self, episodes: Sequence[Episode], prompts: Sequence[Prompt]) -> Iterator[Answer]:
+        """Let the client continue the prompts, those with the same stops together."""
+        limit = self._answer_tokens(prompts)
+        for stops in dict.fromkeys(prompt.stops for prompt in prompts):
+            places = [place for place, prompt in enumerate(prompts) if prompt.stops == stops]
+            texts = [prompts[place].text for place in places]
+            for place, completion in self.client.generate(texts, max_new_tokens=limit, stop=stops):
+                yield _judged(episodes[places[place]], completion, is_exactly)
+
+    def _prompts(
+        self, setting: Setting, episodes: Sequence[Episode], images: ImageSource
+    ) -> tuple[list[Episode], list[Prompt]]:
+        """Return the episodes whose images can be read, and their prompts."""
+        texts = self.reader.read(images, images_of(episodes))
+        asked = [episode for episode in episodes if all(image in texts for image in episode.images)]
+        return asked, [render(self.template, setting, episode, texts.__getitem__) for episode in asked]
+
+    def _answer_tokens(self, prompts: Sequence[Prompt]) -> int:
+        """Return the room that the longest name needs, and a little more."""
+        names = sorted({name for prompt in prompts for name in prompt.candidates})
+        return max(self.client.count_tokens(names), default=0) + _SPARE_TOKENS
+
+
+def is_exactly(text: str, name: str) -> bool:
+    """Tell whether a text is a name, blanks around it and one period behind it left out of account."""
+    return text.strip() in (name, f"{name}.")
+
+
+def _judged(episode: Episode, completion: Completion, is_right: Callable[[str, str], bool]) -> Answer:
+    if completion.finish == "failed":
+        return Answer(episode=episode.number, credit=None, detail=completion.reason or "no answer")
+    right = completion.finish == "stop" and is_right(completion.text, episode.names[episode.answer])
+    return Answer(
+        episode=episode.number,
+        credit=float(right),
+        text=completion.text,
+        detail="" if completion.finish == "stop" else "it did not end",
+    )
+
+
+def _ranked(episode: Episode, scores: CandidateScores, *, per_token: bool) -> Answer:
+    if not scores.log_probabilities:
+        return Answer(episode=episode.number, credit=None, detail=scores.reason or "no answer")
+    values = list(scores.log_probabilities)
+    if per_token:
+        values = [value / max(count, 1) for value, count in zip(values, scores.num_tokens, strict=True)]
+    if any(math.isnan(value) for value in values):
+        return Answer(episode=episode.number, credit=None, detail=f"log-likelihoods {values}")
+    return fair_credit(episode, values, tolerance=_TIE)

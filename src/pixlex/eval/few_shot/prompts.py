@@ -1,0 +1,170 @@
+"""Episodes as prompts of a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pixlex.eval.few_shot.episodes import Episode, Setting
+from pixlex.eval.llm.client import LanguageClient
+
+Template = Literal["frozen", "v2l", "pixlex"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What a language model is asked, and how its answer can look.
+
+    Attributes:
+        text: the prompt, without a blank at its end.
+        candidates: each name as the prompt's continuation, its leading blank included: a tokenizer makes
+            another token of a word behind a blank than of a word behind nothing.
+        stops: where an answer ends.
+    """
+
+    text: str
+    candidates: tuple[str, ...]
+    stops: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The pieces of a template; `{names}` and `{name}` are replaced."""
+
+    induction: Callable[[Sequence[str]], str]
+    before: str
+    after: str
+    before_query: str
+    after_query: str
+    stops: tuple[str, ...]
+
+
+def _frozen_induction(names: Sequence[str]) -> str:
+    return f"Answer with {' or '.join(names)}.\n"
+
+
+def _v2l_induction(names: Sequence[str]) -> str:
+    listed = ", ".join(f"'{name}'" for name in names)
+    return f"For each of the following input output pairs, output is one of [{listed}]\n"
+
+
+def _pixlex_induction(names: Sequence[str]) -> str:
+    return (
+        "Each picture is written as words of a secret code. Pictures of the same thing have similar words.\n"
+        f"Every picture shows one of: {', '.join(names)}.\n\n"
+    )
+
+
+_FORMS: dict[str, _Form] = {
+    # Tsimpoukelli et al. (2021), which the paper follows: images stand where images stood, as words.
+    "frozen": _Form(
+        _frozen_induction,
+        before="",
+        after="\nThis is a {name}.\n",
+        before_query="",
+        after_query="\nQ: What is this?\nA: This is a",
+        stops=("\n", "."),
+    ),
+    # After SPAE (Yu et al. 2023) and V2L (Zhu et al. 2024): input, output, separator.
+    "v2l": _Form(
+        _v2l_induction,
+        before="###\nInput: < ",
+        after=" >\nOutput: {name}\n",
+        before_query="###\nInput: < ",
+        after_query=" >\nOutput:",
+        stops=("\n",),
+    ),
+    # Ours: says what the words are, keeps image and name on lines of their own, ends names with the line.
+    "pixlex": _Form(
+        _pixlex_induction,
+        before="Words: ",
+        after="\nName: {name}\n\n",
+        before_query="Words: ",
+        after_query="\nName:",
+        stops=("\n",),
+    ),
+}
+TEMPLATES: tuple[Template, ...] = ("frozen", "v2l", "pixlex")
+
+
+def pieces(template: Template, setting: Setting, episode: Episode) -> Iterator[str | int]:
+    """Yield a prompt in order: texts, and the positions of images where images stand.
+
+    Repeats show the whole interleaved sequence of support images again, in the same order, so that every
+    class comes up in turn: with one repeat c1 c2 | c1 c2. The paper (section 4) says how often an image is
+    repeated and not where; Tsimpoukelli et al. (2021) neither.
+
+    Raises:
+        ValueError: an unknown template.
+    """
+    form = _form(template)
+    if setting.induction:
+        yield form.induction(episode.names)
+    for shown in episode.support * (setting.repeats + 1):
+        yield form.before
+        yield shown.image
+        yield form.after.replace("{name}", episode.names[shown.name])
+    yield form.before_query
+    yield episode.query
+    yield form.after_query
+
+
+def render(template: Template, setting: Setting, episode: Episode, text_of: Callable[[int], str]) -> Prompt:
+    """Write an episode as a prompt.
+
+    Args:
+        template: the form of the prompt.
+        setting: repeats and induction.
+        episode: images and names.
+        text_of: the text of an image, by its position in the source.
+
+    Raises:
+        ValueError: an unknown template.
+    """
+    parts = (
+        piece if isinstance(piece, str) else text_of(piece) for piece in pieces(template, setting, episode)
+    )
+    # A stop inside a name ("St. Bernard") would cut the right answer.
+    stops = (stop for stop in _form(template).stops if not any(stop in name for name in episode.names))
+    return Prompt(
+        text="".join(parts),
+        candidates=tuple(f" {name}" for name in episode.names),
+        stops=tuple(stops),
+    )
+
+
+def check_context(
+    prompts: Sequence[Prompt], answer_tokens: int, client: LanguageClient, setting: Setting
+) -> None:
+    """Raise `ValueError` where a prompt and its answer are longer than what the language model reads.
+
+    Args:
+        prompts: all prompts of a setting.
+        answer_tokens: room that an answer needs.
+        client: whose tokens and context count; one that does not know its context passes everything.
+        setting: for the message.
+    """
+    context = client.context_size
+    if context is None or not prompts:
+        return
+    longest = max(client.count_tokens([prompt.text for prompt in prompts]))
+    if longest + answer_tokens <= context:
+        return
+    share = (context - answer_tokens) / longest
+    lower = (
+        f"keep a smaller share of the words (about {0.95 * share:.2f})"
+        if share > 0.05
+        else "keep fewer words"
+    )
+    raise ValueError(
+        f"{setting.label}: the longest prompt has {longest:,} tokens and its answer takes up to "
+        f"{answer_tokens}, but {client.name} reads {context:,} together: {lower}, leave this setting out "
+        f"(fewer ways, shots or repeats), or take a language model with a longer context"
+    )
+
+
+def _form(template: str) -> _Form:
+    if template not in _FORMS:
+        raise ValueError(f"expected a template of {', '.join(_FORMS)}, got {template!r}")
+    return _FORMS[template]

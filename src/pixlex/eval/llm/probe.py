@@ -1,0 +1,147 @@
+"""What an endpoint can do: found out by asking, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+from pixlex.eval.llm.asking import (
+    Choice,
+    EndpointFacts,
+    choosing,
+    generation,
+    read_choice,
+    read_completion,
+    read_scores,
+    scoring,
+)
+from pixlex.eval.llm.cache import Answer
+from pixlex.eval.llm.faults import RequestFailed
+from pixlex.eval.llm.sending import CHAT, COMPLETIONS, Route
+
+Mode = Literal["auto", "chat", "completions"]
+Ask = Callable[[Route, dict[str, Any], int | None], Answer]
+
+_PROMPT = "The words of an image are: red boat sea. This is a"
+# Nobody writes one of these by chance.
+_CHOICES = (" dax blicket perpo", " slation shously dax")
+_CHOICE_TOKENS = 64
+# A model that thinks before it writes refuses a limit of one token.
+_WRITING_TOKENS = 16
+# What an endpoint breaks on again and again it cannot do.
+_BRIEF = 2
+# How servers call the number of tokens that a prompt and its answer may have together.
+_CONTEXT_FIELDS = ("max_model_len", "context_length", "max_context_length", "context_window", "n_ctx_train")
+# Said of an endpoint that was too busy, not of one that cannot.
+_BUSY = (None, 408, 429, 502, 503, 504)
+
+
+def probe(ask: Ask, model: str, mode: Mode, models: Answer) -> EndpointFacts:
+    """Find out what an endpoint can do with a model, best first.
+
+    Args:
+        ask: sends a request to a path, again so often at most (None: as often as the user wants); raises
+            `RequestFailed`.
+        model: the endpoint's name of it.
+        mode: where to continue texts; `auto` tries completions first.
+        models: what the endpoint tells about its models.
+
+    Raises:
+        ValueError: it does not continue a text, or is too busy to show what it can do.
+    """
+    facts = _writing(ask, model, mode)
+    if facts.path == COMPLETIONS:
+        # Some servers write one token at least.
+        rows = [replace(facts, echo_tokens=tokens) for tokens in (0, 1)]
+        facts = next((row for row in rows if _scores(ask, model, row)), facts)
+    rows = [replace(facts, choice=choice) for choice in _ways(facts)]
+    facts = next((row for row in rows if _chooses(ask, model, row)), facts)
+    if facts.choice is None and facts.echo_tokens is not None:
+        facts = replace(facts, choice="scores")
+    return replace(facts, context_size=context_size(models, model))
+
+
+def _writing(ask: Ask, model: str, mode: Mode) -> EndpointFacts:
+    """Find out where texts are continued, and with which parameters."""
+    routes: dict[Mode, list[Route]] = {
+        "auto": [COMPLETIONS, CHAT],
+        "completions": [COMPLETIONS],
+        "chat": [CHAT],
+    }
+    reasons = []
+    for route in routes[mode]:
+        facts = EndpointFacts(path=route)
+        while True:
+            body = generation(facts, model, _PROMPT, limit=_WRITING_TOKENS, stop=["\n"])
+            try:
+                read_completion(ask(route, body, None))
+            except RequestFailed as refusal:
+                _check_not_busy(refusal)
+                simpler = _simpler(facts, f"{refusal}")
+                if simpler is None:
+                    reasons.append(f"{route}: {refusal}")
+                    break
+                facts = simpler
+            else:
+                return facts
+    raise ValueError(f"the endpoint does not continue texts with {model!r}: {'; '.join(reasons)}")
+
+
+def _simpler(facts: EndpointFacts, refusal: str) -> EndpointFacts | None:
+    """Return how to ask without the parameter that was refused; None where it is none of ours."""
+    if "max_completion_tokens" in refusal and facts.limit_field == "max_tokens":
+        return replace(facts, limit_field="max_completion_tokens")
+    if "temperature" in refusal and facts.temperature:
+        return replace(facts, temperature=False)
+    if "stop" in refusal and facts.stops:
+        return replace(facts, stops=False)
+    return None
+
+
+def _ways(facts: EndpointFacts) -> list[Choice]:
+    """Return the ways to ask for one of several candidates, best first."""
+    ways: list[Choice] = ["structured_outputs", "guided_choice"]
+    return [*ways, "json_schema"] if facts.path == CHAT else ways
+
+
+def _scores(ask: Ask, model: str, facts: EndpointFacts) -> bool:
+    """Tell whether a text comes back with the likelihoods of its tokens."""
+    answer = _asked(ask, facts.path, scoring(facts, model, _PROMPT))
+    try:
+        return answer is not None and bool(read_scores(answer, _PROMPT))
+    except ValueError:
+        return False
+
+
+def _chooses(ask: Ask, model: str, facts: EndpointFacts) -> bool:
+    """Tell whether one of several candidates is written; a server may also overlook what it does not know."""
+    answer = _asked(ask, facts.path, choosing(facts, model, _PROMPT, _CHOICES, limit=_CHOICE_TOKENS))
+    return answer is not None and read_choice(facts, answer, _CHOICES).finish == "stop"
+
+
+def _asked(ask: Ask, route: Route, body: dict[str, Any]) -> Answer | None:
+    """Return what an endpoint answers to what it may not be able to do; None where it refuses or breaks."""
+    try:
+        return ask(route, body, _BRIEF)
+    except RequestFailed as refusal:
+        _check_not_busy(refusal)
+        return None
+
+
+def _check_not_busy(refusal: RequestFailed) -> None:
+    """Raise for an endpoint that might answer another time: what it can do is remembered."""
+    if refusal.status in _BUSY:
+        raise ValueError(f"the endpoint did not show what it can do: {refusal}") from refusal
+
+
+def context_size(models: Answer, model: str) -> int | None:
+    """Return the number of tokens that an endpoint says a prompt and its answer may have together."""
+    entries = models.get("data")
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict) and entry.get("id") == model:
+            meta = entry.get("meta")
+            known = {**(meta if isinstance(meta, dict) else {}), **entry}
+            sizes = [known[field] for field in _CONTEXT_FIELDS if isinstance(known.get(field), int)]
+            return min(sizes, default=None)
+    return None

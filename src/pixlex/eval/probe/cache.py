@@ -1,0 +1,244 @@
+"""Features of a set of images, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+from tqdm import tqdm
+
+from pixlex import __version__
+from pixlex.batch import Skipped
+from pixlex.data.broken import BrokenImages
+from pixlex.data.decoding import UnreadableImage, decode_record
+from pixlex.data.transforms import evaluation_transform
+from pixlex.eval.probe.classifier import Part
+from pixlex.eval.probe.features import columns_of, image_features, weights_fingerprint
+from pixlex.eval.probe.sets import LabeledImages
+from pixlex.models.inference import Precision, compute_rows
+from pixlex.models.pretrained import Tokenizer
+
+_FORMAT = 1
+
+# Images between two writes to the disk.
+_IMAGES_A_WRITE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Features of a set of images.
+
+    Attributes:
+        values: a row for each image, all parts side by side, memory-mapped; float32, for half precision
+            would round away the small differences of a column with a large mean.
+        columns: where each part and kind lies in a row (see `columns_of`).
+        rows: those of images that could be read; the others are 0.
+        labels: class of each image that could be read.
+        skipped: images that could not be read.
+        num_computed: rows computed now; the others were on disk.
+    """
+
+    values: Float32[np.ndarray, "images columns"]
+    columns: Mapping[str, slice]
+    rows: Int64[np.ndarray, " readable"]
+    labels: Int64[np.ndarray, " readable"]
+    skipped: tuple[Skipped, ...]
+    num_computed: int
+
+    def of(self, kind: str) -> Part:
+        """Return the columns of one kind of features, or of one part such as `layer 3`."""
+        return Part(self.values[:, self.columns[kind]], self.rows, self.labels)
+
+
+def extract(
+    model: Tokenizer,
+    images: LabeledImages,
+    folder: Path,
+    *,
+    precision: Precision = "fp32",
+    progress: bool = False,
+    max_broken_share: float = 0.05,
+    description: str = "features",
+) -> Features:
+    """Compute the features of images, or take them from the disk if the same model saw the same images.
+
+    Below `folder` each pair of model and images has a folder of its own, named by a hash of all that decides
+    the numbers: weights, language model, stored bytes of the images, sizes, precision, kind of device,
+    version of pixlex. It holds `features.npy` (float32), `done.npy` and, once complete, `features.json`. A
+    run that was killed goes on where it was.
+
+    Args:
+        model: where it computes; it is put into evaluation mode and nothing else of it changes.
+        images: what to compute.
+        folder: of all features; made if missing.
+        precision: bf16 computes networks under autocast.
+        progress: show a bar with rate and time left.
+        max_broken_share: share of unreadable images, in [0, 1], that is put up with.
+        description: what the bar is called.
+
+    Raises:
+        ValueError: another process computes the same.
+        TooManyBroken: too many images cannot be read.
+    """
+    extraction = _Extraction(model.eval(), images, precision, max_broken_share)
+    header = extraction.header()
+    place = folder / hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:16]
+    place.mkdir(parents=True, exist_ok=True)
+    with _locked(place / "lock"):
+        finished = _read(place / "features.json")
+        computed = 0
+        if finished is None or finished["header"] != header:
+            values, done = _open_arrays(place, len(images), sum(extraction.widths.values()))
+            computed = -int(done.sum())
+            skipped = extraction.run(values, done, progress, description)
+            computed += int(done.sum())
+            finished = {
+                "header": header,
+                "source": images.source.name,
+                "num_images": int(done.sum()),
+                "skipped": [asdict(one) for one in skipped],
+            }
+            _write(place / "features.json", finished)
+        else:
+            # A limit may be stricter than that of the run which computed them.
+            extraction.broken.record([Skipped(**one) for one in finished["skipped"]], finished["num_images"])
+    rows = np.flatnonzero(np.load(place / "done.npy"))
+    return Features(
+        values=np.load(place / "features.npy", mmap_mode="r"),
+        columns=columns_of(extraction.widths),
+        rows=rows,
+        labels=images.labels[rows],
+        skipped=tuple(Skipped(**one) for one in finished["skipped"]),
+        num_computed=computed,
+    )
+
+
+class _Extraction:
+    """The images that are still to be computed, and how."""
+
+    def __init__(self, model: Tokenizer, images: LabeledImages, precision: Precision, broken: float) -> None:
+        self.model, self.images, self.precision = model, images, precision
+        self.device = next(model.parameters()).device
+        self.size = model.config.image_size
+        self.broken = BrokenImages(None, images.source, broken)
+        self.widths: dict[str, int] = {}
+        self._compute(torch.zeros(1, 3, self.size, self.size))
+
+    def header(self) -> dict[str, Any]:
+        """Return all that decides the numbers."""
+        return {
+            "format": _FORMAT,
+            "pixlex": __version__,
+            "model": weights_fingerprint(self.model, self.precision),
+            "listing": self.images.source.identity,
+            "contents": self.images.contents,
+            "image_size": self.size,
+            "device": self.device.type,
+            "dtype": "float32",
+            "widths": self.widths,
+        }
+
+    def run(self, values: np.memmap, done: np.memmap, progress: bool, description: str) -> list[Skipped]:
+        """Fill in the rows that are not done; return what could not be read."""
+        missing = np.flatnonzero(~done)
+        skipped: list[Skipped] = []
+        finished = len(done) - len(missing)
+        with tqdm(
+            total=len(done), initial=finished, unit=" images", desc=description, disable=not progress
+        ) as bar:
+            for first in range(0, len(missing), _IMAGES_A_WRITE):
+                rows = missing[first : first + _IMAGES_A_WRITE]
+                readable, pixels = self._decoded(rows, skipped)
+                if pixels:
+                    values[readable] = self._compute(torch.stack(pixels)).numpy()
+                    # The rows must be on the disk before it says that they are done.
+                    values.flush()
+                    done[readable] = True
+                    done.flush()
+                bar.update(len(rows))
+        return skipped
+
+    def _decoded(self, rows: np.ndarray, skipped: list[Skipped]) -> tuple[list[int], list[Tensor]]:
+        """Return the rows that can be read and their pixels; add the others to `skipped`."""
+        readable, pixels, faults = [], [], []
+        for row in rows.tolist():
+            try:
+                record = self.images.source.read(int(self.images.indices[row]))
+                pixels.append(evaluation_transform(decode_record(record), self.size))
+                readable.append(row)
+            except UnreadableImage as fault:
+                faults.append(Skipped(fault.key, fault.reason))
+        skipped += faults
+        self.broken.record(faults, len(readable))
+        return readable, pixels
+
+    def _compute(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B columns"]:
+        """Return all parts side by side; note how wide each is."""
+
+        def compute(chunk: Tensor) -> Tensor:
+            parts = image_features(self.model, chunk)
+            self.widths = {name: values.shape[1] for name, values in parts.items()}
+            return torch.cat(list(parts.values()), 1)
+
+        return compute_rows(
+            images, compute, grid=self.model.grid, device=self.device, precision=self.precision
+        )
+
+
+def _open_arrays(place: Path, num_images: int, width: int) -> tuple[np.memmap, np.memmap]:
+    """Open the arrays of an unfinished extraction, or make them; `done.npy` is there only after its rows."""
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "features.npy": ((num_images, width), np.float32),
+        "done.npy": ((num_images,), np.bool_),
+    }
+    if not (place / "done.npy").is_file():
+        for name, (shape, dtype) in shapes.items():
+            new = place / f".{name}.partial"
+            np.lib.format.open_memmap(new, mode="w+", dtype=dtype, shape=shape).flush()
+            new.replace(place / name)
+    values, done = (np.load(place / name, mmap_mode="r+") for name in shapes)
+    assert values.shape == (num_images, width)
+    return values, done
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return what is written down of a finished extraction."""
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return entry if isinstance(entry, dict) and "header" in entry else None
+
+
+def _write(path: Path, entry: Mapping[str, Any]) -> None:
+    """Write JSON in one move."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(entry, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process, however it ends."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as fault:
+            raise ValueError(
+                f"the features in {path.parent} are being computed by another process"
+            ) from fault
+        yield

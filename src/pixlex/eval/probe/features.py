@@ -1,0 +1,130 @@
+"""What a frozen model makes of an image, as one vector: the inputs of the linear probe."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from pixlex.models.inference import Precision
+from pixlex.models.lqae import LQAE
+from pixlex.models.pretrained import Tokenizer, build, fingerprint
+from pixlex.models.vqvae import VQVAE
+
+Kind = Literal["layers", "last", "encoder", "codes", "pixels"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+# The sanity row: mean colors of so many by so many fields.
+PIXEL_GRID = 8
+
+
+def kinds_of(model: Tokenizer) -> tuple[Kind, ...]:
+    """Return the kinds of features that a model has; the first is the one the paper probes."""
+    if isinstance(model, LQAE):
+        return ("layers", "last", "encoder", "codes", "pixels")
+    return ("codes", "encoder", "pixels")
+
+
+def image_features(
+    model: Tokenizer, images: Float[Tensor, "B 3 H W"]
+) -> dict[str, Float[Tensor, "B columns"]]:
+    """Return one vector for each image and part of the model, the mean over all patches, in float32.
+
+    LQAE, section 4: the hidden states of all layers of the language model, nothing hidden, each the mean
+    over the patches. The released code drops the first patch, a habit of models with a class token; here
+    every patch counts.
+
+    Args:
+        model: in evaluation mode.
+        images: pixels in [0, 1].
+
+    Returns:
+        By name: `layer 0` (the embedding layer's output) to `layer L` in this order, for a model with a
+        language model; `encoder`, patch vectors of the image encoder; `codes`, codewords; `pixels`, colors
+        of 8 x 8 fields.
+    """
+    vectors = model.encoder(images)
+    features: dict[str, Tensor] = {}
+    if isinstance(model, LQAE):
+        quantized = model.quantizer(model.projector(vectors))
+        for number, hidden in enumerate(model.read(quantized.values).hidden_states):
+            features[f"layer {number}"] = hidden.float().mean(1)
+    else:
+        quantized = model.codebook(model.projector(vectors))
+    features["encoder"] = vectors.float().mean(1)
+    features["codes"] = quantized.values.float().mean(1)
+    features["pixels"] = functional.adaptive_avg_pool2d(images.float(), PIXEL_GRID).flatten(1)
+    return features
+
+
+def columns_of(widths: Mapping[str, int]) -> dict[str, slice]:
+    """Return where each part and each kind of features lies in a row of all parts side by side.
+
+    Args:
+        widths: of the parts, in the order of `image_features`.
+    """
+    columns, start = {}, 0
+    for name, width in widths.items():
+        columns[name] = slice(start, start + width)
+        start += width
+    layers = [columns[name] for name in widths if name.startswith("layer ")]
+    if layers:
+        columns["layers"] = slice(layers[0].start, layers[-1].stop)
+        columns["last"] = layers[-1]
+    return columns
+
+
+def weights_fingerprint(model: Tokenizer, precision: Precision = "fp32") -> str:
+    """Return a hash of all that decides the features: what decides the codes, and the whole language model."""
+    digest = hashlib.sha256(fingerprint(model, precision=precision).encode())
+    if isinstance(model, LQAE):
+        for name, tensor in sorted(model.language.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def untrained_copy(model: Tokenizer, images: Float[Tensor, "B 3 H W"], seed: int = 0) -> Tokenizer:
+    """Return the same model with fresh weights: what the probe finds without any training.
+
+    The language model stays what it is. Where the search is whitened, its statistics are measured on the
+    given images: no weight learns by that, and without it an untrained encoder would write nearly the same
+    word everywhere, which makes a weaker opponent than need be.
+
+    Args:
+        model: whose configuration is taken.
+        images: training images, pixels in [0, 1].
+        seed: of the weights.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        fresh = build(model.config).requires_grad_(False)
+        if isinstance(fresh, LQAE) and fresh.config.quantizer.search == "whitened":
+            moments = fresh.train().quantize(images).moments
+            assert moments is not None
+            fresh.quantizer.whitening.update(moments)
+    return fresh.eval()
+
+
+def default_repeats(model: Tokenizer, compared: Tokenizer | None) -> int:
+    """Return how often a VQ-VAE's codeword features stand side by side, so that widths match.
+
+    LQAE, section 4: "replicate the feature dimensions by the number of RoBERTa layers", which gives both
+    classifiers as many parameters where codewords are as wide as hidden states.
+
+    Args:
+        model: whose features are repeated.
+        compared: the LQAE whose `layers` they are compared with; None for none.
+
+    Returns:
+        The least number that makes them at least as wide; 1 where nothing is repeated.
+    """
+    if not isinstance(model, VQVAE) or not isinstance(compared, LQAE):
+        return 1
+    width = (compared.language.num_layers + 1) * compared.language.hidden_width
+    return max(1, -(-width // model.config.codebook_dim))

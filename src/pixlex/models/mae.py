@@ -1,0 +1,157 @@
+"""MAE: image -> a quarter of its patches -> the image; the encoder's features are what is wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+from pixlex.config.mae import MAEConfig
+
+# Mean and standard deviation of ImageNet's pixels, as He et al. normalize.
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class MAEOutput:
+    """One pass from visible patches to all of them.
+
+    Attributes:
+        predicted: values of every patch, in the space that the objective chose (see `MAE.patches`).
+        mask: True where a patch was hidden from the encoder.
+    """
+
+    predicted: Float[Tensor, "B N pixels"]
+    mask: Bool[Tensor, "B N"]
+
+
+class MAE(nn.Module):
+    """Masked autoencoder (He et al. 2021): transformers' network, built from a configuration, never downloaded.
+
+    Args:
+        config: shapes of the networks and the share of hidden patches.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: MAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.network = ViTMAEForPreTraining(_network_config(config))
+        _initialize(self.network, config.grid)
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
+
+    @classmethod
+    def build(cls, config: MAEConfig) -> MAE:
+        """Build the model; the counterpart of `LQAE.build`."""
+        return cls(config)
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the image."""
+        return self.config.grid
+
+    def forward(self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B N"]) -> MAEOutput:
+        """Hide the patches with the largest noise, encode the others, predict all.
+
+        Args:
+            images: RGB pixels in [0, 1].
+            noise: one number for each patch, rows of the grid first; no two alike in an image.
+        """
+        encoded = self.network.vit(self._normalized(images), noise=noise)
+        predicted = self.network.decoder(encoded.last_hidden_state, encoded.ids_restore).logits
+        return MAEOutput(predicted, encoded.mask.bool())
+
+    @torch.no_grad()
+    def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Return the mean of the encoder's patch vectors, nothing hidden, in float32.
+
+        Args:
+            images: RGB pixels in [0, 1].
+        """
+        vit = self.network.vit
+        positions = vit.embeddings.position_embeddings
+        hidden = vit.embeddings.patch_embeddings(self._normalized(images)) + positions[:, 1:]
+        first = (vit.embeddings.cls_token + positions[:, :1]).expand(len(images), -1, -1)
+        hidden = torch.cat([first.to(hidden.dtype), hidden], dim=1)
+        for layer in vit.layers:
+            hidden = layer(hidden, None)
+        features: Tensor = vit.layernorm(hidden)[:, 1:].float().mean(1)
+        return features
+
+    def patches(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N pixels"]:
+        """Return the pixels of each patch, minus ImageNet's mean, over its standard deviation."""
+        pixels: Tensor = self.network.patchify(self._normalized(images).float())
+        return pixels
+
+    def images(self, patches: Float[Tensor, "B N pixels"]) -> Float[Tensor, "B 3 H W"]:
+        """Return the images that patches make up, in [0, 1] but for what lies outside; undoes `patches`."""
+        pixels: Tensor = self.network.unpatchify(patches.float()) * self.std + self.mean
+        return pixels
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        """Return the images as the network reads them; images of another size are refused."""
+        size = self.config.image_size
+        if images.shape[1:] != (3, size, size):
+            raise ValueError(f"expected images of 3 x {size} x {size}, got {tuple(images.shape[1:])}")
+        return (images - self.mean) / self.std
+
+
+def _network_config(config: MAEConfig) -> ViTMAEConfig:
+    encoder, decoder = config.encoder, config.decoder
+    return ViTMAEConfig(
+        hidden_size=encoder.width,
+        num_hidden_layers=encoder.depth,
+        num_attention_heads=encoder.heads,
+        intermediate_size=int(encoder.width * encoder.mlp_ratio),
+        decoder_hidden_size=decoder.width,
+        decoder_num_hidden_layers=decoder.depth,
+        decoder_num_attention_heads=decoder.heads,
+        decoder_intermediate_size=int(decoder.width * decoder.mlp_ratio),
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        mask_ratio=config.mask_ratio,
+        layer_norm_eps=1e-6,
+    )
+
+
+def _initialize(network: ViTMAEForPreTraining, grid: int) -> None:
+    """Set what transformers leaves at zero when a network is built anew, and keep positions out of training.
+
+    Positions, class token and mask token are all zero in a network built by transformers 5.23 from a
+    configuration. Positions become buffers, for whatever is a parameter is trained.
+    """
+    embeddings, decoder = network.vit.embeddings, network.decoder
+    nn.init.xavier_uniform_(
+        embeddings.patch_embeddings.projection.weight.view(embeddings.cls_token.shape[-1], -1)
+    )
+    nn.init.normal_(embeddings.cls_token, std=0.02)
+    nn.init.normal_(decoder.mask_token, std=0.02)
+    for owner, name in ((embeddings, "position_embeddings"), (decoder, "decoder_pos_embed")):
+        width = getattr(owner, name).shape[-1]
+        delattr(owner, name)
+        owner.register_buffer(name, sine_positions(grid, width), persistent=False)
+
+
+def sine_positions(grid: int, width: int) -> Float[Tensor, "1 N1 D"]:
+    """Return fixed positions of a square grid after a row of zeros for the class token (He et al. 2021).
+
+    A quarter each of sines and cosines of the column, then of the row, wavelengths from 2 pi to 20,000 pi.
+
+    Args:
+        grid: patches along one side.
+        width: D, a multiple of 4.
+    """
+    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(grid, dtype=torch.float64).outer(frequencies)
+    along = torch.cat([angles.sin(), angles.cos()], dim=1)
+    columns = along.repeat(grid, 1)
+    rows = along.repeat_interleave(grid, dim=0)
+    places = torch.cat([columns, rows], dim=1)
+    return torch.cat([torch.zeros(1, width), places.float()]).unsqueeze(0)

@@ -1,0 +1,126 @@
+"""The table and the figures of an ablation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from pixlex.config.ablation import NOT_DESCRIBED
+from pixlex.report.measures import measure_of
+
+Row = Mapping[str, Any]  # name, title, group, failure, verdicts, numbers: column -> Measured
+Measured = Mapping[str, float | None]  # value, low, high
+
+
+def ablation_table(rows: Sequence[Row]) -> str:
+    """Return the rows as a Markdown table, failed ones and those that the paper does not describe included."""
+    columns = _columns(rows)
+    head = ["row", "changes", *(_label(column) for column in columns)]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for row in rows:
+        if row["failure"]:
+            lines.append(_line([row["name"], f"{row['title']}: failed, {row['failure']}"]))
+            continue
+        cells = (_cell(column, row["numbers"].get(column)) for column in columns)
+        lines.append(_line([row["name"], row["title"], *cells]))
+    lines += [_line([name, why]) for name, why in NOT_DESCRIBED.items()]
+    verdicts = [f"- {row['name']}, {verdict}" for row in rows for verdict in row["verdicts"]]
+    if verdicts:
+        lines += ["", "What the paper says of the rows, against `base` here:", "", *verdicts]
+    return "\n".join(lines) + "\n"
+
+
+def write_ablation(folder: Path, rows: Sequence[Row], commands: Sequence[str]) -> list[Path]:
+    """Write `results.json`, `table.md`, `rows.png` and, with two or more mask ratios, `mask-ratio.png`.
+
+    Args:
+        folder: where to.
+        rows: in the order of the table, `base` first.
+        commands: what was typed to get this.
+
+    Returns:
+        The files.
+    """
+    results, table = folder / "results.json", folder / "table.md"
+    results.write_text(json.dumps({"commands": list(commands), "rows": list(rows)}, indent=2) + "\n", "utf-8")
+    shown = "\n".join(f"    {command}" for command in commands)
+    table.write_text(f"# Ablations\n\n{shown}\n\n{ablation_table(rows)}", "utf-8")
+    done = [row for row in rows if not row["failure"]]
+    written = [results, table, _bars(folder / "rows.png", done)]
+    ratios = {float(row["name"].removeprefix("mask-")): row for row in done if row["group"] == "mask-ratio"}
+    if len(ratios) > 1:
+        written.append(_ratios(folder / "mask-ratio.png", ratios))
+    return written
+
+
+def _columns(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(column for row in rows for column in row["numbers"]))
+
+
+def _label(column: str) -> str:
+    """Name a column: measures of reconstruction have labels of their own, the others name themselves."""
+    return (
+        column.replace("/", ", ").replace("_", " ") if "/" in column else measure_of(f"eval/{column}").label
+    )
+
+
+def _cell(column: str, measured: Measured | None) -> str:
+    if measured is None or measured["value"] is None:
+        return ""
+    value, low, high = measured["value"], measured["low"], measured["high"]
+    if low is None or high is None:
+        return measure_of(f"eval/{column}").text(value)
+    return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _bars(path: Path, rows: Sequence[Row]) -> Path:
+    """Draw every column over the rows; the unchanged recipe is a line across."""
+    columns = _columns(rows)
+    figure = Figure(figsize=(9, 2.2 * len(columns)), layout="constrained")
+    for axes, column in zip(figure.subplots(len(columns), squeeze=False)[:, 0], columns, strict=True):
+        shown = [row for row in rows if column in row["numbers"]]
+        places = [float(place) for place in range(len(shown))]
+        values = [row["numbers"][column]["value"] for row in shown]
+        axes.bar(places, values, color=["#d1652b" if row["name"] == "base" else "#3b6fb6" for row in shown])
+        _intervals(axes, places, [row["numbers"][column] for row in shown])
+        if shown and shown[0]["name"] == "base":
+            axes.axhline(values[0], color="#7d7d7d", linewidth=0.8)
+        axes.set_xticks(places, [row["name"] for row in shown], rotation=45, ha="right", fontsize=8)
+        axes.set_title(_label(column), fontsize=10, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _ratios(path: Path, ratios: Mapping[float, Row]) -> Path:
+    """Draw every column over the share of hidden words (Figure 5 of the paper)."""
+    ordered = [ratios[ratio] for ratio in sorted(ratios)]
+    columns = [column for column in _columns(ordered) if all(column in row["numbers"] for row in ordered)]
+    figure = Figure(figsize=(4 * min(3, len(columns)), 3 * -(-len(columns) // 3)), layout="constrained")
+    grid = figure.subplots(-(-len(columns) // 3), min(3, len(columns)), squeeze=False)
+    for axes in grid.flat[len(columns) :]:
+        axes.set_visible(False)
+    for axes, column in zip(grid.flat, columns, strict=False):
+        numbers = [row["numbers"][column] for row in ordered]
+        axes.plot(sorted(ratios), [one["value"] for one in numbers], marker="o", color="#3b6fb6")
+        _intervals(axes, sorted(ratios), numbers)
+        axes.set_xlabel("share of words hidden")
+        axes.set_title(_label(column), fontsize=10, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _intervals(axes: Any, places: Sequence[float], numbers: Sequence[Measured]) -> None:
+    """Draw the intervals of those that have one."""
+    for place, one in zip(places, numbers, strict=True):
+        if one["low"] is not None and one["high"] is not None:
+            axes.vlines(place, one["low"], one["high"], color="#1c1c21", linewidth=1.2)

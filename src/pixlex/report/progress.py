@@ -1,0 +1,227 @@
+"""What a run measures of its validation images between steps, and the pictures and the page it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pixlex.batch import ImageBatch, Skipped
+from pixlex.config.frozen import FrozenRun
+from pixlex.config.mae import MAERun
+from pixlex.config.run import Run
+from pixlex.data.loader import evaluation_batches
+from pixlex.data.pairs import PairSource, evaluation_pairs
+from pixlex.data.sources import ImageSource
+from pixlex.eval.captions import CaptionsResult, evaluate_captions
+from pixlex.eval.examples import Examples
+from pixlex.eval.masked_patches import MaskedPatchesResult, evaluate_masked_patches
+from pixlex.eval.reconstruction import ReconstructionResult, evaluate_reconstruction
+from pixlex.models.frozen import Frozen
+from pixlex.models.lqae import LQAE
+from pixlex.models.mae import MAE
+from pixlex.models.vqvae import VQVAE
+from pixlex.report.captions import captioned_images
+from pixlex.report.page import run_page, write_page
+from pixlex.report.pictures import image_columns, reconstruction_grid
+from pixlex.report.plots import curves
+from pixlex.train.parallel import pick_device
+from pixlex.train.tracking import METRICS
+
+
+class Progress(ABC):
+    """Measures the validation images when called, and draws them.
+
+    Args:
+        run: the configuration.
+        model: the network in training.
+        validation: the images.
+        folder: the run folder; pictures go to `pictures`.
+
+    Attributes:
+        numbers: of the newest evaluation; empty before the first.
+    """
+
+    def __init__(self, run: Run, model: nn.Module, validation: ImageSource, folder: Path) -> None:
+        self.run, self.model, self.validation, self.folder = run, model, validation, folder
+        self.numbers: Mapping[str, float] = {}
+
+    def __call__(self, step: int) -> Mapping[str, float]:
+        """Return the numbers of one evaluation, after leaving its picture and the curves."""
+        self.numbers = self._measure(step)
+        curves(self.folder / METRICS, self.folder / "curves.png")
+        return self.numbers
+
+    @abstractmethod
+    def write_page(self, commands: Sequence[str]) -> Path:
+        """Write the page of the newest evaluation; `commands` is what was typed, exactly."""
+
+    @abstractmethod
+    def _measure(self, step: int) -> Mapping[str, float]:
+        """Measure and draw."""
+
+    def _batches(self) -> Iterator[ImageBatch]:
+        return evaluation_batches(
+            self.validation,
+            image_size=self.run.model.image_size,
+            batch_size=self.run.eval.batch_size,
+            limit=self.run.eval.limit or None,
+            workers=self.run.data.workers,
+        )
+
+    def _picture(self, kind: str, step: int) -> Path:
+        return self.folder / "pictures" / f"{kind}-{step:08d}.png"
+
+    @property
+    def _curves(self) -> Path | None:
+        path = self.folder / "curves.png"
+        return path if path.is_file() else None
+
+
+class TokenizerProgress(Progress):
+    """Image to words or codes and back: reconstructions, and the words where they belong."""
+
+    result: ReconstructionResult
+
+    def _measure(self, step: int) -> Mapping[str, float]:
+        assert isinstance(self.model, LQAE | VQVAE)
+        run, config = self.run, self.run.eval
+        self.result = evaluate_reconstruction(
+            self.model,
+            self._batches(),
+            device=pick_device(run.train.device),
+            precision=run.train.precision,
+            num_folds=config.word_folds,
+            total=len(self.validation),
+            limit=config.limit or None,
+            save_examples=config.examples,
+        )
+        examples, picture = self.result.examples, self._picture("reconstruction", step)
+        reconstruction_grid(
+            examples.originals, examples.reconstructions, examples.words, self.model.grid, picture
+        )
+        return self.result.numbers
+
+    def write_page(self, commands: Sequence[str]) -> Path:
+        """Write the page of the newest evaluation."""
+        return run_page(self.folder, self.result, self.run, commands)
+
+
+class MaskedProgress(Progress):
+    """A masked autoencoder: what it makes of hidden patches."""
+
+    result: MaskedPatchesResult
+
+    def _measure(self, step: int) -> Mapping[str, float]:
+        assert isinstance(self.model, MAE)
+        assert isinstance(self.run, MAERun)
+        config = self.run.eval
+        self.result = evaluate_masked_patches(
+            self.model.to(pick_device(self.run.train.device)),
+            self._batches(),
+            normalize=self.run.objective.normalize_targets,
+            precision=self.run.train.precision,
+            total=min(len(self.validation), config.limit or len(self.validation)),
+            save_examples=config.examples,
+        )
+        result = self.result
+        columns = {"original": result.originals, "seen": result.seen, "rebuilt": result.rebuilt}
+        image_columns(columns, self._picture("masked", step))
+        return result.numbers
+
+    def write_page(self, commands: Sequence[str]) -> Path:
+        """Write the page of the newest evaluation."""
+        assert isinstance(self.run, MAERun)
+        model, result = self.run.model, self.result
+        note = f"The encoder saw {1 - model.mask_ratio:.0%} of the {model.grid} x {model.grid} patches."
+        if self.run.objective.normalize_targets:
+            note += (
+                " Each hidden patch is drawn with its own mean and spread, which the network need not know."
+            )
+        return write_page(
+            self.folder / "report.html",
+            title=f"MAE, {model.image_size} px, {model.grid} x {model.grid}: {self.run.data.train}",
+            introduction=note,
+            numbers=result.numbers,
+            examples=Examples(
+                originals=result.originals,
+                reconstructions=result.rebuilt,
+                codes=torch.empty(len(result.keys), 0, dtype=torch.long),
+                words=None,
+                keys=result.keys,
+            ),
+            commands=commands,
+            config=dataclasses.asdict(self.run),
+            notes=_unreadable(result.skipped),
+            curves=self._curves,
+        )
+
+
+class CaptionProgress(Progress):
+    """Frozen: how well captions are foretold, and what is said of images."""
+
+    result: CaptionsResult
+
+    def _measure(self, step: int) -> Mapping[str, float]:
+        assert isinstance(self.model, Frozen)
+        assert isinstance(self.run, FrozenRun)
+        assert isinstance(self.validation, PairSource)
+        config, max_words, language = self.run.eval, self.run.data.max_words, self.model.language
+        batches = evaluation_pairs(
+            self.validation,
+            encode=lambda texts: language.encode(texts, max_words),
+            image_size=self.run.model.image_size,
+            batch_size=config.batch_size,
+            limit=config.limit or None,
+            workers=self.run.data.workers,
+        )
+        self.result = evaluate_captions(
+            self.model.to(pick_device(self.run.train.device)),
+            batches,
+            precision=self.run.train.precision,
+            total=min(len(self.validation), config.limit or len(self.validation)),
+            save_examples=config.examples,
+        )
+        captioned_images(self.result.originals, self._said(), self._picture("captions", step))
+        return self.result.numbers
+
+    def _said(self) -> list[tuple[str, str]]:
+        pairs = zip(self.result.written, self.result.texts, strict=True)
+        return [(f"written: {written}", f"caption: {text}") for written, text in pairs]
+
+    def write_page(self, commands: Sequence[str]) -> Path:
+        """Write the page of the newest evaluation."""
+        model, result = self.run.model, self.result
+        said = [f"{key}: {'; '.join(texts)}" for key, texts in zip(result.keys, self._said(), strict=True)]
+        return write_page(
+            self.folder / "report.html",
+            title=f"Frozen, {model.image_size} px: {self.run.data.train}",
+            introduction="A vision encoder speaks through a language model that was not changed. Images and what "
+            "is said of them are in the folder pictures.",
+            numbers=result.numbers,
+            examples=None,
+            commands=commands,
+            config=dataclasses.asdict(self.run),
+            notes=[*said, *_unreadable(result.skipped)],
+            curves=self._curves,
+        )
+
+
+def _unreadable(skipped: Sequence[Skipped]) -> list[str]:
+    """Return a sentence for each of the first images that could not be read."""
+    return [f"could not be read: {one.key}, {one.reason}" for one in skipped[:5]]
+
+
+def progress_of(run: Run, model: nn.Module, validation: ImageSource, folder: Path) -> Progress:
+    """Return what measures a run's model; see `Progress`."""
+    match run:
+        case MAERun():
+            return MaskedProgress(run, model, validation, folder)
+        case FrozenRun():
+            return CaptionProgress(run, model, validation, folder)
+        case _:
+            return TokenizerProgress(run, model, validation, folder)

@@ -1,0 +1,111 @@
+"""Labeled pictures, readers and language models that are made up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pixlex.data.images import ImageSource, open_source
+from pixlex.eval.few_shot.episodes import Setting
+from pixlex.eval.llm.client import Ability, CandidateScores, Completion
+
+CLASSES = ("camel", "lobster", "pig", "red panda", "teapot", "zebra")
+
+
+def labeled(folder: Path, per_class: int = 8, classes: Sequence[str] = CLASSES, seed: int = 0) -> ImageSource:
+    """Write a folder for each class, its pictures noise around a color of its own."""
+    generator = np.random.default_rng(seed)
+    for name in classes:
+        color = generator.integers(40, 216, 3)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(per_class):
+            pixels = (color + generator.integers(-30, 30, (32, 32, 3))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return open_source(str(folder))
+
+
+@dataclass
+class FakeReader:
+    """Reads an image as its class's name and its number, backwards or as one text for all; counts readings."""
+
+    constant: bool = False
+    unreadable: frozenset[int] = frozenset()
+    name: str = "fake words"
+    identity: str = "fake"
+    asked: list[int] = field(default_factory=list)
+
+    def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
+        self.asked += indices
+        return {index: self._text(images, index) for index in indices if index not in self.unreadable}
+
+    def _text(self, images: ImageSource, index: int) -> str:
+        if self.constant:
+            return "same words everywhere"
+        return f"{images.key(index).split('/')[0].replace(' ', '')[::-1]} number{index}"
+
+
+SHOWN = re.compile(r"(\w+) number\d+\nThis is a (.+)\.\n")
+ASKED = re.compile(r"(\w+) number\d+\nQ: What is this\?\nA: This is a$")
+
+
+def right_answer(prompt: str) -> str:
+    """Answer a prompt of the template `frozen` over texts of `FakeReader` as one who learns from it."""
+    names = dict(SHOWN.findall(prompt))
+    return f" {names[ASKED.findall(prompt)[0]]}"
+
+
+@dataclass
+class FakeClient:
+    """A language model that knows the answer, unless told to say or to do something else."""
+
+    abilities: frozenset[Ability] = frozenset(("generate", "score", "choose"))
+    context_size: int | None = None
+    says: str | None = None
+    finish: str = "stop"
+    indifferent: bool = False
+    fails: frozenset[int] = frozenset()
+    name: str = "fake model"
+    identity: str = "fake model"
+    sent: list[str] = field(default_factory=list)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
+
+    def generate(
+        self, prompts: Sequence[str], *, max_new_tokens: int, stop: Sequence[str]
+    ) -> Iterator[tuple[int, Completion]]:
+        yield from self._completions(prompts)
+
+    def choose(
+        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[int, Completion]]:
+        yield from self._completions(prompts)
+
+    def _completions(self, prompts: Sequence[str]) -> Iterator[tuple[int, Completion]]:
+        for place in reversed(range(len(prompts))):  # in any order
+            self.sent.append(prompts[place])
+            if place in self.fails:
+                yield place, Completion(text="", finish="failed", reason="cut connection")
+                continue
+            text = right_answer(prompts[place]) if self.says is None else self.says
+            yield place, Completion(text=text, finish=self.finish)  # type: ignore[arg-type]
+
+    def score(
+        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[int, CandidateScores]]:
+        for place in reversed(range(len(prompts))):
+            self.sent.append(prompts[place])
+            if place in self.fails:
+                yield place, CandidateScores(log_probabilities=(), num_tokens=(), reason="cut connection")
+                continue
+            best = None if self.indifferent else right_answer(prompts[place])
+            values = tuple(-1.0 if name == best else -3.0 for name in candidates[place])
+            yield place, CandidateScores(log_probabilities=values, num_tokens=(1,) * len(values))
+
+
+TWO_WAY = Setting(ways=2, shots=1)

@@ -1,0 +1,203 @@
+"""Episodes: drawn as the paper says, alike over settings, saved and loaded, refused over other images."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.eval.few_shot.fakes import CLASSES, labeled
+
+from pixlex.data.images import ImageSource
+from pixlex.data.labels import Labels
+from pixlex.eval.few_shot.episode_files import EpisodeSet, load_episodes, save_episodes
+from pixlex.eval.few_shot.episodes import PAPER_COLUMNS, Setting, paper_settings, setting_of
+from pixlex.eval.few_shot.sampling import NONSENSE_NAMES, sample_episodes
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
+    return labeled(tmp_path_factory.mktemp("labeled"))
+
+
+def class_of(images: ImageSource, position: int) -> str:
+    return images.key(position).split("/")[0]
+
+
+@pytest.mark.parametrize("ways", [2, 5])
+@pytest.mark.parametrize("shots", [1, 3, 5])
+def test_an_episode_is_what_the_paper_says(images: ImageSource, ways: int, shots: int) -> None:
+    drawn = sample_episodes(images, Setting(ways=ways, shots=shots), count=60, seed=3)
+    for episode in drawn.episodes:
+        assert len(set(episode.names)) == ways
+        # Interleaved: c1 c2 c1 c2 ...
+        assert [shown.name for shown in episode.support] == list(range(ways)) * shots
+        assert all(class_of(images, one.image) == episode.names[one.name] for one in episode.support)
+        assert class_of(images, episode.query) == episode.names[episode.answer]
+        assert len(set(episode.images)) == ways * shots + 1
+
+
+def test_more_shots_extend_fewer_and_all_settings_ask_the_same(images: ImageSource) -> None:
+    sets = [sample_episodes(images, setting, count=20, seed=5) for setting in paper_settings(2)]
+    again = [sample_episodes(images, setting, count=20, seed=5) for setting in reversed(paper_settings(2))]
+    assert [one.episodes for one in sets] == [one.episodes for one in reversed(again)]
+    longest = max(sets, key=lambda one: one.setting.shots)
+    for one in sets:
+        for few, many in zip(one.episodes, longest.episodes, strict=True):
+            assert few.support == many.support[: len(few.support)]
+            assert (few.query, few.answer, few.names) == (many.query, many.answer, many.names)
+
+
+def test_more_episodes_extend_fewer_and_another_seed_gives_others(images: ImageSource) -> None:
+    setting = Setting(ways=2, shots=1)
+    many = sample_episodes(images, setting, count=30, seed=0)
+    assert sample_episodes(images, setting, count=7, seed=0).episodes == many.episodes[:7]
+    assert sample_episodes(images, setting, count=7, seed=0).questions == many.questions[:7]
+    assert sample_episodes(images, setting, count=30, seed=1).episodes != many.episodes
+
+
+def test_classes_answers_and_orders_are_even(images: ImageSource) -> None:
+    """Five standard deviations around evenness, over 2,000 episodes."""
+    episodes = sample_episodes(images, Setting(ways=2, shots=1), count=2000, seed=0).episodes
+    spread = 5 * np.sqrt(2000 * (1 / 6) * (5 / 6))
+    asked = Counter(one.names[one.answer] for one in episodes)
+    assert all(abs(asked[name] - 2000 / 6) < spread for name in CLASSES)
+    assert abs(sum(one.answer for one in episodes) - 1000) < 5 * np.sqrt(500)
+    assert abs(sum(one.names == tuple(sorted(one.names)) for one in episodes) - 1000) < 5 * np.sqrt(500)
+
+
+def test_nonsense_names_are_dealt_anew_over_the_same_images(images: ImageSource) -> None:
+    real = sample_episodes(images, Setting(ways=5, shots=1), count=40, seed=0)
+    nonsense = sample_episodes(images, Setting(ways=5, shots=1, naming="nonsense"), count=40, seed=0)
+    assert [one.images for one in real.episodes] == [one.images for one in nonsense.episodes]
+    assert all(
+        set(one.names) <= set(NONSENSE_NAMES) and len(set(one.names)) == 5 for one in nonsense.episodes
+    )
+    assert len({one.names for one in nonsense.episodes}) > 30
+    assert len(set(NONSENSE_NAMES)) == len(NONSENSE_NAMES)
+
+
+class Relabeled:
+    """A source whose labels are others."""
+
+    def __init__(self, images: ImageSource, indices: list[int], names: tuple[str, ...]) -> None:
+        self.images, self.class_names = images, names
+        self.labels = Labels(np.array(indices, dtype=np.int64), names)
+        self.name, self.identity = "relabeled", f"{indices} {names}"
+
+    def __len__(self) -> int:
+        return len(self.labels.indices)
+
+    def key(self, index: int) -> str:
+        return self.images.key(index)
+
+    def read(self, index: int) -> Any:
+        return self.images.read(index)
+
+
+@pytest.mark.parametrize(
+    ("indices", "names", "message"),
+    [
+        ([-1] * 8, (), "has no labels"),
+        ([0] * 4 + [1] * 4, ("camel", ""), "label 1 has no name"),
+        ([0] * 6 + [1] * 2, ("camel", "pig"), "class 'pig' has 2 images, but 3 shots .* need 4"),
+        ([0] * 8, ("camel",), "2-way episodes need 2 classes, relabeled has 1"),
+        ([0] * 4 + [1] * 4, ("crane", "crane"), "2-way episodes need 2 classes, relabeled has 1"),
+    ],
+)
+def test_sources_it_refuses(
+    images: ImageSource, indices: list[int], names: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample_episodes(Relabeled(images, indices, names), Setting(ways=2, shots=3), count=2, seed=0)
+
+
+def test_two_classes_of_one_name_never_meet(images: ImageSource) -> None:
+    source = Relabeled(images, [0] * 4 + [1] * 4 + [2] * 4, ("crane", "crane", "pig"))
+    episodes = sample_episodes(source, Setting(ways=2, shots=1), count=50, seed=0).episodes
+    assert {frozenset(one.names) for one in episodes} == {frozenset(("crane", "pig"))}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ways": 1}, "ways must be an integer of 2 or more, got 1"),
+        ({"shots": 0}, "shots must be"),
+        ({"repeats": -1}, "repeats must be"),
+        ({"induction": "yes"}, "induction must be"),
+        ({"naming": "latin"}, "naming must be one of real, nonsense, got 'latin'"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_settings_it_refuses(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(Setting(ways=2, shots=1), **change)
+
+
+@given(st.integers(1, 9), st.integers(0, 9), st.booleans())
+def test_columns_name_settings(shots: int, repeats: int, induction: bool) -> None:
+    setting = Setting(ways=2, shots=shots, repeats=repeats, induction=induction)
+    assert setting_of(setting.column, 2) == setting
+
+
+def test_the_papers_columns() -> None:
+    assert tuple(one.column for one in paper_settings(5)) == PAPER_COLUMNS
+    assert {(one.shots, one.repeats) for one in paper_settings(5) if not one.induction} == {(1, 0)}
+    with pytest.raises(ValueError, match="expected a setting like 3/0"):
+        setting_of("3", 2)
+
+
+@pytest.fixture
+def saved(images: ImageSource, tmp_path: Path) -> tuple[EpisodeSet, Path]:
+    drawn = sample_episodes(images, Setting(ways=3, shots=2, naming="nonsense"), count=9, seed=1)
+    save_episodes(drawn, tmp_path / "sub" / drawn.file_name)
+    return drawn, tmp_path / "sub" / drawn.file_name
+
+
+def test_a_saved_set_is_the_set(images: ImageSource, saved: tuple[EpisodeSet, Path]) -> None:
+    assert load_episodes(saved[1], images) == saved[0]
+    assert load_episodes(saved[1], images).identity == saved[0].identity
+
+
+def test_a_set_fits_a_copy_and_no_other_images(tmp_path: Path, saved: tuple[EpisodeSet, Path]) -> None:
+    assert load_episodes(saved[1], labeled(tmp_path / "copy")) == saved[0]
+    for other in (labeled(tmp_path / "more", per_class=9), labeled(tmp_path / "repainted", seed=7)):
+        with pytest.raises(ValueError, match=r"were drawn from .* with fingerprint"):
+            load_episodes(saved[1], other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 7}, "format 1"),
+        ({"setting": {"ways": 3}}, "no file of episodes"),
+        ({"episodes": [{"names": []}]}, "no file of episodes"),
+        ({"setting": {"ways": 2, "shots": 2}}, "episode 0 is none of 2-way"),
+    ],
+)
+def test_files_it_refuses(
+    images: ImageSource, saved: tuple[EpisodeSet, Path], change: dict[str, Any], message: str
+) -> None:
+    entry = json.loads(saved[1].read_text())
+    saved[1].write_text(json.dumps({**entry, **change}))
+    with pytest.raises(ValueError, match=message):
+        load_episodes(saved[1], images)
+
+
+def test_a_question_among_its_own_examples_is_refused(
+    images: ImageSource, saved: tuple[EpisodeSet, Path]
+) -> None:
+    entry = json.loads(saved[1].read_text())
+    entry["episodes"][4]["query"] = entry["episodes"][4]["support"][0][0]
+    saved[1].write_text(json.dumps(entry))
+    with pytest.raises(ValueError, match="episode 4 is none of"):
+        load_episodes(saved[1], images)
+    saved[1].write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_episodes(saved[1], images)

@@ -1,0 +1,108 @@
+"""A language model that is prompted: right, wrong, failed, tied, and told apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.eval.few_shot.fakes import TWO_WAY, FakeClient, FakeReader, labeled
+
+from pixlex.data.images import ImageSource
+from pixlex.eval.few_shot.answers import Answer
+from pixlex.eval.few_shot.prompted import SCORERS, PromptedAnswerer, Scorer, is_exactly
+from pixlex.eval.few_shot.sampling import sample_episodes
+from pixlex.eval.llm.client import Ability
+
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
+    return labeled(tmp_path_factory.mktemp("labeled"))
+
+
+def answers(
+    images: ImageSource, client: FakeClient, scorer: Scorer, reader: FakeReader | None = None
+) -> list[Answer]:
+    episodes = sample_episodes(images, TWO_WAY, count=COUNT, seed=0).episodes
+    answerer = PromptedAnswerer(reader or FakeReader(), client, template="frozen", scorer=scorer)
+    given = list(answerer.answer(TWO_WAY, episodes, images))
+    assert sorted(one.episode for one in given) == list(range(COUNT))
+    return given
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_who_knows_is_right(images: ImageSource, scorer: Scorer) -> None:
+    assert [one.credit for one in answers(images, FakeClient(), scorer)] == [1.0] * COUNT
+
+
+@pytest.mark.parametrize("scorer", ["strict", "constrained"])
+def test_who_says_something_else_is_wrong(images: ImageSource, scorer: Scorer) -> None:
+    given = answers(images, FakeClient(says=" unicorn"), scorer)
+    assert [one.credit for one in given] == [0.0] * COUNT
+    assert {one.text for one in given} == {" unicorn"}
+
+
+def test_an_answer_that_does_not_end_is_wrong(images: ImageSource) -> None:
+    given = answers(images, FakeClient(finish="length"), "strict")
+    assert [one.credit for one in given] == [0.0] * COUNT
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [(" dax", True), ("dax.", True), (" dax \n", True), ("Dax", False), ("dax and", False), ("a dax", False),
+     ("", False), ("dax..", False)],
+)  # fmt: skip
+def test_what_is_exactly_a_name(text: str, right: bool) -> None:
+    assert is_exactly(text, "dax") is right
+
+
+@pytest.mark.parametrize("scorer", ["likelihood", "likelihood-per-token"])
+def test_equally_likely_names_share_the_credit(images: ImageSource, scorer: Scorer) -> None:
+    assert {one.credit for one in answers(images, FakeClient(indifferent=True), scorer)} == {0.5}
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_failures_are_no_wrong_answers(images: ImageSource, scorer: Scorer) -> None:
+    given = {one.episode: one for one in answers(images, FakeClient(fails=frozenset((0, 7))), scorer)}
+    assert [number for number, one in given.items() if one.credit is None] in ([0, 7], [7, 0])
+    assert given[7].detail == "cut connection"
+
+
+def test_an_image_that_cannot_be_read_fails_its_episodes_alone(images: ImageSource) -> None:
+    episodes = sample_episodes(images, TWO_WAY, count=COUNT, seed=0).episodes
+    broken = episodes[3].query
+    concerned = {one.number for one in episodes if broken in one.images}
+    client = FakeClient()
+    given = answers(images, client, "strict", FakeReader(unreadable=frozenset((broken,))))
+    assert {one.episode for one in given if one.credit is None} == concerned
+    assert len(client.sent) == COUNT - len(concerned)
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_a_client_without_the_ability_is_refused(scorer: Scorer) -> None:
+    able: frozenset[Ability] = frozenset(("generate", "score", "choose")) - {SCORERS[scorer][0]}  # type: ignore[assignment]
+    with pytest.raises(
+        ValueError, match=rf"scorer '{scorer}' needs .* but fake model can {', '.join(sorted(able))}"
+    ):
+        PromptedAnswerer(FakeReader(), FakeClient(abilities=able), template="frozen", scorer=scorer)
+
+
+def test_identities_tell_apart_what_decides_answers() -> None:
+    variants = [
+        PromptedAnswerer(reader, client, template=template, scorer=scorer).identity
+        for reader in (FakeReader(), FakeReader(identity="other"))
+        for client in (FakeClient(), FakeClient(identity="other"))
+        for template in ("frozen", "pixlex")
+        for scorer in SCORERS
+    ]
+    assert len(set(variants)) == 2 * 2 * 2 * 4
+
+
+def test_check_sends_nothing(images: ImageSource, tmp_path: Path) -> None:
+    client = FakeClient(context_size=20)
+    answerer = PromptedAnswerer(FakeReader(), client, template="frozen", scorer="strict")
+    episodes = sample_episodes(images, TWO_WAY, count=2, seed=0).episodes
+    with pytest.raises(ValueError, match="the longest prompt has"):
+        answerer.check(TWO_WAY, episodes, images)
+    assert client.sent == []

@@ -1,0 +1,27 @@
+"""Tiny causal language models, and what they say the slow way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.eval.llm.slow import SlowModel
+from tests.eval.llm.tiny_causal import tiny_causal
+
+
+@pytest.fixture(scope="session", params=["gpt2", "llama"])
+def causal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny causal language model."""
+    return tiny_causal(tmp_path_factory.mktemp("causal") / "tiny", family=request.param)
+
+
+@pytest.fixture(scope="session")
+def slow(causal: Path) -> SlowModel:
+    """The same model, asked the slow way."""
+    return SlowModel(causal)
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> SlowModel:
+    """A tiny GPT-2, for tests of everything but the model."""
+    return SlowModel(tiny_causal(tmp_path_factory.mktemp("gpt2") / "tiny"))

@@ -1,0 +1,243 @@
+"""The endpoint client against a real server with a real model: same answers as the local client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.eval.llm.server import ALL, KEY, Endpoint, serving
+from tests.eval.llm.slow import SlowModel
+
+from pixlex.eval.llm import connect
+from pixlex.eval.llm.budget import SpendingCapReached
+from pixlex.eval.llm.endpoint import EndpointClient
+from pixlex.eval.llm.local import LocalClient
+
+pytest.importorskip("openai")
+pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+
+PROMPTS = [
+    "This is a",
+    "The words of the first image are: module import name. This is a",
+    "Input: < object class type >\nOutput:",
+    "trailing space ",
+]
+CANDIDATES = [
+    [" dax", " blicket"],
+    [" name", " a name", " dax"],
+    [" class", " object class"],
+    ["dax", "value", " value"],
+]
+WAYS: list[tuple[frozenset[str], str, str | None]] = [
+    (ALL, "completions", "structured_outputs"),
+    (ALL - {"structured_outputs"}, "completions", "guided_choice"),
+    (frozenset({"completions", "echo"}), "completions", "scores"),
+    (frozenset({"completions"}), "completions", None),
+    (frozenset({"chat", "json_schema"}), "chat/completions", "json_schema"),
+    (frozenset({"chat"}), "chat/completions", None),
+]
+
+
+def ask(endpoint: Endpoint, **settings: Any) -> EndpointClient:
+    client = connect("tiny", base_url=endpoint.url, **{"first_delay": 0.01, "concurrency": 3, **settings})
+    assert isinstance(client, EndpointClient)
+    return client
+
+
+@pytest.fixture(scope="module")
+def local(gpt2: SlowModel) -> LocalClient:
+    return LocalClient(gpt2.model, gpt2.tokenizer, name="tiny")
+
+
+@pytest.mark.parametrize(("abilities", "path", "choice"), WAYS)
+def test_answers_are_those_of_the_local_client(
+    gpt2: SlowModel, local: LocalClient, abilities: frozenset[str], path: str, choice: str | None
+) -> None:
+    with serving(Endpoint(gpt2, abilities=abilities, overlooks=frozenset({"guided_choice"}))) as endpoint:
+        client = ask(endpoint)
+        assert (client.facts.path, client.facts.choice) == (path, choice)
+        assert client.record["choice"] == choice
+        stop = ["e"]
+        found = dict(client.generate(PROMPTS, max_new_tokens=12, stop=stop))
+        assert found == dict(local.generate(PROMPTS, max_new_tokens=12, stop=stop))
+        assert {answer.finish for answer in found.values()} == {"stop", "length"}
+        # In a chat an answer begins with no space: candidates are shown without.
+        chat = path.startswith("chat")
+        names = [list(dict.fromkeys(n.strip() for n in row)) for row in CANDIDATES] if chat else CANDIDATES
+        if choice is None:
+            assert "choose" not in client.abilities
+            with pytest.raises(ValueError, match="cannot choose with 'tiny'; it can generate"):
+                list(client.choose(PROMPTS, names))
+        else:
+            assert dict(client.choose(PROMPTS, names)) == dict(local.choose(PROMPTS, names))
+        if "echo" not in abilities:
+            assert "score" not in client.abilities
+            with pytest.raises(ValueError, match="cannot score"):
+                list(client.score(PROMPTS, CANDIDATES))
+            return
+        scores, expected = dict(client.score(PROMPTS, CANDIDATES)), dict(local.score(PROMPTS, CANDIDATES))
+        assert sorted(scores) == sorted(expected)
+        for number, row in scores.items():
+            assert row.num_tokens == expected[number].num_tokens
+            assert row.log_probabilities == pytest.approx(expected[number].log_probabilities, abs=1e-4)
+
+
+def test_a_start_token_that_the_server_shows(causal: Path, slow: SlowModel) -> None:
+    client_here = connect(str(causal))
+    shows = slow.tokenizer.bos_token is not None
+    with serving(Endpoint(slow, shows_start=True)) as endpoint:
+        scores = dict(ask(endpoint).score(PROMPTS, CANDIDATES))
+        assert any("<start>" in request for request in endpoint.received) is False
+        for number, expected in client_here.score(PROMPTS, CANDIDATES):
+            assert scores[number].num_tokens == expected.num_tokens
+            assert scores[number].log_probabilities == pytest.approx(expected.log_probabilities, abs=1e-4)
+    assert shows == (slow.tokens("a")[0][2] == 0)
+
+
+@pytest.mark.parametrize(("mode", "path"), [("chat", "chat/completions"), ("completions", "completions")])
+def test_the_user_says_where(gpt2: SlowModel, mode: Any, path: str) -> None:
+    with serving(Endpoint(gpt2)) as endpoint:
+        assert ask(endpoint, mode=mode).facts.path == path
+
+
+def test_parameters_that_are_refused_are_left_out(gpt2: SlowModel) -> None:
+    class Particular(Endpoint):
+        def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+            said = {
+                "max_tokens": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+                "temperature": "Unsupported value: 'temperature' does not support 0 with this model.",
+                "stop": "Unsupported parameter: 'stop'.",
+            }
+            for name, message in said.items():
+                if name in body:
+                    return 400, {"error": {"message": message, "param": name, "code": "unsupported"}}
+            return super().answer(path, {**body, "max_tokens": body["max_completion_tokens"]})
+
+    with serving(Particular(gpt2, abilities=frozenset({"chat"}))) as endpoint:
+        client = ask(endpoint)
+        assert client.facts.limit_field == "max_completion_tokens"
+        assert (client.facts.temperature, client.facts.stops) == (False, False)
+        # The stop cuts the text all the same.
+        [(_, answer)] = client.generate([PROMPTS[0]], max_new_tokens=12, stop=["e"])
+        assert answer.text == gpt2.generate(PROMPTS[0], 12, ["e"])[0]
+
+
+def test_context_size_is_told_or_given(gpt2: SlowModel) -> None:
+    with serving(Endpoint(gpt2, context=199)) as endpoint:
+        assert ask(endpoint).context_size == 199
+        assert ask(endpoint, context_size=64).context_size == 64
+
+
+def test_tokens_are_bounded_or_counted(gpt2: SlowModel) -> None:
+    with serving(Endpoint(gpt2)) as endpoint:
+        exact = [gpt2.count(prompt) for prompt in PROMPTS]
+        bounds = ask(endpoint).count_tokens(PROMPTS)
+        assert all(bound >= count for bound, count in zip(bounds, exact, strict=True))
+        client = ask(endpoint, tokenizer=gpt2.tokenizer.name_or_path)
+        assert client.count_tokens(PROMPTS) == exact
+
+
+def test_identical_requests_are_sent_once(gpt2: SlowModel) -> None:
+    with serving(Endpoint(gpt2)) as endpoint:
+        client = ask(endpoint, concurrency=8)
+        prompts = [PROMPTS[0]] * 20 + [PROMPTS[1]] * 20
+        found = dict(client.generate(prompts, max_new_tokens=5, stop=()))
+        assert len(found) == 40
+        assert endpoint.count(PROMPTS[0]) == endpoint.count(PROMPTS[1]) == 1
+
+
+def test_a_cached_run_does_not_connect(gpt2: SlowModel, tmp_path: Path) -> None:
+    def everything(client: EndpointClient) -> list[dict[int, Any]]:
+        return [
+            dict(client.generate(PROMPTS, max_new_tokens=5, stop=["\n"])),
+            dict(client.score(PROMPTS, CANDIDATES)),
+            dict(client.choose(PROMPTS, CANDIDATES)),
+        ]
+
+    with serving(Endpoint(gpt2, key=KEY)) as endpoint, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIXLEX_TEST_KEY", KEY)
+        first = ask(endpoint, cache=tmp_path, key_variable="PIXLEX_TEST_KEY")
+        answers, sent = everything(first), len(endpoint.received)
+        assert everything(first) == answers
+        assert len(endpoint.received) == sent
+    # No server, no key.
+    again = ask(endpoint, cache=tmp_path, key_variable="PIXLEX_TEST_KEY")
+    assert everything(again) == answers
+    assert (again.identity, again.abilities, again.context_size) == (
+        first.identity,
+        first.abilities,
+        first.context_size,
+    )
+    assert again.budget.spent.total == 0
+    with pytest.raises(ValueError, match=r"expected the endpoint's key in .* PIXLEX_TEST_KEY, got none"):
+        list(again.generate(["another prompt"], max_new_tokens=5, stop=()))
+    assert KEY.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_estimate_is_what_is_left_and_holds(gpt2: SlowModel, tmp_path: Path) -> None:
+    with serving(Endpoint(gpt2)) as endpoint:
+        client = ask(endpoint, cache=tmp_path, input_price=2.0, output_price=10.0)
+        list(client.generate(PROMPTS[:1], max_new_tokens=5, stop=()))
+        before = client.budget.spent
+        estimate = client.estimate("generate", PROMPTS, max_new_tokens=5)
+        assert (estimate.requests, estimate.cached) == (3, 1)
+        assert estimate.usage.answer == 15
+        assert estimate.cost == pytest.approx((estimate.usage.prompt * 2 + 150) / 1e6)
+        list(client.generate(PROMPTS, max_new_tokens=5, stop=()))
+        taken = client.budget.spent - before
+        assert 0 < taken.prompt <= estimate.usage.prompt
+        assert 0 < taken.answer <= 15
+        assert taken.prompt == sum(gpt2.count(prompt) for prompt in PROMPTS[1:])
+        scores = client.estimate("score", PROMPTS, candidates=CANDIDATES)
+        assert scores.requests == sum(len(row) for row in CANDIDATES)
+
+
+@pytest.mark.parametrize("cap", ["tokens", "money"])
+def test_spending_stops_before_the_cap(gpt2: SlowModel, tmp_path: Path, cap: str) -> None:
+    prompts = [f"{prompt} {number}" for number in range(10) for prompt in PROMPTS]
+    with serving(Endpoint(gpt2)) as endpoint:
+        ask(endpoint, cache=tmp_path)  # the probe is paid
+        limit = 600
+        caps = {"max_tokens": limit} if cap == "tokens" else {"max_cost": limit / 1e6}
+        client = ask(endpoint, cache=tmp_path, input_price=1.0, output_price=1.0, **caps)
+        answered = {}
+        with pytest.raises(SpendingCapReached, match="stopped before the spending cap"):
+            answered.update(client.generate(prompts, max_new_tokens=6, stop=()))
+        sent = len(endpoint.received)
+        assert 0 < len(answered) < len(prompts)
+        assert 300 < client.budget.spent.total <= limit
+        # What was answered is kept: it is free, and the rest is all that is sent.
+        free = ask(endpoint, cache=tmp_path, max_tokens=0)
+        assert dict(free.generate([prompts[n] for n in answered], max_new_tokens=6, stop=())) == dict(
+            enumerate(answered.values())
+        )
+        assert len(endpoint.received) == sent
+        found = dict(ask(endpoint, cache=tmp_path).generate(prompts, max_new_tokens=6, stop=()))
+        assert len(found) == len(prompts)
+        assert len(endpoint.received) == sent + len(prompts) - len(answered)
+        assert len(set(endpoint.received)) == len(endpoint.received)
+
+
+def test_bad_input(gpt2: SlowModel, tmp_path: Path) -> None:
+    for address, message in (
+        ("localhost:8000", "expected an address like"),
+        ("http://me:secret@localhost/v1", "belongs into an environment variable"),
+        ("https://localhost/v1?key=secret", "belongs into an environment variable"),
+    ):
+        with pytest.raises(ValueError, match=message) as refused:
+            connect("tiny", base_url=address)
+        assert "secret" not in f"{refused.value}"
+    with pytest.raises(ValueError, match="needs the prices"):
+        connect("tiny", base_url="http://127.0.0.1:1/v1", max_cost=1.0)
+    with pytest.raises(ValueError, match=r"both prices or none, got 1\.0 for input and None for output"):
+        connect("tiny", base_url="http://127.0.0.1:1/v1", input_price=1.0)
+    with pytest.raises(ValueError, match="concurrency must be 1 or more, got 0"):
+        connect("tiny", base_url="http://127.0.0.1:1/v1", concurrency=0)
+    (tmp_path / "answers.sqlite").write_text("no cache " * 1000)
+    with pytest.raises(ValueError, match=r"answers\.sqlite: expected a folder for answers"):
+        connect("tiny", base_url="http://127.0.0.1:1/v1", cache=tmp_path)
+    with serving(Endpoint(gpt2)) as endpoint:
+        client = ask(endpoint)
+        with pytest.raises(ValueError, match="candidates that are not empty"):
+            list(client.choose(["a"], [["x", ""]]))

@@ -1,0 +1,242 @@
+"""The local client against the same model asked the slow way."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.eval.llm.slow import SlowModel
+from tests.eval.llm.tiny_causal import CONTEXT, END, byte_tokenizer
+from tests.tiny import tiny_language
+
+from pixlex.eval.llm import connect
+from pixlex.eval.llm.candidates import Trie, choose_by_scores, encode_candidates
+from pixlex.eval.llm.local import LocalClient
+
+PROMPTS = [
+    "This is a",
+    "The words of the first image are: module import name. This is a",
+    "Input: < object class type >\nOutput:",
+    "a",
+    "trailing space ",
+    "The value of a statement is " * 6,
+]
+CANDIDATES = [
+    [" dax", " blicket"],
+    [" name", " names", " a name", " dax"],
+    [" class", " classes"],
+    [" type object", " type error", " type"],
+    ["dax", "value", " value"],
+    [" über", " naïve café", " dax"],
+]
+
+
+@pytest.fixture(scope="module")
+def client(causal: Path) -> LocalClient:
+    local = connect(str(causal), batch_size=4)
+    assert isinstance(local, LocalClient)
+    return local
+
+
+def test_writing_is_that_of_the_slow_way(client: LocalClient, slow: SlowModel) -> None:
+    stop = ["e", "\n"]
+    found = dict(client.generate(PROMPTS, max_new_tokens=12, stop=stop))
+    assert sorted(found) == list(range(len(PROMPTS)))
+    for number, prompt in enumerate(PROMPTS):
+        text, finish, _ = slow.generate(prompt, 12, stop)
+        assert (found[number].text, found[number].finish) == (text, finish)
+    # The stops were met by some and not by others: else this test would see half of it.
+    assert {answer.finish for answer in found.values()} == {"stop", "length"}
+
+
+def test_the_end_of_the_text_ends_the_writing(client: LocalClient, slow: SlowModel) -> None:
+    # Make the token that is written third the end of the text.
+    ids = slow.tokenizer(PROMPTS[1])["input_ids"]
+    text, _, _ = slow.generate(PROMPTS[1], 3, ())
+    tokens = list(ids)
+    for _ in range(3):
+        tokens.append(int(slow.model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
+    assert len(set(tokens[-3:])) == 3
+    before, client._ends = client._ends, frozenset({tokens[-1]})
+    try:
+        [(_, answer)] = client.generate([PROMPTS[1]], max_new_tokens=9, stop=())
+    finally:
+        client._ends = before
+    assert answer.finish == "stop"
+    assert answer.text == slow.generate(PROMPTS[1], 2, ())[0]
+    assert answer.text != text
+
+
+def test_scores_are_those_of_the_slow_way(client: LocalClient, slow: SlowModel) -> None:
+    found = dict(client.score(PROMPTS, CANDIDATES))
+    assert sorted(found) == list(range(len(PROMPTS)))
+    for number, prompt in enumerate(PROMPTS):
+        expected = [slow.score(prompt, candidate) for candidate in CANDIDATES[number]]
+        assert found[number].num_tokens == tuple(count for _, count in expected)
+        assert found[number].log_probabilities == pytest.approx(
+            [score for score, _ in expected], rel=1e-4, abs=1e-4
+        )
+
+
+def test_choices_are_those_of_the_slow_way(client: LocalClient, slow: SlowModel) -> None:
+    found = dict(client.choose(PROMPTS, CANDIDATES))
+    expected = [slow.choose(prompt, names) for prompt, names in zip(PROMPTS, CANDIDATES, strict=True)]
+    assert [found[number].text for number in range(len(PROMPTS))] == expected
+
+
+def test_a_candidate_that_grows_together_with_the_prompt() -> None:
+    tokenizer = byte_tokenizer()
+    prompt, candidate = "the stat", "ement"
+    alone, together = (len(tokenizer(text)["input_ids"]) for text in (prompt, prompt + candidate))
+    apart = alone + len(tokenizer(candidate)["input_ids"])
+    assert together < apart, "this prompt and candidate must share a token for the test to say anything"
+
+    def tokenize(text: str) -> Any:
+        return tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+
+    encoded = encode_candidates(tokenize, prompt, [candidate, "us"])
+    for rest, text in zip(encoded.rests, (candidate, "us"), strict=True):
+        assert [*encoded.prefix, *rest] == tokenizer(prompt + text)["input_ids"]
+
+
+def test_answers_do_not_depend_on_the_batch(causal: Path, client: LocalClient) -> None:
+    single = connect(str(causal), batch_size=1)
+    several = dict(client.score(PROMPTS, CANDIDATES))
+    for number, alone in single.score(PROMPTS, CANDIDATES):
+        assert several[number].log_probabilities == pytest.approx(alone.log_probabilities, abs=1e-4)
+    assert single.identity == client.identity
+
+
+class _ShortOfMemory(torch.nn.Module):
+    """A model on a device with memory for a batch of two."""
+
+    def __init__(self, inner: Any, room: int) -> None:
+        super().__init__()
+        self.inner, self.room, self.config, self.device = inner, room, inner.config, inner.device
+        self.generation_config, self.sizes = inner.generation_config, []
+
+    def forward(
+        self,
+        input_ids: Any,
+        attention_mask: Any,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        logits_to_keep: int = 0,
+        use_cache: bool = True,
+    ) -> Any:
+        self.sizes.append(len(input_ids))
+        if len(input_ids) > self.room:
+            raise torch.OutOfMemoryError("no memory left")
+        return self.inner(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+        )
+
+
+def test_half_the_batch_where_memory_is_short(client: LocalClient, slow: SlowModel) -> None:
+    model = _ShortOfMemory(slow.model, room=2)
+    short = LocalClient(model, slow.tokenizer, name="tiny", batch_size=6)
+    found = dict(short.generate(PROMPTS, max_new_tokens=4, stop=()))
+    assert found == dict(client.generate(PROMPTS, max_new_tokens=4, stop=()))
+    assert model.sizes[:2] == [6, 3]
+    assert max(model.sizes[2:]) <= 2
+
+
+def test_no_memory_for_a_single_prompt(slow: SlowModel) -> None:
+    short = LocalClient(_ShortOfMemory(slow.model, room=0), slow.tokenizer, name="tiny")
+    with pytest.raises(ValueError, match="out of memory with one prompt"):
+        list(short.generate(PROMPTS, max_new_tokens=4, stop=()))
+
+
+def test_what_does_not_fit_fails_alone(client: LocalClient) -> None:
+    assert client.context_size == CONTEXT
+    long = "a statement " * CONTEXT
+    found = dict(client.generate(["This is a", long], max_new_tokens=4, stop=()))
+    assert found[0].finish != "failed"
+    assert found[1].finish == "failed"
+    assert f"{client.count_tokens([long])[0]} tokens" in found[1].reason
+    assert f"{CONTEXT} tokens" in found[1].reason
+    scores = dict(client.score(["This is a", long], [[" dax"], [" dax"]]))
+    assert scores[0].log_probabilities
+    assert not scores[1].log_probabilities
+    assert "exceed the context" in scores[1].reason
+
+
+def test_bf16_finds_nearly_the_same(causal: Path, client: LocalClient) -> None:
+    rounded = connect(str(causal), precision="bf16")
+    assert rounded.identity != client.identity
+    exact = dict(client.score(PROMPTS, CANDIDATES))
+    for number, scores in rounded.score(PROMPTS, CANDIDATES):
+        assert scores.log_probabilities == pytest.approx(exact[number].log_probabilities, rel=0.1, abs=0.5)
+        assert scores.log_probabilities != exact[number].log_probabilities
+
+
+def test_a_chat_template_frames_the_prompt(slow: SlowModel) -> None:
+    tokenizer = byte_tokenizer()
+    with pytest.raises(ValueError, match="no chat template"):
+        LocalClient(slow.model, tokenizer, name="tiny", chat=True)
+    tokenizer.chat_template = "[{{ messages[0]['content'] }}] answer:"
+    framed = LocalClient(slow.model, tokenizer, name="tiny", chat=True)
+    plain = LocalClient(slow.model, byte_tokenizer(), name="tiny")
+    assert dict(framed.generate(["dax"], max_new_tokens=6, stop=())) == dict(
+        plain.generate(["[dax] answer:"], max_new_tokens=6, stop=())
+    )
+
+
+def test_a_candidate_that_another_begins_with_competes_as_the_end() -> None:
+    trie = Trie([[5, 6], [5, 6, 7], [8]], end=2)
+    assert trie.allowed([]) == [5, 8]
+    assert trie.allowed([5]) == [6]
+    assert trie.allowed([5, 6]) == [7, 2]
+    assert trie.allowed([5, 6, 2]) == trie.allowed([5, 6, 7]) == trie.allowed([8]) == []
+    assert [trie.candidate(row) for row in ([5, 6, 2], [5, 6, 7], [8])] == [0, 1, 2]
+
+
+def test_choice_by_scores_is_greedy_not_the_likeliest_whole() -> None:
+    tokens = [["x", "a", "1"], ["x", "b", "1"], ["x", "b", "2"]]
+    # "a" leads by its first token, though "b 2" is likelier as a whole.
+    assert choose_by_scores(tokens, [[-1.0, -0.6, -5.0], [-1.0, -0.8, -3.0], [-1.0, -0.8, -0.1]]) == 0
+    assert choose_by_scores(tokens, [[-1.0, -0.9, -5.0], [-1.0, -0.8, -3.0], [-1.0, -0.8, -0.1]]) == 2
+    longer = [["x", "a"], ["x", "a", "b"]]
+    assert choose_by_scores(longer, [[0.0, -1.0], [0.0, -1.0, -0.5]]) == 1
+    assert choose_by_scores(longer, [[0.0, -1.0], [0.0, -1.0, -0.9]]) == 0
+
+
+def test_bad_input(causal: Path, client: LocalClient, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        connect(str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match=r"expected a causal language model .* got a 'bert' model"):
+        connect(str(tiny_language(tmp_path / "bert")))
+    with pytest.raises(ValueError, match="candidates that are not empty"):
+        list(client.score(["This is a"], [[]]))
+    with pytest.raises(ValueError, match="max_new_tokens must be 1 or more, got 0"):
+        list(client.generate(["This is a"], max_new_tokens=0, stop=()))
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        connect(str(causal), batch_size=0)
+
+
+def test_nothing_comes_before_the_candidates_of_an_empty_prompt(gpt2: SlowModel) -> None:
+    plain = LocalClient(gpt2.model, gpt2.tokenizer, name="tiny")
+    with pytest.raises(ValueError, match="no token to come before"):
+        list(plain.score([""], [["x"]]))
+    [(_, answer)] = plain.generate([""], max_new_tokens=1, stop=())
+    assert answer.finish == "failed"
+    assert "nothing to continue" in answer.reason
+
+
+def test_weights_that_would_run_code_are_not_read(causal: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(causal, folder)
+    weights = LocalClient(SlowModel(folder).model, byte_tokenizer(), name="tiny")._reader.model.state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        connect(str(folder))
+    assert END in (folder / "tokenizer.json").read_text(encoding="utf-8")

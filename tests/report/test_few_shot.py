@@ -1,0 +1,148 @@
+"""Few-shot tables, figure, page: numbers where they belong, published ones marked as such."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tests.eval.few_shot.fakes import FakeReader, labeled
+
+from pixlex.data.images import ImageSource
+from pixlex.eval.few_shot.answers import Answer
+from pixlex.eval.few_shot.episodes import PAPER_COLUMNS, Setting, paper_settings, setting_of
+from pixlex.eval.few_shot.published import PUBLISHED, published_rows
+from pixlex.eval.few_shot.run import Cell
+from pixlex.eval.few_shot.sampling import sample_episodes
+from pixlex.report.episodes import ShownEpisode, draw_episode_examples, draw_episodes
+from pixlex.report.few_shot import draw_accuracies, write_few_shot_page, write_results
+from pixlex.report.few_shot_tables import markdown_table, notes_of, rows_of, table_lines
+
+
+def cell(setting: Setting, accuracy: float | None = 0.625, **change: object) -> Cell:
+    values: dict[str, object] = {
+        "answerer": "words <b>|", "scorer": "strict", "setting": setting, "num_episodes": 40, "num_failed": 2,
+        "accuracy": accuracy, "low": None if accuracy is None else accuracy - 0.1,
+        "high": None if accuracy is None else accuracy + 0.1, "accuracy_with_failures": 0.59, "answers": (),
+    }  # fmt: skip
+    return Cell(**(values | change))  # type: ignore[arg-type]
+
+
+def test_published_averages_are_the_means_of_their_columns() -> None:
+    checked = [row for row in PUBLISHED if row.average is not None]
+    assert len(checked) == 10
+    for row in checked:
+        assert tuple(row.accuracy) == PAPER_COLUMNS
+        assert sum(row.accuracy.values()) / 7 == pytest.approx(row.average, abs=0.02)
+    assert {row.accuracy["1/5"] for row in published_rows(5) if row.name == "LQAE"} == {45.9}
+    assert published_rows(3) == []
+
+
+def test_a_table_has_the_papers_shape() -> None:
+    cells = [cell(setting, accuracy=0.1 * number) for number, setting in enumerate(paper_settings(2))]
+    head, ours, *published = table_lines(list(reversed(cells)), 2)
+    assert len(head) == len(ours) == 10
+    assert head[2] == "1 shot, 0 rep., no ind."
+    assert ours[2:4] == ["0.0 [-10.0, 10.0], 2 failed", "10.0 [0.0, 20.0], 2 failed"]
+    assert ours[-1] == "30.0"
+    assert all(line[0].startswith("published: ") for line in published)
+    assert [
+        "published: LQAE (LQAE, Table 1)",
+        "strict",
+        "1.5",
+        "35.2",
+        "68.2",
+        "69.8",
+        "68.5",
+        "68.7",
+        "65.9",
+        "54.0",
+    ] in published
+
+
+def test_a_part_of_the_columns_has_no_average_of_ours() -> None:
+    cells = [cell(setting_of("3/0", 5)), cell(setting_of("2/2", 5), accuracy=None)]
+    head, ours, *published = table_lines(cells, 5)
+    assert head == ["", "scorer", "3 shots, 0 rep.", "2 shots, 2 rep.", "avg."]
+    assert ours[2:] == ["62.5 [52.5, 72.5], 2 failed", "no answer, 2 failed", ""]
+    assert rows_of(cells, 5)[0].average is None
+    assert all(line[3] == "" for line in published)
+
+
+def test_markdown_survives_bars() -> None:
+    text = markdown_table(table_lines([cell(setting_of("1/0", 2))], 2))
+    assert "words <b>\\|" in text
+    assert {line.replace("\\|", "").count("|") for line in text.splitlines()} == {5}
+
+
+def test_notes_tell_failures_and_scorers() -> None:
+    notes = " ".join(notes_of([cell(setting_of("1/0", 2))]))
+    assert "2 of 40 questions (5.00%)" in notes
+    assert "Scorer strict: " in notes
+
+
+def test_files(tmp_path: Path) -> None:
+    cells = [cell(setting_of(column, ways)) for ways in (2, 5) for column in ("1/0", "5/0")]
+    write_results(tmp_path, cells, {"data": "here"})
+    values = json.loads((tmp_path / "results.json").read_text())
+    assert values["data"] == "here"
+    assert values["results"][3]["setting"] == {
+        "ways": 5, "shots": 5, "repeats": 0, "induction": True, "naming": "real",
+    }  # fmt: skip
+    assert values["results"][0]["accuracy_with_failures"] == 0.59
+    assert len(values["published"]) == len(PUBLISHED)
+    assert (tmp_path / "table.md").read_text().count("published: ") == len(PUBLISHED) - 1  # V2L has 3/0 alone
+    figure = draw_accuracies(cells, tmp_path / "accuracy.png")
+    page = write_few_shot_page(
+        tmp_path,
+        cells,
+        title="A <title>",
+        commands=["pixlex <x>"],
+        about={"seed": 0},
+        pictures=[("Accuracy", figure)],
+    )
+    html = page.read_text()
+    assert "<b>|" not in html.replace("&lt;b&gt;|", "")
+    assert "A &lt;title&gt;" in html
+    assert html.count("data:image/png;base64,") == 1
+    assert "<script" not in html
+    assert "http" not in html.split("<body>")[1]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
+    return labeled(tmp_path_factory.mktemp("labeled"))
+
+
+def test_a_picture_of_episodes(images: ImageSource, tmp_path: Path) -> None:
+    """The question stands in its place, and verdicts differ in color."""
+    episodes = sample_episodes(images, Setting(ways=2, shots=1), count=1, seed=0)
+    drawn = []
+    for credit in (1.0, 0.0, 0.5, None):
+        answers = {"who": Answer(episode=0, credit=credit, text="dax", detail="lost")}
+        path = draw_episodes(
+            [ShownEpisode(episodes.episodes[0], answers)], images, {}, tmp_path / f"{credit}.png"
+        )
+        drawn.append(Image.open(path).tobytes())
+    assert len(set(drawn)) == 4
+    picture = Image.open(tmp_path / "1.0.png")
+    # Third picture: margin, two pictures with gaps, the gap before the question; its middle.
+    found = picture.getpixel((16 + 2 * 156 + 12 + 72, 16 + 72))
+    key = images.key(episodes.episodes[0].query)
+    expected = (
+        Image.open(Path(images.name) / key).resize((144, 144), Image.Resampling.NEAREST).getpixel((72, 72))
+    )
+    assert found == expected
+    with pytest.raises(ValueError, match="no episode"):
+        draw_episodes([], images, {}, tmp_path / "none.png")
+
+
+def test_examples_show_the_answers_of_their_setting(images: ImageSource, tmp_path: Path) -> None:
+    episodes = sample_episodes(images, Setting(ways=2, shots=1), count=6, seed=0)
+    answers = tuple(Answer(episode=number, credit=1.0, text="dax") for number in range(6))
+    cells = [cell(episodes.setting, answers=answers), cell(setting_of("3/0", 2))]
+    reader = FakeReader()
+    path = draw_episode_examples(episodes, cells, images, reader, tmp_path / "few.png", count=2)
+    assert set(reader.asked) == {image for one in episodes.episodes[:2] for image in one.images}
+    assert Image.open(path).width > 500

@@ -1,0 +1,183 @@
+"""Ablations: every row fits, finished rows stay, a diverging row stops no other, verdicts follow intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from pixlex.ablations import rows as ablations
+from pixlex.ablations.rows import Measure, Measured, judge, plan, run_ablations
+from pixlex.cli import main
+from pixlex.config.ablation import AblationRow, Claim, ablation_rows, select_rows
+from pixlex.config.run import LQAERun
+from pixlex.models import pretrained
+from pixlex.train.loop import LossNotFinite
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, language: Path, pictures: Path) -> str:
+    """An LQAE recipe of two steps."""
+    vision = {"width": 32, "depth": 1, "heads": 2}
+    values = {
+        "family": "lqae",
+        "model": {
+            "image_size": 32, "patch_size": 8, "encoder": vision, "decoder": vision,
+            "language": {"name": str(language)}, "quantizer": {"search_dim": 4},
+        },
+        "data": {"train": str(pictures), "validation": str(pictures)},
+        "train": {"steps": 2, "batch_size": 4, "warmup_steps": 1, "device": "cpu", "log_every": 1},
+        "eval": {"limit": 8, "examples": 2},
+    }  # fmt: skip
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+class Counted:
+    """A measure that counts how often it is taken."""
+
+    def __init__(self, identity: str = "one") -> None:
+        self.rows: list[str] = []
+        self.measure = Measure(name="few_shot", identity=identity, of=self.take)
+
+    def take(self, model: Path, row: AblationRow) -> Mapping[str, Measured]:
+        assert pretrained.load(str(model)) is not None
+        self.rows.append(row.name)
+        return {"2-way": Measured(value=row.keep_share, low=row.keep_share - 0.1, high=row.keep_share + 0.1)}
+
+
+def test_every_row_is_a_valid_run(recipe: str) -> None:
+    """All rows build a run; each differs from the base in what it names and in nothing else."""
+    rows = ablation_rows()
+    runs = plan(recipe, [], rows)
+    assert set(runs) == {row.name for row in rows if row.trains}
+    assert len({row.name for row in rows}) == len(rows)
+    base = runs["base"]
+    assert runs["A"].model.quantizer.metric == "euclidean"
+    assert runs["B"].model.language.random_weights
+    assert runs["F"].model.decoder_input == "predicted"
+    assert runs["I"].model.quantizer.search == "assigned"
+    assert runs["D"].objective.entropy_weight > 0 == base.objective.entropy_weight
+    assert {runs[f"mask-{ratio:g}"].objective.mask_ratio_max for ratio in (0, 0.3, 0.85)} == {0, 0.3, 0.85}
+    for name, run in runs.items():
+        assert run.train == base.train, name
+        assert run.data == base.data, name
+
+
+def test_rows_are_trained_once_and_measured_once(tmp_path: Path, recipe: str) -> None:
+    """A second call trains and measures nothing; another identity measures again and trains nothing."""
+    rows, out, counted = select_rows(["B", "G", "E-0.001"]), tmp_path / "out", Counted()
+    results = run_ablations(recipe, [], rows, out, [counted.measure])
+    assert results is not None
+    assert [one.row.name for one in results] == ["base", "B", "E-0.001", "G-0.75", "G-0.5", "G-0.25"]
+    assert counted.rows == [row.name for row in rows]
+    # 0.001 is the recipe's own weight: no second model.
+    assert sorted(path.name for path in out.glob("rows/*/model")) == ["model"] * 2
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+    again = run_ablations(recipe, [], rows, out, [Counted().measure])
+    assert again == results
+    other = Counted("two")
+    run_ablations(recipe, [], rows, out, [other.measure])
+    assert other.rows == counted.rows
+    assert times == {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+    with pytest.raises(ValueError, match="other settings"):
+        run_ablations(recipe, ["train.steps=3"], rows, out)
+    kept = {one.row.name: one.verdicts for one in results}
+    assert kept["G-0.25"] == ("2-way: paper lower, here lower: holds",)
+    assert kept["G-0.75"] == ("2-way: paper level, here lower: does not hold",)
+
+
+def test_a_diverging_row_is_reported_and_stops_no_other(
+    tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ablations.run_training
+
+    def diverging(run: LQAERun, folder: Path, *, resume: bool = False) -> Path | None:
+        if run.model.language.random_weights:
+            raise LossNotFinite("step 1: reconstruction is nan")
+        return whole(run, folder, resume=resume)
+
+    monkeypatch.setattr(ablations, "run_training", diverging)
+    results = run_ablations(recipe, [], select_rows(["B", "E-0"]), tmp_path / "out")
+    assert results is not None
+    assert [(one.row.name, one.failure) for one in results] == [
+        ("base", ""),
+        ("B", "step 1: reconstruction is nan"),
+        ("E-0", ""),
+    ]
+
+
+def test_an_interrupt_ends_it_and_the_next_call_goes_on(
+    tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, calls = ablations.run_training, []
+
+    def interrupted(run: LQAERun, folder: Path, *, resume: bool = False) -> Path | None:
+        calls.append(folder.name)
+        return None if len(calls) == 2 else whole(run, folder, resume=resume)
+
+    monkeypatch.setattr(ablations, "run_training", interrupted)
+    rows = select_rows(["E-0", "E-0.1"])
+    assert run_ablations(recipe, [], rows, tmp_path) is None
+    assert run_ablations(recipe, [], rows, tmp_path) is not None
+    assert calls == ["base", "E-0", "E-0", "E-0.1"]
+
+
+@pytest.mark.parametrize(
+    ("expected", "value", "verdict"),
+    [
+        ("lower", 0.3, "here lower: holds"),
+        ("lower", 0.45, "here level: not seen"),
+        ("lower", 0.7, "here higher: does not hold"),
+        ("higher", 0.7, "here higher: holds"),
+        ("not higher", 0.45, "here level: holds"),
+        ("not higher", 0.7, "here higher: does not hold"),
+        ("level", 0.55, "here level: holds"),
+        ("level", 0.3, "here lower: does not hold"),
+    ],
+)
+def test_verdicts(expected: str, value: float, verdict: str) -> None:
+    """Against 0.5 within 0.03, a row within 0.04 differs by more than 0.05 or is level."""
+    claim = Claim(measure="few_shot", expected=expected)  # type: ignore[arg-type]
+    row = Measured(value=value, low=value - 0.04, high=value + 0.04)
+    assert judge(claim, row, Measured(value=0.5, low=0.47, high=0.53)) == verdict
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [(["C"], "does not describe"), (["H"], "each makes a column"), (["Z"], "got 'Z'")],
+)
+def test_rows_that_cannot_be_run(rows: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        select_rows(rows)
+
+
+def test_recipes_that_do_not_fit(recipe: str) -> None:
+    with pytest.raises(ValueError, match="got vqvae"):
+        plan("lqae/vqvae", ["data.train=x"], select_rows(["B"]))
+    with pytest.raises(ValueError, match=r"data\.validation"):
+        plan(recipe, ["data.validation="], select_rows(["B"]))
+
+
+def test_the_command_leaves_table_and_figures(
+    tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert (
+        main(["ablate", recipe, "--out", str(out), "--rows", "mask-0", "mask-0.3", "--json", "--quiet"]) == 0
+    )
+    answer = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in answer["rows"]] == ["base", "mask-0", "mask-0.3"]
+    table = (out / "table.md").read_text()
+    assert "| mask-0.3 | 30% of the words hidden in training |" in table
+    assert "| C | the paper lists row C" in table
+    for name in ("rows.png", "mask-ratio.png"):
+        with Image.open(out / name) as picture:
+            assert min(picture.size) > 200
+    assert main(["ablate", recipe]) == 2
+    assert "--out DIR" in capsys.readouterr().err

@@ -1,0 +1,182 @@
+"""Runs of the families that are no tokenizers: from start to finish, cut off and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from pixlex import runs
+from pixlex.config.run import Run, run_from
+from pixlex.models import pretrained
+from pixlex.models.frozen import Frozen
+from pixlex.models.mae import MAE
+from pixlex.train.checkpoint import checkpoints
+from pixlex.train.loop import Callbacks
+from pixlex.train.tracking import read_metrics
+
+VISION = {"width": 32, "depth": 1, "heads": 2}
+TRAIN = {
+    "steps": 6, "batch_size": 4, "warmup_steps": 1, "device": "cpu", "checkpoint_every": 2, "evaluate_every": 3,
+    "log_every": 1,
+}  # fmt: skip
+
+
+def _mae_run(pictures: Path, validation: str) -> Run:
+    return run_from(
+        {
+            "family": "mae",
+            "model": {"image_size": 32, "patch_size": 8, "encoder": VISION, "decoder": VISION},
+            "data": {"train": str(pictures), "validation": validation},
+            "train": TRAIN,
+            "eval": {"examples": 3, "limit": 10, "batch_size": 4},
+        },
+        "test",
+    )
+
+
+@pytest.fixture(scope="module")
+def captions(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures with two captions each, one of them longer than the limit."""
+    images = pq.read_table(pictures)
+    texts = [[f"the class {number}", "for " * 20 + "all"] for number in range(len(images))]
+    path = tmp_path_factory.mktemp("captions") / "captions.parquet"
+    pq.write_table(images.append_column("captions", pa.array(texts)), path)
+    return path
+
+
+def _frozen_run(captions: Path, language: Path) -> Run:
+    return run_from(
+        {
+            "family": "frozen",
+            "model": {
+                "image_size": 32, "patch_size": 8, "encoder": VISION, "language": {"name": str(language)},
+            },
+            "data": {"train": str(captions), "validation": str(captions), "max_words": 8},
+            "train": {**TRAIN, "weight_decay": 0.1, "decay_all": True},
+            "eval": {"examples": 3, "limit": 10, "batch_size": 4},
+        },
+        "test",
+    )  # fmt: skip
+
+
+def _cut_off(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Run up to a step, and stop there as by Ctrl-C."""
+    seen = 0
+    original = Callbacks.__init__
+
+    def interrupting(self: Callbacks, observe: object, evaluate: object) -> None:
+        def stop(batch: object) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == step:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        original(self, observe=stop, evaluate=evaluate)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Callbacks, "__init__", interrupting)
+        assert runs.run_training(run, folder) is None
+
+
+def test_a_masked_autoencoder_leaves_a_run_folder(tmp_path: Path, pictures: Path) -> None:
+    """Numbers, pictures, page, and a model directory with a card that loads."""
+    folder = tmp_path / "run"
+    model_folder = runs.run_training(_mae_run(pictures, str(pictures)), folder)
+    assert model_folder == folder / "model"
+    for name in ("pictures/masked-00000003.png", "pictures/masked-00000006.png", "curves.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 100
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results) == {"eval/num_images", "eval/masked_patches", "eval/flat_patches"}
+    assert results["eval/num_images"] == 10
+    assert [
+        line["step"] for line in read_metrics(folder / "metrics.jsonl") if "eval/masked_patches" in line
+    ] == [3, 6]
+    assert "masked-autoencoder" in (folder / "model/README.md").read_text()
+    page = (folder / "report.html").read_text()
+    assert "The encoder saw 25% of the 4 x 4 patches" in page
+    assert isinstance(pretrained.load_any(str(folder)), MAE)
+
+
+def test_a_masked_autoencoder_without_validation_images(tmp_path: Path, pictures: Path) -> None:
+    """A model, and no numbers."""
+    assert runs.run_training(_mae_run(pictures, ""), tmp_path) == tmp_path / "model"
+    assert json.loads((tmp_path / "results.json").read_text()) == {}
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_masked_autoencoder_cut_off_and_resumed_equals_one_left_alone(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are equal to the bit, and so are the numbers."""
+    run = _mae_run(pictures, str(pictures))
+    runs.run_training(run, tmp_path / "whole")
+    _cut_off(run, tmp_path / "cut", monkeypatch, 4)
+    assert not (tmp_path / "cut/model").exists()
+    assert runs.run_training(run, tmp_path / "cut", resume=True) is not None
+    for name in ("model/model.safetensors", "results.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_frozen_leaves_a_run_folder(tmp_path: Path, captions: Path, causal_language: Path) -> None:
+    """Numbers, pictures with captions, page, card; only the vision encoder is stored."""
+    folder = tmp_path / "run"
+    assert runs.run_training(_frozen_run(captions, causal_language), folder) == folder / "model"
+    for name in ("pictures/captions-00000003.png", "pictures/captions-00000006.png", "curves.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 100
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results) == {"eval/num_images", "eval/caption", "eval/other_image_caption"}
+    loaded = pretrained.load_any(str(folder))
+    assert isinstance(loaded, Frozen)
+    assert loaded.language.fingerprint in (folder / "model/README.md").read_text()
+    page = (folder / "report.html").read_text()
+    assert "caption: the class 0" in page
+    state = torch.load(checkpoints(folder / "checkpoints")[-1], weights_only=True)["objective"]
+    assert {name.split(".")[1] for name in state} == {"encoder", "projector"}
+
+
+def test_frozens_language_model_is_bit_equal_after_training(
+    tmp_path: Path, captions: Path, causal_language: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weight decay of everything included; encoder and projector move."""
+    objectives = []
+    build = runs.build_objective
+    monkeypatch.setattr(runs, "build_objective", lambda run: objectives.append(build(run)) or objectives[-1])
+    run = _frozen_run(captions, causal_language)
+    runs.run_training(run, tmp_path)
+    torch.manual_seed(run.train.seed)
+    fresh, trained = build(run).model, objectives[0].model
+    assert isinstance(fresh, Frozen)
+    assert isinstance(trained, Frozen)
+    before, after = fresh.language.state_dict(), trained.language.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    still = [name for name, one in fresh.named_parameters() if torch.equal(one, trained.get_parameter(name))]
+    assert still == []
+
+
+def test_frozen_cut_off_and_resumed_equals_one_left_alone(
+    tmp_path: Path, captions: Path, causal_language: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are equal to the bit: the same captions are drawn."""
+    run = _frozen_run(captions, causal_language)
+    runs.run_training(run, tmp_path / "whole")
+    _cut_off(run, tmp_path / "cut", monkeypatch, 4)
+    assert runs.run_training(run, tmp_path / "cut", resume=True) is not None
+    for name in ("model/model.safetensors", "results.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_frozen_without_captions_names_the_columns(
+    tmp_path: Path, pictures: Path, causal_language: Path
+) -> None:
+    with pytest.raises(ValueError, match="expected a column captions or caption, found image"):
+        runs.run_training(_frozen_run(pictures, causal_language), tmp_path)

@@ -1,0 +1,197 @@
+"""`pixlex evaluate few-shot`: what it leaves behind, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.eval.few_shot.fakes import FakeClient, labeled
+from tests.eval.llm.tiny_causal import tiny_causal
+from tests.tiny import tiny_frozen, tiny_language, tiny_lqae, tiny_mae, tiny_vqvae
+
+from pixlex.api import ImageTokenizer
+from pixlex.cli import few_shot_options, few_shot_rows, main
+from pixlex.eval.few_shot.episodes import PAPER_COLUMNS
+from pixlex.eval.few_shot.prompted import SCORERS
+from pixlex.eval.few_shot.prompts import TEMPLATES
+from pixlex.eval.few_shot.word_answerers import WORD_ANSWERERS
+from pixlex.models import pretrained
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labeled images, a language model, an LQAE and a VQ-VAE."""
+    place = tmp_path_factory.mktemp("few-shot")
+    labeled(place / "images", per_class=4)
+    language = tiny_language(place / "language")
+    ImageTokenizer(tiny_lqae(language, search="raw")).save(place / "lqae")
+    ImageTokenizer(tiny_vqvae()).save(place / "vqvae")
+    return place
+
+
+def command(folder: Path, *rest: str) -> list[str]:
+    language = str(folder / "language")
+    return [
+        "evaluate", "few-shot", "--data", str(folder / "images"), "--episodes", "5", "--ways", "2",
+        "--settings", "1/0", "3/0", "--encoder", language, "--code-words", language, "--device", "cpu",
+        "--quiet", *rest,
+    ]  # fmt: skip
+
+
+def test_the_choices_are_those_that_exist() -> None:
+    assert few_shot_options.COLUMNS == PAPER_COLUMNS
+    assert few_shot_options.TEMPLATES == TEMPLATES
+    assert tuple(SCORERS) == few_shot_options.SCORERS
+    assert (*WORD_ANSWERERS, "linear", "pixels", "chance") == few_shot_options.ANSWERERS
+
+
+def test_models_and_baselines_give_rows(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [f"words={folder / 'lqae'}", str(folder / "vqvae")]
+    assert (
+        main(command(folder, "--model", *models, "--untrained", "--out", str(tmp_path / "out"), "--json"))
+        == 0
+    )
+    cells = json.loads(capsys.readouterr().out)
+    rows = list(dict.fromkeys(cell["answerer"] for cell in cells))
+    words = ("sentence encoder", "language model, all layers", "language model, last layer", "bag of words")
+    codes = ("sentence encoder", "bag of words")
+    assert rows == [
+        *(f"{name}, {kind}" for name in ("words", "untrained words") for kind in words),
+        *(f"{name}, {kind}" for name in ("vqvae", "untrained vqvae") for kind in codes),
+        *(f"{name} + linear" for name in ("words", "untrained words", "vqvae", "untrained vqvae")),
+        "pixels, 64 x 64",
+        "chance",
+    ]
+    assert {(cell["setting"]["ways"], cell["setting"]["shots"]) for cell in cells} == {(2, 1), (2, 3)}
+    assert all(cell["num_failed"] == 0 for cell in cells)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {
+        "results.json",
+        "table.md",
+        "report.html",
+        "accuracy.png",
+        "episodes-2-way.png",
+        "answers.jsonl",
+    }
+
+
+def test_models_without_words_give_rows(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrained.save(tiny_mae(), tmp_path / "mae")
+    pretrained.save(tiny_frozen(tiny_causal(tmp_path / "causal")), tmp_path / "frozen")
+    models = ["--model", str(tmp_path / "mae"), str(tmp_path / "frozen")]
+    assert (
+        main(command(folder, *models, "--answerers", "linear", "--out", str(tmp_path / "out"), "--json")) == 0
+    )
+    cells = json.loads(capsys.readouterr().out)
+    assert [(cell["answerer"].split(",")[0], cell["scorer"]) for cell in cells[::2]] == [
+        ("mae + linear", "linear"), ("frozen", "strict"), ("frozen", "likelihood"),
+    ]  # fmt: skip
+
+
+def test_episodes_are_shared(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The files of one run asked in another give its numbers, whatever its own settings are."""
+    base = ["--answerers", "pixels", "--names", "nonsense", "--json"]
+    assert main(command(folder, *base, "--seed", "4", "--out", str(tmp_path / "one"))) == 0
+    first = capsys.readouterr().out
+    files = ["--episode-files", str(tmp_path / "one" / "episodes")]
+    assert main(command(folder, *base, *files, "--out", str(tmp_path / "two"))) == 0
+    assert capsys.readouterr().out == first
+    (tmp_path / "empty").mkdir()
+    wrong = ["--episode-files", str(tmp_path / "empty"), "--out", str(tmp_path / "three")]
+    assert main(command(folder, *base, *wrong)) == 2
+    assert "no .json file of episodes" in capsys.readouterr().err
+
+
+def test_a_language_model_gives_rows(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    client = FakeClient(says=" camel")
+
+    def connect(model: str, **settings: Any) -> FakeClient:
+        given.update(settings, model=model)
+        return client
+
+    monkeypatch.setattr(few_shot_rows, "connect", connect)
+    asked = [
+        "--model", str(folder / "lqae"), "--answerers", "--llm", "some-model", "--llm-url", "http://host/v1",
+        "--template", "frozen", "v2l", "--scorer", "strict", "--llm-max-cost", "2", "--out", str(tmp_path / "out"),
+        "--json",
+    ]  # fmt: skip
+    assert main(command(folder, *asked)) == 0
+    cells = json.loads(capsys.readouterr().out)
+    assert [(cell["answerer"], cell["scorer"]) for cell in cells[::2]] == [
+        (f"lqae, fake model, {template} prompt", "strict") for template in ("frozen", "v2l")
+    ]
+    assert (given["model"], given["base_url"], given["max_cost"]) == ("some-model", "http://host/v1", 2.0)
+    sent = len(client.sent)
+    assert sent == 2 * 2 * 5
+    assert main(command(folder, *asked)) == 0
+    assert len(client.sent) == sent
+    assert json.loads(capsys.readouterr().out) == cells
+
+
+def test_share_of_the_words(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--model", str(folder / "lqae"), "--answerers", "bag", "--keep-share", "0.5", "--json"]
+    assert main(command(folder, *asked, "--out", str(tmp_path))) == 0
+    assert "lqae, first 50% of the words, bag of words" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        ([], "nothing to read images with"),
+        (["--answerers", "pixels", "--settings", "3"], "expected a setting like 3/0"),
+        (["--answerers", "pixels", "--ways", "9"], "9-way episodes need 9 classes"),
+        (["--answerers", "pixels", "--settings", "5/0"], "class 'camel' has 4 images, but 5 shots"),
+        (["--answerers", "pixels", "--open-ended", "x"], "leave out --data"),
+        (["--answerers", "poetry"], "invalid choice: 'poetry'"),
+        (["--seed", "-1"], "expected an integer of 0 or more"),
+    ],
+)
+def test_what_it_refuses(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rest: list[str], message: str
+) -> None:
+    assert main(command(folder, "--out", str(tmp_path / "out"), *rest)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_two_models_of_one_name_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = ["--model", f"m={folder / 'lqae'}", f"m={folder / 'vqvae'}"]
+    assert main(command(folder, *models, "--out", str(tmp_path / "out"))) == 2
+    assert "two models are called 'm'" in capsys.readouterr().err
+
+
+def test_real_pictures(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pixels of novel classes are above chance, and far from perfect."""
+    asked = [
+        "evaluate", "few-shot", "--data", str(shared_data / "tinyimages" / "novel.parquet"), "--ways", "2",
+        "--episodes", "60", "--settings", "5/0", "--answerers", "pixels", "--out", str(tmp_path), "--quiet",
+        "--json",
+    ]  # fmt: skip
+    assert main(asked) == 0
+    (cell,) = json.loads(capsys.readouterr().out)
+    assert 0.5 < cell["accuracy"] < 0.85
+
+
+def test_a_local_language_model_reads_the_words(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tiny random one: every scorer it can do gives a row, and too long a prompt is told before it is asked."""
+    causal = tiny_causal(tmp_path / "causal")
+    asked = ["--model", str(folder / "lqae"), "--answerers", "--llm", str(causal), "--keep-share", "0.1"]
+    assert main(command(folder, *asked, "--out", str(tmp_path / "out"), "--json")) == 0
+    cells = json.loads(capsys.readouterr().out)
+    assert {cell["scorer"] for cell in cells} == {"strict", "likelihood", "constrained"}
+    assert all(cell["num_failed"] == 0 for cell in cells)
+    assert all(cell["accuracy"] <= 0.2 for cell in cells if cell["scorer"] == "strict")
+    assert main(command(folder, *asked, "--llm-context", "30", "--out", str(tmp_path / "short"))) == 2
+    assert "the longest prompt has" in capsys.readouterr().err
