@@ -62,7 +62,7 @@ def test_models_and_baselines_give_rows(
     assert rows == [
         *(f"{name}, {kind}" for name in ("words", "untrained words") for kind in words),
         *(f"{name}, {kind}" for name in ("vqvae", "untrained vqvae") for kind in codes),
-        *(f"{name} + linear" for name in ("words", "untrained words", "vqvae", "untrained vqvae")),
+        *(f"{name}, encoder + linear" for name in ("words", "untrained words", "vqvae", "untrained vqvae")),
         "pixels, 64 x 64",
         "chance",
     ]
@@ -90,7 +90,7 @@ def test_models_without_words_give_rows(
     )
     cells = json.loads(capsys.readouterr().out)
     assert [(cell["answerer"].split(",")[0], cell["scorer"]) for cell in cells[::2]] == [
-        ("mae + linear", "linear"), ("frozen", "strict"), ("frozen", "likelihood"),
+        ("mae", "nearest"), ("frozen", "strict"), ("frozen", "likelihood"),
     ]  # fmt: skip
 
 

@@ -35,6 +35,12 @@ def test_commands_and_program_run(
         for number in range(6):
             color = (40 * number, 200 - 30 * number, 90)
             Image.new("RGB", (40, 36), color).save(tmp_path / name / f"{number}.png")
+    for place, name in enumerate(("LABELED", "OTHER_LABELED", "NEW_CLASSES")):
+        for shade, kind in ((60, "dark"), (180, "light")):
+            (tmp_path / name / kind).mkdir(parents=True)
+            for number in range(6):
+                color = (shade + number, shade - place, shade + 2 * number)
+                Image.new("RGB", (40, 36), color).save(tmp_path / name / kind / f"{number}.png")
     Image.new("RGB", (40, 36), (9, 99, 199)).save(tmp_path / "cat.jpg")
     monkeypatch.chdir(tmp_path)
     commands = [
@@ -44,11 +50,20 @@ def test_commands_and_program_run(
         if line.startswith("pixlex ")
     ]
     assert [command[1] for command in commands] == [
-        "doctor", "train", "encode", "decode", "reconstruct", "evaluate",
+        "doctor", "train", "encode", "decode", "reconstruct", "evaluate", "evaluate", "evaluate", "ablate",
     ]  # fmt: skip
+    small_model = [f"model.language.name={language}", *SMALLER]
+    extras = {
+        "train": small_model,
+        "ablate": [*small_model, "--rows", "mask-0.3"],
+        "few-shot": ["--encoder", str(language), "--ways", "2", "--settings", "1/0", "--episodes", "4"],
+    }
     for command in commands:
-        extra = [f"model.language.name={language}", *SMALLER] if command[1] == "train" else []
+        extra = extras.get(command[2] if command[1] == "evaluate" else command[1], [])
         assert main([*command[1:], *extra]) == 0, f"{command}: {capsys.readouterr().err}"
+    assert (tmp_path / "runs/probe/report.html").is_file()
+    assert (tmp_path / "runs/few-shot/report.html").is_file()
+    assert (tmp_path / "runs/ablation/table.md").is_file()
     assert (tmp_path / "words.txt").read_text().count("\n") == 6
     assert len(list((tmp_path / "rebuilt").glob("*.png"))) == 6
     assert (tmp_path / "grid.png").is_file()
@@ -63,7 +78,8 @@ def test_commands_and_program_run(
 def test_named_recipes_and_documents_exist(checkout: Path) -> None:
     """What the README points to is there."""
     text = (checkout / "README.md").read_text()
-    assert set(re.findall(r"^\| `(lqae/\w+)`", text, re.MULTILINE)) == set(recipe_names())
+    rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`([^`]+)`", row)} == set(recipe_names())
     for link in re.findall(r"\]\((?!http)([^)]+)\)", text):
         assert (checkout / link).is_file(), link
     makefile = (checkout / "Makefile").read_text()

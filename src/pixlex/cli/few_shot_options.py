@@ -106,8 +106,8 @@ def _answerer_options(parser: argparse.ArgumentParser) -> None:
         choices=ANSWERERS,
         default=list(ANSWERERS),
         help="nearest class mean of a sentence encoder's vectors, of the language model's layers, its last layer, "
-        ""
-        "word counts, pixels; a linear classifier of an encoder's vectors (the one row of a MAE); chance; default all",
+        "word counts, pixels; a linear classifier of an encoder's vectors (for a MAE the only one); chance; "
+        "default all",
     )
     answerers.add_argument(
         "--encoder", default="embedded", metavar="M", help="the sentence encoder; default %(default)s"

@@ -18,7 +18,7 @@ def ways_of(cells: Sequence[Cell]) -> list[int]:
 
 _JUDGED: dict[str, str] = {
     **{str(name): text for name, (_, text) in SCORERS.items()},
-    "nearest": "the class whose mean is nearest, among the episode's; names are never seen",
+    "nearest": "the best of the episode's classes, by vectors of its images; names are never seen",
     "exact": "calculated, not measured",
 }
 

@@ -127,12 +127,15 @@ def decision_values(
     scale = np.linalg.norm(support - center, axis=1).mean()
     if scale == 0:  # all alike: nothing can be told apart
         return np.zeros(classes.max() + 1)
+    rows, point = (support - center) / scale, (query - center) / scale
+    # The optimum lies in the span of the rows: there it is looked for, in few dimensions, to the same numbers.
+    directions = np.linalg.svd(rows, full_matrices=False)[2]
     classifier = _logistic_regression(strength)
     with warnings.catch_warnings():
         # The tolerance is near what rounding allows; where it is not reached, the optimum is near enough.
         warnings.filterwarnings("ignore", message="lbfgs failed to converge")
-        classifier.fit((support - center) / scale, classes)
-    values = np.atleast_1d(classifier.decision_function((query - center)[None] / scale)[0])
+        classifier.fit(rows @ directions.T, classes)
+    values = np.atleast_1d(classifier.decision_function((directions @ point)[None])[0])
     return np.array([-values[0] / 2, values[0] / 2]) if len(values) == 1 else values
 
 
