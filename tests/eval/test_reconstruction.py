@@ -41,7 +41,7 @@ def slow_reference(model: LQAE, images: Tensor) -> dict[str, float]:
         codes.append(quantized.codes)
         rebuilt.append(output.clamp(0, 1))
         masked.append(model.rebuild(model.read(quantized.values, mask)).clamp(0, 1))
-        folds = word_folds([100 + row], 16, 8, seed=9)
+        folds = word_folds([100 + row], 16, 2, seed=9)
         scores = score_words(model.language, model.vocabulary.word_ids[quantized.codes], folds)
         log_probability += scores.log_probability
         correct += scores.correct

@@ -130,10 +130,11 @@ def run_ablations(
     runs = plan(recipe, overrides, rows)
     results: list[RowResult] = []
     for row in tqdm(rows, desc="ablate", unit=" rows"):
-        place = folder / "rows" / row.name
-        # A row that changes nothing, because the recipe has that value already, is not trained twice.
-        trains = row.trains and (row.name == "base" or runs[row.name] != runs["base"])
-        model = (place if trains else folder / "rows" / "base") / "model"
+        # A row that changes nothing, because the recipe has that value already, is the base.
+        changes = not row.trains or runs[row.name] != runs["base"]
+        place = folder / "rows" / (row.name if changes else "base")
+        trains = row.trains and (changes or row.name == "base")
+        model = (place if row.trains else folder / "rows" / "base") / "model"
         failure = ""
         if trains:
             try:

@@ -127,14 +127,25 @@ class CausalLanguageModel(nn.Module):
 
 
 def load_causal_language_model(name: str) -> CausalLanguageModel:
-    """Load a frozen causal language model.
+    """Load a frozen causal language model, in float32 on the CPU.
+
+    Args:
+        name: as for `load_causal_parts`.
+
+    Raises:
+        ValueError: as `load_causal_parts`.
+    """
+    model, tokenizer = load_causal_parts(name)
+    return CausalLanguageModel(model, tokenizer, name=name)
+
+
+def load_causal_parts(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Return a transformers `...ForCausalLM` on the CPU and its tokenizer.
 
     Args:
         name: a name on the hub, or a local directory; weights are read from safetensors only and no code of the
             model's repository is run.
-
-    Returns:
-        The model in float32 on the CPU.
+        dtype: of the weights.
 
     Raises:
         ValueError: nothing to load under that name, not a causal language model, or an incomplete checkpoint.
@@ -151,7 +162,7 @@ def load_causal_language_model(name: str) -> CausalLanguageModel:
             name,
             config=config,
             use_safetensors=True,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
             trust_remote_code=False,
         )
@@ -163,4 +174,4 @@ def load_causal_language_model(name: str) -> CausalLanguageModel:
         raise ValueError(
             f"language model {name!r}: the checkpoint lacks {len(missing)} weights, first {missing[0]}"
         )
-    return CausalLanguageModel(model, tokenizer, name=name)
+    return model, tokenizer

@@ -18,6 +18,7 @@ def ways_of(cells: Sequence[Cell]) -> list[int]:
 
 _JUDGED: dict[str, str] = {
     **{str(name): text for name, (_, text) in SCORERS.items()},
+    "linear": "the best of the episode's classes, by a linear classifier of vectors of its images",
     "nearest": "the best of the episode's classes, by vectors of its images; names are never seen",
     "exact": "calculated, not measured",
 }

@@ -38,7 +38,7 @@ class Answerer(Protocol):
 
     @property
     def scorer(self) -> str:
-        """How an answer is judged: `strict`, `likelihood`, `constrained`, or `nearest` for classifiers."""
+        """How an answer is judged: `strict`, `likelihood`, `constrained`; `nearest`, `linear` for classifiers."""
 
     @property
     def identity(self) -> str:

@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pixlex.data.sources import ImageSource
-from pixlex.eval.few_shot.answers import Answer, fair_credit
-from pixlex.eval.few_shot.episodes import Episode, Setting, images_of
+from pixlex.eval.few_shot.answers import Answer
+from pixlex.eval.few_shot.episodes import Episode, Setting
 from pixlex.eval.few_shot.features import DenseTable, Features, Metric
 from pixlex.eval.few_shot.fingerprints import digest
+from pixlex.eval.few_shot.nearest import Classes, Values, Vector, Vectors, answer_by
 from pixlex.eval.few_shot.readers import read_pixels
 from pixlex.models.inference import Precision, compute_rows
 from pixlex.models.mae import MAE
@@ -86,7 +87,7 @@ class LinearPerEpisode:
         ValueError: a strength that is not above 0, or scikit-learn is not installed.
     """
 
-    scorer = "nearest"
+    scorer = "linear"
 
     def __init__(self, features: Features, *, strength: float = 1.0) -> None:
         if not strength > 0:
@@ -98,15 +99,11 @@ class LinearPerEpisode:
 
     def answer(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> Iterator[Answer]:
         """Yield an answer for each episode."""
-        table = self.features.table(images, images_of(episodes))
-        for episode in episodes:
-            if not all(image in table for image in episode.images):
-                yield Answer(episode=episode.number, credit=None, detail="an image cannot be read")
-                continue
-            rows = table.rows(episode.images).astype(np.float64)
-            classes = np.array([shown.name for shown in episode.support])
-            values = decision_values(rows[:-1], classes, rows[-1], self.strength)
-            yield fair_credit(episode, values.tolist(), tolerance=_TIE)
+
+        def values(support: Vectors, classes: Classes, query: Vector) -> Values:
+            return decision_values(support, classes, query, self.strength)
+
+        yield from answer_by(values, self.features, episodes, images, _TIE)
 
 
 def decision_values(

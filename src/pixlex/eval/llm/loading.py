@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pixlex.eval.llm.local import LocalClient
+from pixlex.nn.causal import load_causal_parts
 
 
 def load_local(
@@ -38,26 +38,8 @@ def load_local(
     place = torch.device(device)
     if precision == "auto":
         precision = "bf16" if place.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        _check_causal(config)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            config=config,
-            use_safetensors=True,
-            dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError) as reason:
-        raise ValueError(f"language model {name!r} cannot be loaded: {reason}") from reason
-    model, loading = loaded
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"language model {name!r}: the checkpoint lacks {len(missing)} weights, first {missing[0]}"
-        )
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model, tokenizer = load_causal_parts(name, dtype)
     return LocalClient(
         model.to(place),
         tokenizer,
@@ -66,9 +48,3 @@ def load_local(
         batch_size=batch_size,
         context_size=context_size,
     )
-
-
-def _check_causal(config: Any) -> None:
-    """Refuse what would see the words to come: transformers loads a BERT as a causal model, with a warning."""
-    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
-        raise ValueError(f"expected a causal language model (GPT-like), got a {config.model_type!r} model")
