@@ -29,7 +29,7 @@ _EPISODES = "episodes"
 def evaluate_few_shot(options: Namespace) -> int:
     """Ask everybody, leave answers, numbers, tables, pictures and a page in a folder."""
     images, episode_sets = _episodes(options)
-    models = models_of(options)
+    models = models_of(options, images)
     readings = readings_of(options, models)
     answerers = answerers_of(options, models, readings)
     folder: Path = options.out

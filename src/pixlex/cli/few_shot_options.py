@@ -39,7 +39,9 @@ def _reading_options(parser: argparse.ArgumentParser) -> None:
         help="model directories, run folders or hub repositories, of any family; each gives rows",
     )
     models.add_argument(
-        "--untrained", action="store_true", help="every model also with the weights it had before training"
+        "--untrained",
+        action="store_true",
+        help="every model also with fresh weights; a whitened search takes its statistics from 64 of the images",
     )
     models.add_argument("--ascii", action="store_true", help="also ASCII art of 64 x 64 characters")
     models.add_argument(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
-
 from pixlex.cli.output import remark
+from pixlex.data.loader import evaluation_batches
+from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.answers import Answerer
 from pixlex.eval.few_shot.ascii_art import AsciiArt
 from pixlex.eval.few_shot.features import PixelFeatures
@@ -26,12 +26,13 @@ from pixlex.models import pretrained
 from pixlex.models.frozen import Frozen
 from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Model
+from pixlex.models.untrained import untrained_copy
 from pixlex.models.vqvae import VQVAE
 from pixlex.nn.language import load_language_model
 from pixlex.train.parallel import pick_device
 
-# Weights of an untrained model are drawn with this seed.
-_UNTRAINED_SEED = 0
+# Images that the statistics of an untrained model's search are measured on.
+_SOME = 64
 # Folders inside the one of the results.
 _WORDS, _ANSWERS = "words", "language-model"
 _FROZEN_SCORERS: tuple[Literal["strict", "likelihood"], ...] = ("strict", "likelihood")
@@ -45,7 +46,7 @@ class Reading:
     model: LQAE | VQVAE | None
 
 
-def models_of(options: Namespace) -> dict[str, Model]:
+def models_of(options: Namespace, images: ImageSource) -> dict[str, Model]:
     """Load the models, of any family, by the names of their rows; untrained ones if asked for."""
     models: dict[str, Model] = {}
     for entry in options.model:
@@ -54,7 +55,9 @@ def models_of(options: Namespace) -> dict[str, Model]:
             raise ValueError(f"two models are called {name!r}: give them names with --model NAME={path}")
         models[name] = pretrained.load_any(path, language_model=options.language_model)
         if options.untrained:
-            models[f"untrained {name}"] = untrained(models[name])
+            size = models[name].config.image_size
+            some = next(evaluation_batches(images, image_size=size, batch_size=_SOME, limit=_SOME)).images
+            models[f"untrained {name}"] = untrained_copy(models[name], some)
     return models
 
 
@@ -91,14 +94,6 @@ def _named(entry: str) -> tuple[str, str]:
         return name, path
     folder = Path(entry)
     return (folder.parent.name if folder.name == "model" else folder.name) or entry, entry
-
-
-def untrained(model: Model) -> Model:
-    """Return a model of the same configuration whose weights are as they are before training."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_UNTRAINED_SEED)
-        fresh: Model = pretrained.build(model.config)
-    return fresh.eval().requires_grad_(False)
 
 
 def answerers_of(

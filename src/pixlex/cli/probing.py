@@ -10,9 +10,10 @@ from pixlex.api import ImageTokenizer
 from pixlex.cli.output import answer, remark, table
 from pixlex.cli.tokens import load_tokenizer, remark_skipped
 from pixlex.data.images import open_source
-from pixlex.eval.probe.features import Kind, default_repeats, untrained_copy
+from pixlex.eval.probe.features import Kind, default_repeats
 from pixlex.eval.probe.study import ProbeRow, ProbeSets, first_images, open_sets, planned_kinds, probe_rows
 from pixlex.models.lqae import LQAE
+from pixlex.models.untrained import untrained_copy
 from pixlex.report.linear_probe import (
     PUBLISHED,
     PUBLISHED_NOTE,

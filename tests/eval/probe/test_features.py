@@ -15,12 +15,12 @@ from pixlex.eval.probe.features import (
     default_repeats,
     image_features,
     kinds_of,
-    untrained_copy,
     weights_fingerprint,
 )
 from pixlex.eval.probe.study import planned_kinds
 from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import build
+from pixlex.models.untrained import untrained_copy
 from pixlex.models.vqvae import VQVAE
 
 

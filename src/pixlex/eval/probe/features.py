@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from pixlex.models.inference import Precision
 from pixlex.models.lqae import LQAE
-from pixlex.models.pretrained import Tokenizer, build, fingerprint
+from pixlex.models.pretrained import Tokenizer, fingerprint
 from pixlex.models.vqvae import VQVAE
 
 Kind = Literal["layers", "last", "encoder", "codes", "pixels"]
@@ -87,28 +87,6 @@ def weights_fingerprint(model: Tokenizer, precision: Precision = "fp32") -> str:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def untrained_copy(model: Tokenizer, images: Float[Tensor, "B 3 H W"], seed: int = 0) -> Tokenizer:
-    """Return the same model with fresh weights: what the probe finds without any training.
-
-    The language model stays what it is. Where the search is whitened, its statistics are measured on the
-    given images: no weight learns by that, and without it an untrained encoder would write nearly the same
-    word everywhere, which makes a weaker opponent than need be.
-
-    Args:
-        model: whose configuration is taken.
-        images: training images, pixels in [0, 1].
-        seed: of the weights.
-    """
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        fresh = build(model.config).requires_grad_(False)
-        if isinstance(fresh, LQAE) and fresh.config.quantizer.search == "whitened":
-            moments = fresh.train().quantize(images).moments
-            assert moments is not None
-            fresh.quantizer.whitening.update(moments)
-    return fresh.eval()
 
 
 def default_repeats(model: Tokenizer, compared: Tokenizer | None) -> int:
