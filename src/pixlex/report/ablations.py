@@ -64,7 +64,9 @@ def _columns(rows: Iterable[Row]) -> list[str]:
 def _label(column: str) -> str:
     """Name a column: measures of reconstruction have labels of their own, the others name themselves."""
     return (
-        column.replace("/", ", ", 1).replace("_", " ") if "/" in column else measure_of(f"eval/{column}").label
+        column.replace("/", ", ", 1).replace("_", " ")
+        if "/" in column
+        else measure_of(f"eval/{column}").label
     )
 
 
