@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from pixlex.config.ablation import AblationRow
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.answers import Answerer
 from pixlex.eval.few_shot.episode_files import EpisodeSet
+from pixlex.eval.few_shot.fingerprints import digest
 from pixlex.eval.few_shot.prompted import PromptedAnswerer, Scorer
 from pixlex.eval.few_shot.prompts import Template
 from pixlex.eval.few_shot.run import run_few_shot
@@ -40,7 +40,7 @@ def probe_measure(sets: ProbeSets, cache: Path, *, device: str = "auto") -> Meas
         return {"top-1": Measured(value=found.result.top1, low=low, high=high)}
 
     parts = [one.contents for one in (sets.train, sets.test, sets.validation) if one is not None]
-    return Measure(name="linear_probe", identity=_fingerprint(parts), of=measure)
+    return Measure(name="linear_probe", identity=digest(*parts), of=measure)
 
 
 def few_shot_measure(
@@ -88,14 +88,10 @@ def few_shot_measure(
 
     asked = [f"{one.identity} {template} {scorer}" for one in clients]
     parts = [*(one.identity for one in episode_sets), *asked]
-    return Measure(name="few_shot", identity=_fingerprint(parts), of=measure)
+    return Measure(name="few_shot", identity=digest(*parts), of=measure)
 
 
 def _load(folder: Path, device: str) -> LQAE:
     model = pretrained.load(str(folder))
     assert isinstance(model, LQAE)
-    return model.to(pick_device(device)).eval()
-
-
-def _fingerprint(parts: Sequence[object]) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    return model.to(pick_device(device))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from pixlex.config.ablation import AblationRow, Claim
 from pixlex.config.run import LQAERun, Run, read_run
 from pixlex.runs import run_training
+from pixlex.train.checkpoint import write_atomically
 from pixlex.train.loop import LossNotFinite
 
 # What the table shows of a run's own evaluation.
@@ -188,9 +189,8 @@ def _measured(measure: Measure, place: Path, model: Path, row: AblationRow) -> M
         "numbers": {column: dataclasses.asdict(values) for column, values in numbers.items()},
     }
     place.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    text = json.dumps(stored, indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return numbers
 
 

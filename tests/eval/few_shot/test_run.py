@@ -23,8 +23,9 @@ from pixlex.eval.few_shot.answers import Answer
 from pixlex.eval.few_shot.journal import AnswerJournal
 from pixlex.eval.few_shot.nearest import Chance
 from pixlex.eval.few_shot.prompted import PromptedAnswerer
-from pixlex.eval.few_shot.run import JOURNAL, run_few_shot, wilson_interval
+from pixlex.eval.few_shot.run import JOURNAL, run_few_shot
 from pixlex.eval.few_shot.sampling import sample_episodes
+from pixlex.eval.intervals import wilson_interval
 
 # Never a plain fork: a killed child would keep the locks that it shares.
 SERVER = multiprocessing.get_context("forkserver")

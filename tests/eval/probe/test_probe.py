@@ -9,9 +9,10 @@ import pytest
 from scipy.stats import binomtest
 from tests.eval.probe.test_classifier import part_of
 
+from pixlex.eval.intervals import wilson_interval
 from pixlex.eval.probe import classifier, probe
 from pixlex.eval.probe.classifier import Part, fit
-from pixlex.eval.probe.probe import credit, linear_probe, validation_rows, wilson_interval
+from pixlex.eval.probe.probe import credit, linear_probe, validation_rows
 
 
 def noise(count: int, num_classes: int, width: int = 10, seed: int = 0) -> Part:

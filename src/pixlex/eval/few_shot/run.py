@@ -15,11 +15,9 @@ from pixlex.eval.few_shot.answers import Answer, Answerer, ChecksEpisodes
 from pixlex.eval.few_shot.episode_files import EpisodeSet
 from pixlex.eval.few_shot.episodes import Setting
 from pixlex.eval.few_shot.journal import AnswerJournal
+from pixlex.eval.intervals import wilson_interval
 
 JOURNAL = "answers.jsonl"
-
-# Two-sided 95 % of the normal distribution.
-_Z = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -175,20 +173,3 @@ def _cell(journal: AnswerJournal, answerer: Answerer, episodes: EpisodeSet) -> C
         accuracy_with_failures=math.fsum(credits_given) / len(answers),
         answers=answers,
     )
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share (Wilson 1927).
-
-    With shared credits the share is a mean of numbers in [0, 1], whose variance is at most that of right and
-    wrong with the same mean: the interval is then too wide, never too narrow. It is one over episodes; images
-    and classes are the same few in all of them.
-
-    Args:
-        share: mean credit, in [0, 1].
-        count: answers, 1 or more.
-    """
-    center = share + _Z**2 / (2 * count)
-    spread = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    scale = 1 + _Z**2 / count
-    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)

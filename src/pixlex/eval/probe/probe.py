@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
+from pixlex.eval.intervals import wilson_interval
 from pixlex.eval.probe.classifier import (
     Labels,
     LinearClassifier,
@@ -29,8 +29,6 @@ _PATIENCE = 3
 
 # Of the training images, those that the strength is chosen on where no validation set is given.
 VALIDATION_SHARE = 0.2
-
-_Z = 1.959964  # two-sided 95 % of a normal distribution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,11 +238,3 @@ def credit(logits: Matrix, labels: Labels, k: int) -> Float64[np.ndarray, " imag
     higher, equal = (logits > own).sum(1), (logits == own).sum(1)
     credits: Float64[np.ndarray, " images"] = np.clip((k - higher) / equal, 0.0, 1.0)
     return credits
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of `count` independent trials (Wilson 1927)."""
-    center = share + _Z**2 / (2 * count)
-    spread = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    scale = 1 + _Z**2 / count
-    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
