@@ -35,6 +35,7 @@ COMMANDS = (
     "describe",
     "doctor",
     "version",
+    "convert",
 )
 NAMES = tuple(f"{number}.png" for number in range(5))
 

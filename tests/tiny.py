@@ -14,9 +14,18 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 
+from pixlex.batch import ImageTextBatch
+from pixlex.config.cbvila import (
+    CBViLAConfig,
+    FusionConfig,
+    ImageTowerConfig,
+    TextTowerConfig,
+    VisualCodebookConfig,
+)
 from pixlex.config.frozen import CausalLanguageConfig, FrozenConfig
 from pixlex.config.lqae import LanguageConfig, LQAEConfig, QuantizerConfig, VisionConfig, VQVAEConfig
 from pixlex.config.mae import MAEConfig
+from pixlex.models.cbvila import CBViLA
 from pixlex.models.frozen import Frozen
 from pixlex.models.lqae import LQAE
 from pixlex.models.mae import MAE
@@ -164,3 +173,50 @@ def write_images(folder: Path, names: Sequence[str], *, seed: int = 0) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(coarse).resize((40, 36), Image.Resampling.BICUBIC).save(path, format="PNG")
     return folder
+
+
+def tiny_cbvila_config(folder: Path, **changes: object) -> CBViLAConfig:
+    """Return a CB-ViLA of the same sizes with 16 codewords, as wide as its patch vectors.
+
+    Args:
+        folder: where `tiny_language` wrote the language model, whose tokenizer is used.
+        changes: of the codebook (`num_codewords`, `dim`, `metric`, `estimator`) or of the whole.
+    """
+    of_codebook = {"num_codewords": 16, "dim": 32}
+    of_codebook |= {
+        name: changes.pop(name) for name in ("num_codewords", "dim", "metric", "estimator") if name in changes
+    }
+    return CBViLAConfig(
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        image=ImageTowerConfig(width=32, depth=1, heads=2, mlp_ratio=2.0, pixels="half"),
+        text=TextTowerConfig(tokenizer=str(folder), width=32, depth=1, heads=2, mlp_ratio=2.0, positions=16),
+        fusion=FusionConfig(depth=2),
+        codebook=VisualCodebookConfig(**of_codebook),  # type: ignore[arg-type]
+        contrastive_dim=8,
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def tiny_cbvila(folder: Path, *, seed: int = 0, **changes: object) -> CBViLA:
+    """Build an untrained CB-ViLA of `tiny_cbvila_config`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CBViLA.build(tiny_cbvila_config(folder, **changes))
+        _enlarge(model.image_encoder.patches.weight)
+    return model.eval()
+
+
+def pair_batch(model: CBViLA, texts: Sequence[str], *, seed: int = 0, max_words: int = 12) -> ImageTextBatch:
+    """Return images of noise, one with each text."""
+    words, count = model.encode_texts(texts, max_words), len(texts)
+    return ImageTextBatch(
+        torch.rand(count, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(seed)),
+        torch.zeros(count, dtype=torch.long),
+        tuple(f"image {number}" for number in range(count)),
+        torch.arange(count),
+        texts=tuple(texts),
+        image_ids=torch.arange(count),
+        word_ids=words.word_ids,
+        key_padding=words.key_padding,
+    )

@@ -64,11 +64,13 @@ class ImageTextBatch(ImageBatch):
 
     Attributes:
         texts: one for each image.
+        image_ids: equal where images are the same one, in a source that lists it more than once.
         word_ids: the texts as a language model reads them; anything where padded.
         key_padding: True = padding.
     """
 
     texts: tuple[str, ...]
+    image_ids: Int[Tensor, " B"]
     word_ids: Int[Tensor, "B T"]
     key_padding: Bool[Tensor, "B T"]
 
@@ -78,6 +80,7 @@ class ImageTextBatch(ImageBatch):
         assert isinstance(moved, ImageTextBatch)
         return replace(
             moved,
+            image_ids=self.image_ids.to(device, non_blocking=True),
             word_ids=self.word_ids.to(device, non_blocking=True),
             key_padding=self.key_padding.to(device, non_blocking=True),
         )

@@ -56,6 +56,35 @@ def all_mean(tensor: Tensor) -> Tensor:
     return summed / world_size()
 
 
+class _Gather(torch.autograd.Function):
+    """The rows of all processes; each process's part gets the sum of the gradients that all have for it."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.rows = len(tensor)
+        return all_gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        summed = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        first = rank() * ctx.rows
+        return summed[first : first + ctx.rows]
+
+
+def gather_rows(tensor: Tensor) -> Tensor:
+    """Return the tensors of all processes, joined along the first axis in order of rank, with gradients."""
+    if world_size() == 1:
+        return tensor
+    gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def all_max(number: int, device: torch.device) -> int:
+    """Return the largest of one number from each process; `device` is one that the process group can reach."""
+    return int(all_gather(torch.tensor([number], device=device)).max())
+
+
 @torch.no_grad()
 def all_gather(tensor: Tensor) -> Tensor:
     """Return the tensors of all processes, joined along the first axis in order of rank, without gradients."""
@@ -64,6 +93,29 @@ def all_gather(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def all_sum(tensor: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes, without gradients."""
+    if world_size() == 1:
+        return tensor
+    summed = tensor.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(summed)
+    return summed
+
+
+@torch.no_grad()
+def pick_rows(rows: Tensor, numbers: Tensor) -> Tensor:
+    """Return some of the rows of all processes, of which each has as many, without sending the others.
+
+    Args:
+        rows: this process's part.
+        numbers: which rows of all, counted in order of rank; the same on every process.
+    """
+    own = numbers - rank() * len(rows)
+    mine = (own >= 0) & (own < len(rows))
+    return all_sum(rows[own.clamp(0, len(rows) - 1)] * mine.unsqueeze(-1).to(rows.dtype))
 
 
 def barrier() -> None:

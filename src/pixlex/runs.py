@@ -14,6 +14,7 @@ import torch
 
 from pixlex import distributed, report
 from pixlex.batch import ImageBatch
+from pixlex.config.cbvila import CBViLARun
 from pixlex.config.frozen import FrozenRun
 from pixlex.config.mae import MAERun
 from pixlex.config.run import LQAERun, Run, VQVAERun, describe_fields, read_run, value_at, write_run
@@ -22,10 +23,12 @@ from pixlex.data.images import ImageSource, open_source
 from pixlex.data.loader import training_batches
 from pixlex.data.pairs import PairSource, open_pairs, training_pairs
 from pixlex.models import pretrained
+from pixlex.models.cbvila import CBViLA
 from pixlex.models.frozen import Frozen
 from pixlex.models.lqae import LQAE
 from pixlex.models.mae import MAE
 from pixlex.models.vqvae import VQVAE
+from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.frozen import FrozenObjective
 from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
 from pixlex.objectives.mae import MAEObjective
@@ -73,13 +76,12 @@ def _train(run: Run, folder: Path, resume: bool) -> Path | None:
     if is_first:
         _prepare_folder(run, folder, resume)
     distributed.barrier()
-    open_data = open_pairs if isinstance(run, FrozenRun) else open_source
-    source = open_data(run.data.train)
-    validation = open_data(run.data.validation) if run.data.validation else None
+    source = _open(run, run.data.train)
+    validation = _open(run, run.data.validation) if run.data.validation else None
     torch.manual_seed(run.train.seed)
     objective = build_objective(run)
     broken = BrokenImages(folder if is_first else None, source, run.data.max_broken_share)
-    progress = None if validation is None else report.progress_of(run, objective.model, validation, folder)
+    progress = None if validation is None else report.progress_of(run, objective, validation, folder)
     callbacks = Callbacks(observe=broken.add, evaluate=progress)
 
     settings = dataclasses.asdict(run)
@@ -102,14 +104,22 @@ def _batches(run: Run, objective: Objective, source: ImageSource) -> Callable[[i
             "rank": distributed.rank(),
             "world_size": distributed.world_size(),
         }
-        if not isinstance(run, FrozenRun):
+        if not isinstance(run, FrozenRun | CBViLARun):
             return training_batches(source, **settings)
         assert isinstance(source, PairSource)
-        assert isinstance(objective, FrozenObjective)
-        language, max_words = objective.model.language, run.data.max_words
-        return training_pairs(source, encode=lambda texts: language.encode(texts, max_words), **settings)
+        model, max_words = objective.model, run.data.max_words
+        assert isinstance(model, Frozen | CBViLA)
+        return training_pairs(source, encode=lambda texts: model.encode_texts(texts, max_words), **settings)
 
     return batches
+
+
+def _open(run: Run, description: str) -> ImageSource:
+    """Open images, with captions where the family reads them."""
+    if isinstance(run, CBViLARun):
+        pairs = open_pairs(description)
+        return pairs.cleaned() if run.data.clean_captions else pairs
+    return open_pairs(description) if isinstance(run, FrozenRun) else open_source(description)
 
 
 def build_objective(run: Run) -> Objective:
@@ -123,6 +133,10 @@ def build_objective(run: Run) -> Objective:
             return MAEObjective(MAE.build(run.model), run.objective, run.train.steps)
         case FrozenRun():
             return FrozenObjective(Frozen.build(run.model), run.train.steps)
+        case CBViLARun():
+            return CBViLAObjective(
+                CBViLA.start(run.model), run.objective, run.train.steps, run.data.max_words
+            )
 
 
 def _prepare_folder(run: Run, folder: Path, resume: bool) -> None:

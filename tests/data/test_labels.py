@@ -84,6 +84,22 @@ def test_the_file_of_classes_completes_either_half(tmp_path: Path) -> None:
             resolve_labels([row], "source", tmp_path)
 
 
+def test_classes_without_a_name_may_be_called_by_their_number(tmp_path: Path) -> None:
+    """Names that are given stay; names without any number are numbered in sorted order."""
+    rows = [RowLabel(2, None), RowLabel(None, None), RowLabel(0, "cat"), RowLabel(0, None)]
+    resolved = resolve_labels(rows, "source", numbered=True)
+    assert resolved.indices.tolist() == [2, -1, 0, 0]
+    assert resolved.class_names == ("cat", "", "2")
+    words = [RowLabel(None, "neutral"), RowLabel(None, "entailment"), RowLabel(None, "neutral")]
+    resolved = resolve_labels(words, "source", numbered=True)
+    assert resolved.class_names == ("entailment", "neutral")
+    assert resolved.indices.tolist() == [1, 0, 1]
+    (tmp_path / "classes.csv").write_text("label,class_name\n2,emu\n")
+    assert resolve_labels(rows, "source", tmp_path, numbered=True).class_names == ("cat", "", "emu")
+    with pytest.raises(ValueError, match="'dog' has no label"):
+        resolve_labels([*rows, RowLabel(None, "dog")], "source", numbered=True)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -17,7 +17,7 @@ from tests.tiny import write_images
 from pixlex.batch import ImageTextBatch, Words
 from pixlex.config.data import DataConfig
 from pixlex.data.loader import training_batches
-from pixlex.data.pairs import PairSource, evaluation_pairs, open_pairs, training_pairs
+from pixlex.data.pairs import NoCaptions, PairSource, evaluation_pairs, open_pairs, training_pairs
 
 NAMES = [f"{number}.png" for number in range(7)]
 CAPTIONS = [[f"image {number} text {text}" for text in range(1 + number % 3)] for number in range(7)]
@@ -122,16 +122,16 @@ def test_what_has_no_captions_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no captions: expected \.parquet"):
         open_pairs(str(folder / "0.png"))
     for columns, message in (
-        ({"text": ["a"]}, "expected a column captions or caption, found image, text"),
-        ({"captions": [["", " "]]}, "expected a caption of one character or more, got"),
+        ({"sentence": ["a"]}, "expected a column captions, caption, title or text, found image, sentence"),
+        ({"captions": [["", " "]]}, "none of 1 images has a caption of one character or more"),
         ({"caption": [3]}, "expected a caption or a list of captions, got 3"),
-        ({"captions": pa.array([None], pa.list_(pa.string()))}, "got None"),
+        ({"captions": pa.array([None], pa.list_(pa.string()))}, "none of 1 images has a caption"),
     ):
         pq.write_table(pa.table({"image": [image], **columns}), tmp_path / "bad.parquet")
         with pytest.raises(ValueError, match=message):
             open_pairs(str(tmp_path / "bad.parquet"))
-    (tmp_path / "bad.csv").write_text("path,text\n0.png,1\n")
-    with pytest.raises(ValueError, match="expected captions or caption, found path, text"):
+    (tmp_path / "bad.csv").write_text("path,words\n0.png,1\n")
+    with pytest.raises(NoCaptions, match=r"expected a column captions, .* found path, words; another can be"):
         open_pairs(str(tmp_path / "bad.csv"))
 
 

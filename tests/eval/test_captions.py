@@ -32,6 +32,7 @@ def _batches(model: Frozen, size: int) -> Iterator[ImageTextBatch]:
             texts,
             torch.arange(len(texts)) + first,
             texts=texts,
+            image_ids=torch.arange(len(texts)) + first,
             word_ids=words.word_ids,
             key_padding=words.key_padding,
         )

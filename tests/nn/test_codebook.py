@@ -1,4 +1,4 @@
-"""Laws of quantizing: identity on codewords, exact straight-through, dead codewords come back."""
+"""Laws of quantizing: identity on codewords, exact straight-through."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ import pytest
 import torch
 
 from pixlex.config.lqae import QuantizerConfig
-from pixlex.nn.codebook import (
-    LearnedCodebook,
-    WordQuantizer,
-    count_codes,
-    perplexity,
-    straight_through,
-)
+from pixlex.nn.codebook import WordQuantizer, count_codes, perplexity, straight_through
 
 RAW = QuantizerConfig(search="raw", metric="euclidean")
 WHITENED = QuantizerConfig(search="whitened", search_dim=4)
@@ -123,34 +117,6 @@ def test_impossible_widths_are_named() -> None:
         WordQuantizer(_words(), QuantizerConfig(search="whitened", search_dim=9))
     with pytest.raises(ValueError, match="at most the 50 codewords, got 51"):
         WordQuantizer(_words(), dataclasses.replace(RAW, top_k=51))
-
-
-def test_learned_codebook_routes_gradients() -> None:
-    """Values send their gradient to z alone; codewords are moved through `codewords`."""
-    codebook = LearnedCodebook(10, 4, "euclidean")
-    z = torch.randn(1, 6, 4, requires_grad=True)
-    quantized = codebook(z)
-    quantized.values.sum().backward()
-    assert z.grad is not None
-    assert codebook.weight.grad is None
-    codebook(z).codewords.sum().backward()
-    assert codebook.weight.grad is not None
-
-
-def test_dead_codewords_restart_on_patch_vectors() -> None:
-    """A planted dead codeword is placed on a patch vector after its idle steps, living ones stay to the bit."""
-    codebook = LearnedCodebook(4, 3, "euclidean")
-    before = codebook.weight.detach().clone()
-    used = torch.tensor([True, True, False, True])
-    rows = torch.randn(20, 3)
-    for _ in range(4):
-        codebook.note_usage(used)
-        assert len(codebook.restart(rows, 5, torch.Generator())) == 0
-    codebook.note_usage(used)
-    assert codebook.restart(rows, 5, torch.Generator()).tolist() == [2]
-    assert torch.equal(codebook.weight[used], before[used])
-    assert (rows == codebook.weight[2]).all(-1).any()
-    assert codebook.idle_steps.tolist() == [0, 0, 0, 0]
 
 
 def test_usage_counts_and_perplexity_against_numpy() -> None:

@@ -23,6 +23,7 @@ def _batch(objective: FrozenObjective, texts: tuple[str, ...]) -> ImageTextBatch
         texts,
         torch.arange(count),
         texts=texts,
+        image_ids=torch.arange(count),
         word_ids=words.word_ids,
         key_padding=words.key_padding,
     )

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from pixlex.config.ablation import AblationRow, Claim
 from pixlex.config.run import LQAERun, Run, read_run
+from pixlex.files import write_atomically
 from pixlex.runs import run_training
-from pixlex.train.checkpoint import write_atomically
 from pixlex.train.loop import LossNotFinite
 
 # What the table shows of a run's own evaluation.

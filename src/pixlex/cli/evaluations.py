@@ -8,6 +8,7 @@ from typing import Any
 from pixlex.cli.few_shot_options import few_shot_command
 from pixlex.cli.options import (
     DATA,
+    PAIRS,
     add_command,
     batch_options,
     broken_option,
@@ -24,6 +25,7 @@ def evaluate_commands(commands: Any) -> None:
     measures = evaluate.add_subparsers(dest="measure", required=True, metavar="MEASURE")
     _reconstruction(measures)
     _linear_probe(measures)
+    _retrieval(measures)
     few_shot_command(measures)
 
 
@@ -49,6 +51,41 @@ def _reconstruction(measures: Any) -> None:
     batch_options(reconstruction)
     broken_option(reconstruction)
     machine_options(reconstruction)
+
+
+def _retrieval(measures: Any) -> None:
+    retrieval = add_command(
+        measures, "retrieval", "pair_measures:retrieval", "images found by texts and texts by images"
+    )
+    model_options(retrieval)
+    retrieval.add_argument("--data", required=True, metavar="PAIRS", help=PAIRS)
+    retrieval.add_argument(
+        "--score",
+        choices=("contrastive", "matching", "matching+contrastive"),
+        default="matching",
+        help="what pairs are ranked by; default %(default)s, among the best by contrast",
+    )
+    retrieval.add_argument(
+        "--top-k",
+        type=positive,
+        default=128,
+        metavar="K",
+        help="captions of each image, and images of each caption, that matching scores; default %(default)s "
+        "(Flickr30k; 256 for COCO)",
+    )
+    retrieval.add_argument("--limit", type=positive, help="most images, evenly spaced; default all")
+    retrieval.add_argument(
+        "--max-words",
+        type=positive,
+        default=30,
+        help="longest caption in words (tokens); default %(default)s",
+    )
+    retrieval.add_argument("--raw-captions", action="store_true", help="captions as they are, not cleaned")
+    retrieval.add_argument("--untrained", action="store_true", help="the same model as its training began")
+    retrieval.add_argument("--out", type=Path, metavar="DIR", help="write results.json there")
+    batch_options(retrieval)
+    broken_option(retrieval)
+    machine_options(retrieval)
 
 
 def _linear_probe(measures: Any) -> None:

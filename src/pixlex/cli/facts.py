@@ -10,15 +10,13 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from pixlex import __version__
+from pixlex.cli.data_reports import caption_text, report_text
 from pixlex.cli.output import answer, table
 from pixlex.config.run import FAMILIES, describe_fields, find_recipe, read_run, recipe_names, value_at
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from pixlex.data.doctor import DataReport, Spread
-
-_SHOWN = 10
 _LINE = 90
 _PACKAGES = ("torch", "transformers", "numpy", "Pillow")
 
@@ -47,14 +45,31 @@ def doctor(options: Namespace) -> int:
     """Read every image of a source and report."""
     from tqdm import tqdm
 
+    from pixlex.data.caption_report import inspect_captions
+    from pixlex.data.chosen import first_of_each
     from pixlex.data.doctor import inspect_source
-    from pixlex.data.images import open_source
+    from pixlex.data.images import ImageSource, open_source
+    from pixlex.data.pairs import NoCaptions, open_pairs
 
-    source = open_source(options.data)
+    source: ImageSource
+    captions = None
+    try:
+        pairs = open_pairs(options.data, every_split=True)
+    except NoCaptions:
+        source = open_source(options.data)
+    else:
+        source, captions = first_of_each(pairs.images), inspect_captions(pairs)
     with tqdm(total=len(source), unit=" images", desc="read", disable=options.quiet) as bar:
         report = inspect_source(source, lambda done, total: _advance(bar, done))
-    values = {**asdict(report), "broken_share": report.broken_share, "class_names": list(source.class_names)}
-    answer(options, values, _report_text(report))
+    values = {
+        **asdict(report),
+        "num_missing": report.num_missing,
+        "broken_share": report.broken_share,
+        "class_names": list(source.class_names),
+        "captions": None if captions is None else asdict(captions),
+    }
+    text = report_text(report) if captions is None else f"{report_text(report)}\n\n{caption_text(captions)}"
+    answer(options, values, text)
     return 0
 
 
@@ -102,48 +117,6 @@ def _first_sentence(recipe: str) -> str:
 
 def _shown(value: Any) -> str:
     return repr(value) if value == "" else str(value)
-
-
-def _report_text(report: DataReport) -> str:
-    """Return a report for people."""
-    rows = [
-        ("source", report.name),
-        ("images", f"{report.num_images:,}"),
-        ("broken", f"{len(report.broken):,} ({report.broken_share:.1%})"),
-        ("width", _spread(report.width)),
-        ("height", _spread(report.height)),
-        ("formats", _counts(report.formats)),
-        ("stored as", _counts(report.modes)),
-        ("classes", _counts(report.images_per_class) or "none"),
-    ]
-    if report.images_per_class and report.unlabeled:
-        rows.append(("without a class", f"{report.unlabeled:,}"))
-    lines = [table(rows)]
-    lines += _listed("broken images", [f"{one.key}: {one.reason}" for one in report.broken])
-    lines += _listed(
-        "keys that occur more than once", [f"{k}: {n} times" for k, n in report.duplicate_keys.items()]
-    )
-    lines += _listed("ignored files", list(report.ignored))
-    lines += _listed("folders without images", list(report.empty_folders))
-    return "\n".join(lines)
-
-
-def _spread(spread: Spread | None) -> str:
-    if spread is None:
-        return "no image can be read"
-    return f"{spread.smallest} to {spread.largest} px, middle {spread.middle}"
-
-
-def _counts(counts: dict[str, int]) -> str:
-    shown = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:_SHOWN])
-    return f"{shown}, and {len(counts) - _SHOWN:,} more" if len(counts) > _SHOWN else shown
-
-
-def _listed(title: str, entries: list[str]) -> list[str]:
-    if not entries:
-        return []
-    more = [f"  and {len(entries) - _SHOWN:,} more (--json lists all)"] if len(entries) > _SHOWN else []
-    return ["", f"{title} ({len(entries):,})", *(f"  {entry}" for entry in entries[:_SHOWN]), *more]
 
 
 def _indented(text: str) -> str:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-DATA = "a folder, a .parquet, .csv or .jsonl file, .tar shards, hf:NAME[:SPLIT] or embedded:SET:SPLIT"
+DATA = "a folder, a .parquet, .csv, .tsv or .jsonl file, .tar shards, hf:NAME[:SPLIT] or embedded:SET:SPLIT"
+PAIRS = (
+    "images with captions: an annotation .json (ALBEF, Karpathy, COCO, Visual Genome), .csv, .tsv, .jsonl, "
+    ".parquet, .tar shards, a folder or hf:NAME[:SPLIT]; with options such as "
+    "FILE.json?split=train+restval&images=DIR "
+    "(also index=, captions=, rows=); several as '2 * ONE + OTHER'"
+)
 EXIT_CODES = "exit codes: 0 fine, 1 the run failed, 2 bad input, 130 interrupted"
 
 

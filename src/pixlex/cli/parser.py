@@ -9,10 +9,12 @@ from typing import Any
 
 from pixlex import __version__
 from pixlex.cli.ablation_options import ablate_command
+from pixlex.cli.converting import convert_command
 from pixlex.cli.evaluations import evaluate_commands
 from pixlex.cli.options import (
     DATA,
     EXIT_CODES,
+    PAIRS,
     Parser,
     add_command,
     batch_options,
@@ -55,8 +57,10 @@ def build_parser() -> argparse.ArgumentParser:
     _training_commands(commands)
     ablate_command(commands)
     _tokenizing_commands(commands)
+    _gallery(commands)
     evaluate_commands(commands)
     _information_commands(commands)
+    convert_command(commands)
     return parser
 
 
@@ -116,6 +120,20 @@ def _tokenizing_commands(commands: Any) -> None:
     machine_options(reconstruct)
 
 
+def _gallery(commands: Any) -> None:
+    gallery = add_command(
+        commands, "gallery", "pair_measures:draw_gallery", "draw codewords with patches that they stand for"
+    )
+    model_options(gallery)
+    gallery.add_argument("--data", required=True, metavar="DATA", help=DATA)
+    gallery.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    gallery.add_argument("--codewords", type=positive, default=12, help="rows; default %(default)s")
+    gallery.add_argument("--limit", type=positive, help="most images, evenly spaced; default all")
+    gallery.add_argument("--seed", type=int, default=0, help="of the draw; default %(default)s")
+    batch_options(gallery)
+    machine_options(gallery)
+
+
 def _information_commands(commands: Any) -> None:
     describe = add_command(
         commands, "describe", "facts:describe", "list the recipes, or every setting of one with its meaning"
@@ -125,7 +143,7 @@ def _information_commands(commands: Any) -> None:
     )
     json_option(describe)
     doctor = add_command(commands, "doctor", "facts:doctor", "read every image and say what is there")
-    doctor.add_argument("data", metavar="DATA", help=DATA)
+    doctor.add_argument("data", metavar="DATA", help=f"{DATA}; or {PAIRS}")
     machine_options(doctor)
     version = add_command(commands, "version", "facts:version", "say which versions are at work")
     json_option(version)

@@ -15,7 +15,7 @@ class DataConfig:
     train: str = describe(
         "embedded:photographs:train",
         "Training images: a folder, a .parquet, .csv or .jsonl file, .tar shards, hf:NAME[:SPLIT] or "
-        "embedded:digits|photographs:train|test.",
+        "embedded:digits|photographs:train|test or embedded:scenes:train|test[:COUNT].",
     )
     validation: str = describe("", "Validation images, described as above; empty for none.")
     augment: Literal["random_resized_crop", "resize"] = describe(

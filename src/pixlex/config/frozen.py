@@ -52,8 +52,9 @@ class CaptionDataConfig(DataConfig):
 
     train: str = describe(
         "captions.parquet",
-        "Images with captions: .parquet with image bytes, .csv or .jsonl with a path, each with `captions` (a "
-        "list of texts; not in .csv) or `caption`.",
+        "Images with captions: .parquet, .csv, .tsv or .jsonl, an annotation .json (ALBEF, Karpathy, COCO, Visual "
+        "Genome), .tar shards, a folder or hf:NAME[:SPLIT]; options follow, as in "
+        "FILE.json?split=train&images=DIR; several sets as `2 * ONE + OTHER`.",
     )
     validation: str = describe("", "Validation images with captions, described as above; empty for none.")
     horizontal_flip: bool = describe(

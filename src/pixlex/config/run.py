@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from pixlex.config.cbvila import CBViLARun
 from pixlex.config.check import describe, part
 from pixlex.config.data import DataConfig
 from pixlex.config.frozen import FrozenRun
@@ -44,12 +45,13 @@ class VQVAERun:
     eval: EvalConfig = part(EvalConfig, "The measures.")
 
 
-Run = LQAERun | VQVAERun | MAERun | FrozenRun
+Run = LQAERun | VQVAERun | MAERun | FrozenRun | CBViLARun
 FAMILIES: Mapping[str, type[Run]] = {
     "lqae": LQAERun,
     "vqvae": VQVAERun,
     "mae": MAERun,
     "frozen": FrozenRun,
+    "cbvila": CBViLARun,
 }
 
 

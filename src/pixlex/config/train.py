@@ -15,7 +15,8 @@ class TrainConfig:
     steps: int = describe(250_200, "Optimizer steps; the paper's 100 epochs of ImageNet are 250,200.")
     batch_size: int = describe(512, "Images in a step, over all processes.")
     learning_rate: float = describe(3e-4, "Peak learning rate; the paper's 1.5e-4 is for 256 images.")
-    warmup_steps: int = describe(12_510, "Steps of linear warm-up from 0; the paper's 5 epochs are 12,510.")
+    warmup_steps: int = describe(12_510, "Steps of linear warm-up; the paper's 5 epochs are 12,510.")
+    initial_learning_rate: float = describe(0.0, "Learning rate that the warm-up begins at.")
     final_learning_rate: float = describe(0.0, "Learning rate at the end of the cosine.")
     weight_decay: float = describe(5e-4, "AdamW's weight decay (paper: 0.0005).")
     decay_all: bool = describe(
@@ -44,7 +45,13 @@ class TrainConfig:
             "keep_checkpoints",
         )  # fmt: skip
         check.not_negative(
-            "warmup_steps", "final_learning_rate", "weight_decay", "clip_norm", "seed", "evaluate_every"
+            "warmup_steps",
+            "initial_learning_rate",
+            "final_learning_rate",
+            "weight_decay",
+            "clip_norm",
+            "seed",
+            "evaluate_every",
         )
         check.rule("beta1", 0 <= self.beta1 < 1, "must lie in [0, 1)")
         check.rule("beta2", 0 <= self.beta2 < 1, "must lie in [0, 1)")

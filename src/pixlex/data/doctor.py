@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 
 from pixlex.batch import Skipped
 from pixlex.data.decoding import UnreadableImage, decode_record, stored_form
 from pixlex.data.shards import TarSource
-from pixlex.data.sources import FileSource, ImageSource
+from pixlex.data.sources import NO_FILE, FileSource, ImageSource
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Smallest, middle and largest of some lengths, in pixels."""
+    """Smallest, middle and largest of some numbers: lengths in pixels, counts."""
 
     smallest: int
     middle: int
@@ -55,6 +55,11 @@ class DataReport:
     duplicate_keys: dict[str, int]
     ignored: tuple[str, ...]
     empty_folders: tuple[str, ...]
+
+    @property
+    def num_missing(self) -> int:
+        """How many of the broken images are files that do not exist."""
+        return sum(image.reason.startswith(NO_FILE) for image in self.broken)
 
     @property
     def broken_share(self) -> float:
@@ -97,8 +102,8 @@ def inspect_source(source: ImageSource, progress: Callable[[int, int], None] | N
         name=source.name,
         identity=source.identity,
         num_images=len(source),
-        width=_spread(widths),
-        height=_spread(heights),
+        width=spread(widths),
+        height=spread(heights),
         formats=dict(formats.most_common()),
         modes=dict(modes.most_common()),
         broken=tuple(broken),
@@ -120,5 +125,6 @@ def _named(classes: Counter[int], names: tuple[str, ...]) -> dict[str, int]:
     }
 
 
-def _spread(lengths: list[int]) -> Spread | None:
-    return Spread(min(lengths), median_low(lengths), max(lengths)) if lengths else None
+def spread(numbers: Sequence[int]) -> Spread | None:
+    """Return smallest, middle and largest; None if there are none."""
+    return Spread(min(numbers), median_low(numbers), max(numbers)) if numbers else None

@@ -1,4 +1,4 @@
-"""Two sets of images that need no download: handwritten digits and crops of photographs."""
+"""Sets of images that need no download: handwritten digits, crops of photographs, drawn scenes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib.util
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,9 +13,8 @@ from PIL import Image
 
 from pixlex.data.decoding import ImageRecord
 from pixlex.data.labels import Labels
+from pixlex.data.scenes import ScenesSource, Split, open_scenes
 from pixlex.data.sources import fingerprint
-
-Split = Literal["train", "test"]
 
 # The color photographs that lie inside the installed package scikit-image: class name -> file.
 PHOTOGRAPHS = {
@@ -172,11 +170,13 @@ class PhotographsSource:
         return ImageRecord(pixels, index % len(PHOTOGRAPHS), self.key(index))
 
 
-def open_embedded(description: str) -> DigitsSource | PhotographsSource:
-    """Open "digits:train", "digits:test", "photographs:train" or "photographs:test".
+def open_embedded(description: str) -> DigitsSource | PhotographsSource | ScenesSource:
+    """Open digits, photographs or scenes by set and split, such as "digits:train".
+
+    Scenes may be followed by a count, such as "scenes:train:5000".
 
     Raises:
-        ValueError: if it is none of the four.
+        ValueError: if it is no such set, split or count.
         ModuleNotFoundError: if scikit-learn or scikit-image is not installed.
     """
     match description.split(":"):
@@ -186,9 +186,14 @@ def open_embedded(description: str) -> DigitsSource | PhotographsSource:
         case ["photographs", "train" | "test" as split]:
             photograph("cat")
             return PhotographsSource(split)
+        case ["scenes", "train" | "test" as split]:
+            return open_scenes(split)
+        case ["scenes", "train" | "test" as split, count]:
+            return open_scenes(split, count)
     raise ValueError(
-        "expected embedded:digits:train, embedded:digits:test, embedded:photographs:train or "
-        f"embedded:photographs:test, got 'embedded:{description}'"
+        "expected embedded:digits:train, embedded:digits:test, embedded:photographs:train, "
+        "embedded:photographs:test, embedded:scenes:train[:COUNT] or embedded:scenes:test[:COUNT], "
+        f"got 'embedded:{description}'"
     )
 
 

@@ -24,12 +24,14 @@ class DatasetSource:
         column: the name of its image column.
         images: the data set with that column alone, undecoded.
         labels: class index of each image and the class names.
+        table: the data set without its image columns.
     """
 
     name: str
     column: str
     images: Any
     labels: Labels
+    table: Any
 
     def __len__(self) -> int:
         return len(self.images)
@@ -43,6 +45,15 @@ class DatasetSource:
     def identity(self) -> str:
         """A fingerprint of the number of rows, labels and class names."""
         return fingerprint("datasets", [str(len(self))], self.labels)
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The columns beside the images."""
+        return tuple(self.table.column_names)
+
+    def values(self, name: str) -> list[Any]:
+        """Return the values of a column."""
+        return list(self.table[name])
 
     def key(self, index: int) -> str:
         """Return the row of an image, such as "#17"."""
@@ -58,8 +69,12 @@ class DatasetSource:
         return ImageRecord(stored_bytes(cell, Path(), key), int(self.labels.indices[index]), key)
 
 
-def open_hub(description: str) -> DatasetSource:
+def open_hub(description: str, *, numbered: bool = False) -> DatasetSource:
     """Open NAME[:SPLIT] of the Hugging Face Hub through `datasets`; the split is "train" by default.
+
+    Args:
+        description: name and split.
+        numbered: call classes without a name by their number, see `pixlex.data.labels.resolve_labels`.
 
     Raises:
         ModuleNotFoundError: if `datasets` is not installed.
@@ -71,10 +86,10 @@ def open_hub(description: str) -> DatasetSource:
         dataset = datasets.load_dataset(name, split=split or "train")
     except (OSError, ValueError, RuntimeError) as fault:
         raise ValueError(f"hf:{description} cannot be loaded: {fault}") from fault
-    return _dataset_source(f"hf:{name}:{split or 'train'}", dataset, None)
+    return _dataset_source(f"hf:{name}:{split or 'train'}", dataset, None, numbered)
 
 
-def open_saved(folder: Path) -> DatasetSource:
+def open_saved(folder: Path, *, numbered: bool = False) -> DatasetSource:
     """Open a folder written by `Dataset.save_to_disk`; raises as `open_hub` does."""
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_text()).get("splits", [])
@@ -84,7 +99,7 @@ def open_saved(folder: Path) -> DatasetSource:
         dataset = _datasets().load_from_disk(str(folder))
     except (OSError, ValueError, LookupError, pa.ArrowException) as fault:
         raise ValueError(f"{folder} cannot be loaded as a saved data set: {fault}") from fault
-    return _dataset_source(str(folder), dataset, folder)
+    return _dataset_source(str(folder), dataset, folder, numbered)
 
 
 def _datasets() -> Any:
@@ -98,7 +113,7 @@ def _datasets() -> Any:
     return datasets
 
 
-def _dataset_source(name: str, dataset: Any, folder: Path | None) -> DatasetSource:
+def _dataset_source(name: str, dataset: Any, folder: Path | None, numbered: bool) -> DatasetSource:
     datasets = _datasets()
     features = dataset.features
     columns = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
@@ -116,6 +131,7 @@ def _dataset_source(name: str, dataset: Any, folder: Path | None) -> DatasetSour
     else:
         names = list(dataset["class_name"]) if "class_name" in features else [None] * len(dataset)
         pairs = enumerate(zip(values, names, strict=True))
-        labels = resolve_labels([row_label(*pair, f"{name} row {row}") for row, pair in pairs], name, folder)
+        rows = [row_label(*pair, f"{name} row {row}") for row, pair in pairs]
+        labels = resolve_labels(rows, name, folder, numbered=numbered)
     images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    return DatasetSource(name, column, images, labels)
+    return DatasetSource(name, column, images, labels, dataset.remove_columns(columns))

@@ -38,16 +38,16 @@ __all__ = [
 ]
 
 _EXPECTED = (
-    "expected a folder of images, .parquet or .tar files; a .parquet, .csv, .jsonl, .tar or image file; a "
+    "expected a folder of images, .parquet or .tar files; a .parquet, .csv, .tsv, .jsonl, .tar or image file; a "
     "pattern of .parquet or .tar files such as shards/{000..009}.tar; hf:NAME[:SPLIT]; or "
-    "embedded:digits|photographs:train|test"
+    "embedded:digits|photographs:train|test or embedded:scenes:train|test[:COUNT]"
 )
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def open_source(description: str) -> ImageSource:
+def open_source(description: str, *, captioned: bool = False) -> ImageSource:
     """Open a source of images.
 
     A folder is one of images (see `open_folder`), of .parquet files, of .tar shards, or one written by
@@ -56,6 +56,8 @@ def open_source(description: str) -> ImageSource:
 
     Args:
         description: a path, a pattern of paths, "hf:NAME[:SPLIT]" or "embedded:SET:SPLIT".
+        captioned: the images are opened for their captions: classes without a name are called by their
+            number instead of refused, and shards keep their texts (see `pixlex.data.pairs.open_pairs`).
 
     Raises:
         ValueError: if there is nothing of the kind, no image in it, or it is malformed.
@@ -65,28 +67,28 @@ def open_source(description: str) -> ImageSource:
     if description.startswith("embedded:"):
         return open_embedded(description.removeprefix("embedded:"))
     if description.startswith("hf:"):
-        return open_hub(description.removeprefix("hf:"))
+        return open_hub(description.removeprefix("hf:"), numbered=captioned)
     if "://" in description:
         raise ValueError(f"web addresses are not read, download {description} first; {_EXPECTED}")
     if not description:
         raise ValueError(f"the description of the images is empty; {_EXPECTED}")
     path = Path(description).expanduser()
     if path.is_dir():
-        return _open_directory(path)
+        return _open_directory(path, captioned)
     if path.is_file():
-        return _open_file(path)
+        return _open_file(path, captioned)
     if re.search(r"[*?\[{]", description):
-        return _open_pattern(str(path))
+        return _open_pattern(str(path), captioned)
     raise ValueError(f"{path} does not exist (looked for {path.absolute()}); {_EXPECTED}")
 
 
-def _open_file(path: Path) -> ImageSource:
+def _open_file(path: Path, captioned: bool) -> ImageSource:
     match path.suffix.lower():
         case ".parquet":
-            return ParquetSource(str(path), [path])
+            return ParquetSource(str(path), [path], numbered=captioned)
         case ".tar":
-            return open_shards(str(path), [path])
-        case ".csv" | ".jsonl":
+            return open_shards(str(path), [path], captioned=captioned)
+        case ".csv" | ".tsv" | ".jsonl":
             return open_list(path)
         case suffix if suffix in IMAGE_SUFFIXES:
             return open_image_files([path])
@@ -94,9 +96,9 @@ def _open_file(path: Path) -> ImageSource:
             raise ValueError(f"{path} ends in {suffix or 'no suffix'}; {_EXPECTED}")
 
 
-def _open_directory(folder: Path) -> ImageSource:
+def _open_directory(folder: Path, captioned: bool) -> ImageSource:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return open_saved(folder)
+        return open_saved(folder, numbered=captioned)
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     # Folders of images may hold a metadata.parquet, by a custom of the Hugging Face Hub.
     tables = [path for path in files if path.suffix.lower() == ".parquet" and path.stem != "metadata"]
@@ -109,11 +111,13 @@ def _open_directory(folder: Path) -> ImageSource:
             f"name them with a pattern such as {folder}/*{present[-1]}, or put them into folders of their own"
         )
     if tables:
-        return ParquetSource(str(folder), tables)
-    return open_shards(str(folder), shards) if shards else open_folder(folder)
+        return ParquetSource(str(folder), tables, numbered=captioned)
+    if shards:
+        return open_shards(str(folder), shards, captioned=captioned)
+    return open_folder(folder)
 
 
-def _open_pattern(pattern: str) -> ImageSource:
+def _open_pattern(pattern: str, captioned: bool) -> ImageSource:
     paths = []
     for part in _expand_braces(pattern):
         found = [Path(name) for name in glob.glob(part, recursive=True)]
@@ -123,9 +127,9 @@ def _open_pattern(pattern: str) -> ImageSource:
     paths = sorted(set(paths))
     match sorted({path.suffix.lower() for path in paths}):
         case [".parquet"]:
-            return ParquetSource(pattern, paths)
+            return ParquetSource(pattern, paths, numbered=captioned)
         case [".tar"]:
-            return open_shards(pattern, paths)
+            return open_shards(pattern, paths, captioned=captioned)
         case suffixes:
             raise ValueError(
                 f"a pattern must name .parquet or .tar files alone, {pattern} names {', '.join(suffixes)}"

@@ -95,7 +95,9 @@ def labels_of_known_classes(values: Sequence[object], names: Sequence[str], sour
     return Labels(indices, tuple(names))
 
 
-def resolve_labels(rows: Sequence[RowLabel], source: str, folder: Path | None = None) -> Labels:
+def resolve_labels(
+    rows: Sequence[RowLabel], source: str, folder: Path | None = None, *, numbered: bool = False
+) -> Labels:
     """Number and name the classes of a source.
 
     Every labeled row must have both an index and a name: an index without a name says nothing to a
@@ -108,6 +110,8 @@ def resolve_labels(rows: Sequence[RowLabel], source: str, folder: Path | None = 
         rows: what each row says.
         source: name of the source, for errors.
         folder: where `classes.csv` is looked for; None: nowhere.
+        numbered: call classes that nothing names by their number, and number names in sorted order where no
+            image has a number; for sources whose labels are not what they are opened for.
 
     Raises:
         ValueError: for labels without names, names without labels, or an index with two names.
@@ -116,7 +120,7 @@ def resolve_labels(rows: Sequence[RowLabel], source: str, folder: Path | None = 
     if all(row.label is None and row.class_name is None for row in rows):
         return no_labels(len(rows))
     if any((row.label is None) != (row.class_name is None) for row in rows):
-        rows = _completed(rows, source, folder)
+        rows = _completed(rows, source, folder, numbered)
     names: dict[int, str] = {}
     for position, row in enumerate(rows):
         if row.label is None or row.class_name is None:
@@ -130,9 +134,11 @@ def resolve_labels(rows: Sequence[RowLabel], source: str, folder: Path | None = 
     return Labels(indices, tuple(names.get(label, "") for label in range(max(names) + 1)))
 
 
-def _completed(rows: Sequence[RowLabel], source: str, folder: Path | None) -> list[RowLabel]:
+def _completed(rows: Sequence[RowLabel], source: str, folder: Path | None, numbered: bool) -> list[RowLabel]:
     """Fill in the half that a row leaves out, from the file of classes beside the source."""
     names = {} if folder is None else _read_sidecar(folder / SIDECAR)
+    if numbered:
+        names |= _numbered(rows, names)
     # A name with two labels cannot say which of them is meant.
     occurrences = Counter(names.values())
     labels = {name: label for label, name in names.items() if occurrences[name] == 1}
@@ -146,6 +152,17 @@ def _completed(rows: Sequence[RowLabel], source: str, folder: Path | None) -> li
             raise ValueError(_half_a_label(row, position, source, folder))
         complete.append(row)
     return complete
+
+
+def _numbered(rows: Sequence[RowLabel], names: dict[int, str]) -> dict[int, str]:
+    """Return names for the labels that have none, or labels for the names if no row has a label."""
+    labels = {row.label for row in rows if row.label is not None}
+    if not labels and not names:
+        return dict(enumerate(sorted({row.class_name for row in rows if row.class_name is not None})))
+    given = {
+        row.label: row.class_name for row in rows if row.label is not None and row.class_name is not None
+    }
+    return {label: given.get(label, str(label)) for label in labels - names.keys()}
 
 
 def _half_a_label(row: RowLabel, position: int, source: str, folder: Path | None) -> str:

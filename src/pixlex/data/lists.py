@@ -1,4 +1,4 @@
-"""Lists of image files: .csv and .jsonl."""
+"""Lists of image files: .csv, .tsv and .jsonl."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pixlex.data.sources import FileSource
 
 
 def open_list(path: Path) -> FileSource:
-    """Read a list of images: .csv with a header line, or .jsonl with one object a line.
+    """Read a list of images: .csv or .tsv with a header line, or .jsonl with one object a line.
 
     Columns: `path` (relative to the list file, or absolute), optionally `label` (integer) with
     `class_name`; other columns are not looked at.
@@ -39,20 +39,34 @@ def open_list(path: Path) -> FileSource:
 
 
 def list_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Return the rows of a .csv or .jsonl list, all columns, each with the number of its line.
+    """Return the rows of a .csv, .tsv or .jsonl list, all columns, each with the number of its line.
 
     Raises:
         ValueError: if the list is empty or a line is malformed.
     """
-    rows = list(_csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path))
+    match path.suffix.lower():
+        case ".csv":
+            rows = list(_csv_rows(path))
+        case ".tsv":
+            rows = _tsv_rows(path)
+        case _:
+            rows = list(_jsonl_rows(path))
     if not rows:
         raise ValueError(f"{path} lists no image")
     return rows
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _tsv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Return rows with quotes as spreadsheets and pandas write them, else with quotes as plain letters."""
+    try:
+        return list(_csv_rows(path, delimiter="\t"))
+    except ValueError:
+        return list(_csv_rows(path, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def _csv_rows(path: Path, **form: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True)
+        reader = csv.DictReader(file, strict=True, **form)
         try:
             for row in reader:
                 if None in row:
@@ -61,7 +75,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield reader.line_num, row
         except (csv.Error, UnicodeDecodeError) as fault:
             raise ValueError(
-                f"{path} after line {reader.line_num}: not a readable csv file: {fault}"
+                f"{path} after line {reader.line_num}: not a readable {path.suffix[1:]} file: {fault}"
             ) from fault
 
 

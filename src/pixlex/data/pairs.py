@@ -1,115 +1,59 @@
-"""Images with captions -> batches, in an order that is a function of the seed and the step alone."""
+"""Images with captions: opened by description; batches in an order that only seed and step decide."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
-from pathlib import Path
+from dataclasses import fields
 
-import numpy as np
+import torch
 
 from pixlex.batch import ImageBatch, ImageTextBatch, Words
 from pixlex.config.data import DataConfig
-from pixlex.data.decoding import ImageRecord
-from pixlex.data.images import open_source
-from pixlex.data.lists import list_rows
+from pixlex.data.captioned import NoCaptions, PairSource
+from pixlex.data.captions import open_set
+from pixlex.data.descriptions import read_descriptions
 from pixlex.data.loader import evaluation_batches, training_batches
-from pixlex.data.sources import ImageSource
-from pixlex.data.tables import ParquetSource
+from pixlex.data.mixing import mix
 
-# Sets the generator of an image's caption apart from that of its augmentation, (seed, epoch, index).
-_CAPTION = 1 << 62
-_COLUMNS = ("captions", "caption")
+__all__ = ["NoCaptions", "PairSource", "evaluation_pairs", "open_pairs", "training_pairs"]
 
 Encode = Callable[[Sequence[str]], Words]
 
 
-@dataclass(frozen=True)
-class PairSource:
-    """A source of images each of which has one or more captions; is an `ImageSource` itself.
+def open_pairs(description: str, *, every_split: bool = False) -> PairSource:
+    """Open images with captions.
+
+    `[WEIGHT * ]PATH[?OPTION=VALUE&...]`, several such sets joined by ` + `. PATH is one of
+
+    - .json: ALBEF's list of {image, caption or captions}; Karpathy's files of COCO, Flickr30k and Flickr8k
+      (they need `split=train`, several joined by +, or `split=all`); COCO's captions; Visual Genome's region
+      descriptions, each phrase a text of the whole image (`index=image_data.json`, where folder and file name
+      cannot be told from the id). The content says which it is.
+    - .csv, .tsv or .jsonl with `path`, `filepath`, `image` or `file_name` and `captions` (.jsonl: a text or a
+      list of texts), `caption`, `title` or `text`; .parquet with the same columns.
+    - .parquet files (one, a folder, a pattern) with image bytes, a data set of Hugging Face (hf:NAME[:SPLIT]
+      or a saved one), with such a caption column.
+    - .tar shards or a folder of images, with .txt or .json (`captions`, `caption` or `text`) beside each image.
+    - embedded:scenes:train|test[:COUNT].
+
+    Paths of images are relative to the folder of the file, or to `images=FOLDER`; rows with one path are one
+    image with several captions. `captions=COLUMN` names another column. `rows=captions` gives a row for each
+    caption, which share `image_of`. Images without a caption are left out and named in `ignored`; files that
+    are missing are found out when they are read. Weights are explained at `pixlex.data.mixing.mix`.
 
     Args:
-        images: the images.
-        captions: the texts of each image, in the order of the images.
-    """
-
-    images: ImageSource
-    captions: tuple[tuple[str, ...], ...]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def name(self) -> str:
-        """What to call the source."""
-        return self.images.name
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The name of each class index; empty without labels."""
-        return self.images.class_names
-
-    @cached_property
-    def identity(self) -> str:
-        """A fingerprint of the listing and of all captions."""
-        digest = hashlib.sha256(self.images.identity.encode())
-        for texts in self.captions:
-            digest.update(repr(texts).encode())
-        return digest.hexdigest()
-
-    def key(self, index: int) -> str:
-        """Return the stable name of an image."""
-        return self.images.key(index)
-
-    def read(self, index: int) -> ImageRecord:
-        """Return a stored image; raises `UnreadableImage` if it cannot be fetched."""
-        return self.images.read(index)
-
-    def draw(self, index: int, epoch: int, seed: int) -> str:
-        """Return the caption of an image in an epoch, drawn from (seed, epoch, index)."""
-        texts = self.captions[index]
-        return texts[int(np.random.default_rng((seed, epoch, index, _CAPTION)).integers(len(texts)))]
-
-
-def open_pairs(description: str) -> PairSource:
-    """Open a source of images with captions.
-
-    Args:
-        description: one or more .parquet files (see `open_source`) with a column of image bytes, or a .csv or
-            .jsonl list with `path`; besides, `captions`, a list of texts, or `caption`, one text.
+        description: one set or several.
+        every_split: take all images of a file with splits that names none.
 
     Raises:
-        ValueError: a source of another kind, without such a column, or with an image that has no caption.
+        NoCaptions: the images have no captions.
+        ValueError: nothing of the kind, an unknown option or split, a malformed file, web addresses in place
+            of files, or no image with a caption.
+        ModuleNotFoundError: if the kind of source needs a package that is not installed.
     """
-    images = open_source(description)
-    path = Path(description.strip()).expanduser()
-    if isinstance(images, ParquetSource):
-        values = images.column(_COLUMNS)
-    elif path.suffix.lower() in (".csv", ".jsonl"):
-        rows = [row for _, row in list_rows(path)]
-        column = next((name for name in _COLUMNS if name in rows[0]), None)
-        if column is None:
-            raise ValueError(f"{path}: expected {' or '.join(_COLUMNS)}, found {', '.join(rows[0])}")
-        values = [row.get(column) for row in rows]
-    else:
-        raise ValueError(
-            f"{images.name} has no captions: expected .parquet with image bytes, or .csv or .jsonl with a path, "
-            "and a column `captions` or `caption`"
-        )
-    return PairSource(images, tuple(_texts(value, images.key(row)) for row, value in enumerate(values)))
-
-
-def _texts(value: object, key: str) -> tuple[str, ...]:
-    """Return the captions in a cell: a text, or a list of texts."""
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{key}: expected a caption or a list of captions, got {value!r:.80}")
-    kept = tuple(text.strip() for text in texts if text.strip())
-    if not kept:
-        raise ValueError(f"{key}: expected a caption of one character or more, got {value!r:.80}")
-    return kept
+    sets = read_descriptions(description)
+    sources = [open_set(one, every_split=every_split) for one in sets]
+    return mix(description.strip(), sources, [one.weight for one in sets])
 
 
 def training_pairs(
@@ -145,7 +89,7 @@ def training_pairs(
         TooManyBroken: as `training_batches`.
     """
     batches = training_batches(
-        source,
+        source.images,  # without the captions, which workers do not need
         config=config,
         image_size=image_size,
         batch_size=batch_size,
@@ -160,6 +104,7 @@ def training_pairs(
         # Training batches are always full: row and position in the order of all epochs belong together.
         epochs = ((first + row) // len(source) for row in range(num_rows))
         yield _paired(
+            source,
             batch,
             [
                 source.draw(index, epoch, seed)
@@ -180,13 +125,21 @@ def evaluation_pairs(
 ) -> Iterator[ImageTextBatch]:
     """Return one pass over the images, each with its first caption; the rest as `evaluation_batches`."""
     batches = evaluation_batches(
-        source, image_size=image_size, batch_size=batch_size, limit=limit, workers=workers
+        source.images, image_size=image_size, batch_size=batch_size, limit=limit, workers=workers
     )
     for batch in batches:
-        yield _paired(batch, [source.captions[index][0] for index in batch.indices.tolist()], encode)
+        yield _paired(source, batch, [source.captions[index][0] for index in batch.indices.tolist()], encode)
 
 
-def _paired(batch: ImageBatch, texts: Sequence[str], encode: Encode) -> ImageTextBatch:
+def _paired(source: PairSource, batch: ImageBatch, texts: Sequence[str], encode: Encode) -> ImageTextBatch:
     words = encode(texts)
     parts = {field.name: getattr(batch, field.name) for field in fields(ImageBatch)}
-    return ImageTextBatch(**parts, texts=tuple(texts), word_ids=words.word_ids, key_padding=words.key_padding)
+    return ImageTextBatch(
+        **parts,
+        texts=tuple(texts),
+        image_ids=torch.tensor(
+            [source.image_of(index) for index in batch.indices.tolist()], dtype=torch.int64
+        ),
+        word_ids=words.word_ids,
+        key_padding=words.key_padding,
+    )

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pixlex.data.decoding import ImageRecord, UnreadableImage
-from pixlex.data.labels import Labels, RowLabel, resolve_labels, row_label
+from pixlex.data.labels import MAX_CLASSES, Labels, RowLabel, resolve_labels, row_label
 from pixlex.data.sources import fingerprint, names_within
+from pixlex.data.text import texts_in
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 LABEL_EXTENSIONS = ("cls", "json", "txt")
@@ -49,6 +51,7 @@ class TarSource:
         members: where each image lies.
         labels: class index of each image and the class names.
         ignored: extensions that are neither image nor label, with the number of such files.
+        captions: the texts of each image, where the shards were opened for them; else empty.
     """
 
     name: str
@@ -56,6 +59,7 @@ class TarSource:
     members: tuple[_Member, ...]
     labels: Labels
     ignored: tuple[str, ...] = ()
+    captions: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.members)
@@ -93,7 +97,7 @@ class TarSource:
         return ImageRecord(data, int(self.labels.indices[index]), member.key)
 
 
-def open_shards(name: str, paths: Sequence[Path]) -> TarSource:
+def open_shards(name: str, paths: Sequence[Path], *, captioned: bool = False) -> TarSource:
     """Index tar shards by scanning their headers.
 
     As in WebDataset, the basename of a file ends at the first dot of its name, and the files of one
@@ -102,9 +106,12 @@ def open_shards(name: str, paths: Sequence[Path]) -> TarSource:
     `class_name` of .json or in .txt beside an index (a .txt alone is a caption, not a class). Nothing else
     is read, and nothing is ever unpickled.
 
+    Captions are `captions`, `caption` or `text` of .json, or else a .txt that is no class.
+
     Args:
         name: what to call the source.
         paths: the shards, in order.
+        captioned: keep the captions, and call classes without a name by their number.
 
     Raises:
         ValueError: if a shard is not an uncompressed tar file, none holds an image, or labels and names do
@@ -112,6 +119,7 @@ def open_shards(name: str, paths: Sequence[Path]) -> TarSource:
     """
     members: list[_Member] = []
     rows: list[RowLabel] = []
+    captions: list[tuple[str, ...]] = []
     ignored: Counter[str] = Counter()
     names = names_within(paths)
     for number, path in enumerate(paths):
@@ -120,16 +128,20 @@ def open_shards(name: str, paths: Sequence[Path]) -> TarSource:
                 continue
             extension = min(sample.images, key=IMAGE_EXTENSIONS.index)
             members.append(sample.images[extension])
-            rows.append(_sample_label(sample.texts, sample.images[extension].key))
+            texts, fields = _decoded(sample.texts, members[-1].key)
+            if captioned:
+                text = texts.pop("txt", "") if _is_caption(texts) else ""
+                captions.append(_sample_captions(fields, text, members[-1].key))
+            rows.append(_sample_label(texts, fields, members[-1].key))
     if not members:
         found = ", ".join(sorted(ignored)) or "nothing else"
         raise ValueError(
             f"no image in the {len(paths)} shards of {name}: expected files ending in "
             f"{', '.join('.' + extension for extension in IMAGE_EXTENSIONS)}, found {found}"
         )
-    labels = resolve_labels(rows, name, paths[0].parent)
+    labels = resolve_labels(rows, name, paths[0].parent, numbered=captioned)
     counted = tuple(f".{extension} ({count} files)" for extension, count in sorted(ignored.items()))
-    return TarSource(name, tuple(paths), tuple(members), labels, counted)
+    return TarSource(name, tuple(paths), tuple(members), labels, counted, tuple(captions))
 
 
 def _scan(path: Path, number: int, name: str, ignored: Counter[str]) -> dict[str, _Sample]:
@@ -162,26 +174,43 @@ def _files(shard: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]
             yield entry, folder + slash + stem, extension.lower()
 
 
-def _sample_label(texts: dict[str, bytes], key: str) -> RowLabel:
-    """Read the class of a sample from its .cls, .json and .txt files."""
+def _decoded(texts: dict[str, bytes], key: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the texts of a sample by extension, and the fields of its .json file."""
     decoded = {}
     for extension, data in texts.items():
         try:
             decoded[extension] = data.decode().strip()
         except UnicodeDecodeError as fault:
             raise ValueError(f"the .{extension} file of {key} is not UTF-8 text: {fault}") from fault
-    label, class_name = None, None
-    if "json" in decoded:
-        try:
-            fields = json.loads(decoded["json"])
-        except ValueError as fault:
-            raise ValueError(f"the .json file of {key} is not JSON: {fault}") from fault
-        if isinstance(fields, dict):
-            label, class_name = fields.get("label"), fields.get("class_name")
-    row = row_label(decoded.get("cls", label), class_name, key)
-    text = row_label(decoded.get("txt"), None, key) if "txt" in decoded else RowLabel(None, None)
+    if "json" not in decoded:
+        return decoded, {}
+    try:
+        fields = json.loads(decoded["json"])
+    except ValueError as fault:
+        raise ValueError(f"the .json file of {key} is not JSON: {fault}") from fault
+    return decoded, fields if isinstance(fields, dict) else {}
+
+
+def _sample_label(texts: dict[str, str], fields: dict[str, Any], key: str) -> RowLabel:
+    """Return the class of a sample from its .cls, .json and .txt files."""
+    row = row_label(texts.get("cls", fields.get("label")), fields.get("class_name"), key)
+    text = row_label(texts.get("txt"), None, key) if "txt" in texts else RowLabel(None, None)
     if row.label is None:
         row = RowLabel(text.label, row.class_name)
     if row.label is not None and row.class_name is None:
         row = RowLabel(row.label, text.class_name)
     return row
+
+
+def _is_caption(texts: dict[str, str]) -> bool:
+    """Whether the .txt file of a sample is a caption: not an index, nor the name of a class beside one."""
+    text = texts.get("txt", "")
+    return not ("cls" in texts or (text.isdecimal() and int(text) < MAX_CLASSES))
+
+
+def _sample_captions(fields: dict[str, Any], text: str, key: str) -> tuple[str, ...]:
+    """Return the captions in the .json file of a sample, or else the text of its .txt file."""
+    for name in ("captions", "caption", "text"):
+        if found := texts_in(fields.get(name), key):
+            return found
+    return texts_in(text, key)

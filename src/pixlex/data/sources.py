@@ -15,6 +15,8 @@ import numpy as np
 from pixlex.data.decoding import IMAGE_SUFFIXES, ImageRecord, UnreadableImage
 from pixlex.data.labels import Labels, no_labels
 
+NO_FILE = "the file does not exist"
+
 
 @runtime_checkable
 class ImageSource(Protocol):
@@ -99,7 +101,7 @@ def read_file(path: Path, key: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as fault:
-        raise UnreadableImage(key, f"the file does not exist: {path}") from fault
+        raise UnreadableImage(key, f"{NO_FILE}: {path}") from fault
     except OSError as fault:
         raise UnreadableImage(key, f"the file cannot be read: {fault.strerror or fault}") from fault
     except ValueError as fault:  # a zero byte in a path

@@ -38,13 +38,14 @@ class ParquetSource:
     Args:
         name: what to call the source.
         files: the parquet files, in order.
+        numbered: call classes without a name by their number, see `pixlex.data.labels.resolve_labels`.
 
     Raises:
         ValueError: if a file cannot be read, there are no rows, not exactly one column holds images (one
             named "image" is preferred), the files differ in their columns, or labels and names do not fit.
     """
 
-    def __init__(self, name: str, files: Sequence[Path]) -> None:
+    def __init__(self, name: str, files: Sequence[Path], *, numbered: bool = False) -> None:
         self.name = name
         self._files = tuple(files)
         self._names = names_within(files)
@@ -68,7 +69,7 @@ class ParquetSource:
             raise ValueError(f"{name} has no rows")
         self._firsts = [group.first for group in self._row_groups]
         self._size = first
-        self.labels = self._read_labels(schema)
+        self.labels = self._read_labels(schema, numbered)
         self._forget()
         if image_bytes > CACHE_BYTES:
             warnings.warn(
@@ -108,21 +109,22 @@ class ParquetSource:
         data = stored_bytes(cell, self._files[where.file].parent, key)
         return ImageRecord(data, int(self.labels.indices[index]), key)
 
-    def column(self, names: Sequence[str]) -> list[Any]:
-        """Return the values of the first of the named columns that the first file has.
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The columns of the first file."""
+        return tuple(self._parquet(0).schema_arrow.names)
+
+    def values(self, name: str) -> list[Any]:
+        """Return the values of a column.
 
         Raises:
-            ValueError: if a file has none of them.
+            ValueError: if a file does not have it.
         """
-        found = self._parquet(0).schema_arrow.names
-        name = next((name for name in names if name in found), None)
         values: list[Any] = []
         for number, path in enumerate(self._files):
             present = self._parquet(number).schema_arrow.names
             if name not in present:
-                raise ValueError(
-                    f"{path}: expected a column {name or ' or '.join(names)}, found {', '.join(present)}"
-                )
+                raise ValueError(f"{path}: expected a column {name}, found {', '.join(present)}")
             values += self._parquet(number).read(columns=[name], use_threads=False)[name].to_pylist()
         self._forget()
         return values
@@ -163,7 +165,7 @@ class ParquetSource:
             self._cache.popitem(last=False)
         return images
 
-    def _read_labels(self, schema: Any) -> Labels:
+    def _read_labels(self, schema: Any, numbered: bool) -> Labels:
         rows: list[RowLabel] = []
         values: list[object] = []
         names = _declared_names(schema)
@@ -177,7 +179,26 @@ class ParquetSource:
                 rows.append(row_label(*pair, f"{path} row {row}"))
         if names and "class_name" not in self._label_columns:
             return labels_of_known_classes(values, names, self.name)
-        return resolve_labels(rows, self.name, self._files[0].parent)
+        return resolve_labels(rows, self.name, self._files[0].parent, numbered=numbered)
+
+
+def columns_without_images(path: Path) -> list[str]:
+    """Return the columns of a parquet file if none of them holds bytes, else nothing.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as fault:
+        raise ValueError(f"{path} cannot be read as parquet: {fault}") from fault
+    return [] if any(_holds_bytes(field.type) for field in schema) else list(schema.names)
+
+
+def table_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of a parquet file, some columns alone."""
+    rows: list[dict[str, Any]] = pq.read_table(path, columns=list(columns), use_threads=False).to_pylist()
+    return rows
 
 
 def _image_column(schema: Any, path: Path) -> str:

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from pixlex.api import ImageTokenizer
 from pixlex.data.decoding import IMAGE_SUFFIXES
 from pixlex.encoding.files import Codes, json_object, read_codes
+from pixlex.files import write_atomically
 from pixlex.models.pretrained import fingerprint
-from pixlex.train.checkpoint import write_atomically
 
 MARK = ".pixlex-decoded.json"
 

@@ -24,7 +24,7 @@ from pixlex.data.sources import ImageSource
 from pixlex.data.transforms import evaluation_transform
 from pixlex.encoding.files import EncodedImage, Kind, check_kind, write_codes
 from pixlex.encoding.journal import Journal, journal_header
-from pixlex.train.checkpoint import write_atomically
+from pixlex.files import write_atomically
 
 # Pillow decodes without holding Python's lock; more threads than this only wait for the disk.
 _MOST_DECODERS = 8

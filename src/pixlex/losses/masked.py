@@ -40,16 +40,15 @@ def masked_word_loss(
     Returns:
         The loss; 0 where nothing is hidden.
     """
-    if len(word_ids) == 0:
-        return vectors.sum()
-    total = len(word_ids) if total is None else total
+    total = (len(word_ids) if total is None else total) or 1  # nothing hidden: a sum of nothing over one
     device = vectors.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
     matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
 
     # Rows are filled up to a few fixed numbers: the CPU's matrix library keeps a packed copy of the matrix for
-    # every shape it has seen, and the number of hidden words is another one at every step.
-    missing = -len(word_ids) % _ROWS
+    # every shape it has seen, and the number of hidden words is another one at every step. Where nothing is
+    # hidden, rows that do not count keep every weight in the graph, as several processes need it.
+    missing = -len(word_ids) % _ROWS if len(word_ids) else _ROWS
     vectors = F.pad(vectors.to(dtype), (0, 0, 0, missing))
     word_ids = F.pad(word_ids, (0, missing), value=_IGNORED)
 

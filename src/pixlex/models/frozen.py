@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
+from pixlex.batch import Words
 from pixlex.config.frozen import FrozenConfig
 from pixlex.nn.causal import CausalLanguageModel, load_causal_language_model
 from pixlex.nn.vit import ImageEncoder
@@ -57,6 +58,10 @@ class Frozen(nn.Module):
     def grid(self) -> int:
         """Patches along one side of the image."""
         return self.config.grid
+
+    def encode_texts(self, texts: Sequence[str], max_words: int) -> Words:
+        """Return texts as the language model reads them, each cut to so many words (tokens) with its end."""
+        return self.language.encode(texts, max_words)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
         """Move the language model along when the model moves."""

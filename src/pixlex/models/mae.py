@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from pixlex.config.mae import MAEConfig
+from pixlex.nn.vit import sine_positions
 
 # Mean and standard deviation of ImageNet's pixels, as He et al. normalize.
 _MEAN = (0.485, 0.456, 0.406)
@@ -137,21 +138,3 @@ def _initialize(network: ViTMAEForPreTraining, grid: int) -> None:
         width = getattr(owner, name).shape[-1]
         delattr(owner, name)
         owner.register_buffer(name, sine_positions(grid, width), persistent=False)
-
-
-def sine_positions(grid: int, width: int) -> Float[Tensor, "1 N1 D"]:
-    """Return fixed positions of a square grid after a row of zeros for the class token (He et al. 2021).
-
-    A quarter each of sines and cosines of the column, then of the row, wavelengths from 2 pi to 20,000 pi.
-
-    Args:
-        grid: patches along one side.
-        width: D, a multiple of 4.
-    """
-    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(grid, dtype=torch.float64).outer(frequencies)
-    along = torch.cat([angles.sin(), angles.cos()], dim=1)
-    columns = along.repeat(grid, 1)
-    rows = along.repeat_interleave(grid, dim=0)
-    places = torch.cat([columns, rows], dim=1)
-    return torch.cat([torch.zeros(1, width), places.float()]).unsqueeze(0)

@@ -12,10 +12,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pixlex.config.cbvila import CBViLAConfig
 from pixlex.config.frozen import FrozenConfig
 from pixlex.config.lqae import LQAEConfig, VQVAEConfig
 from pixlex.config.mae import MAEConfig
 from pixlex.config.run import run_from
+from pixlex.models.cbvila import CBViLA
 from pixlex.models.frozen import Frozen
 from pixlex.models.lqae import LQAE
 from pixlex.models.mae import MAE
@@ -26,8 +28,14 @@ WEIGHTS = "model.safetensors"
 FORMAT = 1
 
 Tokenizer = LQAE | VQVAE
-Model = Tokenizer | MAE | Frozen
-_FAMILIES: dict[type[Model], str] = {LQAE: "lqae", VQVAE: "vqvae", MAE: "mae", Frozen: "frozen"}
+Model = Tokenizer | MAE | Frozen | CBViLA
+_FAMILIES: dict[type[Model], str] = {
+    LQAE: "lqae",
+    VQVAE: "vqvae",
+    MAE: "mae",
+    Frozen: "frozen",
+    CBViLA: "cbvila",
+}
 _CONSEQUENCES: dict[type[Model], str] = {
     LQAE: "codes mean nothing in another vocabulary",
     Frozen: "an image's embeddings mean nothing to another language model",
@@ -37,8 +45,8 @@ _CONSEQUENCES: dict[type[Model], str] = {
 @overload
 def build(config: LQAEConfig | VQVAEConfig) -> Tokenizer: ...
 @overload
-def build(config: MAEConfig | FrozenConfig) -> MAE | Frozen: ...
-def build(config: LQAEConfig | VQVAEConfig | MAEConfig | FrozenConfig) -> Model:
+def build(config: MAEConfig | FrozenConfig | CBViLAConfig) -> MAE | Frozen | CBViLA: ...
+def build(config: LQAEConfig | VQVAEConfig | MAEConfig | FrozenConfig | CBViLAConfig) -> Model:
     """Build an untrained model from the configuration of its family."""
     match config:
         case LQAEConfig():
@@ -49,6 +57,8 @@ def build(config: LQAEConfig | VQVAEConfig | MAEConfig | FrozenConfig) -> Model:
             return MAE.build(config)
         case FrozenConfig():
             return Frozen.build(config)
+        case CBViLAConfig():
+            return CBViLA.build(config)
 
 
 def save(model: Model, folder: Path) -> None:
@@ -68,6 +78,8 @@ def save(model: Model, folder: Path) -> None:
         config["num_codewords"] = model.num_codewords
     if isinstance(model, LQAE | Frozen):
         config["language"] = {"name": model.language.name, "fingerprint": model.language.fingerprint}
+    if isinstance(model, CBViLA):
+        config["language"] = {"name": model.tokenizer.name, "fingerprint": model.tokenizer.fingerprint}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -93,7 +105,8 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
 
     Args:
         name: a model directory, a run folder (its `model` is taken), or a repository on the hub.
-        language_model: where the frozen language model lies now, if not under the name it was trained with.
+        language_model: where the frozen language model, or the tokenizer of CB-ViLA, lies now, if not under the
+            name it was trained with.
         revision: branch, tag or commit of a repository on the hub.
 
     Raises:
@@ -110,6 +123,8 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
     values = config["model"]
     if language_model is not None and "language" in values:
         values["language"]["name"] = language_model
+    if language_model is not None and config["family"] == "cbvila":
+        values["text"]["tokenizer"] = language_model
     run = run_from({"family": config["family"], "model": values}, str(folder / CONFIG))
     model = build(run.model)
     if isinstance(model, LQAE | Frozen) and model.language.fingerprint != config["language"]["fingerprint"]:
@@ -118,6 +133,12 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
             f"{folder} was trained with {what} {config['language']['fingerprint'][:12]} of "
             f"{config['language']['name']!r}, but {model.language.name!r} has "
             f"{model.language.fingerprint[:12]}: {_CONSEQUENCES[type(model)]}"
+        )
+    if isinstance(model, CBViLA) and model.tokenizer.fingerprint != config["language"]["fingerprint"]:
+        raise ValueError(
+            f"{folder} was trained with the vocabulary {config['language']['fingerprint'][:12]} of "
+            f"{config['language']['name']!r}, but {model.tokenizer.name!r} has "
+            f"{model.tokenizer.fingerprint[:12]}: word vectors mean nothing under another vocabulary"
         )
     if isinstance(model, Tokenizer) and model.num_codewords != config["num_codewords"]:
         raise ValueError(

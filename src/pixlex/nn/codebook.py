@@ -1,15 +1,15 @@
-"""Codebooks: frozen word embeddings or learned codewords, and how gradients pass the nearest one."""
+"""Words of a frozen vocabulary as codewords, and what every codebook has in common."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pixlex.config.lqae import QuantizerConfig
-from pixlex.nn.nearest import Metric, nearest_codeword, nearest_codewords
+from pixlex.nn.nearest import nearest_codeword, nearest_codewords
 from pixlex.nn.whitening import Moments, Whitening
 
 
@@ -145,64 +145,6 @@ def _principal_directions(embedding: Tensor, num_directions: int) -> tuple[Tenso
     leading = torch.arange(len(variances) - 1, len(variances) - 1 - num_directions, -1)
     scales = variances[leading].clamp_min(1e-12).sqrt()
     return center.float(), directions[:, leading].float().contiguous(), scales.float()
-
-
-class LearnedCodebook(nn.Module):
-    """Codewords learned by gradient (van den Oord et al. 2017), with restart of dead ones.
-
-    Args:
-        num_codewords: K.
-        width: S, the width of a codeword.
-        metric: nearest by angle or by distance.
-    """
-
-    idle_steps: Tensor
-
-    def __init__(self, num_codewords: int, width: int, metric: Metric) -> None:
-        super().__init__()
-        self.metric: Metric = metric
-        self.weight = nn.Parameter(torch.randn(num_codewords, width) / width**0.5)
-        self.register_buffer("idle_steps", torch.zeros(num_codewords, dtype=torch.long))
-
-    @property
-    def num_codewords(self) -> int:
-        """K, the number of codewords."""
-        return len(self.weight)
-
-    def forward(self, z: Float[Tensor, "B N S"]) -> Quantized:
-        """Return the nearest codewords; `values` carries the gradient of `z`."""
-        with torch.autocast(z.device.type, enabled=False):
-            z = z.float()
-            codes = nearest_codeword(z.detach().flatten(0, 1), self.weight.detach(), self.metric)
-            codes = codes.view(z.shape[:2])
-            codewords = self.weight[codes]
-            return Quantized(straight_through(z, codewords), codes, z, codewords)
-
-    @torch.no_grad()
-    def note_usage(self, used: Bool[Tensor, " K"]) -> None:
-        """Count one more idle step for each codeword that the last batch did not use."""
-        self.idle_steps.add_(1).masked_fill_(used, 0)
-
-    @torch.no_grad()
-    def restart(
-        self, rows: Float[Tensor, "M S"], idle_limit: int, generator: torch.Generator
-    ) -> Int[Tensor, " R"]:
-        """Place codewords idle for `idle_limit` steps on random patch vectors.
-
-        Args:
-            rows: patch vectors to draw from, the same on every process.
-            idle_limit: steps without use after which a codeword counts as dead.
-            generator: on the CPU, the same on every process.
-
-        Returns:
-            The codes restarted.
-        """
-        dead = (self.idle_steps >= idle_limit).nonzero().flatten()
-        if len(dead):
-            drawn = torch.randint(len(rows), (len(dead),), generator=generator).to(rows.device)
-            self.weight[dead] = rows[drawn].to(self.weight.dtype)
-            self.idle_steps[dead] = 0
-        return dead
 
 
 @torch.no_grad()

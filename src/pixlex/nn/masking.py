@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+# Shares of the hidden words that become the mask word, and any word; the rest stay (Devlin et al. 2018, 3.1).
+_MASKED, _REPLACED = 0.8, 0.1
 
 
 def random_mask(
@@ -28,3 +33,104 @@ def random_mask(
     span = torch.rand(num_images, 1, generator=generator)
     ratio = ratio_min + (ratio_max - ratio_min) * span
     return torch.rand(num_images, num_patches, generator=generator) < ratio
+
+
+@dataclass(frozen=True)
+class SplitPatches:
+    """Patches of each image, in two parts, each in the order of the grid.
+
+    Attributes:
+        visible: places that are seen.
+        hidden: places that are not.
+    """
+
+    visible: Int[Tensor, "B n"]
+    hidden: Int[Tensor, "B m"]
+
+    def to(self, device: torch.device) -> SplitPatches:
+        """Return the places on a device."""
+        return SplitPatches(self.visible.to(device), self.hidden.to(device))
+
+
+def split_patches(
+    num_images: int, num_patches: int, num_visible: int, generator: torch.Generator
+) -> SplitPatches:
+    """Draw exactly `num_visible` patches of each image, all sets alike likely (He et al. 2021, section 3).
+
+    Args:
+        num_images: B.
+        num_patches: N.
+        num_visible: n, in [0, N].
+        generator: on the CPU, so that every device draws the same masks.
+
+    Returns:
+        The places, on the CPU.
+    """
+    order = torch.rand(num_images, num_patches, generator=generator).argsort(dim=1)
+    return SplitPatches(order[:, :num_visible].sort(dim=1).values, order[:, num_visible:].sort(dim=1).values)
+
+
+@dataclass(frozen=True)
+class WordDraws:
+    """What decides which words are hidden and how: drawn for the longest text, so that padding changes nothing.
+
+    Attributes:
+        hide: uniform in [0, 1); a word is hidden below the ratio.
+        kind: uniform in [0, 1); decides what stands in its place.
+        words: the words that stand there when any word does.
+    """
+
+    hide: Float[Tensor, "B L"]
+    kind: Float[Tensor, "B L"]
+    words: Int[Tensor, "B L"]
+
+    @classmethod
+    def draw(cls, num_texts: int, length: int, vocab_size: int, generator: torch.Generator) -> WordDraws:
+        """Draw for texts of up to `length` words, on the CPU."""
+        return cls(
+            torch.rand(num_texts, length, generator=generator),
+            torch.rand(num_texts, length, generator=generator),
+            torch.randint(vocab_size, (num_texts, length), generator=generator),
+        )
+
+    def part(self, first: int, rows: int, length: int, device: torch.device) -> WordDraws:
+        """Return the draws of some texts, cut to the length of their batch."""
+        parts = (one[first : first + rows, :length].to(device) for one in (self.hide, self.kind, self.words))
+        return WordDraws(*parts)
+
+
+@dataclass(frozen=True)
+class MaskedWords:
+    """Texts with hidden words.
+
+    Attributes:
+        word_ids: the texts as the encoder reads them.
+        mask: True where a word was chosen, whatever stands there now.
+    """
+
+    word_ids: Int[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+
+
+def mask_words(
+    word_ids: Int[Tensor, "B T"],
+    special: Bool[Tensor, "B T"],
+    ratio: float,
+    mask_id: int,
+    draws: WordDraws,
+) -> MaskedWords:
+    """Hide words as BERT does: of the chosen ones 80 % become the mask word, 10 % any word, 10 % stay.
+
+    Source: Devlin et al. 2018, section 3.1.
+
+    Args:
+        word_ids: the texts.
+        special: True where no word is hidden: starts, ends, padding.
+        ratio: share of the other words that are chosen, in [0, 1].
+        mask_id: the mask word.
+        draws: of the shape of the texts.
+    """
+    mask = (draws.hide < ratio) & ~special
+    shown = torch.where(mask & (draws.kind < _MASKED), mask_id, word_ids)
+    anything = mask & (draws.kind >= _MASKED) & (draws.kind < _MASKED + _REPLACED)
+    return MaskedWords(torch.where(anything, draws.words, shown), mask)

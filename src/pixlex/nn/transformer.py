@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -51,10 +53,12 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width, bias=bias)
         self.output = nn.Linear(width, width, bias=bias)
 
-    def forward(self, sequence: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        """Return the attended sequence, without residual."""
+    def forward(
+        self, sequence: Float[Tensor, "B N D"], bias: Float[Tensor, "B 1 1 N"] | None = None
+    ) -> Float[Tensor, "B N D"]:
+        """Return the attended sequence, without residual; `bias` is added to the scores (see `attend`)."""
         queries, keys, values = self.query_key_value(sequence).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        attended = attend(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
+        attended = attend(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), bias)
         output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return output
 
@@ -121,6 +125,25 @@ class OfficialBlock(nn.Module):
         hidden = self.neighbors(on_grid).flatten(2).transpose(1, 2)
         output: Tensor = sequence + self.contract(self.hidden_norm(hidden))
         return output
+
+
+def initializer(width: int) -> Callable[[nn.Module], None]:
+    """Return `initialize` with a spread of 0.02 at BERT-base's width of 768, wider in narrower networks.
+
+    N(0, 0.02 * sqrt(768 / width)): what a linear map makes of a normed vector then varies alike at any width. With
+    0.02 throughout, attention in a network of 128 is nearly even, and what it adds after a norm nearly nothing.
+
+    Args:
+        width: D, of the vectors that come in.
+    """
+
+    def draw(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.02 * (768 / width) ** 0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    return draw
 
 
 def initialize(module: nn.Module) -> None:

@@ -1,13 +1,13 @@
-"""The vision transformer on both sides of the words: image encoder and pixel decoder."""
+"""The vision transformer on both sides of the words: image encoders and pixel decoder."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pixlex.config.lqae import VisionConfig
-from pixlex.nn.transformer import Block, OfficialBlock, initialize
+from pixlex.nn.transformer import Block, OfficialBlock, initialize, initializer
 
 
 class Trunk(nn.Module):
@@ -67,12 +67,90 @@ class ImageEncoder(nn.Module):
         Raises:
             ValueError: when the images are not of the configured size.
         """
-        if images.shape[1:] != (3, self.image_size, self.image_size):
-            raise ValueError(
-                f"expected images of 3 x {self.image_size} x {self.image_size}, got {tuple(images.shape[1:])}"
-            )
+        _check_size(images, self.image_size)
         sequence: Tensor = self.trunk(self.patches(images).flatten(2).transpose(1, 2))
         return sequence
+
+
+class ClassTokenEncoder(nn.Module):
+    """Image to one vector for the whole and one per patch, of all patches or of the visible ones.
+
+    The standard pre-norm vision transformer (Dosovitskiy et al. 2020). Hidden patches are dropped before the first
+    block, after positions were added (He et al. 2021, section 3).
+
+    Args:
+        image_size: side of the image in pixels.
+        patch_size: side of a patch in pixels.
+        width: D, the width of the vectors.
+        depth: number of blocks.
+        heads: attention heads.
+        mlp_ratio: width of the feed-forward part over D.
+    """
+
+    def __init__(
+        self, image_size: int, patch_size: int, width: int, depth: int, heads: int, mlp_ratio: float
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.patches = nn.Conv2d(3, width, patch_size, stride=patch_size)
+        self.class_token = nn.Parameter(torch.empty(1, 1, width))
+        self.positions = nn.Parameter(torch.empty(1, (image_size // patch_size) ** 2 + 1, width))
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.apply(initializer(width))
+        nn.init.normal_(self.class_token, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
+
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], visible: Int[Tensor, "B n"] | None = None
+    ) -> Float[Tensor, "B n1 D"]:
+        """Return the class vector, then the patch vectors in the order of the grid, or of `visible`.
+
+        Args:
+            images: normalized pixels.
+            visible: the patches that are seen; all when None.
+
+        Raises:
+            ValueError: when the images are not of the configured size.
+        """
+        _check_size(images, self.image_size)
+        sequence = self.patches(images).flatten(2).transpose(1, 2) + self.positions[:, 1:]
+        if visible is not None:
+            sequence = take(sequence, visible)
+        first = (self.class_token + self.positions[:, :1]).expand(len(images), -1, -1)
+        sequence = torch.cat([first.to(sequence.dtype), sequence], dim=1)
+        for block in self.blocks:
+            sequence = block(sequence)
+        normed: Tensor = self.norm(sequence)
+        return normed
+
+
+def take(sequence: Float[Tensor, "B N D"], places: Int[Tensor, "B n"]) -> Float[Tensor, "B n D"]:
+    """Return the vectors at the given places of each sequence."""
+    return sequence.gather(1, places.unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))
+
+
+def sine_positions(grid: int, width: int) -> Float[Tensor, "1 N1 D"]:
+    """Return fixed positions of a square grid after a row of zeros for the class token (He et al. 2021).
+
+    A quarter each of sines and cosines of the column, then of the row, wavelengths from 2 pi to 20,000 pi.
+
+    Args:
+        grid: patches along one side.
+        width: D, a multiple of 4.
+    """
+    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(grid, dtype=torch.float64).outer(frequencies)
+    along = torch.cat([angles.sin(), angles.cos()], dim=1)
+    columns = along.repeat(grid, 1)
+    rows = along.repeat_interleave(grid, dim=0)
+    places = torch.cat([columns, rows], dim=1)
+    return torch.cat([torch.zeros(1, width), places.float()]).unsqueeze(0)
+
+
+def _check_size(images: Tensor, size: int) -> None:
+    if images.shape[1:] != (3, size, size):
+        raise ValueError(f"expected images of 3 x {size} x {size}, got {tuple(images.shape[1:])}")
 
 
 class PixelDecoder(nn.Module):

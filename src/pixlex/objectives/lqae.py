@@ -16,6 +16,7 @@ from pixlex.models.lqae import LQAE, LQAEOutput
 from pixlex.models.vqvae import VQVAE
 from pixlex.nn.codebook import Quantized, count_codes, perplexity
 from pixlex.nn.masking import random_mask
+from pixlex.objectives.codebook_care import revive
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 
 
@@ -146,8 +147,8 @@ class VQVAEObjective(Objective):
         counts, measures = _usage(self._last, self.model.num_codewords)
         if self.config.restart_after:
             self.model.codebook.note_usage(counts > 0)
-            rows = distributed.all_gather(self._last.z.detach().flatten(0, 1))
-            restarted = self.model.codebook.restart(rows, self.config.restart_after, step.generator)
+            rows = self._last.z.detach().flatten(0, 1)
+            restarted = revive(self.model.codebook, rows, self.config.restart_after, step.generator)
             measures["restarted"] = float(len(restarted))
         return measures
 

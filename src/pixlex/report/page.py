@@ -82,6 +82,7 @@ def write_page(
     introduction: str = "",
     notes: Sequence[str] = (),
     curves: Path | None = None,
+    pictures: Mapping[str, Path] | None = None,
 ) -> Path:
     """Write a page: images, words, reconstructions, numbers, curves, commands, settings.
 
@@ -97,10 +98,12 @@ def write_page(
         introduction: a few sentences; an empty line starts a new paragraph.
         notes: sentences that stand below the numbers.
         curves: PNG of the curves; None shows none.
+        pictures: further PNGs, each under its heading, before the curves.
 
     Returns:
         The path.
     """
+    shown = {**(pictures or {}), **({} if curves is None else {"Curves": curves})}
     source = resources.files("pixlex.report").joinpath("page.html").read_text("utf-8")
     page = Template(source).substitute(
         title=escape(title),
@@ -108,7 +111,7 @@ def write_page(
         examples=_examples(examples) if examples is not None else "",
         numbers="\n".join(_rows(numbers)),
         notes=_notes(notes),
-        curves=_curves(curves) if curves is not None else "",
+        curves="\n".join(_picture(*one) for one in shown.items()),
         commands=escape("\n".join(commands)),
         config=escape(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)),
     )
@@ -152,9 +155,10 @@ def _rows(numbers: Mapping[str, float]) -> Iterator[str]:
         )
 
 
-def _curves(path: Path) -> str:
+def _picture(heading: str, path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return f'<h2>Curves</h2>\n<img class="curves" alt="curves of the run" src="data:image/png;base64,{data}">'
+    title = escape(heading)
+    return f'<h2>{title}</h2>\n<img class="curves" alt="{title}" src="data:image/png;base64,{data}">'
 
 
 def _examples(examples: Examples) -> str:

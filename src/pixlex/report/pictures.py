@@ -94,6 +94,38 @@ def image_columns(columns: Mapping[str, Float[Tensor, "E 3 H W"]], path: Path) -
     return _write_sheet(list(columns), rows, path)
 
 
+def labeled_rows(columns: Mapping[str, Float[Tensor, "E 3 H W"]], labels: Sequence[str], path: Path) -> Path:
+    """Write a PNG with one column of images under each title and a line of text below each row.
+
+    Args:
+        columns: as `image_columns`.
+        labels: a text for each row, cut to the width.
+        path: where to write.
+
+    Returns:
+        The path.
+    """
+    images = next(iter(columns.values()))
+    scale = _scale(images.shape[-1], 1)
+    side = scale * images.shape[-1]
+    width = 2 * _MARGIN + len(columns) * (side + _GAP) - _GAP
+    step = side + _TITLE + _GAP
+    sheet = Image.new("RGB", (width, 2 * _MARGIN + _TITLE + len(images) * step), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    letters = int((width - 2 * _MARGIN) / 8.2)
+    for column, (title, rows) in enumerate(columns.items()):
+        left = _MARGIN + column * (side + _GAP)
+        draw.text((left, _MARGIN), title, fill=_INK, font=font(18))
+        for row, image in enumerate(rows):
+            sheet.paste(enlarged(image, scale), (left, _MARGIN + _TITLE + row * step))
+    for row, label in enumerate(labels):
+        text = label if len(label) <= letters else label[: letters - 3] + "..."
+        draw.text((_MARGIN, _MARGIN + _TITLE + row * step + side + 4), text, fill=_INK, font=font(15))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, format="PNG")
+    return path
+
+
 def _write_sheet(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], path: Path) -> Path:
     """Write rows of square panels of one size under their titles."""
     side = rows[0][0].width

@@ -20,18 +20,22 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 
 # Panels come in this order, all others after them by name. Curves of one panel share an axis.
 _ORDER = (
-    "total", "reconstruction", "commitment", "codebook", "masked_language", "entropy", "distinct_codewords",
-    "perplexity", "cosine", "norm_z", "psnr", "ssim", "learning_rate", "gradient_norm", "images", "wait",
+    "total", "reconstruction", "image_text_contrastive", "image_text_matching", "masked_language",
+    "masked_image", "masked_image_gain", "pixel", "hidden_mse", "commitment", "codebook", "entropy",
+    "quantization_error_share", "distinct_codewords", "perplexity", "text_recall_at_1", "cosine", "norm_z",
+    "psnr", "ssim", "learning_rate", "gradient_norm", "images", "wait",
 )  # fmt: skip
 _PANEL_OF = {"mse": "reconstruction", "masked_mse": "reconstruction", "mean_image_mse": "reconstruction"}
-_PANEL_OF["norm_codeword"] = "norm_z"
+_PANEL_OF |= {"norm_codeword": "norm_z", "visible_mse": "hidden_mse"}
+_PANEL_OF |= {f"{side}_recall_at_{k}": "text_recall_at_1" for side in ("text", "image") for k in (1, 10)}
 # Constants of an evaluation, or what another panel shows already.
 _NOT_DRAWN = {
     "eval/num_images", "eval/words_per_image", "eval/mean_color_mse", "eval/images_per_second",
-    "eval/codebook_usage", "eval/text_round_trip_rate", "eval/tokenizer_round_trip_rate",
+    "eval/codebook_usage", "eval/text_recall_at_5", "eval/image_recall_at_5", "eval/temperature",
+    "eval/text_round_trip_rate", "eval/tokenizer_round_trip_rate",
 }  # fmt: skip
 # Drawn over several powers of ten where the values need it.
-_LOGARITHMIC = {"total", "reconstruction", "commitment", "codebook", "norm_z", "gradient_norm"}
+_LOGARITHMIC = {"total", "reconstruction", "pixel", "commitment", "codebook", "norm_z", "gradient_norm"}
 
 _COLUMNS = 3
 _LOGARITHMIC_FROM = 3.0  # largest value over smallest

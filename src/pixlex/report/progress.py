@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from pixlex.batch import ImageBatch, Skipped
+from pixlex.config.cbvila import CBViLARun
 from pixlex.config.frozen import FrozenRun
 from pixlex.config.mae import MAERun
 from pixlex.config.run import Run
-from pixlex.data.loader import evaluation_batches
 from pixlex.data.pairs import PairSource, evaluation_pairs
 from pixlex.data.sources import ImageSource
 from pixlex.eval.captions import CaptionsResult, evaluate_captions
@@ -25,61 +22,14 @@ from pixlex.models.frozen import Frozen
 from pixlex.models.lqae import LQAE
 from pixlex.models.mae import MAE
 from pixlex.models.vqvae import VQVAE
+from pixlex.objectives.cbvila import CBViLAObjective
+from pixlex.objectives.phase import Objective
 from pixlex.report.captions import captioned_images
+from pixlex.report.measuring import Progress, unreadable
 from pixlex.report.page import run_page, write_page
 from pixlex.report.pictures import image_columns, reconstruction_grid
-from pixlex.report.plots import curves
+from pixlex.report.pretraining import PretrainingProgress
 from pixlex.train.parallel import pick_device
-from pixlex.train.tracking import METRICS
-
-
-class Progress(ABC):
-    """Measures the validation images when called, and draws them.
-
-    Args:
-        run: the configuration.
-        model: the network in training.
-        validation: the images.
-        folder: the run folder; pictures go to `pictures`.
-
-    Attributes:
-        numbers: of the newest evaluation; empty before the first.
-    """
-
-    def __init__(self, run: Run, model: nn.Module, validation: ImageSource, folder: Path) -> None:
-        self.run, self.model, self.validation, self.folder = run, model, validation, folder
-        self.numbers: Mapping[str, float] = {}
-
-    def __call__(self, step: int) -> Mapping[str, float]:
-        """Return the numbers of one evaluation, after leaving its picture and the curves."""
-        self.numbers = self._measure(step)
-        curves(self.folder / METRICS, self.folder / "curves.png")
-        return self.numbers
-
-    @abstractmethod
-    def write_page(self, commands: Sequence[str]) -> Path:
-        """Write the page of the newest evaluation; `commands` is what was typed, exactly."""
-
-    @abstractmethod
-    def _measure(self, step: int) -> Mapping[str, float]:
-        """Measure and draw."""
-
-    def _batches(self) -> Iterator[ImageBatch]:
-        return evaluation_batches(
-            self.validation,
-            image_size=self.run.model.image_size,
-            batch_size=self.run.eval.batch_size,
-            limit=self.run.eval.limit or None,
-            workers=self.run.data.workers,
-        )
-
-    def _picture(self, kind: str, step: int) -> Path:
-        return self.folder / "pictures" / f"{kind}-{step:08d}.png"
-
-    @property
-    def _curves(self) -> Path | None:
-        path = self.folder / "curves.png"
-        return path if path.is_file() else None
 
 
 class TokenizerProgress(Progress):
@@ -92,7 +42,7 @@ class TokenizerProgress(Progress):
         run, config = self.run, self.run.eval
         self.result = evaluate_reconstruction(
             self.model,
-            self._batches(),
+            self.batches(),
             device=pick_device(run.train.device),
             precision=run.train.precision,
             num_folds=config.word_folds,
@@ -100,7 +50,7 @@ class TokenizerProgress(Progress):
             limit=config.limit or None,
             save_examples=config.examples,
         )
-        examples, picture = self.result.examples, self._picture("reconstruction", step)
+        examples, picture = self.result.examples, self.picture("reconstruction", step)
         reconstruction_grid(
             examples.originals, examples.reconstructions, examples.words, self.model.grid, picture
         )
@@ -122,7 +72,7 @@ class MaskedProgress(Progress):
         config = self.run.eval
         self.result = evaluate_masked_patches(
             self.model.to(pick_device(self.run.train.device)),
-            self._batches(),
+            self.batches(),
             normalize=self.run.objective.normalize_targets,
             precision=self.run.train.precision,
             total=min(len(self.validation), config.limit or len(self.validation)),
@@ -130,7 +80,7 @@ class MaskedProgress(Progress):
         )
         result = self.result
         columns = {"original": result.originals, "seen": result.seen, "rebuilt": result.rebuilt}
-        image_columns(columns, self._picture("masked", step))
+        image_columns(columns, self.picture("masked", step))
         return result.numbers
 
     def write_page(self, commands: Sequence[str]) -> Path:
@@ -156,8 +106,8 @@ class MaskedProgress(Progress):
             ),
             commands=commands,
             config=dataclasses.asdict(self.run),
-            notes=_unreadable(result.skipped),
-            curves=self._curves,
+            notes=unreadable(result.skipped),
+            curves=self.curves,
         )
 
 
@@ -170,10 +120,10 @@ class CaptionProgress(Progress):
         assert isinstance(self.model, Frozen)
         assert isinstance(self.run, FrozenRun)
         assert isinstance(self.validation, PairSource)
-        config, max_words, language = self.run.eval, self.run.data.max_words, self.model.language
+        config, max_words, model = self.run.eval, self.run.data.max_words, self.model
         batches = evaluation_pairs(
             self.validation,
-            encode=lambda texts: language.encode(texts, max_words),
+            encode=lambda texts: model.encode_texts(texts, max_words),
             image_size=self.run.model.image_size,
             batch_size=config.batch_size,
             limit=config.limit or None,
@@ -186,7 +136,7 @@ class CaptionProgress(Progress):
             total=min(len(self.validation), config.limit or len(self.validation)),
             save_examples=config.examples,
         )
-        captioned_images(self.result.originals, self._said(), self._picture("captions", step))
+        captioned_images(self.result.originals, self._said(), self.picture("captions", step))
         return self.result.numbers
 
     def _said(self) -> list[tuple[str, str]]:
@@ -206,22 +156,22 @@ class CaptionProgress(Progress):
             examples=None,
             commands=commands,
             config=dataclasses.asdict(self.run),
-            notes=[*said, *_unreadable(result.skipped)],
-            curves=self._curves,
+            notes=[*said, *unreadable(result.skipped)],
+            curves=self.curves,
         )
 
 
-def _unreadable(skipped: Sequence[Skipped]) -> list[str]:
-    """Return a sentence for each of the first images that could not be read."""
-    return [f"could not be read: {one.key}, {one.reason}" for one in skipped[:5]]
-
-
-def progress_of(run: Run, model: nn.Module, validation: ImageSource, folder: Path) -> Progress:
+def progress_of(run: Run, objective: Objective, validation: ImageSource, folder: Path) -> Progress:
     """Return what measures a run's model; see `Progress`."""
+    model = objective.model
     match run:
         case MAERun():
             return MaskedProgress(run, model, validation, folder)
         case FrozenRun():
             return CaptionProgress(run, model, validation, folder)
+        case CBViLARun():
+            assert isinstance(objective, CBViLAObjective)
+            assert isinstance(validation, PairSource)
+            return PretrainingProgress(run, objective, validation, folder)
         case _:
             return TokenizerProgress(run, model, validation, folder)

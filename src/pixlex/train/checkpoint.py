@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 from pathlib import Path
@@ -10,31 +9,9 @@ from typing import Any
 
 import torch
 
+from pixlex.files import write_atomically
+
 _NAME = re.compile(r"step-(\d+)\.pt")
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Let `write(temporary_path)` make a file, flush it to disk and give it its name in one move.
-
-    A kill or a full disk leaves the old file, if any, untouched.
-
-    Args:
-        path: the final name.
-        write: called with a path in the same folder.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:

@@ -85,7 +85,6 @@ def fit(
     objective.to(device)
     optimizer = build_optimizer(objective, config)
     first_step = _restore(objective, optimizer, folder / "checkpoints")
-    wrapped = share_gradients(objective)
     is_first = distributed.rank() == 0
     tracker = Tracker(folder, first_step, settings, config.wandb) if is_first else None
     stream = batches(first_step)
@@ -99,12 +98,12 @@ def fit(
     )
     meter, step_number = _Meter(), first_step
     phase = objective.phase_at(first_step)
-    _train_only(objective, phase)
+    wrapped = _train_only(objective, phase)
     with _interruptible() as interrupted:
         while step_number < config.steps and not interrupted():
             if objective.phase_at(step_number) is not phase:  # the next one begins
                 phase = objective.phase_at(step_number)
-                _train_only(objective, phase)
+                wrapped = _train_only(objective, phase)
             waited = time.perf_counter()
             batch = next(stream)
             meter.wait += time.perf_counter() - waited
@@ -190,10 +189,12 @@ def _mix(*numbers: int) -> int:
     return mixed
 
 
-def _train_only(objective: Objective, phase: Phase) -> None:
-    """Let gradients reach the parameters of a phase and no others."""
+def _train_only(objective: Objective, phase: Phase) -> nn.Module:
+    """Let gradients reach the parameters of a phase and no others; return what shares them with all processes."""
     for name, parameter in objective.named_parameters():
         parameter.requires_grad_(name.startswith(phase.trains))
+    # Anew for each phase: what is wrapped waits for a gradient of every parameter that can have one.
+    return share_gradients(objective)
 
 
 def _restore(objective: Objective, optimizer: torch.optim.Optimizer, folder: Path) -> int:

@@ -33,14 +33,15 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the rate of a step: linear warm-up from 0, then a cosine to the final rate at `config.steps`.
+    """Return the rate of a step: linear warm-up, then a cosine to the final rate at `config.steps`.
 
     Args:
         step: steps finished before this one.
-        config: peak, final rate, warm-up and length.
+        config: initial, peak and final rate, warm-up and length.
     """
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+        rise = config.learning_rate - config.initial_learning_rate
+        return config.initial_learning_rate + rise * (step + 1) / config.warmup_steps
     span = max(1, config.steps - config.warmup_steps)
     share = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - config.warmup_steps) / span)))
     return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * share

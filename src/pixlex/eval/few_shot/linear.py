@@ -18,6 +18,7 @@ from pixlex.eval.few_shot.features import DenseTable, Features, Metric
 from pixlex.eval.few_shot.fingerprints import digest
 from pixlex.eval.few_shot.nearest import Classes, Values, Vector, Vectors, answer_by
 from pixlex.eval.few_shot.readers import read_pixels
+from pixlex.models.cbvila import CBViLA
 from pixlex.models.inference import Precision, compute_rows
 from pixlex.models.mae import MAE
 from pixlex.models.pretrained import Model, fingerprint
@@ -64,7 +65,11 @@ class EncoderFeatures:
 
 def _embedding(model: Model) -> Callable[[Tensor], Tensor]:
     """Return what maps images to one vector each."""
-    return model.embed if isinstance(model, MAE) else lambda images: model.encoder(images).float().mean(1)
+    return (
+        model.embed
+        if isinstance(model, MAE | CBViLA)
+        else lambda images: model.encoder(images).float().mean(1)
+    )
 
 
 class LinearPerEpisode:

@@ -1,0 +1,125 @@
+"""`evaluate retrieval` and `gallery`."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from pixlex.batch import Skipped
+from pixlex.cli.output import answer, remark, table
+from pixlex.cli.tokens import remark_skipped
+from pixlex.data.broken import BrokenImages
+from pixlex.data.images import open_source
+from pixlex.data.loader import evaluation_batches
+from pixlex.data.pairs import open_pairs
+from pixlex.eval.codewords import codeword_purity
+from pixlex.eval.retrieval import evaluate_retrieval, gallery
+from pixlex.models import pretrained
+from pixlex.models.cbvila import CBViLA
+from pixlex.models.inference import compute_rows
+from pixlex.models.lqae import LQAE
+from pixlex.models.vqvae import VQVAE
+from pixlex.report.gallery import codeword_gallery
+from pixlex.report.measures import measure_of
+from pixlex.train.parallel import pick_device
+
+
+def retrieval(options: Namespace) -> int:
+    """Measure how well images are found by texts and texts by images."""
+    source = open_pairs(options.data)
+    source = source if options.raw_captions else source.cleaned()
+    model = _cbvila(options)
+    items = gallery(
+        model,
+        source,
+        max_words=min(options.max_words, model.config.text.positions),
+        batch_size=options.batch_size,
+        limit=options.limit,
+        precision=options.precision,
+        progress=not options.quiet,
+    )
+    BrokenImages(None, source, options.max_broken_share).record(items.skipped, len(items.seen))
+    result = evaluate_retrieval(
+        model, items, score=options.score, top_k=options.top_k, precision=options.precision,
+        progress=not options.quiet,
+    )  # fmt: skip
+    values = {
+        "model": options.model,
+        "untrained": options.untrained,
+        "data": source.name,
+        "protocol": result.protocol,
+        **{name.removeprefix("eval/"): value for name, value in result.numbers.items()},
+        "num_images": result.num_images,
+        "num_captions": result.num_captions,
+        "num_scored": result.num_scored,
+        "skipped": [asdict(one) for one in result.skipped],
+    }
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    remark_skipped(options, result.skipped)
+    rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
+    answer(options, values, f"{result.protocol}\n{table(rows)}")
+    return 0
+
+
+def _cbvila(options: Namespace) -> CBViLA:
+    """Load the model that a command names."""
+    model = pretrained.load_any(
+        options.model, language_model=options.language_model, revision=options.revision
+    )
+    if not isinstance(model, CBViLA):
+        raise ValueError(
+            f"{options.model} holds no CB-ViLA: texts and images are compared by that family alone"
+        )
+    if options.untrained:
+        torch.manual_seed(0)
+        model = CBViLA.start(model.config).eval().requires_grad_(False)
+    return model.to(pick_device(options.device))
+
+
+def draw_gallery(options: Namespace) -> int:
+    """Draw codewords with patches that they stand for; say how pure they are where images have classes."""
+    source = open_source(options.data)
+    model = pretrained.load_any(
+        options.model, language_model=options.language_model, revision=options.revision
+    )
+    if not isinstance(model, CBViLA | LQAE | VQVAE):
+        raise ValueError(f"{options.model} writes no codes: expected a model of family cbvila, lqae or vqvae")
+    device = pick_device(options.device)
+    model = model.to(device)
+    codes, indices, labels = [], [], []
+    skipped: list[Skipped] = []
+    for batch in evaluation_batches(
+        source, image_size=model.config.image_size, batch_size=options.batch_size, limit=options.limit
+    ):
+        codes.append(
+            compute_rows(
+                batch.images, model.tokenize, grid=model.grid, device=device, precision=options.precision
+            )
+        )
+        indices.append(batch.indices)
+        labels.append(batch.labels)
+        skipped += batch.skipped
+    found = torch.cat(codes)
+    codeword_gallery(
+        source, torch.cat(indices), found, image_size=model.config.image_size, grid=model.grid,
+        num_codewords=options.codewords, seed=options.seed, path=options.out,
+    )  # fmt: skip
+    values: dict[str, Any] = {"path": str(options.out), "num_images": len(found)}
+    lines = [f"{options.out}: {options.codewords} codewords of {len(found)} images"]
+    classes = torch.cat(labels)
+    if (classes >= 0).any():
+        purity = codeword_purity(found, classes, options.seed)
+        values |= {name.removeprefix("eval/"): value for name, value in purity.numbers.items()}
+        rows = [(measure_of(name).label, measure_of(name).text(one)) for name, one in purity.numbers.items()]
+        lines.append(table(rows))
+    else:
+        remark(options, "the images have no classes, so no purity is measured")
+    remark_skipped(options, skipped)
+    answer(options, values, "\n".join(lines))
+    return 0

@@ -1,0 +1,189 @@
+"""Annotation files that the community shares: json of ALBEF, Karpathy, COCO and Visual Genome."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pixlex.data.captioned import AnnotatedSplits
+from pixlex.data.text import texts_in
+
+_GENOME_FOLDERS = ("VG_100K", "VG_100K_2")
+_EXPECTED = (
+    "expected ALBEF's list of {image, caption}, Karpathy's {images: [{filename, split, sentences}]}, COCO's "
+    "{images: [{id, file_name}], annotations: [{image_id, caption}]} or Visual Genome's list of {id, regions: "
+    "[{phrase}]}"
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of an annotation file: its path as the file gives it, its texts, its split."""
+
+    path: str
+    captions: tuple[str, ...]
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What an annotation file holds.
+
+    Attributes:
+        entries: the images, each once, in the order of the file.
+        splits: the splits, of Karpathy's files alone.
+    """
+
+    entries: tuple[Entry, ...]
+    splits: AnnotatedSplits | None = None
+
+
+def read_annotations(path: Path, images: Path, index: Path | None = None) -> Annotations:
+    """Read an annotation file of any of the four kinds, told by its content.
+
+    Args:
+        path: the json file.
+        images: folder of the images; looked at for Visual Genome alone, whose images lie in VG_100K and
+            VG_100K_2 and are named by their id.
+        index: Visual Genome's image_data.json, where ids alone do not say the folder.
+
+    Raises:
+        ValueError: if the file is no JSON, of another kind, or an entry is malformed.
+    """
+    content = _load(path)
+    reader = _reader(content, path)
+    if reader is _genome:
+        reader = partial(_genome, paths=_genome_paths(images, index))
+    elif index is not None:
+        raise ValueError(f"{path}: the option index belongs to Visual Genome's region descriptions")
+    try:
+        return reader(content)
+    except KeyError as fault:
+        raise ValueError(f"{path}: an entry has no {fault}; {_EXPECTED}") from fault
+    except (TypeError, AttributeError, ValueError) as fault:
+        raise ValueError(f"{path}: malformed entry: {fault}; {_EXPECTED}") from fault
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes(), object_hook=_without_bulk)
+    except ValueError as fault:  # JSONDecodeError, UnicodeDecodeError
+        raise ValueError(f"{path}: not JSON: {fault}") from fault
+    except OSError as fault:
+        raise ValueError(f"{path} cannot be read: {fault.strerror or fault}") from fault
+
+
+def _without_bulk(entry: dict[str, Any]) -> Any:
+    """Keep of a region or a sentence what is used: Visual Genome has 5.4 million regions."""
+    if "phrase" in entry and "regions" not in entry:
+        return {"phrase": entry["phrase"]}
+    if "raw" in entry and "tokens" in entry:
+        return {"raw": entry["raw"]}
+    return entry
+
+
+def _reader(content: Any, path: Path) -> Callable[..., Annotations]:
+    """Return what reads this content."""
+    if isinstance(content, dict):
+        images, annotations = content.get("images"), content.get("annotations")
+        if _some(images, {"sentences"}):
+            return _karpathy
+        if isinstance(images, list) and _some(annotations, {"image_id", "caption"}):
+            return _coco
+        if isinstance(content.get("image_urls"), list):
+            raise ValueError(
+                f"{path} lists web addresses; download the pictures first, for example with img2dataset"
+            )
+    elif _some(content, {"regions"}):
+        return _genome
+    elif _some(content, {"image", "caption"}) or _some(content, {"image", "captions"}):
+        return _albef
+    raise ValueError(f"{path}: {_EXPECTED}; found {_found(content)}")
+
+
+def _some(entries: Any, keys: set[str]) -> bool:
+    """Whether this is a list in which an object has all these keys."""
+    return isinstance(entries, list) and any(isinstance(one, dict) and keys <= one.keys() for one in entries)
+
+
+def _found(content: Any) -> str:
+    """Say what is in a file that is of no known kind."""
+    if isinstance(content, dict):
+        parts = [
+            f"{key}: {_found(value)}" if isinstance(value, list) else key for key, value in content.items()
+        ]
+        return f"an object of {', '.join(parts[:8]) or 'nothing'}"
+    if isinstance(content, list) and content:
+        first = content[0]
+        inside = f"objects of {', '.join(map(str, first))}" if isinstance(first, dict) else f"{first!r:.40}"
+        return f"a list of {len(content)} {inside}"
+    return f"{content!r:.40}"
+
+
+def _albef(content: Any) -> Annotations:
+    """Read {image, caption: text or texts}; rows of one image are put together."""
+    texts: dict[str, list[str]] = {}
+    for number, row in enumerate(content):
+        path = row["image"]
+        if not isinstance(path, str) or not path.strip():
+            raise TypeError(f"entry {number}: expected image to be a path, got {path!r:.80}")
+        value = row.get("caption", row.get("captions"))
+        texts.setdefault(path.strip(), []).extend(texts_in(value, f"entry {number} ({path})"))
+    return Annotations(tuple(Entry(path, tuple(found)) for path, found in texts.items()))
+
+
+def _karpathy(content: Any) -> Annotations:
+    """Read {images: [{filepath?, filename, split, sentences: [{raw}]}], dataset}."""
+    entries = []
+    for row in content["images"]:
+        path = str(PurePosixPath(row.get("filepath", ""), row["filename"]))
+        captions = tuple(
+            text for sentence in row.get("sentences", ()) for text in texts_in(sentence["raw"], path)
+        )
+        entries.append(Entry(path, captions, row["split"]))
+    sizes = Counter(entry.split for entry in entries)
+    return Annotations(tuple(entries), AnnotatedSplits(str(content.get("dataset", "")), dict(sizes)))
+
+
+def _coco(content: Any) -> Annotations:
+    """Read {images: [{id, file_name}], annotations: [{image_id, caption}]}."""
+    texts: dict[Any, list[str]] = {row["id"]: [] for row in content["images"]}
+    for row in content["annotations"]:
+        if row["image_id"] not in texts:
+            raise ValueError(f"a caption belongs to image {row['image_id']}, which is not among the images")
+        texts[row["image_id"]] += texts_in(row["caption"], f"image {row['image_id']}")
+    return Annotations(tuple(Entry(row["file_name"], tuple(texts[row["id"]])) for row in content["images"]))
+
+
+def _genome(content: Any, paths: Mapping[int, str]) -> Annotations:
+    """Read [{id or image_id, regions: [{phrase}]}]; the phrase of a region is a text of the whole image."""
+    entries = []
+    for row in content:
+        number = int(row["id"] if "id" in row else row["image_id"])
+        captions = tuple(
+            text for region in row["regions"] for text in texts_in(region["phrase"], str(number))
+        )
+        entries.append(Entry(paths.get(number, f"{_GENOME_FOLDERS[0]}/{number}.jpg"), captions))
+    return Annotations(tuple(entries))
+
+
+def _genome_paths(images: Path, index: Path | None) -> dict[int, str]:
+    """Return the path of each image below a folder, from the addresses in the index or by looking."""
+    if index is not None:
+        rows = _load(index)
+        if not isinstance(rows, list) or not all(_some([row], {"image_id", "url"}) for row in rows):
+            raise ValueError(f"{index} is no image_data.json: expected a list of {{image_id, url}}")
+        return {int(row["image_id"]): "/".join(str(row["url"]).split("/")[-2:]) for row in rows}
+    paths: dict[int, str] = {}
+    for folder in (*_GENOME_FOLDERS, "."):
+        inside = images / folder
+        names = inside.glob("*.jpg") if inside.is_dir() else ()
+        for name in names:
+            if name.stem.isdecimal():
+                paths.setdefault(int(name.stem), str(PurePosixPath(folder, name.name)))
+    return paths

@@ -1,0 +1,269 @@
+"""CB-ViLA: images and texts through encoders of their own, a visual codebook, and one fusion encoder for both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from pixlex.batch import Words
+from pixlex.config.cbvila import CBViLAConfig
+from pixlex.models.heads import ClassPatchHead, MaskedPatchHead, MaskedWordHead
+from pixlex.models.starts import start_from_pretrained
+from pixlex.nn.bert import Context, FusionEncoder, TextEncoder
+from pixlex.nn.codebook import Quantized
+from pixlex.nn.learned_codebook import LearnedCodebook
+from pixlex.nn.masking import SplitPatches
+from pixlex.nn.transformer import initialize, initializer
+from pixlex.nn.vit import ClassTokenEncoder, sine_positions
+from pixlex.nn.wordpiece import TextTokenizer, load_tokenizer
+
+# Mean and standard deviation of each channel.
+_PIXELS = {
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+_TEMPERATURE = 0.07
+
+
+class CBViLA(nn.Module):
+    """Vision-language model with a visual codebook (Guo et al. 2022, arXiv:2208.00475).
+
+    Args:
+        config: shapes of the networks.
+        tokenizer: what texts are read with.
+
+    Attributes:
+        image_encoder: all patches, or the visible ones, to vectors.
+        text_encoder: words to vectors.
+        fusion: reads one side, looks at the other; equations 3 to 6 share it.
+        codebook: the visual codewords.
+        log_scale: logarithm of what similarities are multiplied by, 1 over the temperature.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: CBViLAConfig, tokenizer: TextTokenizer) -> None:
+        super().__init__()
+        image, text, codebook = config.image, config.text, config.codebook
+        width = text.width
+        self.config, self.tokenizer = config, tokenizer
+        self.image_encoder = ClassTokenEncoder(
+            config.image_size, config.patch_size, image.width, image.depth, image.heads, image.mlp_ratio
+        )
+        self.text_encoder = TextEncoder(
+            tokenizer.vocab_size, text.positions, width, text.depth, text.heads, text.mlp_ratio,
+            config.dropout_rate,
+        )  # fmt: skip
+        self.fusion = FusionEncoder(
+            width, config.fusion.depth, text.heads, text.mlp_ratio, config.dropout_rate
+        )
+        self.image_projector = _bridge(image.width, width)
+        self.code_projector = _bridge(image.width, codebook.dim)
+        self.codebook = LearnedCodebook(codebook.num_codewords, codebook.dim, codebook.metric)
+        self.query = VisualQuery(codebook.dim, width, config.grid)
+        self.matching_head = nn.Linear(width, 2)
+        self.masked_word_head = MaskedWordHead(width, tokenizer.vocab_size)
+        self.pixel_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * config.patch_size**2))
+        tied = config.masked_image_head == "tied"
+        self.masked_patch_head = MaskedPatchHead(
+            width, codebook.dim if tied else width, None if tied else codebook.num_codewords
+        )
+        self.class_patch_head = (
+            ClassPatchHead(width, config.grid**2) if config.masked_image_head == "class" else None
+        )
+        self.image_contrast = nn.Linear(image.width, config.contrastive_dim)
+        self.text_contrast = nn.Linear(width, config.contrastive_dim)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / _TEMPERATURE)))
+        for head in (self.matching_head, self.pixel_head):
+            head.apply(initialize)
+        initializer(width)(self.text_contrast)
+        initializer(image.width)(self.image_contrast)
+        mean, std = _PIXELS[image.pixels]
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @classmethod
+    def build(cls, config: CBViLAConfig) -> CBViLA:
+        """Build the model with fresh weights; the counterpart of `LQAE.build`."""
+        return cls(config, load_tokenizer(config.text.tokenizer))
+
+    @classmethod
+    def start(cls, config: CBViLAConfig) -> CBViLA:
+        """Build the model from the pretrained parts that the configuration names.
+
+        Raises:
+            ValueError: a part cannot be loaded or does not fit the configuration.
+        """
+        model = cls.build(config)
+        start_from_pretrained(model.image_encoder, model.text_encoder, model.fusion, config)
+        return model
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the image."""
+        return self.config.grid
+
+    @property
+    def num_codewords(self) -> int:
+        """K, the number of codewords."""
+        return self.codebook.num_codewords
+
+    def encode_texts(self, texts: Sequence[str], max_words: int) -> Words:
+        """Return texts as the text encoder reads them, each cut to so many words (tokens)."""
+        return self.tokenizer.encode(texts, max_words)
+
+    def see(
+        self, images: Float[Tensor, "B 3 H W"], visible: Int[Tensor, "B n"] | None = None
+    ) -> Float[Tensor, "B n1 I"]:
+        """Return the class vector of images, then their patch vectors.
+
+        Args:
+            images: RGB pixels in [0, 1].
+            visible: the patches that are seen; all when None.
+        """
+        seen: Tensor = self.image_encoder((images - self.mean) / self.std, visible)
+        return seen
+
+    def read(self, word_ids: Int[Tensor, "B T"], key_padding: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Return the vectors of words, that of the start first; `key_padding` is True where padded."""
+        text: Tensor = self.text_encoder(word_ids, key_padding)
+        return text
+
+    def look_at_images(self, seen: Float[Tensor, "B M I"]) -> Context:
+        """Return images as the fusion encoder looks at them, for texts as queries."""
+        return self.fusion.project(self.image_projector(seen))
+
+    def look_at_texts(self, text: Float[Tensor, "B T D"], key_padding: Bool[Tensor, "B T"]) -> Context:
+        """Return texts as the fusion encoder looks at them, for images as queries."""
+        return self.fusion.project(text, key_padding)
+
+    def image_vectors(self, seen: Float[Tensor, "B M I"]) -> Float[Tensor, "B e"]:
+        """Return images as vectors of length 1; their product with those of texts is the similarity. Float32."""
+        return F.normalize(self.image_contrast(seen[:, 0]).float(), dim=-1)
+
+    def text_vectors(self, text: Float[Tensor, "B T D"]) -> Float[Tensor, "B e"]:
+        """Return texts as vectors of length 1, in float32; see `image_vectors`."""
+        return F.normalize(self.text_contrast(text[:, 0]).float(), dim=-1)
+
+    def quantize(self, patch_vectors: Float[Tensor, "B n I"]) -> Quantized:
+        """Return the nearest codeword of each patch vector (equation 1)."""
+        quantized: Quantized = self.codebook(self.code_projector(patch_vectors))
+        return quantized
+
+    def masked_codes_head(
+        self, fused: Float[Tensor, "B N1 D"], hidden: Int[Tensor, "B m"]
+    ) -> tuple[Float[Tensor, "M S"], Float[Tensor, "K S"], Float[Tensor, " K"] | None]:
+        """Return what names the codewords of hidden patches: vectors, output matrix, bias (equation 4).
+
+        Args:
+            fused: the fusion encoder's vectors of class and patches.
+            hidden: places of the hidden patches.
+        """
+        if self.class_patch_head is not None:
+            vectors = self.class_patch_head(fused[:, 0], hidden)
+        else:
+            places = hidden.unsqueeze(-1).expand(-1, -1, fused.shape[-1])
+            vectors = fused[:, 1:].gather(1, places)
+        predicted = self.masked_patch_head(vectors.flatten(0, 1))
+        output = self.masked_patch_head.codewords
+        if output is None:  # the codewords do not move for the sake of being foretold
+            return predicted, self.codebook.weight.detach(), None
+        return predicted, output.weight, output.bias
+
+    def patches(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N pixels"]:
+        """Return the normalized pixels of each patch: row, column, channel."""
+        side = self.config.patch_size
+        pixels = ((images - self.mean) / self.std).unfold(2, side, side).unfold(3, side, side)
+        return pixels.permute(0, 2, 3, 4, 5, 1).flatten(1, 2).flatten(2)
+
+    def images(self, patches: Float[Tensor, "B N pixels"]) -> Float[Tensor, "B 3 H W"]:
+        """Return the images that patches make up, in [0, 1] but for what lies outside; undoes `patches`."""
+        side, grid = self.config.patch_size, self.grid
+        tiles = patches.float().view(len(patches), grid, grid, side, side, 3)
+        pixels = tiles.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), 3, grid * side, grid * side)
+        return pixels * self.std + self.mean
+
+    @torch.no_grad()
+    def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B I"]:
+        """Return the class vector of images, in float32; `images` holds RGB pixels in [0, 1]."""
+        return self.see(images)[:, 0].float()
+
+    @torch.no_grad()
+    def tokenize(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B N"]:
+        """Return codes in [0, K), rows of the grid first."""
+        return self.quantize(self.see(images)[:, 1:]).codes
+
+    @torch.no_grad()
+    def rebuild(
+        self, images: Float[Tensor, "B 3 H W"], words: Words, split: SplitPatches
+    ) -> Float[Tensor, "B 3 H W"]:
+        """Return images rebuilt from the codewords of their visible patches and their texts, in [0, 1].
+
+        Args:
+            images: RGB pixels in [0, 1].
+            words: one text for each image.
+            split: which patches are seen; the others are predicted.
+        """
+        seen = self.see(images, split.visible)
+        context = self.look_at_texts(self.read(words.word_ids, words.key_padding), words.key_padding)
+        query = self.query(self.quantize(seen[:, 1:]).values, self.image_projector(seen[:, 0]), split.visible)
+        return self.images(self.pixel_head(self.fusion(query, context)[:, 1:])).clamp(0, 1)
+
+
+class VisualQuery(nn.Module):
+    """Codewords of visible patches, and a learned vector for hidden ones, as the fusion encoder reads them.
+
+    Positions are added again: codewords have lost theirs, and the vector for hidden patches has none.
+
+    Args:
+        codeword_width: width of a codeword.
+        width: D, the width of the fusion encoder.
+        grid: patches along one side.
+    """
+
+    def __init__(self, codeword_width: int, width: int, grid: int) -> None:
+        super().__init__()
+        # Codewords as wide as patch vectors are as large as positions; others are brought to that size.
+        bridge = _bridge(codeword_width, width)
+        same = codeword_width == width
+        self.projector = bridge if same else nn.Sequential(bridge, nn.LayerNorm(width, eps=1e-12))
+        self.hidden = nn.Parameter(torch.empty(1, 1, width))
+        self.positions = nn.Parameter(sine_positions(grid, width)[:, 1:])
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+        nn.init.normal_(self.hidden, std=0.02)
+
+    def forward(
+        self,
+        codewords: Float[Tensor, "B n S"],
+        class_vectors: Float[Tensor, "B D"],
+        visible: Int[Tensor, "B n"],
+    ) -> Float[Tensor, "B N1 D"]:
+        """Return the class vector, then one vector for each patch in the order of the grid.
+
+        Args:
+            codewords: of the visible patches.
+            class_vectors: of the visible part of each image, not quantized.
+            visible: places of the visible patches.
+        """
+        projected = self.projector(codewords)
+        places = visible.unsqueeze(-1).expand(-1, -1, projected.shape[-1])
+        blank = self.hidden.to(projected.dtype).expand(len(visible), self.positions.shape[1], -1)
+        sequence = self.norm(blank.scatter(1, places, projected) + self.positions)
+        return torch.cat([class_vectors.unsqueeze(1).to(sequence.dtype), sequence], dim=1)
+
+
+def _bridge(before: int, after: int) -> nn.Module:
+    """Return a linear map where widths differ."""
+    if before == after:
+        return nn.Identity()
+    linear = nn.Linear(before, after)
+    initializer(before)(linear)
+    return linear

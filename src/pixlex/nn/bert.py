@@ -1,0 +1,267 @@
+"""BERT's layers, bidirectional, with cross-attention where asked: text encoder and fusion encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from pixlex.nn.transformer import Attention, attend, initializer
+
+_EPSILON = 1e-12
+
+
+@dataclass(frozen=True)
+class KeysValues:
+    """What one layer's cross-attention looks at: computed once for a context, used by any number of queries.
+
+    Attributes:
+        keys: h heads of width d.
+        values: as many heads.
+    """
+
+    keys: Float[Tensor, "B h M d"]
+    values: Float[Tensor, "B h M d"]
+
+    def rows(self, numbers: Int[Tensor, " R"]) -> KeysValues:
+        """Return those of the contexts with these numbers."""
+        return KeysValues(self.keys[numbers], self.values[numbers])
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a fusion encoder looks at: keys and values for each of its layers, and what of them is padding.
+
+    Attributes:
+        layers: one for each layer.
+        key_padding: True = padding; None where nothing is.
+    """
+
+    layers: tuple[KeysValues, ...]
+    key_padding: Bool[Tensor, "B M"] | None = None
+
+    def rows(self, numbers: Int[Tensor, " R"]) -> Context:
+        """Return those of the contexts with these numbers."""
+        padding = None if self.key_padding is None else self.key_padding[numbers]
+        return Context(tuple(layer.rows(numbers) for layer in self.layers), padding)
+
+
+def padding_bias(key_padding: Bool[Tensor, "B M"] | None) -> Float[Tensor, "B 1 1 M"] | None:
+    """Return what hides padding when it is added to attention scores."""
+    if key_padding is None:
+        return None
+    bias = torch.zeros(key_padding.shape, device=key_padding.device).masked_fill(key_padding, -torch.inf)
+    return bias[:, None, None, :]
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries over a context of the same width.
+
+    Args:
+        width: D, the width of queries and context.
+        heads: number of heads; must divide the width.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, width)
+
+    def project(self, context: Float[Tensor, "B M D"]) -> KeysValues:
+        """Return keys and values of a context."""
+        keys, values = self.key_value(context).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        return KeysValues(keys.transpose(1, 2), values.transpose(1, 2))
+
+    def forward(
+        self,
+        queries: Float[Tensor, "B N D"],
+        context: KeysValues,
+        bias: Float[Tensor, "C 1 1 M"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """Return what the queries gather, without residual.
+
+        Args:
+            queries: one sequence for each context, or several groups of as many sequences, one group behind the
+                other: row i then looks at context i modulo their number, of which no copy is made.
+            context: what is looked at.
+            bias: added to the scores (see `attend`).
+        """
+        num_contexts, (num_rows, length, width) = len(context.keys), queries.shape
+        # The sequences that look at the same context stand behind each other.
+        groups = (num_rows // num_contexts, num_contexts, length, width)
+        together = self.query(queries).view(groups).transpose(0, 1).reshape(num_contexts, -1, width)
+        heads = together.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        attended = attend(heads, context.keys, context.values, bias).transpose(1, 2)
+        apart = attended.reshape(num_contexts, -1, length, width).transpose(0, 1)
+        output: Tensor = self.output(apart.reshape(num_rows, length, width))
+        return output
+
+
+class BertLayer(nn.Module):
+    """Post-norm layer (Devlin et al. 2018): LN(x + SelfAttn), [LN(x + CrossAttn)], LN(x + GELU network).
+
+    Args:
+        width: D, the width of the vectors.
+        heads: attention heads.
+        mlp_ratio: width of the hidden layer over D.
+        dropout_rate: of what each part adds, in [0, 1); attention scores are never dropped.
+        looks: whether there is cross-attention, as ALBEF places it between the two other parts.
+    """
+
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, dropout_rate: float = 0.0, *, looks: bool = False
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.attention_norm = nn.LayerNorm(width, eps=_EPSILON)
+        self.cross_attention = CrossAttention(width, heads) if looks else None
+        self.cross_attention_norm = nn.LayerNorm(width, eps=_EPSILON) if looks else None
+        self.expand = nn.Linear(width, int(width * mlp_ratio))
+        self.contract = nn.Linear(int(width * mlp_ratio), width)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=_EPSILON)
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def project(self, context: Float[Tensor, "B M D"]) -> KeysValues:
+        """Return what the cross-attention of this layer looks at."""
+        assert self.cross_attention is not None
+        return self.cross_attention.project(context)
+
+    def forward(
+        self,
+        sequence: Float[Tensor, "B N D"],
+        bias: Float[Tensor, "B 1 1 N"] | None = None,
+        context: KeysValues | None = None,
+        context_bias: Float[Tensor, "C 1 1 M"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """Return the transformed sequence.
+
+        Args:
+            sequence: the vectors.
+            bias: hides the padding of the sequence.
+            context: what cross-attention looks at; given exactly where the layer has it.
+            context_bias: hides the padding of the context.
+        """
+        sequence = self.attention_norm(sequence + self.dropout(self.attention(sequence, bias)))
+        if self.cross_attention is not None:
+            assert context is not None
+            assert self.cross_attention_norm is not None
+            gathered = self.cross_attention(sequence, context, context_bias)
+            sequence = self.cross_attention_norm(sequence + self.dropout(gathered))
+        added = self.contract(F.gelu(self.expand(sequence)))
+        output: Tensor = self.feed_forward_norm(sequence + self.dropout(added))
+        return output
+
+
+class TextEncoder(nn.Module):
+    """Words to vectors: BERT's embeddings and its lower layers.
+
+    BERT's embedding of the first segment, the same for every word here, is part of the positions.
+
+    Args:
+        vocab_size: V, rows of the word embedding.
+        num_positions: longest text.
+        width: D, the width of the vectors.
+        depth: number of layers.
+        heads: attention heads.
+        mlp_ratio: width of the feed-forward part over D.
+        dropout_rate: of embeddings and of what each part adds.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_positions: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        dropout_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocab_size, width)
+        self.positions = nn.Parameter(torch.empty(1, num_positions, width))
+        self.norm = nn.LayerNorm(width, eps=_EPSILON)
+        self.dropout = nn.Dropout(dropout_rate)
+        self.layers = nn.ModuleList(BertLayer(width, heads, mlp_ratio, dropout_rate) for _ in range(depth))
+        self.apply(initializer(width))
+        nn.init.normal_(self.words.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
+
+    def forward(
+        self, word_ids: Int[Tensor, "B T"], key_padding: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T D"]:
+        """Return one vector for each word, that of the start word for the whole text first.
+
+        Args:
+            word_ids: rows of the word embedding; anything where padded.
+            key_padding: True = padding, which no word looks at.
+
+        Raises:
+            ValueError: longer texts than there are positions.
+        """
+        num_words, most = word_ids.shape[1], self.positions.shape[1]
+        if num_words > most:
+            raise ValueError(f"expected texts of at most {most} words (tokens), got {num_words}")
+        sequence: Tensor = self.words(word_ids) + self.positions[:, :num_words]
+        sequence = self.dropout(self.norm(sequence))
+        bias = padding_bias(key_padding)
+        for layer in self.layers:
+            sequence = layer(sequence, bias)
+        return sequence
+
+
+class FusionEncoder(nn.Module):
+    """Layers that read one side and look at the other, in either direction with the same weights.
+
+    Args:
+        width: D, the width of both sides.
+        depth: number of layers.
+        heads: attention heads.
+        mlp_ratio: width of the feed-forward part over D.
+        dropout_rate: of what each part adds.
+    """
+
+    def __init__(
+        self, width: int, depth: int, heads: int, mlp_ratio: float = 4.0, dropout_rate: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            BertLayer(width, heads, mlp_ratio, dropout_rate, looks=True) for _ in range(depth)
+        )
+        self.apply(initializer(width))
+
+    def project(
+        self, context: Float[Tensor, "B M D"], key_padding: Bool[Tensor, "B M"] | None = None
+    ) -> Context:
+        """Return keys and values of a context for every layer; they do not depend on the queries."""
+        return Context(tuple(layer.project(context) for layer in self._layers()), key_padding)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "B N D"],
+        context: Context,
+        key_padding: Bool[Tensor, "B N"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """Return the queries after all layers.
+
+        Args:
+            queries: the side that is read: one sequence for each context, or several groups of as many (see
+                `CrossAttention`).
+            context: the side that is looked at.
+            key_padding: True = padding of the queries.
+        """
+        bias, context_bias = padding_bias(key_padding), padding_bias(context.key_padding)
+        for layer, keys_values in zip(self.layers, context.layers, strict=True):
+            queries = layer(queries, bias, keys_values, context_bias)
+        return queries
+
+    def _layers(self) -> Iterator[BertLayer]:
+        for layer in self.layers:
+            assert isinstance(layer, BertLayer)
+            yield layer

@@ -1,0 +1,110 @@
+"""What a learned codebook needs outside autograd: a start, moving averages, new places for dead codewords."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pixlex import distributed
+from pixlex.config.cbvila import CBViLAObjectiveConfig
+from pixlex.nn.codebook import Quantized, count_codes, perplexity
+from pixlex.nn.learned_codebook import LearnedCodebook, MovingAverages, k_means
+from pixlex.objectives.phase import Step
+
+# Patch vectors clustered for each codeword, at most.
+_ROWS_PER_CODEWORD = 20
+
+
+class CodebookCare(nn.Module):
+    """Looks after the codebook of CB-ViLA; the same on every process.
+
+    Args:
+        codebook: its codewords.
+        config: how they start and move, and when one counts as dead.
+    """
+
+    def __init__(self, codebook: LearnedCodebook, config: CBViLAObjectiveConfig) -> None:
+        super().__init__()
+        self.config = config
+        moving = config.codebook_update == "ema"
+        self.averages = MovingAverages(codebook, config.ema_decay) if moving else None
+        self._last: Quantized | None = None
+        self._masked_image: float | None = None
+
+    def observe(self, quantized: Quantized, masked_image: Tensor | None) -> None:
+        """Keep what the images of a step became, and how well hidden codes were foretold."""
+        self._last = quantized
+        self._masked_image = None if masked_image is None else float(masked_image.detach())
+
+    @torch.no_grad()
+    def after_step(self, codebook: LearnedCodebook, step: Step, *, moves: bool = True) -> dict[str, float]:
+        """Start, move and revive codewords; return their health.
+
+        Args:
+            codebook: the codewords.
+            step: the step that was taken.
+            moves: whether this phase trains the codebook.
+
+        Returns:
+            Of the codes of the whole batch: distinct codewords, perplexity; dead and revived codewords; entropy of
+            the codes less cross-entropy of the hidden ones, in nats, which a collapse cannot raise.
+        """
+        if self._last is None:
+            return {}
+        rows, codes = self._last.z.detach().flatten(0, 1), self._last.codes.flatten()
+        counts = distributed.all_sum(count_codes(codes, codebook.num_codewords))
+        spread = perplexity(counts)
+        health = {"distinct_codewords": float((counts > 0).sum()), "perplexity": spread}
+        if self._masked_image is not None:
+            health["masked_image_gain"] = math.log(spread) - self._masked_image
+        codebook.note_usage(counts > 0)
+        if not moves:
+            return health
+        if step.number == 0 and self.config.codebook_start == "k_means":
+            self._start(codebook, rows, step.generator)
+        elif self.averages is not None:
+            sums = torch.zeros_like(codebook.weight, dtype=torch.float32).index_add_(0, codes, rows.float())
+            self.averages.move(codebook, counts, distributed.all_sum(sums))
+        if self.config.restart_after:
+            dead = revive(codebook, rows, self.config.restart_after, step.generator)
+            if self.averages is not None:
+                self.averages.forget(dead)
+            health["restarted"] = float(len(dead))
+        return health
+
+    def _start(
+        self, codebook: LearnedCodebook, rows: Float[Tensor, "M S"], generator: torch.Generator
+    ) -> None:
+        """Place all codewords by k-means."""
+        total = len(rows) * distributed.world_size()
+        most = min(total, _ROWS_PER_CODEWORD * codebook.num_codewords)
+        numbers = torch.randperm(total, generator=generator)[:most].to(rows.device)
+        chosen = distributed.pick_rows(rows.float(), numbers)
+        centers = k_means(chosen, codebook.num_codewords, codebook.metric, generator)
+        codebook.place(torch.arange(codebook.num_codewords, device=rows.device), centers)
+
+
+@torch.no_grad()
+def revive(
+    codebook: LearnedCodebook, rows: Float[Tensor, "M S"], idle_limit: int, generator: torch.Generator
+) -> Int[Tensor, " R"]:
+    """Place codewords idle for `idle_limit` steps on random patch vectors of all processes.
+
+    Args:
+        codebook: the codewords.
+        rows: this process's patch vectors.
+        idle_limit: steps without use after which a codeword counts as dead.
+        generator: on the CPU, the same on every process.
+
+    Returns:
+        The codes placed anew.
+    """
+    dead = codebook.dead(idle_limit)
+    if len(dead):
+        total = len(rows) * distributed.world_size()
+        numbers = torch.randint(total, (len(dead),), generator=generator).to(rows.device)
+        codebook.place(dead, distributed.pick_rows(rows.float(), numbers))
+    return dead

@@ -1,0 +1,73 @@
+"""What a run measures of its validation images between steps: the part that all families share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from pixlex.batch import ImageBatch, Skipped
+from pixlex.config.run import Run
+from pixlex.data.loader import evaluation_batches
+from pixlex.data.sources import ImageSource
+from pixlex.report.plots import curves
+from pixlex.train.tracking import METRICS
+
+
+class Progress(ABC):
+    """Measures the validation images when called, and draws them.
+
+    Args:
+        run: the configuration.
+        model: the network in training.
+        validation: the images.
+        folder: the run folder; pictures go to `pictures`.
+
+    Attributes:
+        numbers: of the newest evaluation; empty before the first.
+    """
+
+    def __init__(self, run: Run, model: nn.Module, validation: ImageSource, folder: Path) -> None:
+        self.run, self.model, self.validation, self.folder = run, model, validation, folder
+        self.numbers: Mapping[str, float] = {}
+
+    def __call__(self, step: int) -> Mapping[str, float]:
+        """Return the numbers of one evaluation, after leaving its picture and the curves."""
+        self.numbers = self._measure(step)
+        curves(self.folder / METRICS, self.folder / "curves.png")
+        return self.numbers
+
+    @abstractmethod
+    def write_page(self, commands: Sequence[str]) -> Path:
+        """Write the page of the newest evaluation; `commands` is what was typed, exactly."""
+
+    @abstractmethod
+    def _measure(self, step: int) -> Mapping[str, float]:
+        """Measure and draw."""
+
+    def batches(self) -> Iterator[ImageBatch]:
+        """Return the images, each once."""
+        return evaluation_batches(
+            self.validation,
+            image_size=self.run.model.image_size,
+            batch_size=self.run.eval.batch_size,
+            limit=self.run.eval.limit or None,
+            workers=self.run.data.workers,
+        )
+
+    def picture(self, kind: str, step: int) -> Path:
+        """Return where a picture of an evaluation goes."""
+        return self.folder / "pictures" / f"{kind}-{step:08d}.png"
+
+    @property
+    def curves(self) -> Path | None:
+        """The picture of the curves, once there is one."""
+        path = self.folder / "curves.png"
+        return path if path.is_file() else None
+
+
+def unreadable(skipped: Sequence[Skipped]) -> list[str]:
+    """Return a sentence for each of the first images that could not be read."""
+    return [f"could not be read: {one.key}, {one.reason}" for one in skipped[:5]]

@@ -1,0 +1,114 @@
+"""What a run of CB-ViLA shows of its validation pairs: terms, codebook, retrieval, rebuilt images, codewords."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pixlex.config.cbvila import CBViLARun
+from pixlex.data.pairs import PairSource, evaluation_pairs
+from pixlex.eval.pretraining import PretrainingResult, evaluate_pretraining
+from pixlex.eval.retrieval import evaluate_retrieval, gallery
+from pixlex.objectives.cbvila import CBViLAObjective
+from pixlex.report.gallery import codeword_gallery
+from pixlex.report.measuring import Progress, unreadable
+from pixlex.report.page import write_page
+from pixlex.report.rebuilt import rebuilt_images
+from pixlex.train.parallel import pick_device
+
+_CODES = "validation-codes.npy"
+_SHOWN_CODEWORDS = 12
+
+
+class PretrainingProgress(Progress):
+    """Measures and draws CB-ViLA while it is pretrained.
+
+    Args:
+        run: the configuration.
+        objective: with the network in training.
+        validation: images with captions.
+        folder: the run folder; codes of the last evaluation are kept there, to see how many change.
+    """
+
+    result: PretrainingResult
+    run: CBViLARun
+
+    def __init__(
+        self, run: CBViLARun, objective: CBViLAObjective, validation: PairSource, folder: Path
+    ) -> None:
+        super().__init__(run, objective.model, validation, folder)
+        self.objective, self.pairs = objective, validation
+        self._pictures: dict[str, Path] = {}
+
+    def _measure(self, step: int) -> Mapping[str, float]:
+        run, config, model = self.run, self.run.eval, self.objective.model
+        self.objective.to(pick_device(run.train.device))
+        limit, most = config.limit or None, run.data.max_words
+        settings: dict[str, Any] = {
+            "batch_size": config.batch_size,
+            "limit": limit,
+            "workers": run.data.workers,
+        }
+        batches = evaluation_pairs(
+            self.pairs,
+            encode=lambda texts: model.encode_texts(texts, most),
+            image_size=run.model.image_size,
+            **settings,
+        )
+        self.result = evaluate_pretraining(
+            self.objective,
+            batches,
+            precision=run.train.precision,
+            previous_codes=self._previous(),
+            total=min(len(self.pairs), limit or len(self.pairs)),
+            save_examples=config.examples,
+        )
+        numbers = dict(self.result.numbers)
+        items = gallery(model, self.pairs, max_words=most, precision=run.train.precision, **settings)
+        numbers |= evaluate_retrieval(model, items, score="contrastive").numbers
+        self._draw(step)
+        return numbers
+
+    def _previous(self) -> Tensor | None:
+        path = self.folder / _CODES
+        return torch.from_numpy(np.load(path, allow_pickle=False)) if path.is_file() else None
+
+    def _draw(self, step: int) -> None:
+        codes, examples = self.result.codes, self.result.examples
+        np.save(self.folder / _CODES, codes.numpy())
+        headings = "Original, what was seen of it, rebuilt with its caption, rebuilt with the next one's"
+        self._pictures[headings] = rebuilt_images(examples, self.picture("rebuilt", step))
+        drawn = codeword_gallery(
+            self.pairs,
+            self.result.indices,
+            codes,
+            image_size=self.run.model.image_size,
+            grid=self.run.model.grid,
+            num_codewords=_SHOWN_CODEWORDS,
+            path=self.picture("codewords", step),
+        )
+        self._pictures["Codewords, each with patches that it stands for"] = drawn
+
+    def write_page(self, commands: Sequence[str]) -> Path:
+        """Write the page of the newest evaluation."""
+        config, objective = self.run.model, self.run.objective
+        return write_page(
+            self.folder / "report.html",
+            title=f"CB-ViLA, {config.image_size} px, {config.grid} x {config.grid}: {self.run.data.train}",
+            introduction=f"A vision-language model with {config.codebook.num_codewords} visual codewords. "
+            f"{objective.mask_ratio:.0%} of the patches are hidden where pixels and codes are foretold. "
+            "Recall is that of the first stage, contrast alone, over the validation pairs.",
+            numbers=self.numbers,
+            examples=None,
+            commands=commands,
+            config=dataclasses.asdict(self.run),
+            notes=unreadable(self.result.skipped),
+            curves=self.curves,
+            pictures=self._pictures,
+        )

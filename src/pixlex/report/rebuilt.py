@@ -1,0 +1,27 @@
+"""Pictures of masked images and of what was made of them with a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pixlex.eval.pretraining import RebuiltExamples
+from pixlex.report.pictures import labeled_rows
+
+
+def rebuilt_images(examples: RebuiltExamples, path: Path) -> Path:
+    """Write a PNG with one row for each image: original, seen, rebuilt, rebuilt with another text; its caption.
+
+    Args:
+        examples: one or more images.
+        path: where to write.
+
+    Returns:
+        The path.
+    """
+    columns = {
+        "original": examples.originals,
+        "seen": examples.visible,
+        "rebuilt": examples.rebuilt,
+        "with the next caption": examples.rebuilt_otherwise,
+    }
+    return labeled_rows(columns, examples.texts, path)

@@ -1,0 +1,285 @@
+"""Captions in tables of paths, tables of images, shards and folders."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pixlex.data.images import open_source
+from pixlex.data.pairs import NoCaptions, PairSource, open_pairs
+from pixlex.data.sources import FileSource
+
+Picture = Callable[..., bytes]
+
+
+def keys(source: PairSource) -> list[str]:
+    return [source.key(index) for index in range(len(source))]
+
+
+@pytest.mark.parametrize("path_column", ["path", "filepath", "image", "file_name"])
+@pytest.mark.parametrize("caption_column", ["captions", "caption", "title", "text"])
+def test_columns_of_lists(tmp_path: Path, path_column: str, caption_column: str) -> None:
+    """The same in .csv, .tsv, .jsonl and a .parquet of paths; rows of one image are put together."""
+    columns = {
+        "url": ["http://x"] * 3,
+        caption_column: ['a "quoted", text', "b", "c"],
+        path_column: ["1.png", "2.png", "1.png"],
+    }
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "set.csv").write_text(
+        f'url,{caption_column},{path_column}\nh,"a ""quoted"", text",1.png\nh,b,2.png\nh,c,1.png\n'
+    )
+    (tmp_path / "set.tsv").write_text(
+        f'url\t{caption_column}\t{path_column}\nh\ta "quoted", text\t1.png\nh\tb\t2.png\nh\tc\t1.png\n'
+    )
+    pq.write_table(pa.table(columns), tmp_path / "set.parquet")
+    for suffix in ("csv", "tsv", "jsonl", "parquet"):
+        source = open_pairs(str(tmp_path / f"set.{suffix}"))
+        assert source.captions == (('a "quoted", text', "c"), ("b",)), suffix
+        assert keys(source) == ["1.png", "2.png"]
+
+
+def test_quotes_in_tsv(tmp_path: Path) -> None:
+    """Fields in quotes as pandas writes them; quotes of the text itself where that does not work out."""
+    (tmp_path / "d.tsv").write_text("path\ttitle\n1.png\ta\n")
+    (tmp_path / "a.tsv").write_text('title\tfilepath\n"""Hi"" said	he"\t1.png\n')
+    assert open_source(str(tmp_path / "d.tsv")).key(0) == "1.png"
+    assert open_pairs(str(tmp_path / "a.tsv")).captions == (('"Hi" said\the',),)
+    (tmp_path / "b.tsv").write_text('title\tfilepath\n"Hi" said he\t1.png\n"no end\t2.png\n')
+    assert open_pairs(str(tmp_path / "b.tsv")).captions == (('"Hi" said he',), ('"no end',))
+    (tmp_path / "c.tsv").write_text("title\tfilepath\na\t1.png\t2.png\n")
+    with pytest.raises(ValueError, match=r"c\.tsv line 2: expected 2 columns, found more"):
+        open_pairs(str(tmp_path / "c.tsv"))
+
+
+def test_a_row_for_each_caption(tmp_path: Path) -> None:
+    """Rows of one image share its number; images without captions are counted, not fatal."""
+    (tmp_path / "set.csv").write_text("path,caption\n1.png,a\n2.png,b\n3.png,\n1.png,c\n4.png,d\n")
+    whole = open_pairs(str(tmp_path / "set.csv"))
+    assert (keys(whole), whole.ignored) == (["1.png", "2.png", "4.png"], ("3.png",))
+    assert [whole.image_of(row) for row in range(3)] == [0, 1, 2]
+    source = open_pairs(f"{tmp_path / 'set.csv'}?rows=captions")
+    assert source.captions == (("a",), ("c",), ("b",), ("d",))
+    assert keys(source) == ["1.png", "1.png", "2.png", "4.png"]
+    assert [source.image_of(row) for row in range(4)] == [0, 0, 1, 2]
+    assert source.identity != whole.identity
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        (
+            "a.tsv",
+            "a dog runs\thttp://x/1.jpg\na cat\thttps://x/2.jpg\n",
+            "no header line .* with img2dataset",
+        ),
+        (
+            "a.csv",
+            "url,caption\nhttp://x/1.jpg,a\n",
+            r"lists web addresses \(columns url, caption\): download",
+        ),
+        ("a.jsonl", '{"image_url": "http://x/1.jpg", "text": "a"}\n', "lists web addresses .* img2dataset"),
+        ("a.csv", "image,caption\nhttp://x/1.jpg,a\n", r"line 2: image is a web address \(http://x/1.jpg\)"),
+        (
+            "a.csv",
+            "file,caption\n1.jpg,a\n",
+            "expected a column path, filepath, image or file_name, found file, c",
+        ),
+        ("a.csv", "path,caption\n,a\n", "line 2: expected a path in the column path, got ''"),
+        (
+            "a.jsonl",
+            '{"path": "a", "caption": {"raw": "x"}}',
+            "line 1: expected a caption or a list of captions",
+        ),
+        ("a.csv", "path,caption\na.png,\n", "none of 1 images has a caption of one character or more"),
+        ("a.csv", "path,caption\n", "lists no image"),
+    ],
+)
+def test_lists_that_do_not_fit(tmp_path: Path, name: str, text: str, sentence: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        open_pairs(str(tmp_path / name))
+
+
+def test_parquet_without_images(tmp_path: Path) -> None:
+    """As a metadata file of img2dataset: addresses alone, or nothing that is known."""
+    for columns, sentence in (
+        ({"url": ["http://x/1.jpg"], "caption": ["a"]}, "lists web addresses .* img2dataset"),
+        (
+            {"id": [3], "caption": ["a"]},
+            "expected a column of image bytes, or one called path, .* found id, cap",
+        ),
+        ({"path": pa.array([], pa.string()), "caption": pa.array([], pa.string())}, "lists no image"),
+    ):
+        pq.write_table(pa.table(columns), tmp_path / "set.parquet")
+        with pytest.raises(ValueError, match=sentence):
+            open_pairs(str(tmp_path / "set.parquet"))
+    (tmp_path / "set.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"set\.parquet cannot be read as parquet"):
+        open_pairs(str(tmp_path / "set.parquet"))
+
+
+def test_tables_of_images(tmp_path: Path, picture: Picture) -> None:
+    """A folder of them; labels without names do not matter here; another column can be named."""
+    for part in range(2):
+        columns = {
+            "image": [picture(2 * part), picture(2 * part + 1)],
+            "image_id": [f"id{2 * part}", f"id{2 * part + 1}"],
+            "label": [1, 0],
+            "caption": [f"text {part}", ""],
+            "sentence": ["x", "y"],
+        }
+        pq.write_table(pa.table(columns), tmp_path / f"{part}.parquet")
+    source = open_pairs(str(tmp_path))
+    assert source.captions == (("text 0",), ("text 1",))
+    assert source.ids == ("id0", "id2")
+    assert source.ignored == ("0.parquet#1", "1.parquet#1")
+    assert (source.read(1).data, source.read(1).label, source.read(1).key) == (picture(2), 1, "1.parquet#0")
+    assert source.class_names == ("0", "1")
+    assert open_pairs(f"{tmp_path}?captions=sentence").captions == (("x",), ("y",)) * 2
+    with pytest.raises(
+        ValueError, match="has no column words, found image, image_id, label, caption, sentence"
+    ):
+        open_pairs(f"{tmp_path}?captions=words")
+    with pytest.raises(ValueError, match="tables of images take the options captions, rows, got images"):
+        open_pairs(f"{tmp_path}?images={tmp_path}")
+
+
+def test_labels_that_are_texts(tmp_path: Path, picture: Picture) -> None:
+    columns = {"image": [picture(0), picture(1)], "text": ["a", "b"], "label": ["neutral", "contradiction"]}
+    pq.write_table(pa.table(columns), tmp_path / "set.parquet")
+    source = open_pairs(str(tmp_path / "set.parquet"))
+    assert source.class_names == ("contradiction", "neutral")
+    assert source.read(0).label == 1
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as shard:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            shard.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def test_shards(tmp_path: Path, picture: Picture) -> None:
+    """Fields of .json before .txt; a class is no caption, and a year neither class nor error."""
+    files = {
+        "0.png": picture(0), "0.txt": b"from txt", "0.json": b'{"caption": "from json", "status": "success"}',
+        "1.png": picture(1), "1.txt": b" a caption\n",
+        "2.png": picture(2), "2.json": b'{"captions": ["one", "two"]}',
+        "3.png": picture(3), "3.json": b'{"text": "a text"}',
+        "4.png": picture(4), "4.json": b'{"caption": null}',
+        "5.png": picture(5), "5.txt": b"7",
+        "6.png": picture(6), "6.txt": b"dog", "6.cls": b"1",
+        "7.png": picture(7), "7.txt": b"20240101",
+    }  # fmt: skip
+    write_tar(tmp_path / "set-0.tar", files)
+    source = open_pairs(str(tmp_path / "set-{0..0}.tar"))
+    assert source.captions == (
+        ("from json",), ("a caption",), ("one", "two"), ("a text",), ("20240101",),
+    )  # fmt: skip
+    assert source.ignored == tuple(f"set-0.tar/{number}.png" for number in (4, 5, 6))
+    assert source.read(4).data == picture(7)
+    with pytest.raises(
+        ValueError, match="shards, folders and embedded sets take the options rows, got captions"
+    ):
+        open_pairs(f"{tmp_path / 'set-0.tar'}?captions=caption")
+    write_tar(tmp_path / "bare.tar", {"0.png": picture(0), "0.cls": b"1"})
+    with pytest.raises(NoCaptions, match="has no captions"):
+        open_pairs(str(tmp_path / "bare.tar"))
+    write_tar(tmp_path / "bad.tar", {"0.png": picture(0), "0.json": b'{"caption": 3}'})
+    with pytest.raises(ValueError, match=r"bad\.tar/0\.png: expected a caption or a list of captions, got 3"):
+        open_pairs(str(tmp_path / "bad.tar"))
+
+
+def test_a_folder_as_img2dataset_writes_it(tmp_path: Path, picture: Picture) -> None:
+    (tmp_path / "00000").mkdir()
+    for number in range(3):
+        (tmp_path / "00000" / f"{number}.png").write_bytes(picture(number))
+    (tmp_path / "00000" / "0.txt").write_text("from txt")
+    (tmp_path / "00000" / "0.json").write_text('{"caption": "from json"}')
+    (tmp_path / "00000" / "1.txt").write_text("a caption")
+    (tmp_path / "00000" / "notes.txt").write_text("nothing")
+    source = open_pairs(str(tmp_path))
+    assert source.captions == (("from json",), ("a caption",))
+    assert source.ignored == ("00000/2.png",)
+    assert source.read(1).data == picture(1)
+    (part,) = source.images.parts
+    assert isinstance(part, FileSource)
+    assert part.ignored == ("00000/notes.txt",)
+    (tmp_path / "00000" / "0.json").write_text("{")
+    with pytest.raises(ValueError, match=r"0\.json: not JSON"):
+        open_pairs(str(tmp_path))
+    (tmp_path / "00000" / "0.json").unlink()
+    (tmp_path / "00000" / "0.txt").write_bytes(b"\x80")
+    with pytest.raises(ValueError, match=r"0\.txt is not UTF-8 text"):
+        open_pairs(str(tmp_path))
+
+
+def test_data_sets_of_hugging_face(tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    images = [Image.open(io.BytesIO(picture(number))) for number in range(3)]
+    columns = {
+        "image": images,
+        "caption": [["a", "b"], [], ["c"]],
+        "sentence": ["x", "y", "z"],
+        "label": [1, 2, 1],
+    }
+    dataset = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    dataset.save_to_disk(tmp_path / "set")
+    source = open_pairs(str(tmp_path / "set"))
+    assert (source.captions, source.ignored) == ((("a", "b"), ("c",)), ("#1",))
+    assert source.class_names == ("", "1", "2")
+    assert Image.open(io.BytesIO(source.read(1).data)).tobytes() == images[2].tobytes()
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: dataset)
+    source = open_pairs("hf:owner/set:test?captions=sentence")
+    assert (source.name, source.captions) == ("hf:owner/set:test", (("x",), ("y",), ("z",)))
+    dataset.remove_columns(["caption"]).save_to_disk(tmp_path / "bare")
+    with pytest.raises(
+        NoCaptions, match="expected a column captions, caption, title or text, found sentence"
+    ):
+        open_pairs(str(tmp_path / "bare"))
+
+
+def test_drawn_scenes_have_captions() -> None:
+    source = open_pairs("embedded:scenes:train:3")
+    assert [len(texts) for texts in source.captions] == [5, 5, 5]
+    with pytest.raises(NoCaptions, match="embedded:digits:test has no captions"):
+        open_pairs("embedded:digits:test")
+
+
+def test_cleaned_captions(tmp_path: Path) -> None:
+    """Empty ones are dropped; an image that loses all is named."""
+    (tmp_path / "set.csv").write_text('path,caption\n1.png,"A Dog, running!"\n1.png,...\n2.png,a cat\n')
+    source = open_pairs(str(tmp_path / "set.csv"))
+    assert source.cleaned(2).captions == (("a dog",), ("a cat",))
+    assert source.cleaned().captions == (("a dog running",), ("a cat",))
+    assert source.cleaned().identity != source.identity
+    assert source.captions[0] == ("A Dog, running!", "...")
+    lines = [f"{number}.png,..." for number in range(5)]
+    (tmp_path / "bad.csv").write_text("\n".join(["path,caption", *lines, "6.png,a"]))
+    with pytest.raises(
+        ValueError, match=r"left of those of 5 images after cleaning: 0\.png \('\.\.\.'\), 1\.png .*, \.\.\."
+    ):
+        open_pairs(str(tmp_path / "bad.csv")).cleaned()
+    with pytest.raises(ValueError, match="max_words must be 1 or more"):
+        source.cleaned(0)
+
+
+def test_statements_about_drawn_boxes(shared_data: Path) -> None:
+    """A table with integer labels that nothing names, whose texts lie in a column of another name."""
+    path = shared_data / "nlvr" / "val.parquet"
+    if not path.is_file():
+        pytest.skip("no nlvr among the shared data")
+    source = open_pairs(f"{path}?captions=sentence")
+    assert (len(source), source.class_names) == (158, ("0", "1"))

@@ -1,0 +1,156 @@
+"""Retrieval: ranks against a library and by hand, the second stage against pairs one by one."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from tests.tiny import tiny_cbvila
+from torchmetrics.retrieval import RetrievalHitRate
+
+from pixlex.data.captioned import PairSource
+from pixlex.data.pairs import open_pairs
+from pixlex.eval.retrieval import Gallery, evaluate_retrieval, gallery, ranks, recalls
+from pixlex.models.cbvila import CBViLA
+
+CAPTIONS = [["about the class", "and"], ["also any other"], ["the class and all", "allow", "add after"]]
+
+
+@pytest.fixture(scope="module")
+def model(language_folder: Path) -> CBViLA:
+    return tiny_cbvila(language_folder)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> PairSource:
+    path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
+    rows = []
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        rows.append(buffer.getvalue())
+    pq.write_table(pa.table({"image": rows, "captions": CAPTIONS}), path)
+    return open_pairs(str(path))
+
+
+@pytest.fixture(scope="module")
+def items(model: CBViLA, pairs: PairSource) -> Iterator[Gallery]:
+    return gallery(model, pairs, max_words=12, batch_size=2, progress=False)
+
+
+def test_ranks_by_hand() -> None:
+    """Two images of two captions, one of one: the best caption counts for an image, its image for a caption."""
+    image_of = torch.tensor([0, 0, 1, 1, 2])
+    scores = torch.tensor([
+        [0.1, 0.9, 0.5, 0.2, 0.3],
+        [0.8, 0.7, 0.6, 0.1, 0.9],
+        [0.5, 0.4, 0.3, 0.6, 0.2],
+    ])  # fmt: skip
+    text_ranks, image_ranks = ranks(scores, image_of)
+    assert text_ranks.tolist() == [0, 3, 4]
+    assert image_ranks.tolist() == [2, 0, 0, 2, 2]
+    assert recalls(text_ranks, (1, 4, 5)) == (1 / 3, 2 / 3, 1.0)
+
+
+def test_ties_count_against() -> None:
+    """A model that gives every pair the same score finds nothing at 1, and what was not scored comes last."""
+    image_of = torch.tensor([0, 1, 2])
+    text_ranks, image_ranks = ranks(torch.zeros(3, 3), image_of)
+    assert text_ranks.tolist() == image_ranks.tolist() == [2, 2, 2]
+    unscored = torch.tensor([[-torch.inf, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert ranks(unscored, image_of)[0].tolist() == [2, 0, 0]
+
+
+def test_recall_equals_the_hit_rate_of_torchmetrics() -> None:
+    """Scores without ties, several captions an image: hit rate at k, queries averaged."""
+    generator = torch.Generator().manual_seed(0)
+    image_of = torch.randint(12, (40,), generator=generator)
+    image_of[:12] = torch.arange(12)
+    scores = torch.rand(12, 40, generator=generator)
+    own = image_of.unsqueeze(0) == torch.arange(12).unsqueeze(1)
+    text_ranks, image_ranks = ranks(scores, image_of)
+    for k in (1, 5, 10):
+        for table, truth, found in ((scores, own, text_ranks), (scores.T, own.T, image_ranks)):
+            queries = torch.arange(len(table)).unsqueeze(1).expand_as(table)
+            expected = RetrievalHitRate(top_k=k)(table.flatten(), truth.flatten(), indexes=queries.flatten())
+            assert recalls(found, (k,))[0] == pytest.approx(float(expected))
+
+
+def test_a_gallery_holds_every_caption_of_every_image(model: CBViLA, items: Gallery) -> None:
+    assert items.image_of.tolist() == [0, 0, 1, 2, 2, 2]
+    assert items.image_vectors.shape == (3, 8)
+    torch.testing.assert_close(items.text_vectors.norm(dim=1), torch.ones(6))
+
+
+@pytest.mark.parametrize("score", ["matching", "matching+contrastive"])
+def test_the_second_stage_equals_pairs_one_by_one(
+    model: CBViLA, items: Gallery, monkeypatch: pytest.MonkeyPatch, score: str
+) -> None:
+    """Every pair, each image alone with each caption without padding: the same scores, hence the same recall."""
+    similarity = items.image_vectors @ items.text_vectors.T
+    expected = torch.zeros(3, 6)
+    with torch.no_grad():
+        for image in range(3):
+            for caption in range(6):
+                words = ~items.key_padding[caption]
+                text = items.text[caption : caption + 1, words]
+                fused = model.fusion(text, model.look_at_images(items.seen[image : image + 1]))
+                expected[image, caption] = model.matching_head(fused[0, 0])[1]
+    if score == "matching+contrastive":
+        expected = expected + similarity
+    found: list[torch.Tensor] = []
+    from pixlex.eval import retrieval
+
+    def noted(scores: torch.Tensor, image_of: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found.append(scores)
+        return ranks(scores, image_of)
+
+    monkeypatch.setattr(retrieval, "ranks", noted)
+    result = evaluate_retrieval(model, items, score=score, top_k=6, progress=False)  # type: ignore[arg-type]
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
+    assert result.num_scored == 18
+    assert result.text_recall == recalls(ranks(expected, items.image_of)[0])
+
+
+def test_pairs_in_both_lists_are_scored_once(model: CBViLA, items: Gallery) -> None:
+    """The best caption of each image and the best image of each caption: at most 3 + 6 pairs, at least 6."""
+    result = evaluate_retrieval(model, items, top_k=1, progress=False)
+    similarity = items.image_vectors @ items.text_vectors.T
+    wanted = {(image, int(similarity[image].argmax())) for image in range(3)}
+    wanted |= {(int(similarity[:, caption].argmax()), caption) for caption in range(6)}
+    assert result.num_scored == len(wanted) < 9
+    assert "top 1 by contrast, then matching" in result.protocol
+
+
+def test_contrast_alone_makes_no_second_stage(model: CBViLA, items: Gallery) -> None:
+    result = evaluate_retrieval(model, items, score="contrastive", progress=False)
+    assert result.num_scored == result.top_k == 0
+    text_ranks, image_ranks = ranks(items.image_vectors @ items.text_vectors.T, items.image_of)
+    assert (result.text_recall, result.image_recall) == (recalls(text_ranks), recalls(image_ranks))
+    assert result.mean_recall == pytest.approx(np.mean([*result.text_recall, *result.image_recall]))
+
+
+def test_an_unreadable_image_takes_its_captions_with_it(model: CBViLA, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(buffer, "PNG")
+    rows = [buffer.getvalue(), b"no image", buffer.getvalue()]
+    pq.write_table(pa.table({"image": rows, "captions": CAPTIONS}), tmp_path / "pairs.parquet")
+    found = gallery(model, open_pairs(str(tmp_path / "pairs.parquet")), max_words=12, progress=False)
+    assert found.image_of.tolist() == [0, 0, 1, 1, 1]
+    assert [one.key for one in found.skipped] == ["pairs.parquet#1"]
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_bad_settings(model: CBViLA, items: Gallery) -> None:
+    with pytest.raises(ValueError, match="score must be one of contrastive, matching"):
+        evaluate_retrieval(model, items, score="itm", progress=False)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="top_k must be 1 or more, got 0"):
+        evaluate_retrieval(model, items, top_k=0, progress=False)

@@ -1,0 +1,134 @@
+"""BERT's layers against transformers' BERT with copied weights; the fusion encoder: nothing causal, no copies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from pixlex.config.cbvila import CBViLAConfig, FusionConfig, ImageTowerConfig, TextTowerConfig
+from pixlex.models.starts import read_weights, start_from_pretrained
+from pixlex.nn.bert import FusionEncoder, TextEncoder
+from pixlex.nn.vit import ClassTokenEncoder
+
+WIDTH, HEADS = 32, 4
+
+
+def _random(module: nn.Module, std: float = 0.2) -> nn.Module:
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=std)
+    return module.eval()
+
+
+def _fusion(depth: int = 2) -> FusionEncoder:
+    torch.manual_seed(0)
+    fusion = _random(FusionEncoder(WIDTH, depth, HEADS))
+    assert isinstance(fusion, FusionEncoder)
+    return fusion
+
+
+def test_text_and_fusion_equal_the_bert_that_they_start_from(tmp_path: Path) -> None:
+    """Layers 0 and 1 in the text encoder, 2 and 3 in the fusion encoder: without cross-attention they are BERT."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=60, hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=HEADS,
+        intermediate_size=4 * WIDTH, max_position_embeddings=20, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, attn_implementation="eager",
+    )  # fmt: skip
+    reference = _random(BertModel(config, add_pooling_layer=False))
+    reference.save_pretrained(tmp_path)
+    text, fusion = TextEncoder(60, 20, WIDTH, 2, HEADS), _fusion()
+    start_from_pretrained(
+        ClassTokenEncoder(16, 8, 8, 1, 1, 1.0),
+        text,
+        fusion,
+        CBViLAConfig(
+            image_size=16,
+            patch_size=8,
+            image=ImageTowerConfig(width=8, depth=1, heads=1),
+            text=TextTowerConfig(width=WIDTH, depth=2, heads=HEADS, positions=20, pretrained=str(tmp_path)),
+            fusion=FusionConfig(depth=2, pretrained=str(tmp_path)),
+        ),
+    )
+    word_ids = torch.randint(60, (3, 9))
+    key_padding = torch.arange(9) >= torch.tensor([[9], [6], [4]])
+    expected = reference(input_ids=word_ids, attention_mask=(~key_padding).long(), output_hidden_states=True)
+    found = text(word_ids, key_padding)
+    torch.testing.assert_close(
+        found[~key_padding], expected.hidden_states[2][~key_padding], rtol=1e-5, atol=1e-5
+    )
+    # Cross-attention that adds nothing, and a norm of what is normed already, leave BERT's own layer.
+    for layer in fusion.layers:
+        nn.init.zeros_(layer.cross_attention.output.weight)
+        nn.init.zeros_(layer.cross_attention.output.bias)
+        layer.cross_attention_norm = nn.Identity()
+    context = fusion.project(torch.randn(3, 5, WIDTH))
+    fused = fusion(found, context, key_padding)
+    torch.testing.assert_close(
+        fused[~key_padding], expected.last_hidden_state[~key_padding], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_every_query_sees_every_other_and_all_of_the_context() -> None:
+    """Never causal: the first vector moves with the last query and with the last of the context."""
+    fusion = _fusion()
+    queries, context = torch.randn(2, 5, WIDTH), torch.randn(2, 4, WIDTH)
+    before = fusion(queries, fusion.project(context))[:, 0]
+    moved = queries.clone()
+    moved[:, 4] += 1
+    assert (fusion(moved, fusion.project(context))[:, 0] - before).abs().max() > 1e-3
+    looked = context.clone()
+    looked[:, 3] += 1
+    assert (fusion(queries, fusion.project(looked))[:, 0] - before).abs().max() > 1e-3
+
+
+def test_padding_of_queries_and_context_is_not_seen() -> None:
+    """Whatever stands where padding is, the other vectors stay to rounding."""
+    fusion = _fusion()
+    queries, context = torch.randn(2, 5, WIDTH), torch.randn(2, 4, WIDTH)
+    of_queries = torch.tensor([[False] * 4 + [True], [False] * 5])
+    of_context = torch.tensor([[False] * 4, [False] * 3 + [True]])
+    before = fusion(queries, fusion.project(context, of_context), of_queries)
+    queries[0, 4], context[1, 3] = 7.0, -7.0
+    after = fusion(queries, fusion.project(context, of_context), of_queries)
+    torch.testing.assert_close(after[~of_queries], before[~of_queries])
+
+
+def test_groups_of_queries_share_a_context_without_a_copy() -> None:
+    """Three groups over two contexts give what three passes give, with the padding of the context."""
+    fusion = _fusion()
+    groups = [torch.randn(2, 5, WIDTH) for _ in range(3)]
+    context = fusion.project(
+        torch.randn(2, 4, WIDTH), torch.tensor([[False] * 4, [False, False, True, True]])
+    )
+    together = fusion(torch.cat(groups), context)
+    for group, found in zip(groups, together.chunk(3), strict=True):
+        torch.testing.assert_close(found, fusion(group, context))
+
+
+def test_rows_of_a_context() -> None:
+    """Keys, values and padding of the rows asked for, in that order, a row as often as asked."""
+    fusion = _fusion()
+    states, padding = torch.randn(3, 4, WIDTH), torch.rand(3, 4) < 0.3
+    rows = torch.tensor([2, 0, 2])
+    found, expected = fusion.project(states, padding).rows(rows), fusion.project(states[rows], padding[rows])
+    assert torch.equal(found.key_padding, expected.key_padding)  # type: ignore[arg-type]
+    for one, other in zip(found.layers, expected.layers, strict=True):
+        torch.testing.assert_close(one.keys, other.keys)
+        torch.testing.assert_close(one.values, other.values)
+
+
+def test_texts_longer_than_the_positions_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"at most 6 words \(tokens\), got 7"):
+        TextEncoder(10, 6, 8, 1, 1)(torch.zeros(1, 7, dtype=torch.long), torch.zeros(1, 7, dtype=torch.bool))
+
+
+def test_names_of_old_files_are_understood(tmp_path: Path) -> None:
+    """TensorFlow's gamma and beta, and the name of what the body is part of."""
+    from safetensors.torch import save_file
+
+    save_file({"bert.embeddings.LayerNorm.gamma": torch.ones(3)}, tmp_path / "model.safetensors")
+    assert list(read_weights(str(tmp_path))) == ["embeddings.LayerNorm.weight"]

@@ -1,0 +1,49 @@
+"""The tokenizer of the text encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from pixlex.nn.wordpiece import TextTokenizer, load_tokenizer
+
+
+def test_texts_have_start_and_end_and_are_cut_before_their_end(language: Path) -> None:
+    tokenizer = load_tokenizer(str(language))
+    vocabulary = transformers.AutoTokenizer.from_pretrained(language)
+    texts = ["about the class", "and", "about and the class about and the class"]
+    words = tokenizer.encode(texts, 6)
+    for row, padding, text in zip(words.word_ids, words.key_padding, texts, strict=True):
+        bare = vocabulary(text, add_special_tokens=False).input_ids[:4]
+        expected = [vocabulary.cls_token_id, *bare, vocabulary.sep_token_id]
+        assert row[~padding].tolist() == expected
+    assert words.word_ids.shape == (3, 6)
+    special = tokenizer.special(words.word_ids, words.key_padding)
+    assert special[1].tolist() == [True, False, True, True, True, True]
+    assert tokenizer.words(words.word_ids[1][:2]) == ["[CLS]", "and"]
+
+
+def test_another_vocabulary_has_another_fingerprint(language: Path) -> None:
+    tokenizer, other = load_tokenizer(str(language)), load_tokenizer(str(language))
+    assert tokenizer.fingerprint == other.fingerprint
+    other.tokenizer.add_tokens(["xyzzy"])
+    assert TextTokenizer(other.tokenizer, name="more").fingerprint != tokenizer.fingerprint
+
+
+def test_a_tokenizer_without_a_word_for_hiding_is_refused(causal_language: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a BERT's tokenizer .* found none for"):
+        load_tokenizer(str(causal_language))
+
+
+def test_nothing_under_that_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_an_empty_text_is_start_and_end(language: Path) -> None:
+    words = load_tokenizer(str(language)).encode([""], 5)
+    assert words.word_ids.shape == (1, 2)
+    assert not torch.any(words.key_padding)

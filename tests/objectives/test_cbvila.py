@@ -1,0 +1,303 @@
+"""CB-ViLA's objective: untrained values, what each term trains, phases, negatives, the codebook's health."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny import pair_batch, tiny_cbvila
+
+from pixlex.config.cbvila import CBViLAObjectiveConfig
+from pixlex.losses.contrastive import hard_negatives
+from pixlex.models.cbvila import CBViLA
+from pixlex.objectives import compared
+from pixlex.objectives.cbvila import BURN_IN, CODEBOOK, ENCODERS, JOINT, TRAINS, CBViLAObjective
+from pixlex.objectives.compared import same_pairs
+from pixlex.objectives.phase import LossTerms, Phase, Step
+
+TEXTS = ("about the class", "and all", "class and any other", "also")
+
+
+def _objective(model: CBViLA, steps: int = 10, **settings: Any) -> CBViLAObjective:
+    values = {"burn_in_steps": 0, **settings}
+    return CBViLAObjective(model, CBViLAObjectiveConfig(**values), steps, 12)
+
+
+def _step(number: int = 0, seed: int = 0) -> Step:
+    return Step(number, torch.Generator().manual_seed(seed))
+
+
+def _loss(
+    objective: CBViLAObjective, phase: str = JOINT, texts: Sequence[str] = TEXTS, seed: int = 0
+) -> LossTerms:
+    objective.train()
+    return objective(pair_batch(objective.model, texts), Phase(phase, 10), _step(seed=seed))
+
+
+def test_untrained_terms_are_the_logarithms_of_what_is_chosen_from(language: Path) -> None:
+    """ln K, ln V, ln 2 and ln B, as the heads' outputs start small (Guo et al. have K = 3,000, V = 30,522)."""
+    model = tiny_cbvila(language, num_codewords=64, dim=32)
+    with torch.no_grad():
+        model.log_scale.zero_()  # similarities of noise, not divided by 0.07
+    loss = _loss(_objective(model, masked_language_ratio=0.6), texts=TEXTS * 4)
+    terms = {name: float(value.detach()) for name, value in loss.terms.items()}
+    assert terms["masked_image"] == pytest.approx(math.log(64), abs=0.1)
+    assert terms["masked_language"] == pytest.approx(math.log(model.tokenizer.vocab_size), abs=0.1)
+    assert terms["image_text_matching"] == pytest.approx(math.log(2), abs=0.1)
+    same = same_pairs(pair_batch(model, TEXTS * 4))
+    assert same.sum(1).tolist() == [4] * 16  # the same caption belongs to four
+    assert terms["image_text_contrastive"] == pytest.approx(math.log(16), abs=0.2)
+    assert set(terms) == set(TRAINS)
+
+
+def test_total_is_the_weighted_sum(language: Path) -> None:
+    weights = {f"{name}_weight": 0.3 + number for number, name in enumerate(TRAINS)}
+    loss = _loss(_objective(tiny_cbvila(language), **weights))
+    expected = sum(weights[f"{name}_weight"] * value for name, value in loss.terms.items())
+    torch.testing.assert_close(loss.total, expected)
+
+
+# Term -> the parts of the model that its gradient reaches (spec 1.2); what is not named must get none.
+@pytest.mark.parametrize("term", list(TRAINS))
+@pytest.mark.parametrize("estimator", ["straight_through", "gumbel"])
+def test_gradient_routing(language: Path, term: str, estimator: str) -> None:
+    """Each term moves what the table says and nothing else; with Gumbel pixels move codewords, codes do not."""
+    model = tiny_cbvila(language, estimator=estimator)
+    objective = _objective(model, masked_language_ratio=0.6)
+    _loss(objective).terms[term].backward()
+    reached = {
+        name.split(".")[0]
+        for name, one in model.named_parameters()
+        if one.grad is not None and one.grad.abs().sum() > 0
+    }
+    expected = set(TRAINS[term]) & {name.split(".")[0] for name, _ in model.named_parameters()}
+    if term == "pixel" and estimator == "gumbel":
+        expected.add("codebook")
+    assert reached == expected
+
+
+def test_a_projector_is_trained_by_what_passes_it(language: Path) -> None:
+    """With narrower codewords there is a map before the search, which commitment, pixels and codes train."""
+    model = tiny_cbvila(language, dim=8)
+    for term in ("commitment", "pixel", "masked_image"):
+        model.zero_grad()
+        _loss(_objective(model)).terms[term].backward()
+        assert all(one.grad is not None for one in model.code_projector.parameters()), term
+    model.zero_grad()
+    _loss(_objective(model)).terms["codebook"].backward()
+    assert all(one.grad is None for one in model.code_projector.parameters())
+
+
+@pytest.mark.parametrize("estimator", ["straight_through", "gumbel"])
+@pytest.mark.parametrize("head", ["patch", "tied", "class"])
+@pytest.mark.parametrize("stage", ["input", "latent"])
+@pytest.mark.parametrize("patches", ["all", "masked", "visible"])
+def test_a_phase_trains_exactly_what_gets_a_gradient(
+    language: Path, estimator: str, head: str, stage: str, patches: str
+) -> None:
+    """In every phase and variant: the parameters named by the phase have a gradient, others none."""
+    model = tiny_cbvila(language, estimator=estimator, masked_image_head=head, dim=8)
+    objective = _objective(
+        model, steps=9, burn_in_steps=3, alternate_every=3, mask_stage=stage, pixel_patches=patches,
+        masked_language_ratio=0.6,
+    )  # fmt: skip
+    assert [phase.name for phase in objective.phases] == [BURN_IN, CODEBOOK, ENCODERS]
+    for phase in (*objective.phases, Phase(JOINT, 0, objective.trained_in(JOINT))):
+        for name, one in objective.named_parameters():
+            one.requires_grad_(name.startswith(phase.trains))
+            one.grad = None
+        objective.train()
+        objective(pair_batch(model, TEXTS), phase, _step()).total.backward()
+        with_gradient = {name for name, one in objective.named_parameters() if one.grad is not None}
+        assert with_gradient == {
+            name for name, _ in objective.named_parameters() if name.startswith(phase.trains)
+        }, phase.name
+
+
+def test_burn_in_has_no_masked_terms_and_the_codebook_phase_its_own_alone(language: Path) -> None:
+    objective = _objective(tiny_cbvila(language))
+    masked = {"masked_language", "masked_image"}
+    assert set(objective.terms_of(BURN_IN)) == set(TRAINS) - masked
+    assert set(objective.terms_of(CODEBOOK)) == {"codebook"}
+    assert set(objective.terms_of(ENCODERS)) == set(TRAINS) - {"codebook"}
+    assert set(_loss(objective, BURN_IN).terms) == set(TRAINS) - masked
+    assert set(_loss(objective, CODEBOOK).terms) == {"codebook"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"burn_in_steps": 3}, [(BURN_IN, 3), (JOINT, 10)]),
+        ({"burn_in_steps": 30}, [(BURN_IN, 10)]),
+        (
+            {"burn_in_steps": 2, "alternate_every": 3},
+            [(BURN_IN, 2), (CODEBOOK, 5), (ENCODERS, 8), (CODEBOOK, 10)],
+        ),
+        ({"alternate_every": 5, "pixel_weight": 0.0, "masked_image_weight": 0.0}, [(JOINT, 10)]),
+    ],
+)
+def test_phases(language: Path, settings: dict[str, Any], expected: list[tuple[str, int]]) -> None:
+    objective = _objective(tiny_cbvila(language), **settings)
+    assert [(phase.name, phase.last_step) for phase in objective.phases] == expected
+
+
+def test_terms_without_weight_are_not_computed(language: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matching and masked words alone, row 1 of Table IV: nothing is quantized, no second pass is made."""
+    model = tiny_cbvila(language)
+
+    def fail(*arguments: object, **settings: object) -> None:
+        raise AssertionError("computed to be multiplied by zero")
+
+    monkeypatch.setattr(model, "quantize", fail)
+    monkeypatch.setattr(compared, "image_text_contrastive_loss", fail)
+    objective = _objective(
+        model, pixel_weight=0.0, masked_image_weight=0.0, image_text_contrastive_weight=0.0
+    )
+    assert set(_loss(objective).terms) == {"image_text_matching", "masked_language"}
+    assert objective.after_step(_step()) == {}
+
+
+def test_the_same_image_and_the_same_caption_are_never_negatives(language: Path) -> None:
+    """Rows 0 and 2 show one image, rows 1 and 3 have one caption: in many draws they never meet."""
+    model = tiny_cbvila(language)
+    batch = pair_batch(model, ("about", "and", "class", "and"))
+    batch = type(batch)(**{**vars(batch), "image_ids": torch.tensor([7, 1, 7, 3])})
+    same = same_pairs(batch)
+    assert same.tolist() == [
+        [True, False, True, False], [False, True, False, True],
+        [True, False, True, False], [False, True, False, True],
+    ]  # fmt: skip
+    chance = torch.rand(400, 4, generator=torch.Generator().manual_seed(0))
+    for row in chance:
+        drawn = hard_negatives(torch.randn(4, 4), same, row)
+        assert not same[torch.arange(4), drawn].any()
+
+
+def test_a_batch_of_one_image_has_positives_alone(language: Path) -> None:
+    """All pairs are the same: matching has no negative, and says so by counting positives only."""
+    model = tiny_cbvila(language)
+    with torch.no_grad():
+        model.log_scale.zero_()
+    loss = _loss(_objective(model), texts=("and", "and", "and"))
+    assert torch.isfinite(loss.total)
+    assert float(loss.terms["image_text_contrastive"].detach()) == pytest.approx(math.log(3), abs=0.1)
+
+
+def test_matching_sees_the_right_pairs(language: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of the one pass with shared contexts equal those of pairs fused one by one."""
+    model = tiny_cbvila(language)
+    batch = pair_batch(model, TEXTS)
+    seen, text = model.see(batch.images), model.read(batch.word_ids, batch.key_padding)
+    other_texts, other_images = torch.tensor([1, 2, 3, 0]), torch.tensor([2, 3, 0, 1])
+    monkeypatch.setattr(compared, "_opposed", lambda *arguments: (other_texts, other_images))
+    found = {}
+    monkeypatch.setattr(
+        compared,
+        "image_text_matching_loss",
+        lambda logits, labels: found.update(logits=logits, labels=labels) or logits.sum(),
+    )
+    _loss(_objective(model), texts=TEXTS)
+
+    def logit(image: int, caption: int) -> torch.Tensor:
+        rows = slice(caption, caption + 1)
+        context = model.look_at_images(seen[image : image + 1])
+        return model.matching_head(model.fusion(text[rows], context, batch.key_padding[rows])[0, 0])
+
+    pairs = [(i, i) for i in range(4)]
+    pairs += [(i, int(other_texts[i])) for i in range(4)] + [(int(other_images[i]), i) for i in range(4)]
+    expected = torch.stack([logit(*pair) for pair in pairs])
+    torch.testing.assert_close(found["logits"], expected, rtol=1e-4, atol=1e-5)
+    assert found["labels"].tolist() == [1] * 4 + [0] * 8
+
+
+def test_hidden_patches_do_not_reach_the_query(language: Path) -> None:
+    """Masked at the input: the codes of hidden patches are foretold without having been seen; at the latent stage
+    the visible ones have looked at them."""
+    model = tiny_cbvila(language)
+    for stage, leaks in (("input", False), ("latent", True)):
+        objective = _objective(model, mask_stage=stage)
+        objective.train()
+        batch = pair_batch(model, TEXTS)
+        before = objective(batch, Phase(JOINT, 1), _step())
+        patches = objective.model.patches(batch.images)
+        generator = torch.Generator().manual_seed(0)
+        from pixlex.nn.masking import split_patches
+
+        split = split_patches(4, model.grid**2, objective.num_visible, generator)
+        patches.scatter_(1, split.hidden.unsqueeze(-1).expand(-1, -1, patches.shape[-1]), 0.0)
+        moved = type(batch)(**{**vars(batch), "images": model.images(patches)})
+        found = {}
+        for name, one in (("before", batch), ("moved", moved)):
+            seen = model.see(one.images, split.visible) if stage == "input" else model.see(one.images)
+            visible = (
+                seen[:, 1:]
+                if stage == "input"
+                else seen[:, 1:].gather(1, split.visible.unsqueeze(-1).expand(-1, -1, seen.shape[-1]))
+            )
+            found[name] = visible
+        assert torch.allclose(found["before"], found["moved"], atol=1e-5) == (not leaks)
+        assert torch.isfinite(before.total)
+
+
+def test_a_planted_dead_codebook_recovers(language: Path) -> None:
+    """All codewords but one far away: k-means at the first step, or restarts, bring them back."""
+    for settings in ({"codebook_start": "k_means"}, {"codebook_start": "random", "restart_after": 3}):
+        model = tiny_cbvila(language)
+        with torch.no_grad():
+            model.codebook.weight[1:] = 1e6
+        objective = _objective(model, **settings)
+        health: dict[str, float] = {}
+        for number in range(5):
+            _loss(objective)
+            health = objective.after_step(_step(number))
+        assert model.codebook.weight.abs().max() < 1e3
+        assert health["distinct_codewords"] > 4
+
+
+def test_collapse_cannot_raise_the_gain(language: Path) -> None:
+    """All patches on one codeword: hidden codes can be foretold perfectly, and the gain is 0, not more."""
+    model = tiny_cbvila(language, num_codewords=16)
+    with torch.no_grad():
+        model.codebook.weight[1:] = 1e6
+        head = model.masked_patch_head.codewords
+        assert head is not None
+        head.bias[0] = 50.0
+    objective = _objective(model, codebook_start="random", restart_after=0)
+    loss = _loss(objective)
+    assert float(loss.terms["masked_image"].detach()) < 1e-3
+    health = objective.after_step(_step())
+    assert health["perplexity"] == pytest.approx(1.0)
+    assert health["masked_image_gain"] == pytest.approx(0.0, abs=1e-3)
+
+
+def test_moving_averages_move_the_codewords_in_place_of_the_gradient(language: Path) -> None:
+    model = tiny_cbvila(language)
+    objective = _objective(model, codebook_update="ema", codebook_start="random", restart_after=0)
+    assert "codebook" not in _loss(objective).terms
+    assert not any(prefix.startswith("model.codebook") for prefix in objective.phases[0].trains)
+    before = model.codebook.weight.detach().clone()
+    objective.after_step(_step(1))
+    used = torch.unique(model.tokenize(pair_batch(model, TEXTS).images))
+    assert (model.codebook.weight[used] != before[used]).any()
+
+
+def test_the_temperature_stays_in_bounds(language: Path) -> None:
+    model = tiny_cbvila(language)
+    objective = _objective(model)
+    _loss(objective)
+    for value, bound in ((50.0, 0.001), (-50.0, 0.5)):
+        model.log_scale.data.fill_(value)
+        objective.after_step(_step(1))
+        assert math.exp(-float(model.log_scale.detach())) == pytest.approx(bound)
+
+
+def test_the_same_step_draws_the_same(language: Path) -> None:
+    """Terms are a function of weights, batch and generator."""
+    objective = _objective(tiny_cbvila(language))
+    first, again, other = (_loss(objective, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first.total, again.total)
+    assert not torch.equal(first.total, other.total)
