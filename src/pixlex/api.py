@@ -22,7 +22,7 @@ from pixlex.data.transforms import evaluation_transform
 from pixlex.models import pretrained
 from pixlex.models.inference import compute_rows
 from pixlex.models.lqae import LQAE
-from pixlex.models.vqvae import VQVAE
+from pixlex.models.pretrained import Tokenizer
 from pixlex.nn.vocabulary import Vocabulary
 
 CARD = "README.md"
@@ -80,7 +80,7 @@ class ImageTokenizer:
 
     def __init__(
         self,
-        model: LQAE | VQVAE,
+        model: Tokenizer,
         *,
         device: str | torch.device = "cpu",
         precision: Precision = "auto",
@@ -97,8 +97,8 @@ class ImageTokenizer:
 
     @property
     def family(self) -> str:
-        """The kind of model: "lqae" or "vqvae"."""
-        return "lqae" if isinstance(self.model, LQAE) else "vqvae"
+        """The kind of model: "lqae", "vqvae" or "cbvila"."""
+        return pretrained.family_of(self.model)
 
     @property
     def image_size(self) -> int:
@@ -203,7 +203,7 @@ class ImageTokenizer:
         Args:
             images: as in `tokenize`.
             layer: of LQAE, the hidden states to average, nothing masked: those of the language model's last
-                layer, or of its embedding layer and every layer, one mean after the other. A VQ-VAE has its
+                layer, or of its embedding layer and every layer, one mean after the other. Others have their
                 codewords alone, "last".
             batch_size: image files read at a time.
 

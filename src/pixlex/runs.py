@@ -178,7 +178,7 @@ def _finish(run: Run, objective: Objective, folder: Path, progress: report.Progr
     report.curves(folder / METRICS, folder / "curves.png")
     numbers = {} if progress is None else dict(progress.numbers)
     commands = (folder / "commands.txt").read_text(encoding="utf-8").splitlines()
-    language = (model.language.name, model.language.fingerprint) if isinstance(model, LQAE | Frozen) else None
+    language = pretrained.language_of(model)
     card = report.model_card(dataclasses.asdict(run), numbers, commands, language)
     (target / "README.md").write_text(card, encoding="utf-8")
     (folder / "results.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from torch import nn
 
 from pixlex.config.cbvila import CBViLAConfig, FusionConfig, ImageTowerConfig, TextTowerConfig
 from pixlex.models import pretrained
+from pixlex.models.heads import MaskedWordHead
 from pixlex.models.starts import start_from_pretrained
 from pixlex.nn.bert import FusionEncoder, TextEncoder
 from pixlex.nn.vit import ClassTokenEncoder
@@ -33,7 +34,9 @@ def _start(
         image_size=image_size, patch_size=8, image=image, text=TextTowerConfig(width=8, heads=1),
         fusion=FusionConfig(depth=1),
     )  # fmt: skip
-    start_from_pretrained(encoder, TextEncoder(9, 9, 8, 1, 1), FusionEncoder(8, 1, 1), config)
+    start_from_pretrained(
+        encoder, TextEncoder(9, 9, 8, 1, 1), FusionEncoder(8, 1, 1), MaskedWordHead(8, 9), config
+    )
     return encoder.eval()
 
 

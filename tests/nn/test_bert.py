@@ -10,6 +10,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from pixlex.config.cbvila import CBViLAConfig, FusionConfig, ImageTowerConfig, TextTowerConfig
+from pixlex.models.heads import MaskedWordHead
 from pixlex.models.starts import read_weights, start_from_pretrained
 from pixlex.nn.bert import FusionEncoder, TextEncoder
 from pixlex.nn.vit import ClassTokenEncoder
@@ -45,6 +46,7 @@ def test_text_and_fusion_equal_the_bert_that_they_start_from(tmp_path: Path) -> 
         ClassTokenEncoder(16, 8, 8, 1, 1, 1.0),
         text,
         fusion,
+        MaskedWordHead(WIDTH, 60),
         CBViLAConfig(
             image_size=16,
             patch_size=8,
@@ -132,3 +134,33 @@ def test_names_of_old_files_are_understood(tmp_path: Path) -> None:
 
     save_file({"bert.embeddings.LayerNorm.gamma": torch.ones(3)}, tmp_path / "model.safetensors")
     assert list(read_weights(str(tmp_path))) == ["embeddings.LayerNorm.weight"]
+
+
+def test_the_embedded_bert_foretells_hidden_words_from_the_start() -> None:
+    """Before any training: three layers of MiniLM for text, three in the fusion encoder, its fitted head."""
+    from pixlex.losses.masked import masked_word_loss
+    from pixlex.models.cbvila import CBViLA
+
+    config = CBViLAConfig(
+        image_size=16, patch_size=8, image=ImageTowerConfig(width=8, depth=1, heads=1),
+        text=TextTowerConfig(width=384, depth=3, heads=12, positions=32, pretrained="embedded"),
+        fusion=FusionConfig(depth=3, pretrained="embedded"),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = CBViLA.start(config).eval()
+    words = model.encode_texts(
+        ["a man is riding a horse on the beach", "the dog plays with a ball in the park"], 32
+    )
+    hidden = torch.zeros_like(words.key_padding)
+    hidden[0, 4] = hidden[1, 3] = hidden[1, 9] = True
+    shown = words.word_ids.masked_fill(hidden, model.tokenizer.mask_id)
+    with torch.no_grad():
+        context = model.look_at_images(model.see(torch.zeros(2, 3, 16, 16)))
+        fused = model.fusion(model.read(shown, words.key_padding), context, words.key_padding)
+        loss = masked_word_loss(
+            model.masked_word_head(fused[hidden]),
+            words.word_ids[hidden],
+            model.text_encoder.words.weight,
+            model.masked_word_head.bias,
+        )
+    assert float(loss) < 8.0  # ln 30,522 is 10.3

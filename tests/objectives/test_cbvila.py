@@ -152,7 +152,7 @@ def test_terms_without_weight_are_not_computed(language: Path, monkeypatch: pyte
     def fail(*arguments: object, **settings: object) -> None:
         raise AssertionError("computed to be multiplied by zero")
 
-    monkeypatch.setattr(model, "quantize", fail)
+    monkeypatch.setattr(model, "quantize_vectors", fail)
     monkeypatch.setattr(compared, "image_text_contrastive_loss", fail)
     objective = _objective(
         model, pixel_weight=0.0, masked_image_weight=0.0, image_text_contrastive_weight=0.0

@@ -23,9 +23,9 @@ from pixlex.eval.few_shot.word_answerers import WordAnswerer, model_reader, word
 from pixlex.eval.llm import connect
 from pixlex.eval.llm.client import LanguageClient
 from pixlex.models import pretrained
+from pixlex.models.cbvila import CBViLA
 from pixlex.models.frozen import Frozen
-from pixlex.models.lqae import LQAE
-from pixlex.models.pretrained import Model
+from pixlex.models.pretrained import Model, Tokenizer
 from pixlex.models.untrained import untrained_copy
 from pixlex.models.vqvae import VQVAE
 from pixlex.nn.language import load_language_model
@@ -43,7 +43,7 @@ class Reading:
     """A reader of images and the model behind it, if there is one."""
 
     reader: TextReader
-    model: LQAE | VQVAE | None
+    model: Tokenizer | None
 
 
 def models_of(options: Namespace, images: ImageSource) -> dict[str, Model]:
@@ -64,11 +64,11 @@ def models_of(options: Namespace, images: ImageSource) -> dict[str, Model]:
 def readings_of(options: Namespace, models: Mapping[str, Model]) -> list[Reading]:
     """Say how images become text."""
     code_words = None
-    if any(isinstance(model, VQVAE) for model in models.values()):
+    if any(isinstance(model, VQVAE | CBViLA) for model in models.values()):
         code_words = load_language_model(options.code_words)
     readings = []
     for name, model in models.items():
-        if isinstance(model, LQAE | VQVAE):
+        if isinstance(model, Tokenizer):
             reader = model_reader(
                 model,
                 name,

@@ -21,8 +21,6 @@ from pixlex.eval.retrieval import evaluate_retrieval, gallery
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.inference import compute_rows
-from pixlex.models.lqae import LQAE
-from pixlex.models.vqvae import VQVAE
 from pixlex.report.gallery import codeword_gallery
 from pixlex.report.measures import measure_of
 from pixlex.train.parallel import pick_device
@@ -85,13 +83,9 @@ def _cbvila(options: Namespace) -> CBViLA:
 def draw_gallery(options: Namespace) -> int:
     """Draw codewords with patches that they stand for; say how pure they are where images have classes."""
     source = open_source(options.data)
-    model = pretrained.load_any(
-        options.model, language_model=options.language_model, revision=options.revision
-    )
-    if not isinstance(model, CBViLA | LQAE | VQVAE):
-        raise ValueError(f"{options.model} writes no codes: expected a model of family cbvila, lqae or vqvae")
+    model = pretrained.load(options.model, language_model=options.language_model, revision=options.revision)
     device = pick_device(options.device)
-    model = model.to(device)
+    model.to(device)
     codes, indices, labels = [], [], []
     skipped: list[Skipped] = []
     for batch in evaluation_batches(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixlex.batch import ImageBatch
 from pixlex.models.lqae import LQAE
-from pixlex.models.vqvae import VQVAE
+from pixlex.models.pretrained import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ExampleSample:
                 self._kept.append((ticket, index, batch.keys[row], image, reconstruction, code))
                 self._kept = sorted(self._kept, key=lambda kept: kept[:2])[: self.size]
 
-    def result(self, model: LQAE | VQVAE) -> Examples:
+    def result(self, model: Tokenizer) -> Examples:
         """Return the sample in the order of the set."""
         kept = sorted(self._kept, key=lambda one: one[1])
         words = None

@@ -31,7 +31,7 @@ from pixlex.eval.passes import evaluating, first_images
 from pixlex.eval.perceptual import PerceptualMeasures
 from pixlex.eval.words import WordScores, score_words, survives_text, survives_tokenizer, word_folds
 from pixlex.models.lqae import LQAE
-from pixlex.models.vqvae import VQVAE
+from pixlex.models.pretrained import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class ReconstructionResult:
 
 @torch.no_grad()  # not inference_mode: what a model caches meanwhile must stay usable in training
 def evaluate_reconstruction(
-    model: LQAE | VQVAE,
+    model: Tokenizer,
     batches: Iterable[ImageBatch],
     *,
     mask_ratio: float | None = 0.5,
@@ -169,7 +169,7 @@ class _Evaluation:
 
     def __init__(
         self,
-        model: LQAE | VQVAE,
+        model: Tokenizer,
         perceptual: PerceptualMeasures,
         mask_ratio: float | None,
         num_folds: int,

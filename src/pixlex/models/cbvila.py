@@ -103,7 +103,9 @@ class CBViLA(nn.Module):
             ValueError: a part cannot be loaded or does not fit the configuration.
         """
         model = cls.build(config)
-        start_from_pretrained(model.image_encoder, model.text_encoder, model.fusion, config)
+        start_from_pretrained(
+            model.image_encoder, model.text_encoder, model.fusion, model.masked_word_head, config
+        )
         return model
 
     @property
@@ -153,10 +155,14 @@ class CBViLA(nn.Module):
         """Return texts as vectors of length 1, in float32; see `image_vectors`."""
         return F.normalize(self.text_contrast(text[:, 0]).float(), dim=-1)
 
-    def quantize(self, patch_vectors: Float[Tensor, "B n I"]) -> Quantized:
+    def quantize_vectors(self, patch_vectors: Float[Tensor, "B n I"]) -> Quantized:
         """Return the nearest codeword of each patch vector (equation 1)."""
         quantized: Quantized = self.codebook(self.code_projector(patch_vectors))
         return quantized
+
+    def quantize(self, images: Float[Tensor, "B 3 H W"]) -> Quantized:
+        """Return the nearest codeword of each patch of images, nothing hidden; pixels in [0, 1]."""
+        return self.quantize_vectors(self.see(images)[:, 1:])
 
     def masked_codes_head(
         self, fused: Float[Tensor, "B N1 D"], hidden: Int[Tensor, "B m"]
@@ -199,7 +205,22 @@ class CBViLA(nn.Module):
     @torch.no_grad()
     def tokenize(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B N"]:
         """Return codes in [0, K), rows of the grid first."""
-        return self.quantize(self.see(images)[:, 1:]).codes
+        return self.quantize(images).codes
+
+    @torch.no_grad()
+    def decode(self, codes: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
+        """Return the images that codes alone stand for, in [0, 1].
+
+        Training has a class vector and a caption beside the codes. Here there is neither: the vector of hidden
+        patches stands for the one, an empty text for the other.
+        """
+        words = self.encode_texts([""] * len(codes), 3)
+        word_ids, key_padding = words.word_ids.to(codes.device), words.key_padding.to(codes.device)
+        everywhere = torch.arange(codes.shape[1], device=codes.device).expand(len(codes), -1)
+        unknown = self.query.hidden[0].expand(len(codes), -1)
+        query = self.query(self.codebook.weight[codes], unknown, everywhere)
+        context = self.look_at_texts(self.read(word_ids, key_padding), key_padding)
+        return self.images(self.pixel_head(self.fusion(query, context)[:, 1:])).clamp(0, 1)
 
     @torch.no_grad()
     def rebuild(
@@ -214,7 +235,9 @@ class CBViLA(nn.Module):
         """
         seen = self.see(images, split.visible)
         context = self.look_at_texts(self.read(words.word_ids, words.key_padding), words.key_padding)
-        query = self.query(self.quantize(seen[:, 1:]).values, self.image_projector(seen[:, 0]), split.visible)
+        query = self.query(
+            self.quantize_vectors(seen[:, 1:]).values, self.image_projector(seen[:, 0]), split.visible
+        )
         return self.images(self.pixel_head(self.fusion(query, context)[:, 1:])).clamp(0, 1)
 
 

@@ -27,8 +27,8 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 FORMAT = 1
 
-Tokenizer = LQAE | VQVAE
-Model = Tokenizer | MAE | Frozen | CBViLA
+Tokenizer = LQAE | VQVAE | CBViLA
+Model = Tokenizer | MAE | Frozen
 _FAMILIES: dict[type[Model], str] = {
     LQAE: "lqae",
     VQVAE: "vqvae",
@@ -36,16 +36,17 @@ _FAMILIES: dict[type[Model], str] = {
     Frozen: "frozen",
     CBViLA: "cbvila",
 }
-_CONSEQUENCES: dict[type[Model], str] = {
-    LQAE: "codes mean nothing in another vocabulary",
-    Frozen: "an image's embeddings mean nothing to another language model",
+_CONSEQUENCES: dict[type[Model], tuple[str, str]] = {
+    LQAE: ("word embeddings", "codes mean nothing in another vocabulary"),
+    Frozen: ("weights", "an image's embeddings mean nothing to another language model"),
+    CBViLA: ("the vocabulary", "word vectors mean nothing under another vocabulary"),
 }
 
 
 @overload
-def build(config: LQAEConfig | VQVAEConfig) -> Tokenizer: ...
+def build(config: LQAEConfig | VQVAEConfig | CBViLAConfig) -> Tokenizer: ...
 @overload
-def build(config: MAEConfig | FrozenConfig | CBViLAConfig) -> MAE | Frozen | CBViLA: ...
+def build(config: MAEConfig | FrozenConfig) -> MAE | Frozen: ...
 def build(config: LQAEConfig | VQVAEConfig | MAEConfig | FrozenConfig | CBViLAConfig) -> Model:
     """Build an untrained model from the configuration of its family."""
     match config:
@@ -59,6 +60,18 @@ def build(config: LQAEConfig | VQVAEConfig | MAEConfig | FrozenConfig | CBViLACo
             return Frozen.build(config)
         case CBViLAConfig():
             return CBViLA.build(config)
+
+
+def family_of(model: Model) -> str:
+    """Return the family of a model, as recipes name it."""
+    return _FAMILIES[type(model)]
+
+
+def language_of(model: Model) -> tuple[str, str] | None:
+    """Return name and fingerprint of what a model's words are those of, None where it has no words."""
+    if isinstance(model, LQAE | Frozen):
+        return model.language.name, model.language.fingerprint
+    return (model.tokenizer.name, model.tokenizer.fingerprint) if isinstance(model, CBViLA) else None
 
 
 def save(model: Model, folder: Path) -> None:
@@ -76,10 +89,9 @@ def save(model: Model, folder: Path) -> None:
     }
     if isinstance(model, Tokenizer):
         config["num_codewords"] = model.num_codewords
-    if isinstance(model, LQAE | Frozen):
-        config["language"] = {"name": model.language.name, "fingerprint": model.language.fingerprint}
-    if isinstance(model, CBViLA):
-        config["language"] = {"name": model.tokenizer.name, "fingerprint": model.tokenizer.fingerprint}
+    language = language_of(model)
+    if language is not None:
+        config["language"] = {"name": language[0], "fingerprint": language[1]}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -95,7 +107,7 @@ def load(name: str, *, language_model: str | None = None, revision: str | None =
     if not isinstance(model, Tokenizer):
         raise ValueError(
             f"{name} holds a model of family {_FAMILIES[type(model)]}, which writes no codes: expected an image "
-            "tokenizer, lqae or vqvae"
+            "tokenizer, lqae, vqvae or cbvila"
         )
     return model
 
@@ -127,18 +139,12 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
         values["text"]["tokenizer"] = language_model
     run = run_from({"family": config["family"], "model": values}, str(folder / CONFIG))
     model = build(run.model)
-    if isinstance(model, LQAE | Frozen) and model.language.fingerprint != config["language"]["fingerprint"]:
-        what = "word embeddings" if isinstance(model, LQAE) else "weights"
+    language = language_of(model)
+    if language is not None and language[1] != config["language"]["fingerprint"]:
+        what, consequence = _CONSEQUENCES[type(model)]
         raise ValueError(
             f"{folder} was trained with {what} {config['language']['fingerprint'][:12]} of "
-            f"{config['language']['name']!r}, but {model.language.name!r} has "
-            f"{model.language.fingerprint[:12]}: {_CONSEQUENCES[type(model)]}"
-        )
-    if isinstance(model, CBViLA) and model.tokenizer.fingerprint != config["language"]["fingerprint"]:
-        raise ValueError(
-            f"{folder} was trained with the vocabulary {config['language']['fingerprint'][:12]} of "
-            f"{config['language']['name']!r}, but {model.tokenizer.name!r} has "
-            f"{model.tokenizer.fingerprint[:12]}: word vectors mean nothing under another vocabulary"
+            f"{config['language']['name']!r}, but {language[0]!r} has {language[1][:12]}: {consequence}"
         )
     if isinstance(model, Tokenizer) and model.num_codewords != config["num_codewords"]:
         raise ValueError(
@@ -178,9 +184,17 @@ def parameter_count(model: torch.nn.Module) -> int:
 def fingerprint(model: Model, *, precision: str = "fp32") -> str:
     """Return a hash of all that decides what comes of an image: weights, words, sizes, precision."""
     config = {**dataclasses.asdict(model.config), "precision": precision}
-    if isinstance(model, LQAE | Frozen):
+    language = language_of(model)
+    if language is not None:
         # Where the language model lies does not matter, which one it is does.
-        config["language"] = model.language.fingerprint
+        config["language"] = language[1]
+    if isinstance(model, CBViLA):  # nor where it started from: its weights say it
+        for part, names in (
+            ("image", ("pretrained",)),
+            ("text", ("pretrained", "tokenizer")),
+            ("fusion", ("pretrained",)),
+        ):
+            config[part] = {name: one for name, one in config[part].items() if name not in names}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

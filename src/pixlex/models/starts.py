@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pixlex.config.cbvila import CBViLAConfig
 from pixlex.nn.bert import BertLayer, FusionEncoder, TextEncoder
-from pixlex.nn.embedded import EMBEDDED, embedded_directory
+from pixlex.nn.embedded import EMBEDDED, EMBEDDED_HEAD, embedded_directory
 from pixlex.nn.transformer import Block
 from pixlex.nn.vit import ClassTokenEncoder, sine_positions
 
@@ -55,8 +55,21 @@ _BERT_LAYER = {
 }
 
 
+_HEAD = {
+    "transform.weight": "transform.dense.weight",
+    "transform.bias": "transform.dense.bias",
+    "norm.weight": "transform.LayerNorm.weight",
+    "norm.bias": "transform.LayerNorm.bias",
+    "bias": "bias",
+}
+
+
 def start_from_pretrained(
-    image_encoder: ClassTokenEncoder, text_encoder: TextEncoder, fusion: FusionEncoder, config: CBViLAConfig
+    image_encoder: ClassTokenEncoder,
+    text_encoder: TextEncoder,
+    fusion: FusionEncoder,
+    masked_word_head: nn.Module,
+    config: CBViLAConfig,
 ) -> None:
     """Copy pretrained weights into the parts for which the configuration names any.
 
@@ -64,6 +77,7 @@ def start_from_pretrained(
         image_encoder: receives a vision transformer, its positions resampled.
         text_encoder: receives embeddings and first layers of a BERT.
         fusion: receives the layers behind those, all but the cross-attention.
+        masked_word_head: receives the head behind the last of them, where the weights have one.
         config: the names.
 
     Raises:
@@ -78,6 +92,7 @@ def start_from_pretrained(
     if config.fusion.pretrained:
         weights = read_weights(config.fusion.pretrained)
         _start_layers(fusion.layers, weights, config.text.depth, config.fusion.pretrained)
+        _start_head(masked_word_head, weights, config.fusion.pretrained)
 
 
 def read_weights(name: str) -> Weights:
@@ -90,12 +105,13 @@ def read_weights(name: str) -> Weights:
         ValueError: there are none, or they are damaged.
     """
     folder = _find(name)
+    more = load_file(EMBEDDED_HEAD) if name == EMBEDDED else {}
     index = folder / _INDEX
     files = [_SINGLE]
     try:
         if index.is_file():
             files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        weights = {key: tensor for file in files for key, tensor in load_file(folder / file).items()}
+        weights = {**more, **{key: one for file in files for key, one in load_file(folder / file).items()}}
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{name}: its weights cannot be read: {error}") from error
     bare = {_PREFIX.sub("", key): tensor for key, tensor in weights.items()}
@@ -189,6 +205,16 @@ def _start_layers(layers: nn.ModuleList, weights: Weights, first: int, name: str
     for number, layer in enumerate(layers, first):
         assert isinstance(layer, BertLayer)
         _copy_layer(layer, _BERT_LAYER, f"encoder.layer.{number}.", _taker(weights, name), name)
+
+
+def _start_head(head: nn.Module, weights: Weights, name: str) -> None:
+    """Copy BERT's head for hidden words; without one it stays as it is."""
+    if f"cls.predictions.{_HEAD['transform.weight']}" not in weights:
+        return
+    take = _taker(weights, name)
+    for ours, theirs in _HEAD.items():
+        target = head.get_parameter(ours)
+        _copy(target, take(f"cls.predictions.{theirs}")[: len(target)], name, "the head for hidden words")
 
 
 def _check_depth(weights: Weights, key: str, needed: int, name: str) -> None:

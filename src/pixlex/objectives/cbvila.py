@@ -115,7 +115,7 @@ class CBViLAObjective(Objective):
         if "image_text_contrastive" in terms:
             measures["temperature"] = torch.exp(-model.log_scale.detach())
         if config.has_codebook_terms:
-            full = model.quantize(seen[:, 1:])
+            full = model.quantize_vectors(seen[:, 1:])
             visible = None
             if text is not None:
                 found, visible = predicted_terms(

@@ -50,7 +50,7 @@ def predicted_terms(
         visible = model.see(batch.images, split.visible)
     else:
         visible = torch.cat([seen[:, :1], take(seen[:, 1:], split.visible)], dim=1)
-    quantized = model.quantize(visible[:, 1:])
+    quantized = model.quantize_vectors(visible[:, 1:])
     class_vectors = model.image_projector(visible[:, 0])
     if model.config.codebook.estimator == "gumbel":
         noise = draws.gumbel(split.visible.shape[1], model.num_codewords, seen.device)

@@ -54,6 +54,30 @@ of all its weights is checked:
 `{fingerprint}`
 """
 
+_CBVILA = """\
+A vision-language model with a learned visual codebook (Guo et al. 2022, arXiv:2208.00475), pretrained on images
+with captions: it compares images and texts, writes an image as codes, foretells hidden words and patches.
+"""
+
+_CBVILA_USAGE = """\
+from pixlex.models import pretrained
+
+model = pretrained.load_any("this directory, or its name on the hub")
+words = model.encode_texts(["two dogs in the snow"], max_words=30)
+images = model.image_vectors(model.see(images))  # images: (B, 3, H, W) in [0, 1]
+texts = model.text_vectors(model.read(words.word_ids, words.key_padding))
+similarity = images @ texts.T"""
+
+_CBVILA_LANGUAGE = """\
+## Vocabulary
+
+Texts are read with the tokenizer of `{name}`.
+It is not stored here but loaded by its name. Word vectors mean nothing under another vocabulary, so its SHA-256 is
+checked:
+
+`{fingerprint}`
+"""
+
 _LANGUAGE = """\
 ## Language model
 
@@ -87,8 +111,8 @@ def model_card(
             `model.patch_size` are used where they are given.
         numbers: measures by their names in the log.
         commands: what was typed to train and to measure, exactly.
-        language: name and fingerprint of the language model whose words are the codewords; None where codes
-            are no words.
+        language: name and fingerprint of the language model whose words are the codewords or which is spoken
+            through, or of the vocabulary that texts are read with; None where there is none.
 
     Returns:
         The text of README.md.
@@ -101,7 +125,7 @@ def model_card(
         description,
         "## Use\n",
         _fenced(usage, "python"),
-        "" if language is None else _language(*language, frozen=run_config.get("family") == "frozen"),
+        "" if language is None else _language(*language, family=str(run_config.get("family"))),
         "## Measures\n",
         "\n".join(_table(numbers)) + "\n",
         "## Training\n",
@@ -116,6 +140,9 @@ def _about(run_config: Mapping[str, Any], has_words: bool) -> tuple[tuple[str, .
     """Return the tags, title, description and first program of a family."""
     if run_config.get("family") == "frozen":
         return ("image-captioning",), "Frozen: images for a language model", _FROZEN, _FROZEN_USAGE
+    if run_config.get("family") == "cbvila":
+        tags = ("image-text-retrieval", "vector-quantization")
+        return tags, "CB-ViLA: images and texts with a visual codebook", _CBVILA, _CBVILA_USAGE
     if run_config.get("family") == "mae":
         return ("masked-autoencoder",), "MAE: features of images", _MAE, _MAE_USAGE
     kind, codes, description = ("LQAE", "words", _LQAE) if has_words else ("VQ-VAE", "codes", _VQVAE)
@@ -140,10 +167,11 @@ def _count(run_config: Mapping[str, Any]) -> str:
     return f"{side} x {side}"
 
 
-def _language(name: str, fingerprint: str, *, frozen: bool) -> str:
+def _language(name: str, fingerprint: str, *, family: str) -> str:
     """Say whose words these are, or which language model is spoken through."""
-    if frozen:
-        return _FROZEN_LANGUAGE.format(name=name, fingerprint=fingerprint)
+    if family in ("frozen", "cbvila"):
+        text = _FROZEN_LANGUAGE if family == "frozen" else _CBVILA_LANGUAGE
+        return text.format(name=name, fingerprint=fingerprint)
     source = f"`{name}`"
     if name == "embedded":
         source = (

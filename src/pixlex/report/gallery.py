@@ -111,7 +111,7 @@ def _framed(image: Float[Tensor, "3 H W"], patch: int, grid: int) -> Image.Image
     """Return a patch with its surroundings, a frame around the patch itself."""
     side = image.shape[-1] // grid
     row, column = divmod(patch, grid)
-    window = (2 * _AROUND + 1) * side
+    window = min((2 * _AROUND + 1) * side, image.shape[-1])
     top = min(max(0, (row - _AROUND) * side), image.shape[-1] - window)
     left = min(max(0, (column - _AROUND) * side), image.shape[-1] - window)
     scale = math.ceil(_SIDE / window)

@@ -20,8 +20,7 @@ from pixlex.data.transforms import evaluation_transform
 from pixlex.eval.few_shot.fingerprints import digest, source_identity
 from pixlex.models.inference import Precision, compute_rows
 from pixlex.models.lqae import LQAE
-from pixlex.models.pretrained import fingerprint
-from pixlex.models.vqvae import VQVAE
+from pixlex.models.pretrained import Tokenizer, fingerprint
 
 # Images decoded and encoded at a time.
 _BATCH_SIZE = 64
@@ -63,7 +62,7 @@ class ModelWords:
 
     def __init__(
         self,
-        model: LQAE | VQVAE,
+        model: Tokenizer,
         *,
         name: str,
         words: Sequence[str] | None = None,

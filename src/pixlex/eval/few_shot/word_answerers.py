@@ -14,7 +14,7 @@ from pixlex.eval.few_shot.nearest import NearestClassMean
 from pixlex.eval.few_shot.readers import CachedReader, ModelWords, Shortened, TextReader
 from pixlex.models.inference import Precision
 from pixlex.models.lqae import LQAE
-from pixlex.models.vqvae import VQVAE
+from pixlex.models.pretrained import Tokenizer
 from pixlex.nn.language import LanguageModel, load_language_model
 from pixlex.nn.vocabulary import build_vocabulary
 
@@ -23,7 +23,7 @@ WORD_ANSWERERS: tuple[WordAnswerer, ...] = ("sentence", "layers", "last-layer", 
 
 
 def model_reader(
-    model: LQAE | VQVAE,
+    model: Tokenizer,
     name: str,
     *,
     code_words: LanguageModel | None = None,
@@ -48,7 +48,7 @@ def model_reader(
         ValueError: a VQ-VAE without words or with too few, or a share out of range.
     """
     words = None
-    if isinstance(model, VQVAE) and code_words is not None:
+    if not isinstance(model, LQAE) and code_words is not None:
         words = build_vocabulary(code_words, "whole-words").words
     reader: TextReader = ModelWords(model, name=name, words=words, device=device, precision=precision)
     if cache is not None:
@@ -60,7 +60,7 @@ def word_answerers(
     reader: TextReader,
     kinds: Sequence[WordAnswerer],
     *,
-    model: LQAE | VQVAE | None = None,
+    model: Tokenizer | None = None,
     encoder: LanguageModel | None = None,
     device: torch.device | str = "cpu",
 ) -> list[NearestClassMean]:

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from pixlex.models.cbvila import CBViLA
 from pixlex.models.inference import Precision
 from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Tokenizer, fingerprint
-from pixlex.models.vqvae import VQVAE
 
 Kind = Literal["layers", "last", "encoder", "codes", "pixels"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -48,12 +48,14 @@ def image_features(
         language model; `encoder`, patch vectors of the image encoder; `codes`, codewords; `pixels`, colors
         of 8 x 8 fields.
     """
-    vectors = model.encoder(images)
+    vectors = model.see(images)[:, 1:] if isinstance(model, CBViLA) else model.encoder(images)
     features: dict[str, Tensor] = {}
     if isinstance(model, LQAE):
         quantized = model.quantizer(model.projector(vectors))
         for number, hidden in enumerate(model.read(quantized.values).hidden_states):
             features[f"layer {number}"] = hidden.float().mean(1)
+    elif isinstance(model, CBViLA):
+        quantized = model.quantize_vectors(vectors)
     else:
         quantized = model.codebook(model.projector(vectors))
     features["encoder"] = vectors.float().mean(1)
@@ -102,7 +104,8 @@ def default_repeats(model: Tokenizer, compared: Tokenizer | None) -> int:
     Returns:
         The least number that makes them at least as wide; 1 where nothing is repeated.
     """
-    if not isinstance(model, VQVAE) or not isinstance(compared, LQAE):
+    if isinstance(model, LQAE) or not isinstance(compared, LQAE):
         return 1
     width = (compared.language.num_layers + 1) * compared.language.hidden_width
-    return max(1, -(-width // model.config.codebook_dim))
+    own = model.config.codebook.dim if isinstance(model, CBViLA) else model.config.codebook_dim
+    return max(1, -(-width // own))

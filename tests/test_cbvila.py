@@ -1,0 +1,225 @@
+"""CB-ViLA from recipe to folder and on: training, what it leaves, retrieval, gallery, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pixlex
+from pixlex import runs
+from pixlex.cli import main
+from pixlex.config.run import Run, run_from
+from pixlex.models import pretrained
+from pixlex.models.cbvila import CBViLA
+from pixlex.train.checkpoint import checkpoints
+from pixlex.train.loop import Callbacks
+from pixlex.train.tracking import read_metrics
+
+Call = Callable[..., tuple[int, str, str]]
+TOWER = {"width": 32, "depth": 1, "heads": 2}
+
+
+def _run(language: Path, **changes: Any) -> Run:
+    values: dict[str, Any] = {
+        "family": "cbvila",
+        "model": {
+            "image_size": 32, "patch_size": 8, "image": TOWER,
+            "text": {**TOWER, "tokenizer": str(language), "positions": 40}, "fusion": {"depth": 1},
+            "codebook": {"num_codewords": 16, "dim": 32}, "contrastive_dim": 8,
+        },
+        "objective": {"burn_in_steps": 2},
+        "data": {
+            "train": "embedded:scenes:train:30", "validation": "embedded:scenes:test:12", "augment": "resize",
+            "max_words": 30,
+        },
+        "train": {
+            "steps": 6, "batch_size": 4, "warmup_steps": 1, "device": "cpu", "checkpoint_every": 2,
+            "evaluate_every": 3, "log_every": 1,
+        },
+        "eval": {"examples": 3, "batch_size": 5},
+    }  # fmt: skip
+    for name, value in changes.items():
+        part, _, key = name.partition("__")
+        values[part] = {**values[part], key: value}
+    return run_from(values, "test")
+
+
+@pytest.fixture(scope="module")
+def trained(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    assert runs.run_training(_run(language), folder) == folder / "model"
+    return folder
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(one) for one in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_a_run_leaves_numbers_pictures_page_and_model(trained: Path) -> None:
+    numbers = json.loads((trained / "results.json").read_text())
+    for name in (
+        "masked_image_gain",
+        "churn",
+        "hidden_mse",
+        "text_recall_at_1",
+        "image_recall_at_10",
+        "perplexity",
+    ):
+        assert f"eval/{name}" in numbers
+    phases = {key.split("/")[0] for line in read_metrics(trained / "metrics.jsonl") for key in line}
+    assert {"burn_in", "joint", "eval"} <= phases
+    for kind in ("rebuilt", "codewords"):
+        assert (trained / f"pictures/{kind}-00000006.png").is_file()
+    page = (trained / "report.html").read_text()
+    assert page.count("data:image/png") == 3
+    assert "Codewords, each with patches" in page
+    card = (trained / "model/README.md").read_text()
+    assert "image_vectors" in card
+    assert "## Vocabulary" in card
+
+
+def test_a_saved_model_is_the_trained_one(trained: Path, language: Path, tmp_path: Path) -> None:
+    """To the bit; it says with which vocabulary; another one is refused."""
+    model = pretrained.load_any(str(trained))
+    assert isinstance(model, CBViLA)
+    state = torch.load(checkpoints(trained / "checkpoints")[-1], weights_only=True)["objective"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(state[f"model.{name}"], value), name
+    assert pretrained.fingerprint(model) == pretrained.fingerprint(
+        pretrained.load_any(str(trained / "model"))
+    )
+    from tests.tiny import tiny_language
+
+    other = tiny_language(tmp_path / "other")
+    vocabulary = json.loads((other / "tokenizer.json").read_text())
+    words = vocabulary["model"]["vocab"]
+    words["zzz"] = words.pop("about")
+    (other / "tokenizer.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(ValueError, match=r"trained with the vocabulary .* word vectors mean nothing"):
+        pretrained.load_any(str(trained), language_model=str(other))
+
+
+def test_cut_off_and_resumed_equals_one_left_alone(
+    trained: Path, language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in burn-in, resumed: the same weights, the same numbers."""
+    fit = runs.fit
+    seen = 0
+
+    def stopping(*arguments: Any) -> int:
+        *rest, callbacks, settings = arguments
+
+        def observe(batch: object) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            callbacks.observe(batch)
+
+        return fit(*rest, Callbacks(observe=observe, evaluate=callbacks.evaluate), settings)
+
+    monkeypatch.setattr(runs, "fit", stopping)
+    assert runs.run_training(_run(language), tmp_path / "cut") is None
+    assert runs.run_training(_run(language), tmp_path / "cut", resume=True) == tmp_path / "cut/model"
+    first, second = (pretrained.load_any(str(folder)).state_dict() for folder in (trained, tmp_path / "cut"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    results = [json.loads((folder / "results.json").read_text()) for folder in (trained, tmp_path / "cut")]
+    assert results[0] == results[1]
+
+
+def test_retrieval_command(call: Call, trained: Path, tmp_path: Path) -> None:
+    """Numbers, the protocol that they mean, and a file; --untrained is another model."""
+    arguments = ("--model", trained, "--data", "embedded:scenes:test:12", "--quiet", "--json")
+    code, out, _ = call("evaluate", "retrieval", *arguments, "--top-k", 3, "--out", tmp_path / "out")
+    values = json.loads(out)
+    assert code == 0
+    assert values["protocol"].startswith(
+        "12 images, 60 captions, each against all; ranked by top 3 by contrast"
+    )
+    assert values == json.loads((tmp_path / "out/results.json").read_text())
+    assert 12 * 3 <= values["num_scored"] <= 12 * 3 + 60 * 3
+    code, other, _ = call("evaluate", "retrieval", *arguments, "--score", "contrastive", "--untrained")
+    assert code == 0
+    assert json.loads(other)["untrained"]
+    assert json.loads(other)["num_scored"] == 0
+
+
+def test_gallery_command(call: Call, trained: Path, tmp_path: Path) -> None:
+    """A picture, and how pure codewords are where images have classes."""
+    arguments = ("gallery", "--model", trained, "--out", tmp_path / "gallery.png", "--quiet", "--json")
+    code, out, _ = call(*arguments, "--data", "embedded:scenes:test:12", "--codewords", 3)
+    assert code == 0
+    assert (tmp_path / "gallery.png").is_file()
+    values = json.loads(out)
+    assert values["num_images"] == 12
+    assert 0 < values["codeword_purity"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__batch_size": 1}, "batch_size of 2 or more"),
+        ({"objective__mask_ratio": 0.99}, "leaves some of the 16 patches visible"),
+        ({"data__max_words": 41}, "max_words of at most 40, text.positions"),
+        (
+            {"objective__alternate_every": 3, "objective__codebook_update": "ema"},
+            "must be 0 with codebook_update=ema",
+        ),
+        (
+            {"model__codebook": {"num_codewords": 16, "dim": 32, "estimator": "gumbel", "metric": "cosine"}},
+            "must be euclidean with estimator=gumbel",
+        ),
+        ({"objective__codebook_start": "k-means"}, "codebook_start"),
+        ({"model__masked_image_head": "cls"}, "masked_image_head"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(language: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _run(language, **changes)
+
+
+def test_bad_input_of_commands(call: Call, trained: Path, tmp_path: Path) -> None:
+    """What was expected and what came, exit code 2."""
+    code, _, error = call("evaluate", "retrieval", "--model", trained, "--data", "embedded:digits:test")
+    assert code == 2
+    assert "captions" in error
+    code, _, error = call("evaluate", "retrieval", "--model", tmp_path, "--data", "embedded:scenes:test:5")
+    assert code == 2
+    assert "is not a model directory" in error
+
+
+def test_codes_and_back(call: Call, trained: Path, tmp_path: Path) -> None:
+    """It is a tokenizer as LQAE and VQ-VAE are: encode, decode, reconstruct, measure."""
+    tokenizer = pixlex.load(trained)
+    assert (tokenizer.family, tokenizer.grid, tokenizer.num_codewords) == ("cbvila", 4, 16)
+    code, out, _ = call("encode", "embedded:scenes:test:3", "--model", trained, "--quiet")
+    assert code == 0
+    rows = [[int(one) for one in line.split()[-16:]] for line in out.splitlines()]
+    assert len(rows) == 3
+    images = tokenizer.decode(torch.tensor(rows))
+    assert images.shape == (3, 3, 32, 32)
+    assert not torch.equal(images[0], images[1])
+    arguments = ("--model", trained, "--data", "embedded:scenes:test:6", "--json", "--quiet")
+    code, out, _ = call("evaluate", "reconstruction", *arguments, "--out", tmp_path / "out")
+    assert code == 0
+    assert json.loads(out)["mse"] > 0
+    with pytest.raises(ValueError, match="a cbvila has no words"):
+        tokenizer.to_words(images)
+
+
+def test_images_without_captions_are_refused_as_training_data(language: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="captions"):
+        runs.run_training(_run(language, data__train="embedded:digits:train"), tmp_path)
