@@ -194,7 +194,7 @@ class CBViLAObjectiveConfig:
     )
     ema_decay: float = describe(0.99, "Decay of those averages for each step, in [0, 1).")
     restart_after: int = describe(
-        100, "A codeword unused for so many steps is placed on a random patch vector; 0 for never."
+        100, "A codeword unused for so many steps is placed on a patch vector far from its own; 0 for never."
     )
     temperature_start: float = describe(1.0, "Temperature of the Gumbel-softmax at the first step.")
     temperature_end: float = describe(

@@ -174,7 +174,7 @@ class VQVAEObjectiveConfig:
     codebook_weight: float = describe(1.0, "Weight of the term that moves codewords to patch vectors.")
     commitment_weight: float = describe(0.25, "Weight of the term that moves patch vectors to codewords.")
     restart_after: int = describe(
-        100, "A codeword unused for so many steps is placed on a random patch vector; 0 for never."
+        100, "A codeword unused for so many steps is placed on a patch vector far from its own; 0 for never."
     )
 
     def __post_init__(self) -> None:

@@ -69,7 +69,7 @@ class CodebookCare(nn.Module):
             sums = torch.zeros_like(codebook.weight, dtype=torch.float32).index_add_(0, codes, rows.float())
             self.averages.move(codebook, counts, distributed.all_sum(sums))
         if self.config.restart_after:
-            dead = revive(codebook, rows, self.config.restart_after, step.generator)
+            dead = revive(codebook, self._last, self.config.restart_after, step.generator)
             if self.averages is not None:
                 self.averages.forget(dead)
             health["restarted"] = float(len(dead))
@@ -89,13 +89,17 @@ class CodebookCare(nn.Module):
 
 @torch.no_grad()
 def revive(
-    codebook: LearnedCodebook, rows: Float[Tensor, "M S"], idle_limit: int, generator: torch.Generator
+    codebook: LearnedCodebook, quantized: Quantized, idle_limit: int, generator: torch.Generator
 ) -> Int[Tensor, " R"]:
-    """Place codewords idle for `idle_limit` steps on random patch vectors of all processes.
+    """Place codewords idle for `idle_limit` steps on patch vectors of all processes.
+
+    A patch vector is drawn in proportion to its squared distance from its codeword, as k-means++ draws its centers
+    (Arthur & Vassilvitskii 2007): drawn evenly, most would lie where codewords lie already, split what belongs
+    together, and keep the codes from settling (docs/decisions.md).
 
     Args:
         codebook: the codewords.
-        rows: this process's patch vectors.
+        quantized: what this process's images became; as many patches on every process.
         idle_limit: steps without use after which a codeword counts as dead.
         generator: on the CPU, the same on every process.
 
@@ -104,7 +108,10 @@ def revive(
     """
     dead = codebook.dead(idle_limit)
     if len(dead):
-        total = len(rows) * distributed.world_size()
-        numbers = torch.randint(total, (len(dead),), generator=generator).to(rows.device)
-        codebook.place(dead, distributed.pick_rows(rows.float(), numbers))
+        rows, codewords = quantized.z.detach().flatten(0, 1), quantized.codewords.detach().flatten(0, 1)
+        distances = distributed.all_gather((rows.float() - codewords.float()).square().sum(-1))
+        total = distances.double().cumsum(0).cpu()
+        chance = torch.rand(len(dead), dtype=torch.double, generator=generator) * total[-1]
+        numbers = torch.searchsorted(total, chance, right=True).clamp_max(len(total) - 1)
+        codebook.place(dead, distributed.pick_rows(rows.float(), numbers.to(rows.device)))
     return dead

@@ -147,8 +147,7 @@ class VQVAEObjective(Objective):
         counts, measures = _usage(self._last, self.model.num_codewords)
         if self.config.restart_after:
             self.model.codebook.note_usage(counts > 0)
-            rows = self._last.z.detach().flatten(0, 1)
-            restarted = revive(self.model.codebook, rows, self.config.restart_after, step.generator)
+            restarted = revive(self.model.codebook, self._last, self.config.restart_after, step.generator)
             measures["restarted"] = float(len(restarted))
         return measures
 
