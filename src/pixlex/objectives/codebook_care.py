@@ -16,6 +16,8 @@ from pixlex.objectives.phase import Step
 
 # Patch vectors clustered for each codeword, at most.
 _ROWS_PER_CODEWORD = 20
+# Share of the patch vectors, the farthest from their codewords, that dead codewords are placed on.
+_FARTHEST = 0.01
 
 
 class CodebookCare(nn.Module):
@@ -69,7 +71,7 @@ class CodebookCare(nn.Module):
             sums = torch.zeros_like(codebook.weight, dtype=torch.float32).index_add_(0, codes, rows.float())
             self.averages.move(codebook, counts, distributed.all_sum(sums))
         if self.config.restart_after:
-            dead = revive(codebook, self._last, self.config.restart_after, step.generator)
+            dead = revive(codebook, self._last, self.config.restart_after, step.generator, _FARTHEST)
             if self.averages is not None:
                 self.averages.forget(dead)
             health["restarted"] = float(len(dead))
@@ -89,19 +91,24 @@ class CodebookCare(nn.Module):
 
 @torch.no_grad()
 def revive(
-    codebook: LearnedCodebook, quantized: Quantized, idle_limit: int, generator: torch.Generator
+    codebook: LearnedCodebook,
+    quantized: Quantized,
+    idle_limit: int,
+    generator: torch.Generator,
+    farthest: float = 1.0,
 ) -> Int[Tensor, " R"]:
-    """Place codewords idle for `idle_limit` steps on patch vectors of all processes.
+    """Place codewords idle for `idle_limit` steps on patch vectors of all processes, each taken once.
 
-    A patch vector is drawn in proportion to its squared distance from its codeword, as k-means++ draws its centers
-    (Arthur & Vassilvitskii 2007): drawn evenly, most would lie where codewords lie already, split what belongs
-    together, and keep the codes from settling (docs/decisions.md).
+    At random among those farthest from their codewords; dead codewords beyond their number wait for the next
+    step. Placed on any patch vector, most would lie where codewords lie already, take over what belongs to them, and
+    keep the codes from settling where something has to foretell them (docs/decisions.md).
 
     Args:
         codebook: the codewords.
         quantized: what this process's images became; as many patches on every process.
         idle_limit: steps without use after which a codeword counts as dead.
         generator: on the CPU, the same on every process.
+        farthest: share of the patch vectors, in (0, 1], that are far enough; 16 are in any case.
 
     Returns:
         The codes placed anew.
@@ -110,8 +117,9 @@ def revive(
     if len(dead):
         rows, codewords = quantized.z.detach().flatten(0, 1), quantized.codewords.detach().flatten(0, 1)
         distances = distributed.all_gather((rows.float() - codewords.float()).square().sum(-1))
-        total = distances.double().cumsum(0).cpu()
-        chance = torch.rand(len(dead), dtype=torch.double, generator=generator) * total[-1]
-        numbers = torch.searchsorted(total, chance, right=True).clamp_max(len(total) - 1)
-        codebook.place(dead, distributed.pick_rows(rows.float(), numbers.to(rows.device)))
+        far = distances.topk(min(len(distances), max(16, round(farthest * len(distances))))).indices
+        order = torch.randperm(len(far), generator=generator).to(rows.device)
+        numbers = far[order][: len(dead)]
+        dead = dead[: len(numbers)]
+        codebook.place(dead, distributed.pick_rows(rows.float(), numbers))
     return dead
