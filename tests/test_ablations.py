@@ -179,5 +179,8 @@ def test_the_command_leaves_table_and_figures(
     for name in ("rows.png", "mask-ratio.png"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 200
+    assert main(["ablate", recipe, "--out", str(out), "--rows", "mask-0.5", "--json", "--quiet"]) == 0
+    rows = [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]]
+    assert rows == ["base", "mask-0", "mask-0.3", "mask-0.5"]  # what is there stays in the table
     assert main(["ablate", recipe]) == 2
     assert "--out DIR" in capsys.readouterr().err

@@ -19,6 +19,13 @@ SMALLER = (
     "model.decoder.width=32", "model.decoder.depth=1", "model.decoder.heads=2", "train.steps=2",
     "train.batch_size=4", "eval.word_folds=2",
 )  # fmt: skip
+SMALLER_PAIRS = (
+    "model.image_size=32", "model.patch_size=8", "model.image.width=32", "model.image.depth=1",
+    "model.image.heads=2", "model.text.width=32", "model.text.depth=1", "model.text.heads=2",
+    "model.text.pretrained=",
+    "model.fusion.pretrained=", "model.fusion.depth=1", "model.codebook.num_codewords=16", "train.steps=2",
+    "train.batch_size=4", "objective.burn_in_steps=1",
+)  # fmt: skip
 
 
 def _blocks(checkout: Path) -> list[str]:
@@ -41,6 +48,11 @@ def test_commands_and_program_run(
             for number in range(6):
                 color = (shade + number, shade - place, shade + 2 * number)
                 Image.new("RGB", (40, 36), color).save(tmp_path / name / kind / f"{number}.png")
+    for name in ("PAIRS", "OTHER_PAIRS"):
+        (tmp_path / name).mkdir()
+        for number in range(6):
+            Image.new("RGB", (40, 36), (30 * number, 90, 200)).save(tmp_path / name / f"{number}.png")
+            (tmp_path / name / f"{number}.txt").write_text(f"the class and {number} others")
     Image.new("RGB", (40, 36), (9, 99, 199)).save(tmp_path / "cat.jpg")
     monkeypatch.chdir(tmp_path)
     commands = [
@@ -51,15 +63,18 @@ def test_commands_and_program_run(
     ]
     assert [command[1] for command in commands] == [
         "doctor", "train", "encode", "decode", "reconstruct", "evaluate", "evaluate", "evaluate", "ablate",
+        "doctor", "convert", "train", "evaluate", "gallery",
     ]  # fmt: skip
     small_model = [f"model.language.name={language}", *SMALLER]
     extras = {
         "train": small_model,
         "ablate": [*small_model, "--rows", "mask-0.3"],
+        "cbvila/captions": [f"model.text.tokenizer={language}", *SMALLER_PAIRS],
         "few-shot": ["--encoder", str(language), "--ways", "2", "--settings", "1/0", "--episodes", "4"],
     }
     for command in commands:
-        extra = extras.get(command[2] if command[1] == "evaluate" else command[1], [])
+        named = command[2] if command[1] == "evaluate" or "cbvila/captions" in command else command[1]
+        extra = extras.get(named, [])
         assert main([*command[1:], *extra]) == 0, f"{command}: {capsys.readouterr().err}"
     assert (tmp_path / "runs/probe/report.html").is_file()
     assert (tmp_path / "runs/few-shot/report.html").is_file()
@@ -67,6 +82,9 @@ def test_commands_and_program_run(
     assert (tmp_path / "words.txt").read_text().count("\n") == 6
     assert len(list((tmp_path / "rebuilt").glob("*.png"))) == 6
     assert (tmp_path / "grid.png").is_file()
+    assert (tmp_path / "pairs.parquet").is_file()
+    assert (tmp_path / "runs/pairs/report.html").is_file()
+    assert (tmp_path / "codewords.png").is_file()
 
     (program,) = [block for block in _blocks(checkout) if block.startswith("import pixlex")]
     names: dict[str, object] = {}

@@ -22,6 +22,21 @@ def test_warm_up_then_cosine() -> None:
     assert learning_rate(110, config) == pytest.approx(0.2)
 
 
+def test_warm_up_from_a_rate_above_zero() -> None:
+    """CB-ViLA: 1e-5 to 1e-4 in 1,000 steps, then a cosine to 1e-5."""
+    config = TrainConfig(
+        steps=3000,
+        warmup_steps=1000,
+        initial_learning_rate=1e-5,
+        learning_rate=1e-4,
+        final_learning_rate=1e-5,
+    )
+    assert learning_rate(0, config) == pytest.approx(1e-5, rel=0.01)
+    assert learning_rate(499, config) == pytest.approx(5.5e-5)
+    assert learning_rate(1000, config) == pytest.approx(1e-4)
+    assert learning_rate(3000, config) == pytest.approx(1e-5)
+
+
 def test_decay_spares_norms_biases_and_positions_unless_told() -> None:
     """`decay_all` is the accident of the released code."""
     module = nn.Module()

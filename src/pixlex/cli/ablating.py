@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixlex.cli.output import answer, remark
 from pixlex.cli.training import INTERRUPTED, bars
-from pixlex.config.ablation import select_rows
+from pixlex.config.ablation import AblationRow, ablation_rows, select_rows
 
 if TYPE_CHECKING:
     from pixlex.ablations.rows import Measure
@@ -27,6 +28,7 @@ def ablate(options: Namespace) -> int:
     from pixlex import report
     from pixlex.ablations.rows import plan, run_ablations
 
+    rows = _with_finished(rows, options.out)
     plan(options.recipe, options.overrides, rows)
     with bars(options):
         measures = list(_measures(options))
@@ -40,6 +42,13 @@ def ablate(options: Namespace) -> int:
     for path in files:
         remark(options, f"wrote {path}")
     return 0
+
+
+def _with_finished(rows: Sequence[AblationRow], folder: Path) -> tuple[AblationRow, ...]:
+    """Return the rows asked for and those that the folder holds finished, so that one table shows them all."""
+    left = [*folder.glob("rows/*/results.json"), *folder.glob("rows/*/measures.json")]
+    names = {row.name for row in rows} | {path.parent.name for path in left}
+    return tuple(row for row in ablation_rows() if row.name in names)
 
 
 def _measures(options: Namespace) -> Iterator[Measure]:

@@ -22,7 +22,8 @@ def ablate_command(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="ROW",
-        help="letters of the paper's Table 3 (A B D E F G I), mask-ratio (Figure 5), or names; default all",
+        help="letters of the paper's Table 3 (A B D E F G I), mask-ratio (Figure 5), or names; default all. "
+        "Rows that DIR holds finished stand in the table as well",
     )
     parser.add_argument("--list", action="store_true", help="list the rows and what they change")
     probe = parser.add_argument_group("linear probe of every row")

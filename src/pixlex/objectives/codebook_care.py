@@ -100,8 +100,8 @@ def revive(
     """Place codewords idle for `idle_limit` steps on patch vectors of all processes, each taken once.
 
     At random among those farthest from their codewords; dead codewords beyond their number wait for the next
-    step. Placed on any patch vector, most would lie where codewords lie already, take over what belongs to them, and
-    keep the codes from settling where something has to foretell them (docs/decisions.md).
+    step. Placed on any patch vector, most would lie where codewords lie already, take over what belongs to them
+    and keep the codes from settling where something has to foretell them (docs/decisions.md).
 
     Args:
         codebook: the codewords.

@@ -51,6 +51,7 @@ MEASURES = {
     "churn": Measure("patches whose code has changed", "%"),
     "hidden_mse": Measure("error of hidden patches", "MSE", "lower"),
     "visible_mse": Measure("error of visible patches", "MSE", "lower"),
+    "recall": Measure("recall", "%", "higher"),
     "text_recall_at_1": Measure("image to text, recall at 1", "%", "higher"),
     "text_recall_at_5": Measure("image to text, recall at 5", "%", "higher"),
     "text_recall_at_10": Measure("image to text, recall at 10", "%", "higher"),

@@ -22,12 +22,12 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 _ORDER = (
     "total", "reconstruction", "image_text_contrastive", "image_text_matching", "masked_language",
     "masked_image", "masked_image_gain", "pixel", "hidden_mse", "commitment", "codebook", "entropy",
-    "quantization_error_share", "distinct_codewords", "perplexity", "text_recall_at_1", "cosine", "norm_z",
+    "quantization_error_share", "distinct_codewords", "perplexity", "recall", "cosine", "norm_z",
     "psnr", "ssim", "learning_rate", "gradient_norm", "images", "wait",
 )  # fmt: skip
 _PANEL_OF = {"mse": "reconstruction", "masked_mse": "reconstruction", "mean_image_mse": "reconstruction"}
 _PANEL_OF |= {"norm_codeword": "norm_z", "visible_mse": "hidden_mse"}
-_PANEL_OF |= {f"{side}_recall_at_{k}": "text_recall_at_1" for side in ("text", "image") for k in (1, 10)}
+_PANEL_OF |= {f"{side}_recall_at_{k}": "recall" for side in ("text", "image") for k in (1, 10)}
 # Constants of an evaluation, or what another panel shows already.
 _NOT_DRAWN = {
     "eval/num_images", "eval/words_per_image", "eval/mean_color_mse", "eval/images_per_second",
