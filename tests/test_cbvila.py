@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import pixlex
 from pixlex import runs
@@ -21,6 +24,10 @@ from pixlex.models.cbvila import CBViLA
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.loop import Callbacks
 from pixlex.train.tracking import read_metrics
+
+# Children inherit imports; see tests/train/test_loop.py.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.train.running"])
 
 Call = Callable[..., tuple[int, str, str]]
 TOWER = {"width": 32, "depth": 1, "heads": 2}
@@ -146,9 +153,8 @@ def test_retrieval_command(call: Call, trained: Path, tmp_path: Path) -> None:
     code, out, _ = call("evaluate", "retrieval", *arguments, "--top-k", 3, "--out", tmp_path / "out")
     values = json.loads(out)
     assert code == 0
-    assert values["protocol"].startswith(
-        "12 images, 60 captions, each against all; ranked by top 3 by contrast"
-    )
+    assert values["protocol"].startswith("12 images, 60 captions, each against all; ")
+    assert "ranked by the top 3 of each by contrast, then matching" in values["protocol"]
     assert values == json.loads((tmp_path / "out/results.json").read_text())
     assert 12 * 3 <= values["num_scored"] <= 12 * 3 + 60 * 3
     code, other, _ = call("evaluate", "retrieval", *arguments, "--score", "contrastive", "--untrained")
@@ -166,6 +172,55 @@ def test_gallery_command(call: Call, trained: Path, tmp_path: Path) -> None:
     values = json.loads(out)
     assert values["num_images"] == 12
     assert 0 < values["codeword_purity"] <= 1
+
+
+def test_a_model_of_few_positions_is_loaded(language: Path, tmp_path: Path) -> None:
+    """Fewer than a run's default of 25 words: the model directory knows no run."""
+    from tests.tiny import tiny_cbvila
+
+    model = tiny_cbvila(language)
+    assert model.config.text.positions < 25
+    pretrained.save(model, tmp_path)
+    assert pretrained.fingerprint(pretrained.load_any(str(tmp_path))) == pretrained.fingerprint(model)
+
+
+def test_codes_of_a_later_step_and_damaged_ones_say_nothing_of_churn(
+    trained: Path, language: Path, tmp_path: Path
+) -> None:
+    """A run resumed behind an evaluation must not compare it with itself, and a cut-off file stops nothing."""
+    shutil.copytree(trained, tmp_path / "again")
+    for checkpoint in checkpoints(tmp_path / "again/checkpoints")[1:]:
+        checkpoint.unlink()
+    assert runs.run_training(_run(language), tmp_path / "again", resume=True) is not None
+    assert "eval/churn" not in json.loads((tmp_path / "again/results.json").read_text())
+    (tmp_path / "again/validation-codes.npz").write_bytes(b"PK")
+    for checkpoint in checkpoints(tmp_path / "again/checkpoints")[1:]:
+        checkpoint.unlink()
+    assert runs.run_training(_run(language), tmp_path / "again", resume=True) is not None
+
+
+def _one_of_two(rank: int, folder: Path, language: Path) -> None:
+    torch.set_num_threads(1)
+    meeting = f"file://{folder.parent}/rendezvous"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    runs.run_training(_run(language), folder)
+
+
+def test_two_processes_evaluate_on_one(language: Path, tmp_path: Path) -> None:
+    """The loss that rank 0 computes for itself waits for nobody, in the middle and at the end."""
+    children = [
+        SERVER.Process(target=_one_of_two, args=(rank, tmp_path / "run", language)) for rank in range(2)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(300)
+    assert [child.exitcode for child in children] == [0, 0]
+    assert (tmp_path / "run/model/model.safetensors").is_file()
+    steps = [
+        line["step"] for line in read_metrics(tmp_path / "run/metrics.jsonl") if "eval/num_images" in line
+    ]
+    assert steps == [3, 6]
 
 
 @pytest.mark.parametrize(

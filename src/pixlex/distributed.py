@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_ALONE: list[bool] = []
+
 
 def initialize() -> None:
     """Join the process group that torchrun announced; nothing when started alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process count as the only one meanwhile: what it computes waits for no other.
+
+    For what one process does by itself, such as an evaluation that computes a loss.
+    """
+    _ALONE.append(True)
+    try:
+        yield
+    finally:
+        _ALONE.pop()
 
 
 def shutdown() -> None:
@@ -24,12 +41,12 @@ def shutdown() -> None:
 
 def rank() -> int:
     """Return the number of this process, 0 when alone."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _ALONE else 0
 
 
 def world_size() -> int:
     """Return the number of processes, 1 when alone."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _ALONE else 1
 
 
 class _Sum(torch.autograd.Function):

@@ -172,7 +172,8 @@ def _finish(run: Run, objective: Objective, folder: Path, progress: report.Progr
     model = objective.model
     assert isinstance(model, pretrained.Model)
     if progress is not None and not progress.numbers:  # resumed behind its last step
-        progress(run.train.steps)
+        with distributed.alone():
+            progress(run.train.steps)
     target = folder / "model"
     pretrained.save(model, target)
     report.curves(folder / METRICS, folder / "curves.png")

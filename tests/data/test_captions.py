@@ -259,7 +259,7 @@ def test_drawn_scenes_have_captions() -> None:
 
 
 def test_cleaned_captions(tmp_path: Path) -> None:
-    """Empty ones are dropped; an image that loses all is named."""
+    """Empty ones are dropped; an image that loses all is left out and named."""
     (tmp_path / "set.csv").write_text('path,caption\n1.png,"A Dog, running!"\n1.png,...\n2.png,a cat\n')
     source = open_pairs(str(tmp_path / "set.csv"))
     assert source.cleaned(2).captions == (("a dog",), ("a cat",))
@@ -267,9 +267,13 @@ def test_cleaned_captions(tmp_path: Path) -> None:
     assert source.cleaned().identity != source.identity
     assert source.captions[0] == ("A Dog, running!", "...")
     lines = [f"{number}.png,..." for number in range(5)]
-    (tmp_path / "bad.csv").write_text("\n".join(["path,caption", *lines, "6.png,a"]))
+    (tmp_path / "most.csv").write_text("\n".join(["path,caption", *lines, "6.png,a"]))
+    kept = open_pairs(str(tmp_path / "most.csv")).cleaned()
+    assert [kept.key(row) for row in range(len(kept))] == ["6.png"]
+    assert kept.ignored == tuple(f"{number}.png" for number in range(5))
+    (tmp_path / "bad.csv").write_text("\n".join(["path,caption", *lines]))
     with pytest.raises(
-        ValueError, match=r"left of those of 5 images after cleaning: 0\.png \('\.\.\.'\), 1\.png .*, \.\.\."
+        ValueError, match=r"nothing is left of all of them after cleaning, the first '\.\.\.'"
     ):
         open_pairs(str(tmp_path / "bad.csv")).cleaned()
     with pytest.raises(ValueError, match="max_words must be 1 or more"):

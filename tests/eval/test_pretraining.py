@@ -92,6 +92,15 @@ def test_churn_is_the_share_of_codes_that_changed(language_folder: Path) -> None
     assert other.churn is None  # of other images
 
 
+def test_what_was_not_trained_is_not_measured(language_folder: Path) -> None:
+    """Matching and masked words alone: no codes, no pictures, no errors of random heads."""
+    objective = _objective(language_folder, pixel_weight=0.0, masked_image_weight=0.0)
+    result = evaluate_pretraining(objective, _batches(objective), progress=False)
+    assert result.codes is None
+    assert result.examples is None
+    assert not {"eval/hidden_mse", "eval/perplexity", "eval/churn"} & set(result.numbers)
+
+
 def test_no_readable_image(language_folder: Path) -> None:
     with pytest.raises(ValueError, match="no image to evaluate"):
         evaluate_pretraining(_objective(language_folder), [], progress=False)

@@ -69,6 +69,12 @@ def test_ties_count_against() -> None:
     assert ranks(unscored, image_of)[0].tolist() == [2, 0, 0]
 
 
+def test_what_is_no_number_finds_nothing() -> None:
+    """A model gone wrong must not look perfect."""
+    text_ranks, image_ranks = ranks(torch.full((3, 3), torch.nan), torch.tensor([0, 1, 2]))
+    assert text_ranks.tolist() == image_ranks.tolist() == [2, 2, 2]
+
+
 def test_recall_equals_the_hit_rate_of_torchmetrics() -> None:
     """Scores without ties, several captions an image: hit rate at k, queries averaged."""
     generator = torch.Generator().manual_seed(0)
@@ -116,6 +122,7 @@ def test_the_second_stage_equals_pairs_one_by_one(
     monkeypatch.setattr(retrieval, "ranks", noted)
     result = evaluate_retrieval(model, items, score=score, top_k=6, progress=False)  # type: ignore[arg-type]
     torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1], expected, rtol=1e-4, atol=1e-5)
     assert result.num_scored == 18
     assert result.text_recall == recalls(ranks(expected, items.image_of)[0])
 
@@ -127,7 +134,45 @@ def test_pairs_in_both_lists_are_scored_once(model: CBViLA, items: Gallery) -> N
     wanted = {(image, int(similarity[image].argmax())) for image in range(3)}
     wanted |= {(int(similarity[:, caption].argmax()), caption) for caption in range(6)}
     assert result.num_scored == len(wanted) < 9
-    assert "top 1 by contrast, then matching" in result.protocol
+    assert "top 1 of each by contrast, then matching" in result.protocol
+
+
+def test_each_direction_ranks_its_own_best(
+    model: CBViLA, items: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With top 1 an image has one caption that counts, and a caption one image."""
+    seen: list[torch.Tensor] = []
+    from pixlex.eval import retrieval
+
+    def noted(scores: torch.Tensor, image_of: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(scores)
+        return ranks(scores, image_of)
+
+    monkeypatch.setattr(retrieval, "ranks", noted)
+    evaluate_retrieval(model, items, top_k=1, progress=False)
+    by_image, by_caption = (scores.isfinite() for scores in seen)
+    assert by_image.sum(1).tolist() == [1, 1, 1]
+    assert by_caption.sum(0).tolist() == [1] * 6
+
+
+def test_an_image_listed_twice_is_one_image(model: CBViLA, pairs: PairSource, items: Gallery) -> None:
+    """A row for each caption: the same gallery, hence the same recall."""
+    found = gallery(model, pairs.by_caption(), max_words=12, batch_size=2, progress=False)
+    assert torch.equal(found.image_of, items.image_of)
+    torch.testing.assert_close(found.image_vectors, items.image_vectors)
+    first, second = (evaluate_retrieval(model, one, top_k=2, progress=False) for one in (items, found))
+    assert (first.text_recall, first.image_recall) == (second.text_recall, second.image_recall)
+
+
+def test_vectors_alone_are_enough_for_the_first_stage(
+    model: CBViLA, pairs: PairSource, items: Gallery
+) -> None:
+    found = gallery(model, pairs, max_words=12, states=False, progress=False)
+    assert found.seen.numel() == found.text.numel() == 0
+    first, second = (
+        evaluate_retrieval(model, one, score="contrastive", progress=False) for one in (items, found)
+    )
+    assert first.numbers == second.numbers
 
 
 def test_contrast_alone_makes_no_second_stage(model: CBViLA, items: Gallery) -> None:

@@ -111,6 +111,7 @@ def test_positions_are_resampled_to_another_grid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"heads": 2}, "has 4 attention heads, but image.heads is 2"),
         ({"depth": 3}, "has 2 layers, but 3 are asked for"),
         (
             {"width": 16},

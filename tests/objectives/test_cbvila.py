@@ -198,7 +198,7 @@ def test_matching_sees_the_right_pairs(language: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         compared,
         "image_text_matching_loss",
-        lambda logits, labels: found.update(logits=logits, labels=labels) or logits.sum(),
+        lambda logits, labels, total: found.update(logits=logits, labels=labels) or logits.sum(),
     )
     _loss(_objective(model), texts=TEXTS)
 
@@ -301,3 +301,47 @@ def test_the_same_step_draws_the_same(language: Path) -> None:
     first, again, other = (_loss(objective, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.total, again.total)
     assert not torch.equal(first.total, other.total)
+
+
+def test_a_phase_without_terms_is_refused_before_training(language: Path) -> None:
+    """Masked words alone with a burn-in, or a codebook's turn without its term."""
+    alone = {f"{name}_weight": 0.0 for name in TRAINS if name != "masked_language"}
+    with pytest.raises(ValueError, match="the phase burn_in has nothing to minimize"):
+        _objective(tiny_cbvila(language), burn_in_steps=3, **alone)
+    assert set(_loss(_objective(tiny_cbvila(language), **alone)).terms) == {"masked_language"}
+    with pytest.raises(ValueError, match="the phase codebook has nothing to minimize"):
+        _objective(tiny_cbvila(language), alternate_every=3, codebook_weight=0.0)
+
+
+@pytest.mark.parametrize("head", ["patch", "tied", "class"])
+def test_untrained_heads_know_no_codeword(language: Path, head: str) -> None:
+    """ln K; with the codewords themselves the logits spread by about 1, which costs half a nat."""
+    model = tiny_cbvila(language, num_codewords=64, masked_image_head=head)
+    found = float(_loss(_objective(model), texts=TEXTS * 4).terms["masked_image"].detach())
+    assert found == pytest.approx(math.log(64), abs=0.8 if head == "tied" else 0.1)
+
+
+def test_gumbel_draws_in_training_only(language: Path) -> None:
+    """In evaluation the query holds the nearest codewords: as with the straight-through estimator."""
+    texts = list(TEXTS)
+    losses = []
+    for estimator in ("gumbel", "straight_through"):
+        objective = _objective(tiny_cbvila(language, estimator=estimator)).eval()
+        with torch.no_grad():
+            losses.append(
+                objective(pair_batch(objective.model, texts), Phase(JOINT, 10), _step()).terms["pixel"]
+            )
+    assert torch.equal(*losses)
+
+
+def test_similarities_are_float32_under_autocast(language: Path) -> None:
+    """At a temperature of 0.001 a step of bfloat16 is several nats."""
+    model = tiny_cbvila(language)
+    with torch.no_grad():
+        model.log_scale.fill_(math.log(1000))
+    batch = pair_batch(model, TEXTS)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        seen, text = model.see(batch.images), model.read(batch.word_ids, batch.key_padding)
+        found = compared._similarity(model, seen, text, learned=True)
+        images, texts = model.image_vectors(seen), model.text_vectors(text)
+    torch.testing.assert_close(found.image_to_text, 1000 * images @ texts.T, rtol=1e-5, atol=1e-3)

@@ -77,11 +77,14 @@ def _retrieval(measures: Any) -> None:
     retrieval.add_argument(
         "--max-words",
         type=positive,
-        default=30,
-        help="longest caption in words (tokens); default %(default)s",
+        help="longest caption in words (tokens); default what the model has positions for, 64 at most",
     )
     retrieval.add_argument("--raw-captions", action="store_true", help="captions as they are, not cleaned")
-    retrieval.add_argument("--untrained", action="store_true", help="the same model as its training began")
+    retrieval.add_argument(
+        "--untrained",
+        action="store_true",
+        help="the same configuration untrained, from the same pretrained parts, seed 0",
+    )
     retrieval.add_argument("--out", type=Path, metavar="DIR", help="write results.json there")
     batch_options(retrieval)
     broken_option(retrieval)

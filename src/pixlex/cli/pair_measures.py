@@ -25,6 +25,8 @@ from pixlex.report.gallery import codeword_gallery
 from pixlex.report.measures import measure_of
 from pixlex.train.parallel import pick_device
 
+_MOST_WORDS = 64
+
 
 def retrieval(options: Namespace) -> int:
     """Measure how well images are found by texts and texts by images."""
@@ -34,7 +36,7 @@ def retrieval(options: Namespace) -> int:
     items = gallery(
         model,
         source,
-        max_words=min(options.max_words, model.config.text.positions),
+        max_words=min(options.max_words or _MOST_WORDS, model.config.text.positions),
         batch_size=options.batch_size,
         limit=options.limit,
         precision=options.precision,

@@ -99,26 +99,33 @@ class PairSource:
     def cleaned(self, max_words: int = 30) -> PairSource:
         """Return the source with every caption as `clean_caption` writes it; empty ones are dropped.
 
+        Images that have none left are left out, and named in `ignored`.
+
         Args:
             max_words: most words kept of a caption, 1 or more.
 
         Raises:
-            ValueError: if max_words is below 1, or nothing is left of all captions of an image.
+            ValueError: if max_words is below 1, or no image has a word left.
         """
-        captions = []
-        bare = []
-        for index, texts in enumerate(self.captions):
-            kept = tuple(filter(None, (clean_caption(text, max_words) for text in texts)))
-            captions.append(kept)
-            if not kept:
-                bare.append(f"{self.key(index)} ({texts[0]!r:.40})")
-        if bare:
-            shown = ", ".join(bare[:_SHOWN]) + (", ..." if len(bare) > _SHOWN else "")
+        captions = [
+            tuple(filter(None, (clean_caption(text, max_words) for text in texts))) for texts in self.captions
+        ]
+        rows = [row for row, kept in enumerate(captions) if kept]
+        if not rows:
             raise ValueError(
-                f"{self.name}: expected a word in a caption of each image, nothing is left of those of "
-                f"{len(bare)} images after cleaning: {shown}"
+                f"{self.name}: expected a word in a caption of some image, nothing is left of all of them after "
+                f"cleaning, the first {self.captions[0][0]!r:.40}"
             )
-        return replace(self, captions=tuple(captions))
+        if len(rows) == len(self):
+            return replace(self, captions=tuple(captions))
+        bare = tuple(self.key(row) for row, kept in enumerate(captions) if not kept)
+        return replace(
+            self,
+            images=choose(self.images, np.array(rows)),
+            captions=tuple(captions[row] for row in rows),
+            ids=_taken(self.ids, rows),
+            ignored=self.ignored + bare,
+        )
 
     def by_caption(self) -> PairSource:
         """Return a row for each caption; rows of one image share `image_of`."""

@@ -51,10 +51,11 @@ class PretrainingResult:
         num_images: images evaluated, each with one caption.
         means: of each term of the loss and of its measures, by name; pairs are compared within batches.
         indices: where the images lie in their source.
-        codes: of each image, nothing hidden.
+        codes: of each image, nothing hidden; None where the objective quantizes nothing.
         num_codewords: K.
         churn: share of the patches whose code has changed since the codes given; None without any.
-        hidden_mse: error of hidden patches in [0, 1] pixels.
+        hidden_mse: error of hidden patches in [0, 1] pixels; this, the next two and `examples` are None where the
+            objective has no pixels.
         visible_mse: error of visible patches.
         mean_color_mse: for comparison: hidden patches in the mean color of the visible ones of their image.
         examples: to look at.
@@ -64,28 +65,29 @@ class PretrainingResult:
     num_images: int
     means: dict[str, float]
     indices: Int[Tensor, " I"]
-    codes: Int[Tensor, "I N"]
+    codes: Int[Tensor, "I N"] | None
     num_codewords: int
     churn: float | None
-    hidden_mse: float
-    visible_mse: float
-    mean_color_mse: float
-    examples: RebuiltExamples
+    hidden_mse: float | None
+    visible_mse: float | None
+    mean_color_mse: float | None
+    examples: RebuiltExamples | None
     skipped: tuple[Skipped, ...]
 
     @property
     def numbers(self) -> dict[str, float]:
         """The numbers by their names in the log."""
-        counts = count_codes(self.codes, self.num_codewords)
         found = {"num_images": float(self.num_images), **self.means}
-        found |= {"distinct_codewords": float((counts > 0).sum()), "perplexity": perplexity(counts)}
-        if "masked_image" in self.means:
-            # Of the whole set: no collapse of the codes can raise it.
-            found["masked_image_gain"] = math.log(perplexity(counts)) - self.means["masked_image"]
-        if self.churn is not None:
-            found["churn"] = self.churn
-        for name in ("hidden_mse", "visible_mse", "mean_color_mse"):
-            found[name] = getattr(self, name)
+        if self.codes is not None:
+            counts = count_codes(self.codes, self.num_codewords)
+            found |= {"distinct_codewords": float((counts > 0).sum()), "perplexity": perplexity(counts)}
+            if "masked_image" in self.means:
+                # Of the whole set: no collapse of the codes can raise it.
+                found["masked_image_gain"] = math.log(perplexity(counts)) - self.means["masked_image"]
+        for name in ("churn", "hidden_mse", "visible_mse", "mean_color_mse"):
+            value = getattr(self, name)
+            if value is not None:
+                found[name] = value
         return {f"eval/{name}": value for name, value in found.items()}
 
 
@@ -159,10 +161,14 @@ class _Sums:
                 self.sums[name] = self.sums.get(name, 0.0) + size * float(value)
             self.compared += size
         self.indices.append(batch.indices.cpu())
-        self.codes.append(self.model.tokenize(batch.images).cpu())
+        self.count += size
+        config = self.objective.config
+        if config.has_codebook_terms:
+            self.codes.append(self.model.tokenize(batch.images).cpu())
+        if not config.pixel_weight:
+            return
         split = split_patches(size, self.model.grid**2, self.objective.num_visible, generator)
         self._rebuild(batch, split.to(batch.images.device))
-        self.count += size
 
     def _rebuild(self, batch: ImageTextBatch, split: SplitPatches) -> None:
         """Rebuild the images; add up the errors of hidden and visible patches, and of a flat color."""
@@ -193,11 +199,13 @@ class _Sums:
         if self.count == 0:
             raise ValueError(f"no image to evaluate ({len(self.skipped)} could not be read)")
         means = {name: value / self.compared for name, value in self.sums.items()}
-        codes = torch.cat(self.codes)
+        codes = torch.cat(self.codes) if self.codes else None
         churn = None
-        if previous_codes is not None and previous_codes.shape == codes.shape:
+        if codes is not None and previous_codes is not None and previous_codes.shape == codes.shape:
             churn = float((codes != previous_codes).double().mean())
-        hidden, visible, flat = (error / self.count for error in self.errors)
+        hidden, visible, flat = (
+            error / self.count if self.objective.config.pixel_weight else None for error in self.errors
+        )
         return PretrainingResult(
             num_images=self.count,
             means=means,
@@ -208,7 +216,7 @@ class _Sums:
             hidden_mse=hidden,
             visible_mse=visible,
             mean_color_mse=flat,
-            examples=_joined(self.examples),
+            examples=_joined(self.examples) if self.examples else None,
             skipped=tuple(self.skipped),
         )
 

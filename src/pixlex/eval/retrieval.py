@@ -32,7 +32,7 @@ class Gallery:
     Attributes:
         seen: the images, class vector first.
         image_vectors: for the first stage, of length 1.
-        text: the captions.
+        text: the captions; no words of them, and no patches of images, where vectors alone were kept.
         key_padding: True = padding.
         text_vectors: for the first stage, of length 1.
         image_of: row of each caption's image.
@@ -41,7 +41,7 @@ class Gallery:
 
     seen: Float[Tensor, "I M W"]
     image_vectors: Float[Tensor, "I e"]
-    text: Float[Tensor, "C T D"]
+    text: Float[Tensor, "C L D"]
     key_padding: Bool[Tensor, "C T"]
     text_vectors: Float[Tensor, "C e"]
     image_of: Int[Tensor, " C"]
@@ -80,10 +80,10 @@ class RetrievalResult:
     @property
     def protocol(self) -> str:
         """What the numbers mean, in a line."""
-        first = f"top {self.top_k} by contrast, then " if self.top_k else ""
+        first = f"the top {self.top_k} of each by contrast, then " if self.top_k else ""
         return (
-            f"{self.num_images} images, {self.num_captions} captions, each against all; ranked by {first}"
-            f"{self.score}; ties count against"
+            f"{self.num_images} images, {self.num_captions} captions, each against all; images cut at the "
+            f"center; ranked by {first}{self.score}; ties count against"
         )
 
     @property
@@ -104,9 +104,12 @@ def gallery(
     limit: int | None = None,
     workers: int = 0,
     precision: Literal["bf16", "fp32"] = "fp32",
+    states: bool = True,
     progress: bool = True,
 ) -> Gallery:
     """Encode images and all their captions, each once.
+
+    A source that lists an image more than once has it here once, with the captions of all its rows.
 
     Args:
         model: the network, where it is.
@@ -116,6 +119,7 @@ def gallery(
         limit: if given, so many images, evenly spaced.
         workers: processes that decode images.
         precision: bf16 computes networks under autocast.
+        states: keep what the second stage needs; vectors alone need far less memory.
         progress: show a bar.
 
     Raises:
@@ -125,7 +129,7 @@ def gallery(
     batches = evaluation_batches(
         source, image_size=model.config.image_size, batch_size=batch_size, limit=limit, workers=workers
     )
-    rows: list[int] = []
+    found = _Rows(source)
     skipped: list[Skipped] = []
     seen, image_vectors = [], []
     total = min(len(source), limit or len(source))
@@ -133,32 +137,54 @@ def gallery(
     with evaluating(model), bar, torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
         for batch in batches:
             skipped += batch.skipped
-            rows += batch.indices.tolist()
-            states = model.see(batch.images.to(place))
-            seen.append(states.cpu())
-            image_vectors.append(model.image_vectors(states).cpu())
+            new = found.add(batch.indices.tolist())
+            if new:
+                vectors = model.see(batch.images[new].to(place))
+                seen.append(vectors.cpu() if states else vectors[:, :0].cpu())
+                image_vectors.append(model.image_vectors(vectors).cpu())
             bar.update(len(batch.images))
-        texts = [text for row in rows for text in source.captions[row]]
-        words = model.encode_texts(texts, max_words)
-        text, text_vectors = _read(model, words, batch_size, place, progress=progress)
-    image_of = [number for number, row in enumerate(rows) for _ in source.captions[row]]
+        words = model.encode_texts([text for texts in found.captions for text in texts], max_words)
+        text, text_vectors = _read(model, words, batch_size, place, states=states, progress=progress)
+    image_of = [number for number, texts in enumerate(found.captions) for _ in texts]
     return Gallery(
         torch.cat(seen), torch.cat(image_vectors), text, words.key_padding, text_vectors,
         torch.tensor(image_of), tuple(skipped),
     )  # fmt: skip
 
 
+class _Rows:
+    """The distinct images met so far, and their captions."""
+
+    def __init__(self, source: PairSource) -> None:
+        self.source = source
+        self.captions: list[list[str]] = []
+        self._numbers: dict[int, int] = {}
+
+    def add(self, rows: Sequence[int]) -> list[int]:
+        """Take in rows of the source; return the places of those whose image is new."""
+        new = []
+        for place, row in enumerate(rows):
+            image = self.source.image_of(row)
+            if image not in self._numbers:
+                self._numbers[image] = len(self.captions)
+                self.captions.append([])
+                new.append(place)
+            texts = self.captions[self._numbers[image]]
+            texts += [text for text in self.source.captions[row] if text not in texts]
+        return new
+
+
 def _read(
-    model: CBViLA, words: Words, batch_size: int, place: torch.device, *, progress: bool
+    model: CBViLA, words: Words, batch_size: int, place: torch.device, *, states: bool, progress: bool
 ) -> tuple[Tensor, Tensor]:
-    states, vectors = [], []
+    kept, vectors = [], []
     firsts = range(0, len(words.word_ids), batch_size)
     for first in tqdm(firsts, unit=" batches", desc="read", disable=not progress):
         part = slice(first, first + batch_size)
         text = model.read(words.word_ids[part].to(place), words.key_padding[part].to(place))
-        states.append(text.cpu())
+        kept.append(text.cpu() if states else text[:, :0].cpu())
         vectors.append(model.text_vectors(text).cpu())
-    return torch.cat(states), torch.cat(vectors)
+    return torch.cat(kept), torch.cat(vectors)
 
 
 @torch.no_grad()
@@ -194,28 +220,31 @@ def evaluate_retrieval(
     if top_k < 1:
         raise ValueError(f"top_k must be 1 or more, got {top_k}")
     similarity = items.image_vectors.float() @ items.text_vectors.float().T
-    num_scored = 0
-    scores, depth = similarity, 0
+    num_scored, depth = 0, 0
+    by_image = by_caption = similarity
     if score != "contrastive":
-        wanted, depth = _wanted(similarity, top_k), min(top_k, max(similarity.shape))
+        of_images, of_captions = _wanted(similarity, top_k)
+        wanted, depth = of_images | of_captions, min(top_k, max(similarity.shape))
         logits = _matching_logits(model, items, wanted, precision, progress=progress)
         if score == "matching+contrastive":
             logits = logits + similarity
-        scores = torch.where(wanted, logits, -torch.inf)
+        # Each direction ranks its own k best, whatever the other one had scored.
+        by_image = torch.where(of_images, logits, -torch.inf)
+        by_caption = torch.where(of_captions, logits, -torch.inf)
         num_scored = int(wanted.sum())
-    text_ranks, image_ranks = ranks(scores, items.image_of)
+    text_ranks, image_ranks = ranks(by_image, items.image_of)[0], ranks(by_caption, items.image_of)[1]
     return RetrievalResult(
         score, depth, len(items.seen), len(items.text), num_scored,
         recalls(text_ranks), recalls(image_ranks), items.skipped,
     )  # fmt: skip
 
 
-def _wanted(similarity: Float[Tensor, "I C"], top_k: int) -> Bool[Tensor, "I C"]:
-    """Return the pairs that the second stage scores."""
-    wanted = torch.zeros_like(similarity, dtype=torch.bool)
-    wanted.scatter_(1, similarity.topk(min(top_k, similarity.shape[1]), dim=1).indices, True)
-    wanted.scatter_(0, similarity.topk(min(top_k, similarity.shape[0]), dim=0).indices, True)
-    return wanted
+def _wanted(similarity: Float[Tensor, "I C"], top_k: int) -> tuple[Bool[Tensor, "I C"], Bool[Tensor, "I C"]]:
+    """Return the k best captions of each image and the k best images of each caption."""
+    nothing = torch.zeros_like(similarity, dtype=torch.bool)
+    captions = similarity.topk(min(top_k, similarity.shape[1]), dim=1).indices
+    images = similarity.topk(min(top_k, similarity.shape[0]), dim=0).indices
+    return nothing.scatter(1, captions, True), nothing.scatter(0, images, True)
 
 
 def _matching_logits(
@@ -255,9 +284,10 @@ def ranks(
     """
     own = image_of.unsqueeze(0) == torch.arange(len(scores)).unsqueeze(1)
     best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-    text_ranks = ((scores >= best) & ~own).sum(1)
+    # What is not below stands before: so does what is no number.
+    text_ranks = (~(scores < best) & ~own).sum(1)
     right = scores[image_of, torch.arange(len(image_of))]
-    return text_ranks, ((scores >= right) & ~own).sum(0)
+    return text_ranks, (~(scores < right) & ~own).sum(0)
 
 
 def recalls(places: Int[Tensor, " Q"], at: Sequence[int] = RANKS) -> tuple[float, ...]:

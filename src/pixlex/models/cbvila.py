@@ -181,7 +181,7 @@ class CBViLA(nn.Module):
         predicted = self.masked_patch_head(vectors.flatten(0, 1))
         output = self.masked_patch_head.codewords
         if output is None:  # the codewords do not move for the sake of being foretold
-            return predicted, self.codebook.weight.detach(), None
+            return predicted, F.normalize(self.codebook.weight.detach(), dim=-1), None
         return predicted, output.weight, output.bias
 
     def patches(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N pixels"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -46,12 +48,18 @@ class MaskedPatchHead(nn.Module):
         self.norm = nn.LayerNorm(output_width, eps=1e-12)
         self.apply(initializer(width))
         self.codewords = None if num_codewords is None else nn.Linear(output_width, num_codewords)
+        # Cosines of what is random differ by 1 / sqrt(width): untrained logits have a spread of about 1.
+        self.log_scale = (
+            nn.Parameter(torch.tensor(0.5 * math.log(output_width))) if num_codewords is None else None
+        )
         if self.codewords is not None:
             initialize(self.codewords)  # small: an untrained head finds all codewords alike likely
 
     def forward(self, vectors: Float[Tensor, "M D"]) -> Float[Tensor, "M S"]:
-        """Return vectors to be compared with the output matrix."""
+        """Return vectors to be compared with the output matrix; with codewords, by angle times a learned scale."""
         predicted: Tensor = self.norm(F.gelu(self.transform(vectors)))
+        if self.log_scale is not None:
+            predicted = self.log_scale.exp() * F.normalize(predicted.float(), dim=-1)
         return predicted
 
 

@@ -137,7 +137,10 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
         values["language"]["name"] = language_model
     if language_model is not None and config["family"] == "cbvila":
         values["text"]["tokenizer"] = language_model
-    run = run_from({"family": config["family"], "model": values}, str(folder / CONFIG))
+    described = {"family": config["family"], "model": values}
+    if config["family"] == "cbvila":  # a run's texts fit the model; here there is no run
+        described["data"] = {"max_words": values["text"]["positions"]}
+    run = run_from(described, str(folder / CONFIG))
     model = build(run.model)
     language = language_of(model)
     if language is not None and language[1] != config["language"]["fingerprint"]:

@@ -83,6 +83,13 @@ def start_from_pretrained(
     Raises:
         ValueError: weights that cannot be found or read, or are of other shapes than the configuration's.
     """
+    for part, name, heads in (
+        ("image.heads", config.image.pretrained, config.image.heads),
+        ("text.heads", config.text.pretrained, config.text.heads),
+        ("text.heads", config.fusion.pretrained, config.text.heads),
+    ):
+        if name:
+            _check_heads(name, part, heads)
     if config.image.pretrained:
         _start_image(image_encoder, config.image.pretrained, config.grid)
     if config.text.pretrained:
@@ -131,12 +138,25 @@ def _find(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", _INDEX]))
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", _INDEX, "config.json"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"no pretrained weights {name!r}: neither a directory with {_SINGLE} nor a repository on the hub "
             f"({error})"
         ) from error
+
+
+def _check_heads(name: str, part: str, heads: int) -> None:
+    """Compare the number of heads, on which the shapes of the weights do not depend, with what the files say."""
+    path = _find(name) / "config.json"
+    if not path.is_file():
+        return
+    described = json.loads(path.read_text(encoding="utf-8"))
+    for inner in ("vision_config", "model", "encoder"):  # SigLIP's; a model directory of ours
+        described = described.get(inner, described)
+    found = described.get("num_attention_heads", described.get("heads", heads))
+    if found != heads:
+        raise ValueError(f"{name} has {found} attention heads, but {part} is {heads}")
 
 
 def _start_image(encoder: ClassTokenEncoder, name: str, grid: int) -> None:

@@ -126,6 +126,12 @@ class MovingAverages(nn.Module):
         codebook.weight[seen] = (self.sums[seen] / self.counts[seen].unsqueeze(-1)).to(codebook.weight.dtype)
 
     @torch.no_grad()
+    def start(self, centers: Float[Tensor, "K S"]) -> None:
+        """Begin as if every codeword had had one patch vector, itself."""
+        self.counts.fill_(1.0)
+        self.sums.copy_(centers)
+
+    @torch.no_grad()
     def forget(self, codes: Int[Tensor, " R"]) -> None:
         """Drop the averages of codewords that were placed anew."""
         self.counts[codes] = 0

@@ -62,6 +62,12 @@ class CBViLAObjective(Objective):
         self.phases = tuple(
             Phase(name, end, self.trained_in(name)) for name, end in _stretches(config, steps)
         )
+        for phase in self.phases:
+            if not self.terms_of(phase.name):
+                raise ValueError(
+                    f"the phase {phase.name} has nothing to minimize: give one of its terms a weight above 0, or "
+                    "set objective.burn_in_steps or objective.alternate_every to 0"
+                )
 
     def terms_of(self, phase: str) -> tuple[str, ...]:
         """Return the terms that a phase minimizes."""
@@ -109,7 +115,8 @@ class CBViLAObjective(Objective):
         measures: dict[str, Tensor | float] = {}
         seen = model.see(batch.images)
         text = None
-        if any(name in active for name in (*_COMPARED, *_PREDICTED)):
+        predicts = any(name in active for name in _PREDICTED)
+        if predicts or any(name in active for name in _COMPARED):
             found, text = compared_terms(model, config, active, batch, seen, draws, same_pairs(batch))
             terms |= found
         if "image_text_contrastive" in terms:
@@ -117,7 +124,8 @@ class CBViLAObjective(Objective):
         if config.has_codebook_terms:
             full = model.quantize_vectors(seen[:, 1:])
             visible = None
-            if text is not None:
+            if predicts:
+                assert text is not None
                 found, visible = predicted_terms(
                     model, config, active, batch, (seen, text), full.codes, draws, self._temperature(step)
                 )

@@ -39,7 +39,9 @@ class CodebookCare(nn.Module):
     def observe(self, quantized: Quantized, masked_image: Tensor | None) -> None:
         """Keep what the images of a step became, and how well hidden codes were foretold."""
         self._last = quantized
-        self._masked_image = None if masked_image is None else float(masked_image.detach())
+        self._masked_image = (
+            None if masked_image is None else float(distributed.all_mean(masked_image.detach()))
+        )
 
     @torch.no_grad()
     def after_step(self, codebook: LearnedCodebook, step: Step, *, moves: bool = True) -> dict[str, float]:
@@ -85,8 +87,15 @@ class CodebookCare(nn.Module):
         most = min(total, _ROWS_PER_CODEWORD * codebook.num_codewords)
         numbers = torch.randperm(total, generator=generator)[:most].to(rows.device)
         chosen = distributed.pick_rows(rows.float(), numbers)
-        centers = k_means(chosen, codebook.num_codewords, codebook.metric, generator)
+        centers = torch.zeros_like(codebook.weight, dtype=torch.float32)
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        if distributed.rank() == 0:  # sums on a GPU round otherwise on every one
+            own = torch.Generator().manual_seed(seed)
+            centers = k_means(chosen, codebook.num_codewords, codebook.metric, own)
+        centers = distributed.all_sum(centers)
         codebook.place(torch.arange(codebook.num_codewords, device=rows.device), centers)
+        if self.averages is not None:
+            self.averages.start(centers)
 
 
 @torch.no_grad()

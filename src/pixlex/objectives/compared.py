@@ -99,7 +99,8 @@ def compared_terms(
         logits, labels, fused = _matched(
             model, seen, text, context, _opposed(similarity, same, draws), queries
         )
-        terms["image_text_matching"] = image_text_matching_loss(logits, labels)
+        count = distributed.all_mean((labels != IGNORED).sum().float())
+        terms["image_text_matching"] = image_text_matching_loss(logits, labels, total=float(count))
     elif masked is not None:
         fused = model.fusion(masked_vectors, model.look_at_images(seen), key_padding)
     if masked is not None:
@@ -117,7 +118,8 @@ def _similarity(model: CBViLA, seen: Tensor, vectors: Tensor, *, learned: bool) 
         texts = F.normalize(vectors[:, 0].detach().float(), dim=-1)
         scale = 1 / _TEMPERATURE
     all_images, all_texts = distributed.gather_rows(images), distributed.gather_rows(texts)
-    return Similarity(scale * images @ all_texts.T, scale * texts @ all_images.T)
+    with torch.autocast(images.device.type, enabled=False):  # the products too are to be in float32
+        return Similarity(scale * images @ all_texts.T, scale * texts @ all_images.T)
 
 
 def _opposed(

@@ -52,12 +52,14 @@ def predicted_terms(
         visible = torch.cat([seen[:, :1], take(seen[:, 1:], split.visible)], dim=1)
     quantized = model.quantize_vectors(visible[:, 1:])
     class_vectors = model.image_projector(visible[:, 0])
-    if model.config.codebook.estimator == "gumbel":
+    # Drawn in training only: what is measured is what the codes stand for.
+    if model.config.codebook.estimator == "gumbel" and model.training:
         noise = draws.gumbel(split.visible.shape[1], model.num_codewords, seen.device)
-        values = model.codebook.sample(quantized.z, temperature, noise)
+        pair = model.codebook.sample(quantized.z, temperature, noise)
     else:
-        values = (quantized.values, quantized.values)
+        pair = (quantized.values, quantized.values)
     context = model.look_at_texts(text.vectors, text.key_padding)
+    values = [value for value, term in zip(pair, ("pixel", "masked_image"), strict=True) if term in active]
     queries = [model.query(value, class_vectors, split.visible) for value in dict.fromkeys(values)]
     fused = model.fusion(torch.cat(queries), context)
     for_pixels, for_codes = fused[: len(seen)], fused[-len(seen) :]

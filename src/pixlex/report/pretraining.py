@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -13,8 +15,9 @@ from torch import Tensor
 
 from pixlex.config.cbvila import CBViLARun
 from pixlex.data.pairs import PairSource, evaluation_pairs
-from pixlex.eval.pretraining import PretrainingResult, evaluate_pretraining
+from pixlex.eval.pretraining import PretrainingResult, RebuiltExamples, evaluate_pretraining
 from pixlex.eval.retrieval import evaluate_retrieval, gallery
+from pixlex.files import write_atomically
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.report.gallery import codeword_gallery
 from pixlex.report.measuring import Progress, unreadable
@@ -22,7 +25,7 @@ from pixlex.report.page import write_page
 from pixlex.report.rebuilt import rebuilt_images
 from pixlex.train.parallel import pick_device
 
-_CODES = "validation-codes.npy"
+_CODES = "validation-codes.npz"
 _SHOWN_CODEWORDS = 12
 
 
@@ -65,25 +68,37 @@ class PretrainingProgress(Progress):
             self.objective,
             batches,
             precision=run.train.precision,
-            previous_codes=self._previous(),
+            previous_codes=self._previous(step),
             total=min(len(self.pairs), limit or len(self.pairs)),
             save_examples=config.examples,
         )
         numbers = dict(self.result.numbers)
-        items = gallery(model, self.pairs, max_words=most, precision=run.train.precision, **settings)
-        numbers |= evaluate_retrieval(model, items, score="contrastive").numbers
+        if run.objective.image_text_contrastive_weight:  # without it nothing trains the vectors compared
+            precision = run.train.precision
+            items = gallery(model, self.pairs, max_words=most, precision=precision, states=False, **settings)
+            numbers |= evaluate_retrieval(model, items, score="contrastive").numbers
         self._draw(step)
         return numbers
 
-    def _previous(self) -> Tensor | None:
+    def _previous(self, step: int) -> Tensor | None:
+        """Return the codes of an earlier step; none where a run was resumed behind them, or they are damaged."""
         path = self.folder / _CODES
-        return torch.from_numpy(np.load(path, allow_pickle=False)) if path.is_file() else None
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return torch.from_numpy(stored["codes"]) if int(stored["step"]) < step else None
+        except (OSError, ValueError, EOFError, KeyError, BadZipFile):
+            return None
 
     def _draw(self, step: int) -> None:
         codes, examples = self.result.codes, self.result.examples
-        np.save(self.folder / _CODES, codes.numpy())
-        headings = "Original, what was seen of it, rebuilt with its caption, rebuilt with the next one's"
-        self._pictures[headings] = rebuilt_images(examples, self.picture("rebuilt", step))
+        if codes is None:
+            return
+        with io.BytesIO() as stream:
+            np.savez(stream, codes=codes.numpy(), step=np.array(step))
+            content = stream.getvalue()
+        write_atomically(self.folder / _CODES, lambda temporary: temporary.write_bytes(content))
+        if examples is not None:
+            self._draw_rebuilt(examples, step)
         drawn = codeword_gallery(
             self.pairs,
             self.result.indices,
@@ -94,6 +109,10 @@ class PretrainingProgress(Progress):
             path=self.picture("codewords", step),
         )
         self._pictures["Codewords, each with patches that it stands for"] = drawn
+
+    def _draw_rebuilt(self, examples: RebuiltExamples, step: int) -> None:
+        headings = "Original, what was seen of it, rebuilt with its caption, rebuilt with the next one's"
+        self._pictures[headings] = rebuilt_images(examples, self.picture("rebuilt", step))
 
     def write_page(self, commands: Sequence[str]) -> Path:
         """Write the page of the newest evaluation."""

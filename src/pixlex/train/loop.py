@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import signal
@@ -103,6 +104,8 @@ def fit(
         while step_number < config.steps and not interrupted():
             if objective.phase_at(step_number) is not phase:  # the next one begins
                 phase = objective.phase_at(step_number)
+                del wrapped
+                gc.collect()  # it holds itself, and room for all gradients
                 wrapped = _train_only(objective, phase)
             waited = time.perf_counter()
             batch = next(stream)
@@ -125,7 +128,9 @@ def fit(
                 _save(objective, optimizer, folder / "checkpoints", step_number, config.keep_checkpoints)
             due = last or (config.evaluate_every and step_number % config.evaluate_every == 0)
             if due and callbacks.evaluate is not None and tracker is not None:
-                tracker.log(step_number, callbacks.evaluate(step_number))
+                with distributed.alone():  # the other processes wait at their next gradient
+                    numbers = callbacks.evaluate(step_number)
+                tracker.log(step_number, numbers)
                 meter = _Meter()
     bar.close()
     if tracker is not None:
@@ -165,6 +170,8 @@ def _step(
     limit = config.clip_norm or float("inf")
     trained = [one for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
     values["gradient_norm"] = float(nn.utils.clip_grad_norm_(trained, limit))
+    if not math.isfinite(values["gradient_norm"]):
+        _report_not_finite(values, batch, number, folder)
     optimizer.step()
     values |= objective.after_step(step)
     values["learning_rate"] = rate
@@ -218,7 +225,7 @@ def _save(objective: Objective, optimizer: torch.optim.Optimizer, folder: Path, 
 
 
 def _report_not_finite(values: Mapping[str, float], batch: ImageBatch, number: int, folder: Path) -> None:
-    """Write down the step, the terms and the images of a loss that is not finite, and stop."""
+    """Write down step, terms and images of a loss or gradient that is not finite, and stop."""
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     record = {"step": number, "not_finite": bad, "values": {k: repr(v) for k, v in values.items()}}
     path = folder / "not-finite.json"

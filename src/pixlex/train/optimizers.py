@@ -13,7 +13,8 @@ from pixlex.config.train import TrainConfig
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Return AdamW with weight decay on matrices, and on everything where the recipe decays all.
 
-    Norms, biases, positions and learned codewords' scales have fewer than two axes or a leading axis of 1.
+    Norms, biases, scales and the positions of sequences have fewer than two axes or a leading axis of 1. Word
+    embeddings and learned codewords are decayed.
     """
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
