@@ -14,13 +14,12 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from typing import Any
 
 import torch
 
+from in_turn import measured_in_turn
 from pixlex.batch import ImageTextBatch
 from pixlex.config.cbvila import CBViLAConfig, CBViLAObjectiveConfig, VisualCodebookConfig
 from pixlex.models.cbvila import CBViLA
@@ -84,24 +83,17 @@ def main() -> None:
     if given.one:
         print(json.dumps(measure(given.one, given.batch, given.steps)))
         return
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in ROWS}
-    for _ in range(given.rounds):
-        for name in ROWS:
-            command = [sys.executable, __file__, "--one", name, "--batch", str(given.batch)]
-            command += ["--steps", str(given.steps)]
-            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            found[name].append(json.loads(printed.splitlines()[-1]))
-    rows = {
-        name: {key: statistics.median(one[key] for one in runs) for key in runs[0]}
-        for name, runs in found.items()
-    }
+    arguments = ["--batch", str(given.batch), "--steps", str(given.steps)]
+    rows = measured_in_turn(__file__, list(ROWS), given.rounds, arguments)
     least = next(iter(rows.values()))
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {given.batch}, bf16 autocast")
     print("| terms | seconds per pair | over the first | peak memory (MB) | above the model (MB) |")
     print("|---|---|---|---|---|")
     for name, row in rows.items():
         ratio = row["seconds"] / least["seconds"]
-        print(f"| {name} | {row['seconds']:.2f} | {ratio:.2f} | {row['peak']:.0f} | {row['above_model']:.0f} |")
+        print(
+            f"| {name} | {row['seconds']:.2f} | {ratio:.2f} | {row['peak']:.0f} | {row['above_model']:.0f} |"
+        )
 
 
 if __name__ == "__main__":

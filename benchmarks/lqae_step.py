@@ -14,8 +14,6 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -23,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from transformers import RobertaConfig, RobertaForMaskedLM
 
+from in_turn import measured_in_turn
 from pixlex.batch import ImageBatch
 from pixlex.config.lqae import LQAEConfig, LQAEObjectiveConfig, QuantizerConfig
 from pixlex.models.lqae import LQAE
@@ -108,17 +107,8 @@ def main() -> None:
     if given.one:
         print(json.dumps(measure(given.one, given.batch, given.steps)))
         return
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
-    for _ in range(given.rounds):
-        for name in CONTESTANTS:
-            command = [sys.executable, __file__, "--one", name, "--batch", str(given.batch)]
-            command += ["--steps", str(given.steps)]
-            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            found[name].append(json.loads(printed.splitlines()[-1]))
-    rows = {
-        name: {key: statistics.median(one[key] for one in runs) for key in runs[0]}
-        for name, runs in found.items()
-    }
+    arguments = ["--batch", str(given.batch), "--steps", str(given.steps)]
+    rows = measured_in_turn(__file__, CONTESTANTS, given.rounds, arguments)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {given.batch}, bf16 autocast")
     print("| | seconds per image | peak memory (MB) | above the model (MB) |\n|---|---|---|---|")
     for name, row in rows.items():

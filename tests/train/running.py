@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +84,19 @@ def run(
 
     fit(trained, batches, config, folder, callbacks)
     return trained
+
+
+def interrupted_before(number: int) -> Callbacks:
+    """Send this process the signal of Ctrl-C before step `number`."""
+    seen = 0
+
+    def observe(batch: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == number:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return Callbacks(observe=observe)
 
 
 def digest(module: torch.nn.Module) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from tests.train.running import STEPS, digest, objective, run, settings
+from tests.train.running import STEPS, digest, interrupted_before, objective, run, settings
 
 from pixlex.config.train import TrainConfig
 from pixlex.objectives.phase import Phase
@@ -31,19 +31,6 @@ SERVER.set_forkserver_preload(["tests.train.running"])
 SHIFTS = ("model.encoder.trunk.norm.bias", "model.projector.bias", "model.quantizer.whitening.mean")
 
 
-def _after(number: int) -> Callbacks:
-    """Send this process the signal of Ctrl-C before step `number`."""
-    seen = 0
-
-    def observe(batch: object) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == number:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return Callbacks(observe=observe)
-
-
 @pytest.mark.parametrize("family", ["lqae", "vqvae"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_interrupted_and_resumed_equals_uninterrupted(
@@ -52,7 +39,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     """Ctrl-C finishes the step, saves it, and the run goes on to the same bits, optimizer included."""
     config, model = settings(precision=precision), language if family == "lqae" else None
     whole = run(tmp_path / "whole", pictures, model, config)
-    run(tmp_path / "cut", pictures, model, config, _after(5))
+    run(tmp_path / "cut", pictures, model, config, interrupted_before(5))
     assert checkpoints(tmp_path / "cut/checkpoints")[-1].name == "step-00000005.pt"
     resumed = run(tmp_path / "cut", pictures, model, config)
     assert digest(resumed) == digest(whole)
@@ -164,7 +151,7 @@ def test_a_loss_that_is_not_finite_stops_and_is_written_down(
 ) -> None:
     """Step, term and images are named; the checkpoint before stays usable."""
     config = settings(steps=4, checkpoint_every=1)
-    run(tmp_path, pictures, language, config, _after(2))
+    run(tmp_path, pictures, language, config, interrupted_before(2))
     path = checkpoints(tmp_path / "checkpoints")[-1]
     state = torch.load(path, weights_only=True)
     state["objective"]["model.decoder.pixels.bias"].fill_(float("nan"))

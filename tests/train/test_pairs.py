@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from tests.tiny import IMAGE_SIZE, tiny_cbvila
-from tests.train.running import digest, settings
+from tests.train.running import digest, interrupted_before, settings
 
 from pixlex import distributed
 from pixlex.batch import ImageTextBatch
@@ -96,19 +96,6 @@ def _run(
     return objective
 
 
-def _after(number: int) -> Callbacks:
-    """Send this process the signal of Ctrl-C before step `number`."""
-    seen = 0
-
-    def observe(batch: object) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == number:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return Callbacks(observe=observe)
-
-
 @pytest.mark.parametrize(
     "stages",
     [JOINTLY, {**JOINTLY, "codebook_update": "ema"}, IN_TURN],
@@ -121,7 +108,7 @@ def test_interrupted_in_every_phase_and_resumed_equals_uninterrupted(
     config = settings(precision="bf16")
     whole = _run(tmp_path / "whole", pairs, language, config, stages)
     for steps in (1, 1, 3, 3, 3):
-        _run(tmp_path / "cut", pairs, language, config, stages, _after(steps))
+        _run(tmp_path / "cut", pairs, language, config, stages, interrupted_before(steps))
     assert checkpoints(tmp_path / "cut/checkpoints")[-1].name == "step-00000011.pt"
     resumed = _run(tmp_path / "cut", pairs, language, config, stages)
     assert digest(resumed) == digest(whole)
