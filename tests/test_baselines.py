@@ -178,5 +178,5 @@ def test_frozen_cut_off_and_resumed_equals_one_left_alone(
 def test_frozen_without_captions_names_the_columns(
     tmp_path: Path, pictures: Path, causal_language: Path
 ) -> None:
-    with pytest.raises(ValueError, match="expected a column captions or caption, found image"):
+    with pytest.raises(ValueError, match="expected a column captions, caption, title or text, found image"):
         runs.run_training(_frozen_run(pictures, causal_language), tmp_path)
