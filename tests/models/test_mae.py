@@ -83,7 +83,9 @@ def test_saved_and_loaded_gives_the_same_features(tmp_path: Path) -> None:
     assert loaded.config == tiny_mae_config()
     assert torch.equal(loaded.embed(IMAGES), model.embed(IMAGES))
     assert not torch.equal(tiny_mae(seed=4).embed(IMAGES), model.embed(IMAGES))
-    with pytest.raises(ValueError, match=r"family mae, which writes no codes: expected .* lqae, vqvae or cbvila"):
+    with pytest.raises(
+        ValueError, match=r"family mae, which writes no codes: expected .* lqae, vqvae or cbvila"
+    ):
         pretrained.load(str(tmp_path))
     pretrained.save(tiny_vqvae(), tmp_path / "codes")
     assert pretrained.load(str(tmp_path / "codes")).num_codewords == 64
