@@ -275,7 +275,7 @@ def test_a_repository_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_directories_that_are_no_model(tmp_path: Path, vqvae: ImageTokenizer) -> None:
-    with pytest.raises(ValueError, match=r"not a model directory: expected config\.json"):
+    with pytest.raises(ValueError, match=r"holds no model: expected config\.json"):
         load(tmp_path)
     vqvae.save(tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"

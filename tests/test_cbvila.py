@@ -253,7 +253,7 @@ def test_bad_input_of_commands(call: Call, trained: Path, tmp_path: Path) -> Non
     assert "captions" in error
     code, _, error = call("evaluate", "retrieval", "--model", tmp_path, "--data", "embedded:scenes:test:5")
     assert code == 2
-    assert "is not a model directory" in error
+    assert "holds no model" in error
 
 
 def test_codes_and_back(call: Call, trained: Path, tmp_path: Path) -> None:

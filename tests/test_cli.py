@@ -307,7 +307,7 @@ def test_paths_it_refuses(run: Callable[..., Outcome], model: str, photos: Path,
 
 
 def test_models_it_refuses(run: Callable[..., Outcome], model: str, photos: Path, tmp_path: Path) -> None:
-    assert "is not a model directory" in refused(run("encode", photos, "--model", photos))
+    assert "holds no model" in refused(run("encode", photos, "--model", photos))
     other = tiny_language(tmp_path / "other", seed=1)
     message = refused(run("encode", photos, "--model", model, "--language-model", other))
     assert "codes mean nothing in another vocabulary" in message

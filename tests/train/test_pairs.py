@@ -22,7 +22,7 @@ from tests.train.running import digest, interrupted_before, settings
 
 from pixlex import distributed
 from pixlex.batch import ImageTextBatch
-from pixlex.config.cbvila import CBViLAObjectiveConfig, PairDataConfig
+from pixlex.config.cbvila import CBViLADataConfig, CBViLAObjectiveConfig
 from pixlex.config.train import TrainConfig
 from pixlex.data.pairs import open_pairs, training_pairs
 from pixlex.objectives.cbvila import BURN_IN, CODEBOOK, ENCODERS, JOINT, CBViLAObjective
@@ -87,7 +87,7 @@ def _run(
 
     def batches(first_step: int) -> Iterator[ImageTextBatch]:
         return training_pairs(
-            source, encode=lambda texts: model.encode_texts(texts, 12), config=PairDataConfig(),
+            source, encode=lambda texts: model.encode_texts(texts, 12), config=CBViLADataConfig(),
             image_size=IMAGE_SIZE, batch_size=config.batch_size, seed=config.seed, first_step=first_step,
             rank=distributed.rank(), world_size=distributed.world_size(),
         )  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pixlex.config.check import Check, describe, part
-from pixlex.config.data import DataConfig
+from pixlex.config.data import PairDataConfig
 from pixlex.config.lqae import check_sizes
 from pixlex.config.train import EvalConfig, TrainConfig
 
@@ -230,19 +230,9 @@ class CBViLAObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairDataConfig(DataConfig):
-    """Where images with captions come from and how they are prepared."""
+class CBViLADataConfig(PairDataConfig):
+    """The images and captions of CB-ViLA."""
 
-    train: str = describe(
-        "embedded:scenes:train",
-        "Images with captions: .parquet, .csv, .tsv, .jsonl, .json (ALBEF, Karpathy, COCO, Visual Genome), .tar "
-        "shards, hf:NAME[:SPLIT] or embedded:scenes:train; several joined by ' + ', each with an optional "
-        "'WEIGHT * ' in front.",
-    )
-    validation: str = describe("", "Validation images with captions, described as above; empty for none.")
-    horizontal_flip: bool = describe(
-        False, "Mirror half of the training images; captions know left and right."
-    )
     crop_scale_min: float = describe(
         0.5,
         "Smallest share of the image's area that a random crop keeps, in (0, 1]; a caption speaks of all.",
@@ -267,7 +257,7 @@ class CBViLARun:
     family: str = describe("cbvila", "Picks this class.")
     model: CBViLAConfig = part(CBViLAConfig, "The network.")
     objective: CBViLAObjectiveConfig = part(CBViLAObjectiveConfig, "The loss.")
-    data: PairDataConfig = part(PairDataConfig, "The images and captions.")
+    data: CBViLADataConfig = part(CBViLADataConfig, "The images and captions.")
     train: TrainConfig = part(TrainConfig, "The training.")
     eval: EvalConfig = part(EvalConfig, "The measures.")
 

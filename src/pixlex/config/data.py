@@ -38,3 +38,19 @@ class DataConfig:
         check.rule("crop_scale_min", 0 < self.crop_scale_min <= 1, "must lie in (0, 1]")
         check.share("max_broken_share")
         check.not_negative("workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairDataConfig(DataConfig):
+    """Where images with captions come from and how they are prepared."""
+
+    train: str = describe(
+        "embedded:scenes:train",
+        "Images with captions: .parquet, .csv, .tsv, .jsonl, .json (ALBEF, Karpathy, COCO, Visual Genome), .tar "
+        "shards, a folder, hf:NAME[:SPLIT] or embedded:scenes:train; options follow, as in "
+        "FILE.json?split=train&images=DIR; several joined by ' + ', each with an optional 'WEIGHT * ' in front.",
+    )
+    validation: str = describe("", "Validation images with captions, described as above; empty for none.")
+    horizontal_flip: bool = describe(
+        False, "Mirror half of the training images; captions know left and right."
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pixlex.config.check import Check, describe, part
-from pixlex.config.data import DataConfig
+from pixlex.config.data import PairDataConfig
 from pixlex.config.lqae import VisionConfig, check_sizes
 from pixlex.config.train import EvalConfig, TrainConfig
 
@@ -47,19 +47,9 @@ class FrozenConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionDataConfig(DataConfig):
-    """Where images with captions come from and how they are prepared."""
+class FrozenDataConfig(PairDataConfig):
+    """The images and captions of Frozen."""
 
-    train: str = describe(
-        "captions.parquet",
-        "Images with captions: .parquet, .csv, .tsv or .jsonl, an annotation .json (ALBEF, Karpathy, COCO, Visual "
-        "Genome), .tar shards, a folder or hf:NAME[:SPLIT]; options follow, as in "
-        "FILE.json?split=train&images=DIR; several sets as `2 * ONE + OTHER`.",
-    )
-    validation: str = describe("", "Validation images with captions, described as above; empty for none.")
-    horizontal_flip: bool = describe(
-        False, "Mirror half of the training images; captions know left and right."
-    )
     max_words: int = describe(48, "Words (tokens) of a caption with its end; longer ones are cut.")
 
     def __post_init__(self) -> None:
@@ -74,6 +64,6 @@ class FrozenRun:
 
     family: str = describe("frozen", "Picks this class.")
     model: FrozenConfig = part(FrozenConfig, "The network.")
-    data: CaptionDataConfig = part(CaptionDataConfig, "The images and captions.")
+    data: FrozenDataConfig = part(FrozenDataConfig, "The images and captions.")
     train: TrainConfig = part(TrainConfig, "The training.")
     eval: EvalConfig = part(EvalConfig, "The measures.")

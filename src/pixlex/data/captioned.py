@@ -16,7 +16,6 @@ from pixlex.data.text import clean_caption
 
 # Sets the generator of an image's caption apart from that of its augmentation, (seed, epoch, index).
 _CAPTION = 1 << 62
-_SHOWN = 3
 
 
 class NoCaptions(ValueError):
@@ -110,22 +109,13 @@ class PairSource:
         captions = [
             tuple(filter(None, (clean_caption(text, max_words) for text in texts))) for texts in self.captions
         ]
-        rows = [row for row, kept in enumerate(captions) if kept]
-        if not rows:
+        if not any(captions):
             raise ValueError(
                 f"{self.name}: expected a word in a caption of some image, nothing is left of all of them after "
                 f"cleaning, the first {self.captions[0][0]!r:.40}"
             )
-        if len(rows) == len(self):
-            return replace(self, captions=tuple(captions))
-        bare = tuple(self.key(row) for row, kept in enumerate(captions) if not kept)
-        return replace(
-            self,
-            images=choose(self.images, np.array(rows)),
-            captions=tuple(captions[row] for row in rows),
-            ids=_taken(self.ids, rows),
-            ignored=self.ignored + bare,
-        )
+        kept = pair(self.images, captions, ids=self.ids, splits=self.splits)
+        return replace(kept, ignored=self.ignored + kept.ignored)
 
     def by_caption(self) -> PairSource:
         """Return a row for each caption; rows of one image share `image_of`."""

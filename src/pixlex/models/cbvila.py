@@ -19,17 +19,18 @@ from pixlex.nn.codebook import Quantized
 from pixlex.nn.learned_codebook import LearnedCodebook
 from pixlex.nn.masking import SplitPatches
 from pixlex.nn.transformer import initialize, initializer
-from pixlex.nn.vit import ClassTokenEncoder, sine_positions
+from pixlex.nn.vit import IMAGENET_MEAN, IMAGENET_STD, ClassTokenEncoder, sine_positions, take
 from pixlex.nn.wordpiece import TextTokenizer, load_tokenizer
 
 # Mean and standard deviation of each channel.
 _PIXELS = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-_TEMPERATURE = 0.07
+# Divides similarities before training, and those that no training has scaled (ALBEF's code).
+START_TEMPERATURE = 0.07
 
 
 class CBViLA(nn.Module):
@@ -81,7 +82,7 @@ class CBViLA(nn.Module):
         )
         self.image_contrast = nn.Linear(image.width, config.contrastive_dim)
         self.text_contrast = nn.Linear(width, config.contrastive_dim)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / _TEMPERATURE)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / START_TEMPERATURE)))
         for head in (self.matching_head, self.pixel_head):
             head.apply(initialize)
         initializer(width)(self.text_contrast)
@@ -176,8 +177,7 @@ class CBViLA(nn.Module):
         if self.class_patch_head is not None:
             vectors = self.class_patch_head(fused[:, 0], hidden)
         else:
-            places = hidden.unsqueeze(-1).expand(-1, -1, fused.shape[-1])
-            vectors = fused[:, 1:].gather(1, places)
+            vectors = take(fused[:, 1:], hidden)
         predicted = self.masked_patch_head(vectors.flatten(0, 1))
         output = self.masked_patch_head.codewords
         if output is None:  # the codewords do not move for the sake of being foretold
@@ -219,8 +219,7 @@ class CBViLA(nn.Module):
         everywhere = torch.arange(codes.shape[1], device=codes.device).expand(len(codes), -1)
         unknown = self.query.hidden[0].expand(len(codes), -1)
         query = self.query(self.codebook.weight[codes], unknown, everywhere)
-        context = self.look_at_texts(self.read(word_ids, key_padding), key_padding)
-        return self.images(self.pixel_head(self.fusion(query, context)[:, 1:])).clamp(0, 1)
+        return self._drawn(query, Words(word_ids, key_padding))
 
     @torch.no_grad()
     def rebuild(
@@ -234,11 +233,14 @@ class CBViLA(nn.Module):
             split: which patches are seen; the others are predicted.
         """
         seen = self.see(images, split.visible)
-        context = self.look_at_texts(self.read(words.word_ids, words.key_padding), words.key_padding)
-        query = self.query(
-            self.quantize_vectors(seen[:, 1:]).values, self.image_projector(seen[:, 0]), split.visible
-        )
-        return self.images(self.pixel_head(self.fusion(query, context)[:, 1:])).clamp(0, 1)
+        codewords = self.quantize_vectors(seen[:, 1:]).values
+        return self._drawn(self.query(codewords, self.image_projector(seen[:, 0]), split.visible), words)
+
+    def _drawn(self, query: Float[Tensor, "B N1 D"], words: Words) -> Float[Tensor, "B 3 H W"]:
+        """Return the images, in [0, 1], that the fusion encoder makes of its queries and of texts."""
+        text = self.read(words.word_ids, words.key_padding)
+        fused = self.fusion(query, self.look_at_texts(text, words.key_padding))
+        return self.images(self.pixel_head(fused[:, 1:])).clamp(0, 1)
 
 
 class VisualQuery(nn.Module):

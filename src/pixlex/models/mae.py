@@ -10,11 +10,7 @@ from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from pixlex.config.mae import MAEConfig
-from pixlex.nn.vit import sine_positions
-
-# Mean and standard deviation of ImageNet's pixels, as He et al. normalize.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+from pixlex.nn.vit import IMAGENET_MEAN, IMAGENET_STD, sine_positions
 
 
 @dataclass(frozen=True)
@@ -45,8 +41,8 @@ class MAE(nn.Module):
         self.config = config
         self.network = ViTMAEForPreTraining(_network_config(config))
         _initialize(self.network, config.grid)
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     @classmethod
     def build(cls, config: MAEConfig) -> MAE:

@@ -19,6 +19,7 @@ from pixlex.config.mae import MAEConfig
 from pixlex.config.run import run_from
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.frozen import Frozen
+from pixlex.models.hub import find_model
 from pixlex.models.lqae import LQAE
 from pixlex.models.mae import MAE
 from pixlex.models.vqvae import VQVAE
@@ -125,7 +126,7 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
         ValueError: no such model, files missing or damaged, weights that do not fit the configuration, or a
             language model whose word embeddings are not those the codes were made with.
     """
-    folder = _find(name, revision)
+    folder = find_model(name, "model", needs=(CONFIG,), files=(CONFIG, WEIGHTS), revision=revision)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -159,24 +160,6 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"{folder / WEIGHTS} does not hold this model's weights: {error}") from error
     return model.eval().requires_grad_(False)
-
-
-def _find(name: str, revision: str | None) -> Path:
-    """Return the directory that holds a model."""
-    for folder in (Path(name), Path(name) / "model"):
-        if (folder / CONFIG).is_file():
-            return folder
-    if Path(name).exists() or name.startswith((".", "/")) or name.count("/") > 1:
-        raise ValueError(f"{name} is not a model directory: expected {CONFIG} and {WEIGHTS} in it")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"no model {name!r}: neither a directory with {CONFIG} nor a repository on the hub ({error})"
-        ) from error
 
 
 def parameter_count(model: torch.nn.Module) -> int:

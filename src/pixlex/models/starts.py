@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pixlex.config.cbvila import CBViLAConfig
+from pixlex.models.hub import find_model
 from pixlex.nn.bert import BertLayer, FusionEncoder, TextEncoder
 from pixlex.nn.embedded import EMBEDDED, EMBEDDED_HEAD, embedded_directory
 from pixlex.nn.transformer import Block
@@ -90,16 +91,18 @@ def start_from_pretrained(
     ):
         if name:
             _check_heads(name, part, heads)
-    if config.image.pretrained:
-        _start_image(image_encoder, config.image.pretrained, config.grid)
-    if config.text.pretrained:
-        weights = read_weights(config.text.pretrained)
-        _start_embeddings(text_encoder, weights, config.text.pretrained)
-        _start_layers(text_encoder.layers, weights, 0, config.text.pretrained)
-    if config.fusion.pretrained:
-        weights = read_weights(config.fusion.pretrained)
-        _start_layers(fusion.layers, weights, config.text.depth, config.fusion.pretrained)
-        _start_head(masked_word_head, weights, config.fusion.pretrained)
+    if name := config.image.pretrained:
+        _start_image(image_encoder, read_weights(name), name, config.grid)
+    weights: Weights = {}
+    if name := config.text.pretrained:
+        weights = read_weights(name)
+        _start_embeddings(text_encoder, weights, name)
+        _start_layers(text_encoder.layers, weights, 0, name)
+    if name := config.fusion.pretrained:
+        if name != config.text.pretrained:
+            weights = read_weights(name)
+        _start_layers(fusion.layers, weights, config.text.depth, name)
+        _start_head(masked_word_head, weights, name)
 
 
 def read_weights(name: str) -> Weights:
@@ -111,7 +114,7 @@ def read_weights(name: str) -> Weights:
     Raises:
         ValueError: there are none, or they are damaged.
     """
-    folder = _find(name)
+    folder = _folder_of(name)
     more = load_file(EMBEDDED_HEAD) if name == EMBEDDED else {}
     index = folder / _INDEX
     files = [_SINGLE]
@@ -126,29 +129,16 @@ def read_weights(name: str) -> Weights:
     return {key.replace(".gamma", ".weight").replace(".beta", ".bias"): bare[key].float() for key in bare}
 
 
-def _find(name: str) -> Path:
+def _folder_of(name: str) -> Path:
     if name == EMBEDDED:
         return embedded_directory()
-    for folder in (Path(name), Path(name) / "model"):
-        if (folder / _SINGLE).is_file() or (folder / _INDEX).is_file():
-            return folder
-    if Path(name).exists() or name.startswith((".", "/")) or name.count("/") > 1:
-        raise ValueError(f"{name} holds no pretrained weights: expected {_SINGLE} in it")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", _INDEX, "config.json"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"no pretrained weights {name!r}: neither a directory with {_SINGLE} nor a repository on the hub "
-            f"({error})"
-        ) from error
+    needs = (_SINGLE, _INDEX)
+    return find_model(name, "pretrained weights", needs=needs, files=("*.safetensors", _INDEX, "config.json"))
 
 
 def _check_heads(name: str, part: str, heads: int) -> None:
     """Compare the number of heads, on which the shapes of the weights do not depend, with what the files say."""
-    path = _find(name) / "config.json"
+    path = _folder_of(name) / "config.json"
     if not path.is_file():
         return
     described = json.loads(path.read_text(encoding="utf-8"))
@@ -159,8 +149,7 @@ def _check_heads(name: str, part: str, heads: int) -> None:
         raise ValueError(f"{name} has {found} attention heads, but {part} is {heads}")
 
 
-def _start_image(encoder: ClassTokenEncoder, name: str, grid: int) -> None:
-    weights = read_weights(name)
+def _start_image(encoder: ClassTokenEncoder, weights: Weights, name: str, grid: int) -> None:
     first = (f"{key}.0." for key in _VISION_LAYERS)
     kind = next((k for k, key in enumerate(first) if any(one.startswith(key) for one in weights)), None)
     patches = "embeddings.patch_embedding" if kind == 1 else "embeddings.patch_embeddings.projection"

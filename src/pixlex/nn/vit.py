@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from pixlex.config.lqae import VisionConfig
 from pixlex.nn.transformer import Block, OfficialBlock, initialize, initializer
 
+# Mean and standard deviation of each channel of ImageNet's pixels.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 class Trunk(nn.Module):
     """Learned 2-D positions, then blocks: what encoder and decoder share.

@@ -17,13 +17,10 @@ from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.losses.contrastive import hard_negatives, image_text_contrastive_loss
 from pixlex.losses.masked import masked_word_loss
 from pixlex.losses.matching import IGNORED, image_text_matching_loss
-from pixlex.models.cbvila import CBViLA
+from pixlex.models.cbvila import START_TEMPERATURE, CBViLA
 from pixlex.nn.bert import Context
 from pixlex.nn.masking import MaskedWords, mask_words
 from pixlex.objectives.draws import Draws
-
-# Divides cosines of class vectors where no contrastive term has learned a temperature.
-_TEMPERATURE = 0.07
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ def _similarity(model: CBViLA, seen: Tensor, vectors: Tensor, *, learned: bool) 
     else:
         images = F.normalize(model.image_projector(seen[:, 0]).detach().float(), dim=-1)
         texts = F.normalize(vectors[:, 0].detach().float(), dim=-1)
-        scale = 1 / _TEMPERATURE
+        scale = 1 / START_TEMPERATURE
     all_images, all_texts = distributed.gather_rows(images), distributed.gather_rows(texts)
     with torch.autocast(images.device.type, enabled=False):  # the products too are to be in float32
         return Similarity(scale * images @ all_texts.T, scale * texts @ all_images.T)
