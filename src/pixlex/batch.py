@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -81,6 +82,38 @@ class ImageTextBatch(ImageBatch):
         return replace(
             moved,
             image_ids=self.image_ids.to(device, non_blocking=True),
+            word_ids=self.word_ids.to(device, non_blocking=True),
+            key_padding=self.key_padding.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningBatch(ImageBatch):
+    """Items of one or more images, a text, and what may be answered; the images of an item follow each other.
+
+    Attributes:
+        items: the position of each item in its source.
+        texts: questions, statements or hypotheses, one for each item.
+        word_ids: the texts as a language model reads them; anything where padded.
+        key_padding: True = padding.
+        answers: of each item, as people gave them; empty where unknown.
+        targets: the distinct answers of each item with their weights in training.
+    """
+
+    items: Int[Tensor, " B"]
+    texts: tuple[str, ...]
+    word_ids: Int[Tensor, "B T"]
+    key_padding: Bool[Tensor, "B T"]
+    answers: tuple[tuple[str, ...], ...]
+    targets: tuple[Mapping[str, float], ...]
+
+    def to(self, device: torch.device | str) -> ReasoningBatch:
+        """Return the batch with its tensors on `device`."""
+        moved = super().to(device)
+        assert isinstance(moved, ReasoningBatch)
+        return replace(
+            moved,
+            items=self.items.to(device, non_blocking=True),
             word_ids=self.word_ids.to(device, non_blocking=True),
             key_padding=self.key_padding.to(device, non_blocking=True),
         )

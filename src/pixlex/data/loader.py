@@ -40,6 +40,7 @@ def training_batches(
     first_step: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    together: int = 1,
 ) -> Iterator[ImageBatch]:
     """Return this process's share of an endless stream of training batches, starting at a step.
 
@@ -48,23 +49,26 @@ def training_batches(
     augmented by a generator seeded with (seed, epoch, index). So batch `step` is the same for any number
     of workers, and whether or not the steps before it were read.
 
-    An image that cannot be read is replaced by the next readable one and named in `skipped`.
+    An image that cannot be read is replaced by the next readable one and named in `skipped`. Where several images
+    belong together, all of this holds of their groups: they come in order, and one broken image replaces them all.
 
     Args:
         source: where the images come from.
         config: how they are cut, and by how many worker processes.
         image_size: side of the images, in pixels.
-        batch_size: images in a batch over all processes.
+        batch_size: images, or groups of them, in a batch over all processes.
         seed: 0 or more.
         first_step: the first step to return, 0 or more.
         rank: number of this process, in [0, world_size).
         world_size: number of processes.
+        together: so many images that follow each other in the source are one group.
 
     Raises:
-        ValueError: if the batch does not divide by the processes, or a number is out of range.
+        ValueError: if the batch does not divide by the processes, the source by the groups, or a number is out of
+            range.
         TooManyBroken: while reading, if 1000 images in a row, or all, cannot be read.
     """
-    _check(source, image_size, batch_size, rank, world_size)
+    num_groups = _check(source, image_size, batch_size, rank, world_size, together)
     if batch_size % world_size:
         raise ValueError(
             f"the batch must divide evenly over the processes, got batch_size {batch_size} and "
@@ -72,8 +76,8 @@ def training_batches(
         )
     if seed < 0 or first_step < 0:
         raise ValueError(f"seed and first_step must be 0 or more, got {seed} and {first_step}")
-    order = _TrainingOrder(len(source), batch_size, seed, first_step, rank, world_size)
-    images = _TrainingImages(source, config, image_size, seed)
+    order = _TrainingOrder(num_groups, batch_size, seed, first_step, rank, world_size)
+    images = _TrainingImages(source, config, image_size, seed, together)
     return _load(images, order, config.workers)
 
 
@@ -86,34 +90,37 @@ def evaluation_batches(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    together: int = 1,
 ) -> Iterator[ImageBatch]:
     """Return this process's share of one pass over the images: each readable image exactly once, in order.
 
     Rank r gets every world_size-th image from the r-th on, so ranks may differ by one image and by one
     batch; nothing is repeated to fill up. An image that cannot be read is left out and named in `skipped`
-    of its batch, or of a neighboring one if its batch has no readable image.
+    of its batch, or of a neighboring one if its batch has no readable image. Where several images belong
+    together, all of this holds of their groups.
 
     Args:
         source: where the images come from.
         image_size: side of the images, in pixels.
-        batch_size: most images in a batch of this process.
-        limit: if given, take this many images, evenly spaced over the source.
+        batch_size: most images, or groups of them, in a batch of this process.
+        limit: if given, take this many images or groups, evenly spaced over the source.
         workers: processes that decode; 0 decodes in this one.
         rank: number of this process, in [0, world_size).
         world_size: number of processes.
+        together: so many images that follow each other in the source are one group.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range, or the source does not divide by the groups.
         TooManyBroken: while reading, if none of the images can be read.
     """
-    _check(source, image_size, batch_size, rank, world_size)
+    total = _check(source, image_size, batch_size, rank, world_size, together)
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be 1 or more, or None for all images, got {limit}")
-    total = len(source)
     count = total if limit is None else min(limit, total)
     mine = range(rank, count, world_size)
     order = _EvaluationOrder([number * total // count for number in mine], batch_size)
-    return _without_empty_batches(_load(_EvaluationImages(source, image_size), order, workers), source.name)
+    images = _EvaluationImages(source, image_size, together)
+    return _without_empty_batches(_load(images, order, workers), source.name)
 
 
 @dataclass(frozen=True)
@@ -128,57 +135,70 @@ class _Row:
 
 
 @dataclass(frozen=True)
-class _TrainingImages(Dataset[_Row]):
-    """Augmented images by (epoch, index)."""
+class _TrainingImages(Dataset[list[_Row]]):
+    """Groups of augmented images by (epoch, group)."""
 
     source: ImageSource
     config: DataConfig
     image_size: int
     seed: int
+    together: int
 
-    def __getitem__(self, item: tuple[int, int]) -> _Row:
-        epoch, index = item
-        # The image that was asked for decides, so that a replacement is cut unlike the image itself.
-        generator = np.random.default_rng((self.seed, epoch, index))
-        minimum_side = minimum_decoded_side(self.image_size, self.config)
-        skipped = []
-        for candidate in range(index, index + min(len(self.source), _MAX_REPLACEMENTS)):
-            position = candidate % len(self.source)
+    def __getitem__(self, item: tuple[int, int]) -> list[_Row]:
+        epoch, group = item
+        num_groups = len(self.source) // self.together
+        skipped: list[Skipped] = []
+        for candidate in range(group, group + min(num_groups, _MAX_REPLACEMENTS)):
             try:
-                record = self.source.read(position)
-                image = decode_record(record, minimum_side=minimum_side)
+                rows = [
+                    self._row(candidate % num_groups, place, (epoch, group)) for place in range(self.together)
+                ]
             except UnreadableImage as fault:
                 skipped.append(Skipped(fault.key, fault.reason))
                 continue
-            pixels = train_transform(image, self.image_size, self.config, generator)
-            return _Row(pixels, record.label, record.key, position, tuple(skipped))
+            return [replace(rows[0], skipped=tuple(skipped)), *rows[1:]]
         raise TooManyBroken(
             f"{self.source.name}: {len(skipped)} images in a row cannot be read, from "
             f"{skipped[0].key} ({skipped[0].reason}) to {skipped[-1].key} ({skipped[-1].reason})"
         )
 
+    def _row(self, group: int, place: int, asked: tuple[int, int]) -> _Row:
+        position = group * self.together + place
+        record = self.source.read(position)
+        minimum_side = minimum_decoded_side(self.image_size, self.config)
+        image = decode_record(record, minimum_side=minimum_side)
+        # The image that was asked for decides, so that a replacement is cut unlike the image itself.
+        epoch, wanted = asked
+        generator = np.random.default_rng((self.seed, epoch, wanted * self.together + place))
+        pixels = train_transform(image, self.image_size, self.config, generator)
+        return _Row(pixels, record.label, record.key, position, ())
+
 
 @dataclass(frozen=True)
-class _EvaluationImages(Dataset[_Row]):
-    """Images by index, cut at the center."""
+class _EvaluationImages(Dataset[list[_Row]]):
+    """Groups of images by number, cut at the center; none of a group where one of it cannot be read."""
 
     source: ImageSource
     image_size: int
+    together: int
 
-    def __getitem__(self, index: int) -> _Row:
-        try:
-            record = self.source.read(index)
-            pixels = evaluation_transform(decode_record(record), self.image_size)
-        except UnreadableImage as fault:
-            return _Row(None, -1, fault.key, index, (Skipped(fault.key, fault.reason),))
-        return _Row(pixels, record.label, record.key, index, ())
+    def __getitem__(self, group: int) -> list[_Row]:
+        rows = []
+        for index in range(group * self.together, (group + 1) * self.together):
+            try:
+                record = self.source.read(index)
+                pixels = evaluation_transform(decode_record(record), self.image_size)
+            except UnreadableImage as fault:
+                return [_Row(None, -1, fault.key, index, (Skipped(fault.key, fault.reason),))]
+            rows.append(_Row(pixels, record.label, record.key, index, ()))
+        return rows
 
 
 @dataclass(frozen=True)
 class _TrainingOrder(Sampler[list[tuple[int, int]]]):
-    """The (epoch, index) pairs of this rank's part of each global batch, without end."""
+    """The (epoch, group) pairs of this rank's part of each global batch, without end."""
 
-    num_images: int
+    num_groups: int
     batch_size: int
     seed: int
     first_step: int
@@ -191,12 +211,12 @@ class _TrainingOrder(Sampler[list[tuple[int, int]]]):
         rows = self.batch_size // self.world_size
         start = self.first_step * self.batch_size + self.rank * rows
         while True:
-            places = (divmod(position, self.num_images) for position in range(start, start + rows))
+            places = (divmod(position, self.num_groups) for position in range(start, start + rows))
             yield [(epoch, int(permutation(epoch)[place])) for epoch, place in places]
             start += self.batch_size
 
-    def _permutation(self, epoch: int) -> Int64[np.ndarray, " images"]:
-        return np.random.default_rng((self.seed, epoch, _ORDER)).permutation(self.num_images)
+    def _permutation(self, epoch: int) -> Int64[np.ndarray, " groups"]:
+        return np.random.default_rng((self.seed, epoch, _ORDER)).permutation(self.num_groups)
 
 
 @dataclass(frozen=True)
@@ -211,7 +231,7 @@ class _EvaluationOrder(Sampler[list[int]]):
             yield list(self.indices[first : first + self.batch_size])
 
 
-def _load(images: Dataset[_Row], order: Sampler[Any], workers: int) -> Iterator[ImageBatch]:
+def _load(images: Dataset[list[_Row]], order: Sampler[Any], workers: int) -> Iterator[ImageBatch]:
     loader = DataLoader(
         images,
         batch_sampler=order,
@@ -223,7 +243,8 @@ def _load(images: Dataset[_Row], order: Sampler[Any], workers: int) -> Iterator[
     yield from loader
 
 
-def _collate(rows: Sequence[_Row]) -> ImageBatch:
+def _collate(groups: Sequence[Sequence[_Row]]) -> ImageBatch:
+    rows = [row for group in groups for row in group]
     readable = [row for row in rows if row.image is not None]
     images = [row.image for row in readable if row.image is not None]
     return ImageBatch(
@@ -255,12 +276,20 @@ def _without_empty_batches(batches: Iterator[ImageBatch], name: str) -> Iterator
         )
 
 
-def _check(source: ImageSource, image_size: int, batch_size: int, rank: int, world_size: int) -> None:
-    """Raise `ValueError` naming the number that is out of range."""
+def _check(
+    source: ImageSource, image_size: int, batch_size: int, rank: int, world_size: int, together: int
+) -> int:
+    """Return the number of groups; raise `ValueError` naming the number that is out of range."""
     if len(source) < 1:
         raise ValueError(f"{source.name} has no images")
-    for name, value in (("image_size", image_size), ("batch_size", batch_size), ("world_size", world_size)):
+    for name, value in (
+        ("image_size", image_size), ("batch_size", batch_size), ("world_size", world_size),
+        ("together", together),
+    ):  # fmt: skip
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must lie in [0, world_size), got rank {rank} and world_size {world_size}")
+    if len(source) % together:
+        raise ValueError(f"{source.name}: expected groups of {together} images, got {len(source)} images")
+    return len(source) // together

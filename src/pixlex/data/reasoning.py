@@ -1,0 +1,188 @@
+"""Images with questions, statements or hypotheses, and their answers: what reasoning is learned from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from pixlex.batch import ImageBatch, ReasoningBatch
+from pixlex.config.data import DataConfig
+from pixlex.data.chosen import choose
+from pixlex.data.loader import evaluation_batches, training_batches
+from pixlex.data.pairs import Encode
+from pixlex.data.sources import ImageSource
+
+Task = Literal["vqa", "nlvr2", "entailment"]
+One = TypeVar("One")
+
+
+@dataclass(frozen=True)
+class ReasoningSource:
+    """Items: one image or several, a text about them, and the answers that people gave.
+
+    Args:
+        name: the description that opens the source.
+        images: those of the first item, then those of the second, and so on.
+        num_images: images of each item.
+        texts: questions, statements or hypotheses, one for each item.
+        answers: of each item, as given, repeats included; empty where unknown.
+        ids: the data set's own name of each item.
+        scales: what the weights of an item's answers add up to in training; ALBEF counts a question of Visual
+            Genome half.
+        sentences: equal where items put the same sentence to other images, for consistency; empty where unknown.
+        kinds: kind of each item, such as "count"; empty where unknown.
+        ignored: what was left out, and why, a line each.
+
+    Raises:
+        ValueError: the parts do not belong together, or there are no items.
+    """
+
+    name: str
+    images: ImageSource
+    num_images: int
+    texts: tuple[str, ...]
+    answers: tuple[tuple[str, ...], ...]
+    ids: tuple[str, ...]
+    scales: tuple[float, ...] = ()
+    sentences: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` naming what does not fit."""
+        if not self.texts:
+            raise ValueError(f"{self.name} has no items")
+        if len(self.images) != self.num_images * len(self.texts):
+            raise ValueError(
+                f"{self.name}: expected {self.num_images} images for each of {len(self.texts)} items, got "
+                f"{len(self.images)}"
+            )
+        for what, values in (("answers", self.answers), ("ids", self.ids)):
+            if len(values) != len(self.texts):
+                raise ValueError(
+                    f"{self.name}: expected {what} for each of {len(self.texts)} items, got {len(values)}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def identity(self) -> str:
+        """A fingerprint of images, texts and answers."""
+        digest = hashlib.sha256(self.images.identity.encode())
+        digest.update(repr((self.num_images, self.texts, self.answers, self.ids)).encode())
+        return digest.hexdigest()
+
+    def targets(self, item: int) -> Mapping[str, float]:
+        """Return the distinct answers of an item with their weights: how often each was given (ALBEF)."""
+        given = self.answers[item]
+        scale = self.scales[item] if self.scales else 1.0
+        return {answer: scale * count / len(given) for answer, count in Counter(given).items()}
+
+    def answered(self) -> ReasoningSource:
+        """Return the items that have an answer.
+
+        Raises:
+            ValueError: none has one.
+        """
+        rows = [item for item, given in enumerate(self.answers) if given]
+        if not rows:
+            raise ValueError(f"{self.name}: none of {len(self)} items has an answer to learn from")
+        return self if len(rows) == len(self) else self.take(rows)
+
+    def take(self, items: Sequence[int]) -> ReasoningSource:
+        """Return some items, in the order given."""
+        places = np.array(items, dtype=np.int64)[:, None] * self.num_images + np.arange(self.num_images)
+        return replace(
+            self,
+            images=choose(self.images, places.ravel()),
+            texts=_taken(self.texts, items),
+            answers=_taken(self.answers, items),
+            ids=_taken(self.ids, items),
+            scales=_taken(self.scales, items),
+            sentences=_taken(self.sentences, items),
+            kinds=_taken(self.kinds, items),
+        )
+
+
+def _taken(values: tuple[One, ...], items: Sequence[int]) -> tuple[One, ...]:
+    return tuple(values[item] for item in items) if values else ()
+
+
+def training_items(
+    source: ReasoningSource,
+    *,
+    encode: Encode,
+    config: DataConfig,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[ReasoningBatch]:
+    """Return this process's share of an endless stream of training batches, starting at a step.
+
+    An item one of whose images cannot be read is replaced by the next one; the rest as `training_batches`.
+
+    Args:
+        source: the items, each with an answer.
+        encode: texts to padded word ids.
+        config: how images are cut, and by how many worker processes.
+        image_size: side of the images, in pixels.
+        batch_size: items in a batch over all processes.
+        seed: 0 or more.
+        first_step: the first step to return, 0 or more.
+        rank: number of this process, in [0, world_size).
+        world_size: number of processes.
+
+    Raises:
+        ValueError: as `training_batches`.
+        TooManyBroken: as `training_batches`.
+    """
+    batches = training_batches(
+        source.images, config=config, image_size=image_size, batch_size=batch_size, seed=seed,
+        first_step=first_step, rank=rank, world_size=world_size, together=source.num_images,
+    )  # fmt: skip
+    for batch in batches:
+        yield _of_items(source, batch, encode)
+
+
+def evaluation_items(
+    source: ReasoningSource,
+    *,
+    encode: Encode,
+    image_size: int,
+    batch_size: int,
+    limit: int | None = None,
+    workers: int = 0,
+) -> Iterator[ReasoningBatch]:
+    """Return one pass over the items as `evaluation_batches` does; one with a broken image is left out."""
+    batches = evaluation_batches(
+        source.images, image_size=image_size, batch_size=batch_size, limit=limit, workers=workers,
+        together=source.num_images,
+    )  # fmt: skip
+    for batch in batches:
+        yield _of_items(source, batch, encode)
+
+
+def _of_items(source: ReasoningSource, batch: ImageBatch, encode: Encode) -> ReasoningBatch:
+    items = batch.indices[:: source.num_images] // source.num_images
+    rows = items.tolist()
+    texts = tuple(source.texts[row] for row in rows)
+    words = encode(texts)
+    return ReasoningBatch(
+        **{field.name: getattr(batch, field.name) for field in fields(ImageBatch)},
+        items=items,
+        texts=texts,
+        word_ids=words.word_ids,
+        key_padding=words.key_padding,
+        answers=tuple(source.answers[row] for row in rows),
+        targets=tuple(source.targets(row) for row in rows),
+    )
