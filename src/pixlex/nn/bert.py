@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from pixlex.nn.transformer import Attention, attend, initializer
 
 _EPSILON = 1e-12
+
+# Is given the probabilities of one cross-attention, (contexts, heads, queries, M); returns those to go on with.
+Watch = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,21 @@ class Context:
         return Context(tuple(layer.rows(numbers) for layer in self.layers), padding)
 
 
+@dataclass(frozen=True)
+class Watched:
+    """The fusion encoder with the cross-attention of one of its layers laid open.
+
+    Attributes:
+        fused: what the encoder returns.
+        shares: the probabilities with which each query of that layer looks at each place of its context: a leaf
+            that `fused` depends on, by which alone it can be differentiated where no parameter asks for a gradient.
+            Queries of several groups stand behind each other.
+    """
+
+    fused: Float[Tensor, "B N D"]
+    shares: Float[Tensor, "C h Q M"]
+
+
 def padding_bias(key_padding: Bool[Tensor, "B M"] | None) -> Float[Tensor, "B 1 1 M"] | None:
     """Return what hides padding when it is added to attention scores."""
     if key_padding is None:
@@ -83,6 +101,7 @@ class CrossAttention(nn.Module):
         queries: Float[Tensor, "B N D"],
         context: KeysValues,
         bias: Float[Tensor, "C 1 1 M"] | None = None,
+        watch: Watch | None = None,
     ) -> Float[Tensor, "B N D"]:
         """Return what the queries gather, without residual.
 
@@ -91,14 +110,20 @@ class CrossAttention(nn.Module):
                 other: row i then looks at context i modulo their number, of which no copy is made.
             context: what is looked at.
             bias: added to the scores (see `attend`).
+            watch: if given, probabilities are computed one by one, which fused attention spares, and pass through it.
         """
         num_contexts, (num_rows, length, width) = len(context.keys), queries.shape
         # The sequences that look at the same context stand behind each other.
         groups = (num_rows // num_contexts, num_contexts, length, width)
         together = self.query(queries).view(groups).transpose(0, 1).reshape(num_contexts, -1, width)
         heads = together.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        attended = attend(heads, context.keys, context.values, bias).transpose(1, 2)
-        apart = attended.reshape(num_contexts, -1, length, width).transpose(0, 1)
+        if watch is None:
+            attended = attend(heads, context.keys, context.values, bias)
+        else:
+            scores = heads @ context.keys.transpose(-1, -2) * heads.shape[-1] ** -0.5
+            shares = torch.softmax(scores if bias is None else scores + bias, dim=-1)
+            attended = watch(shares) @ context.values
+        apart = attended.transpose(1, 2).reshape(num_contexts, -1, length, width).transpose(0, 1)
         output: Tensor = self.output(apart.reshape(num_rows, length, width))
         return output
 
@@ -138,6 +163,7 @@ class BertLayer(nn.Module):
         bias: Float[Tensor, "B 1 1 N"] | None = None,
         context: KeysValues | None = None,
         context_bias: Float[Tensor, "C 1 1 M"] | None = None,
+        watch: Watch | None = None,
     ) -> Float[Tensor, "B N D"]:
         """Return the transformed sequence.
 
@@ -146,12 +172,13 @@ class BertLayer(nn.Module):
             bias: hides the padding of the sequence.
             context: what cross-attention looks at; given exactly where the layer has it.
             context_bias: hides the padding of the context.
+            watch: of the cross-attention.
         """
         sequence = self.attention_norm(sequence + self.dropout(self.attention(sequence, bias)))
         if self.cross_attention is not None:
             assert context is not None
             assert self.cross_attention_norm is not None
-            gathered = self.cross_attention(sequence, context, context_bias)
+            gathered = self.cross_attention(sequence, context, context_bias, watch)
             sequence = self.cross_attention_norm(sequence + self.dropout(gathered))
         added = self.contract(F.gelu(self.expand(sequence)))
         output: Tensor = self.feed_forward_norm(sequence + self.dropout(added))
@@ -260,6 +287,35 @@ class FusionEncoder(nn.Module):
         for layer, keys_values in zip(self.layers, context.layers, strict=True):
             queries = layer(queries, bias, keys_values, context_bias)
         return queries
+
+    def watch(
+        self,
+        queries: Float[Tensor, "B N D"],
+        context: Context,
+        key_padding: Bool[Tensor, "B N"] | None = None,
+        *,
+        layer: int,
+    ) -> Watched:
+        """Return what `forward` returns, to rounding, and the cross-attention of one layer as it was used.
+
+        Args:
+            queries: the side that is read.
+            context: the side that is looked at.
+            key_padding: True = padding of the queries.
+            layer: which one, counted from 1.
+        """
+        assert 1 <= layer <= len(self.layers)
+        kept: list[Tensor] = []
+
+        def keep(shares: Tensor) -> Tensor:
+            kept.append(shares.detach().requires_grad_())
+            return kept[0]
+
+        bias, context_bias = padding_bias(key_padding), padding_bias(context.key_padding)
+        for number, (one, keys_values) in enumerate(zip(self.layers, context.layers, strict=True), start=1):
+            watched = keep if number == layer else None
+            queries = one(queries, bias, keys_values, context_bias, watched)
+        return Watched(queries, kept[0])
 
     def _layers(self) -> Iterator[BertLayer]:
         for layer in self.layers:
