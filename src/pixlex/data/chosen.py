@@ -114,7 +114,8 @@ def join(name: str, sources: Sequence[ImageSource]) -> ChosenImages:
     joined = ChosenImages(name, tuple(parts), np.concatenate(rows).astype(np.int64))
     keys: set[str] = set()
     for source in sources:
-        new = {source.key(index) for index in range(len(source))}
+        distinct = first_of_each(source)
+        new = {distinct.key(index) for index in range(len(distinct))}
         if keys & new:
             return replace(joined, numbered=True)
         keys |= new

@@ -14,10 +14,12 @@ from urllib.parse import unquote
 _OPTIONS = re.compile(r"(?P<path>.*?)\?(?P<options>[A-Za-z_]+=.*)", re.DOTALL)
 
 OPTIONS: Mapping[str, str] = {
-    "split": "splits of Karpathy's files, joined by +, or all",
-    "images": "folder that image paths are relative to",
+    "split": "splits of Karpathy's files, joined by +, or all; split of VQA v2 and NLVR",
+    "images": "folder that image paths are relative to, or table of images",
     "index": "Visual Genome's image_data.json",
     "captions": "column of the captions",
+    "annotations": "VQA v2's annotations of the questions",
+    "answers": "column of the answers",
     "rows": "images (a row for each image) or captions (one for each caption)",
 }
 

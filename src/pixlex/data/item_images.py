@@ -1,0 +1,219 @@
+"""Where the images of items lie: in files, in a table of their own, in the rows themselves."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from jaxtyping import Int64
+
+from pixlex.data.chosen import join
+from pixlex.data.hub import DatasetSource
+from pixlex.data.images import open_source
+from pixlex.data.labels import no_labels
+from pixlex.data.listed import Listing, Row, id_of
+from pixlex.data.reasoning import ReasoningSource
+from pixlex.data.sources import FileSource, ImageSource, is_image_name, open_folder
+from pixlex.data.tables import ParquetSource
+
+PATH_FIELDS = ("path", "filepath", "image", "file_name")
+ID_FIELDS = ("image_id", "Flickr30K_ID", "Flikr30kID")
+Table = ParquetSource | DatasetSource
+
+
+class ItemImages(ABC):
+    """Images as rows name them."""
+
+    @abstractmethod
+    def of(self, number: int, row: Row) -> tuple[str | int, ...]:
+        """Return what the images of a row are called; raises `ValueError` if the row does not say."""
+
+    @abstractmethod
+    def called(self, image_id: str, path: str) -> str:
+        """Return what an image is called that has this id, and as a file this path."""
+
+    @abstractmethod
+    def find(self, names: Sequence[str | int]) -> tuple[ImageSource, Int64[np.ndarray, " names"]]:
+        """Return the distinct images, and which of them each name is, -1 where there is none."""
+
+    def join(self, listing: Listing) -> ReasoningSource:
+        """Return the items of a file with their images; those without are left out."""
+        return listing.with_images(*self.find(listing.images))
+
+
+@dataclass(frozen=True)
+class FileImages(ItemImages):
+    """Images that are files below a folder.
+
+    Args:
+        name: what to call the source.
+        folder: what paths are relative to.
+    """
+
+    name: str
+    folder: Path
+
+    def of(self, number: int, row: Row) -> tuple[str | int, ...]:
+        """Return the path of a row; an image id is a file's name."""
+        pair = row.get("images")
+        if isinstance(pair, list) and pair and all(isinstance(path, str) and path.strip() for path in pair):
+            return tuple(path.strip() for path in pair)
+        name = id_of(row, (*PATH_FIELDS, *ID_FIELDS))
+        if not name:
+            found = ", ".join(map(str, row)) or "nothing"
+            wanted = ", ".join((*PATH_FIELDS, *ID_FIELDS))
+            raise ValueError(f"expected an image in one of the fields {wanted}; found {found:.200}")
+        if "://" in name:
+            raise ValueError(f"the image is a web address ({name:.60}): download the pictures first")
+        return (self.called(name, name if is_image_name(name) else f"{name}.jpg"),)
+
+    def called(self, image_id: str, path: str) -> str:
+        """Return the path."""
+        return path
+
+    def find(self, names: Sequence[str | int]) -> tuple[ImageSource, Int64[np.ndarray, " names"]]:
+        """Return the files; a missing one is found when it is read.
+
+        Raises:
+            ValueError: all of them are missing.
+        """
+        number = {path: row for row, path in enumerate(dict.fromkeys(map(str, names)))}
+        paths = tuple(number)
+        if not any((self.folder / path).is_file() for path in paths):
+            raise ValueError(
+                f"{self.name}: none of {len(paths):,} images exists, the first is {self.folder / paths[0]}; "
+                "say where they lie, such as ?images=FOLDER"
+            )
+        rows = np.array([number[str(name)] for name in names], dtype=np.int64)
+        return FileSource(self.name, self.folder, paths, no_labels(len(paths))), rows
+
+    def located(self, name: str, wanted: str = "") -> str:
+        """Return the path of a file below the folder, or its bare name where there is none.
+
+        Args:
+            name: of the file.
+            wanted: the end of the path, where the file's name alone may occur several times.
+
+        Raises:
+            ValueError: several such files lie there.
+        """
+        paths = self._below.get(name, [name])
+        if len(paths) > 1 and wanted:
+            paths = [path for path in paths if f"/{path}".endswith(f"/{wanted}")] or paths
+        if len(paths) > 1:
+            raise ValueError(
+                f"expected one file {name} below {self.folder}, found {paths[0]} and {paths[1]}; name the folder "
+                "that is meant with ?images="
+            )
+        return paths[0]
+
+    @cached_property
+    def _below(self) -> Mapping[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for path in open_folder(self.folder).paths:
+            found.setdefault(PurePosixPath(path).name, []).append(path)
+        return found
+
+
+@dataclass(frozen=True)
+class TableImages(ItemImages):
+    """Images in a table of their own, with a column image_id.
+
+    Args:
+        table: the table.
+    """
+
+    table: Table
+
+    def of(self, number: int, row: Row) -> tuple[str | int, ...]:
+        """Return the image id of a row."""
+        name = id_of(row, (*ID_FIELDS, *PATH_FIELDS))
+        if not name:
+            found = ", ".join(map(str, row)) or "nothing"
+            raise ValueError(
+                f"expected an image in one of the fields {', '.join(ID_FIELDS)}; found {found:.200}"
+            )
+        return (name,)
+
+    def called(self, image_id: str, path: str) -> str:
+        """Return the id."""
+        return image_id
+
+    def find(self, names: Sequence[str | int]) -> tuple[ImageSource, Int64[np.ndarray, " names"]]:
+        """Return the table and the rows that have the ids, with or without the ending of a file.
+
+        Raises:
+            ValueError: the table has no column image_id, or an id twice.
+        """
+        if "image_id" not in self.table.column_names:
+            found = ", ".join(self.table.column_names)
+            raise ValueError(f"{self.table.name}: expected a column image_id, found {found:.200}")
+        rows: dict[str, int] = {}
+        for row, value in enumerate(self.table.values("image_id")):
+            if rows.setdefault(str(value), row) != row:
+                raise ValueError(f"{self.table.key(row)}: expected ids that occur once, got {value} again")
+        for name in list(rows):
+            if is_image_name(name):
+                rows.setdefault(_bare(name), rows[name])
+        wanted = (str(name) for name in names)
+        found_rows = [rows[name] if name in rows else rows.get(_bare(name), -1) for name in wanted]
+        return self.table, np.array(found_rows, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class RowImages(ItemImages):
+    """Images in the rows themselves, as many as there are tables.
+
+    Args:
+        name: what to call the source.
+        tables: the same rows, each with another column of images.
+    """
+
+    name: str
+    tables: tuple[Table, ...]
+
+    def of(self, number: int, row: Row) -> tuple[str | int, ...]:
+        """Return the place of each image among those of all tables."""
+        return tuple(place * len(self.tables[0]) + number for place in range(len(self.tables)))
+
+    def called(self, image_id: str, path: str) -> str:
+        """Return nothing: rows with images name none."""
+        raise ValueError(f"{self.name} holds its images, it cannot name {path}")
+
+    def find(self, names: Sequence[str | int]) -> tuple[ImageSource, Int64[np.ndarray, " names"]]:
+        """Return the tables one after the other; every image is there."""
+        images = self.tables[0] if len(self.tables) == 1 else join(self.name, self.tables)
+        return images, np.array(names, dtype=np.int64)
+
+
+def images_of(path: Path, named: str | None) -> FileImages | TableImages:
+    """Return the images of a file of items.
+
+    Args:
+        path: the file; for a .parquet file, a table of the same name with `_images` behind it is taken.
+        named: a folder of images, or a table of images: a path, a pattern or hf:NAME:SPLIT.
+
+    Raises:
+        ValueError: what is named is neither.
+    """
+    if named is None:
+        beside = path.with_name(f"{path.stem}_images.parquet")
+        if path.suffix.lower() == ".parquet" and beside.is_file():
+            return TableImages(ParquetSource(str(beside), [beside], numbered=True))
+        return FileImages(str(path), path.parent)
+    folder = Path(named).expanduser()
+    if folder.is_dir() and not any(folder.glob("*.parquet")) and not any(folder.glob("*.arrow")):
+        return FileImages(str(path), folder)
+    table = open_source(named, captioned=True)
+    if not isinstance(table, Table):
+        raise ValueError(f"{path}: images must be a folder or a table of images, got {named}")
+    return TableImages(table)
+
+
+def _bare(name: str) -> str:
+    """Return a name without the ending of an image file."""
+    return name.rsplit(".", 1)[0] if is_image_name(name) else name

@@ -1,0 +1,51 @@
+"""Items opened by description: joined, cleaned, drawn, and those of real data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from pixlex.data.items import open_items
+from pixlex.data.reasoning import Task
+from pixlex.data.scenes.tasks import ScenePairs
+
+# Items, images of the first file, distinct answers.
+REAL = {
+    ("vqa", "vqa/val"): (786, 100, 221),
+    ("nlvr2", "nlvr/val"): (158, 158, 2),
+    ("entailment", "ve/val"): (483, 146, 3),
+}
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+def test_scenes(task: Task) -> None:
+    """Every task has drawn items, whose images are those of the scenes."""
+    source = open_items("embedded:scenes:test:12", task)
+    assert len(source) == 12
+    assert all(len(given) == 1 for given in source.answers)
+    assert source.identity == open_items("embedded:scenes:test:12", task).identity
+    assert source.identity != open_items("embedded:scenes:train:12", task).identity
+    assert bool(source.kinds) == (task == "vqa")
+
+
+def test_both_images_of_a_pair_belong_to_it() -> None:
+    source = open_items("embedded:scenes:train:9", "nlvr2")
+    pairs = ScenePairs("train", 9)
+    assert source.num_images == 2
+    for item, given in enumerate(source.answers):
+        assert given == (pairs[item].answer,)
+        for place, image in enumerate(pairs[item].images):
+            assert source.images.key(2 * item + place) == f"scenes/train-{image:06d}"
+
+
+@pytest.mark.parametrize(("task", "name"), REAL)
+def test_real_items(shared_data: Path, task: Task, name: str) -> None:
+    path = shared_data / f"{name}.parquet"
+    if not path.is_file():
+        pytest.skip(f"no {name} among the shared data")
+    source = open_items(str(path), task)
+    images = {source.images.read(index).data for index in range(len(source.images))}
+    answers = {answer for given in source.answers for answer in given}
+    assert (len(source), len(images), len(answers), source.ignored) == (*REAL[task, name], ())
