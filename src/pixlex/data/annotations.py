@@ -13,7 +13,7 @@ from typing import Any
 from pixlex.data.captioned import AnnotatedSplits
 from pixlex.data.text import texts_in
 
-_GENOME_FOLDERS = ("VG_100K", "VG_100K_2")
+GENOME_FOLDERS = ("VG_100K", "VG_100K_2")
 _EXPECTED = (
     "expected ALBEF's list of {image, caption}, Karpathy's {images: [{filename, split, sentences}]}, COCO's "
     "{images: [{id, file_name}], annotations: [{image_id, caption}]} or Visual Genome's list of {id, regions: "
@@ -55,10 +55,10 @@ def read_annotations(path: Path, images: Path, index: Path | None = None) -> Ann
     Raises:
         ValueError: if the file is no JSON, of another kind, or an entry is malformed.
     """
-    content = _load(path)
+    content = load_json(path, _without_bulk)
     reader = _reader(content, path)
     if reader is _genome:
-        reader = partial(_genome, paths=_genome_paths(images, index))
+        reader = partial(_genome, paths=genome_paths(images, index))
     elif index is not None:
         raise ValueError(f"{path}: the option index belongs to Visual Genome's region descriptions")
     try:
@@ -69,9 +69,10 @@ def read_annotations(path: Path, images: Path, index: Path | None = None) -> Ann
         raise ValueError(f"{path}: malformed entry: {fault}; {_EXPECTED}") from fault
 
 
-def _load(path: Path) -> Any:
+def load_json(path: Path, kept: Callable[[dict[str, Any]], Any]) -> Any:
+    """Return what is in a .json file, objects as `kept` returns them; raises `ValueError` if it cannot be read."""
     try:
-        return json.loads(path.read_bytes(), object_hook=_without_bulk)
+        return json.loads(path.read_bytes(), object_hook=kept)
     except ValueError as fault:  # JSONDecodeError, UnicodeDecodeError
         raise ValueError(f"{path}: not JSON: {fault}") from fault
     except OSError as fault:
@@ -91,31 +92,31 @@ def _reader(content: Any, path: Path) -> Callable[..., Annotations]:
     """Return what reads this content."""
     if isinstance(content, dict):
         images, annotations = content.get("images"), content.get("annotations")
-        if _some(images, {"sentences"}):
+        if has_some(images, {"sentences"}):
             return _karpathy
-        if isinstance(images, list) and _some(annotations, {"image_id", "caption"}):
+        if isinstance(images, list) and has_some(annotations, {"image_id", "caption"}):
             return _coco
         if isinstance(content.get("image_urls"), list):
             raise ValueError(
                 f"{path} lists web addresses; download the pictures first, for example with img2dataset"
             )
-    elif _some(content, {"regions"}):
+    elif has_some(content, {"regions"}):
         return _genome
-    elif _some(content, {"image", "caption"}) or _some(content, {"image", "captions"}):
+    elif has_some(content, {"image", "caption"}) or has_some(content, {"image", "captions"}):
         return _albef
-    raise ValueError(f"{path}: {_EXPECTED}; found {_found(content)}")
+    raise ValueError(f"{path}: {_EXPECTED}; found {found_in(content)}")
 
 
-def _some(entries: Any, keys: set[str]) -> bool:
+def has_some(entries: Any, keys: set[str]) -> bool:
     """Whether this is a list in which an object has all these keys."""
     return isinstance(entries, list) and any(isinstance(one, dict) and keys <= one.keys() for one in entries)
 
 
-def _found(content: Any) -> str:
+def found_in(content: Any) -> str:
     """Say what is in a file that is of no known kind."""
     if isinstance(content, dict):
         parts = [
-            f"{key}: {_found(value)}" if isinstance(value, list) else key for key, value in content.items()
+            f"{key}: {found_in(value)}" if isinstance(value, list) else key for key, value in content.items()
         ]
         return f"an object of {', '.join(parts[:8]) or 'nothing'}"
     if isinstance(content, list) and content:
@@ -168,19 +169,19 @@ def _genome(content: Any, paths: Mapping[int, str]) -> Annotations:
         captions = tuple(
             text for region in row["regions"] for text in texts_in(region["phrase"], str(number))
         )
-        entries.append(Entry(paths.get(number, f"{_GENOME_FOLDERS[0]}/{number}.jpg"), captions))
+        entries.append(Entry(paths.get(number, f"{GENOME_FOLDERS[0]}/{number}.jpg"), captions))
     return Annotations(tuple(entries))
 
 
-def _genome_paths(images: Path, index: Path | None) -> dict[int, str]:
+def genome_paths(images: Path, index: Path | None) -> dict[int, str]:
     """Return the path of each image below a folder, from the addresses in the index or by looking."""
     if index is not None:
-        rows = _load(index)
-        if not isinstance(rows, list) or not all(_some([row], {"image_id", "url"}) for row in rows):
+        rows = load_json(index, dict)
+        if not isinstance(rows, list) or not all(has_some([row], {"image_id", "url"}) for row in rows):
             raise ValueError(f"{index} is no image_data.json: expected a list of {{image_id, url}}")
         return {int(row["image_id"]): "/".join(str(row["url"]).split("/")[-2:]) for row in rows}
     paths: dict[int, str] = {}
-    for folder in (*_GENOME_FOLDERS, "."):
+    for folder in (*GENOME_FOLDERS, "."):
         inside = images / folder
         names = inside.glob("*.jpg") if inside.is_dir() else ()
         for name in names:

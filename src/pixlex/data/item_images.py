@@ -33,10 +33,6 @@ class ItemImages(ABC):
         """Return what the images of a row are called; raises `ValueError` if the row does not say."""
 
     @abstractmethod
-    def called(self, image_id: str, path: str) -> str:
-        """Return what an image is called that has this id, and as a file this path."""
-
-    @abstractmethod
     def find(self, names: Sequence[str | int]) -> tuple[ImageSource, Int64[np.ndarray, " names"]]:
         """Return the distinct images, and which of them each name is, -1 where there is none."""
 
@@ -59,20 +55,11 @@ class FileImages(ItemImages):
 
     def of(self, number: int, row: Row) -> tuple[str | int, ...]:
         """Return the path of a row; an image id is a file's name."""
-        pair = row.get("images")
-        if isinstance(pair, list) and pair and all(isinstance(path, str) and path.strip() for path in pair):
-            return tuple(path.strip() for path in pair)
-        name = id_of(row, (*PATH_FIELDS, *ID_FIELDS))
-        if not name:
-            found = ", ".join(map(str, row)) or "nothing"
-            wanted = ", ".join((*PATH_FIELDS, *ID_FIELDS))
-            raise ValueError(f"expected an image in one of the fields {wanted}; found {found:.200}")
-        if "://" in name:
-            raise ValueError(f"the image is a web address ({name:.60}): download the pictures first")
-        return (self.called(name, name if is_image_name(name) else f"{name}.jpg"),)
+        names = _names_in(row, (*PATH_FIELDS, *ID_FIELDS))
+        return tuple(name if is_image_name(name) else f"{name}.jpg" for name in names)
 
     def called(self, image_id: str, path: str) -> str:
-        """Return the path."""
+        """Return what an image is called that has this id, and this path: the path."""
         return path
 
     def find(self, names: Sequence[str | int]) -> tuple[ImageSource, Int64[np.ndarray, " names"]]:
@@ -91,19 +78,13 @@ class FileImages(ItemImages):
         rows = np.array([number[str(name)] for name in names], dtype=np.int64)
         return FileSource(self.name, self.folder, paths, no_labels(len(paths))), rows
 
-    def located(self, name: str, wanted: str = "") -> str:
-        """Return the path of a file below the folder, or its bare name where there is none.
-
-        Args:
-            name: of the file.
-            wanted: the end of the path, where the file's name alone may occur several times.
+    def located(self, name: str) -> str:
+        """Return the path of a file somewhere below the folder, or its bare name where there is none.
 
         Raises:
-            ValueError: several such files lie there.
+            ValueError: several such files lie there, or no image at all.
         """
         paths = self._below.get(name, [name])
-        if len(paths) > 1 and wanted:
-            paths = [path for path in paths if f"/{path}".endswith(f"/{wanted}")] or paths
         if len(paths) > 1:
             raise ValueError(
                 f"expected one file {name} below {self.folder}, found {paths[0]} and {paths[1]}; name the folder "
@@ -131,17 +112,15 @@ class TableImages(ItemImages):
 
     def of(self, number: int, row: Row) -> tuple[str | int, ...]:
         """Return the image id of a row."""
-        name = id_of(row, (*ID_FIELDS, *PATH_FIELDS))
-        if not name:
-            found = ", ".join(map(str, row)) or "nothing"
-            raise ValueError(
-                f"expected an image in one of the fields {', '.join(ID_FIELDS)}; found {found:.200}"
-            )
-        return (name,)
+        return _names_in(row, (*ID_FIELDS, *PATH_FIELDS))
 
     def called(self, image_id: str, path: str) -> str:
-        """Return the id."""
+        """Return what an image is called that has this id, and this path: the id."""
         return image_id
+
+    def located(self, name: str) -> str:
+        """Return what an image is called whose file has this name: the name."""
+        return name
 
     def find(self, names: Sequence[str | int]) -> tuple[ImageSource, Int64[np.ndarray, " names"]]:
         """Return the table and the rows that have the ids, with or without the ending of a file.
@@ -180,17 +159,16 @@ class RowImages(ItemImages):
         """Return the place of each image among those of all tables."""
         return tuple(place * len(self.tables[0]) + number for place in range(len(self.tables)))
 
-    def called(self, image_id: str, path: str) -> str:
-        """Return nothing: rows with images name none."""
-        raise ValueError(f"{self.name} holds its images, it cannot name {path}")
-
     def find(self, names: Sequence[str | int]) -> tuple[ImageSource, Int64[np.ndarray, " names"]]:
         """Return the tables one after the other; every image is there."""
         images = self.tables[0] if len(self.tables) == 1 else join(self.name, self.tables)
         return images, np.array(names, dtype=np.int64)
 
 
-def images_of(path: Path, named: str | None) -> FileImages | TableImages:
+NamedImages = FileImages | TableImages
+
+
+def images_of(path: Path, named: str | None) -> NamedImages:
     """Return the images of a file of items.
 
     Args:
@@ -212,6 +190,24 @@ def images_of(path: Path, named: str | None) -> FileImages | TableImages:
     if not isinstance(table, Table):
         raise ValueError(f"{path}: images must be a folder or a table of images, got {named}")
     return TableImages(table)
+
+
+def _names_in(row: Row, fields: Sequence[str]) -> tuple[str, ...]:
+    """Return what the images of a row are called: a list `images`, or the first of some fields."""
+    several = row.get("images")
+    if several is not None:
+        if not isinstance(several, list) or not several or not all(isinstance(one, str) for one in several):
+            raise ValueError(f"expected a list of names as images, got {several!r:.80}")
+        names = tuple(name.strip() for name in several)
+    else:
+        names = (id_of(row, fields),)
+    if not all(names):
+        found = ", ".join(map(str, row)) or "nothing"
+        raise ValueError(f"expected an image in images or one of {', '.join(fields)}; found {found:.200}")
+    for name in names:
+        if "://" in name:
+            raise ValueError(f"the image is a web address ({name:.60}): download the pictures first")
+    return names
 
 
 def _bare(name: str) -> str:

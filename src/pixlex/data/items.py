@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from pixlex.data import entailment_files, nlvr_files, vqa_files
 from pixlex.data.chosen import choose, join
-from pixlex.data.descriptions import SetDescription, read_descriptions
+from pixlex.data.descriptions import read_descriptions
 from pixlex.data.embedded import open_embedded
-from pixlex.data.images import open_source
-from pixlex.data.item_images import ID_FIELDS, PATH_FIELDS, ItemImages, RowImages, Table, images_of
-from pixlex.data.listed import ReadRow, Rows, read_listing
+from pixlex.data.item_files import open_item_file
 from pixlex.data.reasoning import ReasoningSource, Task
 from pixlex.data.scenes.source import ScenesSource
 from pixlex.data.scenes.tasks import SceneEntailment, ScenePairs, SceneQuestions
-from pixlex.data.tables import columns_without_images, table_rows
 from pixlex.data.text import clean_caption, clean_question
 
-_FIELDS = {"vqa": vqa_files.FIELDS, "nlvr2": nlvr_files.FIELDS, "entailment": entailment_files.FIELDS}
 _SCENES: Mapping[Task, type[SceneQuestions | ScenePairs | SceneEntailment]] = {
     "vqa": SceneQuestions,
     "nlvr2": ScenePairs,
@@ -30,16 +24,55 @@ _SCENES: Mapping[Task, type[SceneQuestions | ScenePairs | SceneEntailment]] = {
 
 
 def open_items(description: str, task: Task, *, clean: bool = True, max_words: int = 30) -> ReasoningSource:
-    """Open items."""
+    """Open items of a task.
+
+    `PATH[?OPTION=VALUE&...]`, several such sets joined by ` + `, which must agree in images per item. PATH is
+    one of
+
+    - vqa: .json of VQA v2's questions (`annotations=FILE` with their answers, `split=` where the file does not
+      say it), ALBEF's list of {question_id, question, image, answer, dataset}, Visual Genome's question_answers
+      (`index=image_data.json`, where folder and file name cannot be told from the id).
+    - nlvr2: .json or .jsonl with the lines of NLVR2, or of NLVR (`split=` where the file is not called by it),
+      whose six pictures of a statement are an item each; ALBEF's list of {images, sentence, label}.
+    - entailment: .jsonl with the lines of SNLI-VE; ALBEF's list of {image, sentence, label}.
+    - every task: .parquet, .csv, .tsv, .jsonl with `path`, `filepath`, `image`, `file_name` or `image_id`, and
+      `question` with `answers` or `answer` (or what `answers=COLUMN` names); `sentence`, `label`; `hypothesis`,
+      `label`. Tables with image bytes in their rows: .parquet files, hf:NAME:SPLIT; two columns of images are a
+      pair, the first by name the left one.
+    - embedded:scenes:train|test[:COUNT].
+
+    Images lie in `images=`: a folder, or a table with image bytes and image_id; else in STEM_images.parquet
+    beside STEM.parquet, or in the folder of the file. Files that are missing are found out when they are read,
+    unless all are. An item is left out, and `ignored` says so, if its table has no such image, its annotators
+    did not agree on a label, or its text has no word. Answers are as given; labels are "true" or "false",
+    "entailment", "neutral" or "contradiction"; text premises of hypotheses are never read.
+
+    Args:
+        description: one set or several.
+        task: what the texts are.
+        clean: write texts as `clean_question` (vqa) or `clean_caption` do.
+        max_words: most words kept of a text when cleaned, 1 or more; ALBEF tests questions with 50.
+
+    Raises:
+        ValueError: nothing of the kind, an unknown option, a malformed row, an unknown label, an id that occurs
+            twice, no item, none with its image, or sets that do not agree.
+        ModuleNotFoundError: if the kind of source needs a package that is not installed.
+    """
     sets = read_descriptions(description)
     if weighted := [one for one in sets if one.weight != 1]:
         raise ValueError(f"{weighted[0].path}: sets of items have no weights, got {weighted[0].weight:g}")
-    sources = [_open_set(one, task) for one in sets]
+    sources = []
+    for one in sets:
+        if one.path.startswith("embedded:"):
+            one.only((), "embedded sets")
+            sources.append(_open_scenes(one.path, task))
+        else:
+            sources.append(open_item_file(one, task))
     source = sources[0] if len(sources) == 1 else join_items(description.strip(), sources)
-    return cleaned(source, task, max_words) if clean else source
+    return clean_items(source, task, max_words) if clean else source
 
 
-def cleaned(source: ReasoningSource, task: Task, max_words: int = 30) -> ReasoningSource:
+def clean_items(source: ReasoningSource, task: Task, max_words: int = 30) -> ReasoningSource:
     """Return the items with their texts as ALBEF cleans them; those with no word left are left out.
 
     Raises:
@@ -53,27 +86,32 @@ def cleaned(source: ReasoningSource, task: Task, max_words: int = 30) -> Reasoni
             f"{source.name}: expected a word in some text, nothing is left of all of them after cleaning, the "
             f"first {source.texts[0]!r:.40}"
         )
+    whole = replace(source, texts=texts)
+    if len(kept) == len(texts):
+        return whole
     left_out = tuple(
         f"{source.ids[item]}: nothing is left of the text {source.texts[item]!r:.40} after cleaning"
         for item, text in enumerate(texts)
         if not text
     )
-    whole = replace(source, texts=texts, ignored=source.ignored + left_out)
-    return whole if len(kept) == len(texts) else whole.take(kept)
+    return replace(whole, ignored=source.ignored + left_out).take(kept)
 
 
 def join_items(name: str, sources: Sequence[ReasoningSource]) -> ReasoningSource:
     """Return items one after the other; ids are numbered by source if one occurs in two of them.
 
+    Args:
+        name: what to call the source.
+        sources: one or more.
+
     Raises:
         ValueError: they do not agree in images per item.
     """
-    first = sources[0]
     for other in sources:
-        if other.num_images != first.num_images:
+        if other.num_images != sources[0].num_images:
             raise ValueError(
-                f"items that are joined must have as many images each: {first.name} has {first.num_images}, "
-                f"{other.name} has {other.num_images}"
+                f"items that are joined must have as many images each: {sources[0].name} has "
+                f"{sources[0].num_images}, {other.name} has {other.num_images}"
             )
     ids = [name for source in sources for name in source.ids]
     if len(set(ids)) < len(ids):
@@ -84,64 +122,20 @@ def join_items(name: str, sources: Sequence[ReasoningSource]) -> ReasoningSource
     return ReasoningSource(
         name=name,
         images=join(name, [source.images for source in sources]),
-        num_images=first.num_images,
+        num_images=sources[0].num_images,
         texts=tuple(text for source in sources for text in source.texts),
         answers=tuple(given for source in sources for given in source.answers),
         ids=tuple(ids),
-        scales=tuple(one for source in sources for one in source.scales or (1.0,) * len(source))
-        if scaled
-        else (),
+        scales=tuple(one for each in sources for one in each.scales or (1.0,) * len(each)) if scaled else (),
         # A sentence that is not known to recur stands alone.
-        sentences=tuple(one for source in sources for one in source.sentences or source.ids) if said else (),
-        kinds=tuple(one for source in sources for one in source.kinds or ("",) * len(source))
-        if kinds
-        else (),
+        sentences=tuple(one for each in sources for one in each.sentences or each.ids) if said else (),
+        kinds=tuple(one for each in sources for one in each.kinds or ("",) * len(each)) if kinds else (),
         ignored=tuple(one for source in sources for one in source.ignored),
     )
 
 
-def _open_set(described: SetDescription, task: Task) -> ReasoningSource:
-    if described.path.startswith("embedded:"):
-        described.only((), "embedded sets")
-        return _open_scenes(described.path, task)
-    path = Path(described.path).expanduser()
-    if path.suffix.lower() == ".parquet" and (columns := columns_without_images(path)):
-        described.only(("images", "answers"), "tables of items")
-        images: ItemImages = images_of(path, described.options.get("images"))
-        wanted = (*_FIELDS[task], *ID_FIELDS, *PATH_FIELDS, described.options.get("answers"))
-        rows = enumerate(table_rows(path, [name for name in columns if name in wanted]))
-        return images.join(read_listing(Rows(path, "row", rows), _reader(task, images, described)))
-    return _open_table(described, task)
-
-
-def _open_table(described: SetDescription, task: Task) -> ReasoningSource:
-    described.only(("answers",), "tables of items with images")
-    table = open_source(described.path, captioned=True)
-    if not isinstance(table, Table):
-        raise ValueError(f"{described.path}: expected items for {task}")
-    images = RowImages(described.path, (table,))
-    wanted = (*_FIELDS[task], described.options.get("answers"))
-    names = [name for name in table.column_names if name in wanted]
-    columns = [table.values(name) for name in names]
-    rows = (
-        (number, dict(zip(names, row, strict=True))) for number, row in enumerate(zip(*columns, strict=True))
-    )
-    return images.join(
-        read_listing(Rows(Path(described.path), "row", rows), _reader(task, images, described))
-    )
-
-
-def _reader(task: Task, images: ItemImages, described: SetDescription) -> ReadRow:
-    match task:
-        case "vqa":
-            return vqa_files.question_rows(images, described.options.get("answers"))
-        case "nlvr2":
-            return nlvr_files.statement_rows(images)
-        case "entailment":
-            return entailment_files.hypothesis_rows(images)
-
-
 def _open_scenes(description: str, task: Task) -> ReasoningSource:
+    """Open drawn scenes."""
     images = open_embedded(description.removeprefix("embedded:"))
     if not isinstance(images, ScenesSource):
         raise ValueError(

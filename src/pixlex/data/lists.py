@@ -50,7 +50,7 @@ def list_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
         case ".tsv":
             rows = _tsv_rows(path)
         case _:
-            rows = list(_jsonl_rows(path))
+            rows = list(json_lines(path))
     if not rows:
         raise ValueError(f"{path} lists no image")
     return rows
@@ -79,7 +79,12 @@ def _csv_rows(path: Path, **form: Any) -> Iterator[tuple[int, dict[str, Any]]]:
             ) from fault
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a file that has one a line, each with the number of its line.
+
+    Raises:
+        ValueError: if a line holds something else.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -89,7 +94,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except ValueError as fault:  # JSONDecodeError, UnicodeDecodeError
                 raise ValueError(f"{path} line {number}: not JSON: {fault}") from fault
             if not isinstance(row, dict):
-                raise ValueError(f"{path} line {number}: expected an object with 'path', got {row!r:.80}")
+                raise ValueError(f"{path} line {number}: expected an object, got {row!r:.80}")
             yield number, row
 
 

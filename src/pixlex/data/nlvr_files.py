@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
-from pixlex.data.item_images import ItemImages
+from pixlex.data.item_images import ItemImages, NamedImages
 from pixlex.data.listed import Item, ReadRow, Row, id_of, is_nothing, text_of
 
 FIELDS = ("identifier", "example_id", "permutation", "sentence", "label")
+# NLVR shows the three boxes of an example in every order.
+_NUM_PERMUTATIONS = 6
+_PAIR_IMAGE = re.compile(r"(?:.*/)?(?P<set>[a-z]+\d*-\d+)-\d+-img[01]\.\w+")
 
 
 def statement_rows(images: ItemImages) -> ReadRow:
@@ -21,8 +25,40 @@ def statement_rows(images: ItemImages) -> ReadRow:
             text_of(row, ("sentence",)),
             truth(row.get("label")),
             f"{name}-{permutation}" if name and permutation else name,
-            sentence=sentence_of(name) if name else "",
+            sentence=sentence_of(name) if name else _sentence_of_image(row),
         )
+
+    return read
+
+
+def official_rows(images: NamedImages, split: str) -> ReadRow:
+    """Return what reads the lines of NLVR2 and of NLVR, told apart by their identifiers.
+
+    Their images are looked for by name in all folders below that of the images: `split-set-pair-img0.png` and
+    `img1.png` of NLVR2, six `split-sentence-image-permutation.png` of NLVR, an item each.
+
+    Args:
+        images: where the images lie.
+        split: of NLVR, whose identifiers do not say it.
+    """
+
+    def read(number: int, row: Row) -> Iterable[Item]:
+        name = id_of(row, ("identifier",))
+        text, answers = text_of(row, ("sentence",)), truth(row.get("label"))
+        match name.split("-"):
+            case [_, _, _, _]:
+                pair = name.rpartition("-")[0]
+                paths = tuple(images.located(f"{pair}-img{place}.png") for place in (0, 1))
+                yield Item(paths, text, answers, name, sentence=sentence_of(name))
+            case [_, _]:
+                for permutation in range(_NUM_PERMUTATIONS):
+                    image = f"{split}-{name}-{permutation}"
+                    sentence = sentence_of(f"{split}-{name}")
+                    yield Item((images.located(f"{image}.png"),), text, answers, image, sentence=sentence)
+            case _:
+                raise ValueError(
+                    f"expected split-set-pair-sentence or sentence-image as identifier, got {name!r}"
+                )
 
     return read
 
@@ -41,6 +77,13 @@ def sentence_of(name: str) -> str:
         case [split, sentence, _]:
             return f"{split}-{sentence}"
     raise ValueError(f"expected split-set-pair-sentence or split-sentence-image as identifier, got {name}")
+
+
+def _sentence_of_image(row: Row) -> str:
+    """Return what the items of one sentence share, from the set that ALBEF's names of images say."""
+    pair = row.get("images")
+    found = _PAIR_IMAGE.fullmatch(str(pair[0])) if isinstance(pair, list) and pair else None
+    return f"{found['set']}: {row['sentence']}" if found else ""
 
 
 def truth(label: object) -> tuple[str, ...]:

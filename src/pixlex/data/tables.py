@@ -39,13 +39,16 @@ class ParquetSource:
         name: what to call the source.
         files: the parquet files, in order.
         numbered: call classes without a name by their number, see `pixlex.data.labels.resolve_labels`.
+        column: the column of the images, where there are several.
 
     Raises:
         ValueError: if a file cannot be read, there are no rows, not exactly one column holds images (one
             named "image" is preferred), the files differ in their columns, or labels and names do not fit.
     """
 
-    def __init__(self, name: str, files: Sequence[Path], *, numbered: bool = False) -> None:
+    def __init__(
+        self, name: str, files: Sequence[Path], *, numbered: bool = False, column: str | None = None
+    ) -> None:
         self.name = name
         self._files = tuple(files)
         self._names = names_within(files)
@@ -53,7 +56,8 @@ class ParquetSource:
         self._file_firsts: list[int] = []
         self._forget()
         schema = self._parquet(0).schema_arrow
-        self._column = _image_column(schema, self._files[0])
+        self._named = column
+        self._column = column or _image_column(schema, self._files[0])
         self._label_columns = [column for column in ("label", "class_name") if column in schema.names]
         first = image_bytes = 0
         for number, path in enumerate(self._files):
@@ -89,8 +93,9 @@ class ParquetSource:
 
     @cached_property
     def identity(self) -> str:
-        """A fingerprint of file names, numbers of rows, labels and class names."""
+        """A fingerprint of file names, numbers of rows, the named column, labels and class names."""
         keys = [f"{name}#{first}" for name, first in zip(self._names, self._file_firsts, strict=True)]
+        keys += [self._named] if self._named else []
         return fingerprint("parquet", [*keys, str(self._size)], self.labels)
 
     def key(self, index: int) -> str:
@@ -193,6 +198,18 @@ def columns_without_images(path: Path) -> list[str]:
     except (pa.ArrowException, OSError) as fault:
         raise ValueError(f"{path} cannot be read as parquet: {fault}") from fault
     return [] if any(_holds_bytes(field.type) for field in schema) else list(schema.names)
+
+
+def image_columns(path: Path) -> list[str]:
+    """Return the columns of a parquet file that hold bytes.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
+    try:
+        return [field.name for field in pq.read_schema(path) if _holds_bytes(field.type)]
+    except (pa.ArrowException, OSError) as fault:
+        raise ValueError(f"{path} cannot be read as parquet: {fault}") from fault
 
 
 def table_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,0 +1,320 @@
+"""Questions in every kind of file, and what does not fit."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pixlex.data.decoding import UnreadableImage
+from pixlex.data.items import open_items
+from pixlex.data.reasoning import ReasoningSource
+
+Picture = Callable[..., bytes]
+QUESTIONS = {
+    "data_type": "mscoco",
+    "data_subtype": "val2014",
+    "questions": [
+        {"image_id": 42, "question": "What's on it?", "question_id": 42000},
+        {"image_id": 7, "question": "How many?", "question_id": 7001},
+        {"image_id": 42, "question": "Is it red?", "question_id": 42001},
+    ],
+}
+GIVEN = {42000: ["cat"] * 7 + ["Cat", "dog", ""], 7001: ["2"] * 10, 42001: ["yes"] * 6 + ["no"] * 4}
+ANNOTATIONS = {
+    "annotations": [
+        {
+            "question_id": question,
+            "image_id": question // 1000,
+            "answer_type": "number" if question == 7001 else "other",
+            "multiple_choice_answer": texts[0],
+            "answers": [
+                {"answer": text, "answer_confidence": "yes", "answer_id": number + 1}
+                for number, text in enumerate(texts)
+            ],
+        }
+        for question, texts in reversed(GIVEN.items())
+    ]
+}
+
+
+def write(path: Path, content: Any) -> str:
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def opened(path: str) -> ReasoningSource:
+    return open_items(path, "vqa")
+
+
+@pytest.fixture
+def coco(tmp_path: Path, picture: Picture) -> Path:
+    """A folder of images as COCO's, one of two there, with questions and annotations beside."""
+    (tmp_path / "images" / "val2014").mkdir(parents=True)
+    (tmp_path / "images" / "val2014" / "COCO_val2014_000000000042.jpg").write_bytes(picture(42, "JPEG"))
+    write(tmp_path / "questions.json", QUESTIONS)
+    write(tmp_path / "annotations.json", ANNOTATIONS)
+    return tmp_path
+
+
+def test_official_questions_with_annotations(coco: Path, picture: Picture) -> None:
+    """Answers are found by the id of the question, in another order; one image is stored once."""
+    source = opened(f"{coco}/questions.json?annotations={coco}/annotations.json&images={coco}/images/val2014")
+    assert source.ids == ("42000", "7001", "42001")
+    assert source.texts == ("whats on it", "how many", "is it red")
+    assert source.answers == tuple(tuple(GIVEN[int(name)]) for name in source.ids)
+    assert source.kinds == ("other", "number", "other")
+    assert (source.scales, source.sentences, source.ignored) == ((), (), ())
+    assert source.targets(0) == pytest.approx({"cat": 0.7, "Cat": 0.1, "dog": 0.1, "": 0.1})
+    assert source.images.read(2).data == picture(42, "JPEG")
+    assert source.images.key(0) == source.images.key(2)
+    with pytest.raises(UnreadableImage, match=r"COCO_val2014_000000000007\.jpg: the file does not exist"):
+        pickle.loads(pickle.dumps(source.images)).read(1)
+
+
+def test_the_split_may_be_a_folder_of_images(coco: Path, picture: Picture) -> None:
+    """Below the folder that holds train2014 and val2014."""
+    source = opened(f"{coco}/questions.json?images={coco}/images")
+    assert source.images.key(0) == "val2014/COCO_val2014_000000000042.jpg"
+    assert source.images.read(0).data == picture(42, "JPEG")
+
+
+def test_test_questions_have_no_answers(coco: Path, tmp_path: Path, picture: Picture) -> None:
+    """Those of test-dev are asked about the images of test."""
+    (coco / "images" / "COCO_test2015_000000000007.jpg").write_bytes(picture(7, "JPEG"))
+    path = write(tmp_path / "test.json", {**QUESTIONS, "data_subtype": "test-dev2015"})
+    source = opened(f"{path}?images={coco}/images")
+    assert source.answers == ((), (), ())
+    assert source.images.read(1).data == picture(7, "JPEG")
+    with pytest.raises(ValueError, match="none of 3 items has an answer"):
+        source.answered()
+    bare = write(tmp_path / "bare.json", {"questions": QUESTIONS["questions"]})
+    assert opened(f"{bare}?split=test2015&images={coco}/images").images.key(1) == source.images.key(1)
+    with pytest.raises(ValueError, match=r"bare\.json: expected data_type mscoco and data_subtype"):
+        opened(f"{bare}?images={coco}/images")
+
+
+def test_official_questions_on_a_table_of_images(coco: Path, picture: Picture) -> None:
+    """Ids are whole numbers in both; an image that the table does not have takes its items along."""
+    pq.write_table(pa.table({"image_id": [42], "image": [picture(42)]}), coco / "table.parquet")
+    source = opened(f"{coco}/questions.json?images={coco}/table.parquet")
+    assert source.ids == ("42000", "42001")
+    assert source.images.read(1).data == picture(42)
+    assert source.ignored == (f"7001: {coco}/table.parquet has no image 7",)
+
+
+def test_annotations_must_fit(coco: Path) -> None:
+    options = f"?images={coco}/images&annotations="
+    path = write(coco / "some.json", {"annotations": ANNOTATIONS["annotations"][:2]})
+    with pytest.raises(
+        ValueError, match=r"questions\.json entry 0: expected an annotation of question 42000 in"
+    ):
+        opened(f"{coco}/questions.json{options}{path}")
+    path = write(coco / "twice.json", {"annotations": ANNOTATIONS["annotations"] * 2})
+    with pytest.raises(
+        ValueError, match=r"twice\.json entry 3: expected questions that occur once, got 42001"
+    ):
+        opened(f"{coco}/questions.json{options}{path}")
+    with pytest.raises(
+        ValueError, match=r"questions\.json: expected VQA v2's \{annotations: .*found an object of"
+    ):
+        opened(f"{coco}/questions.json{options}{coco}/questions.json")
+    broken = {"annotations": [*ANNOTATIONS["annotations"], {"question_id": 5}]}
+    with pytest.raises(ValueError, match=r"half\.json entry 3: expected question_id and answers, got"):
+        opened(f"{coco}/questions.json{options}{write(coco / 'half.json', broken)}")
+
+
+def test_albef(tmp_path: Path, picture: Picture) -> None:
+    """Lists of answers and single ones; Visual Genome counts half; joined with a set without scales."""
+    (tmp_path / "a.jpg").write_bytes(picture(0))
+    rows = [
+        {
+            "question_id": 1,
+            "question": "Where?",
+            "image": "a.jpg",
+            "answer": ["x", "y", "x", "z"],
+            "dataset": "vqa",
+        },
+        {"question_id": 2, "question": "Who - ?", "image": "b.jpg", "answer": "he", "dataset": "vg"},
+        {"question_id": 3, "question": "Why?", "image": "a.jpg", "dataset": "vqa"},
+    ]
+    path = write(tmp_path / "albef.json", rows)
+    source = opened(path)
+    assert source.texts == ("where", "who", "why")
+    assert source.answers == (("x", "y", "x", "z"), ("he",), ())
+    assert source.scales == (1.0, 0.5, 1.0)
+    assert [source.targets(item) for item in (0, 1)] == [{"x": 0.5, "y": 0.25, "z": 0.25}, {"he": 0.5}]
+    raw = open_items(path, "vqa", clean=False)
+    assert raw.texts == ("Where?", "Who - ?", "Why?")
+    joined = opened(f"{path} + embedded:scenes:train:2")
+    assert joined.scales == (1.0, 0.5, 1.0, 1.0, 1.0)
+    assert joined.kinds[:3] == ("", "", "")
+    assert joined.ids == (*source.ids, "scenes/train-000000", "scenes/train-000001")
+    assert joined.images.key(4) == "scenes/train-000001"
+    assert opened(f"{path} + {path}").ids == ("1:1", "1:2", "1:3", "2:1", "2:2", "2:3")
+
+
+def test_visual_genome(tmp_path: Path, picture: Picture) -> None:
+    """Every question counts half; images lie in one of two folders."""
+    for number, folder in ((1, "VG_100K"), (20, "VG_100K_2")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{number}.jpg").write_bytes(picture(number, "JPEG"))
+    entries = [
+        {"id": 1, "qas": [{"qa_id": 11, "question": "What?", "answer": "A clock.", "q_objects": []}]},
+        {"id": 20, "qas": []},
+        {
+            "image_id": 20,
+            "qas": [
+                {"qa_id": 12, "question": "Who?", "answer": "A man."},
+                {"qa_id": 13, "question": "Why?", "answer": ""},
+            ],
+        },
+    ]
+    path = write(tmp_path / "genome.json", entries)
+    source = opened(path)
+    assert source.ids == ("11", "12", "13")
+    assert source.answers == (("A clock.",), ("A man.",), ())
+    assert source.scales == (0.5, 0.5, 0.5)
+    assert [source.images.key(item) for item in range(3)] == [
+        "VG_100K/1.jpg",
+        "VG_100K_2/20.jpg",
+        "VG_100K_2/20.jpg",
+    ]
+    index = [
+        {"image_id": 1, "url": "https://x/VG_100K_2/1.jpg"},
+        {"image_id": 20, "url": "https://x/VG_100K_2/20.jpg"},
+    ]
+    indexed = opened(f"{path}?index={write(tmp_path / 'index.json', index)}")
+    assert indexed.images.key(0) == "VG_100K_2/1.jpg"
+
+
+def test_tables_and_lists(tmp_path: Path, picture: Picture) -> None:
+    """The same items from every kind of table, answers as a text or a list of texts."""
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(picture(number))
+    rows = [
+        {"path": f"{number}.png", "question": f"Q {number}?", "answer": f"a {number}"} for number in range(2)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "b.csv").write_text("path,question,answer\n0.png,Q 0?,a 0\n1.png,Q 1?,a 1\n")
+    (tmp_path / "c.tsv").write_text("path\tquestion\tanswer\n0.png\tQ 0?\ta 0\n1.png\tQ 1?\ta 1\n")
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    pq.write_table(pa.table(columns), tmp_path / "d.parquet")
+    for name in ("a.jsonl", "b.csv", "c.tsv", "d.parquet"):
+        source = opened(str(tmp_path / name))
+        assert (source.texts, source.answers) == (("q 0", "q 1"), (("a 0",), ("a 1",)))
+        assert source.images.read(1).data == picture(1)
+
+
+def test_images_in_the_rows(tmp_path: Path, picture: Picture) -> None:
+    """The first row has no word left and takes its image along; another column holds the answers."""
+    table = pa.table(
+        {
+            "image": [picture(number) for number in range(3)],
+            "question": ["?!", "Where?", "Who?"],
+            "question_id": [5, 6, 7],
+            "answer": ["a", "b", "c"],
+            "best": [["a"], ["x", "y"], None],
+        }
+    )
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=2)
+    source = opened(f"{tmp_path}/rows.parquet?answers=best")
+    assert (source.ids, source.texts, source.answers) == (("6", "7"), ("where", "who"), (("x", "y"), ()))
+    assert source.ignored == ("5: nothing is left of the text '?!' after cleaning",)
+    assert source.images.read(0).data == picture(1)
+    assert opened(f"{tmp_path}/rows.parquet").answers == (("b",), ("c",))
+    with pytest.raises(ValueError, match="row 0: expected a field worst, found"):
+        opened(f"{tmp_path}/rows.parquet?answers=worst")
+    pq.write_table(table.slice(0, 1), tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match="nothing is left of all of them after cleaning, the first"):
+        opened(f"{tmp_path}/none.parquet")
+
+
+def test_a_set_as_answer_is_one_answer(tmp_path: Path, picture: Picture) -> None:
+    """DAQUAR joins the members of a set; ten people's answers beside the most frequent one are no set."""
+    (tmp_path / "0.png").write_bytes(picture(0))
+    rows = [
+        {"path": "0.png", "question": "a", "answer": "cup, pen", "answers": ["cup", "pen"]},
+        {"path": "0.png", "question": "b", "answer": "cup", "answers": ["cup", "pen", "cup"]},
+        {"path": "0.png", "question": "c", "answer": "cup", "answers": ["cup"]},
+        {"path": "0.png", "question": "d", "answer": 3},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert opened(f"{tmp_path}/a.jsonl").answers == (("cup, pen",), ("cup", "pen", "cup"), ("cup",), ("3",))
+
+
+def test_daquar_answers_by_sets(shared_data: Path) -> None:
+    path = shared_data / "vqa" / "train.parquet"
+    if not path.is_file():
+        pytest.skip("no vqa among the shared data")
+    source = opened(str(path))
+    whole = pq.read_table(path)["answer"].to_pylist()
+    assert list(source.answers) == [(answer,) for answer in whole]
+
+
+GOOD = {"question_id": 1, "question": "Where?", "image": "a.jpg", "answer": "x"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": 5}, r"bad\.json entry 1: expected a text in question, got 5"),
+        ({"question": " "}, r"bad\.json entry 1: expected a text in question, got ' '"),
+        ({"answer": 1.5}, r"bad\.json entry 1: expected an answer, a list of answers or nothing, got 1\.5"),
+        ({"answer": ["x", None]}, r"bad\.json entry 1: expected an answer, .* got None"),
+        ({"question_id": 1}, r"bad\.json entry 1: expected ids that occur once, got 1 again"),
+        (
+            {"question_id": 2.5},
+            r"bad\.json entry 1: expected a text or a whole number in question_id, got 2\.5",
+        ),
+        (
+            {"image": None},
+            r"bad\.json entry 1: expected an image in images or one of path, .*; found question_id",
+        ),
+        ({"image": "http://x/a.jpg"}, r"bad\.json entry 1: the image is a web address"),
+        ({"images": ["a.jpg", "b.jpg"]}, r"bad\.json entry 1: expected 1 images as before, got 2"),
+        ({"images": "a.jpg"}, r"bad\.json entry 1: expected a list of names as images, got 'a\.jpg'"),
+    ],
+)
+def test_malformed_rows(tmp_path: Path, picture: Picture, row: dict[str, Any], message: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture(0))
+    path = write(tmp_path / "bad.json", [GOOD, GOOD | {"question_id": 2} | row])
+    with pytest.raises(ValueError, match=message):
+        opened(path)
+
+
+def test_what_is_no_file_of_questions(tmp_path: Path, picture: Picture) -> None:
+    with pytest.raises(
+        ValueError, match=r"a\.json: expected VQA v2's .*; found a list of 1 objects of image, cap"
+    ):
+        opened(write(tmp_path / "a.json", [{"image": "a.png", "caption": "x"}]))
+    with pytest.raises(ValueError, match=r"b\.json entry 1: expected an object, got 3"):
+        opened(write(tmp_path / "b.json", [GOOD, 3]))
+    with pytest.raises(ValueError, match="lists no item"):
+        opened(write(tmp_path / "c.json", {"questions": [], "data_subtype": "val2014"}))
+    with pytest.raises(
+        ValueError, match=r"d\.json: none of 1 images exists, the first is .*a\.jpg; say where"
+    ):
+        opened(write(tmp_path / "d.json", [GOOD]))
+    with pytest.raises(ValueError, match="ALBEF's questions take the options images, answers, got index"):
+        opened(f"{tmp_path}/d.json?index=x")
+    with pytest.raises(ValueError, match="sets of items have no weights, got 2"):
+        opened(f"2 * {tmp_path}/d.json")
+    with pytest.raises(ValueError, match=r"must have as many images each: .* has 1, .* has 2"):
+        open_items(f"{nlvr(tmp_path, picture)} + embedded:scenes:test:3", "nlvr2")
+    (tmp_path / "0.png").write_bytes(picture(0))
+    with pytest.raises(ValueError, match=r"0\.png holds no items"):
+        opened(f"{tmp_path}/0.png")
+    with pytest.raises(ValueError, match="embedded:digits:test has no items"):
+        opened("embedded:digits:test")
+
+
+def nlvr(folder: Path, picture: Picture) -> str:
+    (folder / "one.jpg").write_bytes(picture(0))
+    return write(folder / "one.json", [{"image": "one.jpg", "sentence": "x", "label": "True"}])
