@@ -1,7 +1,7 @@
 """Drawn scenes of colored shapes, and what is said of them: what callers use is named here."""
 
 from pixlex.data.scenes.captions import captions
-from pixlex.data.scenes.drawing import draw
+from pixlex.data.scenes.drawing import draw, object_boxes
 from pixlex.data.scenes.entailment import Entailment, entailment
 from pixlex.data.scenes.questions import Question, question
 from pixlex.data.scenes.scene import Scene, SceneObject, Split, make_scene, split_of
@@ -25,6 +25,7 @@ __all__ = [
     "draw",
     "entailment",
     "make_scene",
+    "object_boxes",
     "open_scenes",
     "question",
     "split_of",

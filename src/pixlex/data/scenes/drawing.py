@@ -53,12 +53,25 @@ def draw(scene: Scene, side: int = SIDE) -> UInt8[np.ndarray, "H W 3"]:
     image = _background(scene.background, scene.texture, side).copy()
     canvas = ImageDraw.Draw(image)
     cell = side * _OVERSAMPLING / GRID
-    for thing, (right, down) in zip(scene.objects, scene.shifts, strict=True):
-        across = (thing.column + 0.5 + right) * cell
-        below = (thing.row + 0.5 + down) * cell
-        radius = _RADII[thing.size] * cell
+    for thing, (across, below, radius) in zip(scene.objects, _places(scene, cell), strict=True):
         _draw_shape(canvas, thing.shape, (across, below), radius, COLORS[thing.color])
     return np.asarray(image.reduce(_OVERSAMPLING))
+
+
+def object_boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
+    """Return (left, top, right, bottom) of the square around each object, in shares of the image's side."""
+    places = _places(scene, 1 / GRID)
+    return [
+        (across - radius, below - radius, across + radius, below + radius) for across, below, radius in places
+    ]
+
+
+def _places(scene: Scene, cell: float) -> list[tuple[float, float, float]]:
+    """Return how far right and down the center of each object lies, and its radius, for a side of the cells."""
+    return [
+        ((thing.column + 0.5 + right) * cell, (thing.row + 0.5 + down) * cell, _RADII[thing.size] * cell)
+        for thing, (right, down) in zip(scene.objects, scene.shifts, strict=True)
+    ]
 
 
 def _draw_shape(
