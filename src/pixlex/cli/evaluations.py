@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pixlex.cli.explain_options import pointing_command
 from pixlex.cli.few_shot_options import few_shot_command
 from pixlex.cli.options import (
     DATA,
@@ -26,6 +27,7 @@ def evaluate_commands(commands: Any) -> None:
     _reconstruction(measures)
     _linear_probe(measures)
     _retrieval(measures)
+    pointing_command(measures)
     few_shot_command(measures)
 
 

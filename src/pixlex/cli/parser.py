@@ -11,6 +11,7 @@ from pixlex import __version__
 from pixlex.cli.ablation_options import ablate_command
 from pixlex.cli.converting import convert_command
 from pixlex.cli.evaluations import evaluate_commands
+from pixlex.cli.explain_options import explain_command
 from pixlex.cli.options import (
     DATA,
     EXIT_CODES,
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     ablate_command(commands)
     _tokenizing_commands(commands)
     _gallery(commands)
+    explain_command(commands)
     evaluate_commands(commands)
     _information_commands(commands)
     convert_command(commands)

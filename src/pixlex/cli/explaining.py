@@ -1,0 +1,126 @@
+"""`explain` and `evaluate pointing`."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from typing import Any
+
+import torch
+
+from pixlex.cli.output import answer, remark, table
+from pixlex.data.images import load_image, open_source
+from pixlex.data.scenes import ScenesSource
+from pixlex.data.sources import read_file
+from pixlex.data.text import clean_caption
+from pixlex.data.transforms import evaluation_transform
+from pixlex.eval.attention import Explanation, explain
+from pixlex.eval.pointing import pointing_game
+from pixlex.models import pretrained
+from pixlex.models.cbvila import CBViLA
+from pixlex.report.heat import explained_image
+from pixlex.report.measures import measure_of
+from pixlex.train.parallel import pick_device
+
+# Cleaning is not to cut: what is too long is said in words that the model counts.
+_ENDLESS = 100_000
+
+
+def explain_pair(options: Namespace) -> int:
+    """Draw what the words of a text find in an image; say how well the two belong together."""
+    name = options.image.as_posix()
+    picture = load_image(read_file(options.image, name), name)
+    text = options.text if options.raw_text else clean_caption(options.text, _ENDLESS)
+    if not text.strip():
+        raise ValueError(f"expected a text of one word or more, got {options.text!r}")
+    model = _cbvila(options)
+    image = evaluation_transform(picture, model.config.image_size)
+    with torch.autocast(
+        pick_device(options.device).type, torch.bfloat16, enabled=options.precision == "bf16"
+    ):
+        (found,) = explain(model, image.unsqueeze(0), [text], score=options.score, layer=options.layer)
+    path = explained_image(image, found, options.out)
+    if found.left_out:
+        read, positions = len(found.words), model.config.text.positions
+        remark(
+            options,
+            f"the text is longer than the model's {positions} positions: cut behind {read} words, not read: "
+            f"{' '.join(found.left_out)}",
+        )
+    if not found.maps.any():
+        remark(
+            options,
+            f"no word has any heat in layer {found.layer}: behind the last layer matching reads the first vector "
+            "alone, so choose a lower --layer where there is one, or --score masked_language",
+        )
+    answer(options, _values(found, str(path)), f"{path}: {_said(found)}")
+    return 0
+
+
+def _values(found: Explanation, path: str) -> dict[str, Any]:
+    return {
+        "path": path,
+        "explained": found.explained,
+        "score": found.score,
+        "layer": found.layer,
+        "words": list(found.words),
+        "maps": found.maps.tolist(),
+        "whole": found.whole.tolist(),
+        "left_out": list(found.left_out),
+    }
+
+
+def _said(found: Explanation) -> str:
+    if found.explained == "matching":
+        return f"{len(found.words)} words, logit of belonging {found.score:.3f}"
+    mean = found.score / len(found.words)
+    return f"{len(found.words)} words, each foretold with {mean:.3f} nats of log-probability on average"
+
+
+def pointing(options: Namespace) -> int:
+    """Measure how often a word's map is highest on the object that the word names."""
+    source = open_source(options.data)
+    if not isinstance(source, ScenesSource):
+        raise ValueError(
+            "expected drawn scenes, embedded:scenes:train|test[:COUNT], which know where their objects are, got "
+            f"{source.name}"
+        )
+    model = _cbvila(options)
+    if options.untrained:
+        torch.manual_seed(0)
+        model = CBViLA.start(model.config).eval().requires_grad_(False).to(pick_device(options.device))
+    with torch.autocast(
+        pick_device(options.device).type, torch.bfloat16, enabled=options.precision == "bf16"
+    ):
+        result = pointing_game(
+            model, source, score=options.score, layer=options.layer, limit=options.limit,
+            progress=not options.quiet,
+        )  # fmt: skip
+    values = {
+        "model": options.model,
+        "untrained": options.untrained,
+        "data": source.name,
+        "explained": result.score,
+        "layer": result.layer,
+        **{name.removeprefix("eval/"): value for name, value in result.numbers.items()},
+    }
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
+    head = f"{source.name}: words that name one object alone; {result.score}, fusion layer {result.layer}"
+    answer(options, values, f"{head}\n{table(rows)}")
+    return 0
+
+
+def _cbvila(options: Namespace) -> CBViLA:
+    """Load the model that a command names."""
+    model = pretrained.load_any(
+        options.model, language_model=options.language_model, revision=options.revision
+    )
+    if not isinstance(model, CBViLA):
+        raise ValueError(
+            f"{options.model} holds a model of family {pretrained.family_of(model)}: expected cbvila, whose "
+            "fusion encoder looks at images while it reads texts"
+        )
+    return model.to(pick_device(options.device))

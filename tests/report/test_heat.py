@@ -1,0 +1,82 @@
+"""Images under heat: where it lies, how it is scaled, what is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pixlex.eval.attention import Explanation
+from pixlex.report.heat import explained_image, heated
+
+
+def _map(row: int, column: int, height: float = 1.0) -> Tensor:
+    heat = torch.zeros(4, 4)
+    heat[row, column] = height
+    return heat
+
+
+def _explanation(*maps: Tensor, left_out: tuple[str, ...] = ()) -> Explanation:
+    words = tuple(f"word{number}" for number in range(len(maps)))
+    return Explanation(words, torch.stack(maps), _map(0, 0), "matching", 0.5, 1, left_out)
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture).astype(int)
+
+
+def test_heat_lies_on_its_patch_in_the_hottest_color() -> None:
+    """Gray elsewhere, the colormap's last color over 15 % of the image at the center of the patch."""
+    image = torch.full((3, 32, 32), 0.5)
+    image[0] = 0.9  # its color is gone: 0.299 * 230 + 0.701 * 128 = 158
+    pixels = np.asarray(heated(image, _map(2, 1, 0.001), 128)).astype(int)
+    assert (pixels[:32] == 158).all()
+    assert (pixels[:, 96:] == 158).all()
+    hottest = 255 * np.array(matplotlib.colormaps["inferno"](1.0)[:3]) * 0.85 + 158 * 0.15
+    assert np.abs(pixels[79:81, 47:49] - hottest).max() < 25  # the center lies between pixels
+    away = np.abs(pixels - 158).max(-1)
+    assert away[64:96, 32:64].mean() > 4 * away[:, 64:].mean()
+    assert np.array_equal(pixels, np.asarray(heated(image, _map(2, 1, 7.0), 128)))
+
+
+def test_no_heat_is_the_gray_image() -> None:
+    pixels = np.asarray(heated(torch.full((3, 8, 8), 0.2), torch.zeros(4, 4), 16))
+    assert (pixels == 51).all()
+
+
+def test_a_panel_for_the_image_the_whole_and_each_word(tmp_path: Path) -> None:
+    """Three words make five panels in a row; a word without heat is gray where others are not."""
+    image = torch.rand(3, 32, 32)
+    explanation = _explanation(_map(3, 3), torch.zeros(4, 4), _map(0, 0))
+    pixels = _pixels(explained_image(image, explanation, tmp_path / "a/b.png"))
+    panels = [pixels[16:208, 16 + number * 204 : 208 + number * 204] for number in range(5)]
+    assert np.array_equal(panels[0][::6, ::6], (image * 255).round().permute(1, 2, 0).int().numpy())
+    colorful = [np.ptp(panel, axis=-1) > 0 for panel in panels]
+    assert [one.any() for one in colorful] == [True, True, True, False, True]
+    assert colorful[2][96:, 96:].any()
+    assert not colorful[2][:96, :96].any()
+    assert np.array_equal(panels[4], panels[1])
+    assert all((pixels[212:228, 16 + number * 204 :][:, :100] < 128).any() for number in range(5))
+
+
+def test_what_was_cut_is_written_below(tmp_path: Path) -> None:
+    """A longer foot; seven panels or more start another row."""
+    image = torch.rand(3, 32, 32)
+    short = _pixels(explained_image(image, _explanation(_map(1, 1)), tmp_path / "a.png"))
+    cut = _explanation(_map(1, 1), left_out=("and", "so", "on") * 10)
+    assert _pixels(explained_image(image, cut, tmp_path / "b.png")).shape[0] > short.shape[0]
+    many = _pixels(explained_image(image, _explanation(*[_map(1, 1)] * 5), tmp_path / "c.png"))
+    six = _pixels(explained_image(image, _explanation(*[_map(1, 1)] * 4), tmp_path / "d.png"))
+    assert many.shape[1] == six.shape[1]
+    assert many.shape[0] > six.shape[0] + 192
+
+
+def test_an_image_that_is_no_square_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a square image, got \(3, 8, 12\)"):
+        explained_image(torch.rand(3, 8, 12), _explanation(_map(0, 0)), tmp_path / "a.png")

@@ -1,0 +1,115 @@
+"""`explain` and `evaluate pointing` from a model directory to picture and numbers, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tests.tiny import tiny_cbvila, tiny_mae, write_images
+
+from pixlex.cli import main
+from pixlex.models import pretrained
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def folder(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models and an image."""
+    folder = tmp_path_factory.mktemp("explain")
+    pretrained.save(tiny_cbvila(language), folder / "cbvila")
+    pretrained.save(tiny_cbvila(Path("embedded")), folder / "scenes")
+    pretrained.save(tiny_mae(), folder / "mae")
+    write_images(folder, ["a.png"])
+    (folder / "text.png").write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(one) for one in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("score", ["matching", "masked_language"])
+def test_explain(call: Call, folder: Path, tmp_path: Path, score: str) -> None:
+    """A picture; words, maps and score as JSON: those of the function."""
+    arguments = ("--model", folder / "cbvila", "--out", tmp_path / "why.png", "--score", score)
+    code, out, err = call("explain", folder / "a.png", "About, all!", *arguments, "--json", "--layer", 2)
+    assert (code, err != "") == (
+        0,
+        score == "matching",
+    )  # in the last layer words have no heat, which is said
+    code, out, err = call("explain", folder / "a.png", "About, all!", *arguments, "--json")
+    values = json.loads(out)
+    assert (code, err) == (0, "")
+    assert values["words"] == ["about", "all"]
+    assert (values["explained"], values["layer"], values["left_out"]) == (score, 1, [])
+    maps = torch.tensor(values["maps"])
+    assert maps.shape == (2, 4, 4)
+    assert (maps.flatten(1).amax(1) > 0).all()
+    assert torch.tensor(values["whole"]).shape == (4, 4)
+    with Image.open(tmp_path / "why.png") as picture:
+        assert picture.width > 4 * 192
+    code, out, _ = call("explain", folder / "a.png", "About, all!", *arguments)
+    said = "logit of belonging" if score == "matching" else "nats of log-probability"
+    assert (code, f"{tmp_path / 'why.png'}: 2 words" in out, said in out) == (0, True, True)
+    code, out, _ = call("explain", folder / "a.png", "About, all!", *arguments, "--json", "--raw-text")
+    assert len(json.loads(out)["words"]) == 4
+
+
+def test_a_long_text_is_cut_and_that_is_said(call: Call, folder: Path, tmp_path: Path) -> None:
+    text, out = "and " * 14 + "also", tmp_path / "a.png"
+    code, _, err = call("explain", folder / "a.png", text, "--model", folder / "cbvila", "--out", out)
+    assert code == 0
+    assert "longer than the model's 16 positions: cut behind 14 words, not read: also" in err
+
+
+def test_bad_input_of_explain(call: Call, folder: Path, tmp_path: Path) -> None:
+    """Exit code 2, what was expected and what came, and no picture."""
+    for image, text, model, extra, message in (
+        ("a.png", " ?! ", "cbvila", (), "expected a text of one word or more, got ' ?! '"),
+        ("text.png", "and", "cbvila", (), "not an image in a format that is read"),
+        ("none.png", "and", "cbvila", (), "none.png: the file does not exist"),
+        ("a.png", "and", "mae", (), "holds a model of family mae: expected cbvila"),
+        ("a.png", "and", "none", (), "none"),
+        (
+            "a.png",
+            "and",
+            "cbvila",
+            ("--layer", 3),
+            "layer must be one of the fusion encoder's, 1 to 2, got 3",
+        ),
+        ("a.png", "and", "cbvila", ("--layer", 0), "expected an integer of 1 or more, got '0'"),
+        ("a.png", "and", "cbvila", ("--score", "itm"), "invalid choice: 'itm'"),
+    ):
+        code, _, err = call(
+            "explain", folder / image, text, "--model", folder / model, "--out", tmp_path / "a.png", *extra
+        )
+        assert (code, message in err) == (2, True), err
+    assert not list(tmp_path.iterdir())
+
+
+def test_pointing(call: Call, folder: Path, tmp_path: Path) -> None:
+    """Numbers with their interval and chance, and a file; the untrained model is another one."""
+    arguments = ("evaluate", "pointing", "--model", folder / "scenes", "--limit", 6, "--quiet")
+    code, out, _ = call(*arguments, "--json", "--out", tmp_path / "out")
+    values = json.loads(out)
+    assert code == 0
+    assert values == json.loads((tmp_path / "out/results.json").read_text())
+    assert values["num_scenes"] <= 6 <= values["num_words"]
+    assert values["pointed_low"] <= values["pointed"] <= values["pointed_high"]
+    assert 0 < values["pointed_chance"] < values["any_object_chance"] < 1
+    code, out, _ = call(*arguments, "--untrained", "--score", "masked_language", "--layer", 2)
+    assert code == 0
+    assert "masked_language, fusion layer 2" in out
+    assert "95 % interval from" in out
+    code, _, err = call("evaluate", "pointing", "--model", folder / "scenes", "--data", folder)
+    assert (code, "expected drawn scenes, embedded:scenes:train|test[:COUNT]" in err) == (2, True)
