@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
-import os
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,16 +15,14 @@ from tqdm import tqdm
 
 from pixlex.api import ImageTokenizer
 from pixlex.batch import Skipped
+from pixlex.data.ahead import prepared_batches
 from pixlex.data.broken import BrokenImages
-from pixlex.data.decoding import ImageRecord, UnreadableImage, decode_record
+from pixlex.data.decoding import ImageRecord, decode_record
 from pixlex.data.sources import ImageSource
 from pixlex.data.transforms import evaluation_transform
 from pixlex.encoding.files import EncodedImage, Kind, check_kind, write_codes
 from pixlex.encoding.journal import Journal, journal_header
 from pixlex.files import write_atomically
-
-# Pillow decodes without holding Python's lock; more threads than this only wait for the disk.
-_MOST_DECODERS = 8
 
 
 @dataclass(frozen=True)
@@ -138,7 +133,13 @@ def encode_images(
     wanted = range(len(source)) if indices is None else indices
     broken = BrokenImages(None, source, max_broken_share)
     broken.record((), len(source) - len(wanted))
-    for prepared in _prepared_batches(source, wanted, tokenizer.image_size, batch_size):
+    size = tokenizer.image_size
+
+    def prepare(index: int, record: ImageRecord) -> _Prepared:
+        pixels = evaluation_transform(decode_record(record), size)
+        return _Prepared(index, record.key, record.label, pixels)
+
+    for prepared in prepared_batches(source, wanted, batch_size, prepare):
         readable = [one for one in prepared if isinstance(one, _Prepared)]
         skipped = tuple(one for one in prepared if isinstance(one, Skipped))
         rows: list[list[int]] = []
@@ -188,36 +189,3 @@ class _Prepared:
     key: str
     label: int
     pixels: Float[Tensor, "3 H W"]
-
-
-def _prepared_batches(
-    source: ImageSource, indices: Sequence[int], size: int, batch_size: int
-) -> Iterator[list[_Prepared | Skipped]]:
-    """Yield batches of images cut to size; the next one is decoded while the model works on this one."""
-    waiting: deque[list[Future[_Prepared | Skipped]]] = deque()
-    with ThreadPoolExecutor(min(_MOST_DECODERS, os.cpu_count() or 1)) as pool:
-        for first in range(0, len(indices), batch_size):
-            # Read here and decoded there: sources are not made for threads.
-            chunk = [(index, _read(source, index)) for index in indices[first : first + batch_size]]
-            waiting.append([pool.submit(_prepare, index, record, size) for index, record in chunk])
-            if len(waiting) > 1:
-                yield [future.result() for future in waiting.popleft()]
-        for futures in waiting:
-            yield [future.result() for future in futures]
-
-
-def _read(source: ImageSource, index: int) -> ImageRecord | Skipped:
-    try:
-        return source.read(index)
-    except UnreadableImage as fault:
-        return Skipped(fault.key, fault.reason)
-
-
-def _prepare(index: int, record: ImageRecord | Skipped, size: int) -> _Prepared | Skipped:
-    if isinstance(record, Skipped):
-        return record
-    try:
-        pixels = evaluation_transform(decode_record(record), size)
-    except UnreadableImage as fault:
-        return Skipped(fault.key, fault.reason)
-    return _Prepared(index, record.key, record.label, pixels)

@@ -24,6 +24,7 @@ def compute_rows(
     grid: int,
     device: torch.device,
     precision: Precision = "fp32",
+    patches_at_once: int = _PATCHES_AT_ONCE,
 ) -> Tensor:
     """Compute one row for each row of the inputs, always in the same shape, without gradients.
 
@@ -33,11 +34,12 @@ def compute_rows(
         grid: patches along one side of an image.
         device: where to compute.
         precision: bf16 computes under autocast.
+        patches_at_once: of which there are as many in every piece; another number rounds differently.
 
     Returns:
         The rows, on the CPU.
     """
-    size = max(1, _PATCHES_AT_ONCE // grid**2)
+    size = max(1, patches_at_once // grid**2)
     parts = []
     with computing(device, precision):
         for chunk in torch.split(inputs, size):

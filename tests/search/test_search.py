@@ -1,0 +1,255 @@
+"""Searching: vectors are multiplied, then the matching head is asked; errors say what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.search.conftest import NAMES, Indexed
+from tests.tiny import english_words, tiny_cbvila, write_images
+
+from pixlex.data.images import UnreadableImage, open_source
+from pixlex.data.loader import evaluation_batches
+from pixlex.models.cbvila import CBViLA
+from pixlex.search import ImageIndex, SearchResult
+
+WORDS = english_words(300)
+TEXTS = tuple(" ".join(WORDS[first : first + 5]) for first in range(0, 60, 10))
+
+
+@pytest.fixture
+def index(update: Indexed, photos: Path) -> ImageIndex:
+    return update(photos)[0]
+
+
+@pytest.fixture
+def images(photos: Path) -> torch.Tensor:
+    (batch,) = evaluation_batches(open_source(str(photos)), image_size=32, batch_size=12)
+    return batch.images
+
+
+def keys(result: SearchResult) -> list[str]:
+    assert [hit.rank for hit in result.hits] == list(range(1, len(result.hits) + 1))
+    return [hit.key for hit in result.hits]
+
+
+@torch.no_grad()
+def text_vector(model: CBViLA, text: str) -> torch.Tensor:
+    words = model.encode_texts([text], 16)
+    return model.text_vectors(model.read(words.word_ids, words.key_padding))[0]
+
+
+@torch.no_grad()
+def logit(model: CBViLA, text: str, image: torch.Tensor) -> float:
+    """The whole network at once, one pair."""
+    words = model.encode_texts([text], 16)
+    read = model.read(words.word_ids, words.key_padding)
+    fused = model.fusion(read, model.look_at_images(model.see(image[None])), words.key_padding)
+    return float(model.matching_head(fused[:, 0])[0, 1])
+
+
+def test_texts_find_the_nearest_images(index: ImageIndex, model: CBViLA, images: torch.Tensor) -> None:
+    """The order of all products, whatever is searched together; another text, another order."""
+    with torch.no_grad():
+        vectors = model.image_vectors(model.see(images))
+    together = index.search(texts=TEXTS, top_k=12)
+    orders = set()
+    for text, result in zip(TEXTS, together, strict=True):
+        products = vectors @ text_vector(model, text)
+        order = products.argsort(descending=True)
+        assert keys(result) == [NAMES[number] for number in order]
+        np.testing.assert_allclose([hit.similarity for hit in result.hits], products[order], atol=2e-6)
+        assert all(hit.matching is None for hit in result.hits)
+        orders.add(tuple(keys(result)))
+        assert keys(index.search(texts=[text], top_k=5)[0]) == keys(result)[:5]
+    assert len(orders) > 1
+
+
+def test_texts_are_cleaned_as_captions_are(index: ImageIndex) -> None:
+    one, other, third = index.search(
+        texts=[f"{WORDS[0]} {WORDS[1]}", f"{WORDS[0].upper()},-{WORDS[1]}!!", WORDS[9]]
+    )
+    assert one == other != third
+
+
+def test_an_image_finds_itself(index: ImageIndex, photos: Path, images: torch.Tensor) -> None:
+    by_path = index.search(images=[photos / name for name in NAMES], top_k=3)
+    assert [keys(result)[0] for result in by_path] == list(NAMES)
+    for result in by_path:
+        assert result.hits[0].similarity == pytest.approx(1, abs=1e-5)
+        assert len(result.hits) == 3
+    assert index.search(images=images, top_k=3) == by_path
+
+
+def test_equal_pictures_stand_in_the_order_of_their_keys(update: Indexed, photos: Path) -> None:
+    for name in ("b.png", "a.png", "c.png"):
+        (photos / name).write_bytes((photos / "cats/03.png").read_bytes())
+    index, _ = update(photos)
+    (result,) = index.search(images=[photos / "b.png"], top_k=5)
+    assert keys(result)[:4] == ["a.png", "b.png", "c.png", "cats/03.png"]
+
+
+def test_the_second_stage_ranks_by_the_matching_head(
+    index: ImageIndex, model: CBViLA, images: torch.Tensor
+) -> None:
+    """Candidates stay those of the first stage; all of them, or the first few, with or without similarity."""
+    plain = index.search(texts=TEXTS, top_k=12)
+    by_matching = index.search(texts=TEXTS, top_k=12, rerank=12)
+    for text, before, after in zip(TEXTS, plain, by_matching, strict=True):
+        logits = {name: logit(model, text, image) for name, image in zip(NAMES, images, strict=True)}
+        for hit in after.hits:
+            assert hit.matching == pytest.approx(logits[hit.key], abs=1e-5)
+        assert keys(after) == sorted(NAMES, key=lambda name: -logits[name])
+        similarities = {hit.key: hit.similarity for hit in before.hits}
+        assert {hit.key: hit.similarity for hit in after.hits} == similarities
+    assert [keys(one) for one in by_matching] != [keys(one) for one in plain]
+    for text, before, after in zip(TEXTS, plain, index.search(texts=TEXTS, top_k=9, rerank=4), strict=True):
+        first = keys(before)[:4]
+        assert keys(after)[:4] == sorted(
+            first, key=lambda name: -logit(model, text, images[NAMES.index(name)])
+        )
+        assert keys(after)[4:] == keys(before)[4:9]
+        assert [hit.matching is None for hit in after.hits] == [False] * 4 + [True] * 5
+    both = index.search(texts=TEXTS, top_k=3, rerank=12, score="matching+contrastive")
+    for text, result in zip(TEXTS, both, strict=True):
+        assert len(result.hits) == 3
+        for hit in result.hits:
+            alone = logit(model, text, images[NAMES.index(hit.key)])
+            assert hit.matching == pytest.approx(alone + hit.similarity, abs=1e-5)
+
+
+def test_the_second_stage_agrees_with_the_evaluation(
+    index: ImageIndex, model: CBViLA, photos: Path, tmp_path: Path
+) -> None:
+    """`evaluate_retrieval` counts as found at 1, 5 and 10 what a search finds there."""
+    from pixlex.data.pairs import open_pairs
+    from pixlex.eval.retrieval import evaluate_retrieval, gallery
+
+    lines = [f"{name},{WORDS[3 * number]} {WORDS[3 * number + 1]}" for number, name in enumerate(NAMES)]
+    (photos / "pairs.csv").write_text("path,caption\n" + "\n".join(lines) + "\n")
+    pairs = open_pairs(str(photos / "pairs.csv"))
+    measured = evaluate_retrieval(
+        model, gallery(model, pairs, max_words=16, progress=False), score="matching", top_k=6, progress=False
+    )
+    texts = [captions[0] for captions in pairs.captions]
+    found = index.search(texts=texts, top_k=6, rerank=6)
+    places = [
+        keys(result).index(name) if name in keys(result) else 99
+        for name, result in zip(NAMES, found, strict=True)
+    ]
+    shares = tuple(sum(place < k for place in places) / len(places) for k in (1, 5, 10))
+    assert measured.image_recall == pytest.approx(shares)
+    assert 0 < shares[1] < 1
+
+
+def test_candidates_that_are_gone_or_changed_stand_behind(index: ImageIndex, photos: Path) -> None:
+    (before,) = index.search(texts=TEXTS[:1], top_k=12)
+    gone, changed, broken = keys(before)[:3]
+    (photos / gone).unlink()
+    write_images(photos, [changed], seed=8)
+    (photos / broken).write_bytes(b"no image")
+    (after,) = index.search(texts=TEXTS[:1], top_k=12, rerank=5)
+    assert set(keys(after)[:2]) == set(keys(before)[3:5])
+    assert keys(after)[2:] == [gone, changed, broken, *keys(before)[5:]]
+    reasons = {one.key: one.reason for one in after.skipped}
+    assert "does not exist" in reasons[gone]
+    assert reasons[changed] == reasons[broken] == "it has changed since it was indexed"
+
+
+def test_a_graph_finds_the_same_in_a_small_index(index: ImageIndex, photos: Path) -> None:
+    exact = index.search(texts=TEXTS, top_k=4)
+    near = index.search(texts=TEXTS, top_k=4, approximate=True)
+    assert [keys(one) for one in near] == [keys(one) for one in exact]
+    (image,) = index.search(images=[photos / NAMES[0]], top_k=20, approximate=True)
+    assert sorted(keys(image)) == sorted(NAMES)
+    (photos / keys(image)[0]).unlink()
+    index.update(str(photos), progress=False)
+    (after,) = index.search(texts=TEXTS[:1], top_k=20, approximate=True)
+    assert sorted(keys(after)) == sorted(set(NAMES) - {keys(image)[0]})
+
+
+def test_from_another_process_of_mind(
+    index: ImageIndex, model: CBViLA, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reopened index finds the same, and knows where its images are from any folder."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path)
+    relative = ImageIndex.open("relative", model, create=True)
+    relative.update("photos", progress=False)
+    monkeypatch.chdir(tmp_path / "cwd")
+    again = ImageIndex.open(tmp_path / "relative", model)
+    assert again.search(texts=TEXTS, rerank=3) == index.search(texts=TEXTS, rerank=3)
+    assert again.picture(NAMES[0]).size == (40, 36)
+
+
+def test_an_index_of_a_source_without_description_ranks_by_vectors(
+    update: Indexed, photos: Path, model: CBViLA, tmp_path: Path
+) -> None:
+    index, _ = update(open_source(str(photos)))
+    assert (
+        index.search(texts=TEXTS[:1], rerank=2)[0].hits[0].matching is not None
+    )  # the source is still at hand
+    again = ImageIndex.open(tmp_path / "index", model)
+    assert len(again.search(texts=TEXTS[:1])[0].hits) == 10
+    with pytest.raises(ValueError, match="does not remember where its images are"):
+        again.search(texts=TEXTS[:1], rerank=2)
+
+
+Search = Callable[[ImageIndex, Path], Any]
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda index, _: index.search(), "expected texts or images to search by, one of the two"),
+        (lambda index, one: index.search(texts=["a"], images=[one]), "one of the two"),
+        (lambda index, _: index.search(texts=[]), "at least one text to search by, got none"),
+        (lambda index, _: index.search(texts=["a", "  "]), "expected a text to search by, got '  '"),
+        (lambda index, _: index.search(texts=["?!"]), r"got '\?!': it holds punctuation alone"),
+        (lambda index, _: index.search(texts=["a"], top_k=0), "top_k must be 1 or more, got 0"),
+        (lambda index, _: index.search(texts=["a"], rerank=-1), "rerank must be 0 or more, got -1"),
+        (
+            lambda index, _: index.search(texts=["a"], rerank=1, score="cosine"),
+            "score must be one of matching, ",
+        ),
+        (lambda index, one: index.search(images=[one], rerank=5), "rerank must be 0 for images"),
+        (lambda index, _: index.search(images=[]), "at least one image to search by, got none"),
+        (
+            lambda index, _: index.search(images=torch.rand(1, 3, 8, 8)),
+            r"shape \(Q, 3, 32, 32\), got torch.float32 ",
+        ),
+        (lambda index, _: index.search(images=9 * torch.rand(1, 3, 32, 32)), r"pixels in \[0, 1\], got "),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(
+    index: ImageIndex, photos: Path, call: Search, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(index, photos / NAMES[0])
+
+
+def test_an_unreadable_query_is_named(index: ImageIndex, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(UnreadableImage, match=r"bad\.png: not an image"):
+        index.search(images=[tmp_path / "bad.png"])
+    with pytest.raises(UnreadableImage, match=r"nowhere\.png: the file does not exist"):
+        index.search(images=[tmp_path / "nowhere.png"])
+
+
+def test_an_empty_index_says_so(model: CBViLA, tmp_path: Path) -> None:
+    empty = ImageIndex.open(tmp_path / "index", model, create=True)
+    with pytest.raises(ValueError, match="holds no image yet: run `pixlex index SOURCE"):
+        empty.search(texts=["a"])
+
+
+def test_long_texts_are_cut(index: ImageIndex, language: Path) -> None:
+    """To what the model has positions for, as in evaluation."""
+    assert tiny_cbvila(language).config.text.positions == 16
+    long = " ".join(WORDS[:29])
+    one, other = index.search(texts=[long, " ".join(WORDS[:14])])
+    assert keys(one) == keys(other)

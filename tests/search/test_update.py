@@ -1,0 +1,409 @@
+"""Indexes follow their sources, whatever happens between; nothing is embedded twice."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tests.search.conftest import NAMES, Indexed, contents
+from tests.tiny import tiny_cbvila, write_images
+from tqdm import tqdm
+
+from pixlex.data.images import TooManyBroken, open_source
+from pixlex.data.sources import FileSource, ImageRecord
+from pixlex.models.cbvila import CBViLA
+from pixlex.search import DamagedIndex, ImageIndex
+from pixlex.search import update as update_module
+from pixlex.search.parts import listed_parts
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.search.test_update"])
+
+
+@dataclass(frozen=True)
+class Watched(FileSource):
+    """A folder that says what is read, and may do something before."""
+
+    before: Callable[[int], None] = lambda index: None
+    reads: list[int] = field(default_factory=list)
+
+    def read(self, index: int) -> ImageRecord:
+        self.before(index)
+        self.reads.append(index)
+        return super().read(index)
+
+
+def watched(folder: Path, before: Callable[[int], None] = lambda index: None) -> Watched:
+    source = open_source(str(folder))
+    assert isinstance(source, FileSource)
+    return Watched(source.name, source.root, source.paths, source.labels, before=before)
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images the model was given, batch by batch."""
+    counts: list[int] = []
+    vectors = ImageIndex._image_vectors
+
+    def counting(self: ImageIndex, images: torch.Tensor) -> torch.Tensor:
+        counts.append(len(images))
+        return vectors(self, images)
+
+    monkeypatch.setattr(ImageIndex, "_image_vectors", counting)
+    return counts
+
+
+def settle(folder: Path, seconds: float = 60) -> None:
+    """Let all files be older than clocks are coarse."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            moment = path.stat().st_mtime_ns - int(seconds * 1e9)
+            os.utime(path, ns=(moment, moment))
+
+
+@pytest.fixture
+def fresh(update: Indexed, tmp_path: Path) -> Callable[[Path], dict[str, bytes]]:
+    """What a new index of a source holds."""
+
+    def call(source: Path) -> dict[str, bytes]:
+        shutil.rmtree(tmp_path / "fresh", ignore_errors=True)
+        update(source, "fresh")
+        return contents(tmp_path / "fresh")
+
+    return call
+
+
+def test_vectors_are_the_models(update: Indexed, model: CBViLA, photos: Path, tmp_path: Path) -> None:
+    """Those of `image_vectors`, of length 1; to the bit the same whatever the batch."""
+    from pixlex.data.loader import evaluation_batches
+
+    index, result = update(photos)
+    assert (len(index), result.num_images, result.num_embedded) == (12, 12, 12)
+    (batch,) = evaluation_batches(open_source(str(photos)), image_size=32, batch_size=12)
+    with torch.no_grad():
+        expected = model.image_vectors(model.see(batch.images)).numpy()
+    found = contents(tmp_path / "index")
+    assert list(found) == list(batch.keys) == list(NAMES)
+    stacked = np.stack([np.frombuffer(found[key], np.float32) for key in NAMES])
+    np.testing.assert_allclose(stacked, expected, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(stacked, axis=1), 1, atol=1e-6)
+    assert np.ptp(stacked, axis=0).max() > 1e-3  # images differ
+    for batch_size in (1, 5):
+        update(photos, f"by-{batch_size}", batch_size=batch_size)
+        assert contents(tmp_path / f"by-{batch_size}") == found
+
+
+def test_twice_does_nothing(update: Indexed, photos: Path, tmp_path: Path, embedded: list[int]) -> None:
+    """Nothing is read, embedded or written."""
+    settle(photos)
+    update(photos)
+    assert sum(embedded) == 12
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "index/parts").iterdir()}
+    source = watched(photos)
+    _, result = update(source)
+    assert source.reads == []
+    assert (result.num_embedded, result.num_unchanged, result.num_images) == (0, 12, 12)
+    assert sum(embedded) == 12
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "index/parts").iterdir()} == before
+
+
+def test_fresh_files_are_read_again_but_not_embedded(
+    update: Indexed, photos: Path, tmp_path: Path, embedded: list[int]
+) -> None:
+    """Written in the last two seconds: the clock of the file system may hide another change."""
+    update(photos)
+    names = set(os.listdir(tmp_path / "index/parts"))
+    source = watched(photos)
+    _, result = update(source)
+    assert sorted(source.reads) == list(range(12))
+    assert (result.num_unchanged, sum(embedded)) == (12, 12)
+    assert set(os.listdir(tmp_path / "index/parts")) == names
+    settle(photos, 0)
+    settle(photos)
+    update(photos)  # from now on size and time are trusted
+    source = watched(photos)
+    update(source)
+    assert (source.reads, sum(embedded)) == ([], 12)
+
+
+def test_a_change_that_the_clock_hides_is_found(
+    update: Indexed, photos: Path, tmp_path: Path, fresh: Callable[[Path], dict[str, bytes]]
+) -> None:
+    """Same size, same time, other bytes, written right after the index was made."""
+    path = photos / "cats/00.png"
+    update(photos)
+    before = contents(tmp_path / "index")
+    state = path.stat()
+    raw = bytearray(path.read_bytes())
+    other = write_images(tmp_path / "other", ["x.png"], seed=9) / "x.png"
+    changed = other.read_bytes()
+    size = max(len(raw), len(changed))
+    for target, content in ((path, bytes(raw)), (other, changed)):
+        target.write_bytes(content + bytes(size - len(content)))  # PNG ignores what follows
+    update(photos)
+    path.write_bytes(other.read_bytes())
+    os.utime(path, ns=(state.st_atime_ns, path.stat().st_mtime_ns))
+    _, result = update(photos)
+    assert result.num_embedded == 1
+    assert contents(tmp_path / "index") == fresh(photos) != before
+
+
+def test_added_changed_renamed_touched_and_deleted_files(
+    update: Indexed,
+    photos: Path,
+    tmp_path: Path,
+    embedded: list[int],
+    fresh: Callable[[Path], dict[str, bytes]],
+) -> None:
+    settle(photos)
+    update(photos)
+    embedded.clear()
+    write_images(photos, ["birds/0.png", "birds/1.png"], seed=5)
+    write_images(photos, ["cats/00.png"], seed=6)
+    (photos / "cats/01.png").rename(photos / "cats/renamed.png")
+    (photos / "dogs/02.png").touch()
+    (photos / "dogs/03.png").unlink()
+    _, result = update(photos)
+    assert sum(embedded) == result.num_embedded == 3
+    assert (result.num_images, result.num_copied, result.num_unchanged, result.num_removed) == (13, 1, 9, 2)
+    assert contents(tmp_path / "index") == fresh(photos)
+    shutil.rmtree(photos / "cats")
+    shutil.rmtree(photos / "birds")
+    _, result = update(photos)
+    assert (result.num_images, result.num_removed, result.num_embedded) == (5, 8, 0)
+    assert contents(tmp_path / "index") == fresh(photos)
+
+
+def test_broken_files_are_listed_and_tried_again(update: Indexed, photos: Path, tmp_path: Path) -> None:
+    """One that was fine before is dropped; the list is of this pass; repaired ones are taken in."""
+    settle(photos)
+    whole = (photos / "cats/00.png").read_bytes()
+    (photos / "new.png").write_bytes(b"no image")
+    _, result = update(photos)
+    assert [one.key for one in result.skipped] == ["new.png"]
+    assert result.num_images == 12
+    (photos / "cats/00.png").write_bytes(whole[:60])
+    _, result = update(photos)
+    assert {one.key for one in result.skipped} == {"new.png", "cats/00.png"}
+    assert (result.num_images, result.num_removed, result.num_unchanged) == (11, 1, 11)
+    assert "cats/00.png" not in contents(tmp_path / "index")
+    assert (tmp_path / "index/skipped.jsonl").read_text().count("\n") == 2
+    (photos / "cats/00.png").write_bytes(whole)
+    (photos / "new.png").unlink()
+    _, result = update(photos)
+    assert (result.num_images, result.num_embedded, result.skipped) == (12, 1, ())
+    assert not (tmp_path / "index/skipped.jsonl").exists()
+
+
+def test_too_many_broken_files_stop_the_pass(update: Indexed, photos: Path, tmp_path: Path) -> None:
+    """What was embedded by then stays."""
+    for name in NAMES[6:]:
+        (photos / name).write_bytes(b"no image")
+    with pytest.raises(TooManyBroken, match="cannot be read"):
+        update(photos, max_broken_share=0.1, batch_size=6)
+    assert list(contents(tmp_path / "index")) == list(NAMES[:6])
+
+
+def test_interrupted_and_gone_on_equals_one_left_alone(
+    update: Indexed,
+    photos: Path,
+    tmp_path: Path,
+    embedded: list[int],
+    fresh: Callable[[Path], dict[str, bytes]],
+) -> None:
+    """At any image: what was embedded is not embedded again."""
+    expected = fresh(photos)
+    embedded.clear()
+    for at in (0, 1, 5, 11):
+        folder = f"interrupted-{at}"
+
+        def interrupt(reading: int, at: int = at) -> None:
+            if reading == at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            update(watched(photos, interrupt), folder, batch_size=1)
+        done = contents(tmp_path / folder)
+        assert at - 2 < len(done) + 1 <= at + 1
+        assert done.items() <= expected.items()
+        _, result = update(photos, folder)
+        assert result.num_embedded == 12 - len(done)
+        assert contents(tmp_path / folder) == expected
+    assert sum(embedded) == 4 * 12
+
+
+def index_slowly(model: CBViLA, photos: Path, folder: Path) -> None:
+    """What the killed process does."""
+    torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())
+    update_module._SECONDS_A_PART = 0.0  # a part for each batch
+    source = watched(photos, lambda index: time.sleep(0.01))
+    index = ImageIndex.open(folder, model, create=True)
+    index.update(source, batch_size=2, progress=False)
+
+
+def test_killed_at_random_moments(
+    model: CBViLA, photos: Path, tmp_path: Path, fresh: Callable[[Path], dict[str, bytes]]
+) -> None:
+    write_images(photos, [f"more/{number:02d}.png" for number in range(28)], seed=3)
+    expected, folder = fresh(photos), tmp_path / "killed"
+    generator = np.random.default_rng(0)
+    kills, sizes = 0, [0]
+    while kills < 5 and sizes[-1] < 40:
+        child = SERVER.Process(target=index_slowly, args=(model, photos, folder))
+        child.start()
+        parts = folder / "parts"
+        wait_for = len(list(parts.glob("*.arrow"))) + int(generator.integers(1, 4))
+        while child.is_alive() and not (parts.is_dir() and len(list(parts.glob("*.arrow"))) >= wait_for):
+            time.sleep(0.001)
+        time.sleep(float(generator.uniform(0, 0.03)))
+        child.kill()
+        child.join()
+        kills += child.exitcode == -signal.SIGKILL
+        there = contents(folder)
+        assert there.items() <= expected.items()
+        sizes.append(len(there))
+    assert kills >= 3
+    assert len(set(sizes)) >= 3  # killed at work, not before or after it
+    result = ImageIndex.open(folder, model).update(str(photos), progress=False)
+    assert result.num_embedded <= 40 - sizes[-1]
+    assert contents(folder) == expected
+    assert not list(folder.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_a_damaged_part_is_named_deleted_and_made_again(
+    update: Indexed,
+    photos: Path,
+    tmp_path: Path,
+    model: CBViLA,
+    fresh: Callable[[Path], dict[str, bytes]],
+    which: int,
+) -> None:
+    """As the error says: delete it, index again. Whatever the part had added, changed or removed."""
+    settle(photos)
+    update(photos)
+    write_images(photos, ["cats/00.png"], seed=6)
+    update(photos)
+    write_images(photos, ["cats/00.png"], seed=7)
+    (photos / "dogs/03.png").unlink()
+    update(photos)
+    path = listed_parts(tmp_path / "index/parts")[which][1]
+    path.write_bytes(path.read_bytes()[:-9])
+    for again in (lambda: ImageIndex.open(tmp_path / "index", model), lambda: update(photos)):
+        with pytest.raises(DamagedIndex, match=f"{path.name} is damaged .*: delete it and run `pixlex index"):
+            again()
+    path.unlink()
+    if which < 3:
+        with pytest.raises(DamagedIndex, match=f"has lost its parts {which + 1}: run `pixlex index"):
+            ImageIndex.open(tmp_path / "index", model).search(texts=["about"])
+    update(photos)
+    assert contents(tmp_path / "index") == fresh(photos)
+    ImageIndex.open(tmp_path / "index", model).search(texts=["about"])
+
+
+def test_many_parts_and_void_rows_are_written_anew(
+    update: Indexed, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pixlex.search.store._MOST_PARTS", 3)
+    monkeypatch.setattr(update_module, "_ROWS_A_PART", 2)
+    update(photos, batch_size=2)
+    assert [number for number, _ in listed_parts(tmp_path / "index/parts")] == [7]
+    assert list(contents(tmp_path / "index")) == list(NAMES)
+
+
+def test_images_that_are_no_files(update: Indexed, photos: Path, tmp_path: Path, embedded: list[int]) -> None:
+    """Rows of a table are compared by their bytes."""
+
+    def table(changed: int | None) -> None:
+        images = [(photos / name).read_bytes() for name in NAMES]
+        if changed is not None:
+            images[changed] = (write_images(tmp_path / "other", ["x.png"], seed=9) / "x.png").read_bytes()
+        pq.write_table(pa.table({"image": images}), tmp_path / "set.parquet")
+
+    table(None)
+    update(tmp_path / "set.parquet")
+    table(4)
+    _, result = update(tmp_path / "set.parquet")
+    assert (sum(embedded), result.num_embedded, result.num_unchanged) == (13, 1, 11)
+    _, result = update("embedded:scenes:test:5", "scenes")
+    _, result = update("embedded:scenes:test:5", "scenes")
+    assert (result.num_unchanged, sum(embedded)) == (5, 18)
+
+
+def test_an_image_listed_twice_is_taken_once(update: Indexed, photos: Path, tmp_path: Path) -> None:
+    (photos / "list.csv").write_text("path\ncats/00.png\ndogs/01.png\ncats/00.png\n")
+    _, result = update(photos / "list.csv")
+    assert (result.num_images, result.num_repeated) == (2, 1)
+    assert list(contents(tmp_path / "index")) == ["cats/00.png", "dogs/01.png"]
+
+
+def test_another_source_is_refused(
+    update: Indexed, photos: Path, tmp_path: Path, embedded: list[int]
+) -> None:
+    """It would drop what the index holds; the same images at another place are said to be."""
+    index, _ = update(photos)
+    assert index.head.source == str(photos)
+    with pytest.raises(
+        ValueError, match=r"index is an index of .*photos, got .*cats: .* say so with --moved"
+    ):
+        update(photos / "cats")
+    photos.rename(tmp_path / "elsewhere")
+    index, result = update(tmp_path / "elsewhere", moved=True)
+    assert (index.head.source, result.num_unchanged, sum(embedded)) == (str(tmp_path / "elsewhere"), 12, 12)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        update(tmp_path / "elsewhere", batch_size=0)
+
+
+def test_another_model_is_refused(
+    update: Indexed, photos: Path, tmp_path: Path, model: CBViLA, language: Path
+) -> None:
+    update(photos)
+    other = tiny_cbvila(language, seed=1)
+    with pytest.raises(
+        ValueError, match=r"was made with the model given \(fingerprint \w{12}, fp32\), got runs/other \(fing"
+    ):
+        ImageIndex.open(tmp_path / "index", other, name="runs/other")
+    with pytest.raises(ValueError, match=r"fp32\), got .*, bf16\): vectors of different models"):
+        ImageIndex.open(tmp_path / "index", model, precision="bf16")
+
+
+def test_a_folder_of_other_things_is_left_alone(photos: Path, model: CBViLA, tmp_path: Path) -> None:
+    before = sorted(photos.rglob("*"))
+    with pytest.raises(ValueError, match=r"photos is no index, it holds no index\.json"):
+        ImageIndex.open(photos, model, create=True)
+    assert sorted(photos.rglob("*")) == before
+    with pytest.raises(ValueError, match="is no index"):
+        ImageIndex.open(tmp_path / "nowhere", model)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_model_without_finite_vectors_is_refused(photos: Path, language: Path, tmp_path: Path) -> None:
+    broken = tiny_cbvila(language)
+    with torch.no_grad():
+        broken.image_contrast.bias[0] = math.nan
+    index = ImageIndex.open(tmp_path / "index", broken, create=True)
+    with pytest.raises(ValueError, match="vectors that are not finite, first for cats"):
+        index.update(str(photos), progress=False)
+    assert len(index) == 0
+
+
+def test_the_model_is_left_in_its_mode(photos: Path, language: Path, tmp_path: Path) -> None:
+    model = tiny_cbvila(language).train()
+    index = ImageIndex.open(tmp_path / "index", model, create=True)
+    index.update(str(photos), progress=False)
+    index.search(texts=["about"])
+    assert model.training
