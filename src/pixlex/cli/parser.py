@@ -26,6 +26,7 @@ from pixlex.cli.options import (
     path_arguments,
     positive,
 )
+from pixlex.cli.search_options import search_commands
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     _gallery(commands)
     explain_command(commands)
     evaluate_commands(commands)
+    search_commands(commands)
     _information_commands(commands)
     convert_command(commands)
     return parser
