@@ -57,6 +57,8 @@ def _begins_with(path: Path, name: str) -> bool:
     """Whether the first line of a file is an object with this field."""
     with path.open("rb") as file:
         first = next((line for line in file if line.strip()), b"")
+    if not first.lstrip().startswith(b"{"):  # a whole list in one line is not read twice
+        return False
     try:
         found = json.loads(first)
     except ValueError:  # JSONDecodeError, UnicodeDecodeError

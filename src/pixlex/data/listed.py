@@ -77,8 +77,8 @@ class Listing:
     kinds: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
 
-    def add(self, item: Item) -> None:
-        """Append an item.
+    def add(self, item: Item, name: str, answers: tuple[str, ...]) -> None:
+        """Append an item under a name, with its answers as they are stored.
 
         Raises:
             ValueError: it has more or fewer images than those before.
@@ -87,8 +87,8 @@ class Listing:
             raise ValueError(f"expected {self.num_images} images as before, got {len(item.images)}")
         self.images += item.images
         self.texts.append(item.text)
-        self.answers.append(item.answers)
-        self.ids.append(item.id)
+        self.answers.append(answers)
+        self.ids.append(name)
         self.scales.append(item.scale)
         self.sentences.append(item.sentence)
         self.kinds.append(item.kind)
@@ -141,8 +141,7 @@ def read_listing(rows: Rows, read_row: ReadRow) -> Listing:
     """
     listing = Listing(rows.path)
     ids: set[str] = set()
-    shared: dict[tuple[str, ...], tuple[str, ...]] = {}
-    texts: dict[str, str] = {}
+    shared: dict[str, str] = {}
     for number, row in rows.rows:
         try:
             for item in read_row(number, row):
@@ -150,12 +149,7 @@ def read_listing(rows: Rows, read_row: ReadRow) -> Listing:
                 if name in ids:
                     raise ValueError(f"expected ids that occur once, got {name} again")
                 ids.add(name)
-                listing.add(item)
-                listing.ids[-1] = name
-                if item.answers not in shared:
-                    same = tuple(texts.setdefault(answer, answer) for answer in item.answers)
-                    shared[same] = same
-                listing.answers[-1] = shared[item.answers]
+                listing.add(item, name, tuple(map(shared.setdefault, item.answers, item.answers)))
         except LeftOut as reason:
             listing.ignored.append(f"{rows.unit} {number}: {reason}")
         except ValueError as fault:
@@ -205,9 +199,11 @@ def id_of(row: Row, names: Sequence[str]) -> str:
     """
     for name in names:
         value = row.get(name)
+        if type(value) is int:
+            return str(value)
         if is_nothing(value):
             continue
-        if isinstance(value, bool) or not isinstance(value, str | int):
+        if not isinstance(value, str):
             raise ValueError(f"expected a text or a whole number in {name}, got {value!r:.80}")
         return str(value).strip()
     return ""

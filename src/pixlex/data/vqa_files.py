@@ -87,7 +87,7 @@ def answers_in(value: object) -> tuple[str, ...]:
     if is_nothing(value):
         return ()
     given = value if isinstance(value, list) else [value]
-    return tuple(map(_answer, given))
+    return tuple([one if type(one) is str else _answer(one) for one in given])
 
 
 def _answer(value: object) -> str:
