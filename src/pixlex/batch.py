@@ -100,10 +100,10 @@ class ReasoningBatch(ImageBatch):
         targets: the distinct answers of each item with their weights in training.
     """
 
-    items: Int[Tensor, " B"]
+    items: Int[Tensor, " Q"]
     texts: tuple[str, ...]
-    word_ids: Int[Tensor, "B T"]
-    key_padding: Bool[Tensor, "B T"]
+    word_ids: Int[Tensor, "Q T"]
+    key_padding: Bool[Tensor, "Q T"]
     answers: tuple[tuple[str, ...], ...]
     targets: tuple[Mapping[str, float], ...]
 

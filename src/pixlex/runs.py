@@ -6,37 +6,46 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pixlex import distributed, report
-from pixlex.batch import ImageBatch
-from pixlex.config.cbvila import CBViLARun
+from pixlex.batch import ImageBatch, Words
+from pixlex.config.cbvila import CBViLAConfig, CBViLARun
 from pixlex.config.frozen import FrozenRun
 from pixlex.config.mae import MAERun
+from pixlex.config.reasoning import ReasoningRun
 from pixlex.config.run import LQAERun, Run, VQVAERun, describe_fields, read_run, value_at, write_run
 from pixlex.data.broken import BrokenImages
 from pixlex.data.images import ImageSource, open_source
+from pixlex.data.answers import build_answers
+from pixlex.data.items import open_items
 from pixlex.data.loader import training_batches
 from pixlex.data.pairs import PairSource, open_pairs, training_pairs
+from pixlex.data.reasoning import CLASSES, ReasoningSource, training_items
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.frozen import Frozen
 from pixlex.models.lqae import LQAE
 from pixlex.models.mae import MAE
+from pixlex.models.reasoner import Reasoner
+from pixlex.models.resized import started
 from pixlex.models.vqvae import VQVAE
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.frozen import FrozenObjective
 from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
 from pixlex.objectives.mae import MAEObjective
 from pixlex.objectives.phase import Objective
+from pixlex.objectives.reasoning import ReasoningObjective
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.loop import Callbacks, fit
 from pixlex.train.parallel import local_batch_size
 from pixlex.train.tracking import METRICS, write_environment
+
+Source = ImageSource | ReasoningSource
 
 CONFIG = "config.yaml"
 # What may differ when a run goes on: nothing that its weights depend on.
@@ -73,15 +82,21 @@ def _train(run: Run, folder: Path, resume: bool) -> Path | None:
     """Train within the process group."""
     local_batch_size(run.train)
     is_first = distributed.rank() == 0
+    source = _open(run, run.data.train)
+    validation = _open(run, run.data.validation) if run.data.validation else None
+    if isinstance(run, ReasoningRun):
+        assert isinstance(source, ReasoningSource)
+        run = completed(run, source)
     if is_first:
         _prepare_folder(run, folder, resume)
     distributed.barrier()
-    source = _open(run, run.data.train)
-    validation = _open(run, run.data.validation) if run.data.validation else None
     torch.manual_seed(run.train.seed)
     objective = build_objective(run)
-    broken = BrokenImages(folder if is_first else None, source, run.data.max_broken_share)
-    progress = None if validation is None else report.progress_of(run, objective, validation, folder)
+    images = source.images if isinstance(source, ReasoningSource) else source
+    broken = BrokenImages(folder if is_first else None, images, run.data.max_broken_share)
+    progress = None
+    if validation is not None:
+        progress = report.progress_of(run, objective, source, validation, folder)
     callbacks = Callbacks(observe=broken.add, evaluate=progress)
 
     settings = dataclasses.asdict(run)
@@ -91,7 +106,7 @@ def _train(run: Run, folder: Path, resume: bool) -> Path | None:
     return _finish(run, objective, folder, progress)
 
 
-def _batches(run: Run, objective: Objective, source: ImageSource) -> Callable[[int], Iterator[ImageBatch]]:
+def _batches(run: Run, objective: Objective, source: Source) -> Callable[[int], Iterator[ImageBatch]]:
     """Return what yields this process's part of each batch, from a step on."""
 
     def batches(first_step: int) -> Iterator[ImageBatch]:
@@ -104,18 +119,28 @@ def _batches(run: Run, objective: Objective, source: ImageSource) -> Callable[[i
             "rank": distributed.rank(),
             "world_size": distributed.world_size(),
         }
-        if not isinstance(run, FrozenRun | CBViLARun):
+        if not isinstance(run, FrozenRun | CBViLARun | ReasoningRun):
+            assert not isinstance(source, ReasoningSource)
             return training_batches(source, **settings)
-        assert isinstance(source, PairSource)
         model, max_words = objective.model, run.data.max_words
-        assert isinstance(model, Frozen | CBViLA)
-        return training_pairs(source, encode=lambda texts: model.encode_texts(texts, max_words), **settings)
+        assert isinstance(model, Frozen | CBViLA | Reasoner)
+
+        def encode(texts: Sequence[str]) -> Words:
+            return model.encode_texts(texts, max_words)
+
+        if isinstance(source, ReasoningSource):
+            return training_items(source, encode=encode, **settings)
+        assert isinstance(source, PairSource)
+        return training_pairs(source, encode=encode, **settings)
 
     return batches
 
 
-def _open(run: Run, description: str) -> ImageSource:
-    """Open images, with captions where the family reads them."""
+def _open(run: Run, description: str) -> Source:
+    """Open images, with captions where the family reads them, or with questions and answers."""
+    if isinstance(run, ReasoningRun):
+        items = open_items(description, run.model.task, clean=run.data.clean_captions)
+        return items.answered()
     if isinstance(run, CBViLARun):
         pairs = open_pairs(description)
         return pairs.cleaned() if run.data.clean_captions else pairs
@@ -135,8 +160,24 @@ def build_objective(run: Run) -> Objective:
             return FrozenObjective(Frozen.build(run.model), run.train.steps)
         case CBViLARun():
             return CBViLAObjective(
-                CBViLA.start(run.model), run.objective, run.train.steps, run.data.max_words
+                _body(run.model, run.start), run.objective, run.train.steps, run.data.max_words
             )
+        case ReasoningRun():
+            reasoner = Reasoner.start(run.model, _body(run.model.body, run.start))
+            return ReasoningObjective(reasoner, run.objective, run.train.steps)
+
+
+def _body(config: CBViLAConfig, start: str) -> CBViLA:
+    """Return the network that a run begins with."""
+    return started(config, pretrained.load_cbvila(start)) if start else CBViLA.start(config)
+
+
+def completed(run: ReasoningRun, source: ReasoningSource) -> ReasoningRun:
+    """Return a run with what its data decide: the answers, and how many images an item has."""
+    config = run.model
+    answers = config.answers or CLASSES.get(config.task) or build_answers(source, run.data.min_answer_count)
+    model = dataclasses.replace(config, answers=answers, num_images=source.num_images)
+    return dataclasses.replace(run, model=model)
 
 
 def _prepare_folder(run: Run, folder: Path, resume: bool) -> None:

@@ -10,14 +10,18 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 from pixlex.cli.output import answer, remark
-from pixlex.config.run import read_run
+from pixlex.config.run import Run, read_run
 
 INTERRUPTED = 130
 
 
 def train(options: Namespace) -> int:
     """Train a recipe in a run folder, or go on with it."""
-    run = read_run(options.recipe, options.overrides)
+    return train_run(options, read_run(options.recipe, options.overrides))
+
+
+def train_run(options: Namespace, run: Run) -> int:
+    """Train a run in the folder that a command names, or go on with it."""
     folder = options.out if options.out is not None else _default_folder(options.recipe, options.resume)
     if options.resume and not folder.is_dir():
         raise ValueError(

@@ -255,6 +255,10 @@ class CBViLARun:
     """A vision-language model with a visual codebook, and its pretraining."""
 
     family: str = describe("cbvila", "Picks this class.")
+    start: str = describe(
+        "",
+        "Model directory of a CB-ViLA to go on from; empty: from the pretrained parts that the model names.",
+    )
     model: CBViLAConfig = part(CBViLAConfig, "The network.")
     objective: CBViLAObjectiveConfig = part(CBViLAObjectiveConfig, "The loss.")
     data: CBViLADataConfig = part(CBViLADataConfig, "The images and captions.")

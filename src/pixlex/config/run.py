@@ -18,6 +18,7 @@ from pixlex.config.data import DataConfig
 from pixlex.config.frozen import FrozenRun
 from pixlex.config.lqae import LQAEConfig, LQAEObjectiveConfig, VQVAEConfig, VQVAEObjectiveConfig
 from pixlex.config.mae import MAERun
+from pixlex.config.reasoning import ReasoningRun
 from pixlex.config.train import EvalConfig, TrainConfig
 
 
@@ -45,13 +46,14 @@ class VQVAERun:
     eval: EvalConfig = part(EvalConfig, "The measures.")
 
 
-Run = LQAERun | VQVAERun | MAERun | FrozenRun | CBViLARun
+Run = LQAERun | VQVAERun | MAERun | FrozenRun | CBViLARun | ReasoningRun
 FAMILIES: Mapping[str, type[Run]] = {
     "lqae": LQAERun,
     "vqvae": VQVAERun,
     "mae": MAERun,
     "frozen": FrozenRun,
     "cbvila": CBViLARun,
+    "reasoning": ReasoningRun,
 }
 
 
@@ -80,12 +82,15 @@ def find_recipe(name: str) -> Path:
     raise ValueError(f"no recipe {name!r}: expected a YAML file or one of {', '.join(recipe_names())}")
 
 
-def read_run(recipe: str | Path, overrides: Sequence[str] = ()) -> Run:
+def read_run(
+    recipe: str | Path, overrides: Sequence[str] = (), beneath: Mapping[str, Any] | None = None
+) -> Run:
     """Read a recipe and apply overrides.
 
     Args:
         recipe: a YAML file, or the name of a recipe that comes with pixlex.
         overrides: `key=value` with dots in the key, such as `train.steps=100`; later ones win.
+        beneath: nested values that hold where the recipe says nothing.
 
     Raises:
         ValueError: an unknown key (the message names the nearest right one), a value of the wrong type or out
@@ -100,7 +105,7 @@ def read_run(recipe: str | Path, overrides: Sequence[str] = ()) -> Run:
         raise ValueError(f"{path} must hold keys and values, got {type(values).__name__}")
     for override in overrides:
         _apply_override(values, override)
-    return run_from(values, str(path))
+    return run_from(_over(beneath or {}, values), str(path))
 
 
 def run_from(values: Mapping[str, Any], origin: str) -> Run:
@@ -151,6 +156,15 @@ def value_at(values: Mapping[str, Any], name: str) -> Any:
     for key in name.split("."):
         place = place[key]
     return place
+
+
+def _over(beneath: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values, with others where they say nothing."""
+    merged = {**beneath, **values}
+    for key in beneath.keys() & values.keys():
+        if isinstance(beneath[key], Mapping) and isinstance(values[key], Mapping):
+            merged[key] = _over(beneath[key], values[key])
+    return merged
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

@@ -21,6 +21,12 @@ from pixlex.data.sources import ImageSource
 Task = Literal["vqa", "nlvr2", "entailment"]
 One = TypeVar("One")
 
+# The classes of the tasks that have some.
+CLASSES: Mapping[Task, tuple[str, ...]] = {
+    "nlvr2": ("false", "true"),
+    "entailment": ("entailment", "neutral", "contradiction"),
+}
+
 
 @dataclass(frozen=True)
 class ReasoningSource:

@@ -19,6 +19,7 @@ def masked_word_loss(
     bias: Float[Tensor, " V"] | None,
     *,
     total: float | None = None,
+    factors: Float[Tensor, " M"] | None = None,
     block: int = 512,
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of hidden words in nats, -log p(z | z_m) (LQAE, equation 2).
@@ -35,6 +36,7 @@ def masked_word_loss(
         bias: output bias.
         total: what the sum is divided by; the number of hidden words here when None. With several processes,
             the hidden words of the whole batch over the number of processes makes their mean exact.
+        factors: what the cross-entropy of each word counts; 1 when None.
         block: positions whose logits exist at the same time.
 
     Returns:
@@ -51,13 +53,14 @@ def masked_word_loss(
     missing = -len(word_ids) % _ROWS if len(word_ids) else _ROWS
     vectors = F.pad(vectors.to(dtype), (0, 0, 0, missing))
     word_ids = F.pad(word_ids, (0, missing), value=_IGNORED)
+    counted = torch.ones(len(word_ids), device=vectors.device)
+    if factors is not None:
+        counted = F.pad(factors, (0, missing))
 
-    def summed(rows: Tensor, targets: Tensor) -> Tensor:
+    def summed(rows: Tensor, targets: Tensor, factors: Tensor) -> Tensor:
         logits = F.linear(rows, matrix, offset).float()
-        return F.cross_entropy(logits, targets, reduction="sum", ignore_index=_IGNORED)
+        return (factors * F.cross_entropy(logits, targets, reduction="none", ignore_index=_IGNORED)).sum()
 
-    parts = [
-        checkpoint(summed, rows, targets, use_reentrant=False)
-        for rows, targets in zip(torch.split(vectors, block), torch.split(word_ids, block), strict=True)
-    ]
+    blocks = zip(*(torch.split(one, block) for one in (vectors, word_ids, counted)), strict=True)
+    parts = [checkpoint(summed, *one, use_reentrant=False) for one in blocks]
     return torch.stack(parts).sum() / total

@@ -27,7 +27,7 @@ class MaskedWordHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.apply(initializer(width))
 
-    def forward(self, vectors: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
+    def forward(self, vectors: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
         """Return vectors to be compared with word embeddings."""
         predicted: Tensor = self.norm(F.gelu(self.transform(vectors)))
         return predicted

@@ -16,12 +16,14 @@ from pixlex.config.cbvila import CBViLAConfig
 from pixlex.config.frozen import FrozenConfig
 from pixlex.config.lqae import LQAEConfig, VQVAEConfig
 from pixlex.config.mae import MAEConfig
+from pixlex.config.reasoning import ReasonerConfig
 from pixlex.config.run import run_from
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.frozen import Frozen
 from pixlex.models.hub import find_model
 from pixlex.models.lqae import LQAE
 from pixlex.models.mae import MAE
+from pixlex.models.reasoner import Reasoner
 from pixlex.models.vqvae import VQVAE
 
 CONFIG = "config.json"
@@ -29,26 +31,30 @@ WEIGHTS = "model.safetensors"
 FORMAT = 1
 
 Tokenizer = LQAE | VQVAE | CBViLA
-Model = Tokenizer | MAE | Frozen
+Model = Tokenizer | MAE | Frozen | Reasoner
 _FAMILIES: dict[type[Model], str] = {
     LQAE: "lqae",
     VQVAE: "vqvae",
     MAE: "mae",
     Frozen: "frozen",
     CBViLA: "cbvila",
+    Reasoner: "reasoning",
 }
 _CONSEQUENCES: dict[type[Model], tuple[str, str]] = {
     LQAE: ("word embeddings", "codes mean nothing in another vocabulary"),
     Frozen: ("weights", "an image's embeddings mean nothing to another language model"),
     CBViLA: ("the vocabulary", "word vectors mean nothing under another vocabulary"),
+    Reasoner: ("the vocabulary", "word vectors mean nothing under another vocabulary"),
 }
 
 
 @overload
 def build(config: LQAEConfig | VQVAEConfig | CBViLAConfig) -> Tokenizer: ...
 @overload
-def build(config: MAEConfig | FrozenConfig) -> MAE | Frozen: ...
-def build(config: LQAEConfig | VQVAEConfig | MAEConfig | FrozenConfig | CBViLAConfig) -> Model:
+def build(config: MAEConfig | FrozenConfig | ReasonerConfig) -> MAE | Frozen | Reasoner: ...
+def build(
+    config: LQAEConfig | VQVAEConfig | MAEConfig | FrozenConfig | CBViLAConfig | ReasonerConfig,
+) -> Model:
     """Build an untrained model from the configuration of its family."""
     match config:
         case LQAEConfig():
@@ -61,6 +67,8 @@ def build(config: LQAEConfig | VQVAEConfig | MAEConfig | FrozenConfig | CBViLACo
             return Frozen.build(config)
         case CBViLAConfig():
             return CBViLA.build(config)
+        case ReasonerConfig():
+            return Reasoner.build(config)
 
 
 def family_of(model: Model) -> str:
@@ -72,7 +80,9 @@ def language_of(model: Model) -> tuple[str, str] | None:
     """Return name and fingerprint of what a model's words are those of, None where it has no words."""
     if isinstance(model, LQAE | Frozen):
         return model.language.name, model.language.fingerprint
-    return (model.tokenizer.name, model.tokenizer.fingerprint) if isinstance(model, CBViLA) else None
+    if isinstance(model, CBViLA | Reasoner):
+        return model.tokenizer.name, model.tokenizer.fingerprint
+    return None
 
 
 def save(model: Model, folder: Path) -> None:
@@ -113,6 +123,18 @@ def load(name: str, *, language_model: str | None = None, revision: str | None =
     return model
 
 
+def load_cbvila(name: str, *, language_model: str | None = None, revision: str | None = None) -> CBViLA:
+    """Load the model directory of a CB-ViLA; see `load_any`.
+
+    Raises:
+        ValueError: as `load_any`, or a model of another family.
+    """
+    model = load_any(name, language_model=language_model, revision=revision)
+    if not isinstance(model, CBViLA):
+        raise ValueError(f"{name} holds a model of family {_FAMILIES[type(model)]}, expected one of cbvila")
+    return model
+
+
 def load_any(name: str, *, language_model: str | None = None, revision: str | None = None) -> Model:
     """Load a model directory of any family, in evaluation mode, on the CPU.
 
@@ -127,20 +149,17 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
             language model whose word embeddings are not those the codes were made with.
     """
     folder = find_model(name, "model", needs=(CONFIG,), files=(CONFIG, WEIGHTS), revision=revision)
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / CONFIG} cannot be read: {error}") from error
-    if config.get("format") != FORMAT:
-        raise ValueError(f"{folder / CONFIG}: expected model format {FORMAT}, got {config.get('format')!r}")
+    config = _config_of(folder)
     values = config["model"]
     if language_model is not None and "language" in values:
         values["language"]["name"] = language_model
-    if language_model is not None and config["family"] == "cbvila":
-        values["text"]["tokenizer"] = language_model
     described = {"family": config["family"], "model": values}
-    if config["family"] == "cbvila":  # a run's texts fit the model; here there is no run
-        described["data"] = {"max_words": values["text"]["positions"]}
+    body = {"cbvila": values, "reasoning": values.get("body")}.get(config["family"])
+    if body is not None:
+        if language_model is not None:
+            body["text"]["tokenizer"] = language_model
+        # A run's texts fit the model; here there is no run.
+        described["data"] = {"max_words": body["text"]["positions"]}
     run = run_from(described, str(folder / CONFIG))
     model = build(run.model)
     language = language_of(model)
@@ -160,6 +179,21 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"{folder / WEIGHTS} does not hold this model's weights: {error}") from error
     return model.eval().requires_grad_(False)
+
+
+def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
+    """Return what `config.json` of a model directory says, the weights unread; see `load_any`."""
+    return _config_of(find_model(name, "model", needs=(CONFIG,), files=(CONFIG, WEIGHTS), revision=revision))
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder / CONFIG} cannot be read: {error}") from error
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{folder / CONFIG}: expected model format {FORMAT}, got {config.get('format')!r}")
+    return config
 
 
 def parameter_count(model: torch.nn.Module) -> int:

@@ -160,7 +160,7 @@ class BertLayer(nn.Module):
     def forward(
         self,
         sequence: Float[Tensor, "B N D"],
-        bias: Float[Tensor, "B 1 1 N"] | None = None,
+        bias: Float[Tensor, "B 1 _ N"] | None = None,
         context: KeysValues | None = None,
         context_bias: Float[Tensor, "C 1 1 M"] | None = None,
         watch: Watch | None = None,
@@ -169,7 +169,7 @@ class BertLayer(nn.Module):
 
         Args:
             sequence: the vectors.
-            bias: hides the padding of the sequence.
+            bias: hides the padding of the sequence, or from each place what it is not to see.
             context: what cross-attention looks at; given exactly where the layer has it.
             context_bias: hides the padding of the context.
             watch: of the cross-attention.
@@ -232,15 +232,23 @@ class TextEncoder(nn.Module):
         Raises:
             ValueError: longer texts than there are positions.
         """
+        sequence, bias = self.embed(word_ids), padding_bias(key_padding)
+        for layer in self.layers:
+            sequence = layer(sequence, bias)
+        return sequence
+
+    def embed(self, word_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Return the embeddings of words and their positions, before any layer.
+
+        Raises:
+            ValueError: longer texts than there are positions.
+        """
         num_words, most = word_ids.shape[1], self.positions.shape[1]
         if num_words > most:
             raise ValueError(f"expected texts of at most {most} words (tokens), got {num_words}")
         sequence: Tensor = self.words(word_ids) + self.positions[:, :num_words]
-        sequence = self.dropout(self.norm(sequence))
-        bias = padding_bias(key_padding)
-        for layer in self.layers:
-            sequence = layer(sequence, bias)
-        return sequence
+        embedded: Tensor = self.dropout(self.norm(sequence))
+        return embedded
 
 
 class FusionEncoder(nn.Module):
@@ -283,7 +291,7 @@ class FusionEncoder(nn.Module):
             context: the side that is looked at.
             key_padding: True = padding of the queries.
         """
-        bias, context_bias = padding_bias(key_padding), padding_bias(context.key_padding)
+        bias, context_bias = self._bias(queries, key_padding), padding_bias(context.key_padding)
         for layer, keys_values in zip(self.layers, context.layers, strict=True):
             queries = layer(queries, bias, keys_values, context_bias)
         return queries
@@ -311,13 +319,35 @@ class FusionEncoder(nn.Module):
             kept.append(shares.detach().requires_grad_())
             return kept[0]
 
-        bias, context_bias = padding_bias(key_padding), padding_bias(context.key_padding)
+        bias, context_bias = self._bias(queries, key_padding), padding_bias(context.key_padding)
         for number, (one, keys_values) in enumerate(zip(self.layers, context.layers, strict=True), start=1):
             watched = keep if number == layer else None
             queries = one(queries, bias, keys_values, context_bias, watched)
         return Watched(queries, kept[0])
 
+    def _bias(
+        self, queries: Float[Tensor, "B N D"], key_padding: Bool[Tensor, "B N"] | None
+    ) -> Float[Tensor, "B 1 _ N"] | None:
+        """Return what hides from each query the places that it is not to see."""
+        return padding_bias(key_padding)
+
     def _layers(self) -> Iterator[BertLayer]:
         for layer in self.layers:
             assert isinstance(layer, BertLayer)
             yield layer
+
+
+class AnswerDecoder(FusionEncoder):
+    """A fusion encoder whose queries see themselves and what stands before them alone: it writes.
+
+    The decoder of ALBEF's question answering (Li et al. 2021, section 4.2); its layers have the shapes of the fusion
+    encoder's, from which they start.
+    """
+
+    def _bias(
+        self, queries: Float[Tensor, "B N D"], key_padding: Bool[Tensor, "B N"] | None
+    ) -> Float[Tensor, "B 1 _ N"] | None:
+        length = queries.shape[1]
+        later = torch.full((1, 1, length, length), -torch.inf, device=queries.device).triu(1)
+        # Padding stands on the right, behind all that is read: nothing before it sees it.
+        return later.expand(len(queries), -1, -1, -1)

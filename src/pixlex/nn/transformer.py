@@ -54,7 +54,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width, bias=bias)
 
     def forward(
-        self, sequence: Float[Tensor, "B N D"], bias: Float[Tensor, "B 1 1 N"] | None = None
+        self, sequence: Float[Tensor, "B N D"], bias: Float[Tensor, "B 1 _ N"] | None = None
     ) -> Float[Tensor, "B N D"]:
         """Return the attended sequence, without residual; `bias` is added to the scores (see `attend`)."""
         queries, keys, values = self.query_key_value(sequence).unflatten(-1, (3, self.heads, -1)).unbind(2)

@@ -73,6 +73,13 @@ class TextTokenizer:
         found: list[str] = self.tokenizer.convert_ids_to_tokens(word_ids.tolist())
         return found
 
+    def text(self, word_ids: Int[Tensor, " T"]) -> str:
+        """Return words as running text, from behind the start to the first end."""
+        ids = [one for one in word_ids.tolist() if one not in (self.start_id, self.pad_id)]
+        ids = ids[: ids.index(self.end_id)] if self.end_id in ids else ids
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip()
+
 
 def load_tokenizer(name: str = EMBEDDED) -> TextTokenizer:
     """Load a BERT's tokenizer.

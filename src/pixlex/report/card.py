@@ -68,6 +68,25 @@ images = model.image_vectors(model.see(images))  # images: (B, 3, H, W) in [0, 1
 texts = model.text_vectors(model.read(words.word_ids, words.key_padding))
 similarity = images @ texts.T"""
 
+_REASONING = """\
+A vision-language model with a learned visual codebook (Guo et al. 2022, arXiv:2208.00475), fine-tuned to one task
+(`model.task` below): {task}.
+"""
+
+_TASKS = {
+    "vqa": "it answers questions about an image",
+    "nlvr2": "it says whether a sentence is true of its images",
+    "entailment": "it says whether an image entails a sentence, leaves it open or contradicts it",
+}
+
+_REASONING_USAGE = """\
+from pixlex.models import pretrained
+
+model = pretrained.load_any("this directory, or its name on the hub")
+words = model.encode_texts(["what color is the dog"], max_words=30)
+ranked = model.rank(images, words)  # images: (B, 3, H, W) in [0, 1]
+answers = [model.config.answers[number] for number in ranked.numbers[:, 0]]"""
+
 _CBVILA_LANGUAGE = """\
 ## Vocabulary
 
@@ -143,6 +162,10 @@ def _about(run_config: Mapping[str, Any], has_words: bool) -> tuple[tuple[str, .
     if run_config.get("family") == "cbvila":
         tags = ("image-text-retrieval", "vector-quantization")
         return tags, "CB-ViLA: images and texts with a visual codebook", _CBVILA, _CBVILA_USAGE
+    if run_config.get("family") == "reasoning":
+        task = run_config["model"]["task"]
+        title = f"CB-ViLA, fine-tuned: {task}"
+        return ("visual-question-answering",), title, _REASONING.format(task=_TASKS[task]), _REASONING_USAGE
     if run_config.get("family") == "mae":
         return ("masked-autoencoder",), "MAE: features of images", _MAE, _MAE_USAGE
     kind, codes, description = ("LQAE", "words", _LQAE) if has_words else ("VQ-VAE", "codes", _VQVAE)
@@ -169,7 +192,7 @@ def _count(run_config: Mapping[str, Any]) -> str:
 
 def _language(name: str, fingerprint: str, *, family: str) -> str:
     """Say whose words these are, or which language model is spoken through."""
-    if family in ("frozen", "cbvila"):
+    if family in ("frozen", "cbvila", "reasoning"):
         text = _FROZEN_LANGUAGE if family == "frozen" else _CBVILA_LANGUAGE
         return text.format(name=name, fingerprint=fingerprint)
     source = f"`{name}`"

@@ -11,8 +11,10 @@ import torch
 from pixlex.config.cbvila import CBViLARun
 from pixlex.config.frozen import FrozenRun
 from pixlex.config.mae import MAERun
+from pixlex.config.reasoning import ReasoningRun
 from pixlex.config.run import Run
 from pixlex.data.pairs import PairSource, evaluation_pairs
+from pixlex.data.reasoning import ReasoningSource
 from pixlex.data.sources import ImageSource
 from pixlex.eval.captions import CaptionsResult, evaluate_captions
 from pixlex.eval.examples import Examples
@@ -21,6 +23,7 @@ from pixlex.eval.reconstruction import ReconstructionResult, evaluate_reconstruc
 from pixlex.models.frozen import Frozen
 from pixlex.models.lqae import LQAE
 from pixlex.models.mae import MAE
+from pixlex.models.reasoner import Reasoner
 from pixlex.models.vqvae import VQVAE
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.phase import Objective
@@ -29,6 +32,7 @@ from pixlex.report.measuring import Progress, unreadable
 from pixlex.report.page import run_page, write_page
 from pixlex.report.pictures import image_columns, reconstruction_grid
 from pixlex.report.pretraining import PretrainingProgress
+from pixlex.report.reasoning import ReasoningProgress
 from pixlex.train.parallel import pick_device
 
 
@@ -161,9 +165,20 @@ class CaptionProgress(Progress):
         )
 
 
-def progress_of(run: Run, objective: Objective, validation: ImageSource, folder: Path) -> Progress:
+def progress_of(
+    run: Run,
+    objective: Objective,
+    training: ImageSource | ReasoningSource,
+    validation: ImageSource | ReasoningSource,
+    folder: Path,
+) -> Progress:
     """Return what measures a run's model; see `Progress`."""
     model = objective.model
+    if isinstance(validation, ReasoningSource):
+        assert isinstance(run, ReasoningRun)
+        assert isinstance(model, Reasoner)
+        assert isinstance(training, ReasoningSource)
+        return ReasoningProgress(run, model, training, validation, folder)
     match run:
         case MAERun():
             return MaskedProgress(run, model, validation, folder)

@@ -22,6 +22,7 @@ from pixlex.models.cbvila import CBViLA
 from pixlex.models.inference import Precision, compute_rows
 from pixlex.models.mae import MAE
 from pixlex.models.pretrained import Model, fingerprint
+from pixlex.models.reasoner import Reasoner
 
 # Decision values nearer than this are equal: the solver stops that near to the optimum.
 _TIE = 1e-6
@@ -65,11 +66,11 @@ class EncoderFeatures:
 
 def _embedding(model: Model) -> Callable[[Tensor], Tensor]:
     """Return what maps images to one vector each."""
-    return (
-        model.embed
-        if isinstance(model, MAE | CBViLA)
-        else lambda images: model.encoder(images).float().mean(1)
-    )
+    if isinstance(model, MAE | CBViLA):
+        return model.embed
+    if isinstance(model, Reasoner):
+        return model.body.embed
+    return lambda images: model.encoder(images).float().mean(1)
 
 
 class LinearPerEpisode:

@@ -1,0 +1,31 @@
+"""`finetune`: a recipe over a trained model."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from pixlex.cli.training import train_run
+from pixlex.config.run import find_recipe, read_run
+
+
+def finetune(options: Namespace) -> int:
+    """Train a recipe from a model's weights, in the model's shape where the recipe says nothing."""
+    import yaml
+
+    from pixlex.models.pretrained import read_config
+
+    described = read_config(options.start, options.revision)
+    if described["family"] != "cbvila":
+        raise ValueError(
+            f"{options.start} holds a model of family {described['family']}: fine-tuning starts from one of cbvila"
+        )
+    family = yaml.safe_load(find_recipe(options.recipe).read_text(encoding="utf-8")).get("family")
+    if family not in ("cbvila", "reasoning"):
+        raise ValueError(
+            f"{options.recipe} is a recipe of family {family}: expected one of cbvila (retrieval) or reasoning"
+        )
+    shape: dict[str, Any] = described["model"]
+    model = shape if family == "cbvila" else {"body": shape}
+    start = "" if options.untrained else options.start
+    return train_run(options, read_run(options.recipe, options.overrides, {"start": start, "model": model}))

@@ -1,0 +1,197 @@
+"""`evaluate vqa|nlvr2|entailment` and `ask`."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pixlex.batch import Words
+from pixlex.cli.output import answer, remark, table
+from pixlex.cli.tokens import open_paths, remark_skipped
+from pixlex.config.reasoning import ReasoningRun, ReasoningTask
+from pixlex.config.run import read_run
+from pixlex.data.broken import BrokenImages
+from pixlex.data.items import open_items
+from pixlex.data.loader import evaluation_batches
+from pixlex.data.reasoning import ReasoningSource, evaluation_items
+from pixlex.data.text import clean_caption, clean_question
+from pixlex.eval.reasoning import ReasoningResult, evaluate_reasoning
+from pixlex.eval.vqa_score import vqa_submission
+from pixlex.files import write_atomically
+from pixlex.models import pretrained
+from pixlex.models.reasoner import Reasoner
+from pixlex.report.measures import measure_of
+from pixlex.report.page import write_page
+from pixlex.report.reasoning import answered_items
+from pixlex.train.parallel import pick_device
+
+# ALBEF keeps so many words of a question in testing.
+_MOST_QUESTION_WORDS = 50
+
+
+def evaluate(options: Namespace) -> int:
+    """Measure how often a model answers rightly; leave numbers, answers, a picture and a page in a folder."""
+    model = _reasoner(options)
+    task: ReasoningTask = options.measure
+    if model.config.task != task:
+        raise ValueError(f"{options.model} was fine-tuned to {model.config.task}, not to {task}")
+    items = open_items(options.data, task, max_words=_MOST_QUESTION_WORDS)
+    if items.num_images != model.config.num_images:
+        raise ValueError(
+            f"{options.model} reads {model.config.num_images} images with each text, {items.name} has "
+            f"{items.num_images}"
+        )
+    max_words = model.config.body.text.positions
+    batches = evaluation_items(
+        items,
+        encode=lambda texts: model.encode_texts(texts, max_words),
+        image_size=model.config.image_size,
+        batch_size=options.batch_size,
+        limit=options.limit,
+    )
+    result = evaluate_reasoning(
+        model,
+        items,
+        batches,
+        mode="generate" if options.generate else "rank",
+        shortlist=options.shortlist,
+        first_token_twice=options.first_token_twice,
+        training=_training_items(options, task),
+        precision=options.precision,
+        total=min(len(items), options.limit or len(items)),
+        progress=not options.quiet,
+    )
+    BrokenImages(None, items.images, options.max_broken_share).record(result.skipped, len(result.answered))
+    remark_skipped(options, result.skipped)
+    values = _values(options, items, result)
+    if options.out is not None:
+        _write(options.out, options, items, result, values)
+    rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
+    if result.interval is not None:
+        rows.append(
+            ("95 % interval of the accuracy", f"{result.interval[0]:.1%} to {result.interval[1]:.1%}")
+        )
+    rows += [(f"accuracy of {kind}", f"{share:.1%}") for kind, share in result.by_kind.items()]
+    answer(options, values, f"{result.protocol}\n{table(rows)}")
+    return 0
+
+
+def ask(options: Namespace) -> int:
+    """Answer a question, or judge a sentence, about images."""
+    model = _reasoner(options)
+    config = model.config
+    if len(options.paths) != config.num_images:
+        raise ValueError(
+            f"{options.model} reads {config.num_images} images with each text, got {len(options.paths)}"
+        )
+    clean = clean_question if config.task == "vqa" else clean_caption
+    text = clean(options.text, _MOST_QUESTION_WORDS)
+    if not text:
+        raise ValueError(f"expected a question or a sentence with a word in it, got {options.text!r}")
+    source = open_paths(options.paths)
+    if len(source) != config.num_images:
+        raise ValueError(
+            f"expected {config.num_images} images, got {len(source)} in {', '.join(options.paths)}"
+        )
+    batch = next(evaluation_batches(source, image_size=config.image_size, batch_size=config.num_images))
+    if batch.skipped:
+        raise ValueError(f"{batch.skipped[0].key} cannot be read: {batch.skipped[0].reason}")
+    place = next(model.parameters()).device
+    words = model.encode_texts([text], config.body.text.positions)
+    images, words = batch.images.to(place), Words(words.word_ids.to(place), words.key_padding.to(place))
+    values: dict[str, Any] = {"images": list(batch.keys), "text": text, "task": config.task}
+    if options.generate:
+        written = model.generate(images, words)[0]
+        answer(options, {**values, "answer": written}, written)
+        return 0
+    ranked = model.rank(images, words, shortlist=options.shortlist)
+    shown = [
+        {"answer": config.answers[number], "probability": share}
+        for number, share in zip(ranked.numbers[0].tolist(), ranked.probabilities[0].tolist(), strict=True)
+    ][: options.top]
+    answer(
+        options,
+        {**values, "answers": shown},
+        table([(f"{one['probability']:6.1%}", str(one["answer"])) for one in shown]),
+    )
+    return 0
+
+
+def _reasoner(options: Namespace) -> Reasoner:
+    """Load the model that a command names."""
+    model = pretrained.load_any(
+        options.model, language_model=options.language_model, revision=options.revision
+    )
+    if not isinstance(model, Reasoner):
+        raise ValueError(
+            f"{options.model} holds a model of family {pretrained.family_of(model)}, which answers nothing: "
+            "fine-tune a CB-ViLA first, with pixlex finetune"
+        )
+    if options.generate and model.config.task != "vqa":
+        raise ValueError(
+            f"--generate is for the task vqa, {options.model} was fine-tuned to {model.config.task}"
+        )
+    return model.to(pick_device(options.device))
+
+
+def _training_items(options: Namespace, task: ReasoningTask) -> ReasoningSource | None:
+    """Return what the baselines without images learn from: as named, or what the model was fine-tuned on."""
+    if options.training_data is not None:
+        return open_items(options.training_data, task).answered()
+    path = Path(options.model) / "config.yaml"
+    if not path.is_file():
+        remark(options, "no baseline without images: name the training items with --training-data")
+        return None
+    run = read_run(path)
+    assert isinstance(run, ReasoningRun)
+    try:
+        return open_items(run.data.train, task).answered()
+    except (ValueError, OSError) as fault:
+        remark(options, f"no baseline without images, the training items cannot be opened: {fault}")
+        return None
+
+
+def _values(options: Namespace, items: ReasoningSource, result: ReasoningResult) -> dict[str, Any]:
+    return {
+        "model": options.model,
+        "data": items.name,
+        "protocol": result.protocol,
+        **{name.removeprefix("eval/"): value for name, value in result.numbers.items()},
+        "interval": result.interval,
+        "by_kind": dict(result.by_kind),
+        "majority_answer": None if result.text_alone is None else result.text_alone.answer,
+        "ignored": list(items.ignored[:20]),
+        "skipped": [asdict(one) for one in result.skipped],
+    }
+
+
+def _write(
+    folder: Path, options: Namespace, items: ReasoningSource, result: ReasoningResult, values: dict[str, Any]
+) -> None:
+    """Write numbers, all answers, the official submission for questions, a picture and a page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    lines = [
+        json.dumps({**asdict(one), "id": items.ids[one.item], "text": items.texts[one.item]})
+        for one in result.answered
+    ]
+    content = "\n".join(lines) + "\n"
+    write_atomically(folder / "answers.jsonl", lambda path: path.write_text(content, encoding="utf-8"))
+    if result.task == "vqa":
+        official = vqa_submission([(items.ids[one.item], one.answers[0]) for one in result.answered])
+        (folder / "submission.json").write_text(json.dumps(official) + "\n", encoding="utf-8")
+    picture = answered_items(result, items, folder / "answers.png")
+    write_page(
+        folder / "report.html",
+        title=f"{result.task}: {items.name}",
+        introduction=result.protocol,
+        numbers=result.numbers,
+        examples=None,
+        commands=[f"pixlex evaluate {result.task} --model {options.model} --data {options.data}"],
+        config={"model": options.model, "data": options.data},
+        notes=[f"{kind}: {share:.1%}" for kind, share in result.by_kind.items()],
+        pictures={"What it answers": picture},
+    )

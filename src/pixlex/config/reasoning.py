@@ -1,0 +1,114 @@
+"""Fine-tuning CB-ViLA to questions, statements about images, and entailment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pixlex.config.cbvila import CBViLAConfig, CBViLADataConfig
+from pixlex.config.check import Check, describe, part
+from pixlex.config.train import EvalConfig, TrainConfig
+
+ReasoningTask = Literal["vqa", "nlvr2", "entailment"]
+TASKS: tuple[ReasoningTask, ...] = ("vqa", "nlvr2", "entailment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasonerConfig:
+    """CB-ViLA with a head for one task."""
+
+    task: ReasoningTask = describe(
+        "vqa",
+        "vqa: answers are written, by a decoder, or picked from a list; nlvr2: true or false of one image or of "
+        "several; entailment: whether an image entails a text, leaves it open or contradicts it.",
+    )
+    body: CBViLAConfig = part(CBViLAConfig, "The network under the head.")
+    num_images: int = describe(1, "Images that a text speaks of; NLVR2 has 2. Taken from the data.")
+    answers: tuple[str, ...] = describe(
+        (), "The classes, or the answers that are picked from. Taken from the data where empty."
+    )
+    max_answer_words: int = describe(
+        10, "Longest answer of the decoder in words (tokens), with start and end."
+    )
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` naming the field, the rule and the value."""
+        check = Check(self)
+        check.one_of("task", TASKS)
+        check.positive("num_images")
+        check.rule("num_images", self.task == "nlvr2" or self.num_images == 1, f"must be 1 with {self.task}")
+        check.rule("answers", len(set(self.answers)) == len(self.answers), "must not repeat one")
+        check.rule(
+            "max_answer_words",
+            3 <= self.max_answer_words <= self.body.text.positions,
+            f"must lie in [3, {self.body.text.positions}], text.positions",
+        )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square image in pixels."""
+        return self.body.image_size
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.body.grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningDataConfig(CBViLADataConfig):
+    """The images, texts and answers."""
+
+    train: str = describe(
+        "embedded:scenes:train",
+        "Images with texts and answers: the official files of VQA, Visual Genome, NLVR, NLVR2 and SNLI-VE, "
+        "ALBEF's .json, .parquet, .csv, .tsv, .jsonl, or embedded:scenes:train; options follow, as in "
+        "QUESTIONS.json?annotations=FILE&images=DIR; several joined by ' + '.",
+    )
+    validation: str = describe("", "Validation items, described as above; empty for none.")
+    min_answer_count: int = describe(
+        1, "An answer is in the list that is picked from where it was given so often (VQA v2: 9)."
+    )
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` naming the field, the rule and the value."""
+        super().__post_init__()
+        Check(self).positive("min_answer_count")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningObjectiveConfig:
+    """What is minimized; the tasks have one term each."""
+
+    answer_weights: Literal["count", "soft"] = describe(
+        "count",
+        "Weight of an answer among those of its question: count: how often it was given (ALBEF); soft: the soft "
+        "accuracy it would score. With the decoder alone.",
+    )
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` naming the field, the rule and the value."""
+        Check(self).one_of("answer_weights", ("count", "soft"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningRun:
+    """Fine-tuning of a vision-language model to one task."""
+
+    family: str = describe("reasoning", "Picks this class.")
+    start: str = describe(
+        "",
+        "Model directory of a CB-ViLA to start from; empty: from the pretrained parts that the body names.",
+    )
+    model: ReasonerConfig = part(ReasonerConfig, "The network.")
+    objective: ReasoningObjectiveConfig = part(ReasoningObjectiveConfig, "The loss.")
+    data: ReasoningDataConfig = part(ReasoningDataConfig, "The images, texts and answers.")
+    train: TrainConfig = part(TrainConfig, "The training.")
+    eval: EvalConfig = part(EvalConfig, "The measures.")
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` where parts do not fit together."""
+        most = self.model.body.text.positions
+        Check(self).rule(
+            "data", self.data.max_words <= most, f"must have max_words of at most {most}, text.positions"
+        )

@@ -1,0 +1,252 @@
+"""CB-ViLA with a head: questions answered by a decoder, statements and hypotheses by classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from pixlex.batch import Words
+from pixlex.config.reasoning import ReasonerConfig
+from pixlex.models.cbvila import CBViLA
+from pixlex.models.heads import MaskedWordHead
+from pixlex.nn.bert import AnswerDecoder, Context
+from pixlex.nn.transformer import initializer
+from pixlex.nn.wordpiece import TextTokenizer, load_tokenizer
+
+# Positions of answers whose logits over all words exist at the same time.
+_POSITIONS_AT_ONCE = 2048
+
+
+@dataclass(frozen=True)
+class RankedAnswers:
+    """Answers out of a list, the best first.
+
+    Attributes:
+        numbers: rows of the list.
+        log_likelihoods: of the whole answer, its end included, in nats; for classes the log-probability.
+        probabilities: among those shown.
+    """
+
+    numbers: Int[Tensor, "B k"]
+    log_likelihoods: Float[Tensor, "B k"]
+    probabilities: Float[Tensor, "B k"]
+
+
+class Reasoner(nn.Module):
+    """A vision-language model with a head for one task (Guo et al. 2022, section IV-D; Li et al. 2021, section 4).
+
+    Texts look at images in the fusion encoder. For `vqa` a decoder of as many layers, which start as those of
+    the fusion encoder, looks at what comes of it and writes the answer. For the others the vectors of the text's
+    start, one for each image, go side by side through two linear maps (NLVR2: two passes, as ViLT and
+    BEiT-3, in place of ALBEF's doubled layers).
+
+    Args:
+        config: shapes of the networks, and the answers.
+        tokenizer: what texts are read with.
+    """
+
+    def __init__(self, config: ReasonerConfig, tokenizer: TextTokenizer) -> None:
+        super().__init__()
+        if not config.answers:
+            raise ValueError(f"expected answers for the task {config.task}, got none")
+        self.config, self.tokenizer = config, tokenizer
+        self.body = CBViLA(config.body, tokenizer)
+        text, depth = config.body.text, config.body.fusion.depth
+        self.decoder: AnswerDecoder | None = None
+        self.word_head: MaskedWordHead | None = None
+        self.class_head: nn.Sequential | None = None
+        if config.task == "vqa":
+            self.decoder = AnswerDecoder(
+                text.width, depth, text.heads, text.mlp_ratio, config.body.dropout_rate
+            )
+            self.word_head = MaskedWordHead(text.width, tokenizer.vocab_size)
+        else:
+            self.class_head = nn.Sequential(
+                nn.Linear(config.num_images * text.width, text.width),
+                nn.ReLU(),
+                nn.Linear(text.width, len(config.answers)),
+            )
+            self.class_head.apply(initializer(text.width))
+
+    @classmethod
+    def build(cls, config: ReasonerConfig) -> Reasoner:
+        """Build the model with fresh weights."""
+        return cls(config, load_tokenizer(config.body.text.tokenizer))
+
+    @classmethod
+    def start(cls, config: ReasonerConfig, body: CBViLA) -> Reasoner:
+        """Build the model on a pretrained body; the decoder starts as fusion encoder and head for hidden words.
+
+        Raises:
+            ValueError: the body's weights do not fit the configuration.
+        """
+        model = cls(config, body.tokenizer)
+        try:
+            model.body.load_state_dict(body.state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"the pretrained body does not fit the configuration: {error}") from error
+        if model.decoder is not None and model.word_head is not None:
+            model.decoder.load_state_dict(body.fusion.state_dict())
+            model.word_head.load_state_dict(body.masked_word_head.state_dict())
+        return model
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the image."""
+        return self.body.grid
+
+    def encode_texts(self, texts: Sequence[str], max_words: int) -> Words:
+        """Return texts as the text encoder reads them, each cut to so many words (tokens)."""
+        return self.tokenizer.encode(texts, max_words)
+
+    @cached_property
+    def answer_words(self) -> Words:
+        """The answers as the decoder reads them: start, words, end."""
+        return self.tokenizer.encode(self.config.answers, self.config.max_answer_words)
+
+    def fuse(
+        self,
+        images: Float[Tensor, "R 3 H W"],
+        word_ids: Int[Tensor, "B T"],
+        key_padding: Bool[Tensor, "B T"],
+    ) -> Float[Tensor, "B n T D"]:
+        """Return the words of each text after they have looked at each of its images.
+
+        Args:
+            images: RGB pixels in [0, 1]; the n images of a text follow each other.
+            word_ids: rows of the word embedding; anything where padded.
+            key_padding: True = padding.
+        """
+        body, num_images = self.body, self.config.num_images
+        context = body.look_at_images(body.see(images))
+        text = body.read(word_ids, key_padding).repeat_interleave(num_images, dim=0)
+        fused: Tensor = body.fusion(text, context, key_padding.repeat_interleave(num_images, dim=0))
+        return fused.view(-1, num_images, *fused.shape[1:])
+
+    def class_logits(
+        self,
+        images: Float[Tensor, "R 3 H W"],
+        word_ids: Int[Tensor, "B T"],
+        key_padding: Bool[Tensor, "B T"],
+    ) -> Float[Tensor, "B C"]:
+        """Return the logits of the classes; arguments as for `fuse`."""
+        assert self.class_head is not None
+        logits: Tensor = self.class_head(self.fuse(images, word_ids, key_padding)[:, :, 0].flatten(1))
+        return logits.float()
+
+    def look_at_question(
+        self,
+        images: Float[Tensor, "R 3 H W"],
+        word_ids: Int[Tensor, "B T"],
+        key_padding: Bool[Tensor, "B T"],
+    ) -> Context:
+        """Return questions about images as the decoder looks at them; arguments as for `fuse`."""
+        assert self.decoder is not None
+        return self.decoder.project(self.fuse(images, word_ids, key_padding)[:, 0], key_padding)
+
+    def write(self, word_ids: Int[Tensor, "A T"], context: Context) -> Float[Tensor, "A T D"]:
+        """Return what is compared with word embeddings to find the word behind each word of answers.
+
+        Args:
+            word_ids: answers, the start first.
+            context: questions; answer i is to question i modulo their number.
+        """
+        assert self.decoder is not None
+        assert self.word_head is not None
+        decoded = self.decoder(self.body.text_encoder.embed(word_ids), context)
+        vectors: Tensor = self.word_head(decoded)
+        return vectors
+
+    def word_logits(self, vectors: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:
+        """Return the logits of all words, in float32."""
+        assert self.word_head is not None
+        return F.linear(vectors, self.body.text_encoder.words.weight, self.word_head.bias).float()
+
+    @torch.no_grad()
+    def rank(
+        self,
+        images: Float[Tensor, "R 3 H W"],
+        words: Words,
+        *,
+        shortlist: int = 128,
+        first_token_twice: bool = False,
+    ) -> RankedAnswers:
+        """Return answers of the list, the best first: all classes, or for `vqa` a shortlist by the first word.
+
+        The first word's probability picks the shortlist, the likelihood of the whole answer ranks it (Li et al.
+        2021, section 4.2). ALBEF's code counts the first word in both.
+
+        Args:
+            images: RGB pixels in [0, 1]; the n images of a text follow each other.
+            words: one text for each item.
+            shortlist: answers ranked, 1 or more; 128 in ALBEF.
+            first_token_twice: count the first word twice, for comparison with ALBEF's numbers.
+
+        Raises:
+            ValueError: a shortlist below 1.
+        """
+        if shortlist < 1:
+            raise ValueError(f"shortlist must be 1 or more, got {shortlist}")
+        if self.class_head is not None:
+            logits = self.class_logits(images, words.word_ids, words.key_padding).log_softmax(-1)
+            scores, numbers = logits.sort(dim=1, descending=True)
+            return RankedAnswers(numbers, scores, scores.exp())
+        context = self.look_at_question(images, words.word_ids, words.key_padding)
+        numbers, first = self._shortlist(context, len(words.word_ids), shortlist)
+        scores = self._likelihoods(context, numbers)
+        if first_token_twice:
+            scores = scores + first
+        order = scores.argsort(dim=1, descending=True)
+        scores = scores.gather(1, order)
+        return RankedAnswers(numbers.gather(1, order), scores, scores.softmax(-1))
+
+    def _shortlist(self, context: Context, size: int, shortlist: int) -> tuple[Tensor, Tensor]:
+        """Return the answers whose first words are likeliest, with the log-probabilities of those."""
+        device = self.body.text_encoder.words.weight.device
+        starts = torch.full((size, 1), self.tokenizer.start_id, device=device)
+        logits = self.word_logits(self.write(starts, context)[:, 0]).log_softmax(-1)
+        first = logits[:, self.answer_words.word_ids[:, 1].to(device)]
+        values, numbers = first.topk(min(shortlist, first.shape[1]), dim=1)
+        return numbers, values
+
+    def _likelihoods(self, context: Context, numbers: Int[Tensor, "B k"]) -> Float[Tensor, "B k"]:
+        """Return the log-likelihood of each question's answers, their ends included."""
+        answers, padding = self.answer_words.word_ids.to(numbers.device), self.answer_words.key_padding
+        padding = padding.to(numbers.device)
+        columns = max(1, _POSITIONS_AT_ONCE // (len(numbers) * answers.shape[1]))
+        found = []
+        for part in torch.split(numbers.T, columns):  # what looks at the same question stands together
+            rows = part.flatten()
+            ids, hidden = answers[rows], padding[rows]
+            length = int((~hidden).sum(1).max())
+            logits = self.word_logits(self.write(ids[:, : length - 1], context)).log_softmax(-1)
+            targets = ids[:, 1:length]
+            each = logits.gather(2, targets.unsqueeze(-1)).squeeze(-1).masked_fill(hidden[:, 1:length], 0.0)
+            found.append(each.sum(1).view(part.shape))
+        return torch.cat(found).T
+
+    @torch.no_grad()
+    def generate(self, images: Float[Tensor, "R 3 H W"], words: Words) -> list[str]:
+        """Return the answers that the decoder writes freely, word by word, always the likeliest one.
+
+        Args:
+            images: RGB pixels in [0, 1].
+            words: one question for each image.
+        """
+        context = self.look_at_question(images, words.word_ids, words.key_padding)
+        tokenizer = self.tokenizer
+        written = torch.full((len(words.word_ids), 1), tokenizer.start_id, device=words.word_ids.device)
+        ended = torch.zeros(len(written), dtype=torch.bool, device=written.device)
+        for _ in range(self.config.max_answer_words - 1):
+            following = self.word_logits(self.write(written, context)[:, -1]).argmax(-1)
+            ended = ended | (following == tokenizer.end_id)
+            written = torch.cat([written, following.unsqueeze(1)], dim=1)
+            if ended.all():
+                break
+        return [tokenizer.text(row) for row in written.cpu()]

@@ -1,0 +1,76 @@
+"""A pretrained CB-ViLA at another image size: positions resampled, all other weights as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from pixlex.config.cbvila import CBViLAConfig
+from pixlex.models.cbvila import CBViLA
+
+# Parameters with a row for each patch -> the number of rows in front of those.
+_ON_GRID = {"image_encoder.positions": 1, "query.positions": 0, "class_patch_head.positions": 0}
+# What a configuration may say otherwise than the model's that it starts from.
+_FREE = ("image_size", "dropout_rate")
+
+
+def resized(model: CBViLA, image_size: int) -> CBViLA:
+    """Return a copy of a model for images of another size, in evaluation mode.
+
+    Args:
+        model: the network.
+        image_size: side of the images in pixels; the patches keep theirs, which must divide it.
+
+    Raises:
+        ValueError: the patch size does not divide the image size.
+    """
+    return started(dataclasses.replace(model.config, image_size=image_size), model).eval()
+
+
+def started(config: CBViLAConfig, model: CBViLA) -> CBViLA:
+    """Return a network of a configuration with the weights of a trained model.
+
+    Args:
+        config: that of the model but for the size of the images and dropout.
+        model: the trained model.
+
+    Raises:
+        ValueError: they differ in something else.
+    """
+    wanted, there = _shape(config), _shape(model.config)
+    if wanted != there:
+        names = ", ".join(
+            f"{key} {there[key]!r} -> {wanted[key]!r}" for key in wanted if wanted[key] != there[key]
+        )
+        raise ValueError(f"the model to start from is of another shape: {names}")
+    fresh = CBViLA(config, model.tokenizer)
+    weights = model.state_dict()
+    if config.grid != model.grid:
+        for name, before in _ON_GRID.items():
+            if name in weights:
+                weights[name] = _on_grid(weights[name], before, config.grid)
+    fresh.load_state_dict(weights)
+    return fresh
+
+
+def _shape(config: CBViLAConfig) -> dict[str, object]:
+    """Return what the shapes of the weights depend on."""
+    values = dataclasses.asdict(config)
+    for part in ("image", "text", "fusion"):
+        values[part].pop("pretrained")
+    values["text"].pop("tokenizer")
+    return {name: value for name, value in values.items() if name not in _FREE}
+
+
+def _on_grid(weights: Float[Tensor, "..."], before: int, grid: int) -> Float[Tensor, "..."]:
+    """Return rows of a square grid bicubically resampled to another; the first rows stay."""
+    rows = weights.view(-1, weights.shape[-1])
+    side = round((len(rows) - before) ** 0.5)
+    on_grid = rows[before:].T.reshape(1, -1, side, side)
+    moved = F.interpolate(on_grid, size=(grid, grid), mode="bicubic", align_corners=False)
+    joined = [rows[:before], moved.flatten(2)[0].T]
+    return torch.cat(joined).view(*weights.shape[:-2], -1, weights.shape[-1])

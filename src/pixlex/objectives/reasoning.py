@@ -1,0 +1,94 @@
+"""What fine-tuning to questions, statements and hypotheses minimizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pixlex import distributed
+from pixlex.batch import ReasoningBatch
+from pixlex.config.reasoning import ReasoningObjectiveConfig
+from pixlex.data.answers import agreement_targets
+from pixlex.losses.masked import masked_word_loss
+from pixlex.models.reasoner import Reasoner
+from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
+
+_READ = ("image_encoder.", "text_encoder.", "image_projector.", "fusion.")
+
+
+class ReasoningObjective(Objective):
+    """Cross-entropy of classes, or of the words of answers weighted by how often people gave them; one phase.
+
+    Args:
+        model: the network with its head.
+        config: how answers are weighted.
+        steps: length of the training.
+    """
+
+    model: Reasoner
+
+    def __init__(self, model: Reasoner, config: ReasoningObjectiveConfig, steps: int) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        heads = ("model.class_head.", "model.decoder.", "model.word_head.")
+        self.phases = (Phase("finetune", steps, (*(f"model.body.{name}" for name in _READ), *heads)),)
+        self._classes = {answer: number for number, answer in enumerate(model.config.answers)}
+
+    def forward(self, batch: ReasoningBatch, phase: Phase, step: Step) -> LossTerms:
+        """Return the loss of one process's part of a batch.
+
+        Raises:
+            ValueError: an item without an answer, or with one that is no class.
+        """
+        if self.model.decoder is not None:
+            loss = self._written(batch)
+            return LossTerms(loss, {"answer": loss})
+        labels = torch.tensor([self._class_of(given) for given in batch.answers], device=batch.images.device)
+        logits = self.model.class_logits(batch.images, batch.word_ids, batch.key_padding)
+        loss = F.cross_entropy(logits, labels)
+        right = (logits.detach().argmax(1) == labels).float().mean()
+        return LossTerms(loss, {"answer": loss}, {"accuracy": right})
+
+    def after_step(self, step: Step) -> dict[str, float]:
+        """Do nothing: all of it lies inside autograd."""
+        return {}
+
+    def _class_of(self, given: tuple[str, ...]) -> int:
+        if len(set(given)) != 1 or given[0] not in self._classes:
+            raise ValueError(f"expected one of {', '.join(self._classes)} as the answer, got {given!r:.80}")
+        return self._classes[given[0]]
+
+    def _written(self, batch: ReasoningBatch) -> Tensor:
+        """Return the weighted cross-entropy of all answers, the mean over questions."""
+        model = self.model
+        device = batch.images.device
+        weights = [
+            self._weights(given, counted) for given, counted in zip(batch.answers, batch.targets, strict=True)
+        ]
+        flat = [(row, text, weight) for row, found in enumerate(weights) for text, weight in found.items()]
+        context = model.look_at_question(batch.images, batch.word_ids, batch.key_padding)
+        words = model.encode_texts([text for _, text, _ in flat], model.config.max_answer_words)
+        ids, padding = words.word_ids.to(device), words.key_padding.to(device)
+        rows = torch.tensor([row for row, _, _ in flat], device=device)
+        vectors = model.write(ids[:, :-1], context.rows(rows))
+        targets, shown = ids[:, 1:], ~padding[:, 1:]
+        factors = torch.tensor([weight for _, _, weight in flat], device=device)
+        assert model.word_head is not None
+        return masked_word_loss(
+            vectors[shown],
+            targets[shown],
+            model.body.text_encoder.words.weight,
+            model.word_head.bias,
+            factors=factors.unsqueeze(1).expand_as(targets)[shown],
+            total=float(distributed.all_mean(torch.tensor(float(len(batch.texts)), device=device))),
+        )
+
+    def _weights(self, given: tuple[str, ...], counted: Mapping[str, float]) -> Mapping[str, float]:
+        if not given:
+            raise ValueError("expected an answer for each question, got a question without any")
+        if self.config.answer_weights == "count":
+            return counted
+        return agreement_targets(given)

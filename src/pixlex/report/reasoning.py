@@ -1,0 +1,125 @@
+"""What fine-tuning to a task shows of its validation items: accuracy, what needs no image, items with answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from pixlex.config.reasoning import ReasoningRun
+from pixlex.data.reasoning import ReasoningSource, evaluation_items
+from pixlex.eval.reasoning import Answered, ReasoningResult, evaluate_reasoning
+from pixlex.models.reasoner import Reasoner
+from pixlex.report.captions import captioned_images
+from pixlex.report.measuring import Progress, unreadable
+from pixlex.report.page import write_page
+from pixlex.train.parallel import pick_device
+
+_TITLES = {"vqa": "Questions", "nlvr2": "True or false", "entailment": "Entailment"}
+
+
+class ReasoningProgress(Progress):
+    """Measures and draws a model while it is fine-tuned to a task.
+
+    Args:
+        run: the configuration.
+        model: the network in training.
+        training: the items it is trained on; the baselines without images learn from them.
+        validation: items.
+        folder: the run folder.
+    """
+
+    result: ReasoningResult
+    run: ReasoningRun
+
+    def __init__(
+        self,
+        run: ReasoningRun,
+        model: Reasoner,
+        training: ReasoningSource,
+        validation: ReasoningSource,
+        folder: Path,
+    ) -> None:
+        super().__init__(run, model, validation.images, folder)
+        self.reasoner, self.training, self.items = model, training, validation
+        self._picture: Path | None = None
+
+    def _measure(self, step: int) -> Mapping[str, float]:
+        run, config = self.run, self.run.eval
+        model, limit = self.reasoner.to(pick_device(run.train.device)), config.limit or None
+        batches = evaluation_items(
+            self.items,
+            encode=lambda texts: model.encode_texts(texts, run.data.max_words),
+            image_size=model.config.image_size,
+            batch_size=config.batch_size,
+            limit=limit,
+            workers=run.data.workers,
+        )
+        self.result = evaluate_reasoning(
+            model,
+            self.items,
+            batches,
+            # Once: they do not change from one evaluation to the next.
+            training=self.training if step == run.train.steps else None,
+            precision=run.train.precision,
+            total=min(len(self.items), limit or len(self.items)),
+            save_examples=config.examples,
+        )
+        self._picture = answered_items(self.result, self.items, self.picture("answers", step))
+        return self.result.numbers
+
+    def write_page(self, commands: Sequence[str]) -> Path:
+        """Write the page of the newest evaluation."""
+        result, run = self.result, self.run
+        notes = (
+            [f"95 % interval of the accuracy: {result.interval[0]:.1%} to {result.interval[1]:.1%}"]
+            if result.interval
+            else []
+        )
+        notes += [f"{kind}: {share:.1%}" for kind, share in result.by_kind.items()]
+        return write_page(
+            self.folder / "report.html",
+            title=f"{_TITLES[result.task]}, {run.model.image_size} px: {run.data.train}",
+            introduction=f"{result.protocol}. "
+            + (
+                f"It started from {run.start}."
+                if run.start
+                else "It started without pretraining on images and texts."
+            ),
+            numbers=self.numbers,
+            examples=None,
+            commands=commands,
+            config=dataclasses.asdict(run),
+            notes=[*notes, *unreadable(result.skipped)],
+            curves=self.curves,
+            pictures={"What it answers": self._picture} if self._picture else {},
+        )
+
+
+def answered_items(result: ReasoningResult, items: ReasoningSource, path: Path) -> Path:
+    """Write a PNG with the first items: their images, texts, answers with probabilities, what people answered.
+
+    Args:
+        result: with images of one item or more.
+        items: the items that were answered.
+        path: where to write.
+
+    Returns:
+        The path.
+    """
+    shown = [_said(one, items) for one in result.answered[: len(result.examples)]]
+    images = [torch.cat(list(group), dim=-1) for group in result.examples]  # side by side
+    return captioned_images(torch.stack(images), shown, path)
+
+
+def _said(one: Answered, items: ReasoningSource) -> tuple[str, ...]:
+    shares = [*one.probabilities, *([None] * (len(one.answers) - len(one.probabilities)))]
+    ranked = [
+        answer if share is None else f"{answer} ({share:.0%})"
+        for answer, share in zip(one.answers, shares, strict=True)
+    ]
+    given = ", ".join(dict.fromkeys(items.answers[one.item])) or "unknown"
+    mark = "" if one.credit is None else f" - {one.credit:.0%}"
+    return (items.texts[one.item], f"model: {', '.join(ranked[:3])}{mark}", f"people: {given}")

@@ -1,0 +1,135 @@
+"""Fine-tuning: untrained losses, the weights of answers, what is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.tiny import IMAGE_SIZE, tiny_cbvila
+
+from pixlex.batch import ReasoningBatch
+from pixlex.config.reasoning import ReasonerConfig, ReasoningObjectiveConfig
+from pixlex.models.reasoner import Reasoner
+from pixlex.objectives.phase import Step
+from pixlex.objectives.reasoning import ReasoningObjective
+
+QUESTIONS = ("about the class", "and any other class", "also")
+GIVEN = (("about", "about", "about", "also"), ("class and",), ("other", "about class", "other"))
+
+
+def _objective(
+    language: Path, task: str = "vqa", weights: str = "count", **settings: Any
+) -> ReasoningObjective:
+    torch.manual_seed(0)
+    body = tiny_cbvila(language)
+    answers = ("about", "also", "any") if task == "vqa" else ("false", "true")
+    config = ReasonerConfig(task=task, body=body.config, answers=answers, **settings)
+    return ReasoningObjective(
+        Reasoner.start(config, body), ReasoningObjectiveConfig(answer_weights=weights), 10
+    ).train()
+
+
+def _batch(model: Reasoner, given: Sequence[tuple[str, ...]]) -> ReasoningBatch:
+    words = model.encode_texts(QUESTIONS, 12)
+    count = len(QUESTIONS) * model.config.num_images
+    return ReasoningBatch(
+        torch.rand(count, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(count, dtype=torch.long),
+        ("",) * count,
+        torch.arange(count),
+        items=torch.arange(len(QUESTIONS)),
+        texts=QUESTIONS,
+        word_ids=words.word_ids,
+        key_padding=words.key_padding,
+        answers=tuple(given),
+        targets=tuple({text: one.count(text) / len(one) for text in one} for one in given),
+    )
+
+
+def _loss(objective: ReasoningObjective, batch: ReasoningBatch) -> torch.Tensor:
+    return objective(batch, objective.phases[0], Step(0, torch.Generator().manual_seed(0))).total
+
+
+def test_untrained_classes_cost_their_logarithm(language: Path) -> None:
+    objective = _objective(language, "nlvr2", num_images=2)
+    with torch.no_grad():
+        objective.model.class_head[-1].weight.zero_()
+    loss = _loss(objective, _batch(objective.model, (("true",), ("false",), ("true",))))
+    assert float(loss.detach()) == pytest.approx(math.log(2))
+
+
+def test_answers_weigh_what_people_gave(language: Path) -> None:
+    """Against the sum written out: each answer, word by word with its end, times its share, over the questions."""
+    objective = _objective(language).eval()
+    batch = _batch(objective.model, GIVEN)
+    expected = _written_out(objective.model, batch, [{"about": 0.75, "also": 0.25}, {"class and": 1.0},
+                                                     {"other": 2 / 3, "about class": 1 / 3}])  # fmt: skip
+    assert float(_loss(objective, batch).detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_soft_weights_are_those_of_the_score(language: Path) -> None:
+    """Three of four agree: 3/4; two of three: 4/9; one alone is right (see `agreement`)."""
+    objective = _objective(language, weights="soft").eval()
+    batch = _batch(objective.model, GIVEN)
+    expected = _written_out(objective.model, batch, [{"about": 0.75, "also": 0.25}, {"class and": 1.0},
+                                                     {"other": 4 / 9, "about class": 2 / 9}])  # fmt: skip
+    assert float(_loss(objective, batch).detach()) == pytest.approx(expected, rel=1e-4)
+
+
+@torch.no_grad()
+def _written_out(model: Reasoner, batch: ReasoningBatch, weights: Sequence[dict[str, float]]) -> float:
+    total = 0.0
+    for row, answers in enumerate(weights):
+        one = slice(row, row + 1)
+        context = model.look_at_question(batch.images[one], batch.word_ids[one], batch.key_padding[one])
+        for text, weight in answers.items():
+            ids = model.encode_texts([text], 10).word_ids[0]
+            logits = model.word_logits(model.write(ids[None, :-1], context)[0])
+            total += weight * float(F.cross_entropy(logits, ids[1:], reduction="sum"))
+    return total / len(weights)
+
+
+@pytest.mark.parametrize("task", ["vqa", "nlvr2", "entailment"])
+def test_everything_named_is_trained_and_nothing_else(task: str, language: Path) -> None:
+    """Each parameter of the phase receives a gradient, as several processes need; the others none."""
+    settings = {"num_images": 2} if task == "nlvr2" else {}
+    objective = _objective(language, task, **settings)
+    given = GIVEN if task == "vqa" else (("true",), ("false",), ("true",))
+    phase = objective.phases[0]
+    for name, parameter in objective.named_parameters():
+        parameter.requires_grad_(name.startswith(phase.trains))
+    _loss(objective, _batch(objective.model, given)).backward()  # type: ignore[no-untyped-call]
+    for name, parameter in objective.named_parameters():
+        assert (parameter.grad is not None) == name.startswith(phase.trains), name
+    assert not any("codebook" in name for name in phase.trains)
+
+
+def test_answers_that_cannot_be_learned_from_are_refused(language: Path) -> None:
+    objective = _objective(language, "nlvr2")
+    with pytest.raises(ValueError, match="expected one of false, true as the answer, got"):
+        _loss(objective, _batch(objective.model, (("perhaps",), ("false",), ("true",))))
+    writing = _objective(language)
+    with pytest.raises(ValueError, match="got a question without any"):
+        _loss(writing, _batch(writing.model, (("about",), (), ("true",))))
+
+
+def test_a_few_steps_learn_an_answer_by_heart(language: Path) -> None:
+    """The likeliest answers become those that were given."""
+    objective = _objective(language)
+    given = (("about",), ("also",), ("any",))
+    batch = _batch(objective.model, given)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=2e-3)
+    for _ in range(100):
+        loss = _loss(objective, batch)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    model = objective.model.eval()
+    ranked = model.rank(batch.images, model.encode_texts(QUESTIONS, 12))
+    assert [model.config.answers[number] for number in ranked.numbers[:, 0]] == [one for (one,) in given]
+    assert model.generate(batch.images, model.encode_texts(QUESTIONS, 12)) == [one for (one,) in given]
