@@ -10,9 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from pixlex.batch import Words
 from pixlex.data.items import open_items
 from pixlex.data.nlvr_files import sentence_of, truth
+from pixlex.data.reasoning import evaluation_items
 from pixlex.data.text import clean_caption
 
 Picture = Callable[..., bytes]
@@ -50,6 +53,25 @@ def test_lines_of_nlvr2(tmp_path: Path, picture: Picture) -> None:
     assert [source.images.read(index).data for index in (0, 1, 3)] == [picture(number) for number in range(3)]
     assert source.images.key(2) == "dev-8-1-img0.png"
     assert source.images.key(4) == "dev/dev-8-0-img0.png"
+
+
+def test_a_pair_of_which_one_image_is_missing_is_passed_over(tmp_path: Path, picture: Picture) -> None:
+    """It is found when it is read, and takes the other image along."""
+    for name in ("dev-8-0-img0", "dev-8-0-img1", "dev-8-1-img0", "dev-9-0-img0", "dev-9-0-img1"):
+        (tmp_path / f"{name}.png").write_bytes(picture(0, width=20, height=20))
+    path = write_lines(tmp_path / "dev.json", [nlvr2_row(f"dev-{pair}-0") for pair in ("8-0", "8-1", "9-0")])
+
+    def encode(texts: Sequence[str]) -> Words:
+        return Words(
+            torch.zeros(len(texts), 1, dtype=torch.int64), torch.zeros(len(texts), 1, dtype=torch.bool)
+        )
+
+    source = open_items(path, "nlvr2")
+    batches = list(evaluation_items(source, encode=encode, image_size=16, batch_size=3))
+    assert [item for batch in batches for item in batch.items.tolist()] == [0, 2]
+    assert [key for batch in batches for key in batch.keys] == [
+        f"dev-{pair}-img{place}.png" for pair in ("8-0", "9-0") for place in (0, 1)
+    ]
 
 
 def test_a_sentence_is_one_set_and_one_number() -> None:

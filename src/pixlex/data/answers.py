@@ -133,10 +133,10 @@ def build_answers(source: ReasoningSource, min_count: int = 9) -> tuple[str, ...
     """Return the answers to choose from: those that are the most frequent answer of enough items (ViLT).
 
     Answers are normalized before they are counted; among an item's equally frequent ones the first given is its
-    answer. From VQA v2's train and val this gives about, not exactly, the 3,128 of ALBEF's answer_list.json, which
-    cannot be made again: official annotations name one answer a question without saying how ties were broken,
-    the lists of BUTD, ViLT (3,129, one of them empty) and ALBEF were normalized by scripts that differ from one
-    another and from the official one, and ALBEF's file leaves out some questions (salesforce/ALBEF #40, #135).
+    answer. On VQA v2's train and val this is the rule behind the 3,129 answers of ViLT, and the 3,128 of ALBEF's
+    answer_list.json, which lack the empty one. Neither list can be made again exactly: which of equally frequent
+    answers a question was counted for is not written down, nor is the normalization of ALBEF's list, whose
+    files also leave out 7 questions (salesforce/ALBEF #40, #135).
 
     Args:
         source: items, some of them with answers.
