@@ -124,6 +124,10 @@ def test_who_knows_the_objects_wins(game: Any) -> None:
     result = game(_meant)
     assert result.pointed == result.own_word == result.any_object == 1
     assert result.other_word == 0  # no patch lies on two objects
+    assert result.preference == 1
+    low, high = result.preference_interval
+    assert low > 0.7
+    assert high == pytest.approx(1)
     assert result.layer == 2
     assert 30 <= result.num_scenes <= 40
     assert result.num_several < result.num_scenes < result.num_words
@@ -136,6 +140,9 @@ def test_who_sees_objects_but_not_which_is_no_better_than_with_another_word(game
     result = game(lambda scene, word: 0)
     assert result.any_object == 1
     assert result.own_word == result.other_word < 0.7
+    low, high = result.preference_interval
+    assert low == pytest.approx(-high)
+    assert low < 0
 
 
 def test_who_sees_nothing_reaches_chance(game: Any) -> None:

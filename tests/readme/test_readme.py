@@ -63,7 +63,7 @@ def test_commands_and_program_run(
     ]
     assert [command[1] for command in commands] == [
         "doctor", "train", "encode", "decode", "reconstruct", "evaluate", "evaluate", "evaluate", "ablate",
-        "doctor", "convert", "train", "evaluate", "gallery", "index", "search", "search",
+        "doctor", "convert", "train", "evaluate", "gallery", "explain", "index", "search", "search",
     ]  # fmt: skip
     small_model = [f"model.language.name={language}", *SMALLER]
     extras = {
@@ -85,6 +85,7 @@ def test_commands_and_program_run(
     assert (tmp_path / "pairs.parquet").is_file()
     assert (tmp_path / "runs/pairs/report.html").is_file()
     assert (tmp_path / "codewords.png").is_file()
+    assert (tmp_path / "why.png").is_file()
     assert (tmp_path / "found.png").is_file()
 
     (program,) = [block for block in _blocks(checkout) if block.startswith("import pixlex")]

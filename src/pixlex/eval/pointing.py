@@ -74,6 +74,19 @@ class PointingResult:
         return wilson_interval(self.pointed, self.num_scenes)
 
     @property
+    def preference(self) -> float:
+        """How much oftener an object's own word points to it than another object's does: 0 without any reading."""
+        return self.own_word - self.other_word
+
+    @property
+    def preference_interval(self) -> tuple[float, float]:
+        """95 % interval of `preference`, too wide rather than too narrow: (1 + it) / 2 is a mean in [0, 1]."""
+        if not self.num_several:
+            return -1.0, 1.0
+        low, high = wilson_interval((1 + self.preference) / 2, self.num_several)
+        return 2 * low - 1, 2 * high - 1
+
+    @property
     def numbers(self) -> dict[str, float]:
         """The numbers by their names in the log."""
         low, high = self.interval
@@ -81,6 +94,8 @@ class PointingResult:
         found |= {"pointed": self.pointed, "pointed_low": low, "pointed_high": high}
         for name in (*_OF_WORDS[1:], "num_several", "own_word", "other_word"):
             found[name] = getattr(self, name)
+        low, high = self.preference_interval
+        found |= {"preference": self.preference, "preference_low": low, "preference_high": high}
         return {f"eval/{name}": float(value) for name, value in found.items()}
 
 
@@ -99,6 +114,9 @@ def pointing_game(
     The text of a scene is the caption that names all objects by color and shape, without their places. A word
     plays if it is a color or a shape that one object of the scene alone has. Its map points to the patch of its
     highest value; of several equal ones each has its share, so a flat map scores what chance does.
+
+    Objects stand out from the background whatever a network has learned, so an untrained one is far above chance
+    too (docs/log.md). What was learned shows in `preference`, which is 0 before training.
 
     Args:
         model: the network, where it is.
