@@ -60,7 +60,7 @@ class Watched:
     Attributes:
         fused: what the encoder returns.
         shares: the probabilities with which each query of that layer looks at each place of its context: a leaf
-            that `fused` depends on, by which alone it can be differentiated where no parameter asks for a gradient.
+            that `fused` depends on, by which it can be differentiated where no parameter asks for a gradient.
             Queries of several groups stand behind each other.
     """
 
@@ -110,7 +110,7 @@ class CrossAttention(nn.Module):
                 other: row i then looks at context i modulo their number, of which no copy is made.
             context: what is looked at.
             bias: added to the scores (see `attend`).
-            watch: if given, probabilities are computed one by one, which fused attention spares, and pass through it.
+            watch: if given, probabilities are computed, which fused attention spares, and pass through it.
         """
         num_contexts, (num_rows, length, width) = len(context.keys), queries.shape
         # The sequences that look at the same context stand behind each other.
