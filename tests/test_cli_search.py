@@ -162,7 +162,10 @@ def test_bad_input(
             "rerank must be 0 for im",
         ),
         (("search", TEXT, "--index", indexed, "--model", other), f"was made with {model} (fingerprint "),
-        (("search", TEXT, "--index", indexed, "--model", wrong), "a model of family vqvae: texts and images"),
+        (
+            ("search", TEXT, "--index", indexed, "--model", wrong),
+            "a model of family vqvae, expected one of cbvila",
+        ),
         (("index", photos, "--model", other, "--out", indexed), f"got {other} (fingerprint "),
         (("index", photos, "--model", model, "--out", photos), "is no index"),
         (("index", photos / "cats", "--model", model, "--out", indexed), "say so with --moved"),

@@ -325,6 +325,23 @@ def test_many_parts_and_void_rows_are_written_anew(
     assert list(contents(tmp_path / "index")) == list(NAMES)
 
 
+def test_what_a_rewrite_has_left_behind_is_deleted(
+    update: Indexed, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between its last part and the old ones' end."""
+    update(photos)
+    old = listed_parts(tmp_path / "index/parts")[0][1]
+    kept = old.read_bytes()
+    monkeypatch.setattr("pixlex.search.store._MOST_PARTS", 0)
+    update(photos)
+    assert not old.exists()
+    old.write_bytes(kept)
+    monkeypatch.undo()
+    update(photos)
+    assert not old.exists()
+    assert list(contents(tmp_path / "index")) == list(NAMES)
+
+
 def test_images_that_are_no_files(update: Indexed, photos: Path, tmp_path: Path, embedded: list[int]) -> None:
     """Rows of a table are compared by their bytes."""
 
@@ -377,8 +394,10 @@ def test_another_model_is_refused(
         ValueError, match=r"was made with the model given \(fingerprint \w{12}, fp32\), got runs/other \(fing"
     ):
         ImageIndex.open(tmp_path / "index", other, name="runs/other")
-    with pytest.raises(ValueError, match=r"fp32\), got .*, bf16\): vectors of different models"):
-        ImageIndex.open(tmp_path / "index", model, precision="bf16")
+    with pytest.raises(ValueError, match=r"\) \(it has changed since, or .*\): vectors of different models"):
+        ImageIndex.open(tmp_path / "index", other)
+    with pytest.raises(ValueError, match=r"fp32\), got runs/other .*, bf16\): vectors of different models"):
+        ImageIndex.open(tmp_path / "index", model, precision="bf16", name="runs/other")
 
 
 def test_a_folder_of_other_things_is_left_alone(photos: Path, model: CBViLA, tmp_path: Path) -> None:

@@ -117,12 +117,7 @@ def _thumbnails(options: Namespace, found: ImageIndex, result: SearchResult) -> 
 
 def _load(name: str, language_model: str | None, revision: str | None, device: str) -> CBViLA:
     """Load a model that compares texts and images."""
-    model = pretrained.load_any(name, language_model=language_model, revision=revision)
-    if not isinstance(model, CBViLA):
-        raise ValueError(
-            f"{name} holds a model of family {pretrained.family_of(model)}: texts and images are compared by "
-            "cbvila alone"
-        )
+    model = pretrained.load_cbvila(name, language_model=language_model, revision=revision)
     return model.to(pick_device(device))
 
 

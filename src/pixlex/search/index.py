@@ -87,10 +87,12 @@ class ImageIndex:
             write_head(folder, Head(name, digest, precision, width, None, revision, language_model))
         head = read_head(folder)
         if head.fingerprint != digest:
+            changed = " (it has changed since, or this version describes it otherwise)"
             raise ValueError(
                 f"{folder} was made with {head.model} (fingerprint {head.fingerprint[:12]}, {head.precision}), "
-                f"got {name} (fingerprint {digest[:12]}, {precision}): vectors of different models cannot be "
-                "compared; give the model it was made with, or index into another folder"
+                f"got {name} (fingerprint {digest[:12]}, {precision}){changed if name == head.model else ''}: "
+                "vectors of different models cannot be compared; give the model it was made with, or index into "
+                "another folder"
             )
         return cls(folder, head, model)
 
@@ -142,7 +144,7 @@ class ImageIndex:
             self._originals = Originals(opened)
             self._store = Store(self.folder, self.head.width)
             return update_store(
-                self._store, opened, self._image_vectors, image_size=self.model.config.image_size,
+                self._store, opened, self._image_vectors, config=self.model.config,
                 batch_size=batch_size, max_broken_share=max_broken_share, progress=progress,
             )  # fmt: skip
 
@@ -178,7 +180,7 @@ class ImageIndex:
             raise ValueError("rerank must be 0 for images: the matching head compares a text with an image")
         with evaluating(self.model):
             if images is not None:
-                vectors = self._image_vectors(query_pixels(images, self.model.config.image_size))
+                vectors = self._image_vectors(query_pixels(images, self.model.config))
                 return [first_stage(found, top_k) for found in self._nearest(vectors, top_k, approximate)]
             read, key_padding = self._read(texts or ())
             with computing(read.device, self.head.precision):

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
+from pixlex.config.cbvila import CBViLAConfig
 from pixlex.data.decoding import load_image
 from pixlex.data.sources import read_file
 from pixlex.data.text import clean_caption
@@ -19,6 +21,11 @@ Images = Sequence[str | os.PathLike[str]] | Tensor
 
 # Outside [0, 1] by more than rounding: the pixels were normalized.
 _PIXEL_TOLERANCE = 1e-3
+
+
+def square(image: Image.Image, config: CBViLAConfig) -> Float[Tensor, "3 H W"]:
+    """Return an image as the model sees it in evaluation; pixels in [0, 1]."""
+    return evaluation_transform(image, config.image_size)
 
 
 def query_text(text: str) -> str:
@@ -34,12 +41,12 @@ def query_text(text: str) -> str:
     return cleaned
 
 
-def query_pixels(images: Images, size: int) -> Float[Tensor, "Q 3 H W"]:
-    """Return images cut at the center, pixels in [0, 1].
+def query_pixels(images: Images, config: CBViLAConfig) -> Float[Tensor, "Q 3 H W"]:
+    """Return images as the model sees them, pixels in [0, 1].
 
     Args:
         images: paths of image files; or RGB pixels in [0, 1], taken as they are.
-        size: side in pixels.
+        config: of the model.
 
     Raises:
         ValueError: no image, or tensors of another size or range; `UnreadableImage` for a file that is none.
@@ -47,6 +54,7 @@ def query_pixels(images: Images, size: int) -> Float[Tensor, "Q 3 H W"]:
     if len(images) == 0:
         raise ValueError("expected at least one image to search by, got none")
     if isinstance(images, Tensor):
+        size = config.image_size
         if images.dim() != 4 or images.shape[1:] != (3, size, size) or not images.is_floating_point():
             raise ValueError(
                 f"expected floating-point images of shape (Q, 3, {size}, {size}), got {images.dtype} "
@@ -58,7 +66,7 @@ def query_pixels(images: Images, size: int) -> Float[Tensor, "Q 3 H W"]:
         return images.float()
     names = [os.fspath(image) for image in images]
     read = [load_image(read_file(Path(name), name), name) for name in names]
-    return torch.stack([evaluation_transform(image, size) for image in read])
+    return torch.stack([square(image, config) for image in read])
 
 
 def lasting_description(source: str) -> str:

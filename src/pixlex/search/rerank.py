@@ -10,11 +10,11 @@ from torch import Tensor
 
 from pixlex.batch import Skipped
 from pixlex.data.decoding import UnreadableImage
-from pixlex.data.transforms import evaluation_transform
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.inference import Precision, computing
 from pixlex.search.originals import Originals
 from pixlex.search.parts import Entry
+from pixlex.search.queries import square
 from pixlex.search.results import Hit, Score, SearchResult
 
 # Images that a text looks at together.
@@ -90,9 +90,7 @@ def matching_logits(
         numbers, pixels = [], []
         for number, entry in enumerate(candidates[first : first + _IMAGES_AT_ONCE], start=first):
             try:
-                pixels.append(
-                    evaluation_transform(originals.read(entry.key, entry.digest), model.config.image_size)
-                )
+                pixels.append(square(originals.read(entry.key, entry.digest), model.config))
                 numbers.append(number)
             except UnreadableImage as fault:
                 skipped.append(Skipped(fault.key, fault.reason))

@@ -14,13 +14,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pixlex.batch import Skipped
+from pixlex.config.cbvila import CBViLAConfig
 from pixlex.data.ahead import prepared_batches
 from pixlex.data.broken import FILE_NAME, BrokenImages
 from pixlex.data.decoding import ImageRecord, decode_record
 from pixlex.data.sources import ImageSource
-from pixlex.data.transforms import evaluation_transform
 from pixlex.search.changes import Candidate, Changes, Stamp, compare, digest_of, size_of
 from pixlex.search.parts import Entry
+from pixlex.search.queries import square
 from pixlex.search.store import Store
 
 # A part is written when it has so many rows, or when so many seconds have passed since the last: what a kill
@@ -111,7 +112,7 @@ def update_store(
     source: ImageSource,
     embed: Embed,
     *,
-    image_size: int,
+    config: CBViLAConfig,
     batch_size: int,
     max_broken_share: float,
     progress: bool,
@@ -122,7 +123,7 @@ def update_store(
         store: the index, held for writing.
         source: the images.
         embed: maps images, pixels in [0, 1], to vectors of length 1 on the CPU.
-        image_size: side of the images that it takes, in pixels.
+        config: of the model, which says how images are cut.
         batch_size: images at a time.
         max_broken_share: share of broken images, in [0, 1], above which the pass stops.
         progress: show a bar.
@@ -144,7 +145,7 @@ def update_store(
         candidates = {candidate.index: candidate for candidate in changes.candidates}
 
         def prepare(index: int, record: ImageRecord) -> _Prepared:
-            return one.prepare(candidates[index], record, image_size)
+            return one.prepare(candidates[index], record, config)
 
         for batch in prepared_batches(source, list(candidates), batch_size, prepare):
             skipped = tuple(item for item in batch if isinstance(item, Skipped))
@@ -179,14 +180,14 @@ class _Pass:
         # Those of images that are gone as well: a renamed file is both.
         self._rows = {entry.digest: entry.row for entry in changes.known.values()}
 
-    def prepare(self, candidate: Candidate, record: ImageRecord, image_size: int) -> _Prepared:
+    def prepare(self, candidate: Candidate, record: ImageRecord, config: CBViLAConfig) -> _Prepared:
         """Return an image cut to size, or without pixels where its bytes are known; called in threads."""
         digest = digest_of(record)
         stamp = candidate.stamp or Stamp(size_of(record), -1)
         entry = Entry(0, record.key, stamp.size, stamp.modified, digest)
         if digest in self._rows:
             return _Prepared(candidate, entry, None)
-        return _Prepared(candidate, entry, evaluation_transform(decode_record(record), image_size))
+        return _Prepared(candidate, entry, square(decode_record(record), config))
 
     def take(self, batch: Sequence[_Prepared]) -> None:
         """Embed what must be embedded; keep the rest as it is.
