@@ -19,9 +19,9 @@ from pixlex.config.frozen import FrozenRun
 from pixlex.config.mae import MAERun
 from pixlex.config.reasoning import ReasoningRun
 from pixlex.config.run import LQAERun, Run, VQVAERun, describe_fields, read_run, value_at, write_run
+from pixlex.data.answers import build_answers
 from pixlex.data.broken import BrokenImages
 from pixlex.data.images import ImageSource, open_source
-from pixlex.data.answers import build_answers
 from pixlex.data.items import open_items
 from pixlex.data.loader import training_batches
 from pixlex.data.pairs import PairSource, open_pairs, training_pairs
@@ -119,6 +119,8 @@ def _batches(run: Run, objective: Objective, source: Source) -> Callable[[int], 
             "rank": distributed.rank(),
             "world_size": distributed.world_size(),
         }
+        if isinstance(run, CBViLARun | ReasoningRun):
+            settings["cut"] = run.model.cut
         if not isinstance(run, FrozenRun | CBViLARun | ReasoningRun):
             assert not isinstance(source, ReasoningSource)
             return training_batches(source, **settings)

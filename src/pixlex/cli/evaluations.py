@@ -18,6 +18,7 @@ from pixlex.cli.options import (
     positive,
     share,
 )
+from pixlex.cli.reasoning_options import reasoning_commands
 
 
 def evaluate_commands(commands: Any) -> None:
@@ -27,6 +28,7 @@ def evaluate_commands(commands: Any) -> None:
     _reconstruction(measures)
     _linear_probe(measures)
     _retrieval(measures)
+    reasoning_commands(measures)
     pointing_command(measures)
     few_shot_command(measures)
 

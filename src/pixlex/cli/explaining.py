@@ -34,7 +34,7 @@ def explain_pair(options: Namespace) -> int:
     if not text.strip():
         raise ValueError(f"expected a text of one word or more, got {options.text!r}")
     model = _cbvila(options)
-    image = evaluation_transform(picture, model.config.image_size)
+    image = evaluation_transform(picture, model.config.image_size, model.config.cut)
     with torch.autocast(
         pick_device(options.device).type, torch.bfloat16, enabled=options.precision == "bf16"
     ):

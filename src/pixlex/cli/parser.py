@@ -26,6 +26,7 @@ from pixlex.cli.options import (
     path_arguments,
     positive,
 )
+from pixlex.cli.reasoning_options import ask_command, finetune_command
 from pixlex.cli.search_options import search_commands
 
 
@@ -57,10 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pixlex {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _training_commands(commands)
+    finetune_command(commands)
     ablate_command(commands)
     _tokenizing_commands(commands)
     _gallery(commands)
     explain_command(commands)
+    ask_command(commands)
     evaluate_commands(commands)
     search_commands(commands)
     _information_commands(commands)

@@ -19,7 +19,7 @@ from pixlex.data.loader import evaluation_batches
 from pixlex.data.reasoning import ReasoningSource, evaluation_items
 from pixlex.data.text import clean_caption, clean_question
 from pixlex.eval.reasoning import ReasoningResult, evaluate_reasoning
-from pixlex.eval.vqa_score import vqa_submission
+from pixlex.eval.vqa_score import write_vqa_submission
 from pixlex.files import write_atomically
 from pixlex.models import pretrained
 from pixlex.models.reasoner import Reasoner
@@ -49,6 +49,7 @@ def evaluate(options: Namespace) -> int:
         items,
         encode=lambda texts: model.encode_texts(texts, max_words),
         image_size=model.config.image_size,
+        cut=model.config.cut,
         batch_size=options.batch_size,
         limit=options.limit,
     )
@@ -96,8 +97,11 @@ def ask(options: Namespace) -> int:
         raise ValueError(
             f"expected {config.num_images} images, got {len(source)} in {', '.join(options.paths)}"
         )
-    batch = next(evaluation_batches(source, image_size=config.image_size, batch_size=config.num_images))
-    if batch.skipped:
+    batches = evaluation_batches(
+        source, image_size=config.image_size, batch_size=config.num_images, cut=config.cut
+    )
+    batch = next(batches)
+    if batch.skipped:  # one of several
         raise ValueError(f"{batch.skipped[0].key} cannot be read: {batch.skipped[0].reason}")
     place = next(model.parameters()).device
     words = model.encode_texts([text], config.body.text.positions)
@@ -181,8 +185,8 @@ def _write(
     content = "\n".join(lines) + "\n"
     write_atomically(folder / "answers.jsonl", lambda path: path.write_text(content, encoding="utf-8"))
     if result.task == "vqa":
-        official = vqa_submission([(items.ids[one.item], one.answers[0]) for one in result.answered])
-        (folder / "submission.json").write_text(json.dumps(official) + "\n", encoding="utf-8")
+        found = ((items.ids[one.item], one.answers[0]) for one in result.answered)
+        write_vqa_submission(folder / "submission.json", found)
     picture = answered_items(result, items, folder / "answers.png")
     write_page(
         folder / "report.html",

@@ -17,8 +17,8 @@ from pixlex.cli.options import (
 
 _ITEMS = (
     "images with texts and answers: the official files of the task, ALBEF's .json, .parquet, .csv, .tsv, "
-    ".jsonl or embedded:scenes:test[:COUNT]; with options such as QUESTIONS.json?annotations=FILE&images=DIR; several as "
-    "'ONE + OTHER'"
+    ".jsonl or embedded:scenes:test[:COUNT]; with options such as QUESTIONS.json?annotations=FILE&images=DIR; "
+    "several as 'ONE + OTHER'"
 )
 _MEASURES = {
     "vqa": "how often questions about images are answered rightly",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from pixlex.config.check import Check, describe
+
+# How an image becomes a square: its centered square, or all of it in another shape.
+Cut = Literal["center", "squash"]
+SQUARE: Mapping[Cut, str] = {"center": "images cut at the center", "squash": "images squashed to squares"}
 
 
 @dataclass(frozen=True, kw_only=True)

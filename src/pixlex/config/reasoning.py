@@ -7,6 +7,7 @@ from typing import Literal
 
 from pixlex.config.cbvila import CBViLAConfig, CBViLADataConfig
 from pixlex.config.check import Check, describe, part
+from pixlex.config.data import Cut
 from pixlex.config.train import EvalConfig, TrainConfig
 
 ReasoningTask = Literal["vqa", "nlvr2", "entailment"]
@@ -43,6 +44,11 @@ class ReasonerConfig:
             3 <= self.max_answer_words <= self.body.text.positions,
             f"must lie in [3, {self.body.text.positions}], text.positions",
         )
+
+    @property
+    def cut(self) -> Cut:
+        """How images become square."""
+        return self.body.cut
 
     @property
     def image_size(self) -> int:

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 
 from pixlex.data.item_images import ItemImages
 from pixlex.data.listed import Item, LeftOut, ReadRow, Row, id_of, is_nothing, text_of
+from pixlex.data.reasoning import CLASSES
 
 _TEXT_FIELDS = ("hypothesis", "sentence", "sentence2")
 _LABEL_FIELDS = ("label", "gold_label")
 _ID_FIELDS = ("pairID", "pair_id")
 FIELDS = (*_TEXT_FIELDS, *_LABEL_FIELDS, *_ID_FIELDS)
-_LABELS = ("entailment", "neutral", "contradiction")
+
 # What annotators did not agree on.
 _UNDECIDED = "-"
 
@@ -37,6 +38,6 @@ def _checked(label: object) -> tuple[str, ...]:
     if is_nothing(label):
         return ()
     name = str(label).strip().lower()
-    if name not in _LABELS:
-        raise ValueError(f"expected {', '.join(_LABELS)} or - as label, got {label!r:.80}")
+    if name not in CLASSES["entailment"]:
+        raise ValueError(f"expected {', '.join(CLASSES['entailment'])} or - as label, got {label!r:.80}")
     return (name,)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pixlex.batch import ImageBatch, Skipped
-from pixlex.config.data import DataConfig
+from pixlex.config.data import Cut, DataConfig
 from pixlex.data.broken import BrokenImages, TooManyBroken
 from pixlex.data.decoding import UnreadableImage, decode_record
 from pixlex.data.sources import ImageSource
@@ -41,6 +41,7 @@ def training_batches(
     rank: int = 0,
     world_size: int = 1,
     together: int = 1,
+    cut: Cut = "center",
 ) -> Iterator[ImageBatch]:
     """Return this process's share of an endless stream of training batches, starting at a step.
 
@@ -62,6 +63,7 @@ def training_batches(
         rank: number of this process, in [0, world_size).
         world_size: number of processes.
         together: so many images that follow each other in the source are one group.
+        cut: how images become square (see `evaluation_transform`).
 
     Raises:
         ValueError: if the batch does not divide by the processes, the source by the groups, or a number is out of
@@ -77,7 +79,7 @@ def training_batches(
     if seed < 0 or first_step < 0:
         raise ValueError(f"seed and first_step must be 0 or more, got {seed} and {first_step}")
     order = _TrainingOrder(num_groups, batch_size, seed, first_step, rank, world_size)
-    images = _TrainingImages(source, config, image_size, seed, together)
+    images = _TrainingImages(source, config, image_size, seed, together, cut)
     return _load(images, order, config.workers)
 
 
@@ -91,6 +93,7 @@ def evaluation_batches(
     rank: int = 0,
     world_size: int = 1,
     together: int = 1,
+    cut: Cut = "center",
 ) -> Iterator[ImageBatch]:
     """Return this process's share of one pass over the images: each readable image exactly once, in order.
 
@@ -108,6 +111,7 @@ def evaluation_batches(
         rank: number of this process, in [0, world_size).
         world_size: number of processes.
         together: so many images that follow each other in the source are one group.
+        cut: how images become square (see `evaluation_transform`).
 
     Raises:
         ValueError: if a number is out of range, or the source does not divide by the groups.
@@ -119,7 +123,7 @@ def evaluation_batches(
     count = total if limit is None else min(limit, total)
     mine = range(rank, count, world_size)
     order = _EvaluationOrder([number * total // count for number in mine], batch_size)
-    images = _EvaluationImages(source, image_size, together)
+    images = _EvaluationImages(source, image_size, together, cut)
     return _without_empty_batches(_load(images, order, workers), source.name)
 
 
@@ -143,6 +147,7 @@ class _TrainingImages(Dataset[list[_Row]]):
     image_size: int
     seed: int
     together: int
+    cut: Cut
 
     def __getitem__(self, item: tuple[int, int]) -> list[_Row]:
         epoch, group = item
@@ -170,24 +175,25 @@ class _TrainingImages(Dataset[list[_Row]]):
         # The image that was asked for decides, so that a replacement is cut unlike the image itself.
         epoch, wanted = asked
         generator = np.random.default_rng((self.seed, epoch, wanted * self.together + place))
-        pixels = train_transform(image, self.image_size, self.config, generator)
+        pixels = train_transform(image, self.image_size, self.config, generator, self.cut)
         return _Row(pixels, record.label, record.key, position, ())
 
 
 @dataclass(frozen=True)
 class _EvaluationImages(Dataset[list[_Row]]):
-    """Groups of images by number, cut at the center; none of a group where one of it cannot be read."""
+    """Groups of images by number; none of a group where one of it cannot be read."""
 
     source: ImageSource
     image_size: int
     together: int
+    cut: Cut
 
     def __getitem__(self, group: int) -> list[_Row]:
         rows = []
         for index in range(group * self.together, (group + 1) * self.together):
             try:
                 record = self.source.read(index)
-                pixels = evaluation_transform(decode_record(record), self.image_size)
+                pixels = evaluation_transform(decode_record(record), self.image_size, self.cut)
             except UnreadableImage as fault:
                 return [_Row(None, -1, fault.key, index, (Skipped(fault.key, fault.reason),))]
             rows.append(_Row(pixels, record.label, record.key, index, ()))

@@ -8,7 +8,7 @@ from dataclasses import fields
 import torch
 
 from pixlex.batch import ImageBatch, ImageTextBatch, Words
-from pixlex.config.data import DataConfig
+from pixlex.config.data import Cut, DataConfig
 from pixlex.data.captioned import NoCaptions, PairSource
 from pixlex.data.captions import open_set
 from pixlex.data.descriptions import read_descriptions
@@ -67,6 +67,7 @@ def training_pairs(
     first_step: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    cut: Cut = "center",
 ) -> Iterator[ImageTextBatch]:
     """Return this process's share of an endless stream of training batches, starting at a step.
 
@@ -83,6 +84,7 @@ def training_pairs(
         first_step: the first step to return, 0 or more.
         rank: number of this process, in [0, world_size).
         world_size: number of processes.
+        cut: how images become square.
 
     Raises:
         ValueError: as `training_batches`.
@@ -97,6 +99,7 @@ def training_pairs(
         first_step=first_step,
         rank=rank,
         world_size=world_size,
+        cut=cut,
     )
     num_rows = batch_size // world_size
     for step, batch in enumerate(batches, first_step):
@@ -122,10 +125,11 @@ def evaluation_pairs(
     batch_size: int,
     limit: int | None = None,
     workers: int = 0,
+    cut: Cut = "center",
 ) -> Iterator[ImageTextBatch]:
     """Return one pass over the images, each with its first caption; the rest as `evaluation_batches`."""
     batches = evaluation_batches(
-        source.images, image_size=image_size, batch_size=batch_size, limit=limit, workers=workers
+        source.images, image_size=image_size, batch_size=batch_size, limit=limit, workers=workers, cut=cut
     )
     for batch in batches:
         yield _paired(source, batch, [source.captions[index][0] for index in batch.indices.tolist()], encode)

@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from pixlex.batch import ImageBatch, ReasoningBatch
-from pixlex.config.data import DataConfig
+from pixlex.config.data import Cut, DataConfig
 from pixlex.data.chosen import choose
 from pixlex.data.loader import evaluation_batches, training_batches
 from pixlex.data.pairs import Encode
@@ -132,6 +132,7 @@ def training_items(
     first_step: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    cut: Cut = "center",
 ) -> Iterator[ReasoningBatch]:
     """Return this process's share of an endless stream of training batches, starting at a step.
 
@@ -147,6 +148,7 @@ def training_items(
         first_step: the first step to return, 0 or more.
         rank: number of this process, in [0, world_size).
         world_size: number of processes.
+        cut: how images become square.
 
     Raises:
         ValueError: as `training_batches`.
@@ -154,7 +156,7 @@ def training_items(
     """
     batches = training_batches(
         source.images, config=config, image_size=image_size, batch_size=batch_size, seed=seed,
-        first_step=first_step, rank=rank, world_size=world_size, together=source.num_images,
+        first_step=first_step, rank=rank, world_size=world_size, together=source.num_images, cut=cut,
     )  # fmt: skip
     for batch in batches:
         yield _of_items(source, batch, encode)
@@ -168,11 +170,12 @@ def evaluation_items(
     batch_size: int,
     limit: int | None = None,
     workers: int = 0,
+    cut: Cut = "center",
 ) -> Iterator[ReasoningBatch]:
     """Return one pass over the items as `evaluation_batches` does; one with a broken image is left out."""
     batches = evaluation_batches(
         source.images, image_size=image_size, batch_size=batch_size, limit=limit, workers=workers,
-        together=source.num_images,
+        together=source.num_images, cut=cut,
     )  # fmt: skip
     for batch in batches:
         yield _of_items(source, batch, encode)

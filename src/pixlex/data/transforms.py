@@ -10,7 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from pixlex.config.data import DataConfig
+from pixlex.config.data import Cut, DataConfig
 
 # Width / height of a random crop is log-uniform between these (Szegedy et al. 2014, "Going deeper with
 # convolutions", section 6).
@@ -25,7 +25,7 @@ _REDUCING_GAP = 3.0
 
 
 def train_transform(
-    image: Image.Image, size: int, config: DataConfig, generator: np.random.Generator
+    image: Image.Image, size: int, config: DataConfig, generator: np.random.Generator, cut: Cut = "center"
 ) -> Float[Tensor, "3 H W"]:
     """Cut a training image, scale it bicubically to a square and mirror half of them.
 
@@ -38,6 +38,7 @@ def train_transform(
         size: side of the result, in pixels.
         config: what to do.
         generator: the only source of randomness.
+        cut: with "resize", as for `evaluation_transform`.
 
     Returns:
         Pixels in [0, 1].
@@ -45,16 +46,29 @@ def train_transform(
     if config.augment == "random_resized_crop":
         box = random_box(image.width, image.height, config.crop_scale_min, generator)
     else:
-        box = center_box(image.width, image.height)
+        box = _whole_box(image, cut)
     square = _resize(image, size, box)
     if config.horizontal_flip and generator.random() < 0.5:
         square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return _to_tensor(square)
 
 
-def evaluation_transform(image: Image.Image, size: int) -> Float[Tensor, "3 H W"]:
-    """Scale the short side of an image to `size` bicubically and cut out the center; pixels in [0, 1]."""
-    return _to_tensor(_resize(image, size, center_box(image.width, image.height)))
+def evaluation_transform(image: Image.Image, size: int, cut: Cut = "center") -> Float[Tensor, "3 H W"]:
+    """Return an image as a square, bicubically scaled, pixels in [0, 1].
+
+    Args:
+        image: an RGB image.
+        size: side of the result, in pixels.
+        cut: "center" cuts out the largest centered square; "squash" keeps all of the image and not its shape
+            (ALBEF).
+    """
+    return _to_tensor(_resize(image, size, _whole_box(image, cut)))
+
+
+def _whole_box(image: Image.Image, cut: Cut) -> tuple[float, float, float, float]:
+    if cut == "squash":
+        return 0.0, 0.0, float(image.width), float(image.height)
+    return center_box(image.width, image.height)
 
 
 def minimum_decoded_side(size: int, config: DataConfig) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pixlex.batch import ReasoningBatch, Skipped, Words
+from pixlex.config.data import SQUARE, Cut
 from pixlex.config.reasoning import ReasoningTask
 from pixlex.data.reasoning import ReasoningSource
 from pixlex.eval.intervals import wilson_interval
@@ -69,6 +70,7 @@ class ReasoningResult:
         task: the task.
         mode: "rank" (answers out of the list) or "generate" (written freely).
         shortlist: answers of the list that were ranked by their whole likelihood.
+        cut: how images became square.
         answered: each item, in order.
         accuracy: mean credit of the items whose answer is known, in [0, 1]; for vqa the soft accuracy. None where
             none is known.
@@ -83,6 +85,7 @@ class ReasoningResult:
     task: ReasoningTask
     mode: Literal["rank", "generate"]
     shortlist: int
+    cut: Cut
     answered: tuple[Answered, ...]
     accuracy: float | None
     interval: tuple[float, float] | None
@@ -100,7 +103,7 @@ class ReasoningResult:
         if self.task == "vqa":
             ranked = f"answers ranked by likelihood among the {self.shortlist} of likeliest first words"
             answers = f"; {ranked if self.mode == 'rank' else 'answers written freely, word by word'}"
-        return f"{len(self.answered)} items, {how}{answers}; images cut at the center"
+        return f"{len(self.answered)} items, {how}{answers}; {SQUARE[self.cut]}"
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -179,6 +182,7 @@ def evaluate_reasoning(
         task=task,
         mode=mode,
         shortlist=min(shortlist, len(model.config.answers)),
+        cut=model.config.cut,
         answered=tuple(answered),
         accuracy=accuracy,
         interval=None if accuracy is None else wilson_interval(accuracy, len(known)),

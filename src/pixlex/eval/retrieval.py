@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pixlex.batch import Skipped, Words
+from pixlex.config.data import SQUARE, Cut
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.pairs import PairSource
 from pixlex.eval.passes import evaluating
@@ -58,6 +59,7 @@ class RetrievalResult:
         num_images: I.
         num_captions: C.
         num_scored: pairs that the second stage scored, each once.
+        cut: how images became square.
         text_recall: share of images one of whose captions is among the first 1, 5, 10.
         image_recall: share of captions whose image is among the first 1, 5, 10.
         skipped: images that could not be read.
@@ -68,6 +70,7 @@ class RetrievalResult:
     num_images: int
     num_captions: int
     num_scored: int
+    cut: Cut
     text_recall: tuple[float, ...]
     image_recall: tuple[float, ...]
     skipped: tuple[Skipped, ...]
@@ -82,8 +85,8 @@ class RetrievalResult:
         """What the numbers mean, in a line."""
         first = f"the top {self.top_k} of each by contrast, then " if self.top_k else ""
         return (
-            f"{self.num_images} images, {self.num_captions} captions, each against all; images cut at the "
-            f"center; ranked by {first}{self.score}; ties count against"
+            f"{self.num_images} images, {self.num_captions} captions, each against all; {SQUARE[self.cut]}; "
+            f"ranked by {first}{self.score}; ties count against"
         )
 
     @property
@@ -127,7 +130,12 @@ def gallery(
     """
     place = next(model.parameters()).device
     batches = evaluation_batches(
-        source, image_size=model.config.image_size, batch_size=batch_size, limit=limit, workers=workers
+        source,
+        image_size=model.config.image_size,
+        batch_size=batch_size,
+        limit=limit,
+        workers=workers,
+        cut=model.config.cut,
     )
     found = _Rows(source)
     skipped: list[Skipped] = []
@@ -235,7 +243,7 @@ def evaluate_retrieval(
     text_ranks, image_ranks = ranks(by_image, items.image_of)[0], ranks(by_caption, items.image_of)[1]
     return RetrievalResult(
         score, depth, len(items.seen), len(items.text), num_scored,
-        recalls(text_ranks), recalls(image_ranks), items.skipped,
+        model.config.cut, recalls(text_ranks), recalls(image_ranks), items.skipped,
     )  # fmt: skip
 
 

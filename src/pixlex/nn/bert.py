@@ -340,8 +340,8 @@ class FusionEncoder(nn.Module):
 class AnswerDecoder(FusionEncoder):
     """A fusion encoder whose queries see themselves and what stands before them alone: it writes.
 
-    The decoder of ALBEF's question answering (Li et al. 2021, section 4.2); its layers have the shapes of the fusion
-    encoder's, from which they start.
+    The decoder of ALBEF's question answering (Li et al. 2021, section 4.2); its layers have the shapes of the
+    fusion encoder's, from which they start.
     """
 
     def _bias(

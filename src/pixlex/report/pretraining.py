@@ -62,6 +62,7 @@ class PretrainingProgress(Progress):
             self.pairs,
             encode=lambda texts: model.encode_texts(texts, most),
             image_size=run.model.image_size,
+            cut=run.model.cut,
             **settings,
         )
         self.result = evaluate_pretraining(

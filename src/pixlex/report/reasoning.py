@@ -53,6 +53,7 @@ class ReasoningProgress(Progress):
             self.items,
             encode=lambda texts: model.encode_texts(texts, run.data.max_words),
             image_size=model.config.image_size,
+            cut=model.config.cut,
             batch_size=config.batch_size,
             limit=limit,
             workers=run.data.workers,

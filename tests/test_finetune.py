@@ -1,0 +1,177 @@
+"""Fine-tuning from the command line to the answer: tasks, retrieval, another image size, bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tests.tiny import tiny_cbvila, tiny_mae
+
+from pixlex.cli import main
+from pixlex.models import pretrained
+from pixlex.models.cbvila import CBViLA
+from pixlex.models.reasoner import Reasoner
+
+Call = Callable[..., tuple[int, str, str]]
+SHORT = (
+    "train.steps=3", "train.batch_size=4", "train.device=cpu", "train.warmup_steps=0", "train.evaluate_every=0",
+    "train.log_every=1", "data.max_words=12", "data.train=embedded:scenes:train:20",
+    "data.validation=embedded:scenes:test:6", "eval.examples=2", "eval.batch_size=4",
+)  # fmt: skip
+TASKS = ("vqa", "nlvr2", "entailment")
+
+
+@pytest.fixture(scope="module")
+def start(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory to start from."""
+    folder = tmp_path_factory.mktemp("start")
+    pretrained.save(tiny_cbvila(language, seed=5), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(start: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run folder for each task."""
+    folder = tmp_path_factory.mktemp("tuned")
+    for task in TASKS:
+        command = ["finetune", f"finetune/scenes-{task}", "--from", str(start), "--out", str(folder / task)]
+        assert main([*command, "--quiet", *SHORT]) == 0
+    return {task: folder / task for task in TASKS}
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(one) for one in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_leaves_numbers_pictures_page_and_model(task: str, tuned: dict[str, Path], start: Path) -> None:
+    folder = tuned[task]
+    numbers = json.loads((folder / "results.json").read_text())
+    assert {"eval/accuracy", "eval/majority_accuracy", "eval/text_alone_accuracy"} <= set(numbers)
+    assert numbers["eval/num_items"] == 6
+    assert (folder / "pictures/answers-00000003.png").is_file()
+    assert "What it answers" in (folder / "report.html").read_text()
+    assert str(start) in (folder / "config.yaml").read_text()
+    model = pretrained.load_any(str(folder))
+    assert isinstance(model, Reasoner)
+    assert model.config.num_images == (2 if task == "nlvr2" else 1)
+    begun = pretrained.load_cbvila(str(start))
+    assert torch.equal(model.body.codebook.weight, begun.codebook.weight)  # not part of the task
+    assert not torch.equal(model.body.fusion.layers[0].expand.weight, begun.fusion.layers[0].expand.weight)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_evaluate_writes_answers_and_a_page(
+    task: str, tuned: dict[str, Path], tmp_path: Path, call: Call
+) -> None:
+    code, out, _ = call("evaluate", task, "--model", tuned[task], "--data", "embedded:scenes:test:6", "--out",
+                        tmp_path, "--json", "--quiet")  # fmt: skip
+    assert code == 0
+    values = json.loads(out)
+    assert "6 items" in values["protocol"]
+    assert values["accuracy"] == json.loads((tuned[task] / "results.json").read_text())["eval/accuracy"]
+    low, high = values["interval"]
+    assert low - 1e-9 <= values["accuracy"] <= high + 1e-9
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert len(lines) == 6
+    assert sum(line["credit"] for line in lines) / 6 == pytest.approx(values["accuracy"])
+    assert (tmp_path / "submission.json").is_file() == (task == "vqa")
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_ask_ranks_answers_with_probabilities(tuned: dict[str, Path], tmp_path: Path, call: Call) -> None:
+    image = tmp_path / "image.png"
+    Image.new("RGB", (40, 36), "red").save(image)
+    code, out, _ = call("ask", image, "What color is it?", "--model", tuned["vqa"], "--top", 3, "--json")
+    assert code == 0
+    answers = json.loads(out)["answers"]
+    assert len(answers) == 3
+    shares = [one["probability"] for one in answers]
+    assert shares == sorted(shares, reverse=True)
+    code, out, _ = call("ask", image, image, "both are red", "--model", tuned["nlvr2"])
+    assert code == 0
+    assert {line.split()[-1] for line in out.splitlines()} == {"true", "false"}
+    assert call("ask", image, "what is it", "--model", tuned["vqa"], "--generate")[0] == 0
+
+
+def test_bad_questions_are_refused(tuned: dict[str, Path], start: Path, tmp_path: Path, call: Call) -> None:
+    image, broken = tmp_path / "image.png", tmp_path / "broken.png"
+    Image.new("RGB", (40, 36), "red").save(image)
+    broken.write_bytes(b"no image")
+    for arguments, message in (
+        ((image, "both", "--model", tuned["nlvr2"]), "reads 2 images with each text, got 1"),
+        (
+            (image, "?!", "--model", tuned["vqa"]),
+            "expected a question or a sentence with a word in it, got '?!'",
+        ),
+        ((tmp_path / "none.png", "what is it", "--model", tuned["vqa"]), "none.png"),
+        ((image, "what is it", "--model", start), "family cbvila, which answers nothing"),
+        (
+            (image, "is it red", "--model", tuned["entailment"], "--generate"),
+            "--generate is for the task vqa",
+        ),
+    ):
+        code, _, error = call("ask", *arguments)
+        assert code == 2, error
+        assert message in error
+    code, _, error = call(
+        "evaluate", "vqa", "--model", tuned["entailment"], "--data", "embedded:scenes:test:6"
+    )
+    assert code == 2
+    assert "was fine-tuned to entailment, not to vqa" in error
+
+
+def test_without_pretraining_the_weights_are_fresh(start: Path, tmp_path: Path, call: Call) -> None:
+    """The shape is that of the model, its weights are not; the configuration says so."""
+    settings = [one for one in SHORT if not one.startswith("train.steps")]
+    for name, more in (("with", ()), ("without", ("--untrained",))):
+        code, _, error = call("finetune", "finetune/scenes-vqa", "--from", start, *more, "--out", tmp_path / name,
+                              "--quiet", "train.steps=1", "train.learning_rate=1e-9", *settings)  # fmt: skip
+        assert code == 0, error
+    begun = pretrained.load_cbvila(str(start)).text_encoder.words.weight
+    models = {name: pretrained.load_any(str(tmp_path / name)) for name in ("with", "without")}
+    torch.testing.assert_close(models["with"].body.text_encoder.words.weight, begun, rtol=0, atol=1e-6)
+    assert (models["without"].body.text_encoder.words.weight - begun).abs().mean() > 1e-3
+    assert "start: ''" in (tmp_path / "without/config.yaml").read_text()
+
+
+def test_retrieval_is_tuned_at_a_larger_size_and_resumed(start: Path, tmp_path: Path, call: Call) -> None:
+    """Images of 64 px for a model of 32: positions resampled; a second call with --resume needs no start."""
+    arguments = ("finetune", "finetune/retrieval", "--from", start, "--out", tmp_path / "run", "--quiet",
+                 "model.image_size=64", "data.augment=resize", *SHORT)  # fmt: skip
+    assert call(*arguments)[0] == 0
+    model = pretrained.load_any(str(tmp_path / "run"))
+    assert isinstance(model, CBViLA)
+    assert model.config.image_size == 64
+    numbers = json.loads((tmp_path / "run/results.json").read_text())
+    assert "eval/text_recall_at_1" in numbers
+    assert "eval/masked_image" not in numbers
+    assert call(*arguments, "--resume")[0] == 0
+
+
+def test_what_cannot_be_started_from_is_refused(start: Path, tmp_path: Path, call: Call) -> None:
+    other = tmp_path / "mae"
+    pretrained.save(tiny_mae(), other)
+    for arguments, message in (
+        (("finetune/scenes-vqa", "--from", other), "family mae: fine-tuning starts from one of cbvila"),
+        (("lqae/tiny", "--from", start), "is a recipe of family lqae"),
+        (("finetune/scenes-vqa", "--from", tmp_path / "nothing"), "nothing"),
+        (
+            ("finetune/scenes-vqa", "--from", start, "model.body.fusion.depth=3", *SHORT),
+            "of another shape: fusion",
+        ),
+        (("finetune/scenes-vqa", "--from", start, "data.max_words=100"), "must have max_words of at most 16"),
+        (("finetune/scenes-vqa", "--from", start, "model.task=chess"), "task"),
+    ):
+        code, _, error = call("finetune", *arguments, "--out", tmp_path / "out", "--quiet")
+        assert code == 2, error
+        assert message in error
