@@ -85,6 +85,24 @@ def test_an_image_finds_itself(index: ImageIndex, photos: Path, images: torch.Te
     assert index.search(images=images, top_k=3) == by_path
 
 
+@pytest.mark.parametrize("cut", ["center", "squash"])
+def test_images_are_cut_as_the_model_wants(language: Path, photos: Path, tmp_path: Path, cut: str) -> None:
+    """When they are indexed, when they are asked for, and when they are looked at again: as in evaluation."""
+    model = tiny_cbvila(language, cut=cut)
+    index = ImageIndex.open(tmp_path / cut, model, create=True)
+    index.update(str(photos), progress=False)
+    source = open_source(str(photos))
+    (batch,) = evaluation_batches(source, image_size=32, batch_size=12, cut=cut)  # type: ignore[arg-type]
+    for queries in (batch.images, [photos / name for name in NAMES]):
+        for name, result in zip(NAMES, index.search(images=queries, top_k=1), strict=True):
+            assert keys(result) == [name]
+            assert result.hits[0].similarity == pytest.approx(1, abs=1e-5)
+    (found,) = index.search(texts=TEXTS[:1], top_k=12, rerank=12)
+    for hit in found.hits:
+        alone = logit(model, TEXTS[0], batch.images[NAMES.index(hit.key)])
+        assert hit.matching == pytest.approx(alone, abs=1e-5)
+
+
 def test_equal_pictures_stand_in_the_order_of_their_keys(update: Indexed, photos: Path) -> None:
     for name in ("b.png", "a.png", "c.png"):
         (photos / name).write_bytes((photos / "cats/03.png").read_bytes())

@@ -25,7 +25,7 @@ _PIXEL_TOLERANCE = 1e-3
 
 def square(image: Image.Image, config: CBViLAConfig) -> Float[Tensor, "3 H W"]:
     """Return an image as the model sees it in evaluation; pixels in [0, 1]."""
-    return evaluation_transform(image, config.image_size)
+    return evaluation_transform(image, config.image_size, config.cut)
 
 
 def query_text(text: str) -> str:
