@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -53,23 +54,37 @@ def test_commands_and_program_run(
         for number in range(6):
             Image.new("RGB", (40, 36), (30 * number, 90, 200)).save(tmp_path / name / f"{number}.png")
             (tmp_path / name / f"{number}.txt").write_text(f"the class and {number} others")
+    for name in ("QUESTIONS", "OTHER_QUESTIONS"):
+        rows = [
+            {"path": f"PAIRS/{number}.png", "question": "what is it", "answer": f"class {number % 2}"}
+            for number in range(6)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     Image.new("RGB", (40, 36), (9, 99, 199)).save(tmp_path / "cat.jpg")
     monkeypatch.chdir(tmp_path)
     commands = [
-        shlex.split(line, comments=True)
+        shlex.split(line.replace("QUESTIONS", "QUESTIONS.jsonl"), comments=True)
         for block in _blocks(checkout)
         for line in block.splitlines()
         if line.startswith("pixlex ")
     ]
     assert [command[1] for command in commands] == [
         "doctor", "train", "encode", "decode", "reconstruct", "evaluate", "evaluate", "evaluate", "ablate",
-        "doctor", "convert", "train", "evaluate", "gallery", "explain", "index", "search", "search",
+        "doctor", "convert", "train", "evaluate", "gallery", "explain", "finetune", "evaluate", "ask",
+        "index", "search", "search",
     ]  # fmt: skip
     small_model = [f"model.language.name={language}", *SMALLER]
     extras = {
         "train": small_model,
         "ablate": [*small_model, "--rows", "mask-0.3"],
         "cbvila/captions": [f"model.text.tokenizer={language}", *SMALLER_PAIRS],
+        "finetune": [
+            "model.body.image_size=32",
+            "train.steps=2",
+            "train.batch_size=4",
+            "data.max_words=20",
+            "data.min_answer_count=1",
+        ],
         "few-shot": ["--encoder", str(language), "--ways", "2", "--settings", "1/0", "--episodes", "4"],
     }
     for command in commands:
@@ -86,6 +101,7 @@ def test_commands_and_program_run(
     assert (tmp_path / "runs/pairs/report.html").is_file()
     assert (tmp_path / "codewords.png").is_file()
     assert (tmp_path / "why.png").is_file()
+    assert (tmp_path / "runs/vqa/report.html").is_file()
     assert (tmp_path / "found.png").is_file()
 
     (program,) = [block for block in _blocks(checkout) if block.startswith("import pixlex")]

@@ -202,8 +202,11 @@ def parameter_count(model: torch.nn.Module) -> int:
 
 
 def fingerprint(model: Model, *, precision: str = "fp32") -> str:
-    """Return a hash of all that decides what comes of an image: weights, words, sizes, precision."""
-    config = {**dataclasses.asdict(model.config), "precision": precision}
+    """Return a hash of all that decides what comes of an image: weights, words, sizes, precision.
+
+    Settings at their defaults are not in it, so that one which a later version adds changes no fingerprint.
+    """
+    config = {**_told(model.config), "precision": precision}
     language = language_of(model)
     if language is not None:
         # Where the language model lies does not matter, which one it is does.
@@ -214,9 +217,21 @@ def fingerprint(model: Model, *, precision: str = "fp32") -> str:
             ("text", ("pretrained", "tokenizer")),
             ("fusion", ("pretrained",)),
         ):
-            config[part] = {name: one for name, one in config[part].items() if name not in names}
+            config[part] = {name: one for name, one in config.get(part, {}).items() if name not in names}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _told(config: Any) -> dict[str, Any]:
+    """Return what a configuration says otherwise than its defaults, its parts alike."""
+    found: dict[str, Any] = {}
+    for one in dataclasses.fields(config):
+        value = getattr(config, one.name)
+        if dataclasses.is_dataclass(value):
+            found[one.name] = _told(value)
+        elif value != one.default:
+            found[one.name] = value
+    return found

@@ -15,7 +15,7 @@ from pixlex.models.cbvila import CBViLA
 # Parameters with a row for each patch -> the number of rows in front of those.
 _ON_GRID = {"image_encoder.positions": 1, "query.positions": 0, "class_patch_head.positions": 0}
 # What a configuration may say otherwise than the model's that it starts from.
-_FREE = ("image_size", "dropout_rate")
+_FREE = ("image_size", "cut", "dropout_rate")
 
 
 def resized(model: CBViLA, image_size: int) -> CBViLA:
