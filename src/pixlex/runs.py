@@ -218,7 +218,9 @@ def _finish(run: Run, objective: Objective, folder: Path, progress: report.Progr
         with distributed.alone():
             progress(run.train.steps)
     target = folder / "model"
-    pretrained.save(model, target)
+    start = run.start if isinstance(run, CBViLARun | ReasoningRun) else ""
+    before = pretrained.read_config(start).get("trained_on", []) if start else []
+    pretrained.save(model, target, trained_on=[*before, run.data.train])
     report.curves(folder / METRICS, folder / "curves.png")
     numbers = {} if progress is None else dict(progress.numbers)
     commands = (folder / "commands.txt").read_text(encoding="utf-8").splitlines()

@@ -17,8 +17,10 @@ from torchmetrics.retrieval import RetrievalHitRate
 
 from pixlex.data.captioned import PairSource
 from pixlex.data.pairs import open_pairs
-from pixlex.eval.retrieval import Gallery, evaluate_retrieval, gallery, ranks, recalls
+from pixlex.eval import pair_scores
+from pixlex.eval.retrieval import Gallery, evaluate_retrieval, gallery, ranks, recalls, setting_of
 from pixlex.models.cbvila import CBViLA
+from pixlex.nn.bert import Context
 
 CAPTIONS = [["about the class", "and"], ["also any other"], ["the class and all", "allow", "add after"]]
 
@@ -137,6 +139,52 @@ def test_pairs_in_both_lists_are_scored_once(model: CBViLA, items: Gallery) -> N
     assert "top 1 of each by contrast, then matching" in result.protocol
 
 
+def test_an_interrupted_second_stage_goes_on(
+    model: CBViLA, items: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores of images that were done are not computed again; numbers as without; nothing is left behind."""
+    monkeypatch.setattr(pair_scores, "_IMAGES_A_FILE", 1)
+    seen: list[int] = []
+    look = model.look_at_images
+
+    def counted(image: torch.Tensor) -> Context:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return look(image)
+
+    monkeypatch.setattr(model, "look_at_images", counted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_retrieval(model, items, keep=tmp_path, progress=False)
+    (folder,) = tmp_path.iterdir()
+    first, second = sorted(folder.iterdir())
+    second.write_bytes(b"damaged")  # by a full disk, say
+    monkeypatch.setattr(model, "look_at_images", lambda image: seen.append(1) or look(image))
+    whole = evaluate_retrieval(model, items, keep=tmp_path, progress=False)
+    assert len(seen) == 2 + 2  # the damaged one and the third
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert whole == evaluate_retrieval(model, items, progress=False)
+    assert first != second
+
+
+def test_scores_of_another_evaluation_are_not_taken(
+    model: CBViLA, items: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other pairs, or another model: another folder."""
+    names = []
+    remove = pair_scores.KeptScores.remove
+
+    def noted(kept: pair_scores.KeptScores) -> None:
+        names.append(kept.folder.name)
+        remove(kept)
+
+    monkeypatch.setattr(pair_scores.KeptScores, "remove", noted)
+    for top_k in (1, 2, 2):
+        evaluate_retrieval(model, items, top_k=top_k, keep=tmp_path, progress=False)
+    assert names[0] != names[1] == names[2]
+
+
 def test_each_direction_ranks_its_own_best(
     model: CBViLA, items: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +239,15 @@ def test_an_unreadable_image_takes_its_captions_with_it(model: CBViLA, tmp_path:
     found = gallery(model, open_pairs(str(tmp_path / "pairs.parquet")), max_words=12, progress=False)
     assert found.image_of.tolist() == [0, 0, 1, 1, 1]
     assert [one.key for one in found.skipped] == ["pairs.parquet#1"]
+
+
+def test_what_a_number_is_called() -> None:
+    """Zero-shot right away, zero-shot behind COCO, and fine-tuned are three things."""
+    coco = "dataset_coco.json?split=train+restval"
+    assert setting_of(["pairs.parquet"], "dataset_flickr30k.json") == "zs-direct"
+    assert setting_of(["pairs.parquet", coco], "dataset_flickr30k.json") == "zs-coco-ft"
+    assert setting_of(["pairs.parquet", coco], "dataset_coco.json?split=test") == f"fine-tuned on {coco}"
+    assert setting_of([], "flickr") == "training unknown"
 
 
 @pytest.mark.usefixtures("unchecked_shapes")

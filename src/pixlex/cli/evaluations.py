@@ -89,7 +89,12 @@ def _retrieval(measures: Any) -> None:
         action="store_true",
         help="the same configuration untrained, from the same pretrained parts, seed 0",
     )
-    retrieval.add_argument("--out", type=Path, metavar="DIR", help="write results.json there")
+    retrieval.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write results.json there; an interrupted evaluation goes on there",
+    )
     batch_options(retrieval)
     broken_option(retrieval)
     machine_options(retrieval)

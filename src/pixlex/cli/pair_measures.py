@@ -17,7 +17,7 @@ from pixlex.data.images import open_source
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.pairs import open_pairs
 from pixlex.eval.codewords import codeword_purity
-from pixlex.eval.retrieval import evaluate_retrieval, gallery
+from pixlex.eval.retrieval import evaluate_retrieval, gallery, setting_of
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.inference import compute_rows
@@ -45,12 +45,20 @@ def retrieval(options: Namespace) -> int:
     BrokenImages(None, source, options.max_broken_share).record(items.skipped, len(items.seen))
     result = evaluate_retrieval(
         model, items, score=options.score, top_k=options.top_k, precision=options.precision,
-        progress=not options.quiet,
+        keep=options.out, progress=not options.quiet,
     )  # fmt: skip
+    trained_on = (
+        []
+        if options.untrained
+        else pretrained.read_config(options.model, options.revision).get("trained_on", [])
+    )
+    setting = setting_of(trained_on, source.name)
     values = {
         "model": options.model,
         "untrained": options.untrained,
         "data": source.name,
+        "trained_on": trained_on,
+        "setting": setting,
         "protocol": result.protocol,
         **{name.removeprefix("eval/"): value for name, value in result.numbers.items()},
         "num_images": result.num_images,
@@ -63,7 +71,7 @@ def retrieval(options: Namespace) -> int:
         (options.out / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     remark_skipped(options, result.skipped)
     rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
-    answer(options, values, f"{result.protocol}\n{table(rows)}")
+    answer(options, values, f"{setting}: {result.protocol}\n{table(rows)}")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,15 +16,13 @@ from pixlex.batch import Skipped, Words
 from pixlex.config.data import SQUARE, Cut
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.pairs import PairSource
+from pixlex.eval.pair_scores import matching_logits
 from pixlex.eval.passes import evaluating
 from pixlex.models.cbvila import CBViLA
 
 Score = Literal["contrastive", "matching", "matching+contrastive"]
 SCORES: tuple[Score, ...] = ("contrastive", "matching", "matching+contrastive")
 RANKS = (1, 5, 10)
-
-# Texts that look at one image together.
-_TEXTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -203,6 +202,7 @@ def evaluate_retrieval(
     score: Score = "matching",
     top_k: int = 128,
     precision: Literal["bf16", "fp32"] = "fp32",
+    keep: Path | None = None,
     progress: bool = True,
 ) -> RetrievalResult:
     """Rank captions for each image and images for each caption.
@@ -218,6 +218,7 @@ def evaluate_retrieval(
         score: what pairs are ranked by.
         top_k: see above; 1 or more.
         precision: bf16 computes networks under autocast.
+        keep: a folder in which the second stage's scores lie until it is finished; a second call goes on there.
         progress: show a bar.
 
     Raises:
@@ -233,7 +234,10 @@ def evaluate_retrieval(
     if score != "contrastive":
         of_images, of_captions = _wanted(similarity, top_k)
         wanted, depth = of_images | of_captions, min(top_k, max(similarity.shape))
-        logits = _matching_logits(model, items, wanted, precision, progress=progress)
+        logits = matching_logits(
+            model, items.seen, items.text, items.key_padding, wanted, precision=precision, keep=keep,
+            progress=progress,
+        )  # fmt: skip
         if score == "matching+contrastive":
             logits = logits + similarity
         # Each direction ranks its own k best, whatever the other one had scored.
@@ -247,36 +251,32 @@ def evaluate_retrieval(
     )  # fmt: skip
 
 
+def setting_of(trained_on: Sequence[str], data: str) -> str:
+    """Say what kind of number an evaluation gives, as publications must be told apart by it.
+
+    Args:
+        trained_on: descriptions of the data of all trainings, pretraining first; empty where unknown.
+        data: description of what is evaluated.
+
+    Returns:
+        "zs-direct": pretrained, nothing fine-tuned. "zs-coco-ft": fine-tuned on COCO, evaluated on something else,
+        which ALBEF and its heirs call zero-shot on Flickr30k. "fine-tuned on ...": on anything else.
+        "training unknown": a model directory that does not say, or an untrained model.
+    """
+    if not trained_on:
+        return "training unknown"
+    if len(trained_on) == 1:
+        return "zs-direct"
+    coco = "coco" in trained_on[-1].lower() and "coco" not in data.lower()
+    return "zs-coco-ft" if coco else f"fine-tuned on {trained_on[-1]}"
+
+
 def _wanted(similarity: Float[Tensor, "I C"], top_k: int) -> tuple[Bool[Tensor, "I C"], Bool[Tensor, "I C"]]:
     """Return the k best captions of each image and the k best images of each caption."""
     nothing = torch.zeros_like(similarity, dtype=torch.bool)
     captions = similarity.topk(min(top_k, similarity.shape[1]), dim=1).indices
     images = similarity.topk(min(top_k, similarity.shape[0]), dim=0).indices
     return nothing.scatter(1, captions, True), nothing.scatter(0, images, True)
-
-
-def _matching_logits(
-    model: CBViLA, items: Gallery, wanted: Bool[Tensor, "I C"], precision: str, *, progress: bool
-) -> Float[Tensor, "I C"]:
-    """Return the logit of "belongs" for the wanted pairs, image by image; zeros elsewhere."""
-    place = next(model.parameters()).device
-    logits = torch.zeros(wanted.shape)
-    bar = tqdm(total=int(wanted.sum()), unit=" pairs", desc="match", disable=not progress)
-    with evaluating(model), bar, torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
-        for image, row in enumerate(wanted):
-            captions = row.nonzero().flatten()
-            if not len(captions):
-                continue
-            context = model.look_at_images(items.seen[image : image + 1].to(place))
-            for part in captions.split(_TEXTS_AT_ONCE):
-                padding = items.key_padding[part]
-                length = int((~padding).sum(1).max())  # no text is longer
-                fused = model.fusion(
-                    items.text[part, :length].to(place), context, padding[:, :length].to(place)
-                )
-                logits[image, part] = model.matching_head(fused[:, 0]).float()[:, 1].cpu()
-                bar.update(len(part))
-    return logits
 
 
 def ranks(

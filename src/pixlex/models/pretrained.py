@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -85,18 +86,20 @@ def language_of(model: Model) -> tuple[str, str] | None:
     return None
 
 
-def save(model: Model, folder: Path) -> None:
+def save(model: Model, folder: Path, *, trained_on: Sequence[str] = ()) -> None:
     """Write a model directory.
 
     Args:
         model: its weights and configuration are written; of a language model only name and fingerprint.
         folder: made if missing; files of the same names are replaced.
+        trained_on: descriptions of the data, of all trainings that it went through, the last one at the end.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "format": FORMAT,
         "family": _FAMILIES[type(model)],
         "model": dataclasses.asdict(model.config),
+        "trained_on": list(trained_on),
     }
     if isinstance(model, Tokenizer):
         config["num_codewords"] = model.num_codewords

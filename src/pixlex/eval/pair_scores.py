@@ -1,0 +1,141 @@
+"""The second stage of retrieval: how well texts match images, image by image, kept so that it can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, Never
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from pixlex.eval.passes import evaluating
+from pixlex.files import write_atomically
+from pixlex.models.cbvila import CBViLA
+from pixlex.models.pretrained import fingerprint
+
+# Texts that look at one image together.
+_TEXTS_AT_ONCE = 256
+# Images whose scores are one file.
+_IMAGES_A_FILE = 32
+
+
+class KeptScores:
+    """Scores of pairs in a folder, a file for some images each: what an interrupted evaluation need not do again.
+
+    Args:
+        folder: where they are kept.
+        key: of all that the scores depend on; those of another key are not looked at.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder = folder / f"scores-{key[:16]}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, first: int, count: int) -> Float[Tensor, " P"] | None:
+        """Return the scores of the images from one on; None where there are none, or not so many."""
+        try:
+            found = np.load(self._path(first), allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return torch.from_numpy(found) if found.shape == (count,) and found.dtype == np.float32 else None
+
+    def write(self, first: int, scores: Float[Tensor, " P"]) -> None:
+        """Keep the scores of the images from one on."""
+
+        def save(path: Path) -> None:
+            with path.open("wb") as file:
+                np.save(file, scores.numpy())
+
+        write_atomically(self._path(first), save)
+
+    def remove(self) -> None:
+        """Remove them all: the evaluation is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, first: int) -> Path:
+        return self.folder / f"{first:07d}.npy"
+
+
+def matching_logits(
+    model: CBViLA,
+    seen: Float[Tensor, "I M W"],
+    text: Float[Tensor, "C T D"],
+    key_padding: Bool[Tensor, "C T"],
+    wanted: Bool[Tensor, "I C"],
+    *,
+    precision: Literal["bf16", "fp32"] = "fp32",
+    keep: Path | None = None,
+    progress: bool = True,
+) -> Float[Tensor, "I C"]:
+    """Return the logit of "belongs" for the wanted pairs, zeros elsewhere; an image is projected once.
+
+    Args:
+        model: the network, where it is.
+        seen: images after the image encoder.
+        text: texts after the text encoder.
+        key_padding: True = padding of the texts.
+        wanted: the pairs.
+        precision: bf16 computes networks under autocast.
+        keep: a folder in which scores lie until the last is there; a second call goes on where one stopped.
+        progress: show a bar.
+    """
+    place = next(model.parameters()).device
+    logits = torch.zeros(wanted.shape)
+    kept = None if keep is None else KeptScores(keep, _key(model, seen, text, wanted, precision))
+    bar = tqdm(total=int(wanted.sum()), unit=" pairs", desc="match", disable=not progress)
+    with evaluating(model), bar, torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
+        for first in range(0, len(wanted), _IMAGES_A_FILE):
+            block = slice(first, first + _IMAGES_A_FILE)
+            count = int(wanted[block].sum())
+            found = None if kept is None else kept.read(first, count)
+            if found is None:
+                parts = [torch.zeros(0)]
+                for image, row in enumerate(wanted[block], start=first):
+                    one = seen[image : image + 1].to(place)
+                    parts += _of_image(model, one, text, key_padding, row, bar)
+                found = torch.cat(parts)
+                if kept is not None:
+                    kept.write(first, found)
+            else:
+                bar.update(count)
+            logits[block] = logits[block].masked_scatter(wanted[block], found)
+    if kept is not None:
+        kept.remove()
+    return logits
+
+
+def _of_image(
+    model: CBViLA,
+    seen: Float[Tensor, "1 M W"],
+    text: Float[Tensor, "C T D"],
+    key_padding: Bool[Tensor, "C T"],
+    row: Bool[Tensor, " C"],
+    bar: tqdm[Never],
+) -> Iterator[Float[Tensor, " P"]]:
+    """Yield the logits of one image's texts, in their order."""
+    texts: Int[Tensor, " P"] = row.nonzero().flatten()
+    if not len(texts):
+        return
+    context = model.look_at_images(seen)
+    for part in torch.split(texts, _TEXTS_AT_ONCE):
+        padding = key_padding[part]
+        length = int((~padding).sum(1).max())  # no text is longer
+        fused = model.fusion(
+            text[part, :length].to(seen.device), context, padding[:, :length].to(seen.device)
+        )
+        yield model.matching_head(fused[:, 0]).float()[:, 1].cpu()
+        bar.update(len(part))
+
+
+def _key(model: CBViLA, seen: Tensor, text: Tensor, wanted: Tensor, precision: str) -> str:
+    """Return a hash of all that the scores depend on: model, images and texts as it sees them, pairs."""
+    digest = hashlib.sha256(fingerprint(model, precision=precision).encode())
+    for tensor in (seen[:, 0].float(), text[:, 0].float(), wanted):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
