@@ -62,6 +62,7 @@ class KeptScores:
         return self.folder / f"{first:07d}.npy"
 
 
+@torch.no_grad()
 def matching_logits(
     model: CBViLA,
     seen: Float[Tensor, "I M W"],

@@ -232,7 +232,7 @@ def evaluate_retrieval(
     num_scored, depth = 0, 0
     by_image = by_caption = similarity
     if score != "contrastive":
-        of_images, of_captions = _wanted(similarity, top_k)
+        of_images, of_captions = top_pairs(similarity, top_k)
         wanted, depth = of_images | of_captions, min(top_k, max(similarity.shape))
         logits = matching_logits(
             model, items.seen, items.text, items.key_padding, wanted, precision=precision, keep=keep,
@@ -271,7 +271,7 @@ def setting_of(trained_on: Sequence[str], data: str) -> str:
     return "zs-coco-ft" if coco else f"fine-tuned on {trained_on[-1]}"
 
 
-def _wanted(similarity: Float[Tensor, "I C"], top_k: int) -> tuple[Bool[Tensor, "I C"], Bool[Tensor, "I C"]]:
+def top_pairs(similarity: Float[Tensor, "I C"], top_k: int) -> tuple[Bool[Tensor, "I C"], Bool[Tensor, "I C"]]:
     """Return the k best captions of each image and the k best images of each caption."""
     nothing = torch.zeros_like(similarity, dtype=torch.bool)
     captions = similarity.topk(min(top_k, similarity.shape[1]), dim=1).indices
