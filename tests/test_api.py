@@ -23,8 +23,8 @@ from tests.tiny import (
 from torch import Tensor
 
 import pixlex
-from pixlex import api
 from pixlex.api import ImageTokenizer, load
+from pixlex.api import tokenizer as tokenizer_module
 from pixlex.data.images import UnreadableImage, load_image
 from pixlex.data.transforms import evaluation_transform
 from pixlex.models import pretrained
@@ -245,7 +245,7 @@ class FakeHub:
 
 
 def test_push_to_hub_uploads_model_and_card(vqvae: ImageTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "HfApi", FakeHub)
+    monkeypatch.setattr(tokenizer_module, "HfApi", FakeHub)
     address = vqvae.push_to_hub("me/tiny", private=True, token="secret", card="# tiny")
     assert address == "https://hub.example/me/tiny"
     assert FakeHub.calls == [
@@ -263,7 +263,7 @@ def test_push_to_hub_uploads_model_and_card(vqvae: ImageTokenizer, monkeypatch: 
 def test_push_to_hub_warns_of_a_local_language_model(
     lqae: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "HfApi", FakeHub)
+    monkeypatch.setattr(tokenizer_module, "HfApi", FakeHub)
     with pytest.warns(UserWarning, match="local directory"):
         lqae.push_to_hub("me/tiny")
 

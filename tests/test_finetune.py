@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from tests.tiny import tiny_cbvila, tiny_mae
 
+import pixlex
 from pixlex.cli import main
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
@@ -103,12 +104,37 @@ def test_ask_ranks_answers_with_probabilities(tuned: dict[str, Path], tmp_path: 
     assert call("ask", image, "what is it", "--model", tuned["vqa"], "--generate")[0] == 0
 
 
+def test_the_same_from_python_in_batches(tuned: dict[str, Path], tmp_path: Path, call: Call) -> None:
+    """Several at a time give what each gives alone, and what the command line gives."""
+    paths = []
+    for number, color in enumerate(("red", "blue", "green")):
+        paths.append(tmp_path / f"{number}.png")
+        Image.new("RGB", (40, 36), color).save(paths[-1])
+    texts = ["what color is it", "How many are there?", "is it red"]
+    reasoner = pixlex.load_reasoner(tuned["vqa"])
+    together = reasoner.answer(paths, texts, batch_size=2)
+    assert [len(row) for row in together] == [5, 5, 5]
+    for path, text, row in zip(paths, texts, together, strict=True):
+        (alone,) = reasoner.answer(path, text)
+        assert [one.text for one in alone] == [one.text for one in row]
+        assert [one.probability for one in alone] == pytest.approx([one.probability for one in row], abs=1e-5)
+        shown = json.loads(call("ask", path, text, "--model", tuned["vqa"], "--json")[1])["answers"]
+        assert [one["answer"] for one in shown] == [one.text for one in alone]
+    assert len(reasoner.write(paths, texts)) == 3
+    pairs = pixlex.load_reasoner(tuned["nlvr2"])
+    assert len(pairs.answer([*paths, paths[0]], ["both are red", "there is a circle"])) == 2
+    with pytest.raises(ValueError, match="expected 2 images for each of 2 texts, got 3 images"):
+        pairs.answer(paths, ["both are red", "there is a circle"])
+    with pytest.raises(ValueError, match="top_k must be 1 or more, got 0"):
+        reasoner.answer(paths, texts, top_k=0)
+
+
 def test_bad_questions_are_refused(tuned: dict[str, Path], start: Path, tmp_path: Path, call: Call) -> None:
     image, broken = tmp_path / "image.png", tmp_path / "broken.png"
     Image.new("RGB", (40, 36), "red").save(image)
     broken.write_bytes(b"no image")
     for arguments, message in (
-        ((image, "both", "--model", tuned["nlvr2"]), "reads 2 images with each text, got 1"),
+        ((image, "both", "--model", tuned["nlvr2"]), "expected 2 images for each of 1 texts, got 1 images"),
         (
             (image, "?!", "--model", tuned["vqa"]),
             "expected a question or a sentence with a word in it, got '?!'",
@@ -117,7 +143,7 @@ def test_bad_questions_are_refused(tuned: dict[str, Path], start: Path, tmp_path
         ((image, "what is it", "--model", start), "family cbvila, which answers nothing"),
         (
             (image, "is it red", "--model", tuned["entailment"], "--generate"),
-            "--generate is for the task vqa",
+            "answers are written freely for the task vqa",
         ),
     ):
         code, _, error = call("ask", *arguments)

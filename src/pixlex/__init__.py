@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pixlex.api import ImageReasoner as ImageReasoner
     from pixlex.api import ImageTokenizer as ImageTokenizer
     from pixlex.api import load as load
+    from pixlex.api import load_reasoner as load_reasoner
 
 __version__ = "0.1.0"
-__all__ = ["ImageTokenizer", "__version__", "load"]
+__all__ = ["ImageReasoner", "ImageTokenizer", "__version__", "load", "load_reasoner"]
 
 
 def __getattr__(name: str) -> Any:
     """Import the API on first use, so that `import pixlex` and `pixlex --help` stay fast."""
-    if name in ("ImageTokenizer", "load"):
+    if name in ("ImageReasoner", "ImageTokenizer", "load", "load_reasoner"):
         from pixlex import api
 
         return getattr(api, name)

@@ -8,25 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pixlex.batch import Words
+from pixlex.api import load_reasoner
 from pixlex.cli.output import answer, remark, table
-from pixlex.cli.tokens import open_paths, remark_skipped
+from pixlex.cli.tokens import remark_skipped
 from pixlex.config.reasoning import ReasoningRun, ReasoningTask
 from pixlex.config.run import read_run
 from pixlex.data.broken import BrokenImages
 from pixlex.data.items import open_items
-from pixlex.data.loader import evaluation_batches
 from pixlex.data.reasoning import ReasoningSource, evaluation_items
-from pixlex.data.text import clean_caption, clean_question
 from pixlex.eval.reasoning import ReasoningResult, evaluate_reasoning
 from pixlex.eval.vqa_score import write_vqa_submission
 from pixlex.files import write_atomically
-from pixlex.models import pretrained
-from pixlex.models.reasoner import Reasoner
 from pixlex.report.measures import measure_of
 from pixlex.report.page import write_page
 from pixlex.report.reasoning import answered_items
-from pixlex.train.parallel import pick_device
 
 # ALBEF keeps so many words of a question in testing.
 _MOST_QUESTION_WORDS = 50
@@ -34,7 +29,13 @@ _MOST_QUESTION_WORDS = 50
 
 def evaluate(options: Namespace) -> int:
     """Measure how often a model answers rightly; leave numbers, answers, a picture and a page in a folder."""
-    model = _reasoner(options)
+    reasoner = load_reasoner(
+        options.model,
+        language_model=options.language_model,
+        revision=options.revision,
+        device=options.device,
+    )
+    model = reasoner.model
     task: ReasoningTask = options.measure
     if model.config.task != task:
         raise ValueError(f"{options.model} was fine-tuned to {model.config.task}, not to {task}")
@@ -82,63 +83,25 @@ def evaluate(options: Namespace) -> int:
 
 def ask(options: Namespace) -> int:
     """Answer a question, or judge a sentence, about images."""
-    model = _reasoner(options)
-    config = model.config
-    if len(options.paths) != config.num_images:
-        raise ValueError(
-            f"{options.model} reads {config.num_images} images with each text, got {len(options.paths)}"
-        )
-    clean = clean_question if config.task == "vqa" else clean_caption
-    text = clean(options.text, _MOST_QUESTION_WORDS)
-    if not text:
-        raise ValueError(f"expected a question or a sentence with a word in it, got {options.text!r}")
-    source = open_paths(options.paths)
-    if len(source) != config.num_images:
-        raise ValueError(
-            f"expected {config.num_images} images, got {len(source)} in {', '.join(options.paths)}"
-        )
-    batches = evaluation_batches(
-        source, image_size=config.image_size, batch_size=config.num_images, cut=config.cut
+    reasoner = load_reasoner(
+        options.model,
+        language_model=options.language_model,
+        revision=options.revision,
+        device=options.device,
+        precision=options.precision,
     )
-    batch = next(batches)
-    if batch.skipped:  # one of several
-        raise ValueError(f"{batch.skipped[0].key} cannot be read: {batch.skipped[0].reason}")
-    place = next(model.parameters()).device
-    words = model.encode_texts([text], config.body.text.positions)
-    images, words = batch.images.to(place), Words(words.word_ids.to(place), words.key_padding.to(place))
-    values: dict[str, Any] = {"images": list(batch.keys), "text": text, "task": config.task}
+    values: dict[str, Any] = {"images": options.paths, "text": options.text, "task": reasoner.task}
     if options.generate:
-        written = model.generate(images, words)[0]
+        written = reasoner.write(options.paths, options.text)[0]
         answer(options, {**values, "answer": written}, written)
         return 0
-    ranked = model.rank(images, words, shortlist=options.shortlist)
-    shown = [
-        {"answer": config.answers[number], "probability": share}
-        for number, share in zip(ranked.numbers[0].tolist(), ranked.probabilities[0].tolist(), strict=True)
-    ][: options.top]
+    (found,) = reasoner.answer(options.paths, options.text, top_k=options.top, shortlist=options.shortlist)
     answer(
         options,
-        {**values, "answers": shown},
-        table([(f"{one['probability']:6.1%}", str(one["answer"])) for one in shown]),
+        {**values, "answers": [{"answer": one.text, "probability": one.probability} for one in found]},
+        table([(f"{one.probability:6.1%}", one.text) for one in found]),
     )
     return 0
-
-
-def _reasoner(options: Namespace) -> Reasoner:
-    """Load the model that a command names."""
-    model = pretrained.load_any(
-        options.model, language_model=options.language_model, revision=options.revision
-    )
-    if not isinstance(model, Reasoner):
-        raise ValueError(
-            f"{options.model} holds a model of family {pretrained.family_of(model)}, which answers nothing: "
-            "fine-tune a CB-ViLA first, with pixlex finetune"
-        )
-    if options.generate and model.config.task != "vqa":
-        raise ValueError(
-            f"--generate is for the task vqa, {options.model} was fine-tuned to {model.config.task}"
-        )
-    return model.to(pick_device(options.device))
 
 
 def _training_items(options: Namespace, task: ReasoningTask) -> ReasoningSource | None:

@@ -271,7 +271,9 @@ def setting_of(trained_on: Sequence[str], data: str) -> str:
     return "zs-coco-ft" if coco else f"fine-tuned on {trained_on[-1]}"
 
 
-def top_pairs(similarity: Float[Tensor, "I C"], top_k: int) -> tuple[Bool[Tensor, "I C"], Bool[Tensor, "I C"]]:
+def top_pairs(
+    similarity: Float[Tensor, "I C"], top_k: int
+) -> tuple[Bool[Tensor, "I C"], Bool[Tensor, "I C"]]:
     """Return the k best captions of each image and the k best images of each caption."""
     nothing = torch.zeros_like(similarity, dtype=torch.bool)
     captions = similarity.topk(min(top_k, similarity.shape[1]), dim=1).indices

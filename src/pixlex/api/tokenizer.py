@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from huggingface_hub import HfApi
 from jaxtyping import Float, Int
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from pixlex.data.images import UnreadableImage, load_image
-from pixlex.data.sources import read_file
-from pixlex.data.transforms import evaluation_transform
+from pixlex.api.pictures import Images, batches_of
+from pixlex.config.cbvila import CBViLAConfig
 from pixlex.models import pretrained
 from pixlex.models.inference import compute_rows
 from pixlex.models.lqae import LQAE
@@ -27,12 +24,7 @@ from pixlex.nn.vocabulary import Vocabulary
 
 CARD = "README.md"
 
-# Outside [0, 1] by more than rounding: the pixels were normalized or resized without clipping.
-_PIXEL_TOLERANCE = 1e-3
-
 Precision = Literal["auto", "fp32", "bf16"]
-OneImage = str | os.PathLike[str] | bytes | Image.Image
-Images = Float[Tensor, "B 3 H W"] | OneImage | Sequence[OneImage]
 
 
 def load(
@@ -56,7 +48,7 @@ def load(
         ValueError: no such model, damaged files, another vocabulary than the model was trained with, or no
             such device.
     """
-    place = _device(device)
+    place = device_of(device)
     model = pretrained.load(os.fspath(name_or_dir), language_model=language_model, revision=revision)
     return ImageTokenizer(model, device=place, precision=precision, card=_card_beside(Path(name_or_dir)))
 
@@ -268,52 +260,14 @@ class ImageTokenizer:
 
     def _in_batches(self, images: Images, batch_size: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Join what `compute` makes of images."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-        return torch.cat([self._compute(batch, compute) for batch in self._batches(images, batch_size)])
+        config = self.model.config
+        cut = config.cut if isinstance(config, CBViLAConfig) else "center"
+        batches = batches_of(images, batch_size, self.image_size, cut)
+        return torch.cat([self._compute(batch, compute) for batch in batches])
 
     def _compute(self, inputs: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Compute one row for each row of the inputs, always in the same shape."""
         return compute_rows(inputs, compute, grid=self.grid, device=self.device, precision=self.precision)
-
-    def _batches(self, images: Images, batch_size: int) -> Iterator[Tensor]:
-        """Yield batches of prepared images; at least one image, for no images have no width to return."""
-        if isinstance(images, Tensor):
-            yield self._checked_images(images)
-            return
-        several = [images] if isinstance(images, str | bytes | os.PathLike | Image.Image) else images
-        if len(several) == 0:
-            raise ValueError("expected at least one image, got none")
-        for first in range(0, len(several), batch_size):
-            chunk = enumerate(several[first : first + batch_size], start=first)
-            yield torch.stack([self._prepare(image, number) for number, image in chunk])
-
-    def _prepare(self, image: OneImage, number: int) -> Float[Tensor, "3 H W"]:
-        """Read one image and cut its center to the model's size."""
-        if isinstance(image, Image.Image):
-            picture = _rgb(image, f"image {number}")
-        elif isinstance(image, bytes):
-            picture = load_image(image, f"image {number}")
-        elif isinstance(image, str | os.PathLike):
-            path = Path(image)
-            picture = load_image(read_file(path, path.as_posix()), path.as_posix())
-        else:
-            raise ValueError(
-                f"image {number}: expected a path, bytes or a PIL image, got {type(image).__name__}"
-            )
-        return evaluation_transform(picture, self.image_size)
-
-    def _checked_images(self, images: Tensor) -> Tensor:
-        """Return pixels as float32 if they are what the model takes."""
-        size = self.image_size
-        if images.ndim != 4 or images.shape[1:] != (3, size, size) or not len(images):
-            raise ValueError(f"expected images of shape (B, 3, {size}, {size}), got {tuple(images.shape)}")
-        if not images.is_floating_point():
-            raise ValueError(f"expected floating-point pixels in [0, 1], got {images.dtype}")
-        low, high = float(images.min()), float(images.max())
-        if not (low >= -_PIXEL_TOLERANCE and high <= 1 + _PIXEL_TOLERANCE):  # also false for NaN
-            raise ValueError(f"expected pixels in [0, 1], got {low:g} to {high:g}")
-        return images.float()
 
     def _checked_codes(self, codes: Tensor) -> Tensor:
         """Return codes that the model can decode: one out of range would stop a GPU for good."""
@@ -328,24 +282,7 @@ class ImageTokenizer:
         return codes.long()
 
 
-def _rgb(image: Image.Image, key: str) -> Image.Image:
-    """Return what `load_image` would make of the file that an image was opened from."""
-    try:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode == "F" or upright.mode.startswith("I"):
-            stream = io.BytesIO()
-            upright.save(stream, "TIFF")
-            return load_image(stream.getvalue(), key)
-        if upright.has_transparency_data:
-            canvas = Image.new("RGBA", upright.size, "white")
-            canvas.alpha_composite(upright.convert("RGBA"))
-            return canvas.convert("RGB")
-        return upright.convert("RGB")
-    except OSError as fault:  # opened from a file that ends too early
-        raise UnreadableImage(key, str(fault)) from fault
-
-
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     """Return the device of a name, or raise `ValueError` where there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

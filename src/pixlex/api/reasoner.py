@@ -1,0 +1,175 @@
+"""A fine-tuned model that answers: questions about images, sentences that are true of them or not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pixlex.api.pictures import Images, batches_of
+from pixlex.api.tokenizer import device_of
+from pixlex.batch import Words
+from pixlex.data.text import clean_caption, clean_question
+from pixlex.models import pretrained
+from pixlex.models.reasoner import Reasoner
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to a question, or one verdict on a sentence.
+
+    Attributes:
+        text: the answer.
+        probability: among those that were ranked; 1 where it was written freely.
+    """
+
+    text: str
+    probability: float
+
+
+def load_reasoner(
+    name_or_dir: str | os.PathLike[str],
+    *,
+    language_model: str | None = None,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    revision: str | None = None,
+) -> ImageReasoner:
+    """Load a model that `pixlex finetune` made for questions, sentences or hypotheses.
+
+    Args:
+        name_or_dir: a model directory, a run folder, or a repository on the hub.
+        language_model: where its tokenizer lies now, if not under the name it was trained with.
+        device: auto (a GPU where there is one), cpu, cuda or cuda:N.
+        precision: fp32, or bf16 for mixed precision.
+        revision: branch, tag or commit of a repository on the hub.
+
+    Raises:
+        ValueError: no such model, one that answers nothing, damaged files, or no such device.
+    """
+    model = pretrained.load_any(os.fspath(name_or_dir), language_model=language_model, revision=revision)
+    if not isinstance(model, Reasoner):
+        raise ValueError(
+            f"{name_or_dir} holds a model of family {pretrained.family_of(model)}, which answers nothing: "
+            "fine-tune a CB-ViLA first, with pixlex finetune"
+        )
+    return ImageReasoner(model, device=device_of(device), precision=precision)
+
+
+class ImageReasoner:
+    """A fine-tuned model as something that is asked.
+
+    Args:
+        model: is put into evaluation mode on `device`.
+        device: where to compute.
+        precision: fp32, or bf16 for mixed precision.
+    """
+
+    def __init__(
+        self,
+        model: Reasoner,
+        *,
+        device: str | torch.device = "cpu",
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        self.device = torch.device(device)
+        self.model = model.eval().to(self.device)
+        self.precision = precision
+
+    @property
+    def task(self) -> str:
+        """What the model was fine-tuned to: "vqa", "nlvr2" or "entailment"."""
+        return self.model.config.task
+
+    @property
+    def num_images(self) -> int:
+        """Images that each text speaks of."""
+        return self.model.config.num_images
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The classes, or the answers that are picked from."""
+        return self.model.config.answers
+
+    def answer(
+        self,
+        images: Images,
+        texts: str | Sequence[str],
+        *,
+        top_k: int = 5,
+        shortlist: int = 128,
+        batch_size: int = 32,
+    ) -> list[list[Answer]]:
+        """Return the likeliest answers to each text about its images, the best first, with probabilities.
+
+        Args:
+            images: RGB pixels in [0, 1] of the model's size; or paths, bytes of image files, PIL images. The
+                `num_images` images of a text follow each other.
+            texts: questions, sentences or hypotheses.
+            top_k: most answers returned for each.
+            shortlist: answers of the list whose whole likelihood is computed.
+            batch_size: texts at a time.
+
+        Raises:
+            ValueError: another number of images than the texts need, a text without a word, a number below 1, and
+                as `batches_of`.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k must be 1 or more, got {top_k}")
+        rows: list[list[Answer]] = []
+        for pixels, words in self._batches(images, texts, batch_size):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                ranked = self.model.rank(pixels, words, shortlist=shortlist)
+            pairs = zip(
+                ranked.numbers[:, :top_k].tolist(), ranked.probabilities[:, :top_k].tolist(), strict=True
+            )
+            rows += [
+                [Answer(self.answers[number], share) for number, share in zip(numbers, shares, strict=True)]
+                for numbers, shares in pairs
+            ]
+        return rows
+
+    def write(self, images: Images, texts: str | Sequence[str], *, batch_size: int = 32) -> list[str]:
+        """Return the answers that the decoder writes freely; arguments as for `answer`.
+
+        Raises:
+            ValueError: the task is not "vqa"; otherwise as `answer`.
+        """
+        if self.task != "vqa":
+            raise ValueError(
+                f"answers are written freely for the task vqa alone, this model's is {self.task}"
+            )
+        return [
+            text
+            for pixels, words in self._batches(images, texts, batch_size)
+            for text in self.model.generate(pixels, words)
+        ]
+
+    def _batches(
+        self, images: Images, texts: str | Sequence[str], batch_size: int
+    ) -> list[tuple[Tensor, Words]]:
+        """Return images with their texts, some at a time."""
+        several = [texts] if isinstance(texts, str) else list(texts)
+        clean = clean_question if self.task == "vqa" else clean_caption
+        cleaned = [clean(text, 50) for text in several]
+        if not all(cleaned) or not cleaned:
+            bad = next((text for text, left in zip(several, cleaned, strict=True) if not left), None)
+            raise ValueError(f"expected a question or a sentence with a word in it, got {bad!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        config = self.model.config
+        pixels = torch.cat(list(batches_of(images, batch_size, config.image_size, config.cut)))
+        if len(pixels) != len(cleaned) * self.num_images:
+            raise ValueError(
+                f"expected {self.num_images} images for each of {len(cleaned)} texts, got {len(pixels)} images"
+            )
+        found = []
+        for first in range(0, len(cleaned), batch_size):
+            words = self.model.encode_texts(cleaned[first : first + batch_size], config.body.text.positions)
+            part = pixels[first * self.num_images : (first + batch_size) * self.num_images].to(self.device)
+            found.append((part, Words(words.word_ids.to(self.device), words.key_padding.to(self.device))))
+        return found
