@@ -122,5 +122,9 @@ def _said(one: Answered, items: ReasoningSource) -> tuple[str, ...]:
         for answer, share in zip(one.answers, shares, strict=True)
     ]
     given = ", ".join(dict.fromkeys(items.answers[one.item])) or "unknown"
-    mark = "" if one.credit is None else f" - {one.credit:.0%}"
+    mark = "" if one.credit is None else f" - {_judged(one.credit)}"
     return (items.texts[one.item], f"model: {', '.join(ranked[:3])}{mark}", f"people: {given}")
+
+
+def _judged(credit: float) -> str:
+    return {0.0: "wrong", 1.0: "right"}.get(credit, f"{credit:.0%} right")
