@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jaxtyping
@@ -81,3 +81,15 @@ def rounded_products() -> Iterator[None]:
 def seeded() -> None:
     """Give every test the same random numbers whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The command line: exit code, what was printed, what was remarked."""
+    from pixlex.cli import main  # behind the import hook
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(one) for one in arguments])
+        return code, *capsys.readouterr()
+
+    return run

@@ -17,7 +17,6 @@ import torch.distributed as dist
 
 import pixlex
 from pixlex import runs
-from pixlex.cli import main
 from pixlex.config.run import Run, run_from
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
@@ -64,15 +63,6 @@ def trained(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "trained"
     assert runs.run_training(_run(language), folder) == folder / "model"
     return folder
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(one) for one in arguments])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_a_run_leaves_numbers_pictures_page_and_model(trained: Path) -> None:

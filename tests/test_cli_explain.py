@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from tests.tiny import tiny_cbvila, tiny_mae, write_images
 
-from pixlex.cli import main
 from pixlex.models import pretrained
 
 Call = Callable[..., tuple[int, str, str]]
@@ -27,15 +26,6 @@ def folder(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(folder, ["a.png"])
     (folder / "text.png").write_text("no image")
     return folder
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(one) for one in arguments])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize("score", ["matching", "masked_language"])
@@ -78,7 +68,7 @@ def test_bad_input_of_explain(call: Call, folder: Path, tmp_path: Path) -> None:
         ("a.png", " ?! ", "cbvila", (), "expected a text of one word or more, got ' ?! '"),
         ("text.png", "and", "cbvila", (), "not an image in a format that is read"),
         ("none.png", "and", "cbvila", (), "none.png: the file does not exist"),
-        ("a.png", "and", "mae", (), "holds a model of family mae: expected cbvila"),
+        ("a.png", "and", "mae", (), "holds a model of family mae, expected one of cbvila"),
         ("a.png", "and", "none", (), "none"),
         (
             "a.png",

@@ -9,19 +9,9 @@ from pathlib import Path
 import pytest
 from tests.tiny import write_images
 
-from pixlex.cli import main
 from pixlex.data.pairs import open_pairs
 
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(one) for one in arguments])
-        return code, *capsys.readouterr()
-
-    return call
+Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -41,51 +31,51 @@ def karpathy(tmp_path: Path) -> Path:
     return path
 
 
-def test_doctor_on_captions(run: Run, karpathy: Path, tmp_path: Path) -> None:
+def test_doctor_on_captions(call: Call, karpathy: Path, tmp_path: Path) -> None:
     """No split need be named: all images are looked at."""
-    code, out, err = run("doctor", f"{karpathy}?images={tmp_path / 'images'}")
+    code, out, err = call("doctor", f"{karpathy}?images={tmp_path / 'images'}")
     assert (code, "read" in err) == (0, True)
     assert "broken     1 (33.3%, 1 of them missing files)" in out
     assert "captions     3" in out
     assert "no caption   1 images, left out" in out
     assert "split train  2 images, 6,000 expected" in out
     assert "Karpathy's split of Flickr8k has 1,000 images in test, this file 0." in out
-    code, out, err = run("doctor", f"{karpathy}?images={tmp_path / 'images'}", "--json", "--quiet")
+    code, out, err = call("doctor", f"{karpathy}?images={tmp_path / 'images'}", "--json", "--quiet")
     values = json.loads(out)
     assert (values["num_missing"], values["captions"]["splits"]) == (1, {"train": 2, "val": 2})
     assert values["captions"]["words_per_caption"] == {"smallest": 2, "middle": 2, "largest": 2}
     assert err == ""
 
 
-def test_doctor_reads_an_image_of_a_mixture_once(run: Run, tmp_path: Path) -> None:
+def test_doctor_reads_an_image_of_a_mixture_once(call: Call, tmp_path: Path) -> None:
     write_images(tmp_path, ["0.png", "1.png"])
     for name in "ab":
         (tmp_path / f"{name}.csv").write_text("path,caption\n0.png,x\n1.png,y\n")
-    values = json.loads(run("doctor", f"3 * {tmp_path}/a.csv + {tmp_path}/b.csv", "--json")[1])
+    values = json.loads(call("doctor", f"3 * {tmp_path}/a.csv + {tmp_path}/b.csv", "--json")[1])
     assert (values["num_images"], values["duplicate_keys"]) == (4, {})
     assert values["captions"]["num_captions"] == 4
 
 
-def test_doctor_on_images_alone(run: Run, tmp_path: Path) -> None:
+def test_doctor_on_images_alone(call: Call, tmp_path: Path) -> None:
     write_images(tmp_path, ["0.png"])
-    assert json.loads(run("doctor", tmp_path, "--json")[1])["captions"] is None
+    assert json.loads(call("doctor", tmp_path, "--json")[1])["captions"] is None
     (tmp_path / "set.json").write_text('[{"question": "x"}]')
-    code, _, err = run("doctor", tmp_path / "set.json")
+    code, _, err = call("doctor", tmp_path / "set.json")
     assert (code, "found a list of 1 objects of question" in err) == (2, True)
 
 
-def test_convert(run: Run, karpathy: Path, tmp_path: Path) -> None:
+def test_convert(call: Call, karpathy: Path, tmp_path: Path) -> None:
     description, out = f"{karpathy}?images={tmp_path / 'images'}", tmp_path / "set.parquet"
-    code, text, err = run("convert", description, "--out", out, "--split", "train+val", "--image-size", 20)
+    code, text, err = call("convert", description, "--out", out, "--split", "train+val", "--image-size", 20)
     assert code == 0
     assert f"{out}: 2 images, 2 captions" in text
     assert "images that cannot be read, left out (1)\n  3.png: the file does not exist" in text
     assert "images without a caption, left out (1)\n  2.png" in text
     assert "convert: 100%" in err
     assert open_pairs(str(out)).captions == (("text 0",), ("text 1",))
-    code, _, err = run("convert", description, "--out", out, "--split", "train")
+    code, _, err = call("convert", description, "--out", out, "--split", "train")
     assert (code, "exists; choose another name" in err) == (2, True)
-    code, text, err = run(
+    code, text, err = call(
         "convert", description, "--out", out, "--split", "train", "--overwrite", "--quiet", "--json"
     )
     assert (code, err) == (0, "")
@@ -95,14 +85,14 @@ def test_convert(run: Run, karpathy: Path, tmp_path: Path) -> None:
     assert not out.with_name("set.parquet.skipped.jsonl").exists()
 
 
-def test_convert_says_what_is_wrong(run: Run, karpathy: Path, tmp_path: Path) -> None:
+def test_convert_says_what_is_wrong(call: Call, karpathy: Path, tmp_path: Path) -> None:
     """A split must be named; nothing readable is a failure, not a mistake of who typed."""
     out = tmp_path / "set.parquet"
-    code, _, err = run("convert", karpathy, "--out", out)
+    code, _, err = call("convert", karpathy, "--out", out)
     assert (code, "say which are meant" in err) == (2, True)
-    code, _, err = run("convert", karpathy, "--out", out, "--split", "all")
+    code, _, err = call("convert", karpathy, "--out", out, "--split", "all")
     assert (code, "none of 3 images can be read" in err) == (1, True)
     assert not out.exists()
     write_images(tmp_path / "bare", ["0.png"])
-    code, _, err = run("convert", tmp_path / "bare", "--out", out)
+    code, _, err = call("convert", tmp_path / "bare", "--out", out)
     assert (code, "has no captions" in err) == (2, True)

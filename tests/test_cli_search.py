@@ -10,21 +10,11 @@ import pytest
 from PIL import Image
 from tests.tiny import english_words, tiny_cbvila, tiny_vqvae, write_images
 
-from pixlex.cli import main
 from pixlex.models import pretrained
 
 Call = Callable[..., tuple[int, str, str]]
 NAMES = tuple(f"{group}/{number}.png" for group in ("cats", "dogs") for number in range(5))
 TEXT = " ".join(english_words(40)[20:24])
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(one) for one in arguments])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -44,15 +44,6 @@ def tuned(start: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     return {task: folder / task for task in TASKS}
 
 
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(one) for one in arguments])
-        return code, *capsys.readouterr()
-
-    return run
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_a_run_leaves_numbers_pictures_page_and_model(task: str, tuned: dict[str, Path], start: Path) -> None:
     folder = tuned[task]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pixlex.cli.models import cbvila_of
 from pixlex.cli.output import answer, remark, table
 from pixlex.data.images import load_image, open_source
 from pixlex.data.scenes import ScenesSource
@@ -16,8 +17,6 @@ from pixlex.data.text import clean_caption
 from pixlex.data.transforms import evaluation_transform
 from pixlex.eval.attention import Explanation, explain
 from pixlex.eval.pointing import pointing_game
-from pixlex.models import pretrained
-from pixlex.models.cbvila import CBViLA
 from pixlex.report.heat import explained_image
 from pixlex.report.measures import measure_of
 from pixlex.train.parallel import pick_device
@@ -33,7 +32,7 @@ def explain_pair(options: Namespace) -> int:
     text = options.text if options.raw_text else clean_caption(options.text, _ENDLESS)
     if not text.strip():
         raise ValueError(f"expected a text of one word or more, got {options.text!r}")
-    model = _cbvila(options)
+    model = cbvila_of(options)
     image = evaluation_transform(picture, model.config.image_size, model.config.cut)
     with torch.autocast(
         pick_device(options.device).type, torch.bfloat16, enabled=options.precision == "bf16"
@@ -85,10 +84,7 @@ def pointing(options: Namespace) -> int:
             "expected drawn scenes, embedded:scenes:train|test[:COUNT], which know where their objects are, got "
             f"{source.name}"
         )
-    model = _cbvila(options)
-    if options.untrained:
-        torch.manual_seed(0)
-        model = CBViLA.start(model.config).eval().requires_grad_(False).to(pick_device(options.device))
+    model = cbvila_of(options)
     with torch.autocast(
         pick_device(options.device).type, torch.bfloat16, enabled=options.precision == "bf16"
     ):
@@ -111,16 +107,3 @@ def pointing(options: Namespace) -> int:
     head = f"{source.name}: words that name one object alone; {result.score}, fusion layer {result.layer}"
     answer(options, values, f"{head}\n{table(rows)}")
     return 0
-
-
-def _cbvila(options: Namespace) -> CBViLA:
-    """Load the model that a command names."""
-    model = pretrained.load_any(
-        options.model, language_model=options.language_model, revision=options.revision
-    )
-    if not isinstance(model, CBViLA):
-        raise ValueError(
-            f"{options.model} holds a model of family {pretrained.family_of(model)}: expected cbvila, whose "
-            "fusion encoder looks at images while it reads texts"
-        )
-    return model.to(pick_device(options.device))

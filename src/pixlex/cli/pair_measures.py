@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pixlex.batch import Skipped
+from pixlex.cli.models import cbvila_of
 from pixlex.cli.output import answer, remark, table
 from pixlex.cli.tokens import remark_skipped
 from pixlex.data.broken import BrokenImages
@@ -19,7 +20,6 @@ from pixlex.data.pairs import open_pairs
 from pixlex.eval.codewords import codeword_purity
 from pixlex.eval.retrieval import evaluate_retrieval, gallery, setting_of
 from pixlex.models import pretrained
-from pixlex.models.cbvila import CBViLA
 from pixlex.models.inference import compute_rows
 from pixlex.report.gallery import codeword_gallery
 from pixlex.report.measures import measure_of
@@ -32,7 +32,7 @@ def retrieval(options: Namespace) -> int:
     """Measure how well images are found by texts and texts by images."""
     source = open_pairs(options.data)
     source = source if options.raw_captions else source.cleaned()
-    model = _cbvila(options)
+    model = cbvila_of(options)
     items = gallery(
         model,
         source,
@@ -73,21 +73,6 @@ def retrieval(options: Namespace) -> int:
     rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
     answer(options, values, f"{setting}: {result.protocol}\n{table(rows)}")
     return 0
-
-
-def _cbvila(options: Namespace) -> CBViLA:
-    """Load the model that a command names."""
-    model = pretrained.load_any(
-        options.model, language_model=options.language_model, revision=options.revision
-    )
-    if not isinstance(model, CBViLA):
-        raise ValueError(
-            f"{options.model} holds no CB-ViLA: texts and images are compared by that family alone"
-        )
-    if options.untrained:
-        torch.manual_seed(0)
-        model = CBViLA.start(model.config).eval().requires_grad_(False)
-    return model.to(pick_device(options.device))
 
 
 def draw_gallery(options: Namespace) -> int:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pixlex.api import load_reasoner
+from pixlex.api import ImageReasoner, load_reasoner
 from pixlex.cli.output import answer, remark, table
 from pixlex.cli.tokens import remark_skipped
 from pixlex.config.reasoning import ReasoningRun, ReasoningTask
@@ -29,13 +29,7 @@ _MOST_QUESTION_WORDS = 50
 
 def evaluate(options: Namespace) -> int:
     """Measure how often a model answers rightly; leave numbers, answers, a picture and a page in a folder."""
-    reasoner = load_reasoner(
-        options.model,
-        language_model=options.language_model,
-        revision=options.revision,
-        device=options.device,
-    )
-    model = reasoner.model
+    model = _reasoner(options).model
     task: ReasoningTask = options.measure
     if model.config.task != task:
         raise ValueError(f"{options.model} was fine-tuned to {model.config.task}, not to {task}")
@@ -83,13 +77,7 @@ def evaluate(options: Namespace) -> int:
 
 def ask(options: Namespace) -> int:
     """Answer a question, or judge a sentence, about images."""
-    reasoner = load_reasoner(
-        options.model,
-        language_model=options.language_model,
-        revision=options.revision,
-        device=options.device,
-        precision=options.precision,
-    )
+    reasoner = _reasoner(options)
     values: dict[str, Any] = {"images": options.paths, "text": options.text, "task": reasoner.task}
     if options.generate:
         written = reasoner.write(options.paths, options.text)[0]
@@ -102,6 +90,16 @@ def ask(options: Namespace) -> int:
         table([(f"{one.probability:6.1%}", one.text) for one in found]),
     )
     return 0
+
+
+def _reasoner(options: Namespace) -> ImageReasoner:
+    return load_reasoner(
+        options.model,
+        language_model=options.language_model,
+        device=options.device,
+        precision=options.precision,
+        revision=options.revision,
+    )
 
 
 def _training_items(options: Namespace, task: ReasoningTask) -> ReasoningSource | None:
