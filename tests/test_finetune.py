@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from pixlex.cli import main
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.reasoner import Reasoner
+from pixlex.train import loop
 
 Call = Callable[..., tuple[int, str, str]]
 SHORT = (
@@ -30,7 +33,7 @@ TASKS = ("vqa", "nlvr2", "entailment")
 def start(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory to start from."""
     folder = tmp_path_factory.mktemp("start")
-    pretrained.save(tiny_cbvila(language, seed=5), folder)
+    pretrained.save(tiny_cbvila(language, seed=5), folder, trained_on=["the beginning"])
     return folder
 
 
@@ -172,7 +175,37 @@ def test_retrieval_is_tuned_at_a_larger_size_and_resumed(start: Path, tmp_path: 
     numbers = json.loads((tmp_path / "run/results.json").read_text())
     assert "eval/text_recall_at_1" in numbers
     assert "eval/masked_image" not in numbers
-    assert call(*arguments, "--resume")[0] == 0
+    said = json.loads((tmp_path / "run/model/config.json").read_text())["trained_on"]
+    assert said == ["the beginning", "embedded:scenes:train:20"]
+
+
+def test_a_run_goes_on_without_what_it_started_from(
+    start: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights lie in the checkpoint: the start may be gone; the end is that of a run in one go, to the bit."""
+    copied = shutil.copytree(start, tmp_path / "start")
+    settings = ("train.checkpoint_every=1", *SHORT)
+    assert (
+        call("finetune", "finetune/scenes-vqa", "--from", copied, "--out", tmp_path / "one", *settings)[0]
+        == 0
+    )
+    arguments = ("train", tmp_path / "one/config.yaml", "--out", tmp_path / "two")
+    step, taken = loop._step, []
+
+    def interrupted(*values: object, **more: object) -> object:
+        taken.append(1)
+        if len(taken) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*values, **more)
+
+    monkeypatch.setattr(loop, "_step", interrupted)
+    assert call(*arguments)[0] == 130
+    monkeypatch.undo()
+    shutil.rmtree(copied)
+    code, _, error = call(*arguments, "--resume")
+    assert code == 0, error
+    one, two = (pretrained.load_any(str(tmp_path / name)).state_dict() for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_what_cannot_be_started_from_is_refused(start: Path, tmp_path: Path, call: Call) -> None:

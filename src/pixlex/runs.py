@@ -48,6 +48,8 @@ from pixlex.train.tracking import METRICS, write_environment
 Source = ImageSource | ReasoningSource
 
 CONFIG = "config.yaml"
+# What all trainings of the model read, that of the model it starts from included.
+_DATA = "trained-on.json"
 # What may differ when a run goes on: nothing that its weights depend on.
 _FREE = (
     "train.device", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
@@ -91,7 +93,7 @@ def _train(run: Run, folder: Path, resume: bool) -> Path | None:
         _prepare_folder(run, folder, resume)
     distributed.barrier()
     torch.manual_seed(run.train.seed)
-    objective = build_objective(run)
+    objective = build_objective(run, begun=bool(checkpoints(folder / "checkpoints")))
     images = source.images if isinstance(source, ReasoningSource) else source
     broken = BrokenImages(folder if is_first else None, images, run.data.max_broken_share)
     progress = None
@@ -149,8 +151,13 @@ def _open(run: Run, description: str) -> Source:
     return open_pairs(description) if isinstance(run, FrozenRun) else open_source(description)
 
 
-def build_objective(run: Run) -> Objective:
-    """Build model and objective of a run, untrained, on the CPU."""
+def build_objective(run: Run, *, begun: bool = False) -> Objective:
+    """Build model and objective of a run, untrained, on the CPU.
+
+    Args:
+        run: the configuration.
+        begun: weights are about to come from a checkpoint: what they started from is not looked at.
+    """
     match run:
         case LQAERun():
             return LQAEObjective(LQAE.build(run.model), run.objective, run.train.steps)
@@ -162,15 +169,17 @@ def build_objective(run: Run) -> Objective:
             return FrozenObjective(Frozen.build(run.model), run.train.steps)
         case CBViLARun():
             return CBViLAObjective(
-                _body(run.model, run.start), run.objective, run.train.steps, run.data.max_words
+                _body(run.model, run.start, begun=begun), run.objective, run.train.steps, run.data.max_words
             )
         case ReasoningRun():
-            reasoner = Reasoner.start(run.model, _body(run.model.body, run.start))
+            reasoner = Reasoner.start(run.model, _body(run.model.body, run.start, begun=begun))
             return ReasoningObjective(reasoner, run.objective, run.train.steps)
 
 
-def _body(config: CBViLAConfig, start: str) -> CBViLA:
+def _body(config: CBViLAConfig, start: str, *, begun: bool) -> CBViLA:
     """Return the network that a run begins with."""
+    if begun:
+        return CBViLA.build(config)
     return started(config, pretrained.load_cbvila(start)) if start else CBViLA.start(config)
 
 
@@ -195,6 +204,10 @@ def _prepare_folder(run: Run, folder: Path, resume: bool) -> None:
             raise ValueError(f"{folder} cannot be resumed, its run differs in {'; '.join(differing)}")
     folder.mkdir(parents=True, exist_ok=True)
     write_run(run, folder / CONFIG)
+    if not has_checkpoints or not (folder / _DATA).is_file():
+        start = run.start if isinstance(run, CBViLARun | ReasoningRun) else ""
+        before = pretrained.read_config(start).get("trained_on", []) if start else []
+        (folder / _DATA).write_text(json.dumps([*before, run.data.train]) + "\n", encoding="utf-8")
     write_environment(folder)
     with (folder / "commands.txt").open("a", encoding="utf-8") as file:
         file.write(shlex.join(["pixlex", *sys.argv[1:]]) + "\n")
@@ -218,9 +231,7 @@ def _finish(run: Run, objective: Objective, folder: Path, progress: report.Progr
         with distributed.alone():
             progress(run.train.steps)
     target = folder / "model"
-    start = run.start if isinstance(run, CBViLARun | ReasoningRun) else ""
-    before = pretrained.read_config(start).get("trained_on", []) if start else []
-    pretrained.save(model, target, trained_on=[*before, run.data.train])
+    pretrained.save(model, target, trained_on=json.loads((folder / _DATA).read_text(encoding="utf-8")))
     report.curves(folder / METRICS, folder / "curves.png")
     numbers = {} if progress is None else dict(progress.numbers)
     commands = (folder / "commands.txt").read_text(encoding="utf-8").splitlines()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pixlex.batch import ImageBatch
 from pixlex.config.data import DataConfig
 from pixlex.data.decoding import ImageRecord
-from pixlex.data.images import TooManyBroken, open_source
+from pixlex.data.images import TooManyBroken, UnreadableImage, open_source
 from pixlex.data.loader import evaluation_batches, training_batches
 from pixlex.data.sources import ImageSource
 
@@ -297,3 +297,49 @@ def test_workers_end_with_their_stream(folder_of: Folder) -> None:
     for worker in workers:
         worker.join(timeout=20)
         assert not worker.is_alive()
+
+
+class Broken(Numbers):
+    """A source some of whose images cannot be read."""
+
+    def __init__(self, count: int, broken: tuple[int, ...]) -> None:
+        super().__init__(count)
+        self.broken = broken
+
+    def read(self, index: int) -> ImageRecord:
+        if index in self.broken:
+            raise UnreadableImage(str(index), "broken")
+        return super().read(index)
+
+
+def test_images_that_belong_together_stay_together() -> None:
+    """Groups come in order, none is torn; each epoch is a permutation of the groups; ranks share out groups."""
+    batches = train(Numbers(20), 5, together=2, batch_size=4)
+    order = torch.cat([batch.indices for batch in batches])
+    assert (order[::2] % 2 == 0).all()
+    assert torch.equal(order[1::2], order[::2] + 1)
+    assert sorted((order[:20:2] // 2).tolist()) == list(range(10))
+    ranks = [train(Numbers(20), 5, together=2, batch_size=4, rank=rank, world_size=2) for rank in (0, 1)]
+    joined = [torch.cat([one.indices, other.indices]) for one, other in zip(*ranks, strict=True)]
+    assert torch.equal(torch.cat(joined), order)
+    ones = list(evaluation_batches(Numbers(20), image_size=8, batch_size=3, together=2))
+    assert torch.cat([batch.indices for batch in ones]).tolist() == list(range(20))
+    assert {len(batch.indices) for batch in ones} == {6, 2}
+    some = list(evaluation_batches(Numbers(20), image_size=8, batch_size=3, together=2, limit=5))
+    assert torch.cat([batch.indices for batch in some]).tolist() == [0, 1, 4, 5, 8, 9, 12, 13, 16, 17]
+
+
+def test_a_broken_image_takes_its_group_with_it() -> None:
+    """In training the next group stands in for all of it, in evaluation it is left out; it is named once."""
+    source = Broken(12, (5,))
+    batches = train(source, 3, together=2, batch_size=6)
+    for batch in batches:
+        indices = batch.indices
+        assert torch.equal(indices[1::2], indices[::2] + 1)
+        assert not {4, 5} & set(indices.tolist())
+        assert [one.key for one in batch.skipped] == ["5"]
+    (whole,) = evaluation_batches(source, image_size=8, batch_size=6, together=2)
+    assert whole.indices.tolist() == [0, 1, 2, 3, 6, 7, 8, 9, 10, 11]
+    assert [one.key for one in whole.skipped] == ["5"]
+    with pytest.raises(ValueError, match="expected groups of 5 images, got 12 images"):
+        train(source, 1, together=5)

@@ -117,3 +117,16 @@ def test_an_image_decoded_at_the_minimum_side_is_never_enlarged_by_a_crop(
     assert math.sqrt(0.75 * scale_min) * side >= size - 1e-6
     assert math.sqrt(0.75 * scale_min) * (side - 1) < size
     assert minimum_decoded_side(size, PLAIN) == 0
+
+
+def test_a_squashed_image_keeps_all_of_it() -> None:
+    """As NLVR's pictures of 400 x 100: three colors side by side stay; the center alone has the middle one."""
+    pixels = np.zeros((30, 90, 3), dtype=np.uint8)
+    for place in range(3):
+        pixels[:, 30 * place : 30 * place + 30, place] = 255
+    image = Image.fromarray(pixels)
+    squashed = evaluation_transform(image, 30, "squash")
+    assert [int(squashed[:, 15, column].argmax()) for column in (3, 15, 27)] == [0, 1, 2]
+    assert int(evaluation_transform(image, 30)[1].min() * 255) == 255
+    config = DataConfig(augment="resize", horizontal_flip=False)
+    assert torch.equal(train_transform(image, 30, config, np.random.default_rng(0), "squash"), squashed)
