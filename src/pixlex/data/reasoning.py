@@ -7,18 +7,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from pixlex.batch import ImageBatch, ReasoningBatch
 from pixlex.config.data import Cut, DataConfig
+from pixlex.config.reasoning import ReasoningTask
 from pixlex.data.chosen import choose
 from pixlex.data.loader import evaluation_batches, training_batches
 from pixlex.data.pairs import Encode
 from pixlex.data.sources import ImageSource
 
-Task = Literal["vqa", "nlvr2", "entailment"]
+Task = ReasoningTask
 One = TypeVar("One")
 
 # The classes of the tasks that have some.

@@ -180,6 +180,9 @@ def evaluate_reasoning(
         raise ValueError(f"{source.name}: no item to evaluate ({len(skipped)} images could not be read)")
     known = [one for one in answered if one.credit is not None]
     accuracy = _mean([one.credit for one in known if one.credit is not None]) if known else None
+    alone = None
+    if training is not None and known:
+        alone = text_alone(task, training, source.take([one.item for one in known]))
     return ReasoningResult(
         task=task,
         mode=mode,
@@ -190,9 +193,7 @@ def evaluate_reasoning(
         interval=None if accuracy is None else wilson_interval(accuracy, len(known)),
         consistency=_consistency(source, known),
         by_kind=_by_kind(source, known),
-        text_alone=text_alone(task, training, source.take([one.item for one in known]))
-        if training and known
-        else None,
+        text_alone=alone,
         skipped=tuple(skipped),
         examples=torch.stack(examples),
     )
