@@ -150,7 +150,12 @@ def test_frozens_language_model_is_bit_equal_after_training(
     """Weight decay of everything included; encoder and projector move."""
     objectives = []
     build = runs.build_objective
-    monkeypatch.setattr(runs, "build_objective", lambda run: objectives.append(build(run)) or objectives[-1])
+
+    def kept(*arguments: object, **options: object) -> object:
+        objectives.append(build(*arguments, **options))
+        return objectives[-1]
+
+    monkeypatch.setattr(runs, "build_objective", kept)
     run = _frozen_run(captions, causal_language)
     runs.run_training(run, tmp_path)
     torch.manual_seed(run.train.seed)
