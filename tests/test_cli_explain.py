@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tests.tiny import tiny_cbvila, tiny_mae, write_images
+from tests.tiny import tiny_cbvila, tiny_mae, tiny_reasoner, write_images
 
+from pixlex.config.reasoning import ReasoningTask
 from pixlex.models import pretrained
 
 Call = Callable[..., tuple[int, str, str]]
@@ -69,6 +70,7 @@ def test_bad_input_of_explain(call: Call, folder: Path, tmp_path: Path) -> None:
         ("text.png", "and", "cbvila", (), "not an image in a format that is read"),
         ("none.png", "and", "cbvila", (), "none.png: the file does not exist"),
         ("a.png", "and", "mae", (), "holds a model of family mae, expected one of cbvila"),
+        ("a.png", "and", "cbvila", ("--answer", "red"), "gives no answers"),
         ("a.png", "and", "none", (), "none"),
         (
             "a.png",
@@ -85,6 +87,40 @@ def test_bad_input_of_explain(call: Call, folder: Path, tmp_path: Path) -> None:
         )
         assert (code, message in err) == (2, True), err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("task", ["vqa", "nlvr2"])
+def test_the_answer_of_a_fine_tuned_model_is_explained(
+    call: Call, folder: Path, language: Path, tmp_path: Path, task: ReasoningTask
+) -> None:
+    """A picture for the answer that `ask` puts first, or for one that is named; as many images as it reads."""
+    model = tiny_reasoner(language, task)
+    pretrained.save(model, tmp_path / "model")
+    images = [folder / "a.png"] * model.config.num_images
+    arguments = ("--model", tmp_path / "model", "--out", tmp_path / "why.png", "--json")
+    code, out, err = call("explain", *images, "about all?", *arguments)
+    values = json.loads(out)
+    assert (code, err) == (0, "")
+    asked = json.loads(call("ask", *images, "about all?", "--model", tmp_path / "model", "--json")[1])
+    assert values["answer"] == asked["answers"][0]["answer"]
+    assert (values["explained"], values["words"]) == ("answer", ["about", "all"])
+    assert torch.tensor(values["maps"]).shape == (len(images), 2, 4, 4)
+    assert torch.tensor(values["maps"]).max() > 0
+    with Image.open(tmp_path / "why.png") as picture:
+        assert picture.width > 4 * 192
+    other = model.config.answers[-1]
+    again = json.loads(call("explain", *images, "about all?", *arguments, "--answer", other)[1])
+    assert again["answer"] == other
+    assert again["score"] <= values["score"] + 1e-6
+    code, _, err = call("explain", *images, folder / "a.png", "about", *arguments)
+    assert (code, f"{len(images)} images with the text, got {len(images) + 1}" in err) == (2, True), err
+    for extra, message in (
+        (("--score", "matching"), "was fine-tuned to answer"),
+        (("--raw-text",), "--raw-text is for"),
+        (("--answer", "" if task == "vqa" else "perhaps"), "answer"),
+    ):
+        code, _, err = call("explain", *images, "about", *arguments, *extra)
+        assert (code, message in err) == (2, True), err
 
 
 def test_pointing(call: Call, folder: Path, tmp_path: Path) -> None:

@@ -164,6 +164,25 @@ def test_without_pretraining_the_weights_are_fresh(start: Path, tmp_path: Path, 
     assert "start: ''" in (tmp_path / "without/config.yaml").read_text()
 
 
+@pytest.mark.parametrize(("before", "task"), [("vqa", "vqa"), ("vqa", "entailment"), ("nlvr2", "nlvr2")])
+def test_a_fine_tuned_model_goes_on(
+    before: str, task: str, tuned: dict[str, Path], tmp_path: Path, call: Call
+) -> None:
+    """Its body starts the body, its head the head of the same task; another task's head is begun anew."""
+    settings = [one for one in SHORT if not one.startswith("train.steps")]
+    code, _, error = call("finetune", f"finetune/scenes-{task}", "--from", tuned[before], "--out", tmp_path,
+                          "--quiet", "train.steps=1", "train.learning_rate=1e-9", *settings)  # fmt: skip
+    assert code == 0, error
+    old, new = (pretrained.load_any(str(folder)).state_dict() for folder in (tuned[before], tmp_path))
+    still = {name for name in new if name in old and torch.allclose(old[name], new[name], rtol=0, atol=1e-6)}
+    bodies = {name for name in new if name.startswith("body.")}
+    assert still >= bodies
+    heads = set(new) - bodies
+    assert heads
+    assert still >= heads if before == task else not still & heads
+    assert json.loads((tmp_path / "trained-on.json").read_text())[0] == "the beginning"
+
+
 def test_retrieval_is_tuned_at_a_larger_size_and_resumed(start: Path, tmp_path: Path, call: Call) -> None:
     """Images of 64 px for a model of 32: positions resampled; a second call with --resume needs no start."""
     arguments = ("finetune", "finetune/retrieval", "--from", start, "--out", tmp_path / "run", "--quiet",
@@ -208,12 +227,15 @@ def test_a_run_goes_on_without_what_it_started_from(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_what_cannot_be_started_from_is_refused(start: Path, tmp_path: Path, call: Call) -> None:
+def test_what_cannot_be_started_from_is_refused(
+    start: Path, tuned: dict[str, Path], tmp_path: Path, call: Call
+) -> None:
     other = tmp_path / "mae"
     pretrained.save(tiny_mae(), other)
     for arguments, message in (
         (("finetune/scenes-vqa", "--from", other), "family mae: fine-tuning starts from one of cbvila"),
         (("lqae/tiny", "--from", start), "is a recipe of family lqae"),
+        (("finetune/retrieval", "--from", tuned["vqa"]), "ranks images and texts no longer"),
         (("finetune/scenes-vqa", "--from", tmp_path / "nothing"), "nothing"),
         (
             ("finetune/scenes-vqa", "--from", start, "model.body.fusion.depth=3", *SHORT),

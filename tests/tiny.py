@@ -25,10 +25,12 @@ from pixlex.config.cbvila import (
 from pixlex.config.frozen import CausalLanguageConfig, FrozenConfig
 from pixlex.config.lqae import LanguageConfig, LQAEConfig, QuantizerConfig, VisionConfig, VQVAEConfig
 from pixlex.config.mae import MAEConfig
+from pixlex.config.reasoning import ReasonerConfig, ReasoningTask
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.frozen import Frozen
 from pixlex.models.lqae import LQAE
 from pixlex.models.mae import MAE
+from pixlex.models.reasoner import Reasoner
 from pixlex.models.vqvae import VQVAE
 
 IMAGE_SIZE = 32
@@ -205,6 +207,33 @@ def tiny_cbvila(folder: Path, *, seed: int = 0, **changes: object) -> CBViLA:
         model = CBViLA.build(tiny_cbvila_config(folder, **changes))
         _enlarge(model.image_encoder.patches.weight)
     return model.eval()
+
+
+def tiny_reasoner(
+    folder: Path,
+    task: ReasoningTask = "vqa",
+    answers: Sequence[str] | None = None,
+    *,
+    num_images: int | None = None,
+    max_answer_words: int = 10,
+) -> Reasoner:
+    """Build an untrained model of a task over a `tiny_cbvila`; statements are about two images unless said."""
+    named = {
+        "vqa": ("about", "about the", "class and any", "other", "also the class"),
+        "nlvr2": ("false", "true"),
+        "entailment": ("entailment", "neutral", "contradiction"),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        body = tiny_cbvila(folder, num_codewords=16, dim=32)
+        config = ReasonerConfig(
+            task=task,
+            body=body.config,
+            answers=tuple(named[task] if answers is None else answers),
+            num_images=num_images or (2 if task == "nlvr2" else 1),
+            max_answer_words=max_answer_words,
+        )
+        return Reasoner.start(config, body).eval()
 
 
 def pair_batch(model: CBViLA, texts: Sequence[str], *, seed: int = 0, max_words: int = 12) -> ImageTextBatch:

@@ -172,8 +172,7 @@ def build_objective(run: Run, *, begun: bool = False) -> Objective:
                 _body(run.model, run.start, begun=begun), run.objective, run.train.steps, run.data.max_words
             )
         case ReasoningRun():
-            reasoner = Reasoner.start(run.model, _body(run.model.body, run.start, begun=begun))
-            return ReasoningObjective(reasoner, run.objective, run.train.steps)
+            return ReasoningObjective(_reasoner(run, begun=begun), run.objective, run.train.steps)
 
 
 def _body(config: CBViLAConfig, start: str, *, begun: bool) -> CBViLA:
@@ -181,6 +180,14 @@ def _body(config: CBViLAConfig, start: str, *, begun: bool) -> CBViLA:
     if begun:
         return CBViLA.build(config)
     return started(config, pretrained.load_cbvila(start)) if start else CBViLA.start(config)
+
+
+def _reasoner(run: ReasoningRun, *, begun: bool) -> Reasoner:
+    """Return the network with its head; heads of a start go on where they fit."""
+    before = pretrained.load_any(run.start) if run.start and not begun else None
+    if isinstance(before, Reasoner):
+        return Reasoner.start(run.model, started(run.model.body, before.body), before)
+    return Reasoner.start(run.model, _body(run.model.body, run.start, begun=begun))
 
 
 def completed(run: ReasoningRun, source: ReasoningSource) -> ReasoningRun:

@@ -9,7 +9,8 @@ import torch
 from tests.tiny import IMAGE_SIZE, tiny_cbvila
 from torch import Tensor, nn
 
-from pixlex.eval.attention import attention_heat, default_layer, explain
+from pixlex.eval.attention import explain
+from pixlex.eval.gradcam import attention_heat, default_layer
 from pixlex.models.cbvila import CBViLA
 from pixlex.nn.bert import Context, FusionEncoder, KeysValues
 

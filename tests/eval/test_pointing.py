@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixlex.data.scenes import Scene, SceneObject, ScenesSource, object_boxes
 from pixlex.eval import pointing
-from pixlex.eval.attention import Explanation
+from pixlex.eval.gradcam import Explanation
 from pixlex.eval.intervals import wilson_interval
 from pixlex.eval.pointing import named_objects, patches_in, play, pointed, pointing_game
 

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
-from tests.tiny import tiny_cbvila
+from tests.tiny import tiny_reasoner
 
-from pixlex.config.reasoning import ReasonerConfig
 from pixlex.data.reasoning import ReasoningSource, evaluation_items
 from pixlex.data.scenes import ScenesSource
 from pixlex.eval import reasoning
@@ -24,12 +22,6 @@ def _source(answers: Sequence[tuple[str, ...]], **settings: tuple[str, ...]) -> 
         "items", ScenesSource("test", len(answers)), 1, TEXTS[: len(answers)], tuple(answers),
         tuple(map(str, range(len(answers)))), **settings,
     )  # fmt: skip
-
-
-def _reasoner(language_folder: Path, task: str, answers: tuple[str, ...]) -> Reasoner:
-    torch.manual_seed(0)
-    body = tiny_cbvila(language_folder)
-    return Reasoner.start(ReasonerConfig(task=task, body=body.config, answers=answers), body).eval()
 
 
 def _evaluate(model: Reasoner, source: ReasoningSource, **settings: object) -> ReasoningResult:
@@ -72,7 +64,7 @@ def test_the_classifier_learns_from_some_items(monkeypatch: pytest.MonkeyPatch) 
 
 def test_accuracy_is_the_mean_credit_of_what_the_model_says(language_folder: Path) -> None:
     """The truth is set to what the model says for some items, to something else for the others."""
-    model = _reasoner(language_folder, "entailment", ("entailment", "neutral", "contradiction"))
+    model = tiny_reasoner(language_folder, "entailment")
     said = [one.answers[0] for one in _evaluate(model, _source([()] * 6)).answered]
     other = {"entailment": "neutral", "neutral": "contradiction", "contradiction": "entailment"}
     given = [(said[item],) if item < 4 else (other[said[item]],) for item in range(6)]
@@ -88,7 +80,7 @@ def test_accuracy_is_the_mean_credit_of_what_the_model_says(language_folder: Pat
 
 
 def test_items_without_an_answer_are_answered_and_not_counted(language_folder: Path) -> None:
-    model = _reasoner(language_folder, "vqa", ("about", "also", "any"))
+    model = tiny_reasoner(language_folder, "vqa", ("about", "also", "any"))
     result = _evaluate(model, _source([()] * 3))
     assert result.accuracy is None
     assert result.interval is None
@@ -99,13 +91,13 @@ def test_items_without_an_answer_are_answered_and_not_counted(language_folder: P
 
 
 def test_written_answers_are_scored_too(language_folder: Path) -> None:
-    model = _reasoner(language_folder, "vqa", ("about", "also", "any"))
+    model = tiny_reasoner(language_folder, "vqa", ("about", "also", "any"))
     written = [one.answers[0] for one in _evaluate(model, _source([()] * 3), mode="generate").answered]
     source = _source([(written[0] or "x",) * 10, ("y",) * 10, (written[2] or "x",) * 10])
     result = _evaluate(model, source, mode="generate")
     expected = sum(bool(written[item]) for item in (0, 2)) / 3
     assert result.accuracy == pytest.approx(expected)
     assert "written freely" in result.protocol
-    classes = _reasoner(language_folder, "nlvr2", ("false", "true"))
+    classes = tiny_reasoner(language_folder, "nlvr2", num_images=1)
     with pytest.raises(ValueError, match="for the task vqa alone, this model's is nlvr2"):
         _evaluate(classes, _source([("true",)] * 2), mode="generate")

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from tests.tiny import tiny_cbvila
+from tests.tiny import tiny_cbvila, tiny_reasoner
 
 from pixlex.batch import Words
-from pixlex.config.reasoning import ReasonerConfig
+from pixlex.config.reasoning import ReasonerConfig, ReasoningTask
 from pixlex.models import pretrained
 from pixlex.models.reasoner import Reasoner
 from pixlex.models.resized import resized, started
 from pixlex.nn.bert import AnswerDecoder, Context
-
-ANSWERS = ("about", "about the", "class and any", "other", "also the class")
-
-
-def _reasoner(language: Path, task: str = "vqa", **settings: Any) -> Reasoner:
-    torch.manual_seed(0)
-    body = tiny_cbvila(language, num_codewords=16, dim=32)
-    answers = settings.pop("answers", ANSWERS if task == "vqa" else ("false", "true"))
-    config = ReasonerConfig(task=task, body=body.config, answers=answers, **settings)
-    return Reasoner.start(config, body).eval()
 
 
 def _questions(model: Reasoner, *texts: str) -> Words:
@@ -49,7 +38,7 @@ def test_the_decoder_sees_no_word_that_is_to_come() -> None:
 
 
 def test_the_decoder_starts_as_the_fusion_encoder(language: Path) -> None:
-    model = _reasoner(language)
+    model = tiny_reasoner(language)
     assert model.decoder is not None
     assert model.word_head is not None
     for mine, theirs in ((model.decoder, model.body.fusion), (model.word_head, model.body.masked_word_head)):
@@ -59,7 +48,7 @@ def test_the_decoder_starts_as_the_fusion_encoder(language: Path) -> None:
 
 def test_ranking_is_the_likelihood_of_whole_answers(language: Path) -> None:
     """Against each answer alone, word by word; the end counts, padding does not."""
-    model = _reasoner(language)
+    model = tiny_reasoner(language)
     words = _questions(model, "about the class", "and any other class also")
     images = _images(model, 2)
     ranked = model.rank(images, words)
@@ -69,7 +58,7 @@ def test_ranking_is_the_likelihood_of_whole_answers(language: Path) -> None:
             images[row : row + 1], words.word_ids[row : row + 1], words.key_padding[row : row + 1]
         )
         for number, found in zip(ranked.numbers[row].tolist(), ranked.log_likelihoods[row], strict=True):
-            ids = model.tokenizer.encode([ANSWERS[number]], 10).word_ids[0]
+            ids = model.tokenizer.encode([model.config.answers[number]], 10).word_ids[0]
             expected = sum(_log_probability(model, context, ids, place) for place in range(1, len(ids)))
             assert float(found) == pytest.approx(expected, abs=1e-4)
         assert (ranked.log_likelihoods[row].diff() <= 0).all()
@@ -83,7 +72,7 @@ def _log_probability(model: Reasoner, context: Context, ids: torch.Tensor, place
 
 def test_a_shortlist_holds_the_likeliest_first_words(language: Path) -> None:
     """Answers with the same first word come or go together; ALBEF's double count adds just that word's."""
-    model = _reasoner(language)
+    model = tiny_reasoner(language)
     words, images = _questions(model, "about the class"), _images(model, 1)
     short = model.rank(images, words, shortlist=2)
     assert short.numbers.shape == (1, 2)
@@ -92,7 +81,7 @@ def test_a_shortlist_holds_the_likeliest_first_words(language: Path) -> None:
     context = model.look_at_question(images, words.word_ids, words.key_padding)
     for number, found in zip(twice.numbers[0].tolist(), twice.log_likelihoods[0].tolist(), strict=True):
         once = float(whole.log_likelihoods[0][whole.numbers[0] == number])
-        ids = model.tokenizer.encode([ANSWERS[number]], 10).word_ids[0]
+        ids = model.tokenizer.encode([model.config.answers[number]], 10).word_ids[0]
         assert found == pytest.approx(once + _log_probability(model, context, ids, 1), abs=1e-4)
     with pytest.raises(ValueError, match="shortlist must be 1 or more, got 0"):
         model.rank(images, words, shortlist=0)
@@ -100,7 +89,7 @@ def test_a_shortlist_holds_the_likeliest_first_words(language: Path) -> None:
 
 def test_rows_do_not_depend_on_their_neighbors(language: Path) -> None:
     """Whatever stands beside a question, however long: its answers stay."""
-    model = _reasoner(language)
+    model = tiny_reasoner(language)
     images = _images(model, 3)
     texts = ("about", "class and any other class", "the")
     together = model.rank(images, _questions(model, *texts))
@@ -112,7 +101,7 @@ def test_rows_do_not_depend_on_their_neighbors(language: Path) -> None:
 
 def test_two_images_are_told_apart_and_each_counts(language: Path) -> None:
     """The pair head reads both: changing or exchanging them changes the logits."""
-    model = _reasoner(language, "nlvr2", num_images=2)
+    model = tiny_reasoner(language, "nlvr2")
     words = _questions(model, "about the class", "and any other")
     images = _images(model, 4)
     found = model.class_logits(images, words.word_ids, words.key_padding)
@@ -127,7 +116,7 @@ def test_two_images_are_told_apart_and_each_counts(language: Path) -> None:
 
 def test_written_answers_end_or_are_cut(language: Path) -> None:
     """Free writing agrees with the likeliest word at every place."""
-    model = _reasoner(language, max_answer_words=5)
+    model = tiny_reasoner(language, max_answer_words=5)
     words, images = _questions(model, "about the class", "other"), _images(model, 2)
     written = model.generate(images, words)
     assert len(written) == 2
@@ -139,9 +128,8 @@ def test_written_answers_end_or_are_cut(language: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["vqa", "entailment"])
-def test_a_saved_model_answers_as_before(task: str, language: Path, tmp_path: Path) -> None:
-    settings = {"answers": ("entailment", "neutral", "contradiction")} if task == "entailment" else {}
-    model = _reasoner(language, task, **settings)
+def test_a_saved_model_answers_as_before(task: ReasoningTask, language: Path, tmp_path: Path) -> None:
+    model = tiny_reasoner(language, task)
     pretrained.save(model, tmp_path)
     again = pretrained.load_any(str(tmp_path))
     assert isinstance(again, Reasoner)

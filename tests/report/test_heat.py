@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pixlex.eval.attention import Explanation
+from pixlex.eval.gradcam import Explanation
 from pixlex.report.heat import explained_image, heated
 
 
@@ -54,7 +54,7 @@ def test_a_panel_for_the_image_the_whole_and_each_word(tmp_path: Path) -> None:
     """Three words make five panels in a row; a word without heat is gray where others are not."""
     image = torch.rand(3, 32, 32)
     explanation = _explanation(_map(3, 3), torch.zeros(4, 4), _map(0, 0))
-    pixels = _pixels(explained_image(image, explanation, tmp_path / "a/b.png"))
+    pixels = _pixels(explained_image(image[None], [explanation], tmp_path / "a/b.png"))
     panels = [pixels[16:208, 16 + number * 204 : 208 + number * 204] for number in range(5)]
     assert np.array_equal(panels[0][::6, ::6], (image * 255).round().permute(1, 2, 0).int().numpy())
     colorful = [np.ptp(panel, axis=-1) > 0 for panel in panels]
@@ -68,15 +68,33 @@ def test_a_panel_for_the_image_the_whole_and_each_word(tmp_path: Path) -> None:
 def test_what_was_cut_is_written_below(tmp_path: Path) -> None:
     """A longer foot; seven panels or more start another row."""
     image = torch.rand(3, 32, 32)
-    short = _pixels(explained_image(image, _explanation(_map(1, 1)), tmp_path / "a.png"))
+    short = _pixels(explained_image(image[None], [_explanation(_map(1, 1))], tmp_path / "a.png"))
     cut = _explanation(_map(1, 1), left_out=("and", "so", "on") * 10)
-    assert _pixels(explained_image(image, cut, tmp_path / "b.png")).shape[0] > short.shape[0]
-    many = _pixels(explained_image(image, _explanation(*[_map(1, 1)] * 5), tmp_path / "c.png"))
-    six = _pixels(explained_image(image, _explanation(*[_map(1, 1)] * 4), tmp_path / "d.png"))
+    assert _pixels(explained_image(image[None], [cut], tmp_path / "b.png")).shape[0] > short.shape[0]
+    many = _pixels(explained_image(image[None], [_explanation(*[_map(1, 1)] * 5)], tmp_path / "c.png"))
+    six = _pixels(explained_image(image[None], [_explanation(*[_map(1, 1)] * 4)], tmp_path / "d.png"))
     assert many.shape[1] == six.shape[1]
     assert many.shape[0] > six.shape[0] + 192
 
 
 def test_an_image_that_is_no_square_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected a square image, got \(3, 8, 12\)"):
-        explained_image(torch.rand(3, 8, 12), _explanation(_map(0, 0)), tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"expected square images, got \(1, 3, 8, 12\)"):
+        explained_image(torch.rand(1, 3, 8, 12), [_explanation(_map(0, 0))], tmp_path / "a.png")
+    with pytest.raises(ValueError, match="one explanation for each image, got 1 for 2"):
+        explained_image(torch.rand(2, 3, 8, 8), [_explanation(_map(0, 0))], tmp_path / "a.png")
+
+
+def test_two_images_stand_below_each_other(tmp_path: Path) -> None:
+    """Each in its own block; what is highest in one is 100 %, the other has its share; the answer is named."""
+    images = torch.rand(2, 3, 32, 32)
+    one, two = _explanation(_map(3, 3, 2.0)), _explanation(_map(0, 0, 1.0))
+    both = _pixels(explained_image(images, [one, two], tmp_path / "a.png"))
+    alone = _pixels(explained_image(images[:1], [one], tmp_path / "b.png"))
+    step = 192 + 44 + 12
+    assert both.shape == (alone.shape[0] + step, alone.shape[1], 3)
+    second = both[16 + step : 208 + step, 16:208]
+    assert np.array_equal(second[::6, ::6], (images[1] * 255).round().permute(1, 2, 0).int().numpy())
+    shares = [both[240 + top : 256 + top, 424:500] for top in (0, step)]
+    assert not np.array_equal(*shares)
+    said = _pixels(explained_image(images[:1], [one], tmp_path / "c.png", answer="red"))
+    assert not np.array_equal(said, alone)

@@ -14,8 +14,12 @@ from pixlex.api.pictures import Images, batches_of
 from pixlex.api.tokenizer import device_of
 from pixlex.batch import Words
 from pixlex.data.text import clean_caption, clean_question
+from pixlex.eval.answer_attention import ExplainedAnswer, explain_answer
 from pixlex.models import pretrained
 from pixlex.models.reasoner import Reasoner
+
+# ALBEF keeps so many words of a question in testing.
+_MOST_WORDS = 50
 
 
 @dataclass(frozen=True)
@@ -149,16 +153,41 @@ class ImageReasoner:
             for text in self.model.generate(pixels, words)
         ]
 
+    def explain(
+        self, images: Images, text: str, *, answer: str | None = None, layer: int | None = None
+    ) -> ExplainedAnswer:
+        """Say which places of the images speak for an answer; arguments as for `answer` and `explain_answer`.
+
+        Args:
+            images: those of the one text.
+            text: a question, sentence or hypothesis.
+            answer: None for the model's own.
+            layer: of the fusion encoder, counted from 1; None for the one that localizes best.
+
+        Raises:
+            ValueError: as `answer` and `explain_answer`.
+        """
+        config = self.model.config
+        pixels = torch.cat(list(batches_of(images, self.num_images, config.image_size, config.cut)))
+        (cleaned,) = self._cleaned(text)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return explain_answer(self.model, pixels, cleaned, answer=answer, layer=layer)
+
+    def _cleaned(self, texts: str | Sequence[str]) -> list[str]:
+        """Return texts as the model's training texts were cleaned."""
+        several = [texts] if isinstance(texts, str) else list(texts)
+        clean = clean_question if self.task == "vqa" else clean_caption
+        cleaned = [clean(text, _MOST_WORDS) for text in several]
+        if not all(cleaned) or not cleaned:
+            bad = next((text for text, left in zip(several, cleaned, strict=True) if not left), None)
+            raise ValueError(f"expected a question or a sentence with a word in it, got {bad!r}")
+        return cleaned
+
     def _batches(
         self, images: Images, texts: str | Sequence[str], batch_size: int
     ) -> list[tuple[Tensor, Words]]:
         """Return images with their texts, some at a time."""
-        several = [texts] if isinstance(texts, str) else list(texts)
-        clean = clean_question if self.task == "vqa" else clean_caption
-        cleaned = [clean(text, 50) for text in several]
-        if not all(cleaned) or not cleaned:
-            bad = next((text for text, left in zip(several, cleaned, strict=True) if not left), None)
-            raise ValueError(f"expected a question or a sentence with a word in it, got {bad!r}")
+        cleaned = self._cleaned(texts)
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         config = self.model.config

@@ -15,11 +15,16 @@ def explain_command(commands: Any) -> None:
         commands,
         "explain",
         "explaining:explain_pair",
-        "draw where each word of a text finds itself in an image",
+        "draw where each word of a text finds itself in an image, or what speaks for an answer",
     )
-    explain.add_argument("image", type=Path, metavar="IMAGE", help="an image file")
-    explain.add_argument("text", metavar="TEXT", help="what is said of it, in quotes")
+    explain.add_argument(
+        "paths", nargs="+", type=Path, metavar="IMAGE", help="an image file; two where the model reads two"
+    )
+    explain.add_argument("text", metavar="TEXT", help="what is said or asked of it, in quotes")
     model_options(explain)
+    explain.add_argument(
+        "--answer", metavar="TEXT", help="of a fine-tuned model: the answer to explain; default its own"
+    )
     explain.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     _what_is_explained(explain)
     explain.add_argument("--raw-text", action="store_true", help="the text as it is, not cleaned")
@@ -50,9 +55,8 @@ def _what_is_explained(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--score",
         choices=("matching", "masked_language"),
-        default="matching",
-        help="what is explained: that text and image belong together (the default), or that each word, hidden, "
-        "is foretold from the image and the other words",
+        help="what is explained of a pretrained model: that text and image belong together (the default), or that "
+        "each word, hidden, is foretold from the image and the other words; of a fine-tuned one it is the answer",
     )
     parser.add_argument(
         "--layer",

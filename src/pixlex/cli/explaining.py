@@ -7,16 +7,20 @@ from argparse import Namespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from pixlex.cli.models import cbvila_of
+from pixlex.api.reasoner import ImageReasoner
+from pixlex.cli.models import cbvila_of, model_of
 from pixlex.cli.output import answer, remark, table
 from pixlex.data.images import load_image, open_source
 from pixlex.data.scenes import ScenesSource
 from pixlex.data.sources import read_file
 from pixlex.data.text import clean_caption
 from pixlex.data.transforms import evaluation_transform
-from pixlex.eval.attention import Explanation, explain
+from pixlex.eval.attention import explain
+from pixlex.eval.gradcam import Explanation
 from pixlex.eval.pointing import pointing_game
+from pixlex.models.reasoner import Reasoner
 from pixlex.report.heat import explained_image
 from pixlex.report.measures import measure_of
 from pixlex.train.parallel import pick_device
@@ -26,26 +30,26 @@ _ENDLESS = 100_000
 
 
 def explain_pair(options: Namespace) -> int:
-    """Draw what the words of a text find in an image; say how well the two belong together."""
-    name = options.image.as_posix()
-    picture = load_image(read_file(options.image, name), name)
+    """Draw what the words of a text find in an image that it belongs to, or what speaks for an answer."""
+    pictures = [load_image(read_file(path, path.as_posix()), path.as_posix()) for path in options.paths]
+    model = model_of(options)
+    size, cut = model.config.image_size, model.config.cut
+    images = torch.stack([evaluation_transform(picture, size, cut) for picture in pictures])
+    if isinstance(model, Reasoner):
+        return _explain_answer(options, model, images)
+    if options.answer is not None:
+        raise ValueError(f"{options.model} gives no answers: expected a fine-tuned model with --answer")
+    if len(images) != 1:
+        raise ValueError(f"{options.model} reads one image with each text, got {len(images)}")
     text = options.text if options.raw_text else clean_caption(options.text, _ENDLESS)
     if not text.strip():
         raise ValueError(f"expected a text of one word or more, got {options.text!r}")
-    model = cbvila_of(options)
-    image = evaluation_transform(picture, model.config.image_size, model.config.cut)
     with torch.autocast(
         pick_device(options.device).type, torch.bfloat16, enabled=options.precision == "bf16"
     ):
-        (found,) = explain(model, image.unsqueeze(0), [text], score=options.score, layer=options.layer)
-    path = explained_image(image, found, options.out)
-    if found.left_out:
-        read, positions = len(found.words), model.config.text.positions
-        remark(
-            options,
-            f"the text is longer than the model's {positions} positions: cut behind {read} words, not read: "
-            f"{' '.join(found.left_out)}",
-        )
+        (found,) = explain(model, images, [text], score=options.score or "matching", layer=options.layer)
+    path = explained_image(images, [found], options.out)
+    _remark(options, found, model.config.text.positions)
     if not found.maps.any():
         remark(
             options,
@@ -54,6 +58,43 @@ def explain_pair(options: Namespace) -> int:
         )
     answer(options, _values(found, str(path)), f"{path}: {_said(found)}")
     return 0
+
+
+def _explain_answer(options: Namespace, model: Reasoner, images: Tensor) -> int:
+    """Draw what speaks for the model's answer, or for one that is named."""
+    if options.score is not None:
+        raise ValueError(f"{options.model} was fine-tuned to answer: --score is for a pretrained model")
+    if options.raw_text:
+        raise ValueError(f"{options.model} was fine-tuned to answer: --raw-text is for a pretrained model")
+    reasoner = ImageReasoner(model, device=pick_device(options.device), precision=options.precision)
+    found = reasoner.explain(images, options.text, answer=options.answer, layer=options.layer)
+    path = explained_image(images, found.images, options.out, answer=found.answer)
+    first = found.images[0]
+    _remark(options, first, model.config.body.text.positions)
+    if not any(one.maps.any() for one in found.images):
+        remark(
+            options, f"no word has any heat in layer {first.layer}: choose a lower --layer where there is one"
+        )
+    values = {
+        **_values(first, str(path)),
+        "answer": found.answer,
+        "maps": [one.maps.tolist() for one in found.images],
+        "whole": [one.whole.tolist() for one in found.images],
+    }
+    answer(
+        options, values, f"{path}: answer {found.answer!r}, log-likelihood {found.log_likelihood:.3f} nats"
+    )
+    return 0
+
+
+def _remark(options: Namespace, found: Explanation, positions: int) -> None:
+    """Say what of the text was not read."""
+    if found.left_out:
+        remark(
+            options,
+            f"the text is longer than the model's {positions} positions: cut behind {len(found.words)} words, not "
+            f"read: {' '.join(found.left_out)}",
+        )
 
 
 def _values(found: Explanation, path: str) -> dict[str, Any]:
@@ -89,7 +130,7 @@ def pointing(options: Namespace) -> int:
         pick_device(options.device).type, torch.bfloat16, enabled=options.precision == "bf16"
     ):
         result = pointing_game(
-            model, source, score=options.score, layer=options.layer, limit=options.limit,
+            model, source, score=options.score or "matching", layer=options.layer, limit=options.limit,
             progress=not options.quiet,
         )  # fmt: skip
     values = {

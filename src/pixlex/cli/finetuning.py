@@ -16,16 +16,23 @@ def finetune(options: Namespace) -> int:
     from pixlex.models.pretrained import read_config
 
     described = read_config(options.start, options.revision)
-    if described["family"] != "cbvila":
+    before = described["family"]
+    if before not in ("cbvila", "reasoning"):
         raise ValueError(
-            f"{options.start} holds a model of family {described['family']}: fine-tuning starts from one of cbvila"
+            f"{options.start} holds a model of family {before}: fine-tuning starts from one of cbvila, or from a "
+            "fine-tuned one"
         )
     family = yaml.safe_load(find_recipe(options.recipe).read_text(encoding="utf-8")).get("family")
     if family not in ("cbvila", "reasoning"):
         raise ValueError(
             f"{options.recipe} is a recipe of family {family}: expected one of cbvila (retrieval) or reasoning"
         )
-    shape: dict[str, Any] = described["model"]
+    if family == "cbvila" != before:
+        raise ValueError(
+            f"{options.start} was fine-tuned to a task and ranks images and texts no longer: "
+            "expected the model that it was made from"
+        )
+    shape: dict[str, Any] = described["model"]["body"] if before == "reasoning" else described["model"]
     model = shape if family == "cbvila" else {"body": shape}
     start = "" if options.untrained else options.start
     return train_run(options, read_run(options.recipe, options.overrides, {"start": start, "model": model}))

@@ -8,7 +8,25 @@ import torch
 
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
+from pixlex.models.reasoner import Reasoner
 from pixlex.train.parallel import pick_device
+
+
+def model_of(options: Namespace) -> CBViLA | Reasoner:
+    """Load the CB-ViLA, pretrained or fine-tuned, that a command names, where it computes.
+
+    Raises:
+        ValueError: no such model, or one of another family.
+    """
+    model = pretrained.load_any(
+        options.model, language_model=options.language_model, revision=options.revision
+    )
+    if not isinstance(model, CBViLA | Reasoner):
+        raise ValueError(
+            f"{options.model} holds a model of family {pretrained.family_of(model)}, expected one of cbvila or a "
+            "fine-tuned one"
+        )
+    return model.to(pick_device(options.device))
 
 
 def cbvila_of(options: Namespace) -> CBViLA:

@@ -104,7 +104,8 @@ class ReasoningRun:
     family: str = describe("reasoning", "Picks this class.")
     start: str = describe(
         "",
-        "Model directory of a CB-ViLA to start from; empty: from the pretrained parts that the body names.",
+        "Model directory to start from, of a CB-ViLA or of a fine-tuned one, whose head goes on where the task is "
+        "the same; empty: from the pretrained parts that the body names.",
     )
     model: ReasonerConfig = part(ReasonerConfig, "The network.")
     objective: ReasoningObjectiveConfig = part(ReasoningObjectiveConfig, "The loss.")

@@ -14,7 +14,8 @@ from pixlex.data.loader import evaluation_batches
 from pixlex.data.scenes import Scene, ScenesSource, object_boxes
 from pixlex.data.scenes.scene import COLORS, SHAPES
 from pixlex.data.text import clean_caption
-from pixlex.eval.attention import ExplainedScore, Explanation, explain
+from pixlex.eval.attention import explain
+from pixlex.eval.gradcam import ExplainedScore, Explanation
 from pixlex.eval.intervals import wilson_interval
 from pixlex.models.cbvila import CBViLA
 

@@ -80,8 +80,14 @@ class Reasoner(nn.Module):
         return cls(config, load_tokenizer(config.body.text.tokenizer))
 
     @classmethod
-    def start(cls, config: ReasonerConfig, body: CBViLA) -> Reasoner:
-        """Build the model on a pretrained body; the decoder starts as fusion encoder and head for hidden words.
+    def start(cls, config: ReasonerConfig, body: CBViLA, before: Reasoner | None = None) -> Reasoner:
+        """Build the model on a trained body; the decoder starts as fusion encoder and head for hidden words.
+
+        Args:
+            config: shapes of the networks, and the answers.
+            body: of the configuration's shape.
+            before: if given, a fine-tuned model; its head goes on where it is the same: a decoder, or one for the
+                same classes and number of images.
 
         Raises:
             ValueError: the body's weights do not fit the configuration.
@@ -94,6 +100,9 @@ class Reasoner(nn.Module):
         if model.decoder is not None and model.word_head is not None:
             model.decoder.load_state_dict(body.fusion.state_dict())
             model.word_head.load_state_dict(body.masked_word_head.state_dict())
+        if before is not None and _head(before.config) == _head(config):
+            heads = {name: one for name, one in before.state_dict().items() if not name.startswith("body.")}
+            model.load_state_dict(heads, strict=False)
         return model
 
     @property
@@ -136,8 +145,12 @@ class Reasoner(nn.Module):
         key_padding: Bool[Tensor, "B T"],
     ) -> Float[Tensor, "B C"]:
         """Return the logits of the classes; arguments as for `fuse`."""
+        return self.head_logits(self.fuse(images, word_ids, key_padding))
+
+    def head_logits(self, fused: Float[Tensor, "B n T D"]) -> Float[Tensor, "B C"]:
+        """Return the logits of the classes of texts that have looked at their images."""
         assert self.class_head is not None
-        logits: Tensor = self.class_head(self.fuse(images, word_ids, key_padding)[:, :, 0].flatten(1))
+        logits: Tensor = self.class_head(fused[:, :, 0].flatten(1))
         return logits.float()
 
     def look_at_question(
@@ -167,6 +180,17 @@ class Reasoner(nn.Module):
         """Return the logits of all words, in float32."""
         assert self.word_head is not None
         return F.linear(vectors, self.body.text_encoder.words.weight, self.word_head.bias).float()
+
+    def log_likelihoods(self, answers: Words, context: Context) -> Float[Tensor, " A"]:
+        """Return how likely the decoder writes answers, their ends included, in nats.
+
+        Args:
+            answers: start, words, end; padded.
+            context: questions; answer i is to question i modulo their number.
+        """
+        logits = self.word_logits(self.write(answers.word_ids[:, :-1], context)).log_softmax(-1)
+        each = logits.gather(2, answers.word_ids[:, 1:].unsqueeze(-1)).squeeze(-1)
+        return each.masked_fill(answers.key_padding[:, 1:], 0.0).sum(1)
 
     @torch.no_grad()
     def rank(
@@ -225,10 +249,8 @@ class Reasoner(nn.Module):
             rows = part.flatten()
             ids, hidden = answers[rows], padding[rows]
             length = int((~hidden).sum(1).max())
-            logits = self.word_logits(self.write(ids[:, : length - 1], context)).log_softmax(-1)
-            targets = ids[:, 1:length]
-            each = logits.gather(2, targets.unsqueeze(-1)).squeeze(-1).masked_fill(hidden[:, 1:length], 0.0)
-            found.append(each.sum(1).view(part.shape))
+            likelihoods = self.log_likelihoods(Words(ids[:, :length], hidden[:, :length]), context)
+            found.append(likelihoods.view(part.shape))
         return torch.cat(found).T
 
     @torch.no_grad()
@@ -250,3 +272,8 @@ class Reasoner(nn.Module):
             if ended.all():
                 break
         return [tokenizer.text(row) for row in written.cpu()]
+
+
+def _head(config: ReasonerConfig) -> object:
+    """Return what a head's shape and meaning depend on."""
+    return config.task if config.task == "vqa" else (config.num_images, config.answers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from pixlex.eval.attention import Explanation
+from pixlex.eval.gradcam import Explanation
 from pixlex.report.pictures import enlarged, font, line_width, to_bytes
 
 # In pixels.
@@ -36,54 +37,76 @@ _STRONGEST = 0.85
 _SCORES = {
     "matching": "logit of belonging",
     "masked_language": "log-probability of the words, each hidden,",
+    "answer": "log-likelihood of the answer",
 }
 
 
-def explained_image(image: Float[Tensor, "3 H W"], explanation: Explanation, path: Path) -> Path:
-    """Write a PNG: the image, and the image under the heat of the whole text and of each word.
+def explained_image(
+    images: Float[Tensor, "n 3 H W"], explanations: Sequence[Explanation], path: Path, *, answer: str = ""
+) -> Path:
+    """Write a PNG: for each image itself, and under the heat of the whole text and of each word.
 
     Each panel is scaled to its own highest value, because a word that says little would else show nothing. How
     high that is, in percent of the highest among the words, stands under the word; where there is no heat at all,
     that stands there. Between the centers of patches heat is interpolated linearly.
 
     Args:
-        image: square, pixels in [0, 1].
-        explanation: of this image.
+        images: square, pixels in [0, 1].
+        explanations: one of each image, of the same text.
         path: where to write.
+        answer: the answer that is explained; empty where it is none.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: an image that is not square.
+        ValueError: images that are not square, or another number of explanations.
     """
-    if image.shape[-1] != image.shape[-2]:
-        raise ValueError(f"expected a square image, got {tuple(image.shape)}")
-    scale = math.ceil(_SIDE / image.shape[-1])
+    if len(images) != len(explanations) or not explanations:
+        raise ValueError(
+            f"expected one explanation for each image, got {len(explanations)} for {len(images)}"
+        )
+    if images.shape[-1] != images.shape[-2]:
+        raise ValueError(f"expected square images, got {tuple(images.shape)}")
+    scale = math.ceil(_SIDE / images.shape[-1])
+    side = scale * images.shape[-1]
+    top_of_all = max(float(one.maps.max()) for one in explanations)
+    blocks = [
+        _panels(image, one, scale, top_of_all, f"image {number}" if len(images) > 1 else "the image")
+        for number, (image, one) in enumerate(zip(images, explanations, strict=True), start=1)
+    ]
+    columns = min(_COLUMNS, len(blocks[0]))
+    step = side + _LABEL + _GAP
+    width = 2 * _MARGIN + columns * (side + _GAP) - _GAP
+    lines = _foot(explanations[0], answer, width)
+    rows = math.ceil(len(blocks[0]) / columns)
+    height = 2 * _MARGIN + len(blocks) * rows * step + _FOOT + 18 * (len(lines) - 1)
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for block, panels in enumerate(blocks):
+        for number, (label, note, panel) in enumerate(panels):
+            left = _MARGIN + number % columns * (side + _GAP)
+            top = _MARGIN + (block * rows + number // columns) * step
+            sheet.paste(panel, (left, top))
+            draw.text((left, top + side + 4), _shortened(label, side), fill=_INK, font=font(_LETTER))
+            draw.text((left, top + side + 24), note, fill=_PALE, font=font(_SMALL))
+    _write_foot(sheet, draw, lines, _MARGIN + len(blocks) * rows * step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, format="PNG")
+    return path
+
+
+def _panels(
+    image: Tensor, explanation: Explanation, scale: int, top_of_all: float, name: str
+) -> list[tuple[str, str, Image.Image]]:
+    """Return label, note and picture of each panel of an image."""
     side = scale * image.shape[-1]
-    top_of_all = float(explanation.maps.max())
-    panels = [("the image", "", enlarged(image, scale))]
+    panels = [(name, "", enlarged(image, scale))]
     panels.append(("whole text", _no_heat(explanation.whole), heated(image, explanation.whole, side)))
     for word, heat in zip(explanation.words, explanation.maps, strict=True):
         share = f"up to {100 * float(heat.max()) / top_of_all:.0f} %" if top_of_all > 0 else ""
         panels.append((word, _no_heat(heat) or share, heated(image, heat, side)))
-    columns = min(_COLUMNS, len(panels))
-    step = side + _LABEL + _GAP
-    width = 2 * _MARGIN + columns * (side + _GAP) - _GAP
-    lines = _foot(explanation, width)
-    rows = math.ceil(len(panels) / columns)
-    height = 2 * _MARGIN + rows * step + _FOOT + 18 * (len(lines) - 1)
-    sheet = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, (label, note, panel) in enumerate(panels):
-        left, top = _MARGIN + number % columns * (side + _GAP), _MARGIN + number // columns * step
-        sheet.paste(panel, (left, top))
-        draw.text((left, top + side + 4), _shortened(label, side), fill=_INK, font=font(_LETTER))
-        draw.text((left, top + side + 24), note, fill=_PALE, font=font(_SMALL))
-    _write_foot(sheet, draw, lines, _MARGIN + rows * step)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, format="PNG")
-    return path
+    return panels
 
 
 def heated(image: Float[Tensor, "3 H W"], heat: Float[Tensor, "grid grid"], side: int) -> Image.Image:
@@ -116,11 +139,12 @@ def _shortened(label: str, side: int) -> str:
     return label
 
 
-def _foot(explanation: Explanation, width: int) -> list[str]:
+def _foot(explanation: Explanation, answer: str, width: int) -> list[str]:
     left_out = explanation.left_out
+    what = f'log-likelihood of the answer "{answer}"' if answer else _SCORES[explanation.explained]
     cut = f"; cut, not read: {' '.join(left_out)}" if left_out else ""
     text = (
-        f"{_SCORES[explanation.explained]} {explanation.score:.3f}; "
+        f"{what} {explanation.score:.3f}; "
         f"cross-attention of fusion layer {explanation.layer}; each panel in its own "
         f"scale, its highest value in percent of the highest of all words{cut}"
     )
