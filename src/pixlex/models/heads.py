@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pixlex.nn.transformer import initialize, initializer
+from pixlex.nn.vit import sine_positions
 
 
 class MaskedWordHead(nn.Module):
@@ -73,10 +74,9 @@ class ClassPatchHead(nn.Module):
 
     def __init__(self, width: int, num_patches: int) -> None:
         super().__init__()
-        self.positions = nn.Parameter(torch.empty(num_patches, width))
+        self.positions = nn.Parameter(sine_positions(math.isqrt(num_patches), width)[0, 1:])
         self.mix = nn.Linear(2 * width, width)
         self.apply(initializer(width))
-        nn.init.normal_(self.positions, std=0.02)
 
     def forward(
         self, class_vectors: Float[Tensor, "B D"], hidden: Int[Tensor, "B m"]

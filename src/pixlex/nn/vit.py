@@ -79,8 +79,9 @@ class ImageEncoder(nn.Module):
 class ClassTokenEncoder(nn.Module):
     """Image to one vector for the whole and one per patch, of all patches or of the visible ones.
 
-    The standard pre-norm vision transformer (Dosovitskiy et al. 2020). Hidden patches are dropped before the first
-    block, after positions were added (He et al. 2021, section 3).
+    The standard pre-norm vision transformer (Dosovitskiy et al. 2020). Positions are learned and start as sines and
+    cosines (`sine_positions`; docs/decisions.md, 24). Hidden patches are dropped before the first block, after
+    positions were added (He et al. 2021, section 3).
 
     Args:
         image_size: side of the image in pixels.
@@ -98,12 +99,11 @@ class ClassTokenEncoder(nn.Module):
         self.image_size = image_size
         self.patches = nn.Conv2d(3, width, patch_size, stride=patch_size)
         self.class_token = nn.Parameter(torch.empty(1, 1, width))
-        self.positions = nn.Parameter(torch.empty(1, (image_size // patch_size) ** 2 + 1, width))
+        self.positions = nn.Parameter(sine_positions(image_size // patch_size, width))
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.apply(initializer(width))
         nn.init.normal_(self.class_token, std=0.02)
-        nn.init.normal_(self.positions, std=0.02)
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], visible: Int[Tensor, "B n"] | None = None
@@ -135,14 +135,19 @@ def take(sequence: Float[Tensor, "B N D"], places: Int[Tensor, "B n"]) -> Float[
 
 
 def sine_positions(grid: int, width: int) -> Float[Tensor, "1 N1 D"]:
-    """Return fixed positions of a square grid after a row of zeros for the class token (He et al. 2021).
+    """Return positions of a square grid after a row of zeros for the class token (He et al. 2021).
 
     A quarter each of sines and cosines of the column, then of the row, wavelengths from 2 pi to 20,000 pi.
 
     Args:
         grid: patches along one side.
         width: D, a multiple of 4.
+
+    Raises:
+        ValueError: another width.
     """
+    if width % 4:
+        raise ValueError(f"positions of sines and cosines need a width that is a multiple of 4, got {width}")
     frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.arange(grid, dtype=torch.float64).outer(frequencies)
     along = torch.cat([angles.sin(), angles.cos()], dim=1)
