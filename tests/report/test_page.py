@@ -22,6 +22,7 @@ from pixlex.config.lqae import LQAEConfig, VQVAEConfig
 from pixlex.config.run import LQAERun, Run, VQVAERun
 from pixlex.eval.examples import Examples
 from pixlex.eval.reconstruction import ReconstructionResult
+from pixlex.report.captions import Captioned
 from pixlex.report.measures import measure_of
 from pixlex.report.page import comparison, run_page, write_page
 from pixlex.report.pictures import to_bytes
@@ -142,6 +143,21 @@ def test_a_page_without_words_or_examples(tmp_path: Path) -> None:
     assert "<img" not in source
     assert "<li>" not in source
     read(tmp_path / "index.html")
+
+
+def test_what_is_said_of_images_is_text_beside_them(tmp_path: Path) -> None:
+    """A block for each item with all its images; text can be copied, and is escaped."""
+    shown = [
+        Captioned(torch.rand(2, 3, 8, 8), (EVIL, "model: yes")),
+        Captioned(torch.rand(1, 3, 8, 8), ("$title",)),
+    ]
+    path = write(tmp_path, examples=None, captioned=shown)
+    source, text = path.read_text("utf-8"), "".join(read(path).text)
+    blocks = source.split('<section class="said">')[1:]
+    assert [block.count("<img") for block in blocks] == [2, 1]
+    assert "model: yes" in text
+    assert text.count(EVIL) == 5  # command, configuration, introduction, note, and here
+    assert "$title" in text
 
 
 def test_curves_are_shown_where_they_are_given(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pixlex.data.reasoning import ReasoningSource, evaluation_items
 from pixlex.eval.reasoning import ReasoningResult, evaluate_reasoning
 from pixlex.eval.vqa_score import write_vqa_submission
 from pixlex.files import write_atomically
+from pixlex.report.captions import captioned_images
 from pixlex.report.measures import measure_of
 from pixlex.report.page import write_page
 from pixlex.report.reasoning import answered_items
@@ -148,7 +149,8 @@ def _write(
     if result.task == "vqa":
         found = ((items.ids[one.item], one.answers[0]) for one in result.answered)
         write_vqa_submission(folder / "submission.json", found)
-    picture = answered_items(result, items, folder / "answers.png")
+    shown = answered_items(result, items)
+    captioned_images(shown, folder / "answers.png")
     write_page(
         folder / "report.html",
         title=f"{result.task}: {items.name}",
@@ -158,5 +160,5 @@ def _write(
         commands=[f"pixlex evaluate {result.task} --model {options.model} --data {options.data}"],
         config={"model": options.model, "data": options.data},
         notes=[f"{kind}: {share:.1%}" for kind, share in result.by_kind.items()],
-        pictures={"What it answers": picture},
+        captioned=shown,
     )

@@ -35,7 +35,9 @@ class ImageTowerConfig:
         check = Check(self)
         check.positive("width", "depth", "heads", "mlp_ratio")
         check.rule("heads", self.width % self.heads == 0, f"must divide the width {self.width}")
-        check.rule("width", self.width % 4 == 0, "must be a multiple of 4, for positions of sines and cosines")
+        check.rule(
+            "width", self.width % 4 == 0, "must be a multiple of 4, for positions of sines and cosines"
+        )
         check.one_of("pixels", ("clip", "imagenet", "half", "none"))
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -20,31 +22,44 @@ _TEXT = 560
 _LETTERS = 62
 
 
-def captioned_images(images: Float[Tensor, "E 3 H W"], texts: Sequence[Sequence[str]], path: Path) -> Path:
-    """Write a PNG with one row for each image and its texts to the right of it.
+@dataclass(frozen=True)
+class Captioned:
+    """Images with what is said of them.
+
+    Attributes:
+        images: pixels in [0, 1], one or more, shown side by side.
+        texts: a paragraph each.
+    """
+
+    images: Float[Tensor, "n 3 H W"]
+    texts: tuple[str, ...]
+
+
+def captioned_images(shown: Sequence[Captioned], path: Path) -> Path:
+    """Write a PNG with one row for each item: its images, and its texts to the right of them.
 
     Args:
-        images: pixels in [0, 1], one or more.
-        texts: the paragraphs that stand beside each image.
+        shown: one or more, of images of one size and number.
         path: where to write.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: no image, or another number of texts.
+        ValueError: nothing to show.
     """
-    if len(images) == 0 or len(images) != len(texts):
-        raise ValueError(f"expected texts for each of one or more images, got {len(texts)} for {len(images)}")
-    scale = math.ceil(_SIDE / images.shape[-2])
-    side, width = scale * images.shape[-2], scale * images.shape[-1]
-    size = (3 * _MARGIN + width + _TEXT, _MARGIN + len(images) * (side + _MARGIN))
+    if not shown:
+        raise ValueError("expected one image or more with what is said of it, got none")
+    rows = torch.stack([torch.cat(list(one.images), dim=-1) for one in shown])
+    scale = math.ceil(_SIDE / rows.shape[-2])
+    side, width = scale * rows.shape[-2], scale * rows.shape[-1]
+    size = (3 * _MARGIN + width + _TEXT, _MARGIN + len(rows) * (side + _MARGIN))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    for row, (image, paragraphs) in enumerate(zip(images, texts, strict=True)):
+    for row, (image, one) in enumerate(zip(rows, shown, strict=True)):
         top = _MARGIN + row * (side + _MARGIN)
         sheet.paste(enlarged(image, scale), (_MARGIN, top))
-        lines = [line for paragraph in paragraphs for line in [*textwrap.wrap(paragraph, _LETTERS), ""]]
+        lines = [line for paragraph in one.texts for line in [*textwrap.wrap(paragraph, _LETTERS), ""]]
         # What would reach into the next row is left out.
         shown = "\n".join(lines[: side // 20])
         draw.multiline_text((2 * _MARGIN + width, top), shown, fill=(32, 32, 36), font=font(15), spacing=4)

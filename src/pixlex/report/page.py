@@ -21,6 +21,7 @@ from torch import Tensor
 from pixlex.config.run import LQAERun, Run
 from pixlex.eval.examples import Examples
 from pixlex.eval.reconstruction import ReconstructionResult
+from pixlex.report.captions import Captioned
 from pixlex.report.measures import measure_of
 from pixlex.report.pictures import BREAK, Color, fitted, ink_on, line_width, patch_colors, to_bytes
 
@@ -83,6 +84,7 @@ def write_page(
     notes: Sequence[str] = (),
     curves: Path | None = None,
     pictures: Mapping[str, Path] | None = None,
+    captioned: Sequence[Captioned] = (),
 ) -> Path:
     """Write a page: images, words, reconstructions, numbers, curves, commands, settings.
 
@@ -99,6 +101,7 @@ def write_page(
         notes: sentences that stand below the numbers.
         curves: PNG of the curves; None shows none.
         pictures: further PNGs, each under its heading, before the curves.
+        captioned: images with what is said of them, first of all.
 
     Returns:
         The path.
@@ -108,7 +111,7 @@ def write_page(
     page = Template(source).substitute(
         title=escape(title),
         introduction=_introduction(introduction, numbers),
-        examples=_examples(examples) if examples is not None else "",
+        examples=(_examples(examples) if examples is not None else "") + _captioned(captioned),
         numbers="\n".join(_rows(numbers)),
         notes=_notes(notes),
         curves="\n".join(_picture(*one) for one in shown.items()),
@@ -171,6 +174,16 @@ def _examples(examples: Examples) -> str:
         words = examples.words[row] if examples.words is not None else None
         blocks.append(_example(original, reconstruction, words, examples.keys[row]))
     return "\n".join(blocks)
+
+
+def _captioned(shown: Sequence[Captioned]) -> str:
+    """Return a block for each item."""
+    blocks = []
+    for one in shown:
+        images = "".join(_image(image, "image") for image in one.images)
+        texts = "".join(f"<p>{escape(text)}</p>" for text in one.texts)
+        blocks.append(f'<section class="said"><div class="seen">{images}</div><div>{texts}</div></section>')
+    return "\n".join(["<h2>Images and what is said of them</h2>", *blocks]) if blocks else ""
 
 
 def _example(

@@ -27,7 +27,7 @@ from pixlex.models.reasoner import Reasoner
 from pixlex.models.vqvae import VQVAE
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.phase import Objective
-from pixlex.report.captions import captioned_images
+from pixlex.report.captions import Captioned, captioned_images
 from pixlex.report.measuring import Progress, unreadable
 from pixlex.report.page import run_page, write_page
 from pixlex.report.pictures import image_columns, reconstruction_grid
@@ -140,27 +140,29 @@ class CaptionProgress(Progress):
             total=min(len(self.validation), config.limit or len(self.validation)),
             save_examples=config.examples,
         )
-        captioned_images(self.result.originals, self._said(), self.picture("captions", step))
+        captioned_images(self._said(), self.picture("captions", step))
         return self.result.numbers
 
-    def _said(self) -> list[tuple[str, str]]:
-        pairs = zip(self.result.written, self.result.texts, strict=True)
-        return [(f"written: {written}", f"caption: {text}") for written, text in pairs]
+    def _said(self) -> list[Captioned]:
+        rows = zip(self.result.originals, self.result.written, self.result.texts, strict=True)
+        return [
+            Captioned(image.unsqueeze(0), (f"written: {written}", f"caption: {text}"))
+            for image, written, text in rows
+        ]
 
     def write_page(self, commands: Sequence[str]) -> Path:
         """Write the page of the newest evaluation."""
         model, result = self.run.model, self.result
-        said = [f"{key}: {'; '.join(texts)}" for key, texts in zip(result.keys, self._said(), strict=True)]
         return write_page(
             self.folder / "report.html",
             title=f"Frozen, {model.image_size} px: {self.run.data.train}",
-            introduction="A vision encoder speaks through a language model that was not changed. Images and what "
-            "is said of them are in the folder pictures.",
+            introduction="A vision encoder speaks through a language model that was not changed.",
             numbers=result.numbers,
             examples=None,
             commands=commands,
             config=dataclasses.asdict(self.run),
-            notes=[*said, *unreadable(result.skipped)],
+            notes=unreadable(result.skipped),
+            captioned=self._said(),
             curves=self.curves,
         )
 

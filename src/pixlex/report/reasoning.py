@@ -6,13 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from pixlex.config.reasoning import ReasoningRun
 from pixlex.data.reasoning import ReasoningSource, evaluation_items
 from pixlex.eval.reasoning import Answered, ReasoningResult, evaluate_reasoning
 from pixlex.models.reasoner import Reasoner
-from pixlex.report.captions import captioned_images
+from pixlex.report.captions import Captioned, captioned_images
 from pixlex.report.measuring import Progress, unreadable
 from pixlex.report.page import write_page
 from pixlex.train.parallel import pick_device
@@ -44,7 +42,6 @@ class ReasoningProgress(Progress):
     ) -> None:
         super().__init__(run, model, validation.images, folder)
         self.reasoner, self.training, self.items = model, training, validation
-        self._picture: Path | None = None
 
     def _measure(self, step: int) -> Mapping[str, float]:
         run, config = self.run, self.run.eval
@@ -68,7 +65,7 @@ class ReasoningProgress(Progress):
             total=min(len(self.items), limit or len(self.items)),
             save_examples=config.examples,
         )
-        self._picture = answered_items(self.result, self.items, self.picture("answers", step))
+        captioned_images(answered_items(self.result, self.items), self.picture("answers", step))
         return self.result.numbers
 
     def write_page(self, commands: Sequence[str]) -> Path:
@@ -95,24 +92,19 @@ class ReasoningProgress(Progress):
             config=dataclasses.asdict(run),
             notes=[*notes, *unreadable(result.skipped)],
             curves=self.curves,
-            pictures={"What it answers": self._picture} if self._picture else {},
+            captioned=answered_items(result, self.items),
         )
 
 
-def answered_items(result: ReasoningResult, items: ReasoningSource, path: Path) -> Path:
-    """Write a PNG with the first items: their images, texts, answers with probabilities, what people answered.
+def answered_items(result: ReasoningResult, items: ReasoningSource) -> list[Captioned]:
+    """Return the first items: their images, texts, answers with probabilities, what people answered.
 
     Args:
-        result: with images of one item or more.
+        result: with the images of the first items.
         items: the items that were answered.
-        path: where to write.
-
-    Returns:
-        The path.
     """
-    shown = [_said(one, items) for one in result.answered[: len(result.examples)]]
-    images = [torch.cat(list(group), dim=-1) for group in result.examples]  # side by side
-    return captioned_images(torch.stack(images), shown, path)
+    pairs = zip(result.examples, result.answered, strict=False)  # images of the first ones alone were kept
+    return [Captioned(images, _said(one, items)) for images, one in pairs]
 
 
 def _said(one: Answered, items: ReasoningSource) -> tuple[str, ...]:
