@@ -79,9 +79,9 @@ class ImageEncoder(nn.Module):
 class ClassTokenEncoder(nn.Module):
     """Image to one vector for the whole and one per patch, of all patches or of the visible ones.
 
-    The standard pre-norm vision transformer (Dosovitskiy et al. 2020). Positions are learned, from sines and cosines on
-    (docs/decisions.md, 24). Hidden patches are dropped before the first block, after positions were added (He et al.
-    2021, section 3).
+    The standard pre-norm vision transformer (Dosovitskiy et al. 2020). Positions are learned, from sines and
+    cosines on (docs/decisions.md, 24). Hidden patches are dropped before the first block, after positions were
+    added (He et al. 2021, section 3).
 
     Args:
         image_size: side of the image in pixels.

@@ -61,8 +61,8 @@ def captioned_images(shown: Sequence[Captioned], path: Path) -> Path:
         sheet.paste(enlarged(image, scale), (_MARGIN, top))
         lines = [line for paragraph in one.texts for line in [*textwrap.wrap(paragraph, _LETTERS), ""]]
         # What would reach into the next row is left out.
-        shown = "\n".join(lines[: side // 20])
-        draw.multiline_text((2 * _MARGIN + width, top), shown, fill=(32, 32, 36), font=font(15), spacing=4)
+        beside = "\n".join(lines[: side // 20])
+        draw.multiline_text((2 * _MARGIN + width, top), beside, fill=(32, 32, 36), font=font(15), spacing=4)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, format="PNG")
     return path
