@@ -198,12 +198,13 @@ def test_saved_and_loaded_is_the_same(tokenizer: ImageTokenizer, tmp_path: Path)
         assert torch.equal(other.tokenize(images(2)), tokenizer.tokenize(images(2)))
 
 
-def test_the_card_travels_with_the_model(tokenizer: ImageTokenizer, tmp_path: Path) -> None:
-    tokenizer.save(tmp_path / "run" / "model")
+def test_card_and_history_travel_with_the_model(tokenizer: ImageTokenizer, tmp_path: Path) -> None:
+    pretrained.save(tokenizer.model, tmp_path / "run" / "model", trained_on=["some photographs"])
     assert not (tmp_path / "run" / "model" / "README.md").exists()
     (tmp_path / "run" / "model" / "README.md").write_text("# card")
     load(tmp_path / "run").save(tmp_path / "copy")
     assert (tmp_path / "copy" / "README.md").read_text() == "# card"
+    assert pretrained.read_config(str(tmp_path / "copy"))["trained_on"] == ["some photographs"]
 
 
 def test_a_moved_language_model_is_named_at_loading(language: Path, tmp_path: Path) -> None:

@@ -50,7 +50,13 @@ def load(
     """
     place = device_of(device)
     model = pretrained.load(os.fspath(name_or_dir), language_model=language_model, revision=revision)
-    return ImageTokenizer(model, device=place, precision=precision, card=_card_beside(Path(name_or_dir)))
+    return ImageTokenizer(
+        model,
+        device=place,
+        precision=precision,
+        card=_card_beside(Path(name_or_dir)),
+        trained_on=pretrained.read_config(os.fspath(name_or_dir), revision).get("trained_on", []),
+    )
 
 
 class ImageTokenizer:
@@ -65,6 +71,7 @@ class ImageTokenizer:
         device: where to compute.
         precision: fp32, bf16, or auto for fp32.
         card: the model card, Markdown, that `save` and `push_to_hub` put beside the model.
+        trained_on: descriptions of the data of all trainings, which `save` writes down again.
 
     Raises:
         ValueError: an unknown precision.
@@ -77,6 +84,7 @@ class ImageTokenizer:
         device: str | torch.device = "cpu",
         precision: Precision = "auto",
         card: str | None = None,
+        trained_on: Sequence[str] = (),
     ) -> None:
         if precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision must be auto, fp32 or bf16, got {precision!r}")
@@ -84,6 +92,7 @@ class ImageTokenizer:
         self.model = model.eval().to(self.device)
         self.precision: Literal["fp32", "bf16"] = "bf16" if precision == "bf16" else "fp32"
         self.card = card
+        self.trained_on = tuple(trained_on)
 
     from_pretrained = staticmethod(load)
 
@@ -218,7 +227,7 @@ class ImageTokenizer:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write a model directory that `pixlex.load` reads."""
-        pretrained.save(self.model, Path(folder))
+        pretrained.save(self.model, Path(folder), trained_on=self.trained_on)
         if self.card is not None:
             (Path(folder) / CARD).write_text(self.card, encoding="utf-8")
 
