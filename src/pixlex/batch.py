@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,14 +37,15 @@ class ImageBatch:
     indices: Int[Tensor, " B"]
     skipped: tuple[Skipped, ...] = ()
 
-    def to(self, device: torch.device | str) -> ImageBatch:
+    def to(self, device: torch.device | str) -> Self:
         """Return the batch with its tensors on `device`."""
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            indices=self.indices.to(device, non_blocking=True),
-        )
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -75,17 +77,6 @@ class ImageTextBatch(ImageBatch):
     word_ids: Int[Tensor, "B T"]
     key_padding: Bool[Tensor, "B T"]
 
-    def to(self, device: torch.device | str) -> ImageTextBatch:
-        """Return the batch with its tensors on `device`."""
-        moved = super().to(device)
-        assert isinstance(moved, ImageTextBatch)
-        return replace(
-            moved,
-            image_ids=self.image_ids.to(device, non_blocking=True),
-            word_ids=self.word_ids.to(device, non_blocking=True),
-            key_padding=self.key_padding.to(device, non_blocking=True),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReasoningBatch(ImageBatch):
@@ -106,14 +97,3 @@ class ReasoningBatch(ImageBatch):
     key_padding: Bool[Tensor, "Q T"]
     answers: tuple[tuple[str, ...], ...]
     targets: tuple[Mapping[str, float], ...]
-
-    def to(self, device: torch.device | str) -> ReasoningBatch:
-        """Return the batch with its tensors on `device`."""
-        moved = super().to(device)
-        assert isinstance(moved, ReasoningBatch)
-        return replace(
-            moved,
-            items=self.items.to(device, non_blocking=True),
-            word_ids=self.word_ids.to(device, non_blocking=True),
-            key_padding=self.key_padding.to(device, non_blocking=True),
-        )

@@ -17,6 +17,7 @@ from pixlex.config.reasoning import ReasoningTask
 from pixlex.data.chosen import choose
 from pixlex.data.loader import evaluation_batches, training_batches
 from pixlex.data.pairs import Encode
+from pixlex.data.scenes.entailment import LABELS
 from pixlex.data.sources import ImageSource
 
 Task = ReasoningTask
@@ -25,7 +26,7 @@ One = TypeVar("One")
 # The classes of the tasks that have some.
 CLASSES: Mapping[Task, tuple[str, ...]] = {
     "nlvr2": ("false", "true"),
-    "entailment": ("entailment", "neutral", "contradiction"),
+    "entailment": LABELS,
 }
 
 
