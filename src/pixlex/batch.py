@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+Batch = TypeVar("Batch", bound="ImageBatch")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class ImageBatch:
     indices: Int[Tensor, " B"]
     skipped: tuple[Skipped, ...] = ()
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self: Batch, device: torch.device | str) -> Batch:
         """Return the batch with its tensors on `device`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {

@@ -86,7 +86,7 @@ class ImageReasoner:
 
     @property
     def task(self) -> str:
-        """What the model was fine-tuned to: "vqa", "nlvr2" or "entailment"."""
+        """What the model was fine-tuned to: "vqa", "nlvr2", "entailment" or "assignment"."""
         return self.model.config.task
 
     @property

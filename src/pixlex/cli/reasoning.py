@@ -1,4 +1,4 @@
-"""`evaluate vqa|nlvr2|entailment` and `ask`."""
+"""`evaluate vqa|nlvr2|entailment|assignment` and `ask`."""
 
 from __future__ import annotations
 

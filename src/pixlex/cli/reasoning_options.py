@@ -1,4 +1,4 @@
-"""What can be typed after `pixlex finetune`, `pixlex ask` and `pixlex evaluate vqa|nlvr2|entailment`."""
+"""What can be typed after `pixlex finetune`, `ask` and `evaluate vqa|nlvr2|entailment|assignment`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from pixlex.cli.options import (
 _ITEMS = (
     "images with texts and answers: the official files of the task, ALBEF's .json, .parquet, .csv, .tsv, "
     ".jsonl or embedded:scenes:test[:COUNT]; with options such as QUESTIONS.json?annotations=FILE&images=DIR; "
-    "several as 'ONE + OTHER'"
+    "several as 'ONE + OTHER'; for assignment images with captions"
 )
 _MEASURES = {
     "vqa": "how often questions about images are answered rightly",
     "nlvr2": "how often sentences about images are judged rightly",
     "entailment": "how often it is told rightly what images entail",
+    "assignment": "how often a caption is assigned rightly to one of two images, or to neither",
 }
 
 

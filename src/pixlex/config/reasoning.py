@@ -10,8 +10,10 @@ from pixlex.config.check import Check, describe, part
 from pixlex.config.data import Cut
 from pixlex.config.train import EvalConfig, TrainConfig
 
-ReasoningTask = Literal["vqa", "nlvr2", "entailment"]
-TASKS: tuple[ReasoningTask, ...] = ("vqa", "nlvr2", "entailment")
+ReasoningTask = Literal["vqa", "nlvr2", "entailment", "assignment"]
+TASKS: tuple[ReasoningTask, ...] = ("vqa", "nlvr2", "entailment", "assignment")
+# Those that speak of several images.
+_OF_SEVERAL: tuple[ReasoningTask, ...] = ("nlvr2", "assignment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,8 @@ class ReasonerConfig:
     task: ReasoningTask = describe(
         "vqa",
         "vqa: answers are written, by a decoder, or picked from a list; nlvr2: true or false of one image or of "
-        "several; entailment: whether an image entails a text, leaves it open or contradicts it.",
+        "several; entailment: whether an image entails a text, leaves it open or contradicts it; assignment: to "
+        "which of two images a caption belongs, which prepares for nlvr2.",
     )
     body: CBViLAConfig = part(CBViLAConfig, "The network under the head.")
     num_images: int = describe(1, "Images that a text speaks of; NLVR2 has 2. Taken from the data.")
@@ -37,7 +40,9 @@ class ReasonerConfig:
         check = Check(self)
         check.one_of("task", TASKS)
         check.positive("num_images")
-        check.rule("num_images", self.task == "nlvr2" or self.num_images == 1, f"must be 1 with {self.task}")
+        check.rule(
+            "num_images", self.task in _OF_SEVERAL or self.num_images == 1, f"must be 1 with {self.task}"
+        )
         check.rule("answers", len(set(self.answers)) == len(self.answers), "must not repeat one")
         check.rule(
             "max_answer_words",

@@ -14,13 +14,13 @@ from pixlex.data.images import open_source
 from pixlex.data.item_images import ID_FIELDS, PATH_FIELDS, ItemImages, RowImages, Table, images_of
 from pixlex.data.listed import ReadRow, Rows, read_listing
 from pixlex.data.lists import json_lines, list_rows
-from pixlex.data.reasoning import ReasoningSource, Task
+from pixlex.data.reasoning import ListedTask, ReasoningSource
 from pixlex.data.tables import ParquetSource, columns_without_images, image_columns, table_rows
 
 _FIELDS = {"vqa": vqa_files.FIELDS, "nlvr2": nlvr_files.FIELDS, "entailment": entailment_files.FIELDS}
 
 
-def open_item_file(described: SetDescription, task: Task) -> ReasoningSource:
+def open_item_file(described: SetDescription, task: ListedTask) -> ReasoningSource:
     """Open one set, see `pixlex.data.items.open_items`; its weight is not looked at."""
     path = Path(described.path).expanduser()
     suffix = path.suffix.lower() if path.is_file() else ""
@@ -67,7 +67,7 @@ def _begins_with(path: Path, name: str) -> bool:
 
 
 def _open_rows_of_table(
-    path: Path, columns: Sequence[str], described: SetDescription, task: Task
+    path: Path, columns: Sequence[str], described: SetDescription, task: ListedTask
 ) -> ReasoningSource:
     """Open a .parquet file that names its images."""
     described.only(("images", "answers"), "tables of items")
@@ -77,7 +77,7 @@ def _open_rows_of_table(
     return images.join(read_listing(Rows(path, "row", rows), _reader(task, images, described)))
 
 
-def _open_rows_with_images(described: SetDescription, task: Task) -> ReasoningSource:
+def _open_rows_with_images(described: SetDescription, task: ListedTask) -> ReasoningSource:
     """Open a table that holds its images."""
     described.only(("answers",), "tables of items with images")
     tables = _tables(described.path)
@@ -113,7 +113,7 @@ def _tables(description: str) -> tuple[Table, ...]:
     return (table,)
 
 
-def _reader(task: Task, images: ItemImages, described: SetDescription) -> ReadRow:
+def _reader(task: ListedTask, images: ItemImages, described: SetDescription) -> ReadRow:
     """Return what reads rows whose columns are called as in tables."""
     match task:
         case "vqa":

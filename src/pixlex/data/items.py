@@ -7,16 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 
+from pixlex.data.assignment import assignment_items
 from pixlex.data.chosen import choose, join
 from pixlex.data.descriptions import read_descriptions
 from pixlex.data.embedded import open_embedded
 from pixlex.data.item_files import open_item_file
-from pixlex.data.reasoning import ReasoningSource, Task
+from pixlex.data.pairs import open_pairs
+from pixlex.data.reasoning import ListedTask, ReasoningSource, Task
 from pixlex.data.scenes.source import ScenesSource
 from pixlex.data.scenes.tasks import SceneEntailment, ScenePairs, SceneQuestions
 from pixlex.data.text import clean_caption, clean_question
 
-_SCENES: Mapping[Task, type[SceneQuestions | ScenePairs | SceneEntailment]] = {
+_SCENES: Mapping[ListedTask, type[SceneQuestions | ScenePairs | SceneEntailment]] = {
     "vqa": SceneQuestions,
     "nlvr2": ScenePairs,
     "entailment": SceneEntailment,
@@ -40,6 +42,7 @@ def open_items(description: str, task: Task, *, clean: bool = True, max_words: i
       `label`. Tables with image bytes in their rows: .parquet files, hf:NAME:SPLIT; two columns of images are a
       pair, the first by name the left one.
     - embedded:scenes:train|test[:COUNT].
+    - assignment: images with captions as `open_pairs` reads them; see `assignment_items`.
 
     Images lie in `images=`: a folder, or a table with image bytes and image_id; else in STEM_images.parquet
     beside STEM.parquet, or in the folder of the file. Files that are missing are found out when they are read,
@@ -58,6 +61,9 @@ def open_items(description: str, task: Task, *, clean: bool = True, max_words: i
             twice, no item, none with its image, or sets that do not agree.
         ModuleNotFoundError: if the kind of source needs a package that is not installed.
     """
+    if task == "assignment":
+        pairs = open_pairs(description)
+        return assignment_items(pairs.cleaned(max_words) if clean else pairs)
     sets = read_descriptions(description)
     if weighted := [one for one in sets if one.weight != 1]:
         raise ValueError(f"{weighted[0].path}: sets of items have no weights, got {weighted[0].weight:g}")
@@ -134,7 +140,7 @@ def join_items(name: str, sources: Sequence[ReasoningSource]) -> ReasoningSource
     )
 
 
-def _open_scenes(description: str, task: Task) -> ReasoningSource:
+def _open_scenes(description: str, task: ListedTask) -> ReasoningSource:
     """Open drawn scenes."""
     images = open_embedded(description.removeprefix("embedded:"))
     if not isinstance(images, ScenesSource):

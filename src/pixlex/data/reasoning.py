@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -21,12 +21,15 @@ from pixlex.data.scenes.entailment import LABELS
 from pixlex.data.sources import ImageSource
 
 Task = ReasoningTask
+# Those whose items lie in files; those of text assignment are made of captions.
+ListedTask = Literal["vqa", "nlvr2", "entailment"]
 One = TypeVar("One")
 
 # The classes of the tasks that have some.
 CLASSES: Mapping[Task, tuple[str, ...]] = {
     "nlvr2": ("false", "true"),
     "entailment": LABELS,
+    "assignment": ("first", "second", "neither"),
 }
 
 

@@ -29,6 +29,7 @@ _MEASURED: Mapping[ReasoningTask, str] = {
     "vqa": "soft accuracy of VQA v2 (exact match where one person answered)",
     "nlvr2": "accuracy of true and false",
     "entailment": "accuracy of three classes, the image in place of the text premise",
+    "assignment": "accuracy of three classes: the first image's caption, the second's, neither's",
 }
 
 

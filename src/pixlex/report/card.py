@@ -77,6 +77,7 @@ _TASKS = {
     "vqa": "it answers questions about an image",
     "nlvr2": "it says whether a sentence is true of its images",
     "entailment": "it says whether an image entails a sentence, leaves it open or contradicts it",
+    "assignment": "it says to which of two images a caption belongs",
 }
 
 _REASONING_USAGE = """\

@@ -15,7 +15,12 @@ from pixlex.report.measuring import Progress, unreadable
 from pixlex.report.page import write_page
 from pixlex.train.parallel import pick_device
 
-_TITLES = {"vqa": "Questions", "nlvr2": "True or false", "entailment": "Entailment"}
+_TITLES = {
+    "vqa": "Questions",
+    "nlvr2": "True or false",
+    "entailment": "Entailment",
+    "assignment": "First or second image",
+}
 
 
 class ReasoningProgress(Progress):
