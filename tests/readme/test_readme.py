@@ -70,7 +70,7 @@ def test_commands_and_program_run(
     ]
     assert [command[1] for command in commands] == [
         "doctor", "train", "encode", "decode", "reconstruct", "evaluate", "evaluate", "evaluate", "ablate",
-        "doctor", "convert", "train", "evaluate", "gallery", "explain", "finetune", "evaluate", "ask",
+        "doctor", "convert", "train", "evaluate", "gallery", "explain", "finetune", "evaluate", "ask", "explain",
         "index", "search", "search",
     ]  # fmt: skip
     small_model = [f"model.language.name={language}", *SMALLER]
