@@ -1,7 +1,7 @@
 """What an image encoder knows of drawn scenes: color and shape of the object in each of the nine cells.
 
 A query for each cell attends to the patch vectors; two linear maps name color and shape. With `--train` the
-encoder learns along, from the model's weights or, without `--model`, from nothing. What is shown is the mean over the
+encoder learns along, from the model's weights or, without `--model`, from nothing. Shown is the mean over the
 last hundred steps, on scenes that were never seen before.
 
     python scripts/probe_cells.py [--model M] [--train] [--size 64] [--steps 400] [--learning-rate 2e-3]
@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixlex.config.run import CBViLARun, read_run
+from pixlex.config.cbvila import CBViLARun
+from pixlex.config.run import read_run
 from pixlex.data.scenes.drawing import draw
 from pixlex.data.scenes.scene import COLORS, GRID, SHAPES, make_scene
 from pixlex.models import pretrained
