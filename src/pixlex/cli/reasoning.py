@@ -22,7 +22,7 @@ from pixlex.files import write_atomically
 from pixlex.report.captions import captioned_images
 from pixlex.report.measures import measure_of
 from pixlex.report.page import write_page
-from pixlex.report.reasoning import answered_items
+from pixlex.report.reasoning import answer_notes, answered_items
 
 # ALBEF keeps so many words of a question in testing.
 _MOST_QUESTION_WORDS = 50
@@ -159,6 +159,6 @@ def _write(
         examples=None,
         commands=[f"pixlex evaluate {result.task} --model {options.model} --data {options.data}"],
         config={"model": options.model, "data": options.data},
-        notes=[f"{kind}: {share:.1%}" for kind, share in result.by_kind.items()],
+        notes=answer_notes(result),
         captioned=shown,
     )

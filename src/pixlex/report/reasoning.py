@@ -76,12 +76,6 @@ class ReasoningProgress(Progress):
     def write_page(self, commands: Sequence[str]) -> Path:
         """Write the page of the newest evaluation."""
         result, run = self.result, self.run
-        notes = (
-            [f"95 % interval of the accuracy: {result.interval[0]:.1%} to {result.interval[1]:.1%}"]
-            if result.interval
-            else []
-        )
-        notes += [f"{kind}: {share:.1%}" for kind, share in result.by_kind.items()]
         return write_page(
             self.folder / "report.html",
             title=f"{_TITLES[result.task]}, {run.model.image_size} px: {run.data.train}",
@@ -95,10 +89,19 @@ class ReasoningProgress(Progress):
             examples=None,
             commands=commands,
             config=dataclasses.asdict(run),
-            notes=[*notes, *unreadable(result.skipped)],
+            notes=[*answer_notes(result), *unreadable(result.skipped)],
             curves=self.curves,
             captioned=answered_items(result, self.items),
         )
+
+
+def answer_notes(result: ReasoningResult) -> list[str]:
+    """Return what stands below the numbers: the interval of the accuracy, and the accuracy of each kind."""
+    notes = [f"{kind}: {share:.1%}" for kind, share in result.by_kind.items()]
+    if result.interval is None:
+        return notes
+    low, high = result.interval
+    return [f"95 % interval of the accuracy: {low:.1%} to {high:.1%}", *notes]
 
 
 def answered_items(result: ReasoningResult, items: ReasoningSource) -> list[Captioned]:
