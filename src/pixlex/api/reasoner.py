@@ -19,7 +19,7 @@ from pixlex.models import pretrained
 from pixlex.models.reasoner import Reasoner
 
 # ALBEF keeps so many words of a question in testing.
-_MOST_WORDS = 50
+MOST_WORDS = 50
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class ImageReasoner:
         """Return texts as the model's training texts were cleaned."""
         several = [texts] if isinstance(texts, str) else list(texts)
         clean = clean_question if self.task == "vqa" else clean_caption
-        cleaned = [clean(text, _MOST_WORDS) for text in several]
+        cleaned = [clean(text, MOST_WORDS) for text in several]
         if not all(cleaned) or not cleaned:
             bad = next((text for text, left in zip(several, cleaned, strict=True) if not left), None)
             raise ValueError(f"expected a question or a sentence with a word in it, got {bad!r}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pixlex.api import ImageReasoner, load_reasoner
+from pixlex.api.reasoner import MOST_WORDS
 from pixlex.cli.output import answer, remark, table
 from pixlex.cli.tokens import remark_skipped
 from pixlex.config.reasoning import ReasoningRun, ReasoningTask
@@ -24,9 +25,6 @@ from pixlex.report.measures import measure_of
 from pixlex.report.page import write_page
 from pixlex.report.reasoning import answer_notes, answered_items
 
-# ALBEF keeps so many words of a question in testing.
-_MOST_QUESTION_WORDS = 50
-
 
 def evaluate(options: Namespace) -> int:
     """Measure how often a model answers rightly; leave numbers, answers, a picture and a page in a folder."""
@@ -34,7 +32,7 @@ def evaluate(options: Namespace) -> int:
     task: ReasoningTask = options.measure
     if model.config.task != task:
         raise ValueError(f"{options.model} was fine-tuned to {model.config.task}, not to {task}")
-    items = open_items(options.data, task, max_words=_MOST_QUESTION_WORDS)
+    items = open_items(options.data, task, max_words=MOST_WORDS)
     if items.num_images != model.config.num_images:
         raise ValueError(
             f"{options.model} reads {model.config.num_images} images with each text, {items.name} has "

@@ -77,16 +77,7 @@ def explain_answer(
         )
     score = float(found.scores.sum())
     heat = found.maps[..., 1:]  # without the class
-    explained = tuple(
-        read.explained(
-            torch.stack([one[places].mean(0) for _, places in read.words]),
-            one.mean(0),
-            "answer",
-            score,
-            layer,
-        )
-        for one in heat
-    )
+    explained = tuple(read.of_tokens(one, "answer", score, layer) for one in heat)
     return ExplainedAnswer(answer, score, explained)
 
 

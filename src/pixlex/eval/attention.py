@@ -82,12 +82,8 @@ def _of_matching(model: CBViLA, read: Sequence[ReadText], seen: Tensor, layer: i
         model.fusion, model.read(words.word_ids, words.key_padding), model.look_at_images(seen),
         words.key_padding, lambda fused: model.matching_head(fused[:, 0])[:, 1], layer=layer,
     )  # fmt: skip
-    explanations = []
-    for text, heat, score in zip(read, found.maps[..., 1:], found.scores.tolist(), strict=True):
-        maps = torch.stack([heat[places].mean(0) for _, places in text.words])
-        whole = heat[: len(text.word_ids)].mean(0)
-        explanations.append(text.explained(maps, whole, "matching", score, layer))
-    return explanations
+    rows = zip(read, found.maps[..., 1:], found.scores.tolist(), strict=True)
+    return [text.of_tokens(heat, "matching", score, layer) for text, heat, score in rows]
 
 
 def _of_hidden_words(model: CBViLA, text: ReadText, seen: Tensor, layer: int) -> Explanation:

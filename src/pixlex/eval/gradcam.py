@@ -147,6 +147,11 @@ class ReadText:
         start, end = torch.tensor([tokenizer.start_id]), torch.tensor([tokenizer.end_id])
         self.word_ids = torch.cat([start, bare[:room], end])
 
+    def of_tokens(self, heat: Tensor, explained: ExplainedScore, score: float, layer: int) -> Explanation:
+        """Return what was found, `heat` being (tokens, places) without the class; padding may follow."""
+        maps = torch.stack([heat[places].mean(0) for _, places in self.words])
+        return self.explained(maps, heat[: len(self.word_ids)].mean(0), explained, score, layer)
+
     def explained(
         self, heat: Tensor, whole: Tensor, explained: ExplainedScore, score: float, layer: int
     ) -> Explanation:
