@@ -181,16 +181,25 @@ class Reasoner(nn.Module):
         assert self.word_head is not None
         return F.linear(vectors, self.body.text_encoder.words.weight, self.word_head.bias).float()
 
-    def log_likelihoods(self, answers: Words, context: Context) -> Float[Tensor, " A"]:
+    def log_likelihoods(
+        self, answers: Words, context: Context, first: Float[Tensor, " A"] | None = None
+    ) -> Float[Tensor, " A"]:
         """Return how likely the decoder writes answers, their ends included, in nats.
 
         Args:
             answers: start, words, end; padded.
             context: questions; answer i is to question i modulo their number.
+            first: log-probabilities of the first words, which are then not computed anew.
         """
-        logits = self.word_logits(self.write(answers.word_ids[:, :-1], context)).log_softmax(-1)
-        each = logits.gather(2, answers.word_ids[:, 1:].unsqueeze(-1)).squeeze(-1)
-        return each.masked_fill(answers.key_padding[:, 1:], 0.0).sum(1)
+        vectors, targets = self.write(answers.word_ids[:, :-1], context), answers.word_ids[:, 1:]
+        said = ~answers.key_padding[:, 1:]
+        if first is not None:
+            said[:, 0] = False
+        # Logits over all words are most of the work: none are made where nothing is said.
+        logits = self.word_logits(vectors[said])
+        found = logits.gather(1, targets[said].unsqueeze(1)).squeeze(1) - logits.logsumexp(1)
+        total = found.new_zeros(targets.shape).masked_scatter(said, found).sum(1)
+        return total if first is None else total + first
 
     @torch.no_grad()
     def rank(
@@ -223,7 +232,7 @@ class Reasoner(nn.Module):
             return RankedAnswers(numbers, scores, scores.exp())
         context = self.look_at_question(images, words.word_ids, words.key_padding)
         numbers, first = self._shortlist(context, len(words.word_ids), shortlist)
-        scores = self._likelihoods(context, numbers)
+        scores = self._likelihoods(context, numbers, first)
         if first_token_twice:
             scores = scores + first
         order = scores.argsort(dim=1, descending=True)
@@ -239,18 +248,21 @@ class Reasoner(nn.Module):
         values, numbers = first.topk(min(shortlist, first.shape[1]), dim=1)
         return numbers, values
 
-    def _likelihoods(self, context: Context, numbers: Int[Tensor, "B k"]) -> Float[Tensor, "B k"]:
+    def _likelihoods(
+        self, context: Context, numbers: Int[Tensor, "B k"], first: Float[Tensor, "B k"]
+    ) -> Float[Tensor, "B k"]:
         """Return the log-likelihood of each question's answers, their ends included."""
         answers, padding = self.answer_words.word_ids.to(numbers.device), self.answer_words.key_padding
         padding = padding.to(numbers.device)
         columns = max(1, _POSITIONS_AT_ONCE // (len(numbers) * answers.shape[1]))
         found = []
-        for part in torch.split(numbers.T, columns):  # what looks at the same question stands together
+        # What looks at the same question stands together.
+        for part, begun in zip(torch.split(numbers.T, columns), torch.split(first.T, columns), strict=True):
             rows = part.flatten()
             ids, hidden = answers[rows], padding[rows]
             length = int((~hidden).sum(1).max())
-            likelihoods = self.log_likelihoods(Words(ids[:, :length], hidden[:, :length]), context)
-            found.append(likelihoods.view(part.shape))
+            words = Words(ids[:, :length], hidden[:, :length])
+            found.append(self.log_likelihoods(words, context, begun.flatten()).view(part.shape))
         return torch.cat(found).T
 
     @torch.no_grad()
