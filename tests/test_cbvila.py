@@ -153,6 +153,36 @@ def test_retrieval_command(call: Call, trained: Path, tmp_path: Path) -> None:
     assert json.loads(other)["num_scored"] == 0
 
 
+def test_a_model_without_contrast_says_so(call: Call, trained: Path, language: Path, tmp_path: Path) -> None:
+    """In retrieval and in an index; one with contrast does not, nor one that is untrained on purpose."""
+    run = _run(
+        language, objective__image_text_contrastive_weight=0.0, train__steps=3, train__evaluate_every=0
+    )
+    assert runs.run_training(run, tmp_path / "eq7") is not None
+    said = "was trained without contrast"
+    arguments = (
+        "evaluate",
+        "retrieval",
+        "--data",
+        "embedded:scenes:test:6",
+        "--score",
+        "contrastive",
+        "--model",
+    )
+    for model, more, expected in (
+        (tmp_path / "eq7", (), True),
+        (tmp_path / "eq7", ("--untrained",), False),
+        (trained, (), False),
+    ):
+        code, _, error = call(*arguments, model, *more)
+        assert (code, said in error) == (0, expected)
+    from tests.tiny import write_images
+
+    photos = write_images(tmp_path / "photos", ["one.png", "two.png"])
+    code, _, error = call("index", photos, "--model", tmp_path / "eq7", "--out", tmp_path / "index")
+    assert (code, said in error) == (0, True)
+
+
 def test_gallery_command(call: Call, trained: Path, tmp_path: Path) -> None:
     """A picture, and how pure codewords are where images have classes."""
     arguments = ("gallery", "--model", trained, "--out", tmp_path / "gallery.png", "--quiet", "--json")

@@ -6,6 +6,7 @@ from argparse import Namespace
 
 import torch
 
+from pixlex.cli.output import remark
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.reasoner import Reasoner
@@ -42,3 +43,13 @@ def cbvila_of(options: Namespace) -> CBViLA:
         torch.manual_seed(0)
         model = CBViLA.start(model.config).eval().requires_grad_(False)
     return model.to(pick_device(options.device))
+
+
+def remark_without_contrast(options: Namespace, model: CBViLA) -> None:
+    """Say where similarities mean nothing; a shortlist is drawn up by them."""
+    if not model.compares:
+        remark(
+            options,
+            f"{options.model} was trained without contrast, so its similarities are those of random maps; judge "
+            "by matching, of a shortlist that holds all",
+        )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pixlex.batch import Skipped
-from pixlex.cli.models import cbvila_of
+from pixlex.cli.models import cbvila_of, remark_without_contrast
 from pixlex.cli.output import answer, remark, table
 from pixlex.cli.tokens import remark_skipped
 from pixlex.data.broken import BrokenImages
@@ -33,6 +33,8 @@ def retrieval(options: Namespace) -> int:
     source = open_pairs(options.data)
     source = source if options.raw_captions else source.cleaned()
     model = cbvila_of(options)
+    if not options.untrained:
+        remark_without_contrast(options, model)
     items = gallery(
         model,
         source,

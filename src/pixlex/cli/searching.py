@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pixlex.cli.models import remark_without_contrast
 from pixlex.cli.output import answer, remark, table
 from pixlex.cli.tokens import remark_skipped
 from pixlex.data.images import UnreadableImage
@@ -20,9 +21,11 @@ from pixlex.train.parallel import pick_device
 
 def index(options: Namespace) -> int:
     """Make an index, or bring one up to date."""
+    model = _load(options.model, options.language_model, options.revision, options.device)
+    remark_without_contrast(options, model)
     found = ImageIndex.open(
         options.out,
-        _load(options.model, options.language_model, options.revision, options.device),
+        model,
         name=_lasting(options.model),
         precision=options.precision,
         revision=options.revision,

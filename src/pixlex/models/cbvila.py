@@ -119,6 +119,12 @@ class CBViLA(nn.Module):
         """K, the number of codewords."""
         return self.codebook.num_codewords
 
+    @property
+    def compares(self) -> bool:
+        """Whether contrast was trained, without which similarities are those of random maps."""
+        # Nothing else moves the temperature.
+        return self.log_scale.item() != torch.tensor(math.log(1 / START_TEMPERATURE)).item()
+
     def encode_texts(self, texts: Sequence[str], max_words: int) -> Words:
         """Return texts as the text encoder reads them, each cut to so many words (tokens)."""
         return self.tokenizer.encode(texts, max_words)
