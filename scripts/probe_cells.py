@@ -4,7 +4,7 @@ A query for each cell attends to the patch vectors; two linear maps name color a
 encoder learns along, from the model's weights or, without `--model`, from nothing. Shown is the mean over the
 last hundred steps, on scenes that were never seen before.
 
-    python scripts/probe_cells.py [--model M] [--train] [--size 64] [--steps 400] [--learning-rate 2e-3]
+    python scripts/probe_cells.py [--model M] [--train] [--size 96] [--steps 400] [--learning-rate 2e-3]
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model")
     parser.add_argument("--train", action="store_true")
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     options = parser.parse_args()

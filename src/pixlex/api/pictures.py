@@ -44,12 +44,17 @@ def batches_of(
     if isinstance(images, Tensor):
         yield _checked(images, size)
         return
-    several = [images] if isinstance(images, str | bytes | os.PathLike | Image.Image) else images
+    several = listed(images)
     if len(several) == 0:
         raise ValueError("expected at least one image, got none")
     for first in range(0, len(several), batch_size):
         chunk = enumerate(several[first : first + batch_size], start=first)
         yield torch.stack([_prepared(image, number, size, cut) for number, image in chunk])
+
+
+def listed(images: OneImage | Sequence[OneImage]) -> Sequence[OneImage]:
+    """Return one or several images as several."""
+    return [images] if isinstance(images, str | bytes | os.PathLike | Image.Image) else images
 
 
 def _prepared(image: OneImage, number: int, size: int, cut: Cut) -> Float[Tensor, "3 H W"]:

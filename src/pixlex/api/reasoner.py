@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pixlex.api.pictures import Images, batches_of
+from pixlex.api.pictures import Images, batches_of, listed
 from pixlex.api.tokenizer import device_of
 from pixlex.batch import Words
 from pixlex.data.text import clean_caption, clean_question
@@ -185,20 +185,22 @@ class ImageReasoner:
 
     def _batches(
         self, images: Images, texts: str | Sequence[str], batch_size: int
-    ) -> list[tuple[Tensor, Words]]:
-        """Return images with their texts, some at a time."""
+    ) -> Iterator[tuple[Tensor, Words]]:
+        """Yield texts with their images, which are read when their turn comes."""
         cleaned = self._cleaned(texts)
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         config = self.model.config
-        pixels = torch.cat(list(batches_of(images, batch_size, config.image_size, config.cut)))
-        if len(pixels) != len(cleaned) * self.num_images:
+        several = images if isinstance(images, Tensor) else listed(images)
+        if len(several) != len(cleaned) * self.num_images:
             raise ValueError(
-                f"expected {self.num_images} images for each of {len(cleaned)} texts, got {len(pixels)} images"
+                f"expected {self.num_images} images for each of {len(cleaned)} texts, got {len(several)} images"
             )
-        found = []
         for first in range(0, len(cleaned), batch_size):
             words = self.model.encode_texts(cleaned[first : first + batch_size], config.body.text.positions)
-            part = pixels[first * self.num_images : (first + batch_size) * self.num_images].to(self.device)
-            found.append((part, Words(words.word_ids.to(self.device), words.key_padding.to(self.device))))
-        return found
+            chosen = several[first * self.num_images : (first + batch_size) * self.num_images]
+            (pixels,) = batches_of(chosen, len(chosen), config.image_size, config.cut)
+            yield (
+                pixels.to(self.device),
+                Words(words.word_ids.to(self.device), words.key_padding.to(self.device)),
+            )
