@@ -13,15 +13,10 @@ import argparse
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import nn
-from tqdm import tqdm
 from transformers import ViTConfig, ViTModel
 
 from pixlex.nn.vit import sine_positions
-from probe_cells import CellProbe, labeled
-
-REPORT_EVERY = 100
+from probe_cells import fit
 
 
 def main() -> None:
@@ -48,26 +43,14 @@ def main() -> None:
     encoder = ViTModel(config, add_pooling_layer=False).train()
     positions = sine_positions(options.size // options.patch_size, options.width)
     encoder.embeddings.position_embeddings.data.copy_(positions)
-    probe = CellProbe(options.width)
-    learned = [*encoder.parameters(), *probe.parameters()]
-    optimizer = torch.optim.AdamW(learned, lr=options.learning_rate)
-    right: list[list[float]] = []
-    for step in tqdm(range(options.steps)):
-        for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * min(1.0, (step + 1) / 50) * (1 - step / options.steps)
-        images, labels = labeled(step, options.size)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = probe(encoder(2 * images - 1).last_hidden_state)
-        pairs = [(one.flatten(0, 1), each.flatten()) for one, each in zip(logits, labels, strict=True)]
-        loss = sum((F.cross_entropy(one, each, ignore_index=-1) for one, each in pairs), torch.zeros(()))
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(learned, 5.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        right.append([float((one.argmax(1) == each)[each >= 0].float().mean()) for one, each in pairs])
-        if (step + 1) % REPORT_EVERY == 0:
-            color, shape = torch.tensor(right[-REPORT_EVERY:]).mean(0).tolist()
-            tqdm.write(f"{step + 1} steps: {color:.1%} of the colors right, {shape:.1%} of the shapes")
+    fit(
+        lambda images: encoder(2 * images - 1).last_hidden_state,
+        encoder.parameters(),
+        options.width,
+        options.size,
+        options.steps,
+        options.learning_rate,
+    )
     encoder.save_pretrained(options.out)
     print(options.out)
 

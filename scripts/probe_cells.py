@@ -10,10 +10,12 @@ last hundred steps, on scenes that were never seen before.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from pixlex.config.cbvila import CBViLARun
 from pixlex.config.run import read_run
@@ -63,6 +65,46 @@ def chosen_model(name: str | None, size: int) -> CBViLA:
     return CBViLA.start(run.model)
 
 
+def fit(
+    see: Callable[[Tensor], Tensor],
+    encoder: Iterable[nn.Parameter],
+    width: int,
+    size: int,
+    steps: int,
+    learning_rate: float,
+) -> None:
+    """Train a probe behind an encoder, and say how often it is right.
+
+    Args:
+        see: maps images, RGB in [0, 1], to vectors of the width, (B, N, width).
+        encoder: what of it learns along.
+        width: of the vectors.
+        size: of the images in pixels.
+        steps: of 32 scenes each, never repeated.
+        learning_rate: at its peak; it falls to zero.
+    """
+    probe = CellProbe(width)
+    learned = [*probe.parameters(), *encoder]
+    optimizer = torch.optim.AdamW(learned, lr=learning_rate)
+    right = []
+    for step in tqdm(range(steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1.0, (step + 1) / 50) * (1 - step / steps)
+        images, labels = labeled(step, size)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = probe(see(images))
+        pairs = [(one.flatten(0, 1), each.flatten()) for one, each in zip(logits, labels, strict=True)]
+        loss = sum((F.cross_entropy(one, each, ignore_index=-1) for one, each in pairs), torch.zeros(()))
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(learned, 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        right.append([float((one.argmax(1) == each)[each >= 0].float().mean()) for one, each in pairs])
+        if (step + 1) % 100 == 0:
+            color, shape = torch.tensor(right[-100:]).mean(0).tolist()
+            tqdm.write(f"{step + 1} steps: {color:.1%} of the colors right, {shape:.1%} of the shapes")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model")
@@ -74,26 +116,8 @@ def main() -> None:
     torch.manual_seed(0)
     model = chosen_model(options.model, options.size)
     model.image_encoder.requires_grad_(options.train)
-    probe = CellProbe(model.config.image.width)
-    learned = [*probe.parameters(), *(one for one in model.image_encoder.parameters() if options.train)]
-    optimizer = torch.optim.AdamW(learned, lr=options.learning_rate)
-    right = []
-    for step in range(options.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * min(1.0, (step + 1) / 50) * (1 - step / options.steps)
-        images, labels = labeled(step, options.size)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = probe(model.see(images))
-        pairs = [(one.flatten(0, 1), each.flatten()) for one, each in zip(logits, labels, strict=True)]
-        loss = sum((F.cross_entropy(one, each, ignore_index=-1) for one, each in pairs), torch.zeros(()))
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(learned, 5.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        right.append([float((one.argmax(1) == each)[each >= 0].float().mean()) for one, each in pairs])
-        if (step + 1) % 100 == 0:
-            color, shape = torch.tensor(right[-100:]).mean(0).tolist()
-            print(f"{step + 1} steps: {color:.1%} of the colors right, {shape:.1%} of the shapes")
+    encoder = model.image_encoder.parameters() if options.train else ()
+    fit(model.see, encoder, model.config.image.width, options.size, options.steps, options.learning_rate)
 
 
 if __name__ == "__main__":
