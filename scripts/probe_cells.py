@@ -24,6 +24,7 @@ from pixlex.data.scenes.scene import COLORS, GRID, SHAPES, make_scene
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.resized import resized
+from pixlex.train.parallel import mixed_precision
 
 BATCH = 32
 
@@ -91,7 +92,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, (step + 1) / 50) * (1 - step / steps)
         images, labels = labeled(step, size)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(images.device, "auto"):
             logits = probe(see(images))
         pairs = [(one.flatten(0, 1), each.flatten()) for one, each in zip(logits, labels, strict=True)]
         loss = sum((F.cross_entropy(one, each, ignore_index=-1) for one, each in pairs), torch.zeros(()))

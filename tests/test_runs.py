@@ -8,10 +8,11 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from pixlex import runs
-from pixlex.config.run import Run, run_from
+from pixlex.config.run import Run, read_run, run_from
 from pixlex.models import pretrained
 from pixlex.models.lqae import LQAE
 from pixlex.train.loop import Callbacks
@@ -69,6 +70,25 @@ def test_a_folder_in_use_is_not_overwritten(tmp_path: Path, language: Path, pict
     with pytest.raises(ValueError, match=r"train.seed: 0 -> 1"):
         runs.run_training(_run(language, pictures, seed=1), tmp_path, resume=True)
     assert runs.run_training(_run(language, pictures, log_every=2), tmp_path, resume=True) is not None
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+def test_precision_is_decided_once(
+    has_units: bool, tmp_path: Path, language: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands in the folder, and a run goes on with it on a machine that would decide otherwise."""
+    run = _run(language, pictures)
+    assert run.train.precision == "auto"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_units})
+    runs.run_training(run, tmp_path)
+    expected = "bf16" if has_units else "fp32"
+    assert read_run(tmp_path / "config.yaml").train.precision == expected
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": not has_units})
+    assert runs.run_training(run, tmp_path, resume=True) is not None
+    assert read_run(tmp_path / "config.yaml").train.precision == expected
+    other = "fp32" if has_units else "bf16"
+    with pytest.raises(ValueError, match=f"train.precision: '{expected}' -> '{other}'"):
+        runs.run_training(_run(language, pictures, precision=other), tmp_path, resume=True)
 
 
 def test_an_interrupted_run_returns_none_and_goes_on(

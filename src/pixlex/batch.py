@@ -82,7 +82,7 @@ class ImageTextBatch(ImageBatch):
 
 @dataclass(frozen=True, kw_only=True)
 class ReasoningBatch(ImageBatch):
-    """Items of one or more images, a text, and what may be answered; the images of an item follow each other.
+    """Items of one or more images, a text, and what may be answered; the images of a group follow each other.
 
     Attributes:
         items: the position of each item in its source.
@@ -91,6 +91,8 @@ class ReasoningBatch(ImageBatch):
         key_padding: True = padding.
         answers: of each item, as people gave them; empty where unknown.
         targets: the distinct answers of each item with their weights in training.
+        looks_at: of each item, which of the batch's groups of images it speaks of, counted from 0; None where the
+            i-th item speaks of the i-th group.
     """
 
     items: Int[Tensor, " Q"]
@@ -99,3 +101,4 @@ class ReasoningBatch(ImageBatch):
     key_padding: Bool[Tensor, "Q T"]
     answers: tuple[tuple[str, ...], ...]
     targets: tuple[Mapping[str, float], ...]
+    looks_at: Int[Tensor, " Q"] | None = None

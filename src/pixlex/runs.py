@@ -22,10 +22,11 @@ from pixlex.config.run import LQAERun, Run, VQVAERun, describe_fields, read_run,
 from pixlex.data.answers import build_answers
 from pixlex.data.broken import BrokenImages
 from pixlex.data.images import ImageSource, open_source
+from pixlex.data.item_batches import training_items
 from pixlex.data.items import open_items
 from pixlex.data.loader import training_batches
 from pixlex.data.pairs import PairSource, open_pairs, training_pairs
-from pixlex.data.reasoning import CLASSES, ReasoningSource, training_items
+from pixlex.data.reasoning import CLASSES, ReasoningSource
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.frozen import Frozen
@@ -42,7 +43,7 @@ from pixlex.objectives.phase import Objective
 from pixlex.objectives.reasoning import ReasoningObjective
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.loop import Callbacks, fit
-from pixlex.train.parallel import local_batch_size
+from pixlex.train.parallel import local_batch_size, pick_device, pick_precision
 from pixlex.train.tracking import METRICS, write_environment
 
 Source = ImageSource | ReasoningSource
@@ -83,6 +84,7 @@ def run_training(run: Run, folder: Path, *, resume: bool = False) -> Path | None
 def _train(run: Run, folder: Path, resume: bool) -> Path | None:
     """Train within the process group."""
     local_batch_size(run.train)
+    run = settled(run, folder)
     is_first = distributed.rank() == 0
     source = _open(run, run.data.train)
     validation = _open(run, run.data.validation) if run.data.validation else None
@@ -133,7 +135,9 @@ def _batches(run: Run, objective: Objective, source: Source) -> Callable[[int], 
             return model.encode_texts(texts, max_words)
 
         if isinstance(source, ReasoningSource):
-            return training_items(source, encode=encode, **settings)
+            assert isinstance(run, ReasoningRun)
+            together = run.data.texts_per_image
+            return training_items(source, encode=encode, texts_per_image=together, **settings)
         assert isinstance(source, PairSource)
         return training_pairs(source, encode=encode, **settings)
 
@@ -196,6 +200,16 @@ def completed(run: ReasoningRun, source: ReasoningSource) -> ReasoningRun:
     answers = config.answers or CLASSES.get(config.task) or build_answers(source, run.data.min_answer_count)
     model = dataclasses.replace(config, answers=answers, num_images=source.num_images)
     return dataclasses.replace(run, model=model)
+
+
+def settled(run: Run, folder: Path) -> Run:
+    """Return a run whose precision is decided: that of the run which the folder holds, or the device's own."""
+    if run.train.precision != "auto":
+        return run
+    path = folder / CONFIG
+    began = read_run(path).train.precision if path.is_file() else "auto"
+    precision = pick_precision(began, pick_device(run.train.device))
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, precision=precision))
 
 
 def _prepare_folder(run: Run, folder: Path, resume: bool) -> None:

@@ -40,6 +40,19 @@ def test_both_images_of_a_pair_belong_to_it() -> None:
             assert source.images.key(2 * item + place) == f"scenes/train-{image:06d}"
 
 
+def test_several_texts_about_each_scene() -> None:
+    source = open_items("embedded:scenes:train:9?texts=4", "vqa")
+    assert (len(source), len(source.images), source.name) == (36, 36, "embedded:scenes:train:9?texts=4")
+    assert [source.images.key(item) for item in (0, 3, 4)] == [f"scenes/train-00000{k}" for k in (0, 0, 1)]
+    assert len(set(source.ids)) == 36
+    assert source.texts[::4] == open_items("embedded:scenes:train:9", "vqa").texts
+    for texts in ("0", "some", "1.5", "-2"):
+        with pytest.raises(ValueError, match=f"expected a whole number of 1 or more as texts, got '{texts}'"):
+            open_items(f"embedded:scenes:train:9?texts={texts}", "vqa")
+    with pytest.raises(ValueError, match="drawn scenes take the options texts, got images"):
+        open_items("embedded:scenes:train:9?images=there", "vqa")
+
+
 @pytest.mark.parametrize(("task", "name"), REAL)
 def test_real_items(shared_data: Path, task: Task, name: str) -> None:
     path = shared_data / f"{name}.parquet"

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from pixlex.batch import Words
+from pixlex.data.item_batches import evaluation_items
 from pixlex.data.items import open_items
 from pixlex.data.nlvr_files import sentence_of, truth
-from pixlex.data.reasoning import evaluation_items
 from pixlex.data.text import clean_caption
 
 Picture = Callable[..., bytes]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from tests.tiny import tiny_reasoner
 
-from pixlex.data.reasoning import ReasoningSource, evaluation_items
+from pixlex.data.item_batches import evaluation_items
+from pixlex.data.reasoning import ReasoningSource
 from pixlex.data.scenes import ScenesSource
 from pixlex.eval import reasoning
 from pixlex.eval.reasoning import ReasoningResult, evaluate_reasoning, text_alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,34 @@ def test_everything_named_is_trained_and_nothing_else(task: str, language: Path)
     for name, parameter in objective.named_parameters():
         assert (parameter.grad is not None) == name.startswith(phase.trains), name
     assert not any("codebook" in name for name in phase.trains)
+
+
+@pytest.mark.parametrize("task", ["vqa", "nlvr2"])
+def test_images_that_are_shared_change_nothing(task: str, language: Path) -> None:
+    """One copy of images for several texts: loss and gradients of a copy for each text."""
+    given = GIVEN if task == "vqa" else (("true",), ("false",), ("true",))
+    objective = _objective(language, task, **({"num_images": 2} if task == "nlvr2" else {})).eval()
+    batch, together = _batch(objective.model, given), objective.model.config.num_images
+    looks_at = torch.tensor([1, 0, 1])
+    rows = (looks_at.unsqueeze(1) * together + torch.arange(together)).flatten()
+    shared = _of_images(batch, torch.arange(2 * together), looks_at)
+    copied = _of_images(batch, rows, None)
+    gradients = []
+    for one in (shared, copied):
+        objective.zero_grad()
+        loss = _loss(objective, one)
+        loss.backward()  # type: ignore[no-untyped-call]
+        found = {name: each.grad for name, each in objective.named_parameters() if each.grad is not None}
+        gradients.append({"loss": loss.detach(), **{name: each.clone() for name, each in found.items()}})
+    assert float(gradients[0]["model.body.image_encoder.positions"].abs().max()) > 0
+    for name, value in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def _of_images(batch: ReasoningBatch, rows: torch.Tensor, looks_at: torch.Tensor | None) -> ReasoningBatch:
+    keys = tuple(batch.keys[row] for row in rows.tolist())
+    images, labels, indices = batch.images[rows], batch.labels[rows], batch.indices[rows]
+    return replace(batch, images=images, labels=labels, keys=keys, indices=indices, looks_at=looks_at)
 
 
 def test_answers_that_cannot_be_learned_from_are_refused(language: Path) -> None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pixlex.config.ablation import AblationRow, Claim
 from pixlex.config.run import LQAERun, Run, read_run
 from pixlex.files import write_atomically
-from pixlex.runs import run_training
+from pixlex.runs import run_training, settled
 from pixlex.train.loop import LossNotFinite
 
 # What the table shows of a run's own evaluation.
@@ -164,7 +164,7 @@ def _is_finished(run: LQAERun, place: Path) -> bool:
     if not (place / "model").is_dir() or not (place / "results.json").is_file():
         return False
     before = read_run(place / "config.yaml")
-    if before != run:
+    if before != settled(run, place):
         raise ValueError(
             f"{place} holds a finished run of other settings: repeat them, or pass another --out"
         )

@@ -15,8 +15,9 @@ from pixlex.cli.tokens import remark_skipped
 from pixlex.config.reasoning import ReasoningRun, ReasoningTask
 from pixlex.config.run import read_run
 from pixlex.data.broken import BrokenImages
+from pixlex.data.item_batches import evaluation_items
 from pixlex.data.items import open_items
-from pixlex.data.reasoning import ReasoningSource, evaluation_items
+from pixlex.data.reasoning import ReasoningSource
 from pixlex.eval.reasoning import ReasoningResult, evaluate_reasoning
 from pixlex.eval.vqa_score import write_vqa_submission
 from pixlex.files import write_atomically

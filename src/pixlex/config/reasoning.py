@@ -77,6 +77,11 @@ class ReasoningDataConfig(CBViLADataConfig):
         "QUESTIONS.json?annotations=FILE&images=DIR; several joined by ' + '.",
     )
     validation: str = describe("", "Validation items, described as above; empty for none.")
+    texts_per_image: int = describe(
+        1,
+        "1: items are drawn one by one, and each brings its images. More: images are drawn, up to so many of "
+        "their items come along and share one pass of the image encoder; train.batch_size must be a multiple.",
+    )
     min_answer_count: int = describe(
         1, "An answer is in the list that is picked from where it was given so often (VQA v2: 9)."
     )
@@ -84,7 +89,7 @@ class ReasoningDataConfig(CBViLADataConfig):
     def __post_init__(self) -> None:
         """Raise `ValueError` naming the field, the rule and the value."""
         super().__post_init__()
-        Check(self).positive("min_answer_count")
+        Check(self).positive("min_answer_count", "texts_per_image")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +126,12 @@ class ReasoningRun:
     def __post_init__(self) -> None:
         """Raise `ValueError` where parts do not fit together."""
         most = self.model.body.text.positions
-        Check(self).rule(
+        check, together = Check(self), self.data.texts_per_image
+        check.rule(
             "data", self.data.max_words <= most, f"must have max_words of at most {most}, text.positions"
+        )
+        check.rule(
+            "train",
+            self.train.batch_size % together == 0,
+            f"must have a batch_size that is a multiple of {together}, data.texts_per_image",
         )

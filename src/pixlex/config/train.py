@@ -27,8 +27,10 @@ class TrainConfig:
     epsilon: float = describe(1e-8, "AdamW's epsilon.")
     clip_norm: float = describe(1.0, "Largest norm of the gradient; 0 for no limit, as in the paper.")
     seed: int = describe(0, "Seed of weights, data order, augmentation and masks.")
-    precision: Literal["bf16", "fp32"] = describe(
-        "bf16", "bf16: mixed precision, distances and losses in float32; fp32: everything in float32."
+    precision: Literal["auto", "bf16", "fp32"] = describe(
+        "auto",
+        "bf16: mixed precision, distances and losses in float32; fp32: everything in float32; auto: bf16 where "
+        "the device multiplies in it, else fp32, decided when a run begins.",
     )
     device: str = describe("auto", "auto, cpu, cuda or cuda:N.")
     log_every: int = describe(10, "Steps between lines of the log.")
@@ -55,7 +57,7 @@ class TrainConfig:
         )
         check.rule("beta1", 0 <= self.beta1 < 1, "must lie in [0, 1)")
         check.rule("beta2", 0 <= self.beta2 < 1, "must lie in [0, 1)")
-        check.one_of("precision", ("bf16", "fp32"))
+        check.one_of("precision", ("auto", "bf16", "fp32"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ OPTIONS: Mapping[str, str] = {
     "captions": "column of the captions",
     "annotations": "VQA v2's annotations of the questions",
     "answers": "column of the answers",
+    "texts": "questions, statements or hypotheses about each drawn scene",
     "rows": "images (a row for each image) or captions (one for each caption)",
 }
 

@@ -41,7 +41,7 @@ def open_items(description: str, task: Task, *, clean: bool = True, max_words: i
       `question` with `answers` or `answer` (or what `answers=COLUMN` names); `sentence`, `label`; `hypothesis`,
       `label`. Tables with image bytes in their rows: .parquet files, hf:NAME:SPLIT; two columns of images are a
       pair, the first by name the left one.
-    - embedded:scenes:train|test[:COUNT].
+    - embedded:scenes:train|test[:COUNT], with `texts=` for so many items of each image.
     - assignment: images with captions as `open_pairs` reads them; see `assignment_items`.
 
     Images lie in `images=`: a folder, or a table with image bytes and image_id; else in STEM_images.parquet
@@ -70,8 +70,8 @@ def open_items(description: str, task: Task, *, clean: bool = True, max_words: i
     sources = []
     for one in sets:
         if one.path.startswith("embedded:"):
-            one.only((), "embedded sets")
-            sources.append(_open_scenes(one.path, task))
+            one.only(("texts",), "drawn scenes")
+            sources.append(_open_scenes(one.path, task, one.options.get("texts", "1")))
         else:
             sources.append(open_item_file(one, task))
     source = sources[0] if len(sources) == 1 else join_items(description.strip(), sources)
@@ -140,22 +140,25 @@ def join_items(name: str, sources: Sequence[ReasoningSource]) -> ReasoningSource
     )
 
 
-def _open_scenes(description: str, task: ListedTask) -> ReasoningSource:
+def _open_scenes(description: str, task: ListedTask, texts: str) -> ReasoningSource:
     """Open drawn scenes."""
     images = open_embedded(description.removeprefix("embedded:"))
     if not isinstance(images, ScenesSource):
         raise ValueError(
             f"{description} has no items; expected embedded:scenes:train[:COUNT] or embedded:scenes:test[:COUNT]"
         )
-    asked: SceneQuestions | ScenePairs | SceneEntailment = _SCENES[task](images.split, len(images))
-    items = [asked[index] for index in range(len(asked))]
+    if not (texts.isascii() and texts.isdecimal() and int(texts) > 0):
+        raise ValueError(f"{description}: expected a whole number of 1 or more as texts, got {texts!r}")
+    asked: SceneQuestions | ScenePairs | SceneEntailment
+    asked = _SCENES[task](images.split, len(images), int(texts))
+    items = [asked[number] for number in range(len(asked))]
     places = np.array([item.images for item in items], dtype=np.int64)
     return ReasoningSource(
-        name=description,
+        name=description if texts == "1" else f"{description}?texts={texts}",
         images=choose(images, places.ravel()),
         num_images=places.shape[1],
         texts=tuple(item.text for item in items),
         answers=tuple((item.answer,) for item in items),
-        ids=tuple(images.key(index) for index in range(len(items))),
+        ids=tuple(asked.key(number) for number in range(len(items))),
         kinds=tuple(item.kind for item in items) if any(item.kind for item in items) else (),
     )

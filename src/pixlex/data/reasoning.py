@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeVar
 
 import numpy as np
 
-from pixlex.batch import ImageBatch, ReasoningBatch
-from pixlex.config.data import Cut, DataConfig
 from pixlex.config.reasoning import ReasoningTask
 from pixlex.data.chosen import choose
-from pixlex.data.loader import evaluation_batches, training_batches
-from pixlex.data.pairs import Encode
 from pixlex.data.scenes.entailment import LABELS
 from pixlex.data.sources import ImageSource
 
@@ -124,79 +120,3 @@ class ReasoningSource:
 
 def _taken(values: tuple[One, ...], items: Sequence[int]) -> tuple[One, ...]:
     return tuple(values[item] for item in items) if values else ()
-
-
-def training_items(
-    source: ReasoningSource,
-    *,
-    encode: Encode,
-    config: DataConfig,
-    image_size: int,
-    batch_size: int,
-    seed: int,
-    first_step: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    cut: Cut = "center",
-) -> Iterator[ReasoningBatch]:
-    """Return this process's share of an endless stream of training batches, starting at a step.
-
-    An item one of whose images cannot be read is replaced by the next one; the rest as `training_batches`.
-
-    Args:
-        source: the items, each with an answer.
-        encode: texts to padded word ids.
-        config: how images are cut, and by how many worker processes.
-        image_size: side of the images, in pixels.
-        batch_size: items in a batch over all processes.
-        seed: 0 or more.
-        first_step: the first step to return, 0 or more.
-        rank: number of this process, in [0, world_size).
-        world_size: number of processes.
-        cut: how images become square.
-
-    Raises:
-        ValueError: as `training_batches`.
-        TooManyBroken: as `training_batches`.
-    """
-    batches = training_batches(
-        source.images, config=config, image_size=image_size, batch_size=batch_size, seed=seed,
-        first_step=first_step, rank=rank, world_size=world_size, together=source.num_images, cut=cut,
-    )  # fmt: skip
-    for batch in batches:
-        yield _of_items(source, batch, encode)
-
-
-def evaluation_items(
-    source: ReasoningSource,
-    *,
-    encode: Encode,
-    image_size: int,
-    batch_size: int,
-    limit: int | None = None,
-    workers: int = 0,
-    cut: Cut = "center",
-) -> Iterator[ReasoningBatch]:
-    """Return one pass over the items as `evaluation_batches` does; one with a broken image is left out."""
-    batches = evaluation_batches(
-        source.images, image_size=image_size, batch_size=batch_size, limit=limit, workers=workers,
-        together=source.num_images, cut=cut,
-    )  # fmt: skip
-    for batch in batches:
-        yield _of_items(source, batch, encode)
-
-
-def _of_items(source: ReasoningSource, batch: ImageBatch, encode: Encode) -> ReasoningBatch:
-    items = batch.indices[:: source.num_images] // source.num_images
-    rows = items.tolist()
-    texts = tuple(source.texts[row] for row in rows)
-    words = encode(texts)
-    return ReasoningBatch(
-        **{field.name: getattr(batch, field.name) for field in fields(ImageBatch)},
-        items=items,
-        texts=texts,
-        word_ids=words.word_ids,
-        key_padding=words.key_padding,
-        answers=tuple(source.answers[row] for row in rows),
-        targets=tuple(source.targets(row) for row in rows),
-    )

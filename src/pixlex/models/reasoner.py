@@ -124,6 +124,7 @@ class Reasoner(nn.Module):
         images: Float[Tensor, "R 3 H W"],
         word_ids: Int[Tensor, "B T"],
         key_padding: Bool[Tensor, "B T"],
+        looks_at: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B n T D"]:
         """Return the words of each text after they have looked at each of its images.
 
@@ -131,9 +132,13 @@ class Reasoner(nn.Module):
             images: RGB pixels in [0, 1]; the n images of a text follow each other.
             word_ids: rows of the word embedding; anything where padded.
             key_padding: True = padding.
+            looks_at: which group of n images each text looks at; the i-th text at the i-th group when None.
         """
         body, num_images = self.body, self.config.num_images
         context = body.look_at_images(body.see(images))
+        if looks_at is not None:
+            each = torch.arange(num_images, device=images.device)
+            context = context.rows((looks_at.unsqueeze(1) * num_images + each).flatten())
         text = body.read(word_ids, key_padding).repeat_interleave(num_images, dim=0)
         fused: Tensor = body.fusion(text, context, key_padding.repeat_interleave(num_images, dim=0))
         return fused.view(-1, num_images, *fused.shape[1:])
@@ -143,9 +148,10 @@ class Reasoner(nn.Module):
         images: Float[Tensor, "R 3 H W"],
         word_ids: Int[Tensor, "B T"],
         key_padding: Bool[Tensor, "B T"],
+        looks_at: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B C"]:
         """Return the logits of the classes; arguments as for `fuse`."""
-        return self.head_logits(self.fuse(images, word_ids, key_padding))
+        return self.head_logits(self.fuse(images, word_ids, key_padding, looks_at))
 
     def head_logits(self, fused: Float[Tensor, "B n T D"]) -> Float[Tensor, "B C"]:
         """Return the logits of the classes of texts that have looked at their images."""
@@ -158,10 +164,11 @@ class Reasoner(nn.Module):
         images: Float[Tensor, "R 3 H W"],
         word_ids: Int[Tensor, "B T"],
         key_padding: Bool[Tensor, "B T"],
+        looks_at: Int[Tensor, " B"] | None = None,
     ) -> Context:
         """Return questions about images as the decoder looks at them; arguments as for `fuse`."""
         assert self.decoder is not None
-        return self.decoder.project(self.fuse(images, word_ids, key_padding)[:, 0], key_padding)
+        return self.decoder.project(self.fuse(images, word_ids, key_padding, looks_at)[:, 0], key_padding)
 
     def write(self, word_ids: Int[Tensor, "A T"], context: Context) -> Float[Tensor, "A T D"]:
         """Return what is compared with word embeddings to find the word behind each word of answers.

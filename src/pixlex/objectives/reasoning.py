@@ -47,8 +47,8 @@ class ReasoningObjective(Objective):
             loss = self._written(batch)
             return LossTerms(loss, {"answer": loss})
         labels = torch.tensor([self._class_of(given) for given in batch.answers], device=batch.images.device)
-        logits = self.model.class_logits(batch.images, batch.word_ids, batch.key_padding)
-        loss = F.cross_entropy(logits, labels)
+        logits = self.model.class_logits(batch.images, batch.word_ids, batch.key_padding, batch.looks_at)
+        loss = F.cross_entropy(logits, labels, reduction="sum") / _per_process(batch)
         right = (logits.detach().argmax(1) == labels).float().mean()
         return LossTerms(loss, {"answer": loss}, {"accuracy": right})
 
@@ -69,7 +69,7 @@ class ReasoningObjective(Objective):
             self._weights(given, counted) for given, counted in zip(batch.answers, batch.targets, strict=True)
         ]
         flat = [(row, text, weight) for row, found in enumerate(weights) for text, weight in found.items()]
-        context = model.look_at_question(batch.images, batch.word_ids, batch.key_padding)
+        context = model.look_at_question(batch.images, batch.word_ids, batch.key_padding, batch.looks_at)
         words = model.encode_texts([text for _, text, _ in flat], model.config.max_answer_words)
         ids, padding = words.word_ids.to(device), words.key_padding.to(device)
         rows = torch.tensor([row for row, _, _ in flat], device=device)
@@ -83,7 +83,7 @@ class ReasoningObjective(Objective):
             model.body.text_encoder.words.weight,
             model.word_head.bias,
             factors=factors.unsqueeze(1).expand_as(targets)[shown],
-            total=float(distributed.all_mean(torch.tensor(float(len(batch.texts)), device=device))),
+            total=_per_process(batch),
         )
 
     def _weights(self, given: tuple[str, ...], counted: Mapping[str, float]) -> Mapping[str, float]:
@@ -92,3 +92,8 @@ class ReasoningObjective(Objective):
         if self.config.answer_weights == "count":
             return counted
         return agreement_targets(given)
+
+
+def _per_process(batch: ReasoningBatch) -> float:
+    """Return the items of the whole batch over the processes: what makes a mean over the whole batch exact."""
+    return float(distributed.all_mean(torch.tensor(float(len(batch.texts)), device=batch.images.device)))

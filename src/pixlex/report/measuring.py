@@ -12,7 +12,9 @@ from pixlex.batch import ImageBatch, Skipped
 from pixlex.config.run import Run
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.sources import ImageSource
+from pixlex.models.inference import Precision
 from pixlex.report.plots import curves
+from pixlex.train.parallel import pick_device, pick_precision
 from pixlex.train.tracking import METRICS
 
 
@@ -60,6 +62,12 @@ class Progress(ABC):
     def picture(self, kind: str, step: int) -> Path:
         """Return where a picture of an evaluation goes."""
         return self.folder / "pictures" / f"{kind}-{step:08d}.png"
+
+    @property
+    def precision(self) -> Precision:
+        """What the run computes in."""
+        train = self.run.train
+        return pick_precision(train.precision, pick_device(train.device))
 
     @property
     def curves(self) -> Path | None:

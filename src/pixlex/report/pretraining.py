@@ -68,15 +68,16 @@ class PretrainingProgress(Progress):
         self.result = evaluate_pretraining(
             self.objective,
             batches,
-            precision=run.train.precision,
+            precision=self.precision,
             previous_codes=self._previous(step),
             total=min(len(self.pairs), limit or len(self.pairs)),
             save_examples=config.examples,
         )
         numbers = dict(self.result.numbers)
         if run.objective.image_text_contrastive_weight:  # without it nothing trains the vectors compared
-            precision = run.train.precision
-            items = gallery(model, self.pairs, max_words=most, precision=precision, states=False, **settings)
+            items = gallery(
+                model, self.pairs, max_words=most, precision=self.precision, states=False, **settings
+            )
             numbers |= evaluate_retrieval(model, items, score="contrastive").numbers
         self._draw(step)
         return numbers

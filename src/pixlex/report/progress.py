@@ -48,7 +48,7 @@ class TokenizerProgress(Progress):
             self.model,
             self.batches(),
             device=pick_device(run.train.device),
-            precision=run.train.precision,
+            precision=self.precision,
             num_folds=config.word_folds,
             total=len(self.validation),
             limit=config.limit or None,
@@ -78,7 +78,7 @@ class MaskedProgress(Progress):
             self.model.to(pick_device(self.run.train.device)),
             self.batches(),
             normalize=self.run.objective.normalize_targets,
-            precision=self.run.train.precision,
+            precision=self.precision,
             total=min(len(self.validation), config.limit or len(self.validation)),
             save_examples=config.examples,
         )
@@ -136,7 +136,7 @@ class CaptionProgress(Progress):
         self.result = evaluate_captions(
             self.model.to(pick_device(self.run.train.device)),
             batches,
-            precision=self.run.train.precision,
+            precision=self.precision,
             total=min(len(self.validation), config.limit or len(self.validation)),
             save_examples=config.examples,
         )

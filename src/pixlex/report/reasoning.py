@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pixlex.config.reasoning import ReasoningRun
-from pixlex.data.reasoning import ReasoningSource, evaluation_items
+from pixlex.data.item_batches import evaluation_items
+from pixlex.data.reasoning import ReasoningSource
 from pixlex.eval.reasoning import Answered, ReasoningResult, evaluate_reasoning
 from pixlex.models.reasoner import Reasoner
 from pixlex.report.captions import Captioned, captioned_images
@@ -66,7 +67,7 @@ class ReasoningProgress(Progress):
             batches,
             # Once: they do not change from one evaluation to the next.
             training=self.training if step == run.train.steps else None,
-            precision=run.train.precision,
+            precision=self.precision,
             total=min(len(self.items), limit or len(self.items)),
             save_examples=config.examples,
         )

@@ -10,6 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pixlex import distributed
 from pixlex.config.train import TrainConfig
+from pixlex.models.inference import Precision
+from pixlex.nn.candidates import low_precision
 
 
 def pick_device(name: str) -> torch.device:
@@ -33,9 +35,24 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def pick_precision(name: str, device: torch.device) -> Precision:
+    """Return the precision that `auto`, `bf16` or `fp32` names.
+
+    A processor without units for bfloat16 computes it several times slower than float32 (docs/decisions.md).
+    """
+    match name:
+        case "bf16" | "fp32":
+            return name
+        case _ if device.type == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        case _:
+            return "bf16" if low_precision(device) == torch.bfloat16 else "fp32"
+
+
 def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return bfloat16 autocast for `bf16`, nothing for `fp32`."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    """Return bfloat16 autocast where `precision` names bf16 (see `pick_precision`), else nothing."""
+    mixed = pick_precision(precision, device) == "bf16"
+    return torch.autocast(device.type, torch.bfloat16) if mixed else nullcontext()
 
 
 def share_gradients(objective: nn.Module) -> nn.Module:

@@ -34,6 +34,21 @@ def test_items(task: Task, images: int) -> None:
         items[200]
 
 
+@pytest.mark.parametrize("task", [SceneQuestions, ScenePairs, SceneEntailment])
+def test_several_items_of_an_image(task: Task) -> None:
+    """The first ones are those of fewer; an image's items differ, and all but their images and names."""
+    one, three = task("train", 40), task("train", 40, 3)
+    assert len(three) == 120
+    assert [three[3 * index] for index in range(40)] == list(one)
+    assert all(three[number].images[0] == number // 3 for number in range(120))
+    different = sum(len({three[3 * index + turn].text for turn in range(3)}) == 3 for index in range(40))
+    assert different > 30
+    assert one.key(7) == "scenes/train-000007"
+    assert three.key(22) == "scenes/train-000007/1"
+    with pytest.raises(IndexError):
+        three[120]
+
+
 def test_splits_and_tasks_differ() -> None:
     texts = {task("train", 50)[3].text for task in (SceneQuestions, ScenePairs, SceneEntailment)}
     assert len(texts) == 3
@@ -63,6 +78,8 @@ def test_tasks_of_nothing() -> None:
             task("train", 0)
         with pytest.raises(ValueError, match="split must be train or test, got 'all'"):
             task("all", 5)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="texts must be 1 or more, got 0"):
+            task("train", 5, 0)
     with pytest.raises(ValueError, match="size must be 2 or more for pairs of images, got 1"):
         ScenePairs("train", 1)
     assert ScenePairs("train", 2)[0].images == (0, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -95,6 +96,7 @@ class Scene:
     shifts: tuple[tuple[float, float], ...]
 
 
+@lru_cache(maxsize=256)
 def make_scene(split: Split, index: int) -> Scene:
     """Return the scene at a place of a split.
 
@@ -123,9 +125,17 @@ def split_of(scene: Scene) -> Split:
     return "test" if int.from_bytes(digest, "big") % _TEST_ONE_IN == 0 else "train"
 
 
-def generator_for(purpose: Purpose, split: Split, index: int) -> np.random.Generator:
-    """Return the generator of one choice about one item; no two choices share a stream."""
-    return np.random.default_rng((_PURPOSES.index(purpose), _SPLITS.index(split), index))
+def generator_for(purpose: Purpose, split: Split, index: int, turn: int = 0) -> np.random.Generator:
+    """Return the generator of one choice about one scene; no two choices share a stream.
+
+    Args:
+        purpose: what is chosen.
+        split: split of the scene.
+        index: its place in the split, 0 or more.
+        turn: how often the same was chosen about it before.
+    """
+    # NumPy gives the seeds (a, b, c) and (a, b, c, 0) the same numbers.
+    return np.random.default_rng((_PURPOSES.index(purpose), _SPLITS.index(split), index, turn))
 
 
 def pick(generator: np.random.Generator, options: Sequence[T]) -> T:

@@ -34,25 +34,35 @@ class SceneItem:
 
 @dataclass(frozen=True)
 class _SceneTask:
-    """Items numbered as their (left) images; item k is the same in every process.
+    """Items in the order of their (left) images, as many of each; every item is the same in every process.
 
     Args:
         split: "train" or "test".
-        size: number of items and of images.
+        size: number of (left) images.
+        texts: items of each, 1 or more; the first ones are the same whatever their number.
 
     Raises:
-        ValueError: as `ScenesSource`.
+        ValueError: as `ScenesSource`, and for fewer texts than 1.
     """
 
     split: Split
     size: int
+    texts: int = 1
 
     def __post_init__(self) -> None:
         """Raise `ValueError` naming the field, the rule and the value."""
         ScenesSource(self.split, self.size)
+        if self.texts < 1:
+            raise ValueError(f"texts must be 1 or more, got {self.texts}")
 
     def __len__(self) -> int:
-        return self.size
+        return self.size * self.texts
+
+    def key(self, item: int) -> str:
+        """Return the name of an item: that of its (left) image, and a number where an image has several."""
+        index, turn = divmod(item, self.texts)
+        name = self.images.key(index)
+        return name if self.texts == 1 else f"{name}/{turn}"
 
     @property
     def images(self) -> ScenesSource:
@@ -61,35 +71,37 @@ class _SceneTask:
 
 
 class SceneQuestions(_SceneTask):
-    """One question about each image; see `question`."""
+    """Questions about each image; see `question`."""
 
     @property
     def answers(self) -> tuple[str, ...]:
         """Every answer that occurs: 27 words."""
         return ANSWERS
 
-    def __getitem__(self, index: int) -> SceneItem:
-        """Return an item; raises `IndexError` outside [0, size)."""
-        asked = question(self.images.scene(index), generator_for("question", self.split, index))
+    def __getitem__(self, item: int) -> SceneItem:
+        """Return an item; raises `IndexError` outside [0, size * texts)."""
+        index, turn = divmod(item, self.texts)
+        asked = question(self.images.scene(index), generator_for("question", self.split, index, turn))
         return SceneItem((index,), asked.text, asked.answer, asked.kind)
 
 
 class SceneEntailment(_SceneTask):
-    """One hypothesis about each image; see `entailment`."""
+    """Hypotheses about each image; see `entailment`."""
 
     @property
     def answers(self) -> tuple[str, ...]:
         """The three labels."""
         return LABELS
 
-    def __getitem__(self, index: int) -> SceneItem:
-        """Return an item; raises `IndexError` outside [0, size)."""
-        found = entailment(self.images.scene(index), generator_for("entailment", self.split, index))
+    def __getitem__(self, item: int) -> SceneItem:
+        """Return an item; raises `IndexError` outside [0, size * texts)."""
+        index, turn = divmod(item, self.texts)
+        found = entailment(self.images.scene(index), generator_for("entailment", self.split, index, turn))
         return SceneItem((index,), found.hypothesis, found.label)
 
 
 class ScenePairs(_SceneTask):
-    """One statement about each image and another one; see `statement`.
+    """Statements about each image and another one; see `statement`.
 
     Raises:
         ValueError: as `ScenesSource`, and for fewer than two images.
@@ -106,11 +118,12 @@ class ScenePairs(_SceneTask):
         """Whether the statement is true."""
         return ("false", "true")
 
-    def __getitem__(self, index: int) -> SceneItem:
-        """Return an item; raises `IndexError` outside [0, size)."""
+    def __getitem__(self, item: int) -> SceneItem:
+        """Return an item; raises `IndexError` outside [0, size * texts)."""
+        index, turn = divmod(item, self.texts)
         left = self.images.scene(index)
         partner, right = self._partner(index, left)
-        said = statement(left, right, generator_for("statement", self.split, index))
+        said = statement(left, right, generator_for("statement", self.split, index, turn))
         return SceneItem((index, partner), said.text, self.answers[said.label])
 
     def _partner(self, index: int, left: Scene) -> tuple[int, Scene]:

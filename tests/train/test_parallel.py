@@ -1,0 +1,38 @@
+"""Devices and precision by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pixlex.train.parallel import mixed_precision, pick_device, pick_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("units", "expected"), [({}, "fp32"), ({"avx512_bf16": True}, "bf16"),
+                                                 ({"amx_bf16": True}, "bf16")])  # fmt: skip
+def test_auto_is_bf16_where_the_processor_has_units_for_it(
+    units: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    assert pick_precision("auto", CPU) == expected
+    assert [pick_precision(name, CPU) for name in ("bf16", "fp32")] == ["bf16", "fp32"]
+    with mixed_precision(CPU, "auto"):
+        assert torch.is_autocast_enabled("cpu") == (expected == "bf16")
+
+
+def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emulated bfloat16, of older GPUs, does not count."""
+    for has in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+        assert pick_precision("auto", torch.device("cuda")) == ("bf16" if has else "fp32")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_devices_that_are_not_there() -> None:
+    assert pick_device("auto") == pick_device("cpu") == CPU
+    with pytest.raises(ValueError, match=r"train\.device is 'cuda', but torch sees no GPU"):
+        pick_device("cuda")
+    with pytest.raises(ValueError, match=r"train\.device must be auto, cpu, cuda or cuda:N, got 'tpu\?'"):
+        pick_device("tpu?")
