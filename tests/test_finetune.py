@@ -121,10 +121,29 @@ def test_the_same_from_python_in_batches(tuned: dict[str, Path], tmp_path: Path,
     assert len(reasoner.write(paths, texts)) == 3
     pairs = pixlex.load_reasoner(tuned["nlvr2"])
     assert len(pairs.answer([*paths, paths[0]], ["both are red", "there is a circle"])) == 2
-    with pytest.raises(ValueError, match="expected 2 images for each of 2 texts, got 3 images"):
+    with pytest.raises(ValueError, match="2 images for each of 2 texts, or 2 for all, got 3 images"):
         pairs.answer(paths, ["both are red", "there is a circle"])
     with pytest.raises(ValueError, match="top_k must be 1 or more, got 0"):
         reasoner.answer(paths, texts, top_k=0)
+
+
+def test_several_questions_about_one_image(tuned: dict[str, Path], tmp_path: Path) -> None:
+    """They are answered as if each came with a copy of it; from files and from pixels."""
+    path = tmp_path / "image.png"
+    Image.new("RGB", (32, 32), "red").save(path)
+    texts = ["what color is it", "How many are there?", "is it red"]
+    for task in ("vqa", "nlvr2"):
+        reasoner = pixlex.load_reasoner(tuned[task])
+        each = reasoner.num_images
+        copies = reasoner.answer([path] * each * 3, texts)
+        for images in ([path] * each, torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(each, 3, 32, 32)):
+            once = reasoner.answer(images, texts, batch_size=2)
+            for one, other in zip(once, copies, strict=True):
+                assert [found.text for found in one] == [found.text for found in other]
+                assert [found.probability for found in one] == pytest.approx(
+                    [found.probability for found in other], abs=1e-5
+                )
+    assert len(pixlex.load_reasoner(tuned["vqa"]).write(path, texts)) == 3
 
 
 def test_bad_questions_are_refused(tuned: dict[str, Path], start: Path, tmp_path: Path, call: Call) -> None:
@@ -132,7 +151,10 @@ def test_bad_questions_are_refused(tuned: dict[str, Path], start: Path, tmp_path
     Image.new("RGB", (40, 36), "red").save(image)
     broken.write_bytes(b"no image")
     for arguments, message in (
-        ((image, "both", "--model", tuned["nlvr2"]), "expected 2 images for each of 1 texts, got 1 images"),
+        (
+            (image, "both", "--model", tuned["nlvr2"]),
+            "expected 2 images for each of 1 texts, or 2 for all, got 1 images",
+        ),
         (
             (image, "?!", "--model", tuned["vqa"]),
             "expected a question or a sentence with a word in it, got '?!'",

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from tests.tiny import tiny_reasoner
+from torch import Tensor
 
+from pixlex.data.chosen import choose
 from pixlex.data.item_batches import evaluation_items
 from pixlex.data.reasoning import ReasoningSource
 from pixlex.data.scenes import ScenesSource
@@ -61,6 +64,34 @@ def test_the_classifier_learns_from_some_items(monkeypatch: pytest.MonkeyPatch) 
     items = ReasoningSource("items", ScenesSource("train", 31), 1, texts, answers, tuple(map(str, range(31))))
     found = text_alone("entailment", items, items)
     assert found.words == pytest.approx(30 / 31)
+
+
+def test_images_of_several_items_are_encoded_once(language_folder: Path) -> None:
+    """Same answers, same examples, and no image twice in a batch."""
+    model = tiny_reasoner(language_folder, "entailment")
+    about = [2, 0, 2, 2, 1, 0]
+    images = ScenesSource("test", 3)
+    answers = (("entailment",),) * 6
+    source = ReasoningSource("shared", choose(images, about), 1, TEXTS, answers, tuple(map(str, range(6))))
+    seen: list[int] = []
+    original = model.body.see
+
+    def see(images: Tensor, visible: Tensor | None = None) -> Tensor:
+        seen.append(len(images))
+        return original(images, visible)
+
+    model.body.see = see  # type: ignore[method-assign]
+    result = _evaluate(model, source)
+    assert seen == [2, 2]  # scenes 2 and 0 in the first four items, 1 and 0 in the others
+    assert [one.item for one in result.answered] == list(range(6))
+    for item, place in enumerate(about):
+        alone = ReasoningSource(
+            "alone", choose(images, [place]), 1, TEXTS[item : item + 1], answers[:1], ("0",)
+        )
+        (expected,) = _evaluate(model, alone).answered
+        assert result.answered[item].answers == expected.answers
+        assert result.answered[item].probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+        assert torch.equal(result.examples[item], _evaluate(model, alone).examples[0])
 
 
 def test_accuracy_is_the_mean_credit_of_what_the_model_says(language_folder: Path) -> None:

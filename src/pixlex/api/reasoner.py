@@ -112,7 +112,8 @@ class ImageReasoner:
 
         Args:
             images: RGB pixels in [0, 1] of the model's size; or paths, bytes of image files, PIL images. The
-                `num_images` images of a text follow each other.
+                `num_images` images of a text follow each other. Where there are as many as one text needs, all
+                texts are about them.
             texts: questions, sentences or hypotheses.
             top_k: most answers returned for each.
             shortlist: answers of the list whose whole likelihood is computed.
@@ -125,9 +126,9 @@ class ImageReasoner:
         if top_k < 1:
             raise ValueError(f"top_k must be 1 or more, got {top_k}")
         rows: list[list[Answer]] = []
-        for pixels, words in self._batches(images, texts, batch_size):
+        for pixels, words, looks_at in self._batches(images, texts, batch_size):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                ranked = self.model.rank(pixels, words, shortlist=shortlist)
+                ranked = self.model.rank(pixels, words, looks_at=looks_at, shortlist=shortlist)
             pairs = zip(
                 ranked.numbers[:, :top_k].tolist(), ranked.probabilities[:, :top_k].tolist(), strict=True
             )
@@ -149,8 +150,8 @@ class ImageReasoner:
             )
         return [
             text
-            for pixels, words in self._batches(images, texts, batch_size)
-            for text in self.model.generate(pixels, words)
+            for pixels, words, looks_at in self._batches(images, texts, batch_size)
+            for text in self.model.generate(pixels, words, looks_at)
         ]
 
     def explain(
@@ -185,22 +186,28 @@ class ImageReasoner:
 
     def _batches(
         self, images: Images, texts: str | Sequence[str], batch_size: int
-    ) -> Iterator[tuple[Tensor, Words]]:
-        """Yield texts with their images, which are read when their turn comes."""
+    ) -> Iterator[tuple[Tensor, Words, Tensor | None]]:
+        """Yield texts with their images, which are read when their turn comes, and which of them each looks at."""
         cleaned = self._cleaned(texts)
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-        config = self.model.config
+        config, each = self.model.config, self.num_images
         several = images if isinstance(images, Tensor) else listed(images)
-        if len(several) != len(cleaned) * self.num_images:
+        if len(several) not in (each, len(cleaned) * each):
             raise ValueError(
-                f"expected {self.num_images} images for each of {len(cleaned)} texts, got {len(several)} images"
+                f"expected {each} images for each of {len(cleaned)} texts, or {each} for all, got "
+                f"{len(several)} images"
             )
+        shared = len(several) == each
+        at_once = each if shared else batch_size * each
+        pixels = batches_of(several, at_once, config.image_size, config.cut)
+        if isinstance(several, Tensor):  # checked whole
+            pixels = iter(torch.split(next(pixels), at_once))
+        about_all = next(pixels).to(self.device) if shared else None
         for first in range(0, len(cleaned), batch_size):
             words = self.model.encode_texts(cleaned[first : first + batch_size], config.body.text.positions)
-            chosen = several[first * self.num_images : (first + batch_size) * self.num_images]
-            (pixels,) = batches_of(chosen, len(chosen), config.image_size, config.cut)
-            yield (
-                pixels.to(self.device),
-                Words(words.word_ids.to(self.device), words.key_padding.to(self.device)),
-            )
+            asked = Words(words.word_ids.to(self.device), words.key_padding.to(self.device))
+            if about_all is None:
+                yield next(pixels).to(self.device), asked, None
+            else:
+                yield about_all, asked, torch.zeros(len(asked.word_ids), dtype=torch.long, device=self.device)

@@ -11,6 +11,7 @@ from jaxtyping import Int64
 
 from pixlex.batch import ImageBatch, ReasoningBatch
 from pixlex.config.data import Cut, DataConfig
+from pixlex.data.chosen import ChosenImages
 from pixlex.data.grouped import group_items
 from pixlex.data.loader import evaluation_batches, training_batches
 from pixlex.data.pairs import Encode
@@ -93,13 +94,35 @@ def evaluation_items(
     workers: int = 0,
     cut: Cut = "center",
 ) -> Iterator[ReasoningBatch]:
-    """Return one pass over the items as `evaluation_batches` does; one with a broken image is left out."""
+    """Return one pass over the items as `evaluation_batches` does; one with a broken image is left out.
+
+    Images that several items of a batch speak of stand in it once.
+    """
     batches = evaluation_batches(
         source.images, image_size=image_size, batch_size=batch_size, limit=limit, workers=workers,
         together=source.num_images, cut=cut,
     )  # fmt: skip
+    images, together = source.images, source.num_images
     for batch in batches:
-        yield _of_items(source, batch, _numbers(source, batch), encode)
+        whole = _of_items(source, batch, _numbers(source, batch), encode)
+        if not isinstance(images, ChosenImages) or not batch.keys:
+            yield whole
+            continue
+        groups = images.distinct[batch.indices.numpy()].reshape(-1, together)
+        _, firsts, looks_at = np.unique(groups, axis=0, return_index=True, return_inverse=True)
+        rows = (firsts[:, None] * together + np.arange(together)).ravel()
+        yield replace(_with_images(whole, rows), looks_at=torch.from_numpy(looks_at.ravel()))
+
+
+def _with_images(batch: ReasoningBatch, rows: Int64[np.ndarray, " images"]) -> ReasoningBatch:
+    chosen = torch.from_numpy(rows)
+    return replace(
+        batch,
+        images=batch.images[chosen],
+        labels=batch.labels[chosen],
+        keys=tuple(batch.keys[row] for row in rows),
+        indices=batch.indices[chosen],
+    )
 
 
 def _numbers(source: ReasoningSource, batch: ImageBatch) -> Int64[np.ndarray, " groups"]:

@@ -174,8 +174,9 @@ def evaluate_reasoning(
                 credit = credit_of(task, answers[0], batch.answers[row]) if batch.answers[row] else None
                 answered.append(Answered(int(batch.items[row]), answers, shares, credit))
             if len(examples) < save_examples:
-                groups = batch.images.unflatten(0, (len(batch.texts), -1))  # type: ignore[no-untyped-call]
-                examples += list(groups[: save_examples - len(examples)])
+                missing = save_examples - len(examples)
+                groups = batch.images.unflatten(0, (-1, model.config.num_images))  # type: ignore[no-untyped-call]
+                examples += list((groups if batch.looks_at is None else groups[batch.looks_at])[:missing])
             bar.update(len(batch.texts))
     if not answered:
         raise ValueError(f"{source.name}: no item to evaluate ({len(skipped)} images could not be read)")
@@ -257,8 +258,14 @@ def _answer(
 ) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
     words = Words(batch.word_ids, batch.key_padding)
     if mode == "generate":
-        return [((text,), ()) for text in model.generate(batch.images, words)]
-    ranked = model.rank(batch.images, words, shortlist=shortlist, first_token_twice=first_token_twice)
+        return [((text,), ()) for text in model.generate(batch.images, words, batch.looks_at)]
+    ranked = model.rank(
+        batch.images,
+        words,
+        looks_at=batch.looks_at,
+        shortlist=shortlist,
+        first_token_twice=first_token_twice,
+    )
     numbers, shares = ranked.numbers[:, :_KEPT].tolist(), ranked.probabilities[:, :_KEPT].tolist()
     return [
         (tuple(model.config.answers[number] for number in row), tuple(share))

@@ -214,6 +214,7 @@ class Reasoner(nn.Module):
         images: Float[Tensor, "R 3 H W"],
         words: Words,
         *,
+        looks_at: Int[Tensor, " B"] | None = None,
         shortlist: int = 128,
         first_token_twice: bool = False,
     ) -> RankedAnswers:
@@ -225,6 +226,7 @@ class Reasoner(nn.Module):
         Args:
             images: RGB pixels in [0, 1]; the n images of a text follow each other.
             words: one text for each item.
+            looks_at: see `fuse`.
             shortlist: answers ranked, 1 or more; 128 in ALBEF.
             first_token_twice: count the first word twice, for comparison with ALBEF's numbers.
 
@@ -234,10 +236,10 @@ class Reasoner(nn.Module):
         if shortlist < 1:
             raise ValueError(f"shortlist must be 1 or more, got {shortlist}")
         if self.class_head is not None:
-            logits = self.class_logits(images, words.word_ids, words.key_padding).log_softmax(-1)
+            logits = self.class_logits(images, words.word_ids, words.key_padding, looks_at).log_softmax(-1)
             scores, numbers = logits.sort(dim=1, descending=True)
             return RankedAnswers(numbers, scores, scores.exp())
-        context = self.look_at_question(images, words.word_ids, words.key_padding)
+        context = self.look_at_question(images, words.word_ids, words.key_padding, looks_at)
         numbers, first = self._shortlist(context, len(words.word_ids), shortlist)
         scores = self._likelihoods(context, numbers, first)
         if first_token_twice:
@@ -273,14 +275,20 @@ class Reasoner(nn.Module):
         return torch.cat(found).T
 
     @torch.no_grad()
-    def generate(self, images: Float[Tensor, "R 3 H W"], words: Words) -> list[str]:
+    def generate(
+        self,
+        images: Float[Tensor, "R 3 H W"],
+        words: Words,
+        looks_at: Int[Tensor, " B"] | None = None,
+    ) -> list[str]:
         """Return the answers that the decoder writes freely, word by word, always the likeliest one.
 
         Args:
             images: RGB pixels in [0, 1].
-            words: one question for each image.
+            words: questions.
+            looks_at: see `fuse`.
         """
-        context = self.look_at_question(images, words.word_ids, words.key_padding)
+        context = self.look_at_question(images, words.word_ids, words.key_padding, looks_at)
         tokenizer = self.tokenizer
         written = torch.full((len(words.word_ids), 1), tokenizer.start_id, device=words.word_ids.device)
         ended = torch.zeros(len(written), dtype=torch.bool, device=written.device)
