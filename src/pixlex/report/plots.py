@@ -23,7 +23,7 @@ _ORDER = (
     "total", "reconstruction", "image_text_contrastive", "image_text_matching", "masked_language",
     "masked_image", "masked_image_gain", "pixel", "hidden_mse", "commitment", "codebook", "entropy",
     "quantization_error_share", "distinct_codewords", "perplexity", "recall", "cosine", "norm_z",
-    "psnr", "ssim", "learning_rate", "gradient_norm", "images", "wait",
+    "psnr", "ssim", "learning_rate", "gradient_norm", "images", "utilization", "peak", "wait",
 )  # fmt: skip
 _PANEL_OF = {"mse": "reconstruction", "masked_mse": "reconstruction", "mean_image_mse": "reconstruction"}
 _PANEL_OF |= {"norm_codeword": "norm_z", "visible_mse": "hidden_mse"}
@@ -32,7 +32,7 @@ _PANEL_OF |= {f"{side}_recall_at_{k}": "recall" for side in ("text", "image") fo
 _NOT_DRAWN = {
     "eval/num_images", "eval/words_per_image", "eval/mean_color_mse", "eval/images_per_second",
     "eval/codebook_usage", "eval/text_recall_at_5", "eval/image_recall_at_5", "eval/temperature",
-    "eval/text_round_trip_rate", "eval/tokenizer_round_trip_rate",
+    "eval/text_round_trip_rate", "eval/tokenizer_round_trip_rate", "speed/operations",
 }  # fmt: skip
 # Drawn over several powers of ten where the values need it.
 _LOGARITHMIC = {"total", "reconstruction", "pixel", "commitment", "codebook", "norm_z", "gradient_norm"}

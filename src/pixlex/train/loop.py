@@ -6,10 +6,9 @@ import gc
 import json
 import math
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +22,7 @@ from pixlex.batch import ImageBatch
 from pixlex.config.train import TrainConfig
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 from pixlex.train.checkpoint import load_newest, save_checkpoint
+from pixlex.train.meter import Meter
 from pixlex.train.optimizers import build_optimizer, learning_rate
 from pixlex.train.parallel import mixed_precision, pick_device, share_gradients
 from pixlex.train.tracking import Tracker
@@ -43,15 +43,6 @@ class Callbacks:
 
     observe: Callable[[ImageBatch], None] = lambda batch: None
     evaluate: Callable[[int], Mapping[str, float]] | None = None
-
-
-@dataclass
-class _Meter:
-    """Sums between two lines of the log."""
-
-    wait: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
-    steps: int = 0
 
 
 def fit(
@@ -97,7 +88,7 @@ def fit(
         disable=not is_first,
         smoothing=0.05,
     )
-    meter, step_number = _Meter(), first_step
+    meter, step_number = Meter(device, config.precision, config.batch_size), first_step
     phase = objective.phase_at(first_step)
     wrapped = _train_only(objective, phase)
     with _interruptible() as interrupted:
@@ -107,21 +98,19 @@ def fit(
                 del wrapped
                 gc.collect()  # it holds itself, and room for all gradients
                 wrapped = _train_only(objective, phase)
-            waited = time.perf_counter()
-            batch = next(stream)
-            meter.wait += time.perf_counter() - waited
+            with meter.waiting():
+                batch = next(stream)
             callbacks.observe(batch)
-            values = _step(
-                wrapped, objective, optimizer, batch.to(device), phase, step_number, config, folder
-            )
+            with meter.step(phase.name):
+                values = _step(
+                    wrapped, objective, optimizer, batch.to(device), phase, step_number, config, folder
+                )
             step_number += 1
-            meter.steps += 1
             bar.update()
             last = step_number == config.steps
             if step_number % config.log_every == 0 or last:
-                line = _line(values, meter, config, phase)
-                meter = _Meter()
-                bar.set_postfix(loss=f"{values['total']:.4f}", images_per_s=f"{line['speed/images']:.0f}")
+                line = {f"{phase.name}/{name}": value for name, value in values.items()} | meter.line()
+                bar.set_postfix({"loss": f"{values['total']:.4f}", **_shown(line)})
                 if tracker is not None:
                     tracker.log(step_number, line)
             if step_number % config.checkpoint_every == 0 or last or interrupted():
@@ -131,7 +120,7 @@ def fit(
                 with distributed.alone():  # the other processes wait at their next gradient
                     numbers = callbacks.evaluate(step_number)
                 tracker.log(step_number, numbers)
-                meter = _Meter()
+                meter.restart()
     bar.close()
     if tracker is not None:
         tracker.close()
@@ -178,13 +167,14 @@ def _step(
     return values
 
 
-def _line(values: Mapping[str, float], meter: _Meter, config: TrainConfig, phase: Phase) -> dict[str, float]:
-    """Return the log line of a step: its terms, the speed, and the share of time spent waiting for data."""
-    seconds = max(1e-9, time.perf_counter() - meter.started)
-    line = {f"{phase.name}/{name}": value for name, value in values.items()}
-    line["speed/images"] = meter.steps * config.batch_size / seconds
-    line["data/wait"] = meter.wait / seconds
-    return line
+def _shown(line: Mapping[str, float]) -> dict[str, str]:
+    """Return what the progress bar says of speed, device, memory and data."""
+    return {
+        "images_per_s": f"{line['speed/images']:.0f}",
+        "utilization": f"{line['speed/utilization']:.0%}",
+        "peak": f"{line['memory/peak']:,.0f} MiB",
+        "wait": f"{line['data/wait']:.0%}",
+    }
 
 
 def _mix(*numbers: int) -> int:
