@@ -53,8 +53,9 @@ CONFIG = "config.yaml"
 _DATA = "trained-on.json"
 # What may differ when a run goes on: nothing that its weights depend on.
 _FREE = (
-    "train.device", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.evaluate_every", "train.wandb", "data.workers", "data.max_broken_share", "eval.",
+    "train.device", "train.checkpoint_activations", "train.log_every", "train.checkpoint_every",
+    "train.keep_checkpoints", "train.evaluate_every", "train.wandb", "data.workers", "data.max_broken_share",
+    "eval.",
 )  # fmt: skip
 
 

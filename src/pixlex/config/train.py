@@ -32,6 +32,11 @@ class TrainConfig:
         "bf16: mixed precision, distances and losses in float32; fp32: everything in float32; auto: bf16 where "
         "the device multiplies in it, else fp32, decided when a run begins.",
     )
+    checkpoint_activations: bool = describe(
+        False,
+        "Keep the input of each layer alone and compute the rest again for its gradients: the same numbers in "
+        "less memory, about a third slower. The way to a large batch, since losses compare within it.",
+    )
     device: str = describe("auto", "auto, cpu, cuda or cuda:N.")
     log_every: int = describe(10, "Steps between lines of the log.")
     checkpoint_every: int = describe(1000, "Steps between checkpoints.")

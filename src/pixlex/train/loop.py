@@ -22,6 +22,7 @@ from pixlex.batch import ImageBatch
 from pixlex.config.train import TrainConfig
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 from pixlex.train.checkpoint import load_newest, save_checkpoint
+from pixlex.train.memory import checkpoint_layers
 from pixlex.train.meter import Meter
 from pixlex.train.optimizers import build_optimizer, learning_rate
 from pixlex.train.parallel import mixed_precision, pick_device, share_gradients
@@ -75,6 +76,8 @@ def fit(
     callbacks = callbacks or Callbacks()
     device = pick_device(config.device)
     objective.to(device)
+    if config.checkpoint_activations:
+        checkpoint_layers(objective.model)
     optimizer = build_optimizer(objective, config)
     first_step = _restore(objective, optimizer, folder / "checkpoints")
     is_first = distributed.rank() == 0
