@@ -2,8 +2,9 @@
 
 256 px, 16 px patches, ViT-B/16, six text and six fusion layers of BERT-base's width, 3,000 codewords, a vocabulary
 of 30,522 words, 25 words a text, batch 2, random weights. Rows: matching, contrast and masked words alone (no
-codebook, no pixels, no masked images), with pixels and codebook, with masked codes, and the same with the
-Gumbel-softmax, whose codes need a second pass. Each row runs in a process of its own: peak memory is its own.
+codebook, no pixels, no masked images), with pixels and codebook, with masked codes, the same with the
+Gumbel-softmax, whose codes need a second pass, and all terms with train.checkpoint_activations. Each row runs in a
+process of its own: peak memory is its own.
 
     python benchmarks/cbvila_step.py [--rounds 1] [--steps 2] [--batch 2]
 """
@@ -25,6 +26,8 @@ from pixlex.config.cbvila import CBViLAConfig, CBViLAObjectiveConfig, VisualCode
 from pixlex.models.cbvila import CBViLA
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.phase import Step
+from pixlex.train.memory import checkpoint_layers
+from pixlex.train.parallel import mixed_precision, pick_precision
 
 WORDS = 25
 ROWS: dict[str, dict[str, Any]] = {
@@ -32,6 +35,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "+ pixels, codebook": {"masked_image_weight": 0.0},
     "+ masked codes": {},
     "the same with Gumbel-softmax": {"estimator": "gumbel"},
+    "+ masked codes, layers computed again": {},
 }
 
 
@@ -43,6 +47,8 @@ def measure(row: str, batch: int, steps: int) -> dict[str, float]:
     model = CBViLA.build(CBViLAConfig(codebook=codebook)).train()
     config = CBViLAObjectiveConfig(burn_in_steps=0, codebook_start="random", **settings)
     objective = CBViLAObjective(model, config, steps, WORDS)
+    if "computed again" in row:
+        checkpoint_layers(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     word_ids = torch.randint(1000, model.tokenizer.vocab_size, (batch, WORDS))
     word_ids[:, 0], word_ids[:, -1] = model.tokenizer.start_id, model.tokenizer.end_id
@@ -61,7 +67,7 @@ def measure(row: str, batch: int, steps: int) -> dict[str, float]:
     for number in range(steps + 1):
         began = time.perf_counter()
         step = Step(number, torch.Generator().manual_seed(number))
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(pairs.images.device, "auto"):
             loss = objective(pairs, objective.phases[-1], step).total
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -86,7 +92,8 @@ def main() -> None:
     arguments = ["--batch", str(given.batch), "--steps", str(given.steps)]
     rows = measured_in_turn(__file__, list(ROWS), given.rounds, arguments)
     least = next(iter(rows.values()))
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {given.batch}, bf16 autocast")
+    precision = pick_precision("auto", torch.device("cpu"))
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {given.batch}, {precision}")
     print("| terms | seconds per pair | over the first | peak memory (MB) | above the model (MB) |")
     print("|---|---|---|---|---|")
     for name, row in rows.items():

@@ -92,6 +92,46 @@ def test_masked_word_loss_equals_full_cross_entropy() -> None:
     torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("count", [0, 5, 700])
+def test_masked_word_loss_reaches_all_that_is_trained(with_bias: bool, count: int) -> None:
+    """Gradients of vectors, weights and bias, words counted unlike, against all logits at once; twice the same."""
+    vectors, weight = torch.randn(count, 16, requires_grad=True), torch.randn(90, 16, requires_grad=True)
+    bias = torch.randn(90, requires_grad=True) if with_bias else None
+    word_ids, factors = torch.randint(0, 90, (count,)), torch.rand(count)
+    learned = [vectors, weight, *([] if bias is None else [bias])]
+    logits = F.linear(vectors, weight, bias)
+    expected = (factors * F.cross_entropy(logits, word_ids, reduction="none")).sum() / 7
+    reference = torch.autograd.grad(3 * expected, learned)
+    loss = masked_word_loss(vectors, word_ids, weight, bias, total=7.0, factors=factors, block=256)
+    torch.testing.assert_close(loss, expected)
+    for _ in range(2):
+        for found, other in zip(
+            torch.autograd.grad(3 * loss, learned, retain_graph=True), reference, strict=True
+        ):
+            torch.testing.assert_close(found, other, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        alone = masked_word_loss(vectors, word_ids, weight, bias, total=7.0, factors=factors)
+    torch.testing.assert_close(alone, expected)
+
+
+def test_masked_word_loss_in_low_precision_is_near() -> None:
+    """Under autocast products are rounded, the sum of exponentials is not."""
+    vectors, weight = torch.randn(40, 32, requires_grad=True), torch.randn(500, 32, requires_grad=True)
+    word_ids = torch.randint(0, 500, (40,))
+    exact = masked_word_loss(vectors, word_ids, weight, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = masked_word_loss(vectors, word_ids, weight, None)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, rtol=1e-2, atol=0)
+    for found, expected in zip(
+        torch.autograd.grad(rounded, (vectors, weight)), torch.autograd.grad(exact, (vectors, weight)),
+        strict=True,
+    ):  # fmt: skip
+        assert found.dtype == torch.float32
+        assert float((found - expected).norm() / expected.norm()) < 0.02
+
+
 def test_masked_word_loss_starts_at_log_of_the_vocabulary() -> None:
     """A head that knows nothing is at ln V; nothing hidden gives 0, not 0/0."""
     weight = torch.randn(1000, 8)
