@@ -1,4 +1,4 @@
-"""Rank, world size and collectives that keep gradients; without a process group they do nothing."""
+"""Rank, world size, this process's device, and collectives that keep gradients; alone they do nothing."""
 
 from __future__ import annotations
 
@@ -12,12 +12,32 @@ import torch.distributed as dist
 from torch import Tensor
 
 _ALONE: list[bool] = []
+_CPU = torch.device("cpu")
 
 
 def initialize() -> None:
     """Join the process group that torchrun announced; nothing when started alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` names; `auto` is this process's own GPU, if any.
+
+    Raises:
+        ValueError: not a device, or a GPU that is not there.
+    """
+    count = torch.cuda.device_count()
+    if name == "auto":
+        # torchrun numbers the processes of a machine.
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count) if count else _CPU
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"device {name!r} is not there: torch sees {count} GPUs")
+    return device
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from pixlex.data.items import open_items
 from pixlex.data.loader import training_batches
 from pixlex.data.pairs import PairSource, open_pairs, training_pairs
 from pixlex.data.reasoning import CLASSES, ReasoningSource
+from pixlex.distributed import pick_device
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.frozen import Frozen
@@ -43,7 +44,7 @@ from pixlex.objectives.phase import Objective
 from pixlex.objectives.reasoning import ReasoningObjective
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.loop import Callbacks, fit
-from pixlex.train.parallel import local_batch_size, pick_device, pick_precision
+from pixlex.train.parallel import local_batch_size, pick_precision
 from pixlex.train.tracking import METRICS, write_environment
 
 Source = ImageSource | ReasoningSource

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pixlex.train.parallel import mixed_precision, pick_device, pick_precision
+from pixlex.distributed import pick_device
+from pixlex.train.parallel import mixed_precision, pick_precision
 
 CPU = torch.device("cpu")
 
@@ -32,7 +33,18 @@ def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_devices_that_are_not_there() -> None:
     assert pick_device("auto") == pick_device("cpu") == CPU
-    with pytest.raises(ValueError, match=r"train\.device is 'cuda', but torch sees no GPU"):
+    with pytest.raises(ValueError, match="device 'cuda' is not there: torch sees 0 GPUs"):
         pick_device("cuda")
-    with pytest.raises(ValueError, match=r"train\.device must be auto, cpu, cuda or cuda:N, got 'tpu\?'"):
+    with pytest.raises(ValueError, match=r"device must be auto, cpu, cuda or cuda:N, got 'tpu\?'"):
         pick_device("tpu?")
+
+
+def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert pick_device("auto") == torch.device("cuda", 0)
+    for rank, expected in (("3", 3), ("5", 1)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert pick_device("auto") == torch.device("cuda", expected)
+    assert pick_device("cuda:2") == torch.device("cuda", 2)
+    with pytest.raises(ValueError, match="device 'cuda:4' is not there: torch sees 4 GPUs"):
+        pick_device("cuda:4")

@@ -8,6 +8,7 @@ from pathlib import Path
 from pixlex.ablations.rows import Measure, Measured
 from pixlex.config.ablation import AblationRow
 from pixlex.data.sources import ImageSource
+from pixlex.distributed import pick_device
 from pixlex.eval.few_shot.answers import Answerer
 from pixlex.eval.few_shot.episode_files import EpisodeSet
 from pixlex.eval.few_shot.fingerprints import digest
@@ -19,7 +20,6 @@ from pixlex.eval.llm.client import LanguageClient
 from pixlex.eval.probe.study import ProbeSets, probe_rows
 from pixlex.models import pretrained
 from pixlex.models.lqae import LQAE
-from pixlex.train.parallel import pick_device
 
 
 def probe_measure(sets: ProbeSets, cache: Path, *, device: str = "auto") -> Measure:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pixlex.api.pictures import Images, batches_of, listed
-from pixlex.api.tokenizer import device_of
 from pixlex.batch import Words
 from pixlex.data.text import clean_caption, clean_question
+from pixlex.distributed import pick_device
 from pixlex.eval.answer_attention import ExplainedAnswer, explain_answer
 from pixlex.models import pretrained
 from pixlex.models.reasoner import Reasoner
@@ -61,7 +61,7 @@ def load_reasoner(
             f"{name_or_dir} holds a model of family {pretrained.family_of(model)}, which answers nothing: "
             "fine-tune a CB-ViLA first, with pixlex finetune"
         )
-    return ImageReasoner(model, device=device_of(device), precision=precision)
+    return ImageReasoner(model, device=pick_device(device), precision=precision)
 
 
 class ImageReasoner:

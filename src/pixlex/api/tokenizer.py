@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pixlex.api.pictures import Images, batches_of
 from pixlex.config.cbvila import CBViLAConfig
+from pixlex.distributed import pick_device
 from pixlex.models import pretrained
 from pixlex.models.inference import compute_rows
 from pixlex.models.lqae import LQAE
@@ -48,7 +49,7 @@ def load(
         ValueError: no such model, damaged files, another vocabulary than the model was trained with, or no
             such device.
     """
-    place = device_of(device)
+    place = pick_device(device)
     model = pretrained.load(os.fspath(name_or_dir), language_model=language_model, revision=revision)
     return ImageTokenizer(
         model,
@@ -289,19 +290,6 @@ class ImageTokenizer:
                 f"expected codes in [0, {self.num_codewords}), got {int(codes.min())} to {int(codes.max())}"
             )
         return codes.long()
-
-
-def device_of(name: str) -> torch.device:
-    """Return the device of a name, or raise `ValueError` where there is none."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as fault:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from fault
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name!r} is not there: torch sees {torch.cuda.device_count()} GPUs")
-    return device
 
 
 def _card_beside(folder: Path) -> str | None:

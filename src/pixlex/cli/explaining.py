@@ -17,13 +17,13 @@ from pixlex.data.scenes import ScenesSource
 from pixlex.data.sources import read_file
 from pixlex.data.text import clean_caption
 from pixlex.data.transforms import evaluation_transform
+from pixlex.distributed import pick_device
 from pixlex.eval.attention import explain
 from pixlex.eval.gradcam import Explanation
 from pixlex.eval.pointing import pointing_game
 from pixlex.models.reasoner import Reasoner
 from pixlex.report.heat import explained_image
 from pixlex.report.measures import measure_of
-from pixlex.train.parallel import pick_device
 
 # Cleaning is not to cut: what is too long is said in words that the model counts.
 _ENDLESS = 100_000

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from pixlex.cli.output import remark
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.sources import ImageSource
+from pixlex.distributed import pick_device
 from pixlex.eval.few_shot.answers import Answerer
 from pixlex.eval.few_shot.ascii_art import AsciiArt
 from pixlex.eval.few_shot.features import PixelFeatures
@@ -29,7 +30,6 @@ from pixlex.models.pretrained import Model, Tokenizer
 from pixlex.models.untrained import untrained_copy
 from pixlex.models.vqvae import VQVAE
 from pixlex.nn.language import load_language_model
-from pixlex.train.parallel import pick_device
 
 # Images that the statistics of an untrained model's search are measured on.
 _SOME = 64

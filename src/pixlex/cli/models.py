@@ -7,10 +7,10 @@ from argparse import Namespace
 import torch
 
 from pixlex.cli.output import remark
+from pixlex.distributed import pick_device
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.reasoner import Reasoner
-from pixlex.train.parallel import pick_device
 
 
 def model_of(options: Namespace) -> CBViLA | Reasoner:

@@ -17,13 +17,13 @@ from pixlex.data.broken import BrokenImages
 from pixlex.data.images import open_source
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.pairs import open_pairs
+from pixlex.distributed import pick_device
 from pixlex.eval.codewords import codeword_purity
 from pixlex.eval.retrieval import evaluate_retrieval, gallery, setting_of
 from pixlex.models import pretrained
 from pixlex.models.inference import compute_rows
 from pixlex.report.gallery import codeword_gallery
 from pixlex.report.measures import measure_of
-from pixlex.train.parallel import pick_device
 
 _MOST_WORDS = 64
 

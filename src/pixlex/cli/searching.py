@@ -12,11 +12,11 @@ from pixlex.cli.models import remark_without_contrast
 from pixlex.cli.output import answer, remark, table
 from pixlex.cli.tokens import remark_skipped
 from pixlex.data.images import UnreadableImage
+from pixlex.distributed import pick_device
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.report.contact_sheet import Thumbnail, contact_sheet
 from pixlex.search import Hit, ImageIndex, SearchResult, read_head
-from pixlex.train.parallel import pick_device
 
 
 def index(options: Namespace) -> int:

@@ -12,9 +12,10 @@ from pixlex.batch import ImageBatch, Skipped
 from pixlex.config.run import Run
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.sources import ImageSource
+from pixlex.distributed import pick_device
 from pixlex.models.inference import Precision
 from pixlex.report.plots import curves
-from pixlex.train.parallel import pick_device, pick_precision
+from pixlex.train.parallel import pick_precision
 from pixlex.train.tracking import METRICS
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pixlex.config.cbvila import CBViLARun
 from pixlex.data.pairs import PairSource, evaluation_pairs
+from pixlex.distributed import pick_device
 from pixlex.eval.pretraining import PretrainingResult, RebuiltExamples, evaluate_pretraining
 from pixlex.eval.retrieval import evaluate_retrieval, gallery
 from pixlex.files import write_atomically
@@ -23,7 +24,6 @@ from pixlex.report.gallery import codeword_gallery
 from pixlex.report.measuring import Progress, unreadable
 from pixlex.report.page import write_page
 from pixlex.report.rebuilt import rebuilt_images
-from pixlex.train.parallel import pick_device
 
 _CODES = "validation-codes.npz"
 _SHOWN_CODEWORDS = 12

@@ -16,6 +16,7 @@ from pixlex.config.run import Run
 from pixlex.data.pairs import PairSource, evaluation_pairs
 from pixlex.data.reasoning import ReasoningSource
 from pixlex.data.sources import ImageSource
+from pixlex.distributed import pick_device
 from pixlex.eval.captions import CaptionsResult, evaluate_captions
 from pixlex.eval.examples import Examples
 from pixlex.eval.masked_patches import MaskedPatchesResult, evaluate_masked_patches
@@ -33,7 +34,6 @@ from pixlex.report.page import run_page, write_page
 from pixlex.report.pictures import image_columns, reconstruction_grid
 from pixlex.report.pretraining import PretrainingProgress
 from pixlex.report.reasoning import ReasoningProgress
-from pixlex.train.parallel import pick_device
 
 
 class TokenizerProgress(Progress):

@@ -9,12 +9,12 @@ from pathlib import Path
 from pixlex.config.reasoning import ReasoningRun
 from pixlex.data.item_batches import evaluation_items
 from pixlex.data.reasoning import ReasoningSource
+from pixlex.distributed import pick_device
 from pixlex.eval.reasoning import Answered, ReasoningResult, evaluate_reasoning
 from pixlex.models.reasoner import Reasoner
 from pixlex.report.captions import Captioned, captioned_images
 from pixlex.report.measuring import Progress, unreadable
 from pixlex.report.page import write_page
-from pixlex.train.parallel import pick_device
 
 _TITLES = {
     "vqa": "Questions",

@@ -20,12 +20,13 @@ from tqdm import tqdm
 from pixlex import distributed
 from pixlex.batch import ImageBatch
 from pixlex.config.train import TrainConfig
+from pixlex.distributed import pick_device
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 from pixlex.train.checkpoint import load_newest, save_checkpoint
 from pixlex.train.memory import checkpoint_layers
 from pixlex.train.meter import Meter
 from pixlex.train.optimizers import build_optimizer, learning_rate
-from pixlex.train.parallel import mixed_precision, pick_device, share_gradients
+from pixlex.train.parallel import mixed_precision, share_gradients
 from pixlex.train.tracking import Tracker
 
 

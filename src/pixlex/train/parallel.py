@@ -1,4 +1,4 @@
-"""Devices, precision and processes of a training run."""
+"""Precision and processes of a training run."""
 
 from __future__ import annotations
 
@@ -12,27 +12,6 @@ from pixlex import distributed
 from pixlex.config.train import TrainConfig
 from pixlex.models.inference import Precision
 from pixlex.nn.candidates import low_precision
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` names.
-
-    Raises:
-        ValueError: not a device, or a GPU that is not there.
-    """
-    if name == "auto":
-        name = (
-            f"cuda:{distributed.rank() % max(1, torch.cuda.device_count())}"
-            if torch.cuda.is_available()
-            else "cpu"
-        )
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"train.device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"train.device is {name!r}, but torch sees no GPU")
-    return device
 
 
 def pick_precision(name: str, device: torch.device) -> Precision:

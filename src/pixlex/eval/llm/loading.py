@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from pixlex.distributed import pick_device
 from pixlex.eval.llm.local import LocalClient
 from pixlex.nn.causal import load_causal_parts
 
@@ -33,9 +34,7 @@ def load_local(
     Raises:
         ValueError: nothing to load under that name, not a causal language model, or an incomplete checkpoint.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = torch.device(device)
+    place = pick_device(device)
     if precision == "auto":
         precision = "bf16" if place.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
