@@ -100,7 +100,8 @@ def codeword_blocks(codebook: Tensor, center: Tensor | None, dtype: torch.dtype)
         ValueError: a codeword holds a value that is not finite.
     """
     width, device = codebook.shape[1], codebook.device
-    vectors, rests = torch.empty(2, STRIPE, width, device=device).unbind()
+    exact = dtype == torch.float32
+    vectors, rests = torch.empty(2, 0 if exact else STRIPE, width, device=device).unbind()
     for start in range(0, len(codebook), BLOCK):
         block = codebook[start : start + BLOCK]
         padded = -(-len(block) // GROUP) * GROUP
@@ -110,7 +111,7 @@ def codeword_blocks(codebook: Tensor, center: Tensor | None, dtype: torch.dtype)
         for first in range(0, len(block), STRIPE):
             part = slice(first, min(first + STRIPE, len(block)))
             raw = block[part].float()
-            y, rest = vectors[: len(raw)], rests[: len(raw)]
+            y = rounded[part, :width] if exact else vectors[: len(raw)]
             if center is None:
                 excluded[part] = unit_rows(raw, out=y)
                 norm[part] = 1.0
@@ -118,9 +119,12 @@ def codeword_blocks(codebook: Tensor, center: Tensor | None, dtype: torch.dtype)
                 torch.sub(raw, center, out=y)
                 norm[part] = torch.linalg.vector_norm(y, dim=1)
                 _write_offset(rounded[part, width:], norm[part].square() / -2)
-            rounded[part, :width] = y
-            rest.copy_(rounded[part, :width])
-            residual[part] = torch.linalg.vector_norm(rest.sub_(y), dim=1)
+            if exact:  # nothing was rounded: 0, or NaN where a value is not finite
+                residual[part] = 0 * torch.linalg.vector_norm(y, dim=1)
+            else:
+                rounded[part, :width] = y
+                rest = rests[: len(raw)].copy_(rounded[part, :width])
+                residual[part] = torch.linalg.vector_norm(rest.sub_(y), dim=1)
         if not torch.isfinite(residual).all():
             _require_finite(block, start)
         yield CodewordBlock(start, len(block), rounded, norm, residual, excluded if excluded.any() else None)
