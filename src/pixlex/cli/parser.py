@@ -101,6 +101,13 @@ def _tokenizing_commands(commands: Any) -> None:
     encode.add_argument(
         "--out", type=Path, metavar="FILE", help="default: print; a file is written resumably"
     )
+    encode.add_argument(
+        "--part-size",
+        type=positive,
+        metavar="N",
+        help="with --to parquet: make --out a folder of parts of N images, which any number of processes, given "
+        "the same command, write together",
+    )
     encode.add_argument("--overwrite", action="store_true", help="replace FILE, start anew")
     batch_options(encode)
     broken_option(encode)
@@ -110,7 +117,7 @@ def _tokenizing_commands(commands: Any) -> None:
         "words",
         nargs="+",
         metavar="WORDS|FILE",
-        help="a file that encode wrote (any kind), - for lines from stdin, or the words of one image",
+        help="a file or a folder of parts that encode wrote, - for lines from stdin, or the words of one image",
     )
     model_options(decode)
     decode.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the PNG files")

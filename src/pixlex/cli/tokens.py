@@ -23,6 +23,7 @@ from pixlex.encoding import (
     decode_codes,
     decode_file,
     encode_images,
+    encode_parts,
     encode_source,
     format_line,
     read_lines,
@@ -35,9 +36,18 @@ def encode(options: Namespace) -> int:
         raise ValueError("parquet cannot be printed: name a file with --out")
     if options.json and options.out is None and options.to not in (None, "jsonl"):
         raise ValueError(f"--json prints jsonl, not {options.to}: leave one of --json and --to out")
+    if options.part_size is not None and (
+        options.to != "parquet" or options.out is None or options.overwrite
+    ):
+        raise ValueError(
+            "--part-size writes a folder of Parquet files: it goes with --to parquet and --out DIR, "
+            "without --overwrite"
+        )
     source = open_paths(options.paths)
     tokenizer = load_tokenizer(options)
     kind: Kind = options.to or ("words" if tokenizer.has_words else "codes")
+    if options.part_size is not None:
+        return _encode_parts(tokenizer, source, options)
     if options.out is None:
         return _print_codes(tokenizer, source, "jsonl" if options.json else kind, options)
     result = encode_source(
@@ -63,11 +73,37 @@ def encode(options: Namespace) -> int:
     return 0
 
 
+def _encode_parts(tokenizer: ImageTokenizer, source: ImageSource, options: Namespace) -> int:
+    """Write a folder of parts, together with other processes."""
+    result = encode_parts(
+        tokenizer,
+        source,
+        options.out,
+        part_size=options.part_size,
+        batch_size=options.batch_size,
+        progress=not options.quiet,
+        max_broken_share=options.max_broken_share,
+    )
+    remark_skipped(options, result.skipped)
+    values = {
+        "path": str(result.folder),
+        "kind": "parquet",
+        "num_parts": result.num_parts,
+        "num_images": result.num_images,
+        "num_resumed": result.num_resumed,
+        "skipped": [asdict(one) for one in result.skipped],
+    }
+    there = f", and finished parts with {result.num_resumed:,} images of others" if result.num_resumed else ""
+    encoded = f"this process encoded {result.num_images:,} images{there}"
+    answer(options, values, f"{result.folder}: {result.num_parts:,} parts are finished; {encoded}")
+    return 0
+
+
 def decode(options: Namespace) -> int:
     """Turn a file, lines of stdin or words into pictures."""
     first, several = options.words[0], len(options.words) > 1
     path = Path(first)
-    is_file = not several and os.path.isfile(first)  # no Path: it refuses a text too long for a name
+    is_file = not several and os.path.exists(first)  # no Path: it refuses a text too long for a name
     if not several and not is_file and (path.suffix or "/" in first) and len(first.split()) == 1:
         raise ValueError(f"{first} does not exist: expected a file, - for stdin, or the words of an image")
     tokenizer = load_tokenizer(options)

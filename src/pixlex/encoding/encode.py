@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -89,22 +90,51 @@ def encode_source(
         TooManyBroken: more images cannot be read than allowed.
     """
     check_kind(kind, tokenizer)
-    journal_path = out.with_name(f"{out.name}.journal")
+    journal_path = journal_of(out)
     if out.is_dir() or (out.exists() and not overwrite and not journal_path.exists()):
         raise ValueError(f"{out} exists; choose another name, or replace it with --overwrite")
     out.parent.mkdir(parents=True, exist_ok=True)
     with Journal(journal_path, journal_header(tokenizer, source), overwrite=overwrite) as journal:
-        for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
-            leftover.unlink(missing_ok=True)
-        resumed = len(journal)
-        remaining = [index for index in range(len(source)) if index not in journal]
-        batches = encode_images(
-            tokenizer, source, indices=remaining, batch_size=batch_size, max_broken_share=max_broken_share
-        )
-        skipped = _fill(journal, batches, out, len(source), progress)
-        write_atomically(out, lambda temporary: write_codes(temporary, journal, kind, tokenizer))
-        journal.delete()
-        return EncodingResult(out, len(journal), resumed, tuple(skipped))
+        bar = tqdm(
+            total=len(source), initial=len(journal), unit=" images", desc="encode", disable=not progress,
+            smoothing=0.05,
+        )  # fmt: skip
+        with bar:
+            return encode_into(
+                journal, tokenizer, source, out, kind, bar=bar, batch_size=batch_size,
+                max_broken_share=max_broken_share, skipped_list=out.with_name(f"{out.name}.skipped.jsonl"),
+            )  # fmt: skip
+
+
+def encode_into(
+    journal: Journal,
+    tokenizer: ImageTokenizer,
+    source: ImageSource,
+    out: Path,
+    kind: Kind,
+    *,
+    bar: tqdm[Any],
+    batch_size: int,
+    max_broken_share: float,
+    skipped_list: Path,
+) -> EncodingResult:
+    """Encode what a journal lacks, make the file of it and delete it; the rest as `encode_source`."""
+    for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+        leftover.unlink(missing_ok=True)
+    resumed = len(journal)
+    remaining = [index for index in range(len(source)) if index not in journal]
+    batches = encode_images(
+        tokenizer, source, indices=remaining, batch_size=batch_size, max_broken_share=max_broken_share
+    )
+    skipped = _fill(journal, batches, skipped_list, bar)
+    write_atomically(out, lambda temporary: write_codes(temporary, journal, kind, tokenizer))
+    journal.delete()
+    return EncodingResult(out, len(journal), resumed, tuple(skipped))
+
+
+def journal_of(out: Path) -> Path:
+    """Return the journal of a file."""
+    return out.with_name(f"{out.name}.journal")
 
 
 def encode_images(
@@ -154,21 +184,17 @@ def encode_images(
 
 
 def _fill(
-    journal: Journal, batches: Iterator[EncodedBatch], out: Path, total: int, progress: bool
+    journal: Journal, batches: Iterator[EncodedBatch], skipped_list: Path, bar: tqdm[Any]
 ) -> list[Skipped]:
     """Write batches into the journal; list what could not be read, however it ends."""
     skipped: list[Skipped] = []
-    bar = tqdm(
-        total=total, initial=len(journal), unit=" images", desc="encode", disable=not progress, smoothing=0.05
-    )
     try:
-        with bar:
-            for batch in batches:
-                journal.append(batch.images)
-                skipped += batch.skipped
-                bar.update(len(batch.images) + len(batch.skipped))
+        for batch in batches:
+            journal.append(batch.images)
+            skipped += batch.skipped
+            bar.update(len(batch.images) + len(batch.skipped))
     finally:
-        _list_skipped(out.with_name(f"{out.name}.skipped.jsonl"), skipped)
+        _list_skipped(skipped_list, skipped)
     return skipped
 
 

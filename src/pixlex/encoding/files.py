@@ -80,18 +80,24 @@ def read_codes(path: Path, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Cod
     Lines may also hold words or integers without a key, and take the number of the line for one.
 
     Args:
-        path: parquet by its ending; otherwise text, in which a line that is an object is JSON.
+        path: parquet by its ending, a folder of Parquet parts, or text, in which a line that is an object is JSON.
         tokenizer: the model that the codes belong to.
 
     Raises:
         ValueError: naming file and line: not of these kinds, a wrong number of codes or words, an unknown
             word, a code out of range.
     """
-    if path.suffix.lower() == ".parquet":
+    if path.is_dir():
+        parts = sorted(path.glob("part-*.parquet"))
+        if not parts:
+            raise ValueError(f"{path}: expected parts of codes, part-00000.parquet and so on, found none")
+        for part in parts:
+            yield from _read_parquet(part, tokenizer)
+    elif path.suffix.lower() == ".parquet":
         yield from _read_parquet(path, tokenizer)
-        return
-    with path.open("rb") as file:
-        yield from read_lines(file, path.name, tokenizer)
+    else:
+        with path.open("rb") as file:
+            yield from read_lines(file, path.name, tokenizer)
 
 
 def read_lines(lines: Iterable[bytes], name: str, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Codes]]:

@@ -19,6 +19,10 @@ from pixlex.models.pretrained import fingerprint
 _FORMAT = 1
 
 
+class JournalHeld(ValueError):
+    """Another process is writing the journal."""
+
+
 class Journal:
     """The codes of the images that are done, appended a batch at a time and never changed.
 
@@ -30,7 +34,7 @@ class Journal:
         overwrite: forget what is there.
 
     Raises:
-        ValueError: another process holds it, it is no journal, or one of other codes.
+        ValueError: `JournalHeld` where another process holds it; it is no journal, or one of other codes.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -50,7 +54,7 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as fault:
-            raise ValueError(f"{self.path} is being written by another process") from fault
+            raise JournalHeld(f"{self.path} is being written by another process") from fault
 
     def _open(self, header: Mapping[str, Any]) -> None:
         """Read what is there, cut off what a kill left unfinished, begin where there is nothing."""

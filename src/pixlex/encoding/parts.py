@@ -1,0 +1,171 @@
+"""An archive into a folder of Parquet parts, by as many processes as there are, each part once."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pixlex.api import ImageTokenizer
+from pixlex.batch import Skipped
+from pixlex.data.broken import BrokenImages
+from pixlex.data.chosen import choose
+from pixlex.data.sources import ImageSource
+from pixlex.encoding.encode import encode_into, journal_of
+from pixlex.encoding.journal import Journal, JournalHeld, journal_header
+from pixlex.files import write_atomically
+
+# Readers of Parquet folders pass over names that begin so.
+PARTS = "_parts.json"
+# Seconds between two looks at parts that others hold.
+_PATIENCE = 1.0
+
+
+@dataclass(frozen=True)
+class PartsResult:
+    """What one process did.
+
+    Attributes:
+        folder: the parts, `part-00000.parquet` and so on.
+        num_parts: of the whole archive.
+        num_images: encoded by this process.
+        num_resumed: how many more of the parts that it finished were there, from processes that had died.
+        skipped: images of these parts that could not be read; OUT/_part-NNNNN.skipped.jsonl lists them.
+    """
+
+    folder: Path
+    num_parts: int
+    num_images: int
+    num_resumed: int
+    skipped: tuple[Skipped, ...]
+
+
+def encode_parts(
+    tokenizer: ImageTokenizer,
+    source: ImageSource,
+    folder: Path,
+    *,
+    part_size: int = 100_000,
+    batch_size: int = 64,
+    progress: bool = True,
+    max_broken_share: float = 0.05,
+) -> PartsResult:
+    """Write codes and words of a source as Parquet parts of so many images, together with other processes.
+
+    Any number of processes, on any machines that share the folder, are given the same arguments, by torchrun or
+    by hand, at any time. Each takes the next part that is neither finished nor held by another, and returns when
+    all are finished. A part is encoded under a lock, into a journal, batch by batch, and becomes a file in one
+    move: it is there whole or not at all. When a process dies its lock goes with it, and another goes on behind
+    the last batch that it wrote down. So no image is encoded twice but those of that batch, and none is missing.
+    The folder's file system must have locks (flock; NFS has them from version 4 on).
+
+    Args:
+        tokenizer: the model.
+        source: the images; every process must see the same.
+        folder: where parts go; made if missing.
+        part_size: images of a part, the last one may have fewer.
+        batch_size: images at a time; it does not change their codes.
+        progress: show a bar with rate and time left, of all processes together.
+        max_broken_share: share of broken images, in [0, 1], among those that this process has visited, above which
+            it stops.
+
+    Raises:
+        ValueError: a number out of range, or a folder that holds parts of another model, of other images or of
+            another size.
+        TooManyBroken: more images cannot be read than allowed.
+    """
+    if part_size < 1:
+        raise ValueError(f"part_size must be 1 or more, got {part_size}")
+    folder.mkdir(parents=True, exist_ok=True)
+    num_parts = -(-len(source) // part_size)
+    _agree(folder, {**journal_header(tokenizer, source), "part_size": part_size})
+    broken = BrokenImages(None, source, max_broken_share)
+    images, resumed = 0, 0
+    skipped: list[Skipped] = []
+    work = _Work(source, folder, part_size, num_parts)
+    with tqdm(total=len(source), unit=" images", desc="encode", disable=not progress, smoothing=0.05) as bar:
+        for number, out in work.turns(bar):
+            part = choose(source, work.rows(number))
+            try:
+                with Journal(journal_of(out), journal_header(tokenizer, part)) as journal:
+                    if out.exists():  # finished by another between our look and our lock
+                        journal.delete()
+                        continue
+                    bar.update(len(journal))
+                    # The share is judged over parts, below.
+                    result = encode_into(
+                        journal, tokenizer, part, out, "parquet", bar=bar, batch_size=batch_size,
+                        max_broken_share=1.0, skipped_list=out.with_name(f"_{out.stem}.skipped.jsonl"),
+                    )  # fmt: skip
+            except JournalHeld:
+                continue
+            work.mine.add(number)
+            images += result.num_images - result.num_resumed
+            resumed += result.num_resumed
+            skipped += result.skipped
+            broken.record(result.skipped, result.num_images)
+    return PartsResult(folder, num_parts, images, resumed, tuple(skipped))
+
+
+@dataclass
+class _Work:
+    """Which parts there are, and which are finished."""
+
+    source: ImageSource
+    folder: Path
+    part_size: int
+    num_parts: int
+
+    def __post_init__(self) -> None:
+        self.mine: set[int] = set()
+        self._counted: set[int] = set()
+
+    def rows(self, number: int) -> range:
+        """Return which images of the source a part holds."""
+        first = number * self.part_size
+        return range(first, min(first + self.part_size, len(self.source)))
+
+    def turns(self, bar: tqdm[Any]) -> Iterator[tuple[int, Path]]:
+        """Yield parts that are not finished, again and again until all are; count those of others."""
+        # Processes begin apart, so that they seldom meet at a part.
+        shift = int(os.environ.get("RANK", "0")) * self.num_parts // int(os.environ.get("WORLD_SIZE", "1"))
+        while True:
+            held = 0
+            for turn in range(self.num_parts):
+                number = (turn + shift) % self.num_parts
+                out = self.folder / f"part-{number:05d}.parquet"
+                if not out.exists():
+                    yield number, out
+                    held += not out.exists()
+                if out.exists() and number not in self.mine and number not in self._counted:
+                    self._counted.add(number)
+                    bar.update(len(self.rows(number)))
+            if not held:
+                return
+            time.sleep(_PATIENCE)
+
+
+def _agree(folder: Path, expected: dict[str, Any]) -> None:
+    """Write down what the parts of a folder belong to, or see that it is the same."""
+    path = folder / PARTS
+    if not path.exists():
+        content = json.dumps(expected, indent=2) + "\n"
+        # Processes that begin together write the same.
+        write_atomically(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as fault:
+        raise ValueError(f"{path} cannot be read: {fault}") from fault
+    for name, other in (("model", "another model"), ("source", "other images"), ("images", "other images")):
+        if found.get(name) != expected[name]:
+            raise ValueError(f"{folder} holds parts of {other}: choose another folder")
+    if found.get("part_size") != expected["part_size"]:
+        raise ValueError(
+            f"{folder} holds parts of {found.get('part_size')} images, got a part size of {expected['part_size']}"
+        )
