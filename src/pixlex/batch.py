@@ -31,6 +31,7 @@ class ImageBatch:
         keys: the stable name of each image inside its source.
         indices: the position of each image in its source.
         skipped: images that were replaced by another (training) or left out (evaluation).
+        epochs: how often the source had been gone through when each image was drawn; None outside training.
     """
 
     images: Float[Tensor, "B 3 H W"]
@@ -38,6 +39,7 @@ class ImageBatch:
     keys: tuple[str, ...]
     indices: Int[Tensor, " B"]
     skipped: tuple[Skipped, ...] = ()
+    epochs: Int[Tensor, " B"] | None = None
 
     def to(self: Batch, device: torch.device | str) -> Batch:
         """Return the batch with its tensors on `device`."""

@@ -33,6 +33,16 @@ class DataConfig:
     max_broken_share: float = describe(
         0.05, "Share of unreadable images, in [0, 1], above which a run stops instead of going on."
     )
+    shuffle_blocks: int = describe(
+        0,
+        "0: any image may follow any other. N: tar shards, or row groups of Parquet files, come in random order, "
+        "and the images of N of them are mixed at a time, so that slow disks and large files are read forward.",
+    )
+    streams: int = describe(
+        1,
+        "Parts of the images that each fill their share of a batch. With shuffle_blocks, and as many streams as "
+        "processes or a multiple, processes read different shards; the batch is the same for all such numbers.",
+    )
     workers: int = describe(0, "Processes that decode images; 0 decodes in the training process.")
 
     def __post_init__(self) -> None:
@@ -42,7 +52,8 @@ class DataConfig:
         check.one_of("augment", ("random_resized_crop", "resize"))
         check.rule("crop_scale_min", 0 < self.crop_scale_min <= 1, "must lie in (0, 1]")
         check.share("max_broken_share")
-        check.not_negative("workers")
+        check.not_negative("workers", "shuffle_blocks")
+        check.positive("streams")
 
 
 @dataclass(frozen=True, kw_only=True)

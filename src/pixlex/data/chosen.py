@@ -52,6 +52,16 @@ class ChosenImages:
         return np.unique(self.rows, return_inverse=True)[1].astype(np.int64)
 
     @cached_property
+    def blocks(self) -> tuple[int, ...]:
+        """How many images lie together, stretch by stretch; none where they are in another order."""
+        sizes = [getattr(part, "blocks", ()) for part in self.parts]
+        if not all(sizes) or np.any(np.diff(self.rows) < 0):
+            return ()
+        ends = np.cumsum([size for part in sizes for size in part])
+        counts = np.bincount(np.searchsorted(ends, self.rows, side="right"), minlength=len(ends))
+        return tuple(int(count) for count in counts if count)
+
+    @cached_property
     def _firsts(self) -> Int64[np.ndarray, " parts"]:
         return np.cumsum([0, *(len(part) for part in self.parts[:-1])])
 

@@ -67,16 +67,16 @@ def training_items(
         config=config, image_size=image_size, batch_size=num_images, seed=seed, first_step=first_step,
         rank=rank, world_size=world_size, together=source.num_images, cut=cut,
     )  # fmt: skip
-    for step, batch in enumerate(batches, first_step):
+    for batch in batches:
         numbers = _numbers(source, batch)
         if groups is None:
             yield _of_items(source, batch, numbers, encode)
             continue
-        # How often the stream has gone through all images before each of these.
-        position = step * num_images + rank * len(numbers)
+        assert batch.epochs is not None
+        turns = batch.epochs[:: source.num_images].tolist()
         taken = [
-            groups.taken(int(group), (position + place) // len(groups), texts_per_image, seed)
-            for place, group in enumerate(numbers)
+            groups.taken(int(group), turn, texts_per_image, seed)
+            for group, turn in zip(numbers, turns, strict=True)
         ]
         looks_at = np.repeat(np.arange(len(taken)), [len(items) for items in taken])
         indices = torch.from_numpy(groups.places[batch.indices.numpy()])
@@ -120,6 +120,7 @@ def _with_images(batch: ReasoningBatch, rows: Int64[np.ndarray, " images"]) -> R
         batch,
         images=batch.images[chosen],
         labels=batch.labels[chosen],
+        epochs=None if batch.epochs is None else batch.epochs[chosen],
         keys=tuple(batch.keys[row] for row in rows),
         indices=batch.indices[chosen],
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -17,6 +16,7 @@ from pixlex.batch import ImageBatch, Skipped
 from pixlex.config.data import Cut, DataConfig
 from pixlex.data.broken import BrokenImages, TooManyBroken
 from pixlex.data.decoding import UnreadableImage, decode_record
+from pixlex.data.order import TrainingOrder
 from pixlex.data.sources import ImageSource
 from pixlex.data.transforms import evaluation_transform, minimum_decoded_side, train_transform
 
@@ -24,10 +24,6 @@ __all__ = ["BrokenImages", "TooManyBroken", "evaluation_batches", "training_batc
 
 # How many images in a row may be unreadable before the search for a replacement is given up.
 _MAX_REPLACEMENTS = 1000
-
-# Sets the generator of an epoch's order apart from those of its images: NumPy gives the seeds
-# (seed, epoch) and (seed, epoch, 0) the same numbers.
-_ORDER = 1 << 63
 
 
 def training_batches(
@@ -46,9 +42,10 @@ def training_batches(
     """Return this process's share of an endless stream of training batches, starting at a step.
 
     Each epoch is a permutation drawn from (seed, epoch); the permutations follow each other without a
-    gap and are cut into global batches, of which rank r gets the rows [r * b, (r + 1) * b). An image is
-    augmented by a generator seeded with (seed, epoch, index). So batch `step` is the same for any number
-    of workers, and whether or not the steps before it were read.
+    gap and are cut into global batches, of which rank r gets the rows [r * b, (r + 1) * b). `TrainingOrder` says
+    what `shuffle_blocks` and `streams` of the configuration do to it. An image is augmented by a generator seeded
+    with (seed, epoch, index). So batch `step` is the same for any number of workers, and whether or not the
+    steps before it were read.
 
     An image that cannot be read is replaced by the next readable one and named in `skipped`. Where several images
     belong together, all of this holds of their groups: they come in order, and one broken image replaces them all.
@@ -66,19 +63,18 @@ def training_batches(
         cut: how images become square (see `evaluation_transform`).
 
     Raises:
-        ValueError: if the batch does not divide by the processes, the source by the groups, or a number is out of
-            range.
+        ValueError: if the batch does not divide by processes or streams, the source by the groups, a number is out
+            of range, or blocks are to be shuffled where there are none.
         TooManyBroken: while reading, if 1000 images in a row, or all, cannot be read.
     """
     num_groups = _check(source, image_size, batch_size, rank, world_size, together)
-    if batch_size % world_size:
-        raise ValueError(
-            f"the batch must divide evenly over the processes, got batch_size {batch_size} and "
-            f"world_size {world_size}"
-        )
     if seed < 0 or first_step < 0:
         raise ValueError(f"seed and first_step must be 0 or more, got {seed} and {first_step}")
-    order = _TrainingOrder(num_groups, batch_size, seed, first_step, rank, world_size)
+    order = TrainingOrder(
+        num_groups, batch_size, seed, first_step, rank, world_size,
+        blocks=_blocks(source, together) if config.shuffle_blocks else (),
+        window=config.shuffle_blocks, streams=config.streams,
+    )  # fmt: skip
     images = _TrainingImages(source, config, image_size, seed, together, cut)
     return _load(images, order, config.workers)
 
@@ -136,6 +132,7 @@ class _Row:
     key: str
     index: int
     skipped: tuple[Skipped, ...]
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -176,7 +173,7 @@ class _TrainingImages(Dataset[list[_Row]]):
         epoch, wanted = asked
         generator = np.random.default_rng((self.seed, epoch, wanted * self.together + place))
         pixels = train_transform(image, self.image_size, self.config, generator, self.cut)
-        return _Row(pixels, record.label, record.key, position, ())
+        return _Row(pixels, record.label, record.key, position, (), epoch)
 
 
 @dataclass(frozen=True)
@@ -198,31 +195,6 @@ class _EvaluationImages(Dataset[list[_Row]]):
                 return [_Row(None, -1, fault.key, index, (Skipped(fault.key, fault.reason),))]
             rows.append(_Row(pixels, record.label, record.key, index, ()))
         return rows
-
-
-@dataclass(frozen=True)
-class _TrainingOrder(Sampler[list[tuple[int, int]]]):
-    """The (epoch, group) pairs of this rank's part of each global batch, without end."""
-
-    num_groups: int
-    batch_size: int
-    seed: int
-    first_step: int
-    rank: int
-    world_size: int
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        # Two epochs: a batch may lie across the border between them.
-        permutation = lru_cache(maxsize=2)(self._permutation)
-        rows = self.batch_size // self.world_size
-        start = self.first_step * self.batch_size + self.rank * rows
-        while True:
-            places = (divmod(position, self.num_groups) for position in range(start, start + rows))
-            yield [(epoch, int(permutation(epoch)[place])) for epoch, place in places]
-            start += self.batch_size
-
-    def _permutation(self, epoch: int) -> Int64[np.ndarray, " groups"]:
-        return np.random.default_rng((self.seed, epoch, _ORDER)).permutation(self.num_groups)
 
 
 @dataclass(frozen=True)
@@ -258,6 +230,7 @@ def _collate(groups: Sequence[Sequence[_Row]]) -> ImageBatch:
         labels=torch.tensor([row.label for row in readable], dtype=torch.int64),
         keys=tuple(row.key for row in readable),
         indices=torch.tensor([row.index for row in readable], dtype=torch.int64),
+        epochs=torch.tensor([row.epoch for row in readable], dtype=torch.int64),
         skipped=tuple(skipped for row in rows for skipped in row.skipped),
     )
 
@@ -280,6 +253,17 @@ def _without_empty_batches(batches: Iterator[ImageBatch], name: str) -> Iterator
         raise TooManyBroken(
             f"{name}: none of {len(orphans)} images can be read, the first is {first.key} ({first.reason})"
         )
+
+
+def _blocks(source: ImageSource, together: int) -> tuple[int, ...]:
+    """Return the sizes of the stretches of a source that lie together in a file."""
+    blocks: tuple[int, ...] = getattr(source, "blocks", ()) if together == 1 else ()
+    if not blocks:
+        raise ValueError(
+            f"{source.name}: expected tar shards or Parquet files to shuffle by blocks, and items of one image "
+            "each; set data.shuffle_blocks to 0"
+        )
+    return blocks
 
 
 def _check(

@@ -101,20 +101,10 @@ def training_pairs(
         world_size=world_size,
         cut=cut,
     )
-    num_rows = batch_size // world_size
-    for step, batch in enumerate(batches, first_step):
-        first = step * batch_size + rank * num_rows
-        # Training batches are always full: row and position in the order of all epochs belong together.
-        epochs = ((first + row) // len(source) for row in range(num_rows))
-        yield _paired(
-            source,
-            batch,
-            [
-                source.draw(index, epoch, seed)
-                for index, epoch in zip(batch.indices.tolist(), epochs, strict=True)
-            ],
-            encode,
-        )
+    for batch in batches:
+        assert batch.epochs is not None
+        drawn = zip(batch.indices.tolist(), batch.epochs.tolist(), strict=True)
+        yield _paired(source, batch, [source.draw(index, epoch, seed) for index, epoch in drawn], encode)
 
 
 def evaluation_pairs(

@@ -74,6 +74,12 @@ class TarSource:
         """A fingerprint of the keys, the sizes of the images, labels and class names."""
         return fingerprint("tar", (f"{member.key}:{member.size}" for member in self.members), self.labels)
 
+    @cached_property
+    def blocks(self) -> tuple[int, ...]:
+        """The number of images in each shard that has some."""
+        counted = Counter(member.shard for member in self.members)
+        return tuple(counted.values())
+
     def key(self, index: int) -> str:
         """Return shard and file name of an image, such as "shard-000.tar/0017.jpg"."""
         return self.members[index].key

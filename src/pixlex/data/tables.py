@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -79,7 +80,7 @@ class ParquetSource:
             warnings.warn(
                 f"{name}: {image_bytes / 1e9:.1f} GB of images in row groups exceed the cache of "
                 f"{CACHE_BYTES / 1e9:.1f} GB a process; reading in random order will be slow, "
-                "tar shards or image files are faster at this size",
+                "tar shards or image files are faster at this size, and so is training with data.shuffle_blocks",
                 stacklevel=2,
             )
 
@@ -97,6 +98,12 @@ class ParquetSource:
         keys = [f"{name}#{first}" for name, first in zip(self._names, self._file_firsts, strict=True)]
         keys += [self._named] if self._named else []
         return fingerprint("parquet", [*keys, str(self._size)], self.labels)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The number of images in each row group that has some."""
+        sizes = np.diff([*self._firsts, self._size])
+        return tuple(int(size) for size in sizes if size)
 
     def key(self, index: int) -> str:
         """Return the file name and row of an image, such as "train.parquet#17"."""
