@@ -23,6 +23,7 @@ from pixlex.files import write_atomically
 
 # Readers of Parquet folders pass over names that begin so.
 PARTS = "_parts.json"
+_NAME = "part-{:05d}.parquet"
 # Seconds between two looks at parts that others hold.
 _PATIENCE = 1.0
 
@@ -135,20 +136,23 @@ class _Work:
         """Yield parts that are not finished, again and again until all are; count those of others."""
         # Processes begin apart, so that they seldom meet at a part.
         shift = int(os.environ.get("RANK", "0")) * self.num_parts // int(os.environ.get("WORLD_SIZE", "1"))
-        while True:
-            held = 0
-            for turn in range(self.num_parts):
-                number = (turn + shift) % self.num_parts
-                out = self.folder / f"part-{number:05d}.parquet"
-                if not out.exists():
-                    yield number, out
-                    held += not out.exists()
-                if out.exists() and number not in self.mine and number not in self._counted:
-                    self._counted.add(number)
-                    bar.update(len(self.rows(number)))
-            if not held:
-                return
-            time.sleep(_PATIENCE)
+        order = [(turn + shift) % self.num_parts for turn in range(self.num_parts)]
+        while len(self.finished(bar)) < self.num_parts:
+            before = len(self.mine)
+            for number in order:
+                if number not in self.finished(bar):
+                    yield number, self.folder / _NAME.format(number)
+            if len(self.mine) == before:  # all that is left is held by others
+                time.sleep(_PATIENCE)
+
+    def finished(self, bar: tqdm[Any]) -> set[int]:
+        """Return the parts that are there; those of others that are new count for the bar."""
+        there = set(os.listdir(self.folder))
+        found = {number for number in range(self.num_parts) if _NAME.format(number) in there}
+        for number in found - self.mine - self._counted:
+            self._counted.add(number)
+            bar.update(len(self.rows(number)))
+        return found
 
 
 def _agree(folder: Path, expected: dict[str, Any]) -> None:
