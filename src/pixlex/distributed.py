@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,6 +91,19 @@ def all_mean(tensor: Tensor) -> Tensor:
         return tensor
     summed: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
     return summed / world_size()
+
+
+def mean_numbers(numbers: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Return the mean over all processes of each number; all must have the same names.
+
+    Args:
+        numbers: of this process.
+        device: one that the process group can reach.
+    """
+    if world_size() == 1:
+        return dict(numbers)
+    together = all_sum(torch.tensor(list(numbers.values()), dtype=torch.float64, device=device))
+    return dict(zip(numbers, (together / world_size()).tolist(), strict=True))
 
 
 class _Gather(torch.autograd.Function):

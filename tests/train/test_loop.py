@@ -205,7 +205,7 @@ def test_two_processes_equal_one(tmp_path: Path, pictures: Path, language: Path,
             )
     lines = (read_metrics(path / METRICS) for path in (tmp_path / "alone", folder))
     for one, two in zip(*lines, strict=True):
-        for term in ("distinct_codewords", "perplexity", "gradient_norm"):
+        for term in ("total", "reconstruction", "distinct_codewords", "perplexity", "gradient_norm"):
             assert one[f"train/{term}"] == pytest.approx(two[f"train/{term}"], rel=1e-3), term
 
 

@@ -113,6 +113,7 @@ def fit(
             bar.update()
             last = step_number == config.steps
             if step_number % config.log_every == 0 or last:
+                values = distributed.mean_numbers(values, device)
                 line = {f"{phase.name}/{name}": value for name, value in values.items()} | meter.line()
                 bar.set_postfix({"loss": f"{values['total']:.4f}", **_shown(line)})
                 if tracker is not None:
