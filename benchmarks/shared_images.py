@@ -1,8 +1,9 @@
 """A fine-tuning step of questions whose images are shared by 1, 4 or 8 of them: items a second.
 
-`data.texts_per_image` lets questions about one image share a pass of its encoder. Sizes of `cbvila/tiny` (96 px) or,
-with --paper, those of the paper (384 px, ViT-B/16, six layers of text, fusion and decoder each). Random weights; a
-step has as many questions in each row, only the number of images differs. Rows take turns in one process; medians.
+`data.texts_per_image` lets questions about one image share a pass of its encoder. Sizes of `cbvila/tiny` (96 px)
+or, with --paper, those of the paper (384 px, ViT-B/16, six layers of text, fusion and decoder each). Random
+weights; a step has as many questions in each row, only the number of images differs. Rows take turns in one
+process; medians.
 
     python benchmarks/shared_images.py [--rounds 3] [--items 64] [--paper]
 """

@@ -23,9 +23,11 @@ from pixlex.train import loop
 Call = Callable[..., tuple[int, str, str]]
 SHORT = (
     "train.steps=3", "train.batch_size=4", "train.device=cpu", "train.warmup_steps=0", "train.evaluate_every=0",
-    "train.log_every=1", "data.max_words=12", "data.train=embedded:scenes:train:20",
+    "train.log_every=1", "data.max_words=16", "data.train=embedded:scenes:train:20",
     "data.validation=embedded:scenes:test:6", "eval.examples=2", "eval.batch_size=4",
 )  # fmt: skip
+# Two texts an image, where a recipe of scenes has eight.
+SHARED = {"assignment": (), **dict.fromkeys(("vqa", "nlvr2", "entailment"), ("data.texts_per_image=2",))}
 # Each with the number of its items in six scenes, which have five captions each.
 ITEMS = {"vqa": 6, "nlvr2": 6, "entailment": 6, "assignment": 30}
 TASKS = tuple(ITEMS)
@@ -45,7 +47,7 @@ def tuned(start: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     folder = tmp_path_factory.mktemp("tuned")
     for task in TASKS:
         command = ["finetune", f"finetune/scenes-{task}", "--from", str(start), "--out", str(folder / task)]
-        assert main([*command, "--quiet", *SHORT]) == 0
+        assert main([*command, "--quiet", *SHORT, *SHARED[task]]) == 0
     return {task: folder / task for task in TASKS}
 
 
@@ -181,7 +183,8 @@ def test_without_pretraining_the_weights_are_fresh(start: Path, tmp_path: Path, 
     settings = [one for one in SHORT if not one.startswith("train.steps")]
     for name, more in (("with", ()), ("without", ("--untrained",))):
         code, _, error = call("finetune", "finetune/scenes-vqa", "--from", start, *more, "--out", tmp_path / name,
-                              "--quiet", "train.steps=1", "train.learning_rate=1e-9", *settings)  # fmt: skip
+                              "--quiet", "train.steps=1", "train.learning_rate=1e-9", *settings,
+                              *SHARED["vqa"])  # fmt: skip
         assert code == 0, error
     begun = pretrained.load_cbvila(str(start)).text_encoder.words.weight
     models = {name: pretrained.load_any(str(tmp_path / name)) for name in ("with", "without")}
@@ -197,7 +200,8 @@ def test_a_fine_tuned_model_goes_on(
     """Its body starts the body, its head the head of the same task; another task's head is begun anew."""
     settings = [one for one in SHORT if not one.startswith("train.steps")]
     code, _, error = call("finetune", f"finetune/scenes-{task}", "--from", tuned[before], "--out", tmp_path,
-                          "--quiet", "train.steps=1", "train.learning_rate=1e-9", *settings)  # fmt: skip
+                          "--quiet", "train.steps=1", "train.learning_rate=1e-9", *settings,
+                          *SHARED[task])  # fmt: skip
     assert code == 0, error
     old, new = (pretrained.load_any(str(folder)).state_dict() for folder in (tuned[before], tmp_path))
     alike = {name for name in new if name in old and old[name].shape == new[name].shape}
@@ -230,7 +234,7 @@ def test_a_run_goes_on_without_what_it_started_from(
 ) -> None:
     """Weights lie in the checkpoint: the start may be gone; the end is that of a run in one go, to the bit."""
     copied = shutil.copytree(start, tmp_path / "start")
-    settings = ("train.checkpoint_every=1", *SHORT)
+    settings = ("train.checkpoint_every=1", *SHORT, *SHARED["vqa"])
     assert (
         call("finetune", "finetune/scenes-vqa", "--from", copied, "--out", tmp_path / "one", *settings)[0]
         == 0
@@ -265,7 +269,7 @@ def test_what_cannot_be_started_from_is_refused(
         (("finetune/retrieval", "--from", tuned["vqa"]), "ranks images and texts no longer"),
         (("finetune/scenes-vqa", "--from", tmp_path / "nothing"), "nothing"),
         (
-            ("finetune/scenes-vqa", "--from", start, "model.body.fusion.depth=3", *SHORT),
+            ("finetune/scenes-vqa", "--from", start, "model.body.fusion.depth=3", *SHORT, *SHARED["vqa"]),
             "of another shape: fusion",
         ),
         (("finetune/scenes-vqa", "--from", start, "data.max_words=100"), "must have max_words of at most 16"),
