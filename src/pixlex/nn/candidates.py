@@ -179,7 +179,8 @@ class Screening:
         self.rounded[:, width:] = 1
         self.norm, self.residual = torch.zeros(2, padded, device=x.device).unbind()
         self.norm[:num_rows] = torch.linalg.vector_norm(x, dim=1)
-        self.residual[:num_rows] = torch.linalg.vector_norm(x - self.rounded[:num_rows, :width], dim=1)
+        if dtype != x.dtype:
+            self.residual[:num_rows] = torch.linalg.vector_norm(x - self.rounded[:num_rows, :width], dim=1)
         self.scores = self.rounded.new_empty(BLOCK, padded)
         self.result_rounding = _BFLOAT if dtype == torch.bfloat16 else 0.0
         # Rounding of norms, of x and y themselves, and of a float32 sum of D products in any order.

@@ -248,6 +248,9 @@ def _check_vectors(z: Tensor, codebook: Tensor, top_k: int) -> None:
         raise ValueError(f"z: expected the codebook's device {codebook.device}, got {z.device}")
     if not 1 <= top_k <= len(codebook):
         raise ValueError(f"top_k: expected 1 to {len(codebook)}, the number of codewords, got {top_k}")
+    # Norms first, in one pass; they leave the range of a float before its values do.
+    if torch.isfinite(torch.linalg.vector_norm(z, dim=1)).all():
+        return
     finite = torch.isfinite(z).all(1)
     if not finite.all():
         row = int((~finite).nonzero()[0, 0])
