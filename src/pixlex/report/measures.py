@@ -94,7 +94,7 @@ MEASURES = {
     "images": Measure("speed", "images/s", "higher"),
     "images_per_second": Measure("speed", "images/s", "higher"),
     "operations": Measure("products of matrices, convolutions, attention", "TFLOP/s", "higher"),
-    "utilization": Measure("the same, of what a large product reaches", "%", "higher"),
+    "utilization": Measure("operations, of what a large product reaches", "%", "higher"),
     "peak": Measure("peak memory", "MiB", "lower"),
     "wait": Measure("time spent waiting for data", "%", "lower"),
     "num_images": Measure("images"),

@@ -26,6 +26,7 @@ _ORDER = (
     "psnr", "ssim", "learning_rate", "gradient_norm", "images", "utilization", "peak", "wait",
 )  # fmt: skip
 _PANEL_OF = {"mse": "reconstruction", "masked_mse": "reconstruction", "mean_image_mse": "reconstruction"}
+_PANEL_OF |= {"majority_accuracy": "accuracy", "text_alone_accuracy": "accuracy"}
 _PANEL_OF |= {"norm_codeword": "norm_z", "visible_mse": "hidden_mse"}
 _PANEL_OF |= {f"{side}_recall_at_{k}": "recall" for side in ("text", "image") for k in (1, 10)}
 # Constants of an evaluation, or what another panel shows already.
@@ -33,7 +34,10 @@ _NOT_DRAWN = {
     "eval/num_images", "eval/words_per_image", "eval/mean_color_mse", "eval/images_per_second",
     "eval/codebook_usage", "eval/text_recall_at_5", "eval/image_recall_at_5", "eval/temperature",
     "eval/text_round_trip_rate", "eval/tokenizer_round_trip_rate", "speed/operations",
+    "eval/num_items",
 }  # fmt: skip
+# What is reached without what the panel measures, each with its dashes.
+_BASELINES = {"eval/mean_image_mse": "--", "eval/majority_accuracy": ":", "eval/text_alone_accuracy": "--"}
 # Drawn over several powers of ten where the values need it.
 _LOGARITHMIC = {"total", "reconstruction", "pixel", "commitment", "codebook", "norm_z", "gradient_norm"}
 
@@ -130,8 +134,10 @@ def _draw(axes: Axes, panel: str, lines: Mapping[str, Curve]) -> None:
     # Training lies under the evaluations, and a measure comes before its variants, which have longer names.
     for key in sorted(lines, key=lambda key: (key.startswith("eval/"), len(key), key)):
         steps, values = lines[key]
-        if key == "eval/mean_image_mse":
-            axes.plot(steps, values, color=_BASELINE_COLOR, label=_legend(key, panel), ls="--", lw=1.2)
+        if key in _BASELINES:
+            # Measured once, at the end, or with each evaluation: the level is what counts.
+            level = scale * float(values[-1])
+            axes.axhline(level, color=_BASELINE_COLOR, label=_legend(key, panel), ls=_BASELINES[key], lw=1.2)
         else:
             color = next(evaluation if key.startswith("eval/") else training)
             _draw_line(axes, (steps, scale * values), color, _legend(key, panel), smooth=panel not in _EXACT)
