@@ -71,7 +71,7 @@ def test_commands_and_program_run(
     assert [command[1] for command in commands] == [
         "doctor", "train", "encode", "decode", "reconstruct", "evaluate", "evaluate", "evaluate", "ablate",
         "doctor", "convert", "train", "evaluate", "gallery", "explain", "finetune", "evaluate", "ask", "explain",
-        "index", "search", "search",
+        "index", "search", "search", "encode",
     ]  # fmt: skip
     small_model = [f"model.language.name={language}", *SMALLER]
     extras = {
@@ -103,6 +103,7 @@ def test_commands_and_program_run(
     assert (tmp_path / "why.png").is_file()
     assert (tmp_path / "runs/vqa/report.html").is_file()
     assert (tmp_path / "found.png").is_file()
+    assert (tmp_path / "codes/part-00000.parquet").is_file()
 
     (program,) = [block for block in _blocks(checkout) if block.startswith("import pixlex")]
     names: dict[str, object] = {}
