@@ -18,7 +18,7 @@ from tests.tiny import tiny_language, tiny_lqae, write_images
 from pixlex.api import ImageTokenizer
 from pixlex.data.chosen import choose
 from pixlex.data.images import TooManyBroken, open_source
-from pixlex.encoding import encode_parts, encode_source, read_codes
+from pixlex.encoding import encode_parts, encode_source, parts, read_codes
 from pixlex.encoding.journal import Journal, journal_header
 
 # Children that are killed share no locks with this process; see tests/train/test_loop.py.
@@ -113,7 +113,7 @@ def test_one_of_two_is_killed(
     seen = [int(path.read_text()) for path in notes.iterdir()]
     assert len(seen) == 2
     assert 23 <= sum(seen) <= 25
-    assert not list(folder.glob("*.journal"))
+    assert not list(folder.glob("*journal*"))
 
 
 def test_a_part_that_another_holds_is_waited_for(lqae: ImageTokenizer, photos: Path, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_part_that_another_holds_is_waited_for(lqae: ImageTokenizer, photos: P
     for number in (1, 3):
         (tmp_path / f"part-{number:05d}.parquet").unlink()
     header = journal_header(lqae, choose(open_source(str(photos)), range(5, 10)))
-    holder = Journal(tmp_path / "part-00001.parquet.journal", header)
+    holder = Journal(tmp_path / "_part-00001.journal", header)
 
     def let_go() -> None:
         until = time.monotonic() + 60
@@ -143,6 +143,12 @@ def test_folders_of_something_else_are_refused(lqae: ImageTokenizer, photos: Pat
     others = write_images(tmp_path / "others", NAMES[:7])
     with pytest.raises(ValueError, match="holds parts of other images: choose another folder"):
         quietly(lqae, others, tmp_path / "parts")
+    rounded = ImageTokenizer(lqae.model, precision="bf16")
+    with pytest.raises(ValueError, match="parts of another model or precision: choose another folder"):
+        quietly(rounded, photos, tmp_path / "parts")
+    (tmp_path / "parts/part-00003.parquet").unlink()
+    with pytest.raises(ValueError, match="expected 5 parts, found 4: encode has not finished"):
+        list(read_codes(tmp_path / "parts", lqae))
     with pytest.raises(ValueError, match="part_size must be 1 or more, got 0"):
         quietly(lqae, photos, tmp_path / "new", part_size=0)
     (tmp_path / "parts/_parts.json").write_text("[")
@@ -163,5 +169,47 @@ def test_broken_images_are_listed_and_too_many_stop(lqae: ImageTokenizer, tmp_pa
     assert [one.key for one in result.skipped] == [NAMES[6]]
     (line,) = (tmp_path / "parts/_part-00001.skipped.jsonl").read_text().splitlines()
     assert json.loads(line)["key"] == NAMES[6]
+
+
+def test_too_many_broken_images_stop_and_are_tried_again(lqae: ImageTokenizer, tmp_path: Path) -> None:
+    """No part is made of them: once they are repaired, the same command finishes with all."""
+    photos = write_images(tmp_path / "photos", NAMES[:8])
+    whole = {name: (photos / name).read_bytes() for name in NAMES[:8]}
+    for name in NAMES[4:8]:
+        (photos / name).write_bytes(b"x" * len(whole[name]))
     with pytest.raises(TooManyBroken):
-        quietly(lqae, photos, tmp_path / "again", part_size=4, max_broken_share=0.1)
+        quietly(lqae, photos, tmp_path / "parts", part_size=4, max_broken_share=0.1)
+    assert [path.name for path in (tmp_path / "parts").glob("part-*")] == ["part-00000.parquet"]
+    for name, data in whole.items():
+        (photos / name).write_bytes(data)
+    assert quietly(lqae, photos, tmp_path / "parts", part_size=4).num_images == 4
+    assert [key for key, _ in read_codes(tmp_path / "parts", lqae)] == list(NAMES[:8])
+
+
+def test_what_a_kill_left_of_a_finished_part_goes(
+    lqae: ImageTokenizer, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the file and the end of its journal."""
+
+    def killed(journal: Journal) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "delete", killed)
+        with pytest.raises(KeyboardInterrupt):
+            quietly(lqae, photos, tmp_path)
+    assert (tmp_path / "_part-00000.journal").is_file()
+    assert quietly(lqae, photos, tmp_path).num_images == 18
+    assert pq.read_table(tmp_path).num_rows == 23
+    assert not (tmp_path / "_part-00000.journal").exists()
+
+
+def test_of_two_that_begin_one_says_the_size(lqae: ImageTokenizer, photos: Path, tmp_path: Path) -> None:
+    """The file that is there is not written over, whoever came between."""
+    header = {**journal_header(lqae, open_source(str(photos))), "part_size": 9}
+    parts._write_first(tmp_path / "_parts.json", json.dumps(header))
+    parts._write_first(tmp_path / "_parts.json", json.dumps({**header, "part_size": 5}))
+    assert json.loads((tmp_path / "_parts.json").read_text())["part_size"] == 9
+    assert [path.name for path in tmp_path.iterdir()] == ["_parts.json"]
+    with pytest.raises(ValueError, match="holds parts of 9 images, got a part size of 5"):
+        quietly(lqae, photos, tmp_path)

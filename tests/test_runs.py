@@ -91,6 +91,14 @@ def test_precision_is_decided_once(
         runs.run_training(_run(language, pictures, precision=other), tmp_path, resume=True)
 
 
+def test_a_configuration_without_a_run_decides_nothing(
+    tmp_path: Path, language: Path, pictures: Path
+) -> None:
+    """What a kill left of a run that had not begun is written over."""
+    (tmp_path / "config.yaml").write_text("")
+    assert runs.settled(_run(language, pictures), tmp_path).train.precision in ("bf16", "fp32")
+
+
 def test_an_interrupted_run_returns_none_and_goes_on(
     tmp_path: Path, language: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

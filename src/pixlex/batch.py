@@ -31,7 +31,7 @@ class ImageBatch:
         keys: the stable name of each image inside its source.
         indices: the position of each image in its source.
         skipped: images that were replaced by another (training) or left out (evaluation).
-        epochs: how often the source had been gone through when each image was drawn; None outside training.
+        epochs: how often the source had been gone through when each image was drawn; 0 or None outside training.
     """
 
     images: Float[Tensor, "B 3 H W"]

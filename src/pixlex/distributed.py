@@ -29,8 +29,9 @@ def pick_device(name: str) -> torch.device:
     """
     count = torch.cuda.device_count()
     if name == "auto":
-        # torchrun numbers the processes of a machine.
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count) if count else _CPU
+        # torchrun numbers the processes of a machine; other launchers may number all of them alone.
+        place = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
+        return torch.device("cuda", place % count) if count else _CPU
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         path: the final name.
         write: called with a path in the same folder.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Unique: processes in containers often share a number.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         write(temporary)
         with temporary.open("rb+") as file:

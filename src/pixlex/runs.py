@@ -208,8 +208,8 @@ def settled(run: Run, folder: Path) -> Run:
     """Return a run whose precision is decided: that of the run which the folder holds, or the device's own."""
     if run.train.precision != "auto":
         return run
-    path = folder / CONFIG
-    began = read_run(path).train.precision if path.is_file() else "auto"
+    begun = bool(checkpoints(folder / "checkpoints")) or (folder / "model").is_dir()
+    began = read_run(folder / CONFIG).train.precision if begun and (folder / CONFIG).is_file() else "auto"
     precision = pick_precision(began, pick_device(run.train.device))
     return dataclasses.replace(run, train=dataclasses.replace(run.train, precision=precision))
 

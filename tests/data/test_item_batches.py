@@ -106,6 +106,8 @@ def test_two_processes_share_the_items_of_one() -> None:
 
 @pytest.mark.parametrize(("size", "texts"), [(6, 4), (6, 0), (6, -2)])
 def test_numbers_that_do_not_fit(size: int, texts: int) -> None:
-    expected = f"multiple of texts_per_image, 1 or more, got {size} and {texts}"
+    expected = f"multiple of texts_per_image, 1 or more, times the processes, got {size}, {texts} and 1"
     with pytest.raises(ValueError, match=expected):
         batches(questions(), 1, batch_size=size, texts_per_image=texts)
+    with pytest.raises(ValueError, match="got 6, 2 and 2"):
+        batches(questions(), 1, batch_size=6, texts_per_image=2, world_size=2)

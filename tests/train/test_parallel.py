@@ -45,6 +45,9 @@ def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch: pytest.MonkeyP
     for rank, expected in (("3", 3), ("5", 1)):
         monkeypatch.setenv("LOCAL_RANK", rank)
         assert pick_device("auto") == torch.device("cuda", expected)
+    monkeypatch.delenv("LOCAL_RANK")
+    monkeypatch.setenv("RANK", "6")  # a launcher that numbers all processes alone
+    assert pick_device("auto") == torch.device("cuda", 2)
     assert pick_device("cuda:2") == torch.device("cuda", 2)
     with pytest.raises(ValueError, match="device 'cuda:4' is not there: torch sees 4 GPUs"):
         pick_device("cuda:4")

@@ -56,9 +56,10 @@ def training_items(
         ValueError: as `training_batches`, and for a batch that is no multiple of the texts for an image.
         TooManyBroken: as `training_batches`.
     """
-    if texts_per_image < 1 or batch_size % texts_per_image:
+    if texts_per_image < 1 or batch_size % (texts_per_image * world_size):
         raise ValueError(
-            f"batch_size must be a multiple of texts_per_image, 1 or more, got {batch_size} and {texts_per_image}"
+            f"batch_size must be a multiple of texts_per_image, 1 or more, times the processes, got {batch_size}, "
+            f"{texts_per_image} and {world_size}"
         )
     groups = group_items(source) if texts_per_image > 1 else None
     num_images = batch_size // texts_per_image

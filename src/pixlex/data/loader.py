@@ -260,8 +260,8 @@ def _blocks(source: ImageSource, together: int) -> tuple[int, ...]:
     blocks: tuple[int, ...] = getattr(source, "blocks", ()) if together == 1 else ()
     if not blocks:
         raise ValueError(
-            f"{source.name}: expected tar shards or Parquet files to shuffle by blocks, and items of one image "
-            "each; set data.shuffle_blocks to 0"
+            f"{source.name}: expected tar shards or Parquet files to shuffle by blocks, images in the order in "
+            "which they lie there, and items of one image each; set data.shuffle_blocks to 0"
         )
     return blocks
 

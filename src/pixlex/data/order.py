@@ -22,7 +22,8 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
     An epoch shows every group once, in an order drawn from (seed, epoch). Where groups lie in blocks (shards, row
     groups) that are dear to open, blocks come in random order and so many of them are mixed at a time: whoever
     reads goes through few blocks at once, forward, and opens each once an epoch, or twice where a window ends
-    inside it.
+    inside it. Worker processes take whole batches in turn, so each of them opens the blocks of a window: no matter
+    with shards, of which single images are read, but row groups of Parquet are read by each worker.
 
     With several streams an epoch is cut into as many stretches of one length, and a batch takes as many groups
     from each: row r of the batch belongs to stream r // (batch_size / streams). Processes that divide the streams

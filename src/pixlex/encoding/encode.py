@@ -90,7 +90,7 @@ def encode_source(
         TooManyBroken: more images cannot be read than allowed.
     """
     check_kind(kind, tokenizer)
-    journal_path = journal_of(out)
+    journal_path = out.with_name(f"{out.name}.journal")
     if out.is_dir() or (out.exists() and not overwrite and not journal_path.exists()):
         raise ValueError(f"{out} exists; choose another name, or replace it with --overwrite")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,8 @@ def encode_source(
         with bar:
             return encode_into(
                 journal, tokenizer, source, out, kind, bar=bar, batch_size=batch_size,
-                max_broken_share=max_broken_share, skipped_list=out.with_name(f"{out.name}.skipped.jsonl"),
+                broken=BrokenImages(None, source, max_broken_share),
+                skipped_list=out.with_name(f"{out.name}.skipped.jsonl"),
             )  # fmt: skip
 
 
@@ -115,26 +116,24 @@ def encode_into(
     *,
     bar: tqdm[Any],
     batch_size: int,
-    max_broken_share: float,
+    broken: BrokenImages,
     skipped_list: Path,
 ) -> EncodingResult:
-    """Encode what a journal lacks, make the file of it and delete it; the rest as `encode_source`."""
+    """Encode what a journal lacks, make the file of it and delete it; the rest as `encode_source`.
+
+    Images that cannot be read are judged by `broken`; where there are too many the journal stays, and no file is
+    made.
+    """
     for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
         leftover.unlink(missing_ok=True)
     resumed = len(journal)
     remaining = [index for index in range(len(source)) if index not in journal]
-    batches = encode_images(
-        tokenizer, source, indices=remaining, batch_size=batch_size, max_broken_share=max_broken_share
-    )
+    broken.record((), resumed)
+    batches = _encoded(tokenizer, source, remaining, batch_size, broken)
     skipped = _fill(journal, batches, skipped_list, bar)
     write_atomically(out, lambda temporary: write_codes(temporary, journal, kind, tokenizer))
     journal.delete()
     return EncodingResult(out, len(journal), resumed, tuple(skipped))
-
-
-def journal_of(out: Path) -> Path:
-    """Return the journal of a file."""
-    return out.with_name(f"{out.name}.journal")
 
 
 def encode_images(
@@ -158,11 +157,22 @@ def encode_images(
         ValueError: a number out of range.
         TooManyBroken: after the batch in which the share was passed.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     wanted = range(len(source)) if indices is None else indices
     broken = BrokenImages(None, source, max_broken_share)
     broken.record((), len(source) - len(wanted))
+    return _encoded(tokenizer, source, wanted, batch_size, broken)
+
+
+def _encoded(
+    tokenizer: ImageTokenizer,
+    source: ImageSource,
+    wanted: Sequence[int],
+    batch_size: int,
+    broken: BrokenImages,
+) -> Iterator[EncodedBatch]:
+    """Yield the codes of some images, batch by batch, as long as not too many are broken."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     size = tokenizer.image_size
 
     def prepare(index: int, record: ImageRecord) -> _Prepared:

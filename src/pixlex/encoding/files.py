@@ -18,6 +18,9 @@ from pixlex.api import ImageTokenizer
 Kind = Literal["words", "codes", "jsonl", "parquet"]
 Codes = tuple[int, ...]
 
+# What the parts of a folder belong to. Readers of Parquet folders pass over names that begin so.
+PARTS = "_parts.json"
+
 _ROWS_AT_ONCE = 4096
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
@@ -88,16 +91,29 @@ def read_codes(path: Path, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Cod
             word, a code out of range.
     """
     if path.is_dir():
-        parts = sorted(path.glob("part-*.parquet"))
-        if not parts:
-            raise ValueError(f"{path}: expected parts of codes, part-00000.parquet and so on, found none")
-        for part in parts:
+        for part in _parts(path):
             yield from _read_parquet(part, tokenizer)
     elif path.suffix.lower() == ".parquet":
         yield from _read_parquet(path, tokenizer)
     else:
         with path.open("rb") as file:
             yield from read_lines(file, path.name, tokenizer)
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Return the parts of a folder in order; raises `ValueError` where there are none, or fewer than it says."""
+    parts = sorted(folder.glob("part-*.parquet"), key=lambda path: (len(path.name), path.name))
+    if not parts:
+        raise ValueError(f"{folder}: expected parts of codes, part-00000.parquet and so on, found none")
+    head = folder / PARTS
+    told = json_object(head.read_text(encoding="utf-8")) if head.is_file() else None
+    if told is not None:
+        expected = -(-told["images"] // told["part_size"])
+        if len(parts) < expected:
+            raise ValueError(
+                f"{folder}: expected {expected} parts, found {len(parts)}: encode has not finished"
+            )
+    return parts
 
 
 def read_lines(lines: Iterable[bytes], name: str, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Codes]]:

@@ -129,9 +129,18 @@ def _check(found: Mapping[str, Any] | None, expected: Mapping[str, Any], path: P
     """Raise `ValueError` where a journal belongs to other codes."""
     if found is None or found.get("journal") != _FORMAT:
         raise ValueError(f"{path} is not a journal that this version of pixlex reads; move it away")
-    for part, other in (("model", "another model"), ("source", "other images"), ("images", "other images")):
+    if other := other_work(found, expected):
+        raise ValueError(
+            f"{path} is the unfinished work of {other}; delete it, choose another name for the output, or start "
+            "anew with --overwrite"
+        )
+
+
+def other_work(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
+    """Return what codes belong to that are not those expected, in words; None where they are."""
+    for part, other in (
+        ("model", "another model or precision"), ("source", "other images"), ("images", "other images"),
+    ):  # fmt: skip
         if found.get(part) != expected[part]:
-            raise ValueError(
-                f"{path} is the unfinished work of {other}; delete it, choose another name for the output, "
-                "or start anew with --overwrite"
-            )
+            return other
+    return None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,10 @@ from pixlex.batch import Skipped
 from pixlex.data.broken import BrokenImages
 from pixlex.data.chosen import choose
 from pixlex.data.sources import ImageSource
-from pixlex.encoding.encode import encode_into, journal_of
-from pixlex.encoding.journal import Journal, JournalHeld, journal_header
-from pixlex.files import write_atomically
+from pixlex.encoding.encode import encode_into
+from pixlex.encoding.files import PARTS
+from pixlex.encoding.journal import Journal, JournalHeld, journal_header, other_work
 
-# Readers of Parquet folders pass over names that begin so.
-PARTS = "_parts.json"
 _NAME = "part-{:05d}.parquet"
 # Seconds between two looks at parts that others hold.
 _PATIENCE = 1.0
@@ -85,7 +85,9 @@ def encode_parts(
         raise ValueError(f"part_size must be 1 or more, got {part_size}")
     folder.mkdir(parents=True, exist_ok=True)
     num_parts = -(-len(source) // part_size)
-    _agree(folder, {**journal_header(tokenizer, source), "part_size": part_size})
+    header = journal_header(tokenizer, source)
+    _agree(folder, {**header, "part_size": part_size})
+    # Over all parts: one that lies on a broken disk must not be the end of the others.
     broken = BrokenImages(None, source, max_broken_share)
     images, resumed = 0, 0
     skipped: list[Skipped] = []
@@ -93,16 +95,16 @@ def encode_parts(
     with tqdm(total=len(source), unit=" images", desc="encode", disable=not progress, smoothing=0.05) as bar:
         for number, out in work.turns(bar):
             part = choose(source, work.rows(number))
+            own = {**header, "source": part.identity, "images": len(part)}
             try:
-                with Journal(journal_of(out), journal_header(tokenizer, part)) as journal:
+                with Journal(work.journal(number), own) as journal:
                     if out.exists():  # finished by another between our look and our lock
                         journal.delete()
                         continue
                     bar.update(len(journal))
-                    # The share is judged over parts, below.
                     result = encode_into(
                         journal, tokenizer, part, out, "parquet", bar=bar, batch_size=batch_size,
-                        max_broken_share=1.0, skipped_list=out.with_name(f"_{out.stem}.skipped.jsonl"),
+                        broken=broken, skipped_list=out.with_name(f"_{out.stem}.skipped.jsonl"),
                     )  # fmt: skip
             except JournalHeld:
                 continue
@@ -110,7 +112,7 @@ def encode_parts(
             images += result.num_images - result.num_resumed
             resumed += result.num_resumed
             skipped += result.skipped
-            broken.record(result.skipped, result.num_images)
+    work.clear()
     return PartsResult(folder, num_parts, images, resumed, tuple(skipped))
 
 
@@ -132,16 +134,21 @@ class _Work:
         first = number * self.part_size
         return range(first, min(first + self.part_size, len(self.source)))
 
+    def journal(self, number: int) -> Path:
+        """Return the journal of a part."""
+        return self.folder / f"_part-{number:05d}.journal"
+
     def turns(self, bar: tqdm[Any]) -> Iterator[tuple[int, Path]]:
         """Yield parts that are not finished, again and again until all are; count those of others."""
         # Processes begin apart, so that they seldom meet at a part.
         shift = int(os.environ.get("RANK", "0")) * self.num_parts // int(os.environ.get("WORLD_SIZE", "1"))
         order = [(turn + shift) % self.num_parts for turn in range(self.num_parts)]
-        while len(self.finished(bar)) < self.num_parts:
+        while len(finished := self.finished(bar)) < self.num_parts:
             before = len(self.mine)
             for number in order:
-                if number not in self.finished(bar):
-                    yield number, self.folder / _NAME.format(number)
+                out = self.folder / _NAME.format(number)
+                if number not in finished and not out.exists():
+                    yield number, out
             if len(self.mine) == before:  # all that is left is held by others
                 time.sleep(_PATIENCE)
 
@@ -154,22 +161,35 @@ class _Work:
             bar.update(len(self.rows(number)))
         return found
 
+    def clear(self) -> None:
+        """Remove journals of finished parts, whose owners died between the one and the other."""
+        for number in range(self.num_parts):
+            self.journal(number).unlink(missing_ok=True)
+
 
 def _agree(folder: Path, expected: dict[str, Any]) -> None:
     """Write down what the parts of a folder belong to, or see that it is the same."""
     path = folder / PARTS
     if not path.exists():
-        content = json.dumps(expected, indent=2) + "\n"
-        # Processes that begin together write the same.
-        write_atomically(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+        _write_first(path, json.dumps(expected, indent=2) + "\n")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as fault:
         raise ValueError(f"{path} cannot be read: {fault}") from fault
-    for name, other in (("model", "another model"), ("source", "other images"), ("images", "other images")):
-        if found.get(name) != expected[name]:
-            raise ValueError(f"{folder} holds parts of {other}: choose another folder")
+    if other := other_work(found, expected):
+        raise ValueError(f"{folder} holds parts of {other}: choose another folder")
     if found.get("part_size") != expected["part_size"]:
         raise ValueError(
             f"{folder} holds parts of {found.get('part_size')} images, got a part size of {expected['part_size']}"
         )
+
+
+def _write_first(path: Path, content: str) -> None:
+    """Write a file whole if none is there; of several processes that try, one does."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
