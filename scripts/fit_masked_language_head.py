@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from pixlex.nn.embedded import EMBEDDED_SHA256, embedded_directory
 from pixlex.nn.language import LanguageModel, load_language_model
+from pixlex.train.parallel import mixed_precision
 
 EVALUATED_RATES = (0.15, 0.5)
 CHECKPOINT_EVERY = 50
@@ -138,7 +139,7 @@ def hide(
 
 def hidden_states(language: LanguageModel, batch: Masked) -> Tensor:
     """Last hidden states at the hidden words."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), mixed_precision(torch.device("cpu"), "auto"):
         embeddings = functional.embedding(batch.word_ids, language.word_embedding)
         return language(embeddings, batch.key_padding).last[batch.hidden].float()
 
