@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +11,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Batch = TypeVar("Batch", bound="ImageBatch")
+
+
+def send(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor on `device` without waiting for what that device is busy with."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # from other memory the copy would wait for all that was asked before
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class ImageBatch:
         indices: the position of each image in its source.
         skipped: images that were replaced by another (training) or left out (evaluation).
         epochs: how often the source had been gone through when each image was drawn; 0 or None outside training.
+        origin: the batch on the CPU that this one was sent from; None there.
     """
 
     images: Float[Tensor, "B 3 H W"]
@@ -40,16 +48,25 @@ class ImageBatch:
     indices: Int[Tensor, " B"]
     skipped: tuple[Skipped, ...] = ()
     epochs: Int[Tensor, " B"] | None = None
+    origin: ImageBatch | None = field(default=None, repr=False, compare=False)
 
     def to(self: Batch, device: torch.device | str) -> Batch:
-        """Return the batch with its tensors on `device`."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True)
-            for name, value in values.items()
-            if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
+        """Return the batch with its tensors on `device`; see `on_host`."""
+        origin = None if torch.device(device).type == "cpu" else self.on_host
+        return replace(self, **self._each(lambda tensor: send(tensor, device)), origin=origin)
+
+    def pinned(self: Batch) -> Batch:
+        """Return the batch in memory that a GPU fetches from by itself."""
+        return replace(self, **self._each(Tensor.pin_memory))
+
+    @property
+    def on_host(self: Batch) -> Batch:
+        """The batch on the CPU: what is decided from it there makes nobody wait for the device."""
+        return self if self.origin is None else self.origin  # type: ignore[return-value]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)

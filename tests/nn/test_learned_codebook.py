@@ -29,11 +29,12 @@ def test_dead_codewords_are_found_and_placed() -> None:
     used = torch.tensor([True, True, False, True])
     for _ in range(4):
         codebook.note_usage(used)
-        assert codebook.dead(5).tolist() == []
+        assert not codebook.dead(5).any()
     codebook.note_usage(used)
-    assert codebook.dead(5).tolist() == [2]
+    assert codebook.dead(5).tolist() == [False, False, True, False]
     row = torch.randn(1, 3)
-    codebook.place(codebook.dead(5), row)
+    moves = torch.tensor([False, True])
+    codebook.place(torch.tensor([1, 2]), torch.stack([-row[0], row[0]]), moves)
     assert torch.equal(codebook.weight[used], before[used])
     assert torch.equal(codebook.weight[2], row[0])
     assert codebook.idle_steps.tolist() == [0, 0, 0, 0]
@@ -84,7 +85,7 @@ def test_moving_averages_against_numpy() -> None:
         averages.move(codebook, torch.tensor(batch_counts), torch.tensor(batch_sums, dtype=torch.float32))
     np.testing.assert_allclose(codebook.weight[:3].detach().numpy(), sums[:3] / counts[:3, None], rtol=1e-5)
     assert torch.equal(codebook.weight[3], start[3])
-    averages.forget(torch.tensor([1]))
+    averages.forget(torch.tensor([False, True, False, False]))
     assert averages.counts[1] == 0
     assert averages.sums[1].abs().sum() == 0
 

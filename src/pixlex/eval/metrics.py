@@ -153,7 +153,7 @@ class CodebookUsage:
     @property
     def perplexity(self) -> float:
         """Number of codewords in even use that would have the same entropy, in [1, K]."""
-        return perplexity(self.counts)
+        return float(perplexity(self.counts))
 
     @property
     def most_frequent_share(self) -> float:

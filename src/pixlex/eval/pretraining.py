@@ -80,10 +80,13 @@ class PretrainingResult:
         found = {"num_images": float(self.num_images), **self.means}
         if self.codes is not None:
             counts = count_codes(self.codes, self.num_codewords)
-            found |= {"distinct_codewords": float((counts > 0).sum()), "perplexity": perplexity(counts)}
+            found |= {
+                "distinct_codewords": float((counts > 0).sum()),
+                "perplexity": float(perplexity(counts)),
+            }
             if "masked_image" in self.means:
                 # Of the whole set: no collapse of the codes can raise it.
-                found["masked_image_gain"] = math.log(perplexity(counts)) - self.means["masked_image"]
+                found["masked_image_gain"] = math.log(found["perplexity"]) - self.means["masked_image"]
         for name in ("churn", "hidden_mse", "visible_mse", "mean_color_mse"):
             value = getattr(self, name)
             if value is not None:

@@ -14,7 +14,7 @@ def caption_loss(
     word_ids: Int[Tensor, "B T"],
     key_padding: Bool[Tensor, "B T"],
     *,
-    total: float | None = None,
+    total: float | Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of caption words in nats (Tsimpoukelli et al. 2021, section 3).
 
@@ -31,4 +31,4 @@ def caption_loss(
     summed = F.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=_IGNORED
     )
-    return summed / (float((~key_padding).sum()) if total is None else total)
+    return summed / ((~key_padding).sum() if total is None else total)

@@ -19,7 +19,7 @@ def masked_word_loss(
     weight: Float[Tensor, "V D"],
     bias: Float[Tensor, " V"] | None,
     *,
-    total: float | None = None,
+    total: float | Float[Tensor, ""] | None = None,
     factors: Float[Tensor, " M"] | None = None,
     block: int = 512,
 ) -> Float[Tensor, ""]:
@@ -43,7 +43,9 @@ def masked_word_loss(
     Returns:
         The loss; 0 where nothing is hidden.
     """
-    total = (len(word_ids) if total is None else total) or 1  # nothing hidden: a sum of nothing over one
+    total = len(word_ids) if total is None else total
+    # Nothing hidden: a sum of nothing over one.
+    total = total.masked_fill(total == 0, 1.0) if isinstance(total, Tensor) else total or 1
     device = vectors.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
     if factors is None:

@@ -10,7 +10,7 @@ IGNORED = -100
 
 
 def image_text_matching_loss(
-    logits: Float[Tensor, "R 2"], labels: Int[Tensor, " R"], *, total: float | None = None
+    logits: Float[Tensor, "R 2"], labels: Int[Tensor, " R"], *, total: float | Float[Tensor, ""] | None = None
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of "does not belong" and "belongs" in nats (CB-ViLA, equation 5).
 
@@ -21,4 +21,4 @@ def image_text_matching_loss(
             those of all over the number of processes makes their mean exact.
     """
     summed = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
-    return summed / (float((labels != IGNORED).sum()) if total is None else total)
+    return summed / ((labels != IGNORED).sum() if total is None else total)

@@ -30,7 +30,8 @@ def masked_patch_loss(
         patches: the pixels of each patch.
         mask: True where a patch was hidden; one or more.
     """
-    return (predicted.float() - patches)[mask].square().mean()
+    errors = (predicted.float() - patches).square().mean(-1)
+    return errors.masked_fill(~mask, 0.0).sum() / mask.sum()
 
 
 def normalized_patches(patches: Float[Tensor, "B N pixels"]) -> Float[Tensor, "B N pixels"]:

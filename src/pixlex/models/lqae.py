@@ -50,6 +50,8 @@ class LQAE(nn.Module):
         ValueError: when the language model cannot read as many words as the image has patches.
     """
 
+    _word_ids: Tensor
+
     def __init__(self, config: LQAEConfig, language: LanguageModel, vocabulary: Vocabulary) -> None:
         super().__init__()
         num_patches = config.grid**2
@@ -61,6 +63,8 @@ class LQAE(nn.Module):
         self.config = config
         self.vocabulary = vocabulary
         self._frozen = (language,)
+        # Moves with the model, so that no step copies it to a GPU anew.
+        self.register_buffer("_word_ids", vocabulary.word_ids, persistent=False)
         embedding = language.word_embedding[vocabulary.word_ids]
         self.quantizer = WordQuantizer(embedding, config.quantizer)
         self.encoder = ImageEncoder(config.encoder, config.image_size, config.patch_size)
@@ -110,7 +114,7 @@ class LQAE(nn.Module):
 
     def word_ids(self, codes: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """Return the language model's ids of codewords."""
-        return self.vocabulary.word_ids.to(codes.device)[codes]
+        return self._word_ids[codes]
 
     def quantize(
         self, images: Float[Tensor, "B 3 H W"], generator: torch.Generator | None = None
@@ -153,7 +157,7 @@ class LQAE(nn.Module):
 
     def _predicted_embeddings(self, hidden: Tensor) -> Tensor:
         """Return the embedding of the likeliest codeword, with the gradient of the expected embedding."""
-        logits = self.language.logits(hidden, self.vocabulary.word_ids.to(hidden.device)).float()
+        logits = self.language.logits(hidden, self._word_ids).float()
         embedding = self.quantizer.embedding
         return straight_through(logits.softmax(-1) @ embedding, embedding[logits.argmax(-1)])
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pixlex.batch import send
 from pixlex.config.lqae import QuantizerConfig
 from pixlex.nn.nearest import nearest_codeword, nearest_codewords
 from pixlex.nn.whitening import Moments, Whitening
@@ -129,7 +130,7 @@ class WordQuantizer(nn.Module):
         nearest = nearest_codewords(rows, codebook, metric, top_k)
         if self.config.top_k_mode == "random" and self.training:
             # One draw for each patch; the released code draws one rank for the whole batch.
-            rank = torch.randint(top_k, (len(rows), 1), generator=generator).to(nearest.device)
+            rank = send(torch.randint(top_k, (len(rows), 1), generator=generator), nearest.device)
             nearest = nearest.gather(1, rank)
         elif self.config.top_k_mode == "random":
             nearest = nearest[:, :1]
@@ -150,11 +151,12 @@ def _principal_directions(embedding: Tensor, num_directions: int) -> tuple[Tenso
 @torch.no_grad()
 def count_codes(codes: Int[Tensor, "..."], num_codewords: int) -> Int[Tensor, " K"]:
     """Return how often each codeword occurs."""
-    return torch.bincount(codes.flatten(), minlength=num_codewords)
+    codes = codes.flatten()  # bincount would read the largest code, for which a GPU has to be waited for
+    return codes.new_zeros(num_codewords).scatter_add_(0, codes, torch.ones_like(codes))
 
 
 @torch.no_grad()
-def perplexity(counts: Int[Tensor, " K"] | Float[Tensor, " K"]) -> float:
+def perplexity(counts: Int[Tensor, " K"] | Float[Tensor, " K"]) -> Float[Tensor, ""]:
     """Return exp of the entropy of a usage distribution: the number of codewords in even use."""
     share = counts.double() / counts.sum().clamp_min(1)
-    return float(torch.exp(-(share * share.clamp_min(1e-30).log()).sum()))
+    return torch.exp(-(share * share.clamp_min(1e-30).log()).sum())

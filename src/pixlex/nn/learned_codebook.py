@@ -79,15 +79,28 @@ class LearnedCodebook(nn.Module):
         """Count one more idle step for each codeword that the last batch did not use."""
         self.idle_steps.add_(1).masked_fill_(used, 0)
 
-    def dead(self, idle_limit: int) -> Int[Tensor, " R"]:
-        """Return the codewords that no batch has used for `idle_limit` steps."""
-        return (self.idle_steps >= idle_limit).nonzero().flatten()
+    def dead(self, idle_limit: int) -> Bool[Tensor, " K"]:
+        """Return which codewords no batch has used for `idle_limit` steps."""
+        return self.idle_steps >= idle_limit
 
     @torch.no_grad()
-    def place(self, codes: Int[Tensor, " R"], rows: Float[Tensor, "R S"]) -> None:
-        """Put codewords on patch vectors; they count as used."""
-        self.weight[codes] = rows.to(self.weight.dtype)
-        self.idle_steps[codes] = 0
+    def place(
+        self, codes: Int[Tensor, " R"], rows: Float[Tensor, "R S"], moves: Bool[Tensor, " R"] | None = None
+    ) -> None:
+        """Put codewords on patch vectors; they count as used.
+
+        Args:
+            codes: which, each once.
+            rows: where to.
+            moves: those that are False stay as they are; None moves all.
+        """
+        rows = rows.to(self.weight.dtype)
+        idle = torch.zeros_like(codes)
+        if moves is not None:
+            rows = torch.where(moves.unsqueeze(-1), rows, self.weight[codes])
+            idle = torch.where(moves, idle, self.idle_steps[codes])
+        self.weight[codes] = rows
+        self.idle_steps[codes] = idle
 
 
 class MovingAverages(nn.Module):
@@ -123,7 +136,8 @@ class MovingAverages(nn.Module):
         self.counts.mul_(self.decay).add_(counts.to(self.counts), alpha=1 - self.decay)
         self.sums.mul_(self.decay).add_(sums.to(self.sums), alpha=1 - self.decay)
         seen = self.counts > 1e-6
-        codebook.weight[seen] = (self.sums[seen] / self.counts[seen].unsqueeze(-1)).to(codebook.weight.dtype)
+        means = (self.sums / self.counts.unsqueeze(-1)).to(codebook.weight.dtype)
+        codebook.weight.copy_(torch.where(seen.unsqueeze(-1), means, codebook.weight))
 
     @torch.no_grad()
     def start(self, centers: Float[Tensor, "K S"]) -> None:
@@ -132,10 +146,10 @@ class MovingAverages(nn.Module):
         self.sums.copy_(centers)
 
     @torch.no_grad()
-    def forget(self, codes: Int[Tensor, " R"]) -> None:
+    def forget(self, placed: Bool[Tensor, " K"]) -> None:
         """Drop the averages of codewords that were placed anew."""
-        self.counts[codes] = 0
-        self.sums[codes] = 0
+        self.counts.masked_fill_(placed, 0.0)
+        self.sums.masked_fill_(placed.unsqueeze(-1), 0.0)
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pixlex.batch import send
+
 # Shares of the hidden words that become the mask word, and any word; the rest stay (Devlin et al. 2018, 3.1).
 _MASKED, _REPLACED = 0.8, 0.1
 
@@ -49,7 +51,7 @@ class SplitPatches:
 
     def to(self, device: torch.device) -> SplitPatches:
         """Return the places on a device."""
-        return SplitPatches(self.visible.to(device), self.hidden.to(device))
+        return SplitPatches(send(self.visible, device), send(self.hidden, device))
 
 
 def split_patches(
@@ -93,9 +95,9 @@ class WordDraws:
             torch.randint(vocab_size, (num_texts, length), generator=generator),
         )
 
-    def part(self, first: int, rows: int, length: int, device: torch.device) -> WordDraws:
+    def part(self, first: int, rows: int, length: int) -> WordDraws:
         """Return the draws of some texts, cut to the length of their batch."""
-        parts = (one[first : first + rows, :length].to(device) for one in (self.hide, self.kind, self.words))
+        parts = (one[first : first + rows, :length] for one in (self.hide, self.kind, self.words))
         return WordDraws(*parts)
 
 

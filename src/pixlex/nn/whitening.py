@@ -70,7 +70,9 @@ def _whiten(z: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
     """Return L^-1 (z - mean), with a ridge relative to the mean variance so that L always exists."""
     width = len(mean)
     ridge = 1e-4 * covariance.diagonal().mean() + 1e-8
-    factor = torch.linalg.cholesky(covariance + ridge * torch.eye(width, device=z.device))
+    factor, failed = torch.linalg.cholesky_ex(covariance + ridge * torch.eye(width, device=z.device))
+    # Values that are not finite have no factor: the loss will say so, and nobody waits for a GPU to ask here.
+    factor = factor.masked_fill(failed != 0, torch.nan)
     flat = (z - mean).flatten(0, -2)
     solved: Tensor = torch.linalg.solve_triangular(factor, flat.T, upper=False)
     return solved.T.view_as(z)

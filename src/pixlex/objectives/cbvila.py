@@ -137,7 +137,7 @@ class CBViLAObjective(Objective):
         return LossTerms(total, terms, measures)
 
     @torch.no_grad()
-    def after_step(self, step: Step) -> dict[str, float]:
+    def after_step(self, step: Step) -> Mapping[str, Tensor | float]:
         """Keep the temperature in bounds; start, move and revive codewords; return the codebook's health."""
         self.model.log_scale.clamp_(-math.log(_MOST), -math.log(_LEAST))
         moves = self.phase_at(step.number).name != ENCODERS

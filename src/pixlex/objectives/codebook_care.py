@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pixlex import distributed
+from pixlex.batch import send
 from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.nn.codebook import Quantized, count_codes, perplexity
 from pixlex.nn.learned_codebook import LearnedCodebook, MovingAverages, k_means
@@ -34,17 +35,17 @@ class CodebookCare(nn.Module):
         moving = config.codebook_update == "ema"
         self.averages = MovingAverages(codebook, config.ema_decay) if moving else None
         self._last: Quantized | None = None
-        self._masked_image: float | None = None
+        self._masked_image: Tensor | None = None
 
     def observe(self, quantized: Quantized, masked_image: Tensor | None) -> None:
         """Keep what the images of a step became, and how well hidden codes were foretold."""
         self._last = quantized
-        self._masked_image = (
-            None if masked_image is None else float(distributed.all_mean(masked_image.detach()))
-        )
+        self._masked_image = None if masked_image is None else distributed.all_mean(masked_image.detach())
 
     @torch.no_grad()
-    def after_step(self, codebook: LearnedCodebook, step: Step, *, moves: bool = True) -> dict[str, float]:
+    def after_step(
+        self, codebook: LearnedCodebook, step: Step, *, moves: bool = True
+    ) -> Mapping[str, Tensor | float]:
         """Start, move and revive codewords; return their health.
 
         Args:
@@ -61,9 +62,9 @@ class CodebookCare(nn.Module):
         rows, codes = self._last.z.detach().flatten(0, 1), self._last.codes.flatten()
         counts = distributed.all_sum(count_codes(codes, codebook.num_codewords))
         spread = perplexity(counts)
-        health = {"distinct_codewords": float((counts > 0).sum()), "perplexity": spread}
+        health = {"distinct_codewords": (counts > 0).sum(), "perplexity": spread}
         if self._masked_image is not None:
-            health["masked_image_gain"] = math.log(spread) - self._masked_image
+            health["masked_image_gain"] = spread.log() - self._masked_image
         codebook.note_usage(counts > 0)
         if not moves:
             return health
@@ -73,10 +74,11 @@ class CodebookCare(nn.Module):
             sums = torch.zeros_like(codebook.weight, dtype=torch.float32).index_add_(0, codes, rows.float())
             self.averages.move(codebook, counts, distributed.all_sum(sums))
         if self.config.restart_after:
-            dead = revive(codebook, self._last, self.config.restart_after, step.generator, _FARTHEST)
+            placed, health["restarted"] = revive(
+                codebook, self._last, self.config.restart_after, step.generator, _FARTHEST
+            )
             if self.averages is not None:
-                self.averages.forget(dead)
-            health["restarted"] = float(len(dead))
+                self.averages.forget(placed)
         return health
 
     def _start(
@@ -105,7 +107,7 @@ def revive(
     idle_limit: int,
     generator: torch.Generator,
     farthest: float = 1.0,
-) -> Int[Tensor, " R"]:
+) -> tuple[Bool[Tensor, " K"], Int[Tensor, ""]]:
     """Place codewords idle for `idle_limit` steps on patch vectors of all processes, each taken once.
 
     At random among those farthest from their codewords; dead codewords beyond their number wait for the next
@@ -120,15 +122,17 @@ def revive(
         farthest: share of the patch vectors, in (0, 1], that are far enough; 16 are in any case.
 
     Returns:
-        The codes placed anew.
+        Which codewords were placed anew, and how many.
     """
+    rows, codewords = quantized.z.detach().flatten(0, 1), quantized.codewords.detach().flatten(0, 1)
+    distances = distributed.all_gather((rows.float() - codewords.float()).square().sum(-1))
+    far = distances.topk(min(len(distances), max(16, round(farthest * len(distances))))).indices
+    # As many places as there can be at most, taken by dead codewords as far as there are some: how many
+    # there are is known to the device alone.
+    num_places = min(len(far), codebook.num_codewords)
+    order = send(torch.randperm(len(far), generator=generator), rows.device)
     dead = codebook.dead(idle_limit)
-    if len(dead):
-        rows, codewords = quantized.z.detach().flatten(0, 1), quantized.codewords.detach().flatten(0, 1)
-        distances = distributed.all_gather((rows.float() - codewords.float()).square().sum(-1))
-        far = distances.topk(min(len(distances), max(16, round(farthest * len(distances))))).indices
-        order = torch.randperm(len(far), generator=generator).to(rows.device)
-        numbers = far[order][: len(dead)]
-        dead = dead[: len(numbers)]
-        codebook.place(dead, distributed.pick_rows(rows.float(), numbers))
-    return dead
+    codes = torch.argsort(~dead, stable=True)[:num_places]
+    moves = dead[codes]
+    codebook.place(codes, distributed.pick_rows(rows.float(), far[order][:num_places]), moves)
+    return torch.zeros_like(dead).index_put_((codes,), moves), moves.sum()

@@ -12,14 +12,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pixlex import distributed
-from pixlex.batch import ImageTextBatch
+from pixlex.batch import ImageTextBatch, send
 from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.losses.contrastive import hard_negatives, image_text_contrastive_loss
 from pixlex.losses.masked import masked_word_loss
 from pixlex.losses.matching import IGNORED, image_text_matching_loss
 from pixlex.models.cbvila import START_TEMPERATURE, CBViLA
 from pixlex.nn.bert import Context
-from pixlex.nn.masking import MaskedWords, mask_words
+from pixlex.nn.masking import mask_words
 from pixlex.objectives.draws import Draws
 
 
@@ -32,6 +32,14 @@ class TextStates:
 
 
 @dataclass(frozen=True)
+class HiddenWords:
+    """Texts as the encoder reads them with words hidden, and the places of those, counted through the texts."""
+
+    word_ids: Int[Tensor, "B T"]
+    places: Int[Tensor, " M"]
+
+
+@dataclass(frozen=True)
 class Similarity:
     """Each image of this process against all texts, each text against all images, over the temperature."""
 
@@ -41,10 +49,9 @@ class Similarity:
 
 def same_pairs(batch: ImageTextBatch) -> Bool[Tensor, "B A"]:
     """Return which pairs of all processes have the image or the caption of which pair of this one."""
-    device = batch.images.device
     digests = (hashlib.sha256(text.encode()).digest()[:8] for text in batch.texts)
     captions = torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
-    own = torch.stack([batch.image_ids.to(device), captions.to(device)], dim=1)
+    own = send(torch.stack([batch.on_host.image_ids, captions], dim=1), batch.images.device)
     everyone = distributed.all_gather(own)
     return (own.unsqueeze(1) == everyone.unsqueeze(0)).any(-1)
 
@@ -72,10 +79,7 @@ def compared_terms(
     masked = None
     word_ids, key_padding = batch.word_ids, batch.key_padding
     if "masked_language" in active:
-        special = model.tokenizer.special(word_ids, key_padding)
-        masked = mask_words(
-            word_ids, special, config.masked_language_ratio, model.tokenizer.mask_id, draws.words
-        )
+        masked = _masked(model, config, batch, draws)
         both = model.read(torch.cat([word_ids, masked.word_ids]), torch.cat([key_padding, key_padding]))
         vectors, masked_vectors = both.chunk(2)
     else:
@@ -97,7 +101,7 @@ def compared_terms(
             model, seen, text, context, _opposed(similarity, same, draws), queries
         )
         count = distributed.all_mean((labels != IGNORED).sum().float())
-        terms["image_text_matching"] = image_text_matching_loss(logits, labels, total=float(count))
+        terms["image_text_matching"] = image_text_matching_loss(logits, labels, total=count)
     elif masked is not None:
         fused = model.fusion(masked_vectors, model.look_at_images(seen), key_padding)
     if masked is not None:
@@ -186,13 +190,23 @@ def _padded(text: TextStates, length: int) -> TextStates:
     )
 
 
-def _masked_language(model: CBViLA, fused: Tensor, word_ids: Tensor, masked: MaskedWords) -> Tensor:
+def _masked(model: CBViLA, config: CBViLAObjectiveConfig, batch: ImageTextBatch, draws: Draws) -> HiddenWords:
+    """Hide words, on the CPU: how many there are decides shapes."""
+    host, device = batch.on_host, batch.images.device
+    special = model.tokenizer.special(host.word_ids, host.key_padding)
+    masked = mask_words(
+        host.word_ids, special, config.masked_language_ratio, model.tokenizer.mask_id, draws.words
+    )
+    return HiddenWords(send(masked.word_ids, device), send(masked.mask.flatten().nonzero()[:, 0], device))
+
+
+def _masked_language(model: CBViLA, fused: Tensor, word_ids: Tensor, masked: HiddenWords) -> Tensor:
     """Return the cross-entropy of hidden words (equation 6), the mean over all processes' words."""
-    total = distributed.all_mean(masked.mask.sum().float())
+    hidden = masked.places
     return masked_word_loss(
-        model.masked_word_head(fused[masked.mask]),
-        word_ids[masked.mask],
+        model.masked_word_head(fused.flatten(0, 1)[hidden]),
+        word_ids.flatten()[hidden],
         model.text_encoder.words.weight,
         model.masked_word_head.bias,
-        total=float(total),
+        total=distributed.all_mean(torch.full((), float(len(hidden)), device=fused.device)),
     )

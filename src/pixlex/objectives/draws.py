@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pixlex import distributed
+from pixlex.batch import send
 from pixlex.nn.masking import SplitPatches, WordDraws, split_patches
 
 
@@ -18,7 +19,7 @@ class Draws:
 
     Attributes:
         patches: which patches are seen.
-        words: which words are hidden, and how.
+        words: which words are hidden, and how; on the CPU.
         negatives: uniform in [0, 1): which text is set against each image, which image against each text.
         noise_seeds: seed of the Gumbel noise of each image.
     """
@@ -61,8 +62,8 @@ class Draws:
         seeds = torch.randint(2**62, (total,), generator=generator)
         return cls(
             SplitPatches(patches.visible[own], patches.hidden[own]).to(device),
-            words.part(first, num_pairs, num_words, device),
-            negatives[own].to(device),
+            words.part(first, num_pairs, num_words),
+            send(negatives[own], device),
             seeds[own],
         )
 

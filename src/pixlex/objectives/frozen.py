@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from pixlex import distributed
 from pixlex.batch import ImageTextBatch
 from pixlex.losses.captions import caption_loss
@@ -29,9 +33,9 @@ class FrozenObjective(Objective):
         logits = self.model(batch.images, batch.word_ids, batch.key_padding)
         # Captions differ in length: each process divides by the mean number of words of all of them.
         num_words = distributed.all_mean((~batch.key_padding).sum().float())
-        loss = caption_loss(logits, batch.word_ids, batch.key_padding, total=float(num_words))
+        loss = caption_loss(logits, batch.word_ids, batch.key_padding, total=num_words)
         return LossTerms(loss, {"caption": loss})
 
-    def after_step(self, step: Step) -> dict[str, float]:
+    def after_step(self, step: Step) -> Mapping[str, Tensor | float]:
         """Do nothing: all of it lies inside autograd."""
         return {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from jaxtyping import Bool
+from jaxtyping import Int
 from torch import Tensor
 
 from pixlex import distributed
-from pixlex.batch import ImageBatch
+from pixlex.batch import ImageBatch, send
 from pixlex.config.lqae import LQAEObjectiveConfig, VQVAEObjectiveConfig
 from pixlex.losses.masked import masked_word_loss
 from pixlex.losses.quantization import codebook_loss, commitment_loss, entropy_regularization
@@ -57,8 +59,8 @@ class LQAEObjective(Objective):
             config.mask_ratio_max,
             step.generator,
         )
-        mask = everyone.chunk(distributed.world_size())[distributed.rank()].to(batch.images.device)
-        output = self.model(batch.images, mask, step.generator)
+        own = everyone.chunk(distributed.world_size())[distributed.rank()]
+        output = self.model(batch.images, send(own, batch.images.device), step.generator)
         self._last = output.quantized
         terms = {"reconstruction": pixel_loss(output.reconstruction, batch.images)}
         total = config.reconstruction_weight * terms["reconstruction"]
@@ -69,7 +71,8 @@ class LQAEObjective(Objective):
             terms["codebook"] = codebook_loss(output.quantized.z, output.quantized.codewords)
             total = total + terms["codebook"]
         if config.masked_language_weight:
-            terms["masked_language"] = self._masked_language(output, everyone)
+            hidden = send(own.flatten().nonzero()[:, 0], batch.images.device)
+            terms["masked_language"] = self._masked_language(output, hidden, int(everyone.sum()))
             total = total + config.masked_language_weight * terms["masked_language"]
         if config.entropy_weight:
             terms["entropy"] = entropy_regularization(
@@ -81,21 +84,26 @@ class LQAEObjective(Objective):
             total = total + config.entropy_weight * terms["entropy"]
         return LossTerms(total, terms, _scales(output.quantized))
 
-    def _masked_language(self, output: LQAEOutput, everyone: Bool[Tensor, "A N"]) -> Tensor:
-        """Return the cross-entropy of the hidden words, those positions only."""
-        mask, language = output.mask, self.model.language
-        assert mask is not None
+    def _masked_language(self, output: LQAEOutput, hidden: Int[Tensor, " M"], num_hidden: int) -> Tensor:
+        """Return the cross-entropy of the hidden words, those positions only.
+
+        Args:
+            output: of the model.
+            hidden: positions of this process's hidden words, counted through its images.
+            num_hidden: hidden words of all processes.
+        """
+        language = self.model.language
         weight, bias = language.head_weight_and_bias()
         return masked_word_loss(
-            language.predict(output.language.last)[mask],
-            self.model.word_ids(output.quantized.codes[mask]),
+            language.predict(output.language.last).flatten(0, 1)[hidden],
+            self.model.word_ids(output.quantized.codes.flatten()[hidden]),
             weight,
             bias,
-            total=float(everyone.sum()) / distributed.world_size(),
+            total=num_hidden / distributed.world_size(),
         )
 
     @torch.no_grad()
-    def after_step(self, step: Step) -> dict[str, float]:
+    def after_step(self, step: Step) -> Mapping[str, Tensor | float]:
         """Move the running statistics of the whitening; return how many codewords the batch used."""
         assert self._last is not None
         if self._last.moments is not None:
@@ -141,24 +149,22 @@ class VQVAEObjective(Objective):
         return LossTerms(total, terms, _scales(output.quantized))
 
     @torch.no_grad()
-    def after_step(self, step: Step) -> dict[str, float]:
+    def after_step(self, step: Step) -> Mapping[str, Tensor | float]:
         """Restart codewords that no batch used for long; return how many the last one used."""
         assert self._last is not None
         counts, measures = _usage(self._last, self.model.num_codewords)
         if self.config.restart_after:
             self.model.codebook.note_usage(counts > 0)
-            restarted = revive(self.model.codebook, self._last, self.config.restart_after, step.generator)
-            measures["restarted"] = float(len(restarted))
+            _, measures["restarted"] = revive(
+                self.model.codebook, self._last, self.config.restart_after, step.generator
+            )
         return measures
 
 
-def _usage(quantized: Quantized, num_codewords: int) -> tuple[Tensor, dict[str, float]]:
+def _usage(quantized: Quantized, num_codewords: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Return how often the whole batch, over all processes, used each codeword, and its summary."""
     counts = count_codes(distributed.all_gather(quantized.codes), num_codewords)
-    return counts, {
-        "distinct_codewords": float((counts > 0).sum()),
-        "perplexity": perplexity(counts),
-    }
+    return counts, {"distinct_codewords": (counts > 0).sum(), "perplexity": perplexity(counts)}
 
 
 @torch.no_grad()

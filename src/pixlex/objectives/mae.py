@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from pixlex import distributed
-from pixlex.batch import ImageBatch
+from pixlex.batch import ImageBatch, send
 from pixlex.config.mae import MAEObjectiveConfig
 from pixlex.losses.reconstruction import masked_patch_loss, normalized_patches
 from pixlex.models.mae import MAE
@@ -33,13 +36,13 @@ class MAEObjective(Objective):
         """Return the loss of one process's part of a batch; masks are drawn for the whole batch everywhere."""
         world_size = distributed.world_size()
         everyone = torch.rand(len(batch.images) * world_size, self.model.grid**2, generator=step.generator)
-        noise = everyone.chunk(world_size)[distributed.rank()].to(batch.images.device)
+        noise = send(everyone.chunk(world_size)[distributed.rank()], batch.images.device)
         output = self.model(batch.images, noise)
         patches = self.model.patches(batch.images)
         targets = normalized_patches(patches) if self.config.normalize_targets else patches
         loss = masked_patch_loss(output.predicted, targets, output.mask)
         return LossTerms(loss, {"masked_patches": loss})
 
-    def after_step(self, step: Step) -> dict[str, float]:
+    def after_step(self, step: Step) -> Mapping[str, Tensor | float]:
         """Do nothing: all of it lies inside autograd."""
         return {}

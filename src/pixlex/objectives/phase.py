@@ -58,6 +58,10 @@ class LossTerms:
 class Objective(nn.Module, ABC):
     """What is minimized, with which weights, in which order; what DistributedDataParallel wraps.
 
+    Neither `forward` nor `after_step` may read a number from the device, or a GPU stands still until the next
+    operation is asked for: what is decided by counts and positions is decided from `batch.on_host`, or has a fixed
+    shape. tests/objectives/test_waiting.py holds every family to it.
+
     Attributes:
         model: the network.
         phases: stretches of training, in order.
@@ -71,7 +75,7 @@ class Objective(nn.Module, ABC):
         """Return the loss of one process's part of a batch."""
 
     @abstractmethod
-    def after_step(self, step: Step) -> dict[str, float]:
+    def after_step(self, step: Step) -> Mapping[str, Tensor | float]:
         """Do the housekeeping that lies outside autograd; return what it found, for the log."""
 
     def phase_at(self, step: int) -> Phase:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixlex import distributed
-from pixlex.batch import ReasoningBatch
+from pixlex.batch import ReasoningBatch, send
 from pixlex.config.reasoning import ReasoningObjectiveConfig
 from pixlex.data.answers import agreement_targets
 from pixlex.losses.masked import masked_word_loss
@@ -46,13 +46,14 @@ class ReasoningObjective(Objective):
         if self.model.decoder is not None:
             loss = self._written(batch)
             return LossTerms(loss, {"answer": loss})
-        labels = torch.tensor([self._class_of(given) for given in batch.answers], device=batch.images.device)
+        numbers = torch.tensor([self._class_of(given) for given in batch.answers])
+        labels = send(numbers, batch.images.device)
         logits = self.model.class_logits(batch.images, batch.word_ids, batch.key_padding, batch.looks_at)
         loss = F.cross_entropy(logits, labels, reduction="sum") / _per_process(batch)
         right = (logits.detach().argmax(1) == labels).float().mean()
         return LossTerms(loss, {"answer": loss}, {"accuracy": right})
 
-    def after_step(self, step: Step) -> dict[str, float]:
+    def after_step(self, step: Step) -> Mapping[str, Tensor | float]:
         """Do nothing: all of it lies inside autograd."""
         return {}
 
@@ -71,18 +72,17 @@ class ReasoningObjective(Objective):
         flat = [(row, text, weight) for row, found in enumerate(weights) for text, weight in found.items()]
         context = model.look_at_question(batch.images, batch.word_ids, batch.key_padding, batch.looks_at)
         words = model.encode_texts([text for _, text, _ in flat], model.config.max_answer_words)
-        ids, padding = words.word_ids.to(device), words.key_padding.to(device)
-        rows = torch.tensor([row for row, _, _ in flat], device=device)
-        vectors = model.write(ids[:, :-1], context.rows(rows))
-        targets, shown = ids[:, 1:], ~padding[:, 1:]
-        factors = torch.tensor([weight for _, _, weight in flat], device=device)
+        rows = send(torch.tensor([row for row, _, _ in flat]), device)
+        vectors = model.write(send(words.word_ids[:, :-1], device), context.rows(rows))
+        targets, shown = words.word_ids[:, 1:], ~words.key_padding[:, 1:]
+        factors = torch.tensor([weight for _, _, weight in flat]).unsqueeze(1).expand_as(targets)
         assert model.word_head is not None
         return masked_word_loss(
-            vectors[shown],
-            targets[shown],
+            vectors.flatten(0, 1)[send(shown.flatten().nonzero()[:, 0], device)],
+            send(targets[shown], device),
             model.body.text_encoder.words.weight,
             model.word_head.bias,
-            factors=factors.unsqueeze(1).expand_as(targets)[shown],
+            factors=send(factors[shown], device),
             total=_per_process(batch),
         )
 
@@ -94,6 +94,6 @@ class ReasoningObjective(Objective):
         return agreement_targets(given)
 
 
-def _per_process(batch: ReasoningBatch) -> float:
+def _per_process(batch: ReasoningBatch) -> Tensor:
     """Return the items of the whole batch over the processes: what makes a mean over the whole batch exact."""
-    return float(distributed.all_mean(torch.tensor(float(len(batch.texts)), device=batch.images.device)))
+    return distributed.all_mean(torch.full((), float(len(batch.texts)), device=batch.images.device))

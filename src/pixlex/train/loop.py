@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-import json
-import math
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,10 +27,9 @@ from pixlex.train.meter import Meter
 from pixlex.train.optimizers import build_optimizer, learning_rate
 from pixlex.train.parallel import mixed_precision, share_gradients
 from pixlex.train.tracking import Tracker
+from pixlex.train.waiting import LossNotFinite, Reading, fetched_ahead
 
-
-class LossNotFinite(ArithmeticError):
-    """A term of the loss became infinite or not a number."""
+__all__ = ["Callbacks", "LossNotFinite", "fit"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,8 @@ def fit(
         The steps finished: `config.steps`, fewer after an interrupt.
 
     Raises:
-        LossNotFinite: with step, terms and images in the message and in `not-finite.json`.
+        LossNotFinite: with step, terms and images in the message and in `not-finite.json`; on a GPU found one step
+            later, so that no step waits for the numbers of the one before it, and before anything is written.
     """
     callbacks = callbacks or Callbacks()
     device = pick_device(config.device)
@@ -83,7 +82,8 @@ def fit(
     first_step = _restore(objective, optimizer, folder / "checkpoints")
     is_first = distributed.rank() == 0
     tracker = Tracker(folder, first_step, settings, config.wandb) if is_first else None
-    stream = batches(first_step)
+    stream = fetched_ahead(batches(first_step), device)
+    unread, in_flight = deque[Reading](), int(device.type == "cuda")
     bar = tqdm(
         total=config.steps,
         initial=first_step,
@@ -106,22 +106,26 @@ def fit(
                 batch = next(stream)
             callbacks.observe(batch)
             with meter.step(phase.name):
-                values = _step(
-                    wrapped, objective, optimizer, batch.to(device), phase, step_number, config, folder
+                unread.append(
+                    _step(wrapped, objective, optimizer, batch.to(device), phase, step_number, config)
                 )
             step_number += 1
             bar.update()
             last = step_number == config.steps
-            if step_number % config.log_every == 0 or last:
+            logs, saves = step_number % config.log_every == 0, step_number % config.checkpoint_every == 0
+            evaluates = last or (config.evaluate_every and step_number % config.evaluate_every == 0)
+            stops = interrupted()
+            while len(unread) > (0 if logs or saves or evaluates or stops else in_flight):
+                values = unread.popleft().checked(folder)
+            if logs or last:
                 values = distributed.mean_numbers(values, device)
                 line = {f"{phase.name}/{name}": value for name, value in values.items()} | meter.line()
                 bar.set_postfix({"loss": f"{values['total']:.4f}", **_shown(line)})
                 if tracker is not None:
                     tracker.log(step_number, line)
-            if step_number % config.checkpoint_every == 0 or last or interrupted():
+            if saves or last or stops:
                 _save(objective, optimizer, folder / "checkpoints", step_number, config.keep_checkpoints)
-            due = last or (config.evaluate_every and step_number % config.evaluate_every == 0)
-            if due and callbacks.evaluate is not None and tracker is not None:
+            if evaluates and callbacks.evaluate is not None and tracker is not None:
                 with distributed.alone():  # the other processes wait at their next gradient
                     numbers = callbacks.evaluate(step_number)
                 tracker.log(step_number, numbers)
@@ -141,8 +145,7 @@ def _step(
     phase: Phase,
     number: int,
     config: TrainConfig,
-    folder: Path,
-) -> dict[str, float]:
+) -> Reading:
     """Take one optimizer step; return its numbers."""
     step = Step(number, torch.Generator().manual_seed(_mix(config.seed, number)))
     torch.manual_seed(_mix(config.seed, number, distributed.rank() + 1))
@@ -152,24 +155,15 @@ def _step(
     objective.train()
     with mixed_precision(batch.images.device, config.precision):
         loss: LossTerms = wrapped(batch, phase, step)
-    shown = {"total": loss.total, **loss.terms, **loss.measures}
-    values = {
-        name: float(value.detach() if isinstance(value, torch.Tensor) else value)
-        for name, value in shown.items()
-    }
-    if not all(math.isfinite(values[name]) for name in ("total", *loss.terms)):
-        _report_not_finite(values, batch, number, folder)
     optimizer.zero_grad(set_to_none=True)
     loss.total.backward()  # type: ignore[no-untyped-call]
     limit = config.clip_norm or float("inf")
     trained = [one for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
-    values["gradient_norm"] = float(nn.utils.clip_grad_norm_(trained, limit))
-    if not math.isfinite(values["gradient_norm"]):
-        _report_not_finite(values, batch, number, folder)
+    gradient_norm = nn.utils.clip_grad_norm_(trained, limit)
     optimizer.step()
-    values |= objective.after_step(step)
-    values["learning_rate"] = rate
-    return values
+    return Reading(
+        number, batch.keys, loss, gradient_norm, {**objective.after_step(step), "learning_rate": rate}
+    )
 
 
 def _shown(line: Mapping[str, float]) -> dict[str, str]:
@@ -217,18 +211,6 @@ def _save(objective: Objective, optimizer: torch.optim.Optimizer, folder: Path, 
     if distributed.rank() == 0:
         state = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict()}
         save_checkpoint(folder, step, state, keep)
-
-
-def _report_not_finite(values: Mapping[str, float], batch: ImageBatch, number: int, folder: Path) -> None:
-    """Write down step, terms and images of a loss or gradient that is not finite, and stop."""
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    record = {"step": number, "not_finite": bad, "values": {k: repr(v) for k, v in values.items()}}
-    path = folder / "not-finite.json"
-    path.write_text(json.dumps({**record, "images": list(batch.keys)}, indent=2) + "\n", encoding="utf-8")
-    raise LossNotFinite(
-        f"step {number}: {', '.join(bad)} not finite; terms and images are in {path}. The newest checkpoint is "
-        "untouched; a lower train.learning_rate or train.precision=fp32 may help"
-    )
 
 
 @contextmanager
