@@ -71,7 +71,7 @@ def test_words_are_hidden_as_bert_hides_them() -> None:
 def test_padding_changes_no_draw() -> None:
     """A text in a longer batch, or in another process's part, is hidden alike."""
     draws = WordDraws.draw(6, 20, 100, _generator(1))
-    short, long = draws.part(2, 2, 8, torch.device("cpu")), draws.part(2, 2, 15, torch.device("cpu"))
+    short, long = draws.part(2, 2, 8), draws.part(2, 2, 15)
     for one, other in zip(
         (short.hide, short.kind, short.words), (long.hide, long.kind, long.words), strict=True
     ):

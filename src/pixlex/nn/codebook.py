@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pixlex.batch import send
 from pixlex.config.lqae import QuantizerConfig
-from pixlex.nn.nearest import nearest_codeword, nearest_codewords
+from pixlex.nn.fused import available
+from pixlex.nn.nearest import PreparedCodebook, nearest_codeword, nearest_codewords
 from pixlex.nn.whitening import Moments, Whitening
 
 
@@ -74,6 +75,7 @@ class WordQuantizer(nn.Module):
                 f"quantizer.top_k must be at most the {num_codewords} codewords, got {config.top_k}"
             )
         self.config = config
+        self._last: PreparedCodebook | None = None
         self.register_buffer("embedding", embedding.detach().float().clone(), persistent=False)
         self.input_dim = config.search_dim if config.search == "whitened" else width
         if config.search == "whitened":
@@ -126,7 +128,7 @@ class WordQuantizer(nn.Module):
         """Return the codes whose embeddings are averaged: one, or k with top-k averaging."""
         rows, metric, top_k = z.flatten(0, 1), self.config.metric, self.config.top_k
         if top_k == 1:
-            return nearest_codeword(rows, codebook, metric).view(*z.shape[:2], 1)
+            return nearest_codeword(rows, self._prepared(codebook), metric).view(*z.shape[:2], 1)
         nearest = nearest_codewords(rows, codebook, metric, top_k)
         if self.config.top_k_mode == "random" and self.training:
             # One draw for each patch; the released code draws one rank for the whole batch.
@@ -135,6 +137,17 @@ class WordQuantizer(nn.Module):
         elif self.config.top_k_mode == "random":
             nearest = nearest[:, :1]
         return nearest.view(*z.shape[:2], -1)
+
+    def _prepared(self, codebook: Tensor) -> Tensor | PreparedCodebook:
+        """Return the codebook, on a GPU as its kernels read it, if it is always the same one."""
+        if self.config.search != "raw" or not available(codebook.device):
+            return codebook
+        last = self._last
+        if last is None or (last.codebook.device, last.codebook.data_ptr()) != (
+            codebook.device, codebook.data_ptr(),
+        ):  # fmt: skip
+            self._last = last = PreparedCodebook(codebook, self.config.metric)
+        return last
 
 
 def _principal_directions(embedding: Tensor, num_directions: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,6 +21,7 @@ from pixlex.nn.candidates import (
     unit_rows,
 )
 from pixlex.nn.comparison import Compared, Metric, compare_all, compare_pairs
+from pixlex.nn.fused import FusedCodebook, available, fused_nearest
 
 __all__ = ["Metric", "PreparedCodebook", "nearest_codeword", "nearest_codewords"]
 
@@ -50,7 +51,10 @@ class PreparedCodebook:
         self._version = self._current_version()
         with torch.no_grad(), torch.autocast(codebook.device.type, enabled=False):
             self._search = _Search.over(self.codebook, metric)
-            self._search.stored = tuple(self._search.blocks(self._search.dtype))
+            if available(codebook.device):
+                self._search.fused = FusedCodebook.over(self.codebook, self._search.center)
+            else:
+                self._search.stored = tuple(self._search.blocks(self._search.dtype))
 
     def search(self, metric: Metric) -> _Search:
         """Return the search that was prepared.
@@ -78,6 +82,9 @@ def nearest_codeword(
 ) -> Int[Tensor, " N"]:
     """Return the code of the nearest codeword of each vector.
 
+    On a GPU of compute capability 8.0 or more one kernel does it (`pixlex.nn.fused_nearest`) and the host does
+    not wait for it: there values that are not finite are not looked for.
+
     argmax_k z . e_k / |e_k| (cosine) or argmin_k |z - e_k| (euclidean): LQAE, section 3.2, and van den Oord
     et al. 2017, equation 1. The released LQAE code searches approximately on its accelerators; this is exact.
     `nearest_codewords` says what holds of ties, zero vectors and memory.
@@ -93,7 +100,16 @@ def nearest_codeword(
     Raises:
         ValueError: as `nearest_codewords`.
     """
-    return nearest_codewords(z, codebook, metric, 1)[:, 0]
+    if not available(z.device):
+        return nearest_codewords(z, codebook, metric, 1)[:, 0]
+    plain = codebook.codebook if isinstance(codebook, PreparedCodebook) else codebook.detach()
+    _check_codebook(plain, metric)
+    _check_shapes(z, plain, 1)
+    with torch.no_grad(), torch.autocast("cuda", enabled=False):
+        search = (
+            codebook.search(metric) if isinstance(codebook, PreparedCodebook) else _Search.over(plain, metric)
+        )
+        return fused_nearest(z.detach().float(), search.fused or FusedCodebook.over(plain, search.center))
 
 
 def nearest_codewords(
@@ -148,6 +164,7 @@ class _Search:
         center: what both sides are taken relative to under `euclidean`; None under `cosine`.
         dtype: precision of the first comparison.
         stored: rounded blocks in that precision; None to make them anew each time.
+        fused: the codebook as the kernels of a GPU read it; None to make it anew each time.
     """
 
     codebook: Tensor
@@ -155,6 +172,7 @@ class _Search:
     center: Tensor | None
     dtype: torch.dtype
     stored: tuple[CodewordBlock, ...] | None = None
+    fused: FusedCodebook | None = None
 
     @classmethod
     def over(cls, codebook: Tensor, metric: Metric) -> _Search:
@@ -240,7 +258,7 @@ def _check_codebook(codebook: Tensor, metric: str) -> None:
         raise ValueError(f"codebook: expected floats of shape (K, D), K and D at least 1, got {got}")
 
 
-def _check_vectors(z: Tensor, codebook: Tensor, top_k: int) -> None:
+def _check_shapes(z: Tensor, codebook: Tensor, top_k: int) -> None:
     if z.ndim != 2 or z.shape[1] != codebook.shape[1] or not z.is_floating_point():
         expected = f"(N, {codebook.shape[1]}), as wide as the codebook"
         raise ValueError(f"z: expected floats of shape {expected}, got {z.dtype} {tuple(z.shape)}")
@@ -248,6 +266,10 @@ def _check_vectors(z: Tensor, codebook: Tensor, top_k: int) -> None:
         raise ValueError(f"z: expected the codebook's device {codebook.device}, got {z.device}")
     if not 1 <= top_k <= len(codebook):
         raise ValueError(f"top_k: expected 1 to {len(codebook)}, the number of codewords, got {top_k}")
+
+
+def _check_vectors(z: Tensor, codebook: Tensor, top_k: int) -> None:
+    _check_shapes(z, codebook, top_k)
     # Norms first, in one pass; they leave the range of a float before its values do.
     if torch.isfinite(torch.linalg.vector_norm(z, dim=1)).all():
         return

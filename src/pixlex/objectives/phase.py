@@ -60,7 +60,8 @@ class Objective(nn.Module, ABC):
 
     Neither `forward` nor `after_step` may read a number from the device, or a GPU stands still until the next
     operation is asked for: what is decided by counts and positions is decided from `batch.on_host`, or has a fixed
-    shape. tests/objectives/test_waiting.py holds every family to it.
+    shape. tests/objectives/test_waiting.py holds every family to it but Frozen, whose language model reads its
+    mask of padding.
 
     Attributes:
         model: the network.
