@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 _ALONE: list[bool] = []
 _CPU = torch.device("cpu")
@@ -18,7 +20,8 @@ _CPU = torch.device("cpu")
 def initialize() -> None:
     """Join the process group that torchrun announced; nothing when started alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # What lies on the CPU, such as results of evaluations, goes by gloo and needs no room on a GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def pick_device(name: str) -> torch.device:
@@ -68,6 +71,11 @@ def rank() -> int:
 def world_size() -> int:
     """Return the number of processes, 1 when alone."""
     return dist.get_world_size() if dist.is_initialized() and not _ALONE else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints and writes for all; true when alone."""
+    return rank() == 0
 
 
 class _Sum(torch.autograd.Function):
@@ -167,6 +175,47 @@ def pick_rows(rows: Tensor, numbers: Tensor) -> Tensor:
     own = numbers - rank() * len(rows)
     mine = (own >= 0) & (own < len(rows))
     return all_sum(rows[own.clamp(0, len(rows) - 1)] * mine.unsqueeze(-1).to(rows.dtype))
+
+
+def my_turns(work: Sequence[T]) -> Sequence[T]:
+    """Return what this process does of some work that all deal out in turn; all of it when alone."""
+    return work[rank() :: world_size()]
+
+
+def in_turn(own: Sequence[T]) -> list[T]:
+    """Return what all processes found of work that was dealt out in turn, in the order of the work.
+
+    The i-th piece of work of process r was the (i * world_size + r)-th of all. So whole batches of an evaluation
+    go to one process each, each is what one process alone would have computed of it, and sums over them in this
+    order are the same for any number of processes. Every process gets the whole. A process that fails must exit:
+    whoever started them ends those that wait here.
+
+    Args:
+        own: what this process found of its pieces, one for each, in order; of any type that can be pickled,
+            tensors of any shape on the CPU among them.
+    """
+    parts = gather_objects(list(own))
+    longest = max(len(part) for part in parts)
+    return [part[row] for row in range(longest) for part in parts if row < len(part)]
+
+
+def gather_objects(own: T) -> list[T]:
+    """Return an object from each process, in order of rank; tensors in it must lie on the CPU."""
+    if world_size() == 1:
+        return [own]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, own)
+    return found
+
+
+def from_first(compute: Callable[[], T]) -> T:
+    """Let the first process compute something, and return it on all of them."""
+    if world_size() == 1:
+        return compute()
+    found: list[Any] = [compute() if is_first() else None]
+    dist.broadcast_object_list(found, src=0)
+    result: T = found[0]
+    return result
 
 
 def barrier() -> None:

@@ -218,6 +218,8 @@ def test_evaluation_reads_each_image_once_over_all_ranks(
 ) -> None:
     seen: Counter[int] = Counter()
     total = min(count, limit or count)
+    alone = list(evaluation_batches(Numbers(count), image_size=2, batch_size=batch_size, limit=limit))
+    num_batches = len(alone)
     for rank in range(world_size):
         batches = list(
             evaluation_batches(
@@ -232,8 +234,10 @@ def test_evaluation_reads_each_image_once_over_all_ranks(
         mine = [index for batch in batches for index in batch.indices.tolist()]
         assert mine == sorted(mine)
         assert all(len(batch.keys) == batch_size for batch in batches[:-1])
-        assert len(mine) in (total // world_size, total // world_size + 1)
+        assert len(batches) in (num_batches // world_size, -(-num_batches // world_size))
         seen.update(mine)
+        for number, batch in enumerate(batches):  # the batches of one process, dealt out in turn
+            assert torch.equal(batch.indices, alone[rank + number * world_size].indices)
     assert set(seen.values()) == {1}
     assert len(seen) == total
     assert min(seen) == 0
@@ -255,6 +259,14 @@ def test_evaluation_leaves_broken_images_out_and_names_each_once(
     named = [skipped.key for batch in batches for skipped in batch.skipped]
     assert sorted(named) == [f"{index:04d}.png" for index in broken]
     assert all(len(batch.images) == len(batch.keys) == len(batch.labels) > 0 for batch in batches)
+
+
+def test_a_batch_without_readable_images_keeps_its_turn(folder_of: Folder) -> None:
+    """With two processes it comes empty, with what it skipped; also where a process has no other."""
+    source = open_source(str(folder_of(8, broken=(0, 1, 2, 3, 5))))
+    first, second = (evaluate(source, rank=rank, world_size=2) for rank in range(2))
+    assert [len(batch.keys) for batch in (*first, *second)] == [0, 3]
+    assert [len(batch.skipped) for batch in (*first, *second)] == [4, 1]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pixlex import distributed
 
 SERVER = multiprocessing.get_context("forkserver")
 ROWS = torch.arange(12.0).view(6, 2)
+WORK = torch.arange(7)
 
 
 def _one_of_two(rank: int, folder: Path) -> None:
@@ -27,10 +28,22 @@ def _one_of_two(rank: int, folder: Path) -> None:
             "picked": distributed.pick_rows(mine.detach(), torch.tensor([5, 0, 0, 3])),
             "sum": distributed.all_sum(mine.detach()),
             "max": distributed.all_max(10 * rank, mine.device),
+            "in turn": distributed.in_turn([(one, WORK[:one]) for one in distributed.my_turns(range(7))]),
+            "uneven": distributed.in_turn(["only"] if rank == 0 else []),
+            "objects": distributed.gather_objects({"rank": rank}),
+            "from first": distributed.from_first(lambda: f"of {rank}"),
+            "alone": _alone(),
         },
         folder / f"{rank}.pt",
     )
     dist.destroy_process_group()
+
+
+def _alone() -> tuple[list[int], bool]:
+    """What one process does by itself waits for no other."""
+    number = distributed.rank()
+    with distributed.alone():
+        return distributed.in_turn([number]), distributed.is_first()
 
 
 def test_two_processes(tmp_path: Path) -> None:
@@ -49,6 +62,12 @@ def test_two_processes(tmp_path: Path) -> None:
         assert torch.equal(found["picked"], ROWS[[5, 0, 0, 3]])
         assert torch.equal(found["sum"], ROWS[:3] + ROWS[3:])
         assert found["max"] == 10
+        assert [one for one, _ in found["in turn"]] == list(range(7))
+        assert all(torch.equal(rows, WORK[:one]) for one, rows in found["in turn"])
+        assert found["uneven"] == ["only"]
+        assert found["objects"] == [{"rank": 0}, {"rank": 1}]
+        assert found["from first"] == "of 0"
+        assert found["alone"] == ([rank], True)
 
 
 def test_alone_they_do_nothing() -> None:
@@ -57,3 +76,7 @@ def test_alone_they_do_nothing() -> None:
     assert distributed.all_sum(rows) is rows
     assert torch.equal(distributed.pick_rows(ROWS, torch.tensor([4, 1])), ROWS[[4, 1]])
     assert distributed.all_max(3, ROWS.device) == 3
+    assert distributed.in_turn([4, 1]) == distributed.my_turns([4, 1]) == [4, 1]
+    assert distributed.gather_objects(7) == [7]
+    assert distributed.from_first(lambda: 7) == 7
+    assert distributed.is_first()

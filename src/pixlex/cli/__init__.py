@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Sequence
 
 from pixlex.cli.parser import parse
@@ -32,9 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(given)
         options.command_line = shlex.join(["pixlex", *given])
-        module, _, name = options.handler.partition(":")
-        handler = getattr(importlib.import_module(f"pixlex.cli.{module}"), name)
-        code: int = handler(options)
+        code = _run(options)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -49,6 +48,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("out of memory", FAILED, debug)
     except (OSError, ArithmeticError, RuntimeError, ImportError) as fault:
         return _complain(str(fault) or type(fault).__name__, FAILED, debug)
+
+
+def _run(options: Namespace) -> int:
+    """Call the handler of a command, in the process group of those that share its work."""
+    together = int(os.environ.get("WORLD_SIZE", "1"))
+    if together > 1 and options.processes == "one":
+        raise ValueError(
+            f"this command does not share its work: expected one process, got {together} of torchrun, each of "
+            "which would do the whole and write the same files"
+        )
+    module, _, name = options.handler.partition(":")
+    handler = getattr(importlib.import_module(f"pixlex.cli.{module}"), name)
+    if together == 1 or options.processes == "own":
+        code: int = handler(options)
+        return code
+    from pixlex import distributed
+
+    distributed.initialize()
+    try:
+        options.quiet = options.quiet or not distributed.is_first()
+        code = handler(options)
+        return code
+    finally:
+        distributed.shutdown()
 
 
 def _complain(message: str, code: int, debug: bool) -> int:

@@ -35,7 +35,11 @@ def evaluate_commands(commands: Any) -> None:
 
 def _reconstruction(measures: Any) -> None:
     reconstruction = add_command(
-        measures, "reconstruction", "measures:evaluate", "how well images survive as words"
+        measures,
+        "reconstruction",
+        "measures:evaluate",
+        "how well images survive as words",
+        processes="shared",
     )
     model_options(reconstruction)
     reconstruction.add_argument("--data", required=True, metavar="DATA", help=DATA)
@@ -59,7 +63,11 @@ def _reconstruction(measures: Any) -> None:
 
 def _retrieval(measures: Any) -> None:
     retrieval = add_command(
-        measures, "retrieval", "pair_measures:retrieval", "images found by texts and texts by images"
+        measures,
+        "retrieval",
+        "pair_measures:retrieval",
+        "images found by texts and texts by images",
+        processes="shared",
     )
     model_options(retrieval)
     retrieval.add_argument("--data", required=True, metavar="PAIRS", help=PAIRS)
@@ -106,6 +114,7 @@ def _linear_probe(measures: Any) -> None:
         "linear-probe",
         "probing:linear_probe",
         "what a linear classifier reads from frozen features",
+        processes="shared",
     )
     model_options(probe, several=True)
     probe.add_argument("--data", required=True, metavar="TRAIN", help=f"labeled training images: {DATA}")

@@ -34,7 +34,11 @@ def explain_command(commands: Any) -> None:
 def pointing_command(measures: Any) -> None:
     """Add `evaluate pointing`."""
     pointing = add_command(
-        measures, "pointing", "explaining:pointing", "whether words point to the objects that they name"
+        measures,
+        "pointing",
+        "explaining:pointing",
+        "whether words point to the objects that they name",
+        processes="shared",
     )
     model_options(pointing)
     pointing.add_argument(

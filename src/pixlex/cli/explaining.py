@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixlex import distributed
 from pixlex.api.reasoner import ImageReasoner
 from pixlex.cli.models import cbvila_of, model_of
 from pixlex.cli.output import answer, remark, table
@@ -133,6 +134,8 @@ def pointing(options: Namespace) -> int:
             model, source, score=options.score or "matching", layer=options.layer, limit=options.limit,
             progress=not options.quiet,
         )  # fmt: skip
+    if not distributed.is_first():
+        return 0
     values = {
         "model": options.model,
         "untrained": options.untrained,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixlex import report
+from pixlex import distributed, report
 from pixlex.api import ImageTokenizer
 from pixlex.batch import ImageBatch
 from pixlex.cli.output import answer, remark, table
@@ -49,8 +49,9 @@ def evaluate(options: Namespace) -> int:
     source = open_source(options.data)
     tokenizer = load_tokenizer(options)
     batches = evaluation_batches(
-        source, image_size=tokenizer.image_size, batch_size=options.batch_size, limit=options.limit
-    )
+        source, image_size=tokenizer.image_size, batch_size=options.batch_size, limit=options.limit,
+        rank=distributed.rank(), world_size=distributed.world_size(),
+    )  # fmt: skip
     result = evaluate_reconstruction(
         tokenizer.model,
         _accounted(batches, source, options.max_broken_share),
@@ -62,6 +63,10 @@ def evaluate(options: Namespace) -> int:
         fid_features=options.fid_features,
         lpips_network=options.lpips_network,
     )
+    # Of all processes: none of them may have met too many.
+    BrokenImages(None, source, options.max_broken_share).record(result.skipped, result.num_images)
+    if not distributed.is_first():
+        return 0
     values = {
         "model": options.model,
         "data": source.name,

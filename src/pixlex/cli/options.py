@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 DATA = "a folder, a .parquet, .csv, .tsv or .jsonl file, .tar shards, hf:NAME[:SPLIT] or embedded:SET:SPLIT"
 PAIRS = (
@@ -26,12 +26,19 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
-def add_command(commands: Any, name: str, handler: str, summary: str) -> argparse.ArgumentParser:
+# What a command makes of the processes that torchrun starts: it needs to be alone; all share its work, and the
+# first one prints and writes; it sees to them itself.
+Processes = Literal["one", "shared", "own"]
+
+
+def add_command(
+    commands: Any, name: str, handler: str, summary: str, *, processes: Processes = "one"
+) -> argparse.ArgumentParser:
     """Add a command with what every command has."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=EXIT_CODES
     )
-    parser.set_defaults(handler=handler)
+    parser.set_defaults(handler=handler, processes=processes)
     parser.add_argument(
         "--debug", action="store_true", help="show the traceback of an error (or PIXLEX_DEBUG=1)"
     )

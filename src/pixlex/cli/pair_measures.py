@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from pixlex.batch import Skipped
+from pixlex import distributed
 from pixlex.cli.models import cbvila_of, remark_without_contrast
 from pixlex.cli.output import answer, remark, table
 from pixlex.cli.tokens import remark_skipped
-from pixlex.data.broken import BrokenImages
+from pixlex.data.broken import BrokenImages, TooManyBroken
 from pixlex.data.images import open_source
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.pairs import open_pairs
@@ -44,11 +44,13 @@ def retrieval(options: Namespace) -> int:
         precision=options.precision,
         progress=not options.quiet,
     )
-    BrokenImages(None, source, options.max_broken_share).record(items.skipped, len(items.seen))
+    BrokenImages(None, source, options.max_broken_share).record(items.skipped, len(items.image_vectors))
     result = evaluate_retrieval(
         model, items, score=options.score, top_k=options.top_k, precision=options.precision,
         keep=options.out, progress=not options.quiet,
     )  # fmt: skip
+    if not distributed.is_first():
+        return 0
     trained_on = (
         []
         if options.untrained
@@ -83,27 +85,31 @@ def draw_gallery(options: Namespace) -> int:
     model = pretrained.load(options.model, language_model=options.language_model, revision=options.revision)
     device = pick_device(options.device)
     model.to(device)
-    codes, indices, labels = [], [], []
-    skipped: list[Skipped] = []
+    own = []
     for batch in evaluation_batches(
-        source, image_size=model.config.image_size, batch_size=options.batch_size, limit=options.limit
-    ):
-        codes.append(
-            compute_rows(
+        source, image_size=model.config.image_size, batch_size=options.batch_size, limit=options.limit,
+        rank=distributed.rank(), world_size=distributed.world_size(),
+    ):  # fmt: skip
+        codes = torch.empty(0, model.grid**2, dtype=torch.long)
+        if len(batch.images):
+            codes = compute_rows(
                 batch.images, model.tokenize, grid=model.grid, device=device, precision=options.precision
             )
-        )
-        indices.append(batch.indices)
-        labels.append(batch.labels)
-        skipped += batch.skipped
-    found = torch.cat(codes)
+        own.append((codes, batch.indices, batch.labels, batch.skipped))
+    everyone = distributed.in_turn(own)
+    if not distributed.is_first():
+        return 0
+    found = torch.cat([part[0] for part in everyone])
+    indices, classes = torch.cat([part[1] for part in everyone]), torch.cat([part[2] for part in everyone])
+    skipped = [one for part in everyone for one in part[3]]
+    if not len(found):
+        raise TooManyBroken(f"{source.name}: none of {len(skipped)} images can be read")
     codeword_gallery(
-        source, torch.cat(indices), found, image_size=model.config.image_size, grid=model.grid,
+        source, indices, found, image_size=model.config.image_size, grid=model.grid,
         num_codewords=options.codewords, seed=options.seed, path=options.out,
     )  # fmt: skip
     values: dict[str, Any] = {"path": str(options.out), "num_images": len(found)}
     lines = [f"{options.out}: {options.codewords} codewords of {len(found)} images"]
-    classes = torch.cat(labels)
     if (classes >= 0).any():
         purity = codeword_purity(found, classes, options.seed)
         values |= {name.removeprefix("eval/"): value for name, value in purity.numbers.items()}

@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _training_commands(commands: Any) -> None:
-    train = add_command(commands, "train", "training:train", "train a model from a recipe")
+    train = add_command(commands, "train", "training:train", "train a model from a recipe", processes="own")
     train.add_argument("recipe", metavar="RECIPE", help="a YAML file or a name such as lqae/tiny")
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as train.steps=100")
     train.add_argument("--out", type=Path, metavar="DIR", help="the run folder; default runs/RECIPE-NUMBER")
@@ -83,14 +83,20 @@ def _training_commands(commands: Any) -> None:
     )
     machine_options(train)
     quickstart = add_command(
-        commands, "quickstart", "training:quickstart", "train the tiny recipe for minutes, end with a page"
+        commands,
+        "quickstart",
+        "training:quickstart",
+        "train the tiny recipe for minutes, end with a page",
+        processes="own",
     )
     quickstart.add_argument("--out", type=Path, default=Path("runs/quickstart"), metavar="DIR")
     machine_options(quickstart)
 
 
 def _tokenizing_commands(commands: Any) -> None:
-    encode = add_command(commands, "encode", "tokens:encode", "write images as words or codes")
+    encode = add_command(
+        commands, "encode", "tokens:encode", "write images as words or codes", processes="own"
+    )
     path_arguments(encode)
     model_options(encode)
     encode.add_argument(
@@ -136,7 +142,11 @@ def _tokenizing_commands(commands: Any) -> None:
 
 def _gallery(commands: Any) -> None:
     gallery = add_command(
-        commands, "gallery", "pair_measures:draw_gallery", "draw codewords with patches that they stand for"
+        commands,
+        "gallery",
+        "pair_measures:draw_gallery",
+        "draw codewords with patches that they stand for",
+        processes="shared",
     )
     model_options(gallery)
     gallery.add_argument("--data", required=True, metavar="DATA", help=DATA)

@@ -6,13 +6,23 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pixlex import distributed
 from pixlex.api import ImageTokenizer
 from pixlex.cli.output import answer, remark, table
 from pixlex.cli.tokens import load_tokenizer, remark_skipped
 from pixlex.data.images import open_source
 from pixlex.eval.probe.features import Kind, default_repeats
-from pixlex.eval.probe.study import ProbeRow, ProbeSets, first_images, open_sets, planned_kinds, probe_rows
+from pixlex.eval.probe.study import (
+    ProbeRow,
+    ProbeSets,
+    first_images,
+    open_sets,
+    planned_kinds,
+    prepare_features,
+    probe_rows,
+)
 from pixlex.models.lqae import LQAE
+from pixlex.models.pretrained import Tokenizer
 from pixlex.models.untrained import untrained_copy
 from pixlex.report.linear_probe import (
     PUBLISHED,
@@ -39,10 +49,24 @@ def linear_probe(options: Namespace) -> int:
     )
     tokenizers = [load_tokenizer(Namespace(**{**vars(options), "model": name})) for name in options.model]
     plan = planned_kinds([tokenizer.model for tokenizer in tokenizers], options.features)
-    rows = []
-    for row in _rows(options, names, tokenizers, plan, sets):
-        rows.append(row)
-        remark(options, f"{row.name}: {row_text(row)}")
+    if distributed.world_size() > 1:
+        for version, model, _ in _versions(options, names, tokenizers, plan, sets):
+            prepare_features(
+                version,
+                model,
+                sets,
+                _cache(options),
+                precision=options.precision,
+                max_broken_share=options.max_broken_share,
+                progress=not options.quiet,
+            )
+    if not distributed.is_first():
+        return 0
+    with distributed.alone():  # classifiers are fitted by one process; the features are there
+        rows = []
+        for row in _rows(options, names, tokenizers, plan, sets):
+            rows.append(row)
+            remark(options, f"{row.name}: {row_text(row)}")
     notes = [*sets.notes, *_notes(rows)]
     page = write_linear_probe(options.out, rows, sets, commands=[options.command_line], notes=notes)
     remark_skipped(options, list(dict.fromkeys(one for row in rows for one in row.skipped)))
@@ -80,6 +104,35 @@ def _rows(
     """Yield the rows of each model, and of the same without training where that is asked for."""
     models = [tokenizer.model for tokenizer in tokenizers]
     compared = next((model for model in models if isinstance(model, LQAE)), None)
+    for version, model, kinds in _versions(options, names, tokenizers, plan, sets):
+        yield from probe_rows(
+            version,
+            model,
+            kinds,
+            sets,
+            _cache(options),
+            per_layer=options.per_layer,
+            repeats=options.repeats or default_repeats(model, compared),
+            seed=options.seed,
+            precision=options.precision,
+            max_broken_share=options.max_broken_share,
+            progress=not options.quiet,
+        )
+
+
+def _cache(options: Namespace) -> Path:
+    folder: Path = options.cache or options.out / "features"
+    return folder
+
+
+def _versions(
+    options: Namespace,
+    names: Sequence[str],
+    tokenizers: Sequence[ImageTokenizer],
+    plan: Sequence[Sequence[Kind]],
+    sets: ProbeSets,
+) -> Iterator[tuple[str, Tokenizer, list[Kind]]]:
+    """Yield each model with its name and what is probed of it, and the same without training where asked for."""
     for name, tokenizer, kinds in zip(names, tokenizers, plan, strict=True):
         versions = {name: tokenizer.model}
         if options.untrained:
@@ -89,21 +142,8 @@ def _rows(
         for version, model in versions.items():
             # Pixels do not know whether the model is trained.
             fitting = [kind for kind in kinds if kind != "pixels" or version == name]
-            if not fitting:
-                continue
-            yield from probe_rows(
-                version,
-                model,
-                fitting,
-                sets,
-                options.cache or options.out / "features",
-                per_layer=options.per_layer,
-                repeats=options.repeats or default_repeats(model, compared),
-                seed=options.seed,
-                precision=tokenizer.precision,
-                max_broken_share=options.max_broken_share,
-                progress=not options.quiet,
-            )
+            if fitting:
+                yield version, model, fitting
 
 
 def _notes(rows: Sequence[ProbeRow]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pixlex import distributed
 from pixlex.api import ImageReasoner, load_reasoner
 from pixlex.api.reasoner import MOST_WORDS
 from pixlex.cli.output import answer, remark, table
@@ -47,6 +48,8 @@ def evaluate(options: Namespace) -> int:
         cut=model.config.cut,
         batch_size=options.batch_size,
         limit=options.limit,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
     )
     result = evaluate_reasoning(
         model,
@@ -61,6 +64,8 @@ def evaluate(options: Namespace) -> int:
         progress=not options.quiet,
     )
     BrokenImages(None, items.images, options.max_broken_share).record(result.skipped, len(result.answered))
+    if not distributed.is_first():
+        return 0
     remark_skipped(options, result.skipped)
     values = _values(options, items, result)
     if options.out is not None:

@@ -31,7 +31,11 @@ _MEASURES = {
 def finetune_command(commands: Any) -> None:
     """Add `finetune`."""
     finetune = add_command(
-        commands, "finetune", "finetuning:finetune", "train a recipe from the weights of a CB-ViLA"
+        commands,
+        "finetune",
+        "finetuning:finetune",
+        "train a recipe from the weights of a CB-ViLA",
+        processes="own",
     )
     finetune.add_argument("recipe", metavar="RECIPE", help="a YAML file or a name such as finetune/vqa")
     finetune.add_argument(
@@ -73,7 +77,7 @@ def ask_command(commands: Any) -> None:
 def reasoning_commands(measures: Any) -> None:
     """Add the three measures."""
     for name, summary in _MEASURES.items():
-        measure = add_command(measures, name, "reasoning:evaluate", summary)
+        measure = add_command(measures, name, "reasoning:evaluate", summary, processes="shared")
         model_options(measure)
         measure.add_argument("--data", required=True, metavar="ITEMS", help=_ITEMS)
         measure.add_argument(

@@ -43,6 +43,10 @@ def encode(options: Namespace) -> int:
             "--part-size writes a folder of Parquet files: it goes with --to parquet and --out DIR, "
             "without --overwrite"
         )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.part_size is None:
+        raise ValueError(
+            "several processes cannot write one file: expected --part-size, with which they share the images"
+        )
     source = open_paths(options.paths)
     tokenizer = load_tokenizer(options)
     kind: Kind = options.to or ("words" if tokenizer.has_words else "codes")

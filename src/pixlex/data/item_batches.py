@@ -14,7 +14,7 @@ from pixlex.config.data import Cut, DataConfig
 from pixlex.data.chosen import ChosenImages
 from pixlex.data.grouped import group_items
 from pixlex.data.loader import evaluation_batches, training_batches
-from pixlex.data.pairs import Encode
+from pixlex.data.pairs import Encode, encoded
 from pixlex.data.reasoning import ReasoningSource
 
 
@@ -93,6 +93,8 @@ def evaluation_items(
     batch_size: int,
     limit: int | None = None,
     workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
     cut: Cut = "center",
 ) -> Iterator[ReasoningBatch]:
     """Return one pass over the items as `evaluation_batches` does; one with a broken image is left out.
@@ -101,7 +103,7 @@ def evaluation_items(
     """
     batches = evaluation_batches(
         source.images, image_size=image_size, batch_size=batch_size, limit=limit, workers=workers,
-        together=source.num_images, cut=cut,
+        rank=rank, world_size=world_size, together=source.num_images, cut=cut,
     )  # fmt: skip
     images, together = source.images, source.num_images
     for batch in batches:
@@ -138,7 +140,7 @@ def _of_items(
 ) -> ReasoningBatch:
     rows = items.tolist()
     texts = tuple(source.texts[row] for row in rows)
-    words = encode(texts)
+    words = encoded(texts, encode)
     return ReasoningBatch(
         **{field.name: getattr(batch, field.name) for field in fields(ImageBatch)},
         items=torch.from_numpy(items),

@@ -93,10 +93,11 @@ def evaluation_batches(
 ) -> Iterator[ImageBatch]:
     """Return this process's share of one pass over the images: each readable image exactly once, in order.
 
-    Rank r gets every world_size-th image from the r-th on, so ranks may differ by one image and by one
-    batch; nothing is repeated to fill up. An image that cannot be read is left out and named in `skipped`
-    of its batch, or of a neighboring one if its batch has no readable image. Where several images belong
-    together, all of this holds of their groups.
+    Rank r gets every world_size-th batch from the r-th on, so that a batch is the same on any number of
+    processes, and ranks may differ by one batch; nothing is repeated to fill up. An image that cannot be read is
+    left out and named in `skipped` of its batch. A batch without a readable image is left out too and what it
+    skipped is named in a neighboring one; with several processes it comes empty, so that every batch keeps its
+    turn (see `distributed.in_turn`). Where several images belong together, all of this holds of their groups.
 
     Args:
         source: where the images come from.
@@ -111,16 +112,17 @@ def evaluation_batches(
 
     Raises:
         ValueError: if a number is out of range, or the source does not divide by the groups.
-        TooManyBroken: while reading, if none of the images can be read.
+        TooManyBroken: while reading, if none of the images can be read; not with several processes, for which it
+            is to be found out from what all of them skipped.
     """
     total = _check(source, image_size, batch_size, rank, world_size, together)
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be 1 or more, or None for all images, got {limit}")
     count = total if limit is None else min(limit, total)
-    mine = range(rank, count, world_size)
-    order = _EvaluationOrder([number * total // count for number in mine], batch_size)
-    images = _EvaluationImages(source, image_size, together, cut)
-    return _without_empty_batches(_load(images, order, workers), source.name)
+    indices = [number * total // count for number in range(count)]
+    order = _EvaluationOrder(indices, batch_size, rank, world_size)
+    batches = _load(_EvaluationImages(source, image_size, together, cut), order, workers)
+    return batches if world_size > 1 else _without_empty_batches(batches, source.name)
 
 
 @dataclass(frozen=True)
@@ -199,13 +201,16 @@ class _EvaluationImages(Dataset[list[_Row]]):
 
 @dataclass(frozen=True)
 class _EvaluationOrder(Sampler[list[int]]):
-    """The given indices, cut into batches."""
+    """The given indices, cut into batches, of which each process gets every world_size-th."""
 
     indices: Sequence[int]
     batch_size: int
+    rank: int
+    world_size: int
 
     def __iter__(self) -> Iterator[list[int]]:
-        for first in range(0, len(self.indices), self.batch_size):
+        step = self.batch_size * self.world_size
+        for first in range(self.rank * self.batch_size, len(self.indices), step):
             yield list(self.indices[first : first + self.batch_size])
 
 

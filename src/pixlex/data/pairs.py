@@ -115,18 +115,28 @@ def evaluation_pairs(
     batch_size: int,
     limit: int | None = None,
     workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
     cut: Cut = "center",
 ) -> Iterator[ImageTextBatch]:
     """Return one pass over the images, each with its first caption; the rest as `evaluation_batches`."""
     batches = evaluation_batches(
-        source.images, image_size=image_size, batch_size=batch_size, limit=limit, workers=workers, cut=cut
-    )
+        source.images, image_size=image_size, batch_size=batch_size, limit=limit, workers=workers,
+        rank=rank, world_size=world_size, cut=cut,
+    )  # fmt: skip
     for batch in batches:
         yield _paired(source, batch, [source.captions[index][0] for index in batch.indices.tolist()], encode)
 
 
+def encoded(texts: Sequence[str], encode: Encode) -> Words:
+    """Return texts as a language model reads them; no rows of no texts (a batch may be empty)."""
+    if texts:
+        return encode(texts)
+    return Words(torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.bool))
+
+
 def _paired(source: PairSource, batch: ImageBatch, texts: Sequence[str], encode: Encode) -> ImageTextBatch:
-    words = encode(texts)
+    words = encoded(texts, encode)
     parts = {field.name: getattr(batch, field.name) for field in fields(ImageBatch)}
     return ImageTextBatch(
         **parts,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
+from pixlex import distributed
 from pixlex.batch import ImageTextBatch, Skipped
-from pixlex.eval.passes import evaluating
+from pixlex.eval.passes import evaluating, progress_bar
 from pixlex.losses.captions import caption_loss
 from pixlex.models.frozen import Frozen
 
@@ -60,11 +60,11 @@ def evaluate_captions(
     save_examples: int = 8,
     progress: bool = True,
 ) -> CaptionsResult:
-    """Measure a model on images with captions.
+    """Measure a model on images with captions; several processes share the batches and return the same result.
 
     Args:
         model: what is evaluated, where it is.
-        batches: the pairs, each once.
+        batches: the pairs, each once; of several processes each brings its own (see `evaluation_batches`).
         precision: bf16 computes networks under autocast, losses always in float32.
         max_words: length of the captions that the model writes itself.
         total: how many images are expected, for the time left on the progress bar.
@@ -74,60 +74,74 @@ def evaluate_captions(
     Raises:
         ValueError: no readable image.
     """
-    sums = _Sums()
-    with evaluating(model), tqdm(total=total, unit=" images", desc="evaluate", disable=not progress) as bar:
+    found: list[_Sums] = []
+    place, room = next(model.parameters()).device, save_examples
+    with evaluating(model), progress_bar(total, "images", "evaluate", shown=progress) as bar:
         for batch in batches:
-            place = next(model.parameters()).device
             with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
-                sums.update(model, batch.to(place), save_examples, max_words)
+                found.append(_measured(model, batch.to(place), room, max_words))
+            room -= len(found[-1].keys)
             bar.update(len(batch.images))
-    return sums.result()
+    return _result(distributed.in_turn(found), save_examples)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Sums:
-    """Sums and examples of the images seen so far."""
+    """What a batch adds up to, with the captions of its images and with others', and examples of it."""
 
+    skipped: tuple[Skipped, ...]
     count: int = 0
-    losses: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    words: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    skipped: list[Skipped] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    originals: list[Tensor] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    written: list[str] = field(default_factory=list)
+    losses: tuple[float, float] = (0.0, 0.0)
+    words: tuple[float, float] = (0.0, 0.0)
+    keys: tuple[str, ...] = ()
+    originals: tuple[Tensor, ...] = ()
+    texts: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
 
-    def update(self, model: Frozen, batch: ImageTextBatch, save_examples: int, max_words: int) -> None:
-        """Take in a batch."""
-        self.skipped.extend(batch.skipped)
-        if len(batch.images) == 0:
-            return
-        self._add(0, model, batch.images, batch)
-        if len(batch.images) > 1:
-            self._add(1, model, batch.images.roll(1, dims=0), batch)
-        self.count += len(batch.images)
-        if room := save_examples - len(self.keys):
-            self.keys += batch.keys[:room]
-            self.texts += batch.texts[:room]
-            self.originals.append(batch.images[:room].cpu())
-            self.written += model.caption(batch.images[:room], max_words)
 
-    def _add(self, place: int, model: Frozen, images: Tensor, batch: ImageTextBatch) -> None:
-        logits = model(images, batch.word_ids, batch.key_padding)
-        self.losses[place] += float(caption_loss(logits, batch.word_ids, batch.key_padding, total=1.0))
-        self.words[place] += float((~batch.key_padding).sum())
+def _measured(model: Frozen, batch: ImageTextBatch, room: int, max_words: int) -> _Sums:
+    """Measure a batch; `room` is for how many examples there is room."""
+    size = len(batch.images)
+    if size == 0:
+        return _Sums(batch.skipped)
+    num_words = float((~batch.key_padding).sum())
+    others = size > 1
+    return _Sums(
+        skipped=batch.skipped,
+        count=size,
+        losses=(
+            _loss(model, batch.images, batch),
+            _loss(model, batch.images.roll(1, dims=0), batch) if others else 0.0,
+        ),
+        words=(num_words, num_words if others else 0.0),
+        keys=batch.keys[:room],
+        originals=tuple(batch.images[:room].cpu()),
+        texts=batch.texts[:room],
+        written=tuple(model.caption(batch.images[:room], max_words)) if room else (),
+    )
 
-    def result(self) -> CaptionsResult:
-        """Return the means."""
-        if self.count == 0:
-            raise ValueError(f"no image to evaluate ({len(self.skipped)} could not be read)")
-        return CaptionsResult(
-            num_images=self.count,
-            caption=self.losses[0] / self.words[0],
-            other_image_caption=self.losses[1] / self.words[1] if self.words[1] else None,
-            skipped=tuple(self.skipped),
-            keys=tuple(self.keys),
-            originals=torch.cat(self.originals),
-            texts=tuple(self.texts),
-            written=tuple(self.written),
-        )
+
+def _loss(model: Frozen, images: Tensor, batch: ImageTextBatch) -> float:
+    logits = model(images, batch.word_ids, batch.key_padding)
+    return float(caption_loss(logits, batch.word_ids, batch.key_padding, total=1.0))
+
+
+def _result(batches: Sequence[_Sums], save_examples: int) -> CaptionsResult:
+    """Return the means over batches, and the first examples."""
+    count = sum(one.count for one in batches)
+    skipped = tuple(broken for one in batches for broken in one.skipped)
+    if count == 0:
+        raise ValueError(f"no image to evaluate ({len(skipped)} could not be read)")
+    loss, other_loss = (sum(one.losses[place] for one in batches) for place in (0, 1))
+    words, other_words = (sum(one.words[place] for one in batches) for place in (0, 1))
+    shown = slice(save_examples)
+    return CaptionsResult(
+        num_images=count,
+        caption=loss / words,
+        other_image_caption=other_loss / other_words if other_words else None,
+        skipped=skipped,
+        keys=tuple(key for one in batches for key in one.keys)[shown],
+        originals=torch.stack([image for one in batches for image in one.originals][shown]),
+        texts=tuple(text for one in batches for text in one.texts)[shown],
+        written=tuple(text for one in batches for text in one.written)[shown],
+    )

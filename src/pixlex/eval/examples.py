@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,9 @@ from torch import Tensor
 from pixlex.batch import ImageBatch
 from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Tokenizer
+
+# Random number, position in the source, key, image, reconstruction, codes.
+_Kept = tuple[float, int, str, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class ExampleSample:
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed = size, seed
-        self._kept: list[tuple[float, int, str, Tensor, Tensor, Tensor]] = []
+        self._kept: list[_Kept] = []
 
     def update(self, batch: ImageBatch, reconstructions: Tensor, codes: Tensor) -> None:
         """Take in a batch."""
@@ -53,8 +57,18 @@ class ExampleSample:
                 # Copies: a row of a batch would keep the whole batch in memory.
                 parts = (part[row].cpu().clone() for part in (batch.images, reconstructions, codes))
                 image, reconstruction, code = parts
-                self._kept.append((ticket, index, batch.keys[row], image, reconstruction, code))
-                self._kept = sorted(self._kept, key=lambda kept: kept[:2])[: self.size]
+                self._keep([(ticket, index, batch.keys[row], image, reconstruction, code)])
+
+    def _keep(self, more: Sequence[_Kept]) -> None:
+        self._kept = sorted([*self._kept, *more], key=lambda kept: kept[:2])[: self.size]
+
+    @staticmethod
+    def merged(parts: Sequence[ExampleSample]) -> ExampleSample:
+        """Return the sample of all that the parts, one or more of one size and seed, were taken of."""
+        whole = ExampleSample(parts[0].size, parts[0].seed)
+        for part in parts:
+            whole._keep(part._kept)
+        return whole
 
     def result(self, model: Tokenizer) -> Examples:
         """Return the sample in the order of the set."""

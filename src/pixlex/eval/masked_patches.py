@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
+from pixlex import distributed
 from pixlex.batch import ImageBatch, Skipped
-from pixlex.eval.passes import evaluating
+from pixlex.eval.passes import evaluating, progress_bar
 from pixlex.losses.reconstruction import masked_patch_loss, normalized_patches, restored_patches
 from pixlex.models.mae import MAE
 
@@ -65,9 +65,11 @@ def evaluate_masked_patches(
 ) -> MaskedPatchesResult:
     """Measure a masked autoencoder on a set of images; masks depend on seed and position, not on the batch.
 
+    Several processes share the batches and all return the numbers of the whole.
+
     Args:
         model: what is evaluated, where it is.
-        batches: the images, each once.
+        batches: the images, each once; of several processes each brings its own (see `evaluation_batches`).
         normalize: whether the model predicts normalized patches.
         seed: of the masks, 0 or more.
         precision: bf16 computes the network under autocast, errors always in float32.
@@ -79,33 +81,40 @@ def evaluate_masked_patches(
         ValueError: no readable image.
     """
     evaluation = _Evaluation(model, normalize, seed, precision, save_examples)
-    with evaluating(model), tqdm(total=total, unit=" images", desc="evaluate", disable=not progress) as bar:
+    with evaluating(model), progress_bar(total, "images", "evaluate", shown=progress) as bar:
         for batch in batches:
             evaluation.update(batch.to(next(model.parameters()).device))
             bar.update(len(batch.images))
     return evaluation.result()
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """What the images of a batch add up to, and the examples among them."""
+
+    skipped: tuple[Skipped, ...]
+    count: int = 0
+    masked_patches: float = 0.0
+    flat_patches: float = 0.0
+    keys: tuple[str, ...] = ()
+    pictures: tuple[Tensor, ...] = ()
+
+
 @dataclass
 class _Evaluation:
-    """Sums and examples of the images seen so far."""
+    """What was found in each batch so far."""
 
     model: MAE
     normalize: bool
     seed: int
     precision: str
     save_examples: int
-    count: int = 0
-    masked_patches: float = 0.0
-    flat_patches: float = 0.0
-    skipped: list[Skipped] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    examples: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    batches: list[_Sums] = field(default_factory=list)
 
     def update(self, batch: ImageBatch) -> None:
         """Take in a batch."""
-        self.skipped.extend(batch.skipped)
         if len(batch.images) == 0:
+            self.batches.append(_Sums(batch.skipped))
             return
         noise = self._noise(batch.indices.tolist()).to(batch.images.device)
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -113,21 +122,32 @@ class _Evaluation:
         patches = self.model.patches(batch.images)
         targets = normalized_patches(patches) if self.normalize else patches
         flat = targets.mean(-1, keepdim=True).expand_as(targets)
-        # Every image hides as many patches, so the mean over images is that over patches.
-        self.masked_patches += len(patches) * float(masked_patch_loss(output.predicted, targets, output.mask))
-        self.flat_patches += len(patches) * float(masked_patch_loss(flat, targets, output.mask))
-        self.count += len(patches)
-        if room := self.save_examples - len(self.keys):
-            self.keys += batch.keys[:room]
+        room = max(0, self.save_examples - sum(len(one.keys) for one in self.batches))
+        drawn = (
             self._draw(batch.images[:room], patches[:room], output.predicted[:room], output.mask[:room])
+            if room
+            else ()
+        )
+        self.batches.append(
+            _Sums(
+                skipped=batch.skipped,
+                count=len(patches),
+                # Every image hides as many patches, so the mean over images is that over patches.
+                masked_patches=len(patches)
+                * float(masked_patch_loss(output.predicted, targets, output.mask)),
+                flat_patches=len(patches) * float(masked_patch_loss(flat, targets, output.mask)),
+                keys=batch.keys[:room],
+                pictures=drawn,
+            )
+        )
 
-    def _draw(self, images: Tensor, patches: Tensor, predicted: Tensor, mask: Tensor) -> None:
-        """Keep images as they are, as they were seen, and rebuilt."""
+    def _draw(self, images: Tensor, patches: Tensor, predicted: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """Return images as they are, as they were seen, and rebuilt."""
         pixels = restored_patches(predicted, patches) if self.normalize else predicted.float()
         hidden = mask.unsqueeze(-1)
         seen = self.model.images(patches.masked_fill(hidden, 0.0))
         rebuilt = self.model.images(torch.where(hidden, pixels, patches))
-        self.examples.append((images.cpu(), seen.clamp(0, 1).cpu(), rebuilt.clamp(0, 1).cpu()))
+        return images.cpu(), seen.clamp(0, 1).cpu(), rebuilt.clamp(0, 1).cpu()
 
     def _noise(self, indices: Sequence[int]) -> Float[Tensor, "B N"]:
         """Return noise for each image from a generator of its own."""
@@ -136,16 +156,20 @@ class _Evaluation:
         return torch.from_numpy(np.stack(rows)).float()
 
     def result(self) -> MaskedPatchesResult:
-        """Return the means."""
-        if self.count == 0:
-            raise ValueError(f"no image to evaluate ({len(self.skipped)} could not be read)")
-        originals, seen, rebuilt = (torch.cat(parts) for parts in zip(*self.examples, strict=True))
+        """Return the means over what all processes found."""
+        batches = distributed.in_turn(self.batches)
+        count = sum(one.count for one in batches)
+        skipped = tuple(broken for one in batches for broken in one.skipped)
+        if count == 0:
+            raise ValueError(f"no image to evaluate ({len(skipped)} could not be read)")
+        pictures = zip(*(one.pictures for one in batches if one.pictures), strict=True)
+        originals, seen, rebuilt = (torch.cat(parts)[: self.save_examples] for parts in pictures)
         return MaskedPatchesResult(
-            num_images=self.count,
-            masked_patches=self.masked_patches / self.count,
-            flat_patches=self.flat_patches / self.count,
-            skipped=tuple(self.skipped),
-            keys=tuple(self.keys),
+            num_images=count,
+            masked_patches=sum(one.masked_patches for one in batches) / count,
+            flat_patches=sum(one.flat_patches for one in batches) / count,
+            skipped=skipped,
+            keys=tuple(key for one in batches for key in one.keys)[: self.save_examples],
             originals=originals,
             seen=seen,
             rebuilt=rebuilt,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -81,10 +83,21 @@ class MeanImage:
     def update(self, images: Float[Tensor, "B 3 H W"]) -> None:
         """Take in a batch of images with pixels in [0, 1]."""
         pixels = images.double()
-        total, squares = pixels.sum(0), pixels.square().sum(0)
+        self._add(pixels.sum(0).cpu(), pixels.square().sum(0).cpu(), len(images))
+
+    def _add(self, total: Tensor, squares: Tensor, count: int) -> None:
         self._sum = total if self._sum is None else self._sum + total
         self._sum_of_squares = squares if self._sum_of_squares is None else self._sum_of_squares + squares
-        self._count += len(images)
+        self._count += count
+
+    @staticmethod
+    def sum(parts: Sequence[MeanImage]) -> MeanImage:
+        """Return what has taken in all that the parts have; parts that have taken in nothing add nothing."""
+        whole = MeanImage()
+        for part in parts:
+            if part._sum is not None and part._sum_of_squares is not None:
+                whole._add(part._sum, part._sum_of_squares, part._count)
+        return whole
 
     def mse(self, guess: Float[Tensor, "3 H W"] | None = None) -> float:
         """Return the mean squared error of a guess, over images, channels and pixels.

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from pixlex.eval.passes import evaluating
+from pixlex import distributed
+from pixlex.eval.passes import evaluating, progress_bar
 from pixlex.files import write_atomically
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.pretrained import fingerprint
@@ -65,11 +66,12 @@ class KeptScores:
 @torch.no_grad()
 def matching_logits(
     model: CBViLA,
-    seen: Float[Tensor, "I M W"],
+    seen: Float[Tensor, "O M W"],
     text: Float[Tensor, "C T D"],
     key_padding: Bool[Tensor, "C T"],
     wanted: Bool[Tensor, "I C"],
     *,
+    own: Int[Tensor, " O"] | None = None,
     precision: Literal["bf16", "fp32"] = "fp32",
     keep: Path | None = None,
     progress: bool = True,
@@ -82,14 +84,41 @@ def matching_logits(
         text: texts after the text encoder.
         key_padding: True = padding of the texts.
         wanted: the pairs.
+        own: which images `seen` holds, where several processes have some of them each; None: all.
         precision: bf16 computes networks under autocast.
         keep: a folder in which scores lie until the last is there; a second call goes on where one stopped.
         progress: show a bar.
     """
-    place = next(model.parameters()).device
+    own = torch.arange(len(seen)) if own is None else own
+    kept = None
+    if keep is not None and len(own):
+        kept = KeptScores(keep, _key(model, seen, text, wanted[own], precision))
+    total = int(wanted.sum())
+    scores = _scored(model, seen, text, key_padding, wanted[own], precision, kept, total, progress=progress)
     logits = torch.zeros(wanted.shape)
-    kept = None if keep is None else KeptScores(keep, _key(model, seen, text, wanted, precision))
-    bar = tqdm(total=int(wanted.sum()), unit=" pairs", desc="match", disable=not progress)
+    for images, found in distributed.gather_objects((own, scores)):
+        logits[images] = logits[images].masked_scatter(wanted[images], found)
+    if kept is not None:
+        kept.remove()  # once the scores of all are there
+    return logits
+
+
+def _scored(
+    model: CBViLA,
+    seen: Float[Tensor, "O M W"],
+    text: Float[Tensor, "C T D"],
+    key_padding: Bool[Tensor, "C T"],
+    wanted: Bool[Tensor, "O C"],
+    precision: Literal["bf16", "fp32"],
+    kept: KeptScores | None,
+    total: int,
+    *,
+    progress: bool,
+) -> Float[Tensor, " P"]:
+    """Return the logits of wanted pairs, those of the first image first; `total` pairs are all processes'."""
+    place = next(model.parameters()).device
+    scores = [torch.zeros(0)]
+    bar = progress_bar(total, "pairs", "match", shown=progress)
     with evaluating(model), bar, torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
         for first in range(0, len(wanted), _IMAGES_A_FILE):
             block = slice(first, first + _IMAGES_A_FILE)
@@ -105,10 +134,8 @@ def matching_logits(
                     kept.write(first, found)
             else:
                 bar.update(count)
-            logits[block] = logits[block].masked_scatter(wanted[block], found)
-    if kept is not None:
-        kept.remove()
-    return logits
+            scores.append(found)
+    return torch.cat(scores)
 
 
 def _of_image(

@@ -1,13 +1,16 @@
-"""One pass over a set: the model's mode meanwhile, and where the pass ends."""
+"""One pass over a set: the model's mode meanwhile, how far it is, and where it ends."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
+from tqdm import tqdm
 
+from pixlex import distributed
 from pixlex.batch import ImageBatch
 
 
@@ -21,6 +24,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def progress_bar(total: int | None, unit: str, description: str, *, shown: bool) -> tqdm[Any]:
+    """Return a bar of what this process does, shown by the first one alone.
+
+    Args:
+        total: what all processes do together, which is dealt out evenly; None where unknown.
+        unit: what is counted.
+        description: what is done.
+        shown: whether the caller wants a bar.
+    """
+    processes = distributed.world_size()
+    own = total if total is None else -(-total // processes)
+    if processes > 1:
+        description += f" (process 1 of {processes})"
+    return tqdm(total=own, unit=f" {unit}", desc=description, disable=not shown or not distributed.is_first())
 
 
 def first_images(batches: Iterable[ImageBatch], limit: int | None) -> Iterator[ImageBatch]:

@@ -11,8 +11,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from pixlex import distributed
+
 # Published values are of 50,000 images; fewer give larger ones.
 IMAGES_OF_PUBLISHED_FID = 50_000
+
+# What torchmetrics keeps of the features.
+_SUMS = tuple(
+    f"{kind}_features_{name}" for kind in ("real", "fake") for name in ("sum", "cov_sum", "num_samples")
+)
 
 
 class FrechetDistance:
@@ -39,13 +46,21 @@ class FrechetDistance:
                 f"{path.name} does not turn uint8 images (B, 3, H, W) into features: {reason}"
             ) from reason
         features.num_features = size
-        self._distance = FrechetInceptionDistance(feature=features).to(device)
+        # What processes found is put together by `gather`: left to itself torchmetrics would wait for all
+        # processes where one evaluates alone.
+        self._distance = FrechetInceptionDistance(feature=features, sync_on_compute=False).to(device)
 
     @torch.no_grad()
     def update(self, images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H W"]) -> None:
         """Take in a batch, pixels in [0, 1]."""
         self._distance.update(_bytes(images), real=True)
         self._distance.update(_bytes(reconstructions), real=False)
+
+    def gather(self) -> None:
+        """Take in what other processes have: sums in float64 of features and their products, and counts."""
+        for name in _SUMS:
+            own: Tensor = getattr(self._distance, name)
+            setattr(self._distance, name, distributed.all_sum(own.cpu()).to(own.device))
 
     def compute(self) -> float:
         """Return the distance, 0 or more (within rounding).
@@ -141,6 +156,11 @@ class PerceptualMeasures:
         if self._frechet is not None:
             self._frechet.update(images, reconstructions)
         return {} if self._lpips is None else {"lpips": self._lpips(images, reconstructions)}
+
+    def gather(self) -> None:
+        """Take in what other processes have."""
+        if self._frechet is not None:
+            self._frechet.gather()
 
     def rfid(self, num_images: int) -> float | None:
         """Return the Frechet distance where it can be had."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm import tqdm
 
+from pixlex import distributed
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.scenes import Scene, ScenesSource, object_boxes
 from pixlex.data.scenes.scene import COLORS, SHAPES
@@ -17,6 +17,7 @@ from pixlex.data.text import clean_caption
 from pixlex.eval.attention import explain
 from pixlex.eval.gradcam import ExplainedScore, Explanation
 from pixlex.eval.intervals import wilson_interval
+from pixlex.eval.passes import progress_bar
 from pixlex.models.cbvila import CBViLA
 
 # Names every object by color and shape, and no place.
@@ -132,21 +133,20 @@ def pointing_game(
         ValueError: no such score or layer, or scenes none of whose words names one object alone.
     """
     batches = evaluation_batches(
-        source, image_size=model.config.image_size, batch_size=batch_size, limit=limit
-    )
-    rows: list[dict[str, Tensor]] = []
-    used = 0
-    bar = tqdm(
-        total=min(len(source), limit or len(source)), unit=" scenes", desc="point", disable=not progress
-    )
-    with bar:
+        source, image_size=model.config.image_size, batch_size=batch_size, limit=limit,
+        rank=distributed.rank(), world_size=distributed.world_size(),
+    )  # fmt: skip
+    found: list[tuple[int, list[dict[str, Tensor]]]] = []
+    with progress_bar(min(len(source), limit or len(source)), "scenes", "point", shown=progress) as bar:
         for batch in batches:
             indices = batch.indices.tolist()
             texts = [clean_caption(source.captions(index)[_CAPTION], _LONGEST) for index in indices]
-            found = explain(model, batch.images, texts, score=score, layer=layer)
-            rows += [play(one, source.scene(index)) for one, index in zip(found, indices, strict=True)]
-            used = found[0].layer
+            maps = explain(model, batch.images, texts, score=score, layer=layer)
+            played = [play(one, source.scene(index)) for one, index in zip(maps, indices, strict=True)]
+            found.append((maps[0].layer, played))
             bar.update(len(indices))
+    everyone = distributed.in_turn(found)
+    used, rows = everyone[0][0], [row for _, played in everyone for row in played]
     rows = [row for row in rows if len(row["pointed"])]
     if not rows:
         raise ValueError(f"{source.name}: no word of the captions names one object alone: give more scenes")

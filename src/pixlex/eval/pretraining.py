@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
+from pixlex import distributed
 from pixlex.batch import ImageTextBatch, Skipped, Words
-from pixlex.eval.passes import evaluating
+from pixlex.eval.passes import evaluating, progress_bar
 from pixlex.models.cbvila import CBViLA
 from pixlex.nn.codebook import count_codes, perplexity
 from pixlex.nn.masking import SplitPatches, split_patches
@@ -108,10 +108,12 @@ def evaluate_pretraining(
 ) -> PretrainingResult:
     """Measure a model on images with captions, by the terms that its objective minimizes in its last phases.
 
+    Several processes share the batches and all return the numbers of the whole.
+
     Args:
         objective: with the model, where it is.
-        batches: the pairs, each once.
-        seed: of what is hidden, 0 or more.
+        batches: the pairs, each once; of several processes each brings its own (see `evaluation_batches`).
+        seed: with the position of a batch's first image, of what is hidden; 0 or more.
         precision: bf16 computes networks under autocast, losses always in float32.
         previous_codes: of the same images, from an earlier evaluation.
         total: how many images are expected, for the time left on the progress bar.
@@ -123,58 +125,78 @@ def evaluate_pretraining(
     """
     sums = _Sums(objective, seed, save_examples)
     place = next(objective.parameters()).device
-    bar = tqdm(total=total, unit=" images", desc="evaluate", disable=not progress)
-    with evaluating(objective), bar, torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
-        for number, batch in enumerate(batches):
-            sums.update(number, batch.to(place))
+    bar = progress_bar(total, "images", "evaluate", shown=progress)
+    # Alone: pairs are compared within a batch, and processes may have different numbers of batches.
+    with (
+        distributed.alone(),
+        evaluating(objective),
+        bar,
+        torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        for batch in batches:
+            sums.update(batch.to(place))
             bar.update(len(batch.images))
-        return sums.result(previous_codes)
+    return sums.result(previous_codes)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found in a batch.
+
+    Attributes:
+        skipped: images that could not be read.
+        indices: where the others lie in their source.
+        terms: of the objective; none of a single pair, which has nothing to be compared with.
+        codes: of each image.
+        errors: of hidden and visible patches, and of a flat color.
+        examples: to look at.
+    """
+
+    skipped: tuple[Skipped, ...]
+    indices: Tensor
+    terms: Mapping[str, float] = field(default_factory=dict)
+    codes: Tensor | None = None
+    errors: tuple[float, ...] = ()
+    examples: RebuiltExamples | None = None
 
 
 @dataclass
 class _Sums:
-    """Sums and examples of the pairs seen so far."""
+    """What was found in each batch so far."""
 
     objective: CBViLAObjective
     seed: int
     save_examples: int
-    count: int = 0
-    compared: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    errors: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    indices: list[Tensor] = field(default_factory=list)
-    codes: list[Tensor] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    examples: list[RebuiltExamples] = field(default_factory=list)
+    found: list[_Found] = field(default_factory=list)
 
     @property
     def model(self) -> CBViLA:
         return self.objective.model
 
-    def update(self, number: int, batch: ImageTextBatch) -> None:
+    def update(self, batch: ImageTextBatch) -> None:
         """Take in a batch."""
-        self.skipped.extend(batch.skipped)
-        size = len(batch.images)
+        size, indices = len(batch.images), batch.indices.cpu()
         if size == 0:
+            self.found.append(_Found(batch.skipped, indices))
             return
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        if size > 1:  # one pair alone has nothing to be compared with
-            found = self.objective(batch, Phase(JOINT, 0), Step(self.objective.steps, generator))
-            for name, value in {**found.terms, **found.measures}.items():
-                self.sums[name] = self.sums.get(name, 0.0) + size * float(value)
-            self.compared += size
-        self.indices.append(batch.indices.cpu())
-        self.count += size
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(indices[0]))
+        terms: dict[str, float] = {}
+        if size > 1:
+            loss = self.objective(batch, Phase(JOINT, 0), Step(self.objective.steps, generator))
+            terms = {name: float(value) for name, value in {**loss.terms, **loss.measures}.items()}
         config = self.objective.config
-        if config.has_codebook_terms:
-            self.codes.append(self.model.tokenize(batch.images).cpu())
-        if not config.pixel_weight:
-            return
-        split = split_patches(size, self.model.grid**2, self.objective.num_visible, generator)
-        self._rebuild(batch, split.to(batch.images.device))
+        codes = self.model.tokenize(batch.images).cpu() if config.has_codebook_terms else None
+        found = _Found(batch.skipped, indices, terms, codes)
+        if config.pixel_weight:
+            split = split_patches(size, self.model.grid**2, self.objective.num_visible, generator)
+            errors, examples = self._rebuild(batch, split.to(batch.images.device))
+            found = replace(found, errors=errors, examples=examples)
+        self.found.append(found)
 
-    def _rebuild(self, batch: ImageTextBatch, split: SplitPatches) -> None:
-        """Rebuild the images; add up the errors of hidden and visible patches, and of a flat color."""
+    def _rebuild(
+        self, batch: ImageTextBatch, split: SplitPatches
+    ) -> tuple[tuple[float, ...], RebuiltExamples | None]:
+        """Rebuild images; return the errors of hidden and visible patches and of a flat color, and examples."""
         side = self.model.config.patch_size
         rebuilt = self.model.rebuild(batch.images, Words(batch.word_ids, batch.key_padding), split)
         seen = torch.zeros(len(batch.images), self.model.grid**2, device=batch.images.device)
@@ -189,45 +211,60 @@ class _Sums:
             (squares * shown).mean() / visible_share,
             (flat * (1 - shown)).mean() / hidden_share,
         )
-        self.errors = [sum_ + len(seen) * float(one) for sum_, one in zip(self.errors, found, strict=True)]
-        if room := self.save_examples - sum(len(one.keys) for one in self.examples):
-            others = Words(batch.word_ids.roll(-1, 0), batch.key_padding.roll(-1, 0))
-            otherwise = self.model.rebuild(batch.images, others, split)
-            gray = shown * batch.images + 0.5 * (1 - shown)
-            pictures = (one[:room].cpu() for one in (batch.images, gray, rebuilt, otherwise))
-            self.examples.append(RebuiltExamples(batch.keys[:room], batch.texts[:room], *pictures))
+        errors = tuple(float(one) for one in found)
+        shown_already = sum(len(one.examples.keys) for one in self.found if one.examples is not None)
+        room = self.save_examples - shown_already
+        if room <= 0:
+            return errors, None
+        others = Words(batch.word_ids.roll(-1, 0), batch.key_padding.roll(-1, 0))
+        otherwise = self.model.rebuild(batch.images, others, split)
+        gray = shown * batch.images + 0.5 * (1 - shown)
+        pictures = (one[:room].cpu() for one in (batch.images, gray, rebuilt, otherwise))
+        return errors, RebuiltExamples(batch.keys[:room], batch.texts[:room], *pictures)
 
     def result(self, previous_codes: Tensor | None) -> PretrainingResult:
-        """Return the means."""
-        if self.count == 0:
-            raise ValueError(f"no image to evaluate ({len(self.skipped)} could not be read)")
-        means = {name: value / self.compared for name, value in self.sums.items()}
-        codes = torch.cat(self.codes) if self.codes else None
+        """Return the means over what all processes found."""
+        batches = distributed.in_turn(self.found)
+        skipped = tuple(broken for one in batches for broken in one.skipped)
+        count = sum(len(one.indices) for one in batches)
+        if count == 0:
+            raise ValueError(f"no image to evaluate ({len(skipped)} could not be read)")
+        compared = [one for one in batches if one.terms]
+        num_compared = sum(len(one.indices) for one in compared)
+        means = {
+            name: sum(len(one.indices) * one.terms[name] for one in compared) / num_compared
+            for name in (compared[0].terms if compared else ())
+        }
+        quantized = [one.codes for one in batches if one.codes is not None]
+        codes = torch.cat(quantized) if quantized else None
         churn = None
         if codes is not None and previous_codes is not None and previous_codes.shape == codes.shape:
             churn = float((codes != previous_codes).double().mean())
+        rebuilt = [one for one in batches if one.errors]
         hidden, visible, flat = (
-            error / self.count if self.objective.config.pixel_weight else None for error in self.errors
+            sum(len(one.indices) * one.errors[place] for one in rebuilt) / count if rebuilt else None
+            for place in range(3)
         )
+        examples = [one.examples for one in batches if one.examples is not None]
         return PretrainingResult(
-            num_images=self.count,
+            num_images=count,
             means=means,
-            indices=torch.cat(self.indices),
+            indices=torch.cat([one.indices for one in batches]),
             codes=codes,
             num_codewords=self.model.num_codewords,
             churn=churn,
             hidden_mse=hidden,
             visible_mse=visible,
             mean_color_mse=flat,
-            examples=_joined(self.examples) if self.examples else None,
-            skipped=tuple(self.skipped),
+            examples=_joined(examples, self.save_examples) if examples else None,
+            skipped=skipped,
         )
 
 
-def _joined(parts: Sequence[RebuiltExamples]) -> RebuiltExamples:
+def _joined(parts: Sequence[RebuiltExamples], most: int) -> RebuiltExamples:
     names = ("originals", "visible", "rebuilt", "rebuilt_otherwise")
     return RebuiltExamples(
-        tuple(key for part in parts for key in part.keys),
-        tuple(text for part in parts for text in part.texts),
-        *(torch.cat([getattr(part, name) for part in parts]) for name in names),
+        tuple(key for part in parts for key in part.keys)[:most],
+        tuple(text for part in parts for text in part.texts)[:most],
+        *(torch.cat([getattr(part, name) for part in parts])[:most] for name in names),
     )

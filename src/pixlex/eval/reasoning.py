@@ -10,14 +10,14 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
+from pixlex import distributed
 from pixlex.batch import ReasoningBatch, Skipped, Words
 from pixlex.config.data import SQUARE, Cut
 from pixlex.config.reasoning import ReasoningTask
 from pixlex.data.reasoning import ReasoningSource
 from pixlex.eval.intervals import wilson_interval
-from pixlex.eval.passes import evaluating
+from pixlex.eval.passes import evaluating, progress_bar
 from pixlex.eval.vqa_score import soft_accuracy
 from pixlex.models.reasoner import Reasoner
 
@@ -140,10 +140,13 @@ def evaluate_reasoning(
 ) -> ReasoningResult:
     """Answer each item and compare with what people answered.
 
+    Several processes share the batches and all return the result of the whole.
+
     Args:
         model: the network, where it is.
         source: the items.
-        batches: the same, as the model reads them (see `evaluation_items`).
+        batches: the same, as the model reads them (see `evaluation_items`); of several processes each brings its
+            own.
         mode: how answers of `vqa` are found; classes are always ranked.
         shortlist: see `Reasoner.rank`.
         first_token_twice: see `Reasoner.rank`.
@@ -160,31 +163,32 @@ def evaluate_reasoning(
     if mode == "generate" and task != "vqa":
         raise ValueError(f"answers are written freely for the task vqa alone, this model's is {task}")
     place = next(model.parameters()).device
-    answered: list[Answered] = []
-    skipped: list[Skipped] = []
-    examples: list[Tensor] = []
-    bar = tqdm(total=total, unit=" items", desc="answer", disable=not progress)
+    found: list[_Found] = []
+    room = save_examples
+    bar = progress_bar(total, "items", "answer", shown=progress)
     with evaluating(model), bar, torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
         for batch in batches:
-            skipped += batch.skipped
-            if not batch.texts:
-                continue
-            found = _answer(model, batch.to(place), mode, shortlist, first_token_twice=first_token_twice)
-            for row, (answers, shares) in enumerate(found):
-                credit = credit_of(task, answers[0], batch.answers[row]) if batch.answers[row] else None
-                answered.append(Answered(int(batch.items[row]), answers, shares, credit))
-            if len(examples) < save_examples:
-                missing = save_examples - len(examples)
-                groups = batch.images.unflatten(0, (-1, model.config.num_images))  # type: ignore[no-untyped-call]
-                examples += list((groups if batch.looks_at is None else groups[batch.looks_at])[:missing])
+            answers = []
+            if batch.texts:
+                answers = _answer(
+                    model, batch.to(place), mode, shortlist, first_token_twice=first_token_twice
+                )
+            examples = _images_of_items(batch, model.config.num_images, room) if batch.texts and room else ()
+            found.append(_Found(_credited(task, batch, answers), batch.skipped, examples))
+            room -= len(examples)
             bar.update(len(batch.texts))
+    everyone = distributed.in_turn(found)
+    answered = [one for batch in everyone for one in batch.answered]
+    skipped = [one for batch in everyone for one in batch.skipped]
+    shown = [one for batch in everyone for one in batch.examples][:save_examples]
     if not answered:
         raise ValueError(f"{source.name}: no item to evaluate ({len(skipped)} images could not be read)")
     known = [one for one in answered if one.credit is not None]
     accuracy = _mean([one.credit for one in known if one.credit is not None]) if known else None
     alone = None
     if training is not None and known:
-        alone = text_alone(task, training, source.take([one.item for one in known]))
+        measured = source.take([one.item for one in known])
+        alone = distributed.from_first(lambda: text_alone(task, training, measured))
     return ReasoningResult(
         task=task,
         mode=mode,
@@ -197,8 +201,34 @@ def evaluate_reasoning(
         by_kind=_by_kind(source, known),
         text_alone=alone,
         skipped=tuple(skipped),
-        examples=torch.stack(examples),
+        examples=torch.stack(shown),
     )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found in a batch: its items with answers, and the images of some of them."""
+
+    answered: tuple[Answered, ...]
+    skipped: tuple[Skipped, ...]
+    examples: tuple[Tensor, ...]
+
+
+def _credited(
+    task: ReasoningTask, batch: ReasoningBatch, found: Sequence[tuple[tuple[str, ...], tuple[float, ...]]]
+) -> tuple[Answered, ...]:
+    """Return the items of a batch with what the model says and what that is worth."""
+    rows = zip(batch.items.tolist(), found, batch.answers, strict=True)
+    return tuple(
+        Answered(item, answers, shares, credit_of(task, answers[0], given) if given else None)
+        for item, (answers, shares), given in rows
+    )
+
+
+def _images_of_items(batch: ReasoningBatch, num_images: int, most: int) -> tuple[Tensor, ...]:
+    """Return the images of the first items of a batch, on the CPU."""
+    groups = batch.images.unflatten(0, (-1, num_images))  # type: ignore[no-untyped-call]
+    return tuple((groups if batch.looks_at is None else groups[batch.looks_at])[:most].cpu())
 
 
 def credit_of(task: ReasoningTask, answer: str, given: Sequence[str]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm import tqdm
 
+from pixlex import distributed
 from pixlex.batch import ImageBatch, Skipped
 from pixlex.eval.examples import Examples, ExampleSample
 from pixlex.eval.metrics import (
@@ -27,7 +27,7 @@ from pixlex.eval.metrics import (
     psnr,
     ssim,
 )
-from pixlex.eval.passes import evaluating, first_images
+from pixlex.eval.passes import evaluating, first_images, progress_bar
 from pixlex.eval.perceptual import PerceptualMeasures
 from pixlex.eval.words import WordScores, score_words, survives_text, survives_tokenizer, word_folds
 from pixlex.models.lqae import LQAE
@@ -120,18 +120,19 @@ def evaluate_reconstruction(
     """Measure a model's reconstructions, codes and words on a set of images, one batch at a time.
 
     Masks, folds and examples depend on the seed and the position of an image in its source, not on the batch.
-    The model is in evaluation mode meanwhile and as it was afterwards.
+    The model is in evaluation mode meanwhile and as it was afterwards. Several processes share the batches and all
+    return the numbers of the whole.
 
     Args:
         model: what is evaluated; a VQ-VAE has no words, and none of their measures.
-        batches: the images, each once.
+        batches: the images, each once; of several processes each brings its own (see `evaluation_batches`).
         mask_ratio: share of the words hidden at random for `masked_mse`, in [0, 1]; None leaves it out.
         num_folds: passes of the language model for the two measures of word sequences, at most one for each
             word; 0 leaves them out.
         seed: of masks, folds and the choice of examples, 0 or more.
         device: where to compute; the model is moved there. None: where the model is.
         precision: bf16 computes networks under autocast, measures always in float32.
-        limit: stop after so many images.
+        limit: stop after so many images; not with several processes, none of which knows of all.
         total: how many images are expected, for the time left on the progress bar.
         progress: show a bar with rate and time left.
         save_examples: how many images to return with their words and reconstructions.
@@ -143,8 +144,12 @@ def evaluate_reconstruction(
         The numbers, the examples, and what was skipped.
 
     Raises:
-        ValueError: no readable image, or a network, ratio or number of folds that does not fit.
+        ValueError: no readable image, or a network, ratio, limit or number of folds that does not fit.
     """
+    if limit is not None and distributed.world_size() > 1:
+        raise ValueError(
+            f"expected batches of limited images on several processes, got the limit {limit} here"
+        )
     if mask_ratio is not None and not 0 <= mask_ratio <= 1:
         raise ValueError(f"mask_ratio must lie in [0, 1], got {mask_ratio}")
     place = torch.device(device) if device is not None else next(model.parameters()).device
@@ -156,16 +161,27 @@ def evaluate_reconstruction(
     with (
         evaluating(model),
         torch.autocast(place.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
-        tqdm(total=expected, unit=" images", desc="evaluate", disable=not progress) as bar,
+        progress_bar(expected, "images", "evaluate", shown=progress) as bar,
     ):
         for batch in first_images(batches, limit):
             evaluation.update(batch.to(place))
             bar.update(len(batch.images))
+    evaluation.gather()
     return evaluation.result(mean_image, time.perf_counter() - started)
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """What the images of a batch add to the means."""
+
+    count: int
+    sums: Mapping[str, float]
+    words: WordScores
+    skipped: tuple[Skipped, ...]
+
+
 class _Evaluation:
-    """Sums over the images seen so far."""
+    """What the images seen so far add up to."""
 
     def __init__(
         self,
@@ -178,94 +194,108 @@ class _Evaluation:
     ) -> None:
         self.model, self.perceptual = model, perceptual
         self.mask_ratio, self.num_folds, self.seed = mask_ratio, num_folds, seed
-        self.count = 0
-        self.sums: defaultdict[str, float] = defaultdict(float)
+        self.batches: list[_Sums] = []
         self.usage = CodebookUsage(model.num_codewords)
         self.mean_image = MeanImage()
-        self.words = WordScores()
         self.examples = ExampleSample(save_examples, seed)
-        self.skipped: list[Skipped] = []
 
     def update(self, batch: ImageBatch) -> None:
         """Take in a batch."""
-        self.skipped.extend(batch.skipped)
         if len(batch.images) == 0:
+            self.batches.append(_Sums(0, {}, WordScores(), batch.skipped))
             return
         images, indices = batch.images, batch.indices.tolist()
         codes = self.model.tokenize(images)
         reconstructions = self.model.decode(codes)
         with torch.autocast(images.device.type, enabled=False):
-            self._add(
-                mse=mse(images, reconstructions),
-                psnr=psnr(images, reconstructions),
-                mean_color_mse=mean_color_mse(images),
-                distinct_words_per_image=distinct_per_image(codes),
+            measures = {
+                "mse": mse(images, reconstructions),
+                "psnr": psnr(images, reconstructions),
+                "mean_color_mse": mean_color_mse(images),
+                "distinct_words_per_image": distinct_per_image(codes),
                 **self.perceptual.update(images, reconstructions),
-            )
+            }
             if min(images.shape[-2:]) >= SSIM_WINDOW:
-                self._add(ssim=ssim(images, reconstructions))
+                measures["ssim"] = ssim(images, reconstructions)
             self.mean_image.update(images)
         self.usage.update(codes)
+        words = WordScores()
         if isinstance(self.model, LQAE):
-            self._update_words(self.model, images, codes, indices)
+            measures |= self._of_words(self.model, images, codes, indices)
+            words = self._guessed(self.model, codes, indices)
         self.examples.update(batch, reconstructions, codes)
-        self.count += len(images)
+        sums = {name: float(values.double().sum()) for name, values in measures.items()}
+        self.batches.append(_Sums(len(images), sums, words, batch.skipped))
 
-    def _update_words(self, model: LQAE, images: Tensor, codes: Tensor, indices: list[int]) -> None:
-        """Take in what only words have."""
-        self._add(
-            text_round_trip_rate=survives_text(model.vocabulary, codes),
-            tokenizer_round_trip_rate=survives_tokenizer(model.language, model.vocabulary, codes),
-        )
+    def _of_words(self, model: LQAE, images: Tensor, codes: Tensor, indices: list[int]) -> dict[str, Tensor]:
+        """Return what only words have."""
+        measures: dict[str, Tensor] = {
+            "text_round_trip_rate": survives_text(model.vocabulary, codes),
+            "tokenizer_round_trip_rate": survives_tokenizer(model.language, model.vocabulary, codes),
+        }
         if self.mask_ratio is not None:
             mask = _masks(indices, codes.shape[1], self.mask_ratio, self.seed).to(codes.device)
             language = model.read(model.quantizer.embedding[codes], mask)
-            self._add(masked_mse=mse(images, model.rebuild(language).float().clamp(0, 1)))
-        if self.num_folds and model.language.has_head:
-            folds = word_folds(indices, codes.shape[1], min(self.num_folds, codes.shape[1]), self.seed)
-            self.words += score_words(model.language, model.word_ids(codes), folds.to(codes.device))
+            measures["masked_mse"] = mse(images, model.rebuild(language).float().clamp(0, 1))
+        return measures
 
-    def _add(self, **measures: Tensor) -> None:
-        for name, values in measures.items():
-            self.sums[name] += float(values.double().sum())
+    def _guessed(self, model: LQAE, codes: Tensor, indices: list[int]) -> WordScores:
+        """Return how well the language model guesses hidden words."""
+        if not self.num_folds or not model.language.has_head:
+            return WordScores()
+        folds = word_folds(indices, codes.shape[1], min(self.num_folds, codes.shape[1]), self.seed)
+        return score_words(model.language, model.word_ids(codes), folds.to(codes.device))
 
-    def _mean(self, name: str) -> float | None:
-        return self.sums[name] / self.count if name in self.sums else None
+    def gather(self) -> None:
+        """Take in what the other processes saw."""
+        self.batches = distributed.in_turn(self.batches)
+        self.usage.counts = distributed.all_sum(self.usage.counts)
+        self.mean_image = MeanImage.sum(distributed.gather_objects(self.mean_image))
+        self.examples = ExampleSample.merged(distributed.gather_objects(self.examples))
+        self.perceptual.gather()
 
     def result(self, mean_image: Tensor | None, seconds: float) -> ReconstructionResult:
         """Return the means."""
-        if self.count == 0:
-            raise ValueError(f"no image to evaluate ({len(self.skipped)} could not be read)")
+        skipped = tuple(one for batch in self.batches for one in batch.skipped)
+        count, words, sums = 0, WordScores(), defaultdict[str, float](float)
+        for batch in self.batches:
+            count += batch.count
+            words += batch.words
+            for name, value in batch.sums.items():
+                sums[name] += value
+        if count == 0:
+            raise ValueError(f"no image to evaluate ({len(skipped)} could not be read)")
+        means = {name: value / count for name, value in sums.items()}
         examples = self.examples.result(self.model)
         return ReconstructionResult(
-            num_images=self.count,
+            num_images=count,
             words_per_image=self.model.grid**2,
-            mse=self.sums["mse"] / self.count,
-            psnr=self.sums["psnr"] / self.count,
-            ssim=self._mean("ssim"),
-            masked_mse=self._mean("masked_mse"),
+            mse=means["mse"],
+            psnr=means["psnr"],
+            ssim=means.get("ssim"),
+            masked_mse=means.get("masked_mse"),
             mean_image_mse=self.mean_image.mse(mean_image),
-            mean_color_mse=self.sums["mean_color_mse"] / self.count,
+            mean_color_mse=means["mean_color_mse"],
             distinct_codewords=self.usage.distinct,
             codebook_usage=self.usage.usage,
             perplexity=self.usage.perplexity,
             most_frequent_share=self.usage.most_frequent_share,
-            distinct_words_per_image=self.sums["distinct_words_per_image"] / self.count,
-            masked_word_accuracy=self.words.accuracy if self.words.count else None,
-            pseudo_perplexity=self.words.pseudo_perplexity if self.words.count else None,
-            text_round_trip_rate=self._mean("text_round_trip_rate"),
-            tokenizer_round_trip_rate=self._mean("tokenizer_round_trip_rate"),
-            rfid=self.perceptual.rfid(self.count),
-            lpips=self._mean("lpips"),
-            images_per_second=self.count / seconds,
-            skipped=tuple(self.skipped),
-            notes=tuple(self._notes()),
+            distinct_words_per_image=means["distinct_words_per_image"],
+            masked_word_accuracy=words.accuracy if words.count else None,
+            pseudo_perplexity=words.pseudo_perplexity if words.count else None,
+            text_round_trip_rate=means.get("text_round_trip_rate"),
+            tokenizer_round_trip_rate=means.get("tokenizer_round_trip_rate"),
+            rfid=self.perceptual.rfid(count),
+            lpips=means.get("lpips"),
+            images_per_second=count / seconds,
+            skipped=skipped,
+            notes=tuple(self._notes(count, "ssim" in means)),
             examples=examples,
         )
 
-    def _notes(self) -> list[str]:
-        notes = self.perceptual.notes(self.count)
-        if "ssim" not in self.sums:
+    def _notes(self, count: int, has_ssim: bool) -> list[str]:
+        notes = self.perceptual.notes(count)
+        if not has_ssim:
             notes.append(
                 f"SSIM was not computed: it needs images of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels"
             )

@@ -10,14 +10,15 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
+from pixlex import distributed
 from pixlex.batch import Skipped, Words
 from pixlex.config.data import SQUARE, Cut
-from pixlex.data.loader import evaluation_batches
+from pixlex.data.chosen import choose
+from pixlex.data.loader import TooManyBroken, evaluation_batches
 from pixlex.data.pairs import PairSource
 from pixlex.eval.pair_scores import matching_logits
-from pixlex.eval.passes import evaluating
+from pixlex.eval.passes import evaluating, progress_bar
 from pixlex.models.cbvila import CBViLA
 
 Score = Literal["contrastive", "matching", "matching+contrastive"]
@@ -30,7 +31,8 @@ class Gallery:
     """Images and all their captions after their encoders, on the CPU.
 
     Attributes:
-        seen: the images, class vector first.
+        seen: the images that this process has encoded, class vector first; all of them when alone.
+        own: which of the images those are.
         image_vectors: for the first stage, of length 1.
         text: the captions; no words of them, and no patches of images, where vectors alone were kept.
         key_padding: True = padding.
@@ -39,7 +41,8 @@ class Gallery:
         skipped: images that could not be read; their captions are left out as well.
     """
 
-    seen: Float[Tensor, "I M W"]
+    seen: Float[Tensor, "O M W"]
+    own: Int[Tensor, " O"]
     image_vectors: Float[Tensor, "I e"]
     text: Float[Tensor, "C L D"]
     key_padding: Bool[Tensor, "C T"]
@@ -111,7 +114,8 @@ def gallery(
 ) -> Gallery:
     """Encode images and all their captions, each once.
 
-    A source that lists an image more than once has it here once, with the captions of all its rows.
+    A source that lists an image more than once has it here once, with the captions of all its rows. Several
+    processes share images and captions, and each keeps what the second stage looks at of its own images alone.
 
     Args:
         model: the network, where it is.
@@ -128,70 +132,87 @@ def gallery(
         TooManyBroken: no image can be read.
     """
     place = next(model.parameters()).device
+    rows = _rows_of_images(source, limit)
     batches = evaluation_batches(
-        source,
+        choose(source.images, [first for first, *_ in rows]),
         image_size=model.config.image_size,
         batch_size=batch_size,
-        limit=limit,
         workers=workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
         cut=model.config.cut,
     )
-    found = _Rows(source)
-    skipped: list[Skipped] = []
-    seen, image_vectors = [], []
-    total = min(len(source), limit or len(source))
-    bar = tqdm(total=total, unit=" images", desc="see", disable=not progress)
+    found: list[_Seen] = []
+    states_of_own: list[Tensor] = []
+    bar = progress_bar(len(rows), "images", "see", shown=progress)
     with evaluating(model), bar, torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
         for batch in batches:
-            skipped += batch.skipped
-            new = found.add(batch.indices.tolist())
-            if new:
-                vectors = model.see(batch.images[new].to(place))
-                seen.append(vectors.cpu() if states else vectors[:, :0].cpu())
-                image_vectors.append(model.image_vectors(vectors).cpu())
+            vectors = torch.empty(0, model.config.contrastive_dim)
+            if len(batch.images):
+                seen = model.see(batch.images.to(place))
+                states_of_own.append(seen.cpu() if states else seen[:, :0].cpu())
+                vectors = model.image_vectors(seen).cpu()
+            found.append(_Seen(batch.indices, vectors, batch.skipped))
             bar.update(len(batch.images))
-        words = model.encode_texts([text for texts in found.captions for text in texts], max_words)
+    everyone = distributed.in_turn(found)
+    kept = torch.cat([one.images for one in everyone])
+    skipped = tuple(broken for one in everyone for broken in one.skipped)
+    if not len(kept):
+        raise TooManyBroken(f"{source.name}: none of {len(rows)} images can be read")
+    captions = [
+        dict.fromkeys(text for row in rows[image] for text in source.captions[row]) for image in kept.tolist()
+    ]
+    words = model.encode_texts([text for texts in captions for text in texts], max_words)
+    with evaluating(model), torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
         text, text_vectors = _read(model, words, batch_size, place, states=states, progress=progress)
-    image_of = [number for number, texts in enumerate(found.captions) for _ in texts]
+    image_of = [number for number, texts in enumerate(captions) for _ in texts]
     return Gallery(
-        torch.cat(seen), torch.cat(image_vectors), text, words.key_padding, text_vectors,
-        torch.tensor(image_of), tuple(skipped),
-    )  # fmt: skip
+        torch.cat(states_of_own) if states_of_own else torch.empty(0, 0, model.config.image.width),
+        torch.searchsorted(kept, torch.cat([one.images for one in found])) if found else kept[:0],
+        torch.cat([one.vectors for one in everyone]),
+        text,
+        words.key_padding,
+        text_vectors,
+        torch.tensor(image_of),
+        skipped,
+    )
 
 
-class _Rows:
-    """The distinct images met so far, and their captions."""
+@dataclass(frozen=True)
+class _Seen:
+    """A batch of images after their encoder: which of the distinct images, in order, and their vectors."""
 
-    def __init__(self, source: PairSource) -> None:
-        self.source = source
-        self.captions: list[list[str]] = []
-        self._numbers: dict[int, int] = {}
+    images: Int[Tensor, " B"]
+    vectors: Float[Tensor, "B e"]
+    skipped: tuple[Skipped, ...]
 
-    def add(self, rows: Sequence[int]) -> list[int]:
-        """Take in rows of the source; return the places of those whose image is new."""
-        new = []
-        for place, row in enumerate(rows):
-            image = self.source.image_of(row)
-            if image not in self._numbers:
-                self._numbers[image] = len(self.captions)
-                self.captions.append([])
-                new.append(place)
-            texts = self.captions[self._numbers[image]]
-            texts += [text for text in self.source.captions[row] if text not in texts]
-        return new
+
+def _rows_of_images(source: PairSource, limit: int | None) -> list[list[int]]:
+    """Return the rows of each distinct image among so many rows, evenly spaced; images in order of their first."""
+    total = len(source)
+    count = total if limit is None else min(limit, total)
+    rows: dict[int, list[int]] = {}
+    for number in range(count):
+        row = number * total // count
+        rows.setdefault(source.image_of(row), []).append(row)
+    return list(rows.values())
 
 
 def _read(
     model: CBViLA, words: Words, batch_size: int, place: torch.device, *, states: bool, progress: bool
 ) -> tuple[Tensor, Tensor]:
-    kept, vectors = [], []
+    """Return texts after their encoder, and their vectors, batches dealt out to all processes in turn."""
+    found = []
     firsts = range(0, len(words.word_ids), batch_size)
-    for first in tqdm(firsts, unit=" batches", desc="read", disable=not progress):
-        part = slice(first, first + batch_size)
-        text = model.read(words.word_ids[part].to(place), words.key_padding[part].to(place))
-        kept.append(text.cpu() if states else text[:, :0].cpu())
-        vectors.append(model.text_vectors(text).cpu())
-    return torch.cat(kept), torch.cat(vectors)
+    bar = progress_bar(len(firsts), "batches", "read", shown=progress)
+    with bar:
+        for first in distributed.my_turns(firsts):
+            part = slice(first, first + batch_size)
+            text = model.read(words.word_ids[part].to(place), words.key_padding[part].to(place))
+            found.append((text.cpu() if states else text[:, :0].cpu(), model.text_vectors(text).cpu()))
+            bar.update()
+    everyone = distributed.in_turn(found)
+    return torch.cat([text for text, _ in everyone]), torch.cat([vectors for _, vectors in everyone])
 
 
 @torch.no_grad()
@@ -210,7 +231,8 @@ def evaluate_retrieval(
     The first stage compares vectors. The second scores, for each image, its `top_k` captions, and for each
     caption its `top_k` images, by the matching head: the logit of "belongs" (ALBEF), with
     `matching+contrastive` plus the first stage's similarity (LAVIS, BLIP). Pairs that it does not score come
-    last. Each image is projected once, and a pair that is in both lists is scored once.
+    last. Each image is projected once, and a pair that is in both lists is scored once. Several processes score
+    the pairs of the images that each has encoded, and all return the same result.
 
     Args:
         model: the network, where it is.
@@ -218,7 +240,8 @@ def evaluate_retrieval(
         score: what pairs are ranked by.
         top_k: see above; 1 or more.
         precision: bf16 computes networks under autocast.
-        keep: a folder in which the second stage's scores lie until it is finished; a second call goes on there.
+        keep: a folder in which the second stage's scores lie until it is finished; a second call on as many
+            processes goes on there.
         progress: show a bar.
 
     Raises:
@@ -235,8 +258,8 @@ def evaluate_retrieval(
         of_images, of_captions = top_pairs(similarity, top_k)
         wanted, depth = of_images | of_captions, min(top_k, max(similarity.shape))
         logits = matching_logits(
-            model, items.seen, items.text, items.key_padding, wanted, precision=precision, keep=keep,
-            progress=progress,
+            model, items.seen, items.text, items.key_padding, wanted, own=items.own, precision=precision,
+            keep=keep, progress=progress,
         )  # fmt: skip
         if score == "matching+contrastive":
             logits = logits + similarity
@@ -244,9 +267,11 @@ def evaluate_retrieval(
         by_image = torch.where(of_images, logits, -torch.inf)
         by_caption = torch.where(of_captions, logits, -torch.inf)
         num_scored = int(wanted.sum())
-    text_ranks, image_ranks = ranks(by_image, items.image_of)[0], ranks(by_caption, items.image_of)[1]
+    text_ranks, image_ranks = distributed.from_first(
+        lambda: (ranks(by_image, items.image_of)[0], ranks(by_caption, items.image_of)[1])
+    )
     return RetrievalResult(
-        score, depth, len(items.seen), len(items.text), num_scored,
+        score, depth, len(items.image_vectors), len(items.text), num_scored,
         model.config.cut, recalls(text_ranks), recalls(image_ranks), items.skipped,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from pixlex import distributed
 from pixlex.batch import ImageBatch, Skipped
 from pixlex.config.run import Run
 from pixlex.data.loader import evaluation_batches
@@ -37,9 +38,14 @@ class Progress(ABC):
         self.numbers: Mapping[str, float] = {}
 
     def __call__(self, step: int) -> Mapping[str, float]:
-        """Return the numbers of one evaluation, after leaving its picture and the curves."""
+        """Return the numbers of one evaluation, after leaving its picture and the curves.
+
+        Several processes that all call it share the images; the first one draws.
+        """
         self.numbers = self._measure(step)
-        curves(self.folder / METRICS, self.folder / "curves.png")
+        if distributed.is_first():
+            self._draw(step)
+            curves(self.folder / METRICS, self.folder / "curves.png")
         return self.numbers
 
     @abstractmethod
@@ -48,16 +54,22 @@ class Progress(ABC):
 
     @abstractmethod
     def _measure(self, step: int) -> Mapping[str, float]:
-        """Measure and draw."""
+        """Measure."""
+
+    @abstractmethod
+    def _draw(self, step: int) -> None:
+        """Leave the pictures of what was measured."""
 
     def batches(self) -> Iterator[ImageBatch]:
-        """Return the images, each once."""
+        """Return this process's share of the images, each once."""
         return evaluation_batches(
             self.validation,
             image_size=self.run.model.image_size,
             batch_size=self.run.eval.batch_size,
             limit=self.run.eval.limit or None,
             workers=self.run.data.workers,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
         )
 
     def picture(self, kind: str, step: int) -> Path:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixlex import distributed
 from pixlex.config.cbvila import CBViLARun
 from pixlex.data.pairs import PairSource, evaluation_pairs
 from pixlex.distributed import pick_device
@@ -63,13 +64,15 @@ class PretrainingProgress(Progress):
             encode=lambda texts: model.encode_texts(texts, most),
             image_size=run.model.image_size,
             cut=run.model.cut,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
             **settings,
         )
         self.result = evaluate_pretraining(
             self.objective,
             batches,
             precision=self.precision,
-            previous_codes=self._previous(step),
+            previous_codes=self._previous(step) if distributed.is_first() else None,
             total=min(len(self.pairs), limit or len(self.pairs)),
             save_examples=config.examples,
         )
@@ -79,7 +82,6 @@ class PretrainingProgress(Progress):
                 model, self.pairs, max_words=most, precision=self.precision, states=False, **settings
             )
             numbers |= evaluate_retrieval(model, items, score="contrastive").numbers
-        self._draw(step)
         return numbers
 
     def _previous(self, step: int) -> Tensor | None:

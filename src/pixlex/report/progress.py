@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from pixlex import distributed
 from pixlex.config.cbvila import CBViLARun
 from pixlex.config.frozen import FrozenRun
 from pixlex.config.mae import MAERun
@@ -50,15 +51,17 @@ class TokenizerProgress(Progress):
             device=pick_device(run.train.device),
             precision=self.precision,
             num_folds=config.word_folds,
-            total=len(self.validation),
-            limit=config.limit or None,
+            total=min(len(self.validation), config.limit or len(self.validation)),
             save_examples=config.examples,
         )
+        return self.result.numbers
+
+    def _draw(self, step: int) -> None:
+        assert isinstance(self.model, LQAE | VQVAE)
         examples, picture = self.result.examples, self.picture("reconstruction", step)
         reconstruction_grid(
             examples.originals, examples.reconstructions, examples.words, self.model.grid, picture
         )
-        return self.result.numbers
 
     def write_page(self, commands: Sequence[str]) -> Path:
         """Write the page of the newest evaluation."""
@@ -82,10 +85,12 @@ class MaskedProgress(Progress):
             total=min(len(self.validation), config.limit or len(self.validation)),
             save_examples=config.examples,
         )
+        return self.result.numbers
+
+    def _draw(self, step: int) -> None:
         result = self.result
         columns = {"original": result.originals, "seen": result.seen, "rebuilt": result.rebuilt}
         image_columns(columns, self.picture("masked", step))
-        return result.numbers
 
     def write_page(self, commands: Sequence[str]) -> Path:
         """Write the page of the newest evaluation."""
@@ -132,6 +137,8 @@ class CaptionProgress(Progress):
             batch_size=config.batch_size,
             limit=config.limit or None,
             workers=self.run.data.workers,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
         )
         self.result = evaluate_captions(
             self.model.to(pick_device(self.run.train.device)),
@@ -140,8 +147,10 @@ class CaptionProgress(Progress):
             total=min(len(self.validation), config.limit or len(self.validation)),
             save_examples=config.examples,
         )
-        captioned_images(self._said(), self.picture("captions", step))
         return self.result.numbers
+
+    def _draw(self, step: int) -> None:
+        captioned_images(self._said(), self.picture("captions", step))
 
     def _said(self) -> list[Captioned]:
         rows = zip(self.result.originals, self.result.written, self.result.texts, strict=True)

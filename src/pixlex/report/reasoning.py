@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pixlex import distributed
 from pixlex.config.reasoning import ReasoningRun
 from pixlex.data.item_batches import evaluation_items
 from pixlex.data.reasoning import ReasoningSource
@@ -60,6 +61,8 @@ class ReasoningProgress(Progress):
             batch_size=config.batch_size,
             limit=limit,
             workers=run.data.workers,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
         )
         self.result = evaluate_reasoning(
             model,
@@ -71,8 +74,10 @@ class ReasoningProgress(Progress):
             total=min(len(self.items), limit or len(self.items)),
             save_examples=config.examples,
         )
-        captioned_images(answered_items(self.result, self.items), self.picture("answers", step))
         return self.result.numbers
+
+    def _draw(self, step: int) -> None:
+        captioned_images(answered_items(self.result, self.items), self.picture("answers", step))
 
     def write_page(self, commands: Sequence[str]) -> Path:
         """Write the page of the newest evaluation."""

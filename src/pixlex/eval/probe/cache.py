@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from tqdm import tqdm
 
-from pixlex import __version__
+from pixlex import __version__, distributed
 from pixlex.batch import Skipped
 from pixlex.data.broken import BrokenImages
 from pixlex.data.decoding import UnreadableImage, decode_record
@@ -31,8 +31,11 @@ from pixlex.models.pretrained import Tokenizer
 
 _FORMAT = 1
 
-# Images between two writes to the disk.
+# Images of a process between two writes to the disk.
 _IMAGES_A_WRITE = 64
+
+# Features, and which rows of them are done.
+_Arrays = tuple[np.memmap, np.memmap]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,8 @@ def extract(
     Below `folder` each pair of model and images has a folder of its own, named by a hash of all that decides
     the numbers: weights, language model, stored bytes of the images, sizes, precision, kind of device,
     version of pixlex. It holds `features.npy` (float32), `done.npy` and, once complete, `features.json`. A
-    run that was killed goes on where it was.
+    run that was killed goes on where it was. Several processes share the images; the first one writes, and all
+    must be able to read the folder (see `prepare` where they cannot).
 
     Args:
         model: where it computes; it is put into evaluation mode and nothing else of it changes.
@@ -91,37 +95,82 @@ def extract(
         ValueError: another process computes the same.
         TooManyBroken: too many images cannot be read.
     """
-    extraction = _Extraction(model.eval(), images, precision, max_broken_share)
-    header = extraction.header()
-    place = folder / hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:16]
-    place.mkdir(parents=True, exist_ok=True)
-    with _locked(place / "lock"):
-        finished = _read(place / "features.json")
-        computed = 0
-        if finished is None or finished["header"] != header:
-            values, done = _open_arrays(place, len(images), sum(extraction.widths.values()))
-            computed = -int(done.sum())
-            skipped = extraction.run(values, done, progress, description)
-            computed += int(done.sum())
-            finished = {
-                "header": header,
-                "source": images.source.name,
-                "num_images": int(done.sum()),
-                "skipped": [asdict(one) for one in skipped],
-            }
-            _write(place / "features.json", finished)
-        else:
-            # A limit may be stricter than that of the run which computed them.
-            extraction.broken.record([Skipped(**one) for one in finished["skipped"]], finished["num_images"])
+    place, widths, finished, computed = _prepared(
+        model, images, folder, precision, max_broken_share, description, progress=progress
+    )
     rows = np.flatnonzero(np.load(place / "done.npy"))
     return Features(
         values=np.load(place / "features.npy", mmap_mode="r"),
-        columns=columns_of(extraction.widths),
+        columns=columns_of(widths),
         rows=rows,
         labels=images.labels[rows],
         skipped=tuple(Skipped(**one) for one in finished["skipped"]),
         num_computed=computed,
     )
+
+
+def prepare(
+    model: Tokenizer,
+    images: LabeledImages,
+    folder: Path,
+    *,
+    precision: Precision = "fp32",
+    progress: bool = False,
+    max_broken_share: float = 0.05,
+    description: str = "features",
+) -> None:
+    """Compute features with all processes and let the first one put them where `extract` will find them.
+
+    The arguments and what is raised are those of `extract`.
+    """
+    _prepared(model, images, folder, precision, max_broken_share, description, progress=progress)
+
+
+def _prepared(
+    model: Tokenizer,
+    images: LabeledImages,
+    folder: Path,
+    precision: Precision,
+    max_broken_share: float,
+    description: str,
+    *,
+    progress: bool,
+) -> tuple[Path, dict[str, int], dict[str, Any], int]:
+    """Compute what is missing; return where it lies, widths of parts, `features.json`, rows computed now."""
+    extraction = _Extraction(model.eval(), images, precision, max_broken_share)
+    header = distributed.from_first(extraction.header)
+    place = folder / hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:16]
+    with ExitStack() as held:
+        if distributed.is_first():
+            place.mkdir(parents=True, exist_ok=True)
+            held.enter_context(_locked(place / "lock"))
+        finished = distributed.from_first(lambda: _read(place / "features.json"))
+        if finished is not None and finished["header"] == header:
+            # A limit may be stricter than that of the run which computed them.
+            extraction.broken.record([Skipped(**one) for one in finished["skipped"]], finished["num_images"])
+            return place, extraction.widths, finished, 0
+        width = sum(extraction.widths.values())
+        arrays = _open_arrays(place, len(images), width) if distributed.is_first() else None
+        missing = distributed.from_first(lambda: _missing(arrays))
+        skipped = extraction.run(missing, arrays, progress, description)
+        finished = {
+            "header": header,
+            "source": images.source.name,
+            "num_images": len(images) - len(skipped),
+            "skipped": [asdict(one) for one in skipped],
+        }
+        written = finished
+        distributed.from_first(lambda: _write(place / "features.json", written))  # before others read it
+        return place, extraction.widths, finished, len(missing) - len(skipped)
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """Some rows: those that could be read, their features, the others."""
+
+    rows: list[int]
+    values: Float32[np.ndarray, "rows columns"] | None
+    skipped: tuple[Skipped, ...]
 
 
 class _Extraction:
@@ -149,28 +198,38 @@ class _Extraction:
             "widths": self.widths,
         }
 
-    def run(self, values: np.memmap, done: np.memmap, progress: bool, description: str) -> list[Skipped]:
-        """Fill in the rows that are not done; return what could not be read."""
-        missing = np.flatnonzero(~done)
+    def run(
+        self, missing: np.ndarray, arrays: _Arrays | None, progress: bool, description: str
+    ) -> list[Skipped]:
+        """Compute the missing rows with all processes; return what could not be read.
+
+        Args:
+            missing: the rows.
+            arrays: where the first process writes features and what is done; None on the others.
+            progress: show a bar.
+            description: what the bar is called.
+        """
+        parts = [
+            missing[first : first + _IMAGES_A_WRITE] for first in range(0, len(missing), _IMAGES_A_WRITE)
+        ]
+        together, total = distributed.world_size(), len(self.images)
         skipped: list[Skipped] = []
-        finished = len(done) - len(missing)
+        hidden = not progress or not distributed.is_first()
         with tqdm(
-            total=len(done), initial=finished, unit=" images", desc=description, disable=not progress
+            total=total, initial=total - len(missing), unit=" images", desc=description, disable=hidden
         ) as bar:
-            for first in range(0, len(missing), _IMAGES_A_WRITE):
-                rows = missing[first : first + _IMAGES_A_WRITE]
-                readable, pixels = self._decoded(rows, skipped)
-                if pixels:
-                    values[readable] = self._compute(torch.stack(pixels)).numpy()
-                    # The rows must be on the disk before it says that they are done.
-                    values.flush()
-                    done[readable] = True
-                    done.flush()
-                bar.update(len(rows))
+            for first in range(0, len(parts), together):
+                own = [self._rows(part) for part in distributed.my_turns(parts[first : first + together])]
+                for part in distributed.in_turn(own):
+                    skipped += part.skipped
+                    self.broken.record(part.skipped, len(part.rows))
+                    if arrays is not None and part.values is not None:
+                        _keep(arrays, part.rows, part.values)
+                    bar.update(len(part.rows) + len(part.skipped))
         return skipped
 
-    def _decoded(self, rows: np.ndarray, skipped: list[Skipped]) -> tuple[list[int], list[Tensor]]:
-        """Return the rows that can be read and their pixels; add the others to `skipped`."""
+    def _rows(self, rows: np.ndarray) -> _Computed:
+        """Return some rows, computed."""
         readable, pixels, faults = [], [], []
         for row in rows.tolist():
             try:
@@ -179,9 +238,8 @@ class _Extraction:
                 readable.append(row)
             except UnreadableImage as fault:
                 faults.append(Skipped(fault.key, fault.reason))
-        skipped += faults
-        self.broken.record(faults, len(readable))
-        return readable, pixels
+        values = self._compute(torch.stack(pixels)).numpy() if pixels else None
+        return _Computed(readable, values, tuple(faults))
 
     def _compute(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B columns"]:
         """Return all parts side by side; note how wide each is."""
@@ -196,7 +254,23 @@ class _Extraction:
         )
 
 
-def _open_arrays(place: Path, num_images: int, width: int) -> tuple[np.memmap, np.memmap]:
+def _missing(arrays: _Arrays | None) -> Int64[np.ndarray, " rows"]:
+    """Return the rows that are not done; only the first process has the arrays, and only it is asked."""
+    assert arrays is not None
+    return np.flatnonzero(~arrays[1])
+
+
+def _keep(arrays: _Arrays, rows: list[int], computed: Float32[np.ndarray, "rows columns"]) -> None:
+    """Write rows."""
+    values, done = arrays
+    values[rows] = computed
+    # The rows must be on the disk before it says that they are done.
+    values.flush()
+    done[rows] = True
+    done.flush()
+
+
+def _open_arrays(place: Path, num_images: int, width: int) -> _Arrays:
     """Open the arrays of an unfinished extraction, or make them; `done.npy` is there only after its rows."""
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "features.npy": ((num_images, width), np.float32),

@@ -9,12 +9,13 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Int64
-from tqdm import tqdm
 
+from pixlex import distributed
 from pixlex.batch import Skipped
 from pixlex.data.broken import BrokenImages
 from pixlex.data.decoding import ImageRecord, UnreadableImage
 from pixlex.data.sources import ImageSource
+from pixlex.eval.passes import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,23 +78,26 @@ def survey(
         )
     total = len(source)
     count = total if limit is None else min(limit, total)
-    broken = BrokenImages(None, source, max_broken_share)
-    found: list[tuple[int, int, bytes]] = []
-    skipped: list[Skipped] = []
-    unlabeled = 0
     chosen = [number * total // count for number in range(count)]
-    for index in tqdm(chosen, unit=" images", desc="look through", disable=not progress):
-        try:
-            record = source.read(index)
-        except UnreadableImage as fault:
-            skipped.append(Skipped(fault.key, fault.reason))
-            broken.record(skipped[-1:], 0)
-            continue
-        broken.record((), 1)
-        if record.label < 0:
-            unlabeled += 1
-        else:
-            found.append((index, record.label, _digest(record)))
+    broken = BrokenImages(None, source, max_broken_share)
+    own: list[tuple[int, int, bytes] | Skipped] = []
+    with progress_bar(count, "images", "look through", shown=progress) as bar:
+        for index in distributed.my_turns(chosen):
+            try:
+                record = source.read(index)
+                own.append((index, record.label, _digest(record)))
+                broken.record((), 1)
+            except UnreadableImage as fault:
+                skip = Skipped(fault.key, fault.reason)
+                own.append(skip)
+                broken.record([skip], 0)
+            bar.update()
+    everyone = distributed.in_turn(own)
+    skipped = [one for one in everyone if isinstance(one, Skipped)]
+    read = [one for one in everyone if not isinstance(one, Skipped)]
+    found = [one for one in read if one[1] >= 0]
+    if distributed.world_size() > 1:  # the share of all may be too large where that of none is
+        BrokenImages(None, source, max_broken_share).record(skipped, len(read))
     present = _present_classes(source, sorted({label for _, label, _ in found}))
     number = {label: place for place, label in enumerate(present)}
     return LabeledImages(
@@ -103,7 +107,7 @@ def survey(
         class_names=tuple(source.class_names[label] for label in present),
         digests=tuple(digest for _, _, digest in found),
         skipped=tuple(skipped),
-        num_unlabeled=unlabeled,
+        num_unlabeled=len(read) - len(found),
     )
 
 

@@ -15,7 +15,7 @@ from pixlex.batch import Skipped
 from pixlex.data.decoding import UnreadableImage, decode_record
 from pixlex.data.sources import ImageSource
 from pixlex.data.transforms import evaluation_transform
-from pixlex.eval.probe.cache import Features, extract
+from pixlex.eval.probe.cache import Features, extract, prepare
 from pixlex.eval.probe.features import Kind, kinds_of
 from pixlex.eval.probe.probe import ProbeResult, linear_probe
 from pixlex.eval.probe.sets import LabeledImages, check_apart, check_counts, in_classes_of, survey
@@ -160,6 +160,25 @@ def planned_kinds(models: Sequence[Tokenizer], kinds: Sequence[Kind] | None) -> 
 
 def _family(kinds: Sequence[Kind]) -> str:
     return "LQAE" if "layers" in kinds else "VQ-VAE"
+
+
+def prepare_features(
+    name: str,
+    model: Tokenizer,
+    sets: ProbeSets,
+    folder: Path,
+    *,
+    precision: Precision = "fp32",
+    max_broken_share: float = 0.05,
+    progress: bool = False,
+) -> None:
+    """Compute with all processes what `probe_rows`, whose arguments these are, will find in the folder."""
+    for part, images in {"training": sets.train, "test": sets.test, "validation": sets.validation}.items():
+        if images is not None:
+            prepare(
+                model, images, folder, precision=precision, progress=progress, max_broken_share=max_broken_share,
+                description=f"{name}, {part}",
+            )  # fmt: skip
 
 
 def probe_rows(

@@ -1,0 +1,297 @@
+"""Evaluations that two processes share: the numbers, rows and pictures of one process alone."""
+
+from __future__ import annotations
+
+import io
+import math
+import multiprocessing
+import os
+import pickle
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from tests.eval.llm.tiny_causal import tiny_causal
+from tests.eval.probe.classes import write_classes
+from tests.tiny import (
+    IMAGE_SIZE,
+    tiny_cbvila,
+    tiny_frozen,
+    tiny_language,
+    tiny_lqae,
+    tiny_mae,
+    tiny_reasoner,
+    write_images,
+)
+from torch import nn
+
+from pixlex import distributed
+from pixlex.api import ImageTokenizer
+from pixlex.cli import main
+from pixlex.config.cbvila import CBViLAObjectiveConfig
+from pixlex.data.chosen import choose
+from pixlex.data.images import open_source
+from pixlex.data.item_batches import evaluation_items
+from pixlex.data.loader import evaluation_batches
+from pixlex.data.pairs import evaluation_pairs, open_pairs
+from pixlex.data.reasoning import ReasoningSource
+from pixlex.data.scenes import ScenesSource
+from pixlex.eval import pair_scores
+from pixlex.eval.captions import evaluate_captions
+from pixlex.eval.masked_patches import evaluate_masked_patches
+from pixlex.eval.pointing import pointing_game
+from pixlex.eval.pretraining import evaluate_pretraining
+from pixlex.eval.probe.cache import extract
+from pixlex.eval.probe.sets import survey
+from pixlex.eval.reasoning import evaluate_reasoning
+from pixlex.eval.reconstruction import evaluate_reconstruction
+from pixlex.eval.retrieval import evaluate_retrieval, gallery
+from pixlex.models import pretrained
+from pixlex.objectives.cbvila import CBViLAObjective
+
+# Children inherit imports; see tests/train/test_loop.py.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.train.running"])
+
+TEXTS = ("about the class", "and any other", "also about", "the class", "any", "above and")
+# Batches are of three: the second has no readable image at all, the fourth misses one.
+BROKEN = (3, 4, 5, 10)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty pictures with captions, four of them broken; language models; a network of features; a model."""
+    folder = tmp_path_factory.mktemp("shared")
+    rows, captions = [], []
+    for number in range(20):
+        rng = np.random.default_rng(number)
+        buffer = io.BytesIO()
+        small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        small.resize((40, 40), Image.Resampling.BICUBIC).save(buffer, "PNG")
+        rows.append(b"no image" if number in BROKEN else buffer.getvalue())
+        captions.append([TEXTS[number % 6], *TEXTS[: number % 3]])
+    pq.write_table(pa.table({"image": rows, "captions": captions}), folder / "pairs.parquet")
+    tiny_causal(folder / "causal")
+    language = tiny_language(folder / "language")
+    torch.jit.trace(Features().eval(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).save(folder / "fid.pt")
+    ImageTokenizer(tiny_lqae(language)).save(folder / "lqae")
+    pretrained.save(tiny_cbvila(language), folder / "cbvila")
+    write_classes(folder / "train", 8)
+    write_images(folder / "pictures", [f"{number}.png" for number in range(7)])
+    return folder
+
+
+class Features(nn.Module):
+    """Eight numbers of an image."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().div(255).unflatten(2, (2, -1)).mean((3, 4)).flatten(1).cumsum(1)
+
+
+def _results(folder: Path, scratch: Path) -> dict[str, Any]:
+    """Evaluate everything, as one of two processes or alone."""
+    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    batch: dict[str, Any] = {"image_size": IMAGE_SIZE, "batch_size": 3, **share}
+    language = folder / "language"
+    pictures, pairs = open_source(str(folder / "pairs.parquet")), open_pairs(str(folder / "pairs.parquet"))
+    found: dict[str, Any] = {}
+    for limit in (None, 2):  # two images: one batch, nothing for the second process
+        found[f"reconstruction {limit}"] = evaluate_reconstruction(
+            tiny_lqae(language, search="raw"), evaluation_batches(pictures, limit=limit, **batch), progress=False,
+            fid_features=folder / "fid.pt", save_examples=5,
+        )  # fmt: skip
+    found["masked patches"] = evaluate_masked_patches(
+        tiny_mae(), evaluation_batches(pictures, **batch), normalize=True, save_examples=4, progress=False
+    )
+    model = tiny_cbvila(language)
+    objective = CBViLAObjective(model, CBViLAObjectiveConfig(), 10, 12)
+    few = evaluation_pairs(pairs, encode=lambda texts: model.encode_texts(texts, 12), **batch)
+    found["pretraining"] = evaluate_pretraining(objective, few, save_examples=4, progress=False)
+    frozen = tiny_frozen(folder / "causal")
+    few = evaluation_pairs(pairs, encode=lambda texts: frozen.encode_texts(texts, 12), **batch)
+    found["captions"] = evaluate_captions(frozen, few, max_words=4, save_examples=4, progress=False)
+    items = gallery(model, pairs.by_caption(), max_words=12, batch_size=3, progress=False)
+    assert len(items.seen) == len(items.own) == {1: (16,), 2: (11, 5)}[share["world_size"]][share["rank"]]
+    pair_scores._IMAGES_A_FILE = 2
+    for score in ("contrastive", "matching", "matching+contrastive"):
+        found[f"retrieval {score}"] = evaluate_retrieval(
+            model, items, score=score, top_k=2, keep=scratch, progress=False
+        )  # type: ignore[arg-type]
+    found["vectors"] = [items.image_vectors, items.text_vectors, items.text, items.image_of]
+    found["vqa"] = _answers(folder, batch)
+    found["pointing"] = pointing_game(model, ScenesSource("test", 9), batch_size=2, progress=False)
+    labeled = survey(open_source(str(folder / "train")))
+    features = extract(tiny_lqae(language), labeled, scratch / "features")
+    found["probe"] = [
+        labeled.digests,
+        labeled.labels.tolist(),
+        features.values.tobytes(),
+        features.num_computed,
+    ]
+    return found
+
+
+def _answers(folder: Path, batch: dict[str, Any]) -> Any:
+    model = tiny_reasoner(folder / "language", "vqa")
+    images = choose(open_source(str(folder / "pairs.parquet")), [0, 0, 1, 3, 4, 5, 0, 6, 7, 8, 8])
+    answers = [(model.config.answers[number % 5],) for number in range(11)]
+    ids = tuple(map(str, range(11)))
+    source = ReasoningSource("items", images, 1, (*TEXTS, *TEXTS[:5]), tuple(answers), ids)
+    items = evaluation_items(source, encode=lambda texts: model.encode_texts(texts, 12), **batch)
+    return evaluate_reasoning(model, source, items, training=source, save_examples=4, progress=False)
+
+
+def _one_of_two(rank: int, folder: Path, scratch: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{scratch}/rendezvous", rank=rank, world_size=2)
+    # Pickled, for results hold more than tensors.
+    (scratch / f"{rank}.pickle").write_bytes(pickle.dumps(_results(folder, scratch)))
+    dist.destroy_process_group()
+
+
+def _start(target: Any, *arguments: Any) -> None:
+    children = [SERVER.Process(target=target, args=(rank, *arguments)) for rank in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(200)
+    assert [child.exitcode for child in children] == [0, 0]
+
+
+def _same(one: Any, two: Any, name: str) -> None:
+    """Equal to the bit, but for what is a clock's, and the Frechet distance, whose sums are put together anew."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), name
+    elif hasattr(one, "__dataclass_fields__"):
+        for field in one.__dataclass_fields__:
+            if field == "rfid" and one.rfid is not None:
+                assert one.rfid == pytest.approx(two.rfid, rel=1e-6, abs=1e-6)
+            elif field == "mean_image_mse":
+                assert one.mean_image_mse == pytest.approx(two.mean_image_mse, rel=1e-12)
+            elif field != "images_per_second":
+                _same(getattr(one, field), getattr(two, field), f"{name}.{field}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), name
+        for number, (left, right) in enumerate(zip(one, two, strict=True)):
+            _same(left, right, f"{name}[{number}]")
+    else:
+        assert one == two or (one != one and two != two), name
+
+
+def test_two_processes_equal_one(place: Path, tmp_path: Path) -> None:
+    """Every evaluation, with broken images and uneven shares, on both processes."""
+    for name in ("alone", "two"):
+        (tmp_path / name).mkdir()
+    alone = _results(place, tmp_path / "alone")
+    _start(_one_of_two, place, tmp_path / "two")
+    whole = alone["reconstruction None"]
+    assert whole.num_images == 16
+    assert whole.rfid > 0
+    assert [one.key for one in whole.skipped] == [f"pairs.parquet#{number}" for number in BROKEN]
+    assert alone["retrieval matching"].num_images == 16
+    assert alone["vqa"].text_alone is not None
+    assert [one.item for one in alone["vqa"].answered] == [0, 1, 2, 6, 7, 8, 9, 10]
+    assert math.isfinite(alone["pretraining"].numbers["eval/image_text_contrastive"])
+    for rank in range(2):
+        two = pickle.loads((tmp_path / "two" / f"{rank}.pickle").read_bytes())
+        assert two.keys() == alone.keys()
+        for name, result in alone.items():
+            _same(result, two[name], name)
+    assert not list((tmp_path / "two").glob("scores-*"))
+
+
+def test_a_limit_behind_the_loader_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(ValueError, match="expected batches of limited images on several processes"):
+        evaluate_reconstruction(tiny_lqae(place / "language"), [], limit=3)
+
+
+COMMANDS = {
+    "reconstruction": "evaluate reconstruction --model {0}/lqae --data {0}/pictures --batch-size 2 --out {1}",
+    "retrieval": "evaluate retrieval --model {0}/cbvila --data {0}/pairs.parquet --batch-size 3 --out {1} "
+    "--max-words 12 --max-broken-share 0.5",
+    "linear-probe": "evaluate linear-probe --model {0}/lqae --data {0}/train --test {0}/train --allow-overlap "
+    "--out {1}",
+    "gallery": "gallery --model {0}/lqae --data {0}/train --out {1}/codewords.png",
+    "pointing": "evaluate pointing --model {0}/cbvila --data embedded:scenes:test:9 --out {1}",
+    "broken": "evaluate reconstruction --model {0}/lqae --data {0}/pairs.parquet --batch-size 4 "
+    "--max-broken-share 0.15",
+}
+
+
+def _typed(folder: Path, scratch: Path) -> dict[str, tuple[int, str]]:
+    """Run the commands; return exit codes and what was printed."""
+    found = {}
+    for name, command in COMMANDS.items():
+        out = scratch / name
+        out.mkdir(exist_ok=True)
+        with redirect_stdout(io.StringIO()) as printed:
+            code = main([*command.format(folder, out).split(), "--quiet"])
+        found[name] = (code, printed.getvalue().replace(str(scratch), ""))
+    return found
+
+
+def _typed_by_one_of_two(rank: int, folder: Path, scratch: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    found = {}
+    joined = dist.init_process_group
+    counted = iter(range(100))
+    # As torchrun announces it, without a port.
+    dist.init_process_group = lambda backend: joined(
+        backend, init_method=f"file://{scratch}/rendezvous-{next(counted)}", rank=rank, world_size=2
+    )
+    found = _typed(folder, scratch)
+    (scratch / f"{rank}.pickle").write_bytes(pickle.dumps(found))
+
+
+def test_commands_share_and_the_first_process_writes(place: Path, tmp_path: Path) -> None:
+    """Same answers, same files, the second process silent; too many broken images stop both."""
+    for name in ("alone", "two"):
+        (tmp_path / name).mkdir()
+    alone = _typed(place, tmp_path / "alone")
+    _start(_typed_by_one_of_two, place, tmp_path / "two")
+    first, second = (pickle.loads((tmp_path / "two" / f"{rank}.pickle").read_bytes()) for rank in range(2))
+    for name, (code, printed) in alone.items():
+        assert code == (1 if name == "broken" else 0), name
+        assert (first[name][0], second[name]) == (code, (code, "")), name
+        if name != "reconstruction":  # which prints its speed
+            assert first[name][1] == printed, name
+    files = {
+        folder: sorted(
+            path.relative_to(tmp_path / folder).as_posix()
+            for path in (tmp_path / folder).rglob("*")
+            if path.is_file() and path.parent != tmp_path / folder
+        )
+        for folder in ("alone", "two")
+    }
+    assert files["alone"] == files["two"]
+    assert "reconstruction/report.html" in files["two"]
+    for name in ("retrieval/results.json", "pointing/results.json", "gallery/codewords.png"):
+        one, two = ((tmp_path / folder / name).read_bytes() for folder in ("alone", "two"))
+        assert one == two, name
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("describe", "this command does not share its work: expected one process, got 2"),
+        ("index {0}/pictures --model {0}/cbvila --out {1}", "does not share its work"),
+        ("encode {0}/pictures --model {0}/lqae --out {1}/words.txt", "expected --part-size"),
+    ],
+)
+def test_commands_that_cannot_share_refuse(
+    command: str, sentence: str, place: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, printed, remarked = call(*command.format(place, tmp_path).split())
+    assert (code, printed) == (2, "")
+    assert sentence in remarked
+    assert list(tmp_path.iterdir()) == []
