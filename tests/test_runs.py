@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
+from tests.train.test_loop import SERVER
 
 from pixlex import runs
 from pixlex.config.run import Run, read_run, run_from
@@ -60,6 +62,37 @@ def test_a_finished_run_folder_holds_everything(tmp_path: Path, language: Path, 
     assert isinstance(loaded, LQAE)
     assert loaded.language.fingerprint in (model_folder / "README.md").read_text()
     assert sum(path.stat().st_size for path in model_folder.iterdir()) < 2e6
+
+
+def _train_one_of_two(rank: int, folder: Path, language: Path, pictures: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    runs.run_training(_run(language, pictures, precision="fp32"), folder / "run")
+
+
+def test_two_processes_leave_the_folder_of_one(tmp_path: Path, language: Path, pictures: Path) -> None:
+    """Evaluations on the way are shared too: the same numbers but for rounding, and the same pictures."""
+    runs.run_training(_run(language, pictures, precision="fp32"), tmp_path / "run of one")
+    children = [
+        SERVER.Process(target=_train_one_of_two, args=(rank, tmp_path, language, pictures)) for rank in (0, 1)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(200)
+    assert [child.exitcode for child in children] == [0, 0]
+    expected, found = (
+        {line["step"]: line for line in read_metrics(folder / "metrics.jsonl") if "eval/psnr" in line}
+        for folder in (tmp_path / "run of one", tmp_path / "run")
+    )
+    assert list(found) == list(expected) == [2, 4]
+    for step, line in expected.items():
+        for name in ("eval/psnr", "eval/mse", "eval/codebook_usage"):
+            assert found[step][name] == pytest.approx(line[name], rel=1e-3), (step, name)
+    names = {path.relative_to(tmp_path / "run") for path in (tmp_path / "run").rglob("*.p*ng")}
+    assert names == {
+        path.relative_to(tmp_path / "run of one") for path in (tmp_path / "run of one").rglob("*.p*ng")
+    }
 
 
 def test_a_folder_in_use_is_not_overwritten(tmp_path: Path, language: Path, pictures: Path) -> None:

@@ -38,7 +38,7 @@ class Callbacks:
 
     Attributes:
         observe: called with each batch before its step.
-        evaluate: called with the finished steps; returns numbers for the log. Rank 0 alone.
+        evaluate: called with the finished steps, on all processes; returns numbers for the log.
     """
 
     observe: Callable[[ImageBatch], None] = lambda batch: None
@@ -125,10 +125,10 @@ def fit(
                     tracker.log(step_number, line)
             if saves or last or stops:
                 _save(objective, optimizer, folder / "checkpoints", step_number, config.keep_checkpoints)
-            if evaluates and callbacks.evaluate is not None and tracker is not None:
-                with distributed.alone():  # the other processes wait at their next gradient
-                    numbers = callbacks.evaluate(step_number)
-                tracker.log(step_number, numbers)
+            if evaluates and callbacks.evaluate is not None:
+                numbers = callbacks.evaluate(step_number)
+                if tracker is not None:
+                    tracker.log(step_number, numbers)
                 meter.restart()
     bar.close()
     if tracker is not None:
