@@ -181,13 +181,9 @@ def _train_one_of_two(
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("family", ["lqae", "vqvae"])
-def test_two_processes_equal_one(tmp_path: Path, pictures: Path, language: Path, family: str) -> None:
-    """Same global batch on one and two processes: same terms, same weights but for rounding."""
-    config, model = settings(), language if family == "lqae" else None
-    alone = run(tmp_path / "alone", pictures, model, config)
-    folder = tmp_path / "two"
-    folder.mkdir()
+def _train_on_two(folder: Path, pictures: Path, model: Path | None, config: TrainConfig) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "rendezvous").unlink(missing_ok=True)
     children = [
         SERVER.Process(target=_train_one_of_two, args=(rank, folder, pictures, model, config))
         for rank in range(2)
@@ -197,6 +193,25 @@ def test_two_processes_equal_one(tmp_path: Path, pictures: Path, language: Path,
     for child in children:
         child.join(120)
     assert [child.exitcode for child in children] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("lqae", {}),
+        ("vqvae", {}),
+        ("lqae", {"shard_parameters": True}),
+        ("vqvae", {"shard_parameters": True, "checkpoint_activations": True}),
+    ],
+)
+def test_two_processes_equal_one(
+    tmp_path: Path, pictures: Path, language: Path, family: str, changes: dict[str, bool]
+) -> None:
+    """Same global batch on one and two processes, whole or in parts: same terms, same weights but for rounding."""
+    config, model = settings(**changes), language if family == "lqae" else None
+    alone = run(tmp_path / "alone", pictures, model, config)
+    folder = tmp_path / "two"
+    _train_on_two(folder, pictures, model, config)
     state = torch.load(checkpoints(folder / "checkpoints")[-1], weights_only=True)["objective"]
     for name, value in alone.state_dict().items():
         if name not in SHIFTS:

@@ -166,33 +166,43 @@ def test_phases_leave_other_parameters_bit_equal(tmp_path: Path, pairs: Path, la
 
 
 def _train_one_of_two(
-    rank: int, folder: Path, pairs: Path, language: Path, stages: dict[str, Any], estimator: str
+    rank: int,
+    folder: Path,
+    pairs: Path,
+    language: Path,
+    stages: dict[str, Any],
+    estimator: str,
+    in_parts: bool,
 ) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     target = folder / f"rank{rank}" if rank else folder
-    _run(target, pairs, language, settings(), stages, estimator=estimator)
+    _run(target, pairs, language, settings(shard_parameters=in_parts), stages, estimator=estimator)
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
-    ("stages", "estimator"),
+    ("stages", "estimator", "in_parts"),
     [
-        (IN_TURN, "straight_through"),
-        ({**JOINTLY, "codebook_update": "ema"}, "straight_through"),
-        (JOINTLY, "gumbel"),
+        (IN_TURN, "straight_through", False),
+        ({**JOINTLY, "codebook_update": "ema"}, "straight_through", False),
+        (JOINTLY, "gumbel", False),
+        # The first phase trains no layer, which what is put together of parts must not remember.
+        ({"burn_in_steps": 0, "alternate_every": 3}, "straight_through", True),
     ],
-    ids=["in turn", "averages", "gumbel"],
+    ids=["in turn", "averages", "gumbel", "in parts"],
 )
 def test_two_processes_equal_one(
-    tmp_path: Path, pairs: Path, language: Path, stages: dict[str, Any], estimator: str
+    tmp_path: Path, pairs: Path, language: Path, stages: dict[str, Any], estimator: str, in_parts: bool
 ) -> None:
     """Same global batch on one and two processes: same codewords' health, same weights but for rounding."""
     alone = _run(tmp_path / "alone", pairs, language, settings(), stages, estimator=estimator)
     folder = tmp_path / "two"
     folder.mkdir()
     children = [
-        SERVER.Process(target=_train_one_of_two, args=(rank, folder, pairs, language, stages, estimator))
+        SERVER.Process(
+            target=_train_one_of_two, args=(rank, folder, pairs, language, stages, estimator, in_parts)
+        )
         for rank in range(2)
     ]
     for child in children:

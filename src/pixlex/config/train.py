@@ -37,6 +37,11 @@ class TrainConfig:
         "Keep the input of each layer alone and compute the rest again for its gradients: the same numbers in "
         "less memory, about a third slower. The way to a large batch, since losses compare within it.",
     )
+    shard_parameters: bool = describe(
+        False,
+        "Share weights, gradients and moments of transformer layers out among the processes of torchrun (FSDP2): "
+        "for models of which one device cannot hold all that. Alone it changes nothing.",
+    )
     device: str = describe("auto", "auto, cpu, cuda or cuda:N.")
     log_every: int = describe(10, "Steps between lines of the log.")
     checkpoint_every: int = describe(1000, "Steps between checkpoints.")

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from pixlex import distributed
@@ -26,6 +28,15 @@ from pixlex.train.memory import checkpoint_layers
 from pixlex.train.meter import Meter
 from pixlex.train.optimizers import build_optimizer, learning_rate
 from pixlex.train.parallel import mixed_precision, share_gradients
+from pixlex.train.sharding import (
+    average_whole,
+    clip_gradients,
+    forget_others,
+    load_optimizer,
+    sharded_copy,
+    shared_like,
+    whole_state,
+)
 from pixlex.train.tracking import Tracker
 from pixlex.train.waiting import LossNotFinite, Reading, fetched_ahead
 
@@ -75,7 +86,11 @@ def fit(
     """
     callbacks = callbacks or Callbacks()
     device = pick_device(config.device)
-    objective.to(device)
+    whole = objective  # what evaluates and is saved
+    if config.shard_parameters and distributed.world_size() > 1:
+        objective = sharded_copy(whole, device)
+    else:
+        objective.to(device)
     if config.checkpoint_activations:
         checkpoint_layers(objective.model)
     optimizer = build_optimizer(objective, config)
@@ -126,15 +141,29 @@ def fit(
             if saves or last or stops:
                 _save(objective, optimizer, folder / "checkpoints", step_number, config.keep_checkpoints)
             if evaluates and callbacks.evaluate is not None:
-                numbers = callbacks.evaluate(step_number)
+                with _put_together(objective, whole, device):
+                    numbers = callbacks.evaluate(step_number)
                 if tracker is not None:
                     tracker.log(step_number, numbers)
                 meter.restart()
     bar.close()
     if tracker is not None:
         tracker.close()
-    distributed.barrier()
+    with _put_together(objective, whole, device):
+        distributed.barrier()
     return step_number
+
+
+@contextmanager
+def _put_together(objective: Objective, whole: Objective, device: torch.device) -> Iterator[None]:
+    """Bring the weights of an objective in parts into the one that is whole, which is on the CPU but meanwhile."""
+    if objective is whole:
+        yield
+        return
+    whole.load_state_dict(whole_state(objective.state_dict()))
+    yield
+    whole.cpu()
+    objective.to(device)  # a frozen language model belongs to both
 
 
 def _step(
@@ -158,8 +187,14 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     loss.total.backward()  # type: ignore[no-untyped-call]
     limit = config.clip_norm or float("inf")
+    if isinstance(objective, FSDPModule):
+        forget_others(objective, phase.trains)
     trained = [one for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
-    gradient_norm = nn.utils.clip_grad_norm_(trained, limit)
+    if isinstance(objective, FSDPModule):
+        average_whole(trained)
+        gradient_norm = clip_gradients(trained, limit)
+    else:
+        gradient_norm = nn.utils.clip_grad_norm_(trained, limit)
     optimizer.step()
     return Reading(
         number, batch.keys, loss, gradient_norm, {**objective.after_step(step), "learning_rate": rate}
@@ -188,7 +223,8 @@ def _mix(*numbers: int) -> int:
 def _train_only(objective: Objective, phase: Phase) -> nn.Module:
     """Let gradients reach the parameters of a phase and no others; return what shares them with all processes."""
     for name, parameter in objective.named_parameters():
-        parameter.requires_grad_(name.startswith(phase.trains))
+        # What is put together of parts knows what it was at first: there all get gradients (see `forget_others`).
+        parameter.requires_grad_(name.startswith(phase.trains) or isinstance(parameter, DTensor))
     # Anew for each phase: what is wrapped waits for a gradient of every parameter that can have one.
     return share_gradients(objective)
 
@@ -199,17 +235,19 @@ def _restore(objective: Objective, optimizer: torch.optim.Optimizer, folder: Pat
     if state is None:
         return 0
     try:
-        objective.load_state_dict(state["objective"])
-        optimizer.load_state_dict(state["optimizer"])
+        objective.load_state_dict(shared_like(state["objective"], objective.state_dict()))
+        load_optimizer(optimizer, state["optimizer"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} belongs to another configuration: {error}") from error
     return int(state["step"])
 
 
 def _save(objective: Objective, optimizer: torch.optim.Optimizer, folder: Path, step: int, keep: int) -> None:
-    """Write a checkpoint on rank 0."""
+    """Write a checkpoint on rank 0; parts of all processes are put together in it."""
+    state = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict()}
+    if isinstance(objective, FSDPModule):
+        state = whole_state(state)
     if distributed.rank() == 0:
-        state = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict()}
         save_checkpoint(folder, step, state, keep)
 
 

@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from pixlex.nn.bert import BertLayer
 from pixlex.nn.transformer import Block, OfficialBlock
 
-_LAYERS = (Block, OfficialBlock, BertLayer, GradientCheckpointingLayer)
+LAYERS = (Block, OfficialBlock, BertLayer, GradientCheckpointingLayer)
 
 
 def checkpoint_layers(model: nn.Module) -> int:
@@ -41,4 +41,4 @@ def _layers(model: nn.Module) -> Iterator[nn.Module]:
     seen = dict.fromkeys(model.modules())
     if isinstance(language, nn.Module):
         seen |= dict.fromkeys(language.modules())
-    yield from (module for module in seen if isinstance(module, _LAYERS))
+    yield from (module for module in seen if isinstance(module, LAYERS))

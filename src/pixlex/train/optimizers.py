@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from pixlex.config.train import TrainConfig
 
@@ -21,9 +22,11 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW
     for parameter in module.parameters():
         is_matrix = parameter.ndim >= 2 and parameter.shape[0] > 1
         (decayed if config.decay_all or is_matrix else spared).append(parameter)
+    # One call of the fused optimizer takes tensors that are whole, or tensors in parts.
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+        {"params": [one for one in some if isinstance(one, DTensor) == in_parts], "weight_decay": decay}
+        for some, decay in ((decayed, config.weight_decay), (spared, 0.0))
+        for in_parts in (False, True)
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from pixlex import distributed
@@ -35,8 +36,8 @@ def mixed_precision(device: torch.device, precision: str) -> AbstractContextMana
 
 
 def share_gradients(objective: nn.Module) -> nn.Module:
-    """Wrap an objective so that processes average their gradients; alone, return it as it is."""
-    if distributed.world_size() == 1:
+    """Wrap an objective so that processes average their gradients; alone or in parts, return it as it is."""
+    if distributed.world_size() == 1 or isinstance(objective, FSDPModule):
         return objective
     # Buffers are moved by after_step alike on every process; broadcasting them would hide it if they were not.
     return DistributedDataParallel(objective, forward_sync_buffers=False)

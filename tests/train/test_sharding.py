@@ -1,0 +1,106 @@
+"""Weights in parts: how they lie, how they come together, and that a run in parts goes on where it stopped."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from tests.tiny import tiny_lqae, tiny_reasoner
+from tests.train.running import STEPS, interrupted_before, run, settings, write_pictures
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from pixlex.config.lqae import LQAEObjectiveConfig
+from pixlex.config.reasoning import ReasoningObjectiveConfig
+from pixlex.nn.bert import BertLayer
+from pixlex.objectives.lqae import LQAEObjective
+from pixlex.objectives.phase import Objective
+from pixlex.objectives.reasoning import ReasoningObjective
+from pixlex.train.checkpoint import checkpoints
+from pixlex.train.memory import LAYERS
+from pixlex.train.sharding import clip_gradients, sharded_copy, shared_like, whole_state
+
+SERVER = multiprocessing.get_context("forkserver")
+CPU = torch.device("cpu")
+
+
+def _in_parts(layer: nn.Module) -> set[str]:
+    return {name for name, parameter in layer.named_parameters() if isinstance(parameter, DTensor)}
+
+
+def _look(objective: Objective) -> None:
+    sharded = sharded_copy(objective, CPU)
+    for name, parameter in objective.named_parameters():
+        other = sharded.get_parameter(name)
+        assert not isinstance(parameter, DTensor)
+        if isinstance(other, DTensor):
+            assert 2 * other.to_local().numel() in (parameter.numel(), parameter.numel() + other[0].numel())
+    for layer in [module for module in sharded.modules() if isinstance(module, LAYERS)]:
+        whole = {name for name, _ in layer.named_parameters()} - _in_parts(layer)
+        looks = isinstance(layer, BertLayer) and layer.cross_attention is not None
+        assert whole == (
+            {"cross_attention.key_value.weight", "cross_attention.key_value.bias"} if looks else set()
+        )
+    together = whole_state(sharded.state_dict())
+    assert together.keys() == objective.state_dict().keys()
+    for name, value in objective.state_dict().items():
+        assert torch.equal(together[name], value), name
+    again = shared_like(together, sharded.state_dict())
+    for name, value in sharded.state_dict().items():
+        assert torch.equal(whole_state(again[name]), whole_state(value)), name
+
+
+def _clip(objective: Objective) -> None:
+    """The norm over all parts, and the same scale for all."""
+    sharded = sharded_copy(objective, CPU)
+    for one, other in zip(objective.parameters(), sharded.parameters(), strict=True):
+        one.grad = torch.full_like(one, 0.5)
+        other.grad = torch.full_like(other, 0.5)
+    expected = nn.utils.clip_grad_norm_(list(objective.parameters()), 1.0)
+    torch.testing.assert_close(clip_gradients(list(sharded.parameters()), 1.0), expected)
+    for one, other in zip(objective.parameters(), sharded.parameters(), strict=True):
+        torch.testing.assert_close(whole_state(other.grad), one.grad)
+
+
+def _one_of_two(rank: int, folder: Path, language: Path, pictures: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    lqae = tiny_lqae(language)
+    objective = LQAEObjective(lqae, LQAEObjectiveConfig(), 10)
+    _look(objective)
+    _look(ReasoningObjective(tiny_reasoner(language), ReasoningObjectiveConfig(), 10))
+    _clip(objective)
+    assert sharded_copy(objective, CPU).model.language is lqae.language  # frozen: not stored twice
+    config = settings(shard_parameters=True)
+    run(folder / "whole", pictures, language, config)
+    run(folder / "cut", pictures, language, config, interrupted_before(5))
+    dist.barrier()
+    run(folder / "cut", pictures, language, config)
+    dist.destroy_process_group()
+
+
+@pytest.mark.timeout(300)
+def test_on_two_processes(tmp_path: Path, language: Path) -> None:
+    """What lies in parts, and a run that is stopped goes on to the bits of one left alone."""
+    pictures = write_pictures(tmp_path / "pictures.parquet")
+    children = [
+        SERVER.Process(target=_one_of_two, args=(rank, tmp_path, language, pictures)) for rank in range(2)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(250)
+    assert [child.exitcode for child in children] == [0, 0]
+    whole, cut = (
+        torch.load(checkpoints(tmp_path / name / "checkpoints")[-1], weights_only=True)
+        for name in ("whole", "cut")
+    )
+    assert whole["step"] == cut["step"] == STEPS
+    for name, value in whole["objective"].items():
+        assert torch.equal(value, cut["objective"][name]), name
+    for number, moments in whole["optimizer"]["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(value, cut["optimizer"]["state"][number][name])
