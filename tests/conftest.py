@@ -23,6 +23,12 @@ torch.set_num_threads(1)
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is kept between starts lies apart from what whoever runs the tests keeps; processes inherit it."""
+    os.environ["PIXLEX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def checkout() -> Path:
     """The root of the source tree."""

@@ -6,11 +6,13 @@ import io
 import json
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from PIL import Image
 from tests.tiny import tiny_language, tiny_lqae, tiny_vqvae, write_images
@@ -292,6 +294,36 @@ def test_broken_images(run: Callable[..., Outcome], model: str, broken: Path, tm
     (tmp_path / "one" / "none.png").write_text("none")
     reconstruct = ("reconstruct", tmp_path / "one", "--model", model, "--out", tmp_path / "grid.png")
     assert "none of 1 images can be read" in refused(run(*reconstruct), code=1)
+
+
+def test_images_at_an_address(
+    run: Callable[..., Outcome], model: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = fsspec.filesystem("memory")
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for name in NAMES:
+            tar.add(photos / name, name)
+    files.pipe("/bucket/set.tar", (tmp_path / "set.tar").read_bytes())
+    try:
+        evaluate = ("evaluate", "reconstruction", "--model", model, "--json", "--quiet", "--data")
+        near, far = (run(*evaluate, f"{place}/set.tar") for place in (tmp_path, "memory://bucket"))
+        assert (near[0], far[0]) == (0, 0)
+        assert json.loads(far[1])["num_images"] == len(NAMES)
+        near_values, far_values = (
+            {key: value for key, value in json.loads(out).items() if key not in ("data", "images_per_second")}
+            for _, out, _ in (near, far)
+        )
+        assert near_values == far_values
+        monkeypatch.setattr(type(files), "info", _refuse)
+        message = refused(run("encode", "memory://bucket/set.tar", "--model", model), code=1)
+        assert "memory://bucket/set.tar cannot be read: PermissionError: no key" in message
+    finally:
+        monkeypatch.undo()
+        files.rm("/bucket", recursive=True)
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise PermissionError("no key")
 
 
 def test_paths_it_refuses(run: Callable[..., Outcome], model: str, photos: Path, tmp_path: Path) -> None:

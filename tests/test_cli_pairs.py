@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from tests.tiny import write_images
 
 from pixlex.data.pairs import open_pairs
@@ -96,3 +100,33 @@ def test_convert_says_what_is_wrong(call: Call, karpathy: Path, tmp_path: Path) 
     write_images(tmp_path / "bare", ["0.png"])
     code, _, err = call("convert", tmp_path / "bare", "--out", out)
     assert (code, "has no captions" in err) == (2, True)
+
+
+def test_doctor_and_convert_at_an_address(call: Call, tmp_path: Path) -> None:
+    """The same report and the same file as from a disk, but for names."""
+    files = fsspec.filesystem("memory")
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for number in range(3):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+            (tmp_path / f"{number}.txt").write_text(f"caption {number}")
+            tar.add(tmp_path / f"{number}.png", f"{number}.png")
+            tar.add(tmp_path / f"{number}.txt", f"{number}.txt")
+    files.pipe("/bucket/set.tar", (tmp_path / "set.tar").read_bytes())
+    answers = {}
+    try:
+        for place in (str(tmp_path), "memory://bucket"):
+            code, out, err = call("doctor", f"{place}/set.tar", "--json", "--quiet")
+            assert code == 0, err
+            answers[place] = {key: value for key, value in json.loads(out).items() if key != "name"}
+            code, _, err = call(
+                "convert", f"{place}/set.tar", "--out", tmp_path / f"{len(answers)}.parquet", "--quiet"
+            )
+            assert code == 0, err
+        code, _, err = call("doctor", "memory://bucket/none.tar")
+        assert (code, err) == (2, "pixlex: error: memory://bucket/none.tar does not exist\n")
+    finally:
+        files.rm("/bucket", recursive=True)
+    near, far = answers.values()
+    assert near == far
+    assert near["num_images"] == 3
+    assert pq.read_table(tmp_path / "1.parquet").equals(pq.read_table(tmp_path / "2.parquet"))

@@ -6,11 +6,13 @@ import json
 import multiprocessing
 import os
 import signal
+import tarfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 from tests.tiny import tiny_language, tiny_lqae, write_images
@@ -213,3 +215,27 @@ def test_of_two_that_begin_one_says_the_size(lqae: ImageTokenizer, photos: Path,
     assert [path.name for path in tmp_path.iterdir()] == ["_parts.json"]
     with pytest.raises(ValueError, match="holds parts of 9 images, got a part size of 5"):
         quietly(lqae, photos, tmp_path)
+
+
+def test_shards_at_an_address_give_the_parts_of_a_disk(
+    lqae: ImageTokenizer, photos: Path, tmp_path: Path
+) -> None:
+    """Two calls, the second behind what the first left, by another description of the same shards."""
+    files = fsspec.filesystem("memory")
+    for shard in range(3):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for name in NAMES[shard::3]:
+                tar.add(photos / name, name)
+        files.pipe(f"/shards/{shard}.tar", (tmp_path / f"{shard}.tar").read_bytes())
+    try:
+        source = open_source("memory://shards/{0..2}.tar")
+        encode_parts(lqae, source, tmp_path / "far", part_size=5, batch_size=2, progress=False)
+        (tmp_path / "far" / "part-00002.parquet").unlink()
+        again = open_source("memory://shards")  # the same files, named otherwise
+        result = encode_parts(lqae, again, tmp_path / "far", part_size=5, batch_size=2, progress=False)
+    finally:
+        files.rm("/shards", recursive=True)
+    assert result.num_images == 5
+    local = open_source(str(tmp_path / "{0..2}.tar"))
+    encode_parts(lqae, local, tmp_path / "near", part_size=5, batch_size=2, progress=False)
+    assert list(read_codes(tmp_path / "far", lqae)) == list(read_codes(tmp_path / "near", lqae))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,3 +47,14 @@ def folder_of(tmp_path: Path, picture: Callable[..., bytes]) -> Callable[..., Pa
         return folder
 
     return make
+
+
+@pytest.fixture
+def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that is served at far://, with a cache of its own and without waits between tries."""
+    from tests.data.far import far_folder
+
+    monkeypatch.setenv("PIXLEX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pixlex.data.addresses._WAITS", (0.0, 0.0))
+    (tmp_path / "far").mkdir()
+    yield from far_folder(tmp_path / "far", tmp_path / "asked.log")

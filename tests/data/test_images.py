@@ -83,7 +83,6 @@ def test_a_path_that_exists_is_no_pattern(tmp_path: Path, picture: Picture) -> N
             "nowhere/at/all",
             r"nowhere/at/all does not exist \(looked for /.*nowhere/at/all\); expected a folder",
         ),
-        ("https://example.org/a.tar", "web addresses are not read"),
         ("embedded:digits", "expected embedded:digits:train.*got 'embedded:digits'"),
         ("embedded:faces:train", "expected embedded:digits:train"),
         ("embedded:photographs:validation", "expected embedded:digits:train"),

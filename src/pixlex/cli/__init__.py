@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except ValueError as fault:
-        return _complain(str(fault), FAILED if _too_many_broken(fault) else BAD_INPUT, debug)
+        return _complain(str(fault), FAILED if _data_failed(fault) else BAD_INPUT, debug)
     except MemoryError:
         return _complain("out of memory", FAILED, debug)
     except (OSError, ArithmeticError, RuntimeError, ImportError) as fault:
@@ -85,7 +85,9 @@ def _complain(message: str, code: int, debug: bool) -> int:
     return code
 
 
-def _too_many_broken(fault: ValueError) -> bool:
+def _data_failed(fault: ValueError) -> bool:
     """Whether the data failed, rather than what was typed; without importing what would define it."""
-    module = sys.modules.get("pixlex.data.broken")
-    return module is not None and isinstance(fault, module.TooManyBroken)
+    broken, addresses = (sys.modules.get(f"pixlex.data.{name}") for name in ("broken", "addresses"))
+    return (broken is not None and isinstance(fault, broken.TooManyBroken)) or (
+        addresses is not None and isinstance(fault, addresses.Unreachable)
+    )

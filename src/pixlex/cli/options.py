@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any, Literal, NoReturn
 
-DATA = "a folder, a .parquet, .csv, .tsv or .jsonl file, .tar shards, hf:NAME[:SPLIT] or embedded:SET:SPLIT"
+DATA = (
+    "a folder, a .parquet, .csv, .tsv or .jsonl file, .tar shards (these and .parquet also at an "
+    "address such as s3://), hf:NAME[:SPLIT] or embedded:SET:SPLIT"
+)
 PAIRS = (
     "images with captions: an annotation .json (ALBEF, Karpathy, COCO, Visual Genome), .csv, .tsv, .jsonl, "
     ".parquet, .tar shards, a folder or hf:NAME[:SPLIT]; with options such as "

@@ -19,7 +19,8 @@ class DataConfig:
 
     train: str = describe(
         "embedded:photographs:train",
-        "Training images: a folder, a .parquet, .csv or .jsonl file, .tar shards, hf:NAME[:SPLIT] or "
+        "Training images: a folder, a .parquet, .csv or .jsonl file, .tar shards (these and .parquet also at an "
+        "address such as s3://BUCKET/train-{000..063}.tar), hf:NAME[:SPLIT] or "
         "embedded:digits|photographs:train|test or embedded:scenes:train|test[:COUNT].",
     )
     validation: str = describe("", "Validation images, described as above; empty for none.")

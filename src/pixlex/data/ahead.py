@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from pixlex.batch import Skipped
 from pixlex.data.decoding import ImageRecord, UnreadableImage
+from pixlex.data.fetch_ahead import fetched_ahead
 from pixlex.data.sources import ImageSource
 
 # Pillow decodes without holding Python's lock; more threads than this only wait for the disk.
@@ -34,10 +35,17 @@ def prepared_batches(
             becomes a `Skipped`, as where the image cannot be fetched.
     """
     waiting: deque[list[Future[T | Skipped]]] = deque()
-    with ThreadPoolExecutor(min(_MOST_DECODERS, os.cpu_count() or 1)) as pool:
-        for first in range(0, len(indices), batch_size):
+
+    def batches() -> Iterator[Sequence[int]]:
+        return (indices[first : first + batch_size] for first in range(0, len(indices), batch_size))
+
+    threads = min(_MOST_DECODERS, os.cpu_count() or 1)
+    with fetched_ahead(source, batches()) as ahead, ThreadPoolExecutor(threads) as pool:
+        for batch in batches():
             # Read here and decoded there: sources are not made for threads.
-            chunk = [(index, _read(source, index)) for index in indices[first : first + batch_size]]
+            chunk = [(index, _read(source, index)) for index in batch]
+            if ahead is not None:
+                ahead.batch_done()
             waiting.append([pool.submit(_prepared, prepare, index, record) for index, record in chunk])
             if len(waiting) > 1:
                 yield [future.result() for future in waiting.popleft()]

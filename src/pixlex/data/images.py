@@ -5,9 +5,10 @@ from __future__ import annotations
 import glob
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pixlex.data.addresses import Address, Place, as_local, is_address
 from pixlex.data.broken import TooManyBroken
 from pixlex.data.decoding import (
     IMAGE_SUFFIXES,
@@ -39,7 +40,8 @@ __all__ = [
 
 _EXPECTED = (
     "expected a folder of images, .parquet or .tar files; a .parquet, .csv, .tsv, .jsonl, .tar or image file; a "
-    "pattern of .parquet or .tar files such as shards/{000..009}.tar; hf:NAME[:SPLIT]; or "
+    "pattern of .parquet or .tar files such as shards/{000..009}.tar, also at an address such as s3://BUCKET/...; "
+    "hf:NAME[:SPLIT]; or "
     "embedded:digits|photographs:train|test or embedded:scenes:train|test[:COUNT]"
 )
 
@@ -54,22 +56,27 @@ def open_source(description: str, *, captioned: bool = False) -> ImageSource:
     `datasets.Dataset.save_to_disk`. Files of a folder or a pattern are taken in sorted order; a pattern
     with braces, such as `{000..009}` or `{a,b}`, names each file, and all must exist.
 
+    Shards and .parquet files may lie at an address that fsspec reads (s3://, gs://, https://, hf://, ...): a file,
+    a folder or a pattern, as far as files are listed there; braces need no listing. They make the same source as
+    the same files on a disk.
+
     Args:
-        description: a path, a pattern of paths, "hf:NAME[:SPLIT]" or "embedded:SET:SPLIT".
+        description: a path or an address, a pattern of such, "hf:NAME[:SPLIT]" or "embedded:SET:SPLIT".
         captioned: the images are opened for their captions: classes without a name are called by their
             number instead of refused, and shards keep their texts (see `pixlex.data.pairs.open_pairs`).
 
     Raises:
         ValueError: if there is nothing of the kind, no image in it, or it is malformed.
         ModuleNotFoundError: if the kind of source needs a package that is not installed.
+        Unreachable: if an address does not answer.
     """
-    description = description.strip()
+    description = as_local(description.strip())
     if description.startswith("embedded:"):
         return open_embedded(description.removeprefix("embedded:"))
+    if is_address(description):
+        return _open_files(description, _addresses(description), captioned)
     if description.startswith("hf:"):
         return open_hub(description.removeprefix("hf:"), numbered=captioned)
-    if "://" in description:
-        raise ValueError(f"web addresses are not read, download {description} first; {_EXPECTED}")
     if not description:
         raise ValueError(f"the description of the images is empty; {_EXPECTED}")
     path = Path(description).expanduser()
@@ -124,16 +131,57 @@ def _open_pattern(pattern: str, captioned: bool) -> ImageSource:
         if not found:
             raise ValueError(f"no file matches {part}")
         paths += found
-    paths = sorted(set(paths))
-    match sorted({path.suffix.lower() for path in paths}):
+    return _open_files(pattern, sorted(set(paths)), captioned)
+
+
+def _open_files(pattern: str, files: Sequence[Place], captioned: bool) -> ImageSource:
+    match sorted({path.suffix.lower() for path in files}):
         case [".parquet"]:
-            return ParquetSource(pattern, paths, numbered=captioned)
+            return ParquetSource(pattern, files, numbered=captioned)
         case [".tar"]:
-            return open_shards(pattern, paths, captioned=captioned)
+            return open_shards(pattern, files, captioned=captioned)
         case suffixes:
             raise ValueError(
                 f"a pattern must name .parquet or .tar files alone, {pattern} names {', '.join(suffixes)}"
             )
+
+
+def parquet_addresses(description: str) -> list[Address]:
+    """Return the .parquet files that a description of files at addresses means; none if it means others.
+
+    Raises:
+        ValueError: it means no file.
+        Unreachable: the address does not answer.
+    """
+    if not is_address(description):
+        return []
+    files = _addresses(description)
+    return files if all(file.suffix.lower() == ".parquet" for file in files) else []
+
+
+def _addresses(description: str) -> list[Address]:
+    """Return the files of a description with a protocol, in the order in which files of a disk would be taken."""
+    found: set[Address] = set()
+    for part in map(Address, _expand_braces(description)):
+        if part.is_pattern:
+            files = part.listing()
+        elif part.suffix.lower() in (".tar", ".parquet"):
+            files = [part]
+        else:
+            files = [file for file in part.listing() if _is_stored_set(file)]
+        if not files:
+            nothing = "no file matches" if part.is_pattern else "expected a .tar or .parquet file, or some in"
+            raise ValueError(f"{nothing} {part}")
+        found.update(files)
+    return sorted(found, key=lambda file: file.place)
+
+
+def _is_stored_set(file: Place) -> bool:
+    """Whether a file of a folder is a shard or a table; some folders hold a metadata.parquet beside."""
+    suffix = file.suffix.lower()
+    return not file.name.startswith(".") and (
+        suffix == ".tar" or (suffix == ".parquet" and file.name.lower() != "metadata.parquet")
+    )
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from pixlex.data import entailment_files, nlvr_files, vqa_files
+from pixlex.data.addresses import Place
 from pixlex.data.annotations import found_in, load_json
 from pixlex.data.descriptions import SetDescription
-from pixlex.data.images import open_source
+from pixlex.data.images import open_source, parquet_addresses
 from pixlex.data.item_images import ID_FIELDS, PATH_FIELDS, ItemImages, RowImages, Table, images_of
 from pixlex.data.listed import ReadRow, Rows, read_listing
 from pixlex.data.lists import json_lines, list_rows
@@ -99,8 +100,10 @@ def _open_rows_with_images(described: SetDescription, task: ListedTask) -> Reaso
 def _tables(description: str) -> tuple[Table, ...]:
     """Open the columns of images of a table, in the order of their names."""
     path = Path(description).expanduser()
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if files and files[0].suffix.lower() == ".parquet" and files[0].is_file():
+    files: Sequence[Place] = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    remote = parquet_addresses(description)
+    if remote or (files and files[0].suffix.lower() == ".parquet" and files[0].is_file()):
+        files = remote or files
         names = sorted(image_columns(files[0]))
         if len(names) > 1:
             return tuple(ParquetSource(description, files, numbered=True, column=name) for name in names)

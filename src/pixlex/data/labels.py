@@ -6,10 +6,11 @@ import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
+
+from pixlex.data.addresses import Place
 
 # A larger "class index" is some other number (an identifier, a date) in a column that is called label.
 MAX_CLASSES = 1_000_000
@@ -96,7 +97,12 @@ def labels_of_known_classes(values: Sequence[object], names: Sequence[str], sour
 
 
 def resolve_labels(
-    rows: Sequence[RowLabel], source: str, folder: Path | None = None, *, numbered: bool = False
+    rows: Sequence[RowLabel],
+    source: str,
+    folder: Place | None = None,
+    *,
+    numbered: bool = False,
+    positions: Sequence[int] | None = None,
 ) -> Labels:
     """Number and name the classes of a source.
 
@@ -112,17 +118,19 @@ def resolve_labels(
         folder: where `classes.csv` is looked for; None: nowhere.
         numbered: call classes that nothing names by their number, and number names in sorted order where no
             image has a number; for sources whose labels are not what they are opened for.
+        positions: what number the error gives each row, where rows that say the same are left out.
 
     Raises:
         ValueError: for labels without names, names without labels, or an index with two names.
     """
     rows = list(rows)
+    at = range(len(rows)) if positions is None else positions
     if all(row.label is None and row.class_name is None for row in rows):
         return no_labels(len(rows))
     if any((row.label is None) != (row.class_name is None) for row in rows):
-        rows = _completed(rows, source, folder, numbered)
+        rows = _completed(rows, source, folder, numbered, at)
     names: dict[int, str] = {}
-    for position, row in enumerate(rows):
+    for position, row in zip(at, rows, strict=True):
         if row.label is None or row.class_name is None:
             continue
         known = names.setdefault(row.label, row.class_name)
@@ -134,7 +142,9 @@ def resolve_labels(
     return Labels(indices, tuple(names.get(label, "") for label in range(max(names) + 1)))
 
 
-def _completed(rows: Sequence[RowLabel], source: str, folder: Path | None, numbered: bool) -> list[RowLabel]:
+def _completed(
+    rows: Sequence[RowLabel], source: str, folder: Place | None, numbered: bool, positions: Sequence[int]
+) -> list[RowLabel]:
     """Fill in the half that a row leaves out, from the file of classes beside the source."""
     names = {} if folder is None else _read_sidecar(folder / SIDECAR)
     if numbered:
@@ -143,7 +153,7 @@ def _completed(rows: Sequence[RowLabel], source: str, folder: Path | None, numbe
     occurrences = Counter(names.values())
     labels = {name: label for label, name in names.items() if occurrences[name] == 1}
     complete = []
-    for position, row in enumerate(rows):
+    for position, row in zip(positions, rows, strict=True):
         if row.label is not None and row.class_name is None:
             row = RowLabel(row.label, names.get(row.label))
         elif row.class_name is not None and row.label is None:
@@ -159,13 +169,14 @@ def _numbered(rows: Sequence[RowLabel], names: dict[int, str]) -> dict[int, str]
     labels = {row.label for row in rows if row.label is not None}
     if not labels and not names:
         return dict(enumerate(sorted({row.class_name for row in rows if row.class_name is not None})))
-    given = {
-        row.label: row.class_name for row in rows if row.label is not None and row.class_name is not None
-    }
+    given: dict[int, str] = {}
+    for row in rows:
+        if row.label is not None and row.class_name is not None:
+            given.setdefault(row.label, row.class_name)
     return {label: given.get(label, str(label)) for label in labels - names.keys()}
 
 
-def _half_a_label(row: RowLabel, position: int, source: str, folder: Path | None) -> str:
+def _half_a_label(row: RowLabel, position: int, source: str, folder: Place | None) -> str:
     given = f"label {row.label} has no name" if row.class_name is None else f"{row.class_name!r} has no label"
     remedy = "give each labeled image an integer label and a class_name"
     if folder is not None:
@@ -173,7 +184,7 @@ def _half_a_label(row: RowLabel, position: int, source: str, folder: Path | None
     return f"{source}: {given} (row {position}); {remedy}, or leave out both"
 
 
-def _read_sidecar(path: Path) -> dict[int, str]:
+def _read_sidecar(path: Place) -> dict[int, str]:
     """Return the names that a file of classes gives to labels; nothing if there is no such file."""
     if not path.is_file():
         return {}

@@ -16,6 +16,7 @@ from pixlex.batch import ImageBatch, Skipped
 from pixlex.config.data import Cut, DataConfig
 from pixlex.data.broken import BrokenImages, TooManyBroken
 from pixlex.data.decoding import UnreadableImage, decode_record
+from pixlex.data.fetch_ahead import fetched_ahead
 from pixlex.data.order import TrainingOrder
 from pixlex.data.sources import ImageSource
 from pixlex.data.transforms import evaluation_transform, minimum_decoded_side, train_transform
@@ -66,6 +67,7 @@ def training_batches(
         ValueError: if the batch does not divide by processes or streams, the source by the groups, a number is out
             of range, or blocks are to be shuffled where there are none.
         TooManyBroken: while reading, if 1000 images in a row, or all, cannot be read.
+        Unreachable: while reading, if a shard or table at an address cannot be had.
     """
     num_groups = _check(source, image_size, batch_size, rank, world_size, together)
     if seed < 0 or first_step < 0:
@@ -114,6 +116,7 @@ def evaluation_batches(
         ValueError: if a number is out of range, or the source does not divide by the groups.
         TooManyBroken: while reading, if none of the images can be read; not with several processes, for which it
             is to be found out from what all of them skipped.
+        Unreachable: while reading, if a shard or table at an address cannot be had.
     """
     total = _check(source, image_size, batch_size, rank, world_size, together)
     if limit is not None and limit < 1:
@@ -214,8 +217,10 @@ class _EvaluationOrder(Sampler[list[int]]):
             yield list(self.indices[first : first + self.batch_size])
 
 
-def _load(images: Dataset[list[_Row]], order: Sampler[Any], workers: int) -> Iterator[ImageBatch]:
-    loader = DataLoader(
+def _load(
+    images: _TrainingImages | _EvaluationImages, order: Sampler[Any], workers: int
+) -> Iterator[ImageBatch]:
+    loader: DataLoader[Any] = DataLoader(
         images,
         batch_sampler=order,
         num_workers=workers,
@@ -223,7 +228,26 @@ def _load(images: Dataset[list[_Row]], order: Sampler[Any], workers: int) -> Ite
         # Its own generator: DataLoader would take a number from PyTorch's global one.
         generator=torch.Generator(),
     )
-    yield from loader
+    batches = iter(loader)  # worker processes begin before the thread does
+    with fetched_ahead(images.source, _images_of(order, images.together)) as ahead:
+        try:
+            for batch in batches:
+                yield batch
+                if ahead is not None:
+                    ahead.batch_done()
+        except ValueError as fault:
+            # PyTorch puts the traceback of a worker process in front of what was said.
+            _, name, said = str(fault).rpartition(f"{type(fault).__name__}: ")
+            if not name or not str(fault).startswith("Caught "):
+                raise
+            raise type(fault)(said.strip()) from fault
+
+
+def _images_of(order: Sampler[Any], together: int) -> Iterator[list[int]]:
+    """Yield the images of each batch."""
+    for batch in order:
+        groups = (item[1] if isinstance(item, tuple) else item for item in batch)
+        yield [group * together + place for group in groups for place in range(together)]
 
 
 def _collate(groups: Sequence[Sequence[_Row]]) -> ImageBatch:

@@ -2,67 +2,74 @@
 
 from __future__ import annotations
 
-import json
-import tarfile
+import bisect
+import random
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int64
+from tqdm import tqdm
+
+from pixlex.data.addresses import Address, Place
 from pixlex.data.decoding import ImageRecord, UnreadableImage
-from pixlex.data.labels import MAX_CLASSES, Labels, RowLabel, resolve_labels, row_label
+from pixlex.data.fetched import SIZE_VARIABLE, FetchedFile, cache_bytes
+from pixlex.data.labels import Labels, RowLabel, no_labels, resolve_labels
+from pixlex.data.shard_index import IMAGE_EXTENSIONS, ShardIndex, shard_index
 from pixlex.data.sources import fingerprint, names_within
-from pixlex.data.text import texts_in
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-LABEL_EXTENSIONS = ("cls", "json", "txt")
-
-# A label is short; a larger file of that name is something else, and is not read into memory.
-_MAX_LABEL_BYTES = 1 << 20
+# Shards at addresses that are fetched and read at a time when a source is opened.
+_AT_A_TIME = 8
 
 
-@dataclass(frozen=True)
-class _Member:
-    """Where the bytes of an image lie."""
+@dataclass(frozen=True, eq=False)
+class ShardImages:
+    """Where the images of some shards lie, in arrays: some 40 bytes an image, most of them its name.
 
-    shard: int
-    offset: int
-    size: int
-    key: str
+    Attributes:
+        files: name of each image's file in its shard, as bytes, a chunk for each shard.
+        offsets: where its bytes begin, in bytes from the beginning of the shard.
+        sizes: how many they are.
+        firsts: number of the first image of each shard; behind them the number of all images.
+    """
+
+    files: pa.ChunkedArray
+    offsets: Int64[np.ndarray, " images"]
+    sizes: Int64[np.ndarray, " images"]
+    firsts: tuple[int, ...]
 
 
-@dataclass
-class _Sample:
-    """What has been found of one basename."""
-
-    images: dict[str, _Member] = field(default_factory=dict)
-    texts: dict[str, bytes] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TarSource:
     """Images inside uncompressed tar files, read by their position.
 
     Args:
         name: what to call the source.
         shards: the tar files, in order.
-        members: where each image lies.
+        shard_names: what the keys of each begin with.
+        images: where each image lies.
         labels: class index of each image and the class names.
         ignored: extensions that are neither image nor label, with the number of such files.
         captions: the texts of each image, where the shards were opened for them; else empty.
     """
 
     name: str
-    shards: tuple[Path, ...]
-    members: tuple[_Member, ...]
+    shards: tuple[Path | FetchedFile, ...]
+    shard_names: tuple[str, ...]
+    images: ShardImages
     labels: Labels
     ignored: tuple[str, ...] = ()
     captions: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self.images.offsets)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -72,39 +79,61 @@ class TarSource:
     @cached_property
     def identity(self) -> str:
         """A fingerprint of the keys, the sizes of the images, labels and class names."""
-        return fingerprint("tar", (f"{member.key}:{member.size}" for member in self.members), self.labels)
+        return fingerprint("tar", self._keys_and_sizes(), self.labels)
 
     @cached_property
     def blocks(self) -> tuple[int, ...]:
         """The number of images in each shard that has some."""
-        counted = Counter(member.shard for member in self.members)
-        return tuple(counted.values())
+        return tuple(end - first for first, end in pairwise(self.images.firsts) if end > first)
 
     def key(self, index: int) -> str:
         """Return shard and file name of an image, such as "shard-000.tar/0017.jpg"."""
-        return self.members[index].key
+        return self._key(self._shard_number(index), index)
 
     def read(self, index: int) -> ImageRecord:
-        """Read a member; raises `UnreadableImage` if the shard is gone or shorter than it was."""
-        member = self.members[index]
+        """Return the bytes of an image; the shard is fetched first where it lies at an address.
+
+        Raises:
+            UnreadableImage: the shard is gone or shorter than it was.
+            Unreachable: the shard cannot be fetched.
+        """
+        shard = self._shard_number(index)
+        key, size = self._key(shard, index), int(self.images.sizes[index])
         try:
             # Opened for each image: a file kept open would share its position with forked processes.
-            with self.shards[member.shard].open("rb") as file:
-                file.seek(member.offset)
-                data = file.read(member.size)
+            with self.shards[shard].open("rb") as file:
+                file.seek(int(self.images.offsets[index]))
+                data = file.read(size)
         except OSError as fault:
-            raise UnreadableImage(
-                member.key, f"the shard cannot be read: {fault.strerror or fault}"
-            ) from fault
-        if len(data) < member.size:
-            raise UnreadableImage(
-                member.key, f"the shard is cut off: {member.size} bytes expected, {len(data)} found"
-            )
-        return ImageRecord(data, int(self.labels.indices[index]), member.key)
+            raise UnreadableImage(key, f"the shard cannot be read: {fault.strerror or fault}") from fault
+        if len(data) < size:
+            raise UnreadableImage(key, f"the shard is cut off: {size} bytes expected, {len(data)} found")
+        return ImageRecord(data, int(self.labels.indices[index]), key)
+
+    def shard_of(self, index: int) -> Path | FetchedFile:
+        """Return the shard that an image lies in."""
+        return self.shards[self._shard_number(index)]
+
+    def _shard_number(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} images, got index {index}")
+        return bisect.bisect_right(self.images.firsts, index) - 1
+
+    def _key(self, shard: int, index: int) -> str:
+        return self._named(shard, self.images.files[int(index)].as_py())
+
+    def _named(self, shard: int, file: bytes) -> str:
+        return f"{self.shard_names[shard]}/{file.decode(errors='surrogateescape')}"
+
+    def _keys_and_sizes(self) -> Iterator[str]:
+        for shard, (first, end) in enumerate(pairwise(self.images.firsts)):
+            files = self.images.files.slice(first, end - first).to_pylist()
+            for file, size in zip(files, self.images.sizes[first:end].tolist(), strict=True):
+                yield f"{self._named(shard, file)}:{size}"
 
 
-def open_shards(name: str, paths: Sequence[Path], *, captioned: bool = False) -> TarSource:
-    """Index tar shards by scanning their headers.
+def open_shards(name: str, paths: Sequence[Place], *, captioned: bool = False) -> TarSource:
+    """Index tar shards by scanning their headers, once: what is found is kept for later starts.
 
     As in WebDataset, the basename of a file ends at the first dot of its name, and the files of one
     basename within a shard make one sample: an image (.jpg, .jpeg, .png or .webp) and its class. The class
@@ -114,6 +143,9 @@ def open_shards(name: str, paths: Sequence[Path], *, captioned: bool = False) ->
 
     Captions are `captions`, `caption` or `text` of .json, or else a .txt that is no class.
 
+    Shards at addresses are fetched for it, several at a time, in another order in each process: of processes that
+    share a folder of what is kept, each does a part.
+
     Args:
         name: what to call the source.
         paths: the shards, in order.
@@ -122,101 +154,81 @@ def open_shards(name: str, paths: Sequence[Path], *, captioned: bool = False) ->
     Raises:
         ValueError: if a shard is not an uncompressed tar file, none holds an image, or labels and names do
             not fit.
+        Unreachable: a shard cannot be fetched.
     """
-    members: list[_Member] = []
-    rows: list[RowLabel] = []
-    captions: list[tuple[str, ...]] = []
-    ignored: Counter[str] = Counter()
     names = names_within(paths)
-    for number, path in enumerate(paths):
-        for sample in _scan(path, number, names[number], ignored).values():
-            if not sample.images:
-                continue
-            extension = min(sample.images, key=IMAGE_EXTENSIONS.index)
-            members.append(sample.images[extension])
-            texts, fields = _decoded(sample.texts, members[-1].key)
-            if captioned:
-                text = texts.pop("txt", "") if _is_caption(texts) else ""
-                captions.append(_sample_captions(fields, text, members[-1].key))
-            rows.append(_sample_label(texts, fields, members[-1].key))
-    if not members:
-        found = ", ".join(sorted(ignored)) or "nothing else"
+    found = _indexed(name, paths, names, captioned)
+    indexes = [index for _, index in found]
+    ignored: Counter[str] = Counter()
+    for index in indexes:
+        ignored.update(index.ignored)
+    if not any(len(index.sizes) for index in indexes):
+        others = ", ".join(sorted(ignored)) or "nothing else"
         raise ValueError(
             f"no image in the {len(paths)} shards of {name}: expected files ending in "
-            f"{', '.join('.' + extension for extension in IMAGE_EXTENSIONS)}, found {found}"
+            f"{', '.join('.' + extension for extension in IMAGE_EXTENSIONS)}, found {others}"
         )
-    labels = resolve_labels(rows, name, paths[0].parent, numbered=captioned)
+    labels = _labels(indexes, name, paths[0].parent, captioned)
     counted = tuple(f".{extension} ({count} files)" for extension, count in sorted(ignored.items()))
-    return TarSource(name, tuple(paths), tuple(members), labels, counted, tuple(captions))
+    images = ShardImages(
+        files=pa.chunked_array([index.files for index in indexes], pa.binary()),
+        offsets=np.concatenate([index.offsets for index in indexes]),
+        sizes=np.concatenate([index.sizes for index in indexes]),
+        firsts=tuple(accumulate((len(index.sizes) for index in indexes), initial=0)),
+    )
+    captions = tuple(texts for index in indexes for texts in index.captions)
+    return TarSource(name, tuple(shard for shard, _ in found), names, images, labels, counted, captions)
 
 
-def _scan(path: Path, number: int, name: str, ignored: Counter[str]) -> dict[str, _Sample]:
-    """Return the samples of a shard by basename, in the order of their first files."""
-    samples: dict[str, _Sample] = {}
+def _indexed(
+    name: str, paths: Sequence[Place], names: Sequence[str], captioned: bool
+) -> list[tuple[Path | FetchedFile, ShardIndex]]:
+    """Return the shards and what each holds."""
+
+    def index(number: int) -> tuple[Path | FetchedFile, ShardIndex]:
+        path = paths[number]
+        shard = FetchedFile(path, path.state()) if isinstance(path, Address) else path
+        return shard, shard_index(shard, names[number], captioned=captioned)
+
+    if not any(isinstance(path, Address) for path in paths):
+        return [index(number) for number in range(len(paths))]
+    found: dict[int, tuple[Path | FetchedFile, ShardIndex]] = {}
+    pool = ThreadPoolExecutor(_AT_A_TIME)
     try:
-        # "r:" refuses compressed archives, in which no member could be reached without all before it.
-        with tarfile.open(path, "r:") as shard:
-            for entry, base, extension in _files(shard):
-                sample = samples.setdefault(base, _Sample())
-                if extension in IMAGE_EXTENSIONS and entry.sparse is None:
-                    key = f"{name}/{entry.name}"
-                    sample.images[extension] = _Member(number, entry.offset_data, entry.size, key)
-                elif extension in LABEL_EXTENSIONS and entry.size <= _MAX_LABEL_BYTES:
-                    file = shard.extractfile(entry)
-                    sample.texts[extension] = file.read() if file else b""
-                else:
-                    ignored[extension] += 1
-    except (tarfile.TarError, OSError, EOFError) as fault:
-        raise ValueError(f"{path} cannot be read as an uncompressed tar file: {fault}") from fault
-    return samples
+        order = random.SystemRandom().sample(range(len(paths)), len(paths))
+        waiting = {pool.submit(index, number): number for number in order}
+        for done in tqdm(
+            as_completed(waiting), "index", len(waiting), unit=" shards", disable=None, leave=False
+        ):
+            found[waiting[done]] = done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    fetched = [shard for shard, _ in found.values() if isinstance(shard, FetchedFile)]
+    total, limit = sum(shard.state.size or 0 for shard in fetched), cache_bytes()
+    if total > limit:
+        warnings.warn(
+            f"{name}: {total / 1e9:.1f} GB of shards exceed the {limit / 1e9:.1f} GB that are kept on this "
+            "machine; reading in random order would fetch shards again for single images: train with "
+            f"data.shuffle_blocks, or keep more ({SIZE_VARIABLE})",
+            stacklevel=3,
+        )
+    return [found[number] for number in range(len(paths))]
 
 
-def _files(shard: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
-    """Yield the visible regular files of a shard with basename and extension, split at the first dot."""
-    for entry in shard:
-        folder, slash, file_name = entry.name.rpartition("/")
-        stem, dot, extension = file_name.partition(".")
-        if entry.isreg() and stem and dot:
-            yield entry, folder + slash + stem, extension.lower()
-
-
-def _decoded(texts: dict[str, bytes], key: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """Return the texts of a sample by extension, and the fields of its .json file."""
-    decoded = {}
-    for extension, data in texts.items():
-        try:
-            decoded[extension] = data.decode().strip()
-        except UnicodeDecodeError as fault:
-            raise ValueError(f"the .{extension} file of {key} is not UTF-8 text: {fault}") from fault
-    if "json" not in decoded:
-        return decoded, {}
-    try:
-        fields = json.loads(decoded["json"])
-    except ValueError as fault:
-        raise ValueError(f"the .json file of {key} is not JSON: {fault}") from fault
-    return decoded, fields if isinstance(fields, dict) else {}
-
-
-def _sample_label(texts: dict[str, str], fields: dict[str, Any], key: str) -> RowLabel:
-    """Return the class of a sample from its .cls, .json and .txt files."""
-    row = row_label(texts.get("cls", fields.get("label")), fields.get("class_name"), key)
-    text = row_label(texts.get("txt"), None, key) if "txt" in texts else RowLabel(None, None)
-    if row.label is None:
-        row = RowLabel(text.label, row.class_name)
-    if row.label is not None and row.class_name is None:
-        row = RowLabel(row.label, text.class_name)
-    return row
-
-
-def _is_caption(texts: dict[str, str]) -> bool:
-    """Whether the .txt file of a sample is a caption: not an index, nor the name of a class beside one."""
-    text = texts.get("txt", "")
-    return not ("cls" in texts or (text.isdecimal() and int(text) < MAX_CLASSES))
-
-
-def _sample_captions(fields: dict[str, Any], text: str, key: str) -> tuple[str, ...]:
-    """Return the captions in the .json file of a sample, or else the text of its .txt file."""
-    for name in ("captions", "caption", "text"):
-        if found := texts_in(fields.get(name), key):
-            return found
-    return texts_in(text, key)
+def _labels(indexes: Sequence[ShardIndex], name: str, folder: Place, numbered: bool) -> Labels:
+    """Return the labels of all images; each pair of label and class name is looked at once."""
+    numbers: dict[RowLabel, int] = {}
+    positions: list[int] = []
+    codes: list[Int64[np.ndarray, " images"]] = []
+    first = 0
+    for index in indexes:
+        for label, row in zip(index.labels, index.firsts, strict=True):
+            if label not in numbers:
+                numbers[label] = len(numbers)
+                positions.append(first + row)
+        codes.append(np.array([numbers[label] for label in index.labels], dtype=np.int64)[index.codes])
+        first += len(index.codes)
+    if set(numbers) == {RowLabel(None, None)}:
+        return no_labels(first)
+    resolved = resolve_labels(list(numbers), name, folder, numbered=numbered, positions=positions)
+    return Labels(resolved.indices[np.concatenate(codes)], resolved.class_names)

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from pixlex.data.addresses import Address, NoSuchFile, Place, Unreachable
 from pixlex.data.decoding import IMAGE_SUFFIXES, ImageRecord, UnreadableImage
 from pixlex.data.labels import Labels, no_labels
 
@@ -96,11 +97,13 @@ class FileSource:
         return ImageRecord(read_file(self.root / key, key), int(self.labels.indices[index]), key)
 
 
-def read_file(path: Path, key: str) -> bytes:
+def read_file(path: Place, key: str) -> bytes:
     """Return the bytes of an image file, or raise `UnreadableImage` saying what the system said."""
     try:
         return path.read_bytes()
-    except FileNotFoundError as fault:
+    except Unreachable:
+        raise
+    except (FileNotFoundError, NoSuchFile) as fault:
         raise UnreadableImage(key, f"{NO_FILE}: {path}") from fault
     except OSError as fault:
         raise UnreadableImage(key, f"the file cannot be read: {fault.strerror or fault}") from fault
@@ -108,7 +111,7 @@ def read_file(path: Path, key: str) -> bytes:
         raise UnreadableImage(key, f"not a path: {fault}") from fault
 
 
-def stored_bytes(cell: Any, folder: Path, key: str) -> bytes:
+def stored_bytes(cell: Any, folder: Place, key: str) -> bytes:
     """Return the bytes of a table's cell: bytes themselves, or {"bytes", "path"} as `datasets` stores images.
 
     Args:
@@ -129,10 +132,11 @@ def stored_bytes(cell: Any, folder: Path, key: str) -> bytes:
     return bytes(cell)
 
 
-def names_within(paths: Sequence[Path]) -> tuple[str, ...]:
+def names_within(paths: Sequence[Place]) -> tuple[str, ...]:
     """Return the paths of files relative to the folder that holds them all, with forward slashes."""
-    folder = os.path.commonpath([path.absolute().parent for path in paths])
-    return tuple(path.absolute().relative_to(folder).as_posix() for path in paths)
+    places = [path.place if isinstance(path, Address) else path.absolute() for path in paths]
+    folder = os.path.commonpath([place.parent for place in places])
+    return tuple(place.relative_to(folder).as_posix() for place in places)
 
 
 def is_image_name(name: str) -> bool:

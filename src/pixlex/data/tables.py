@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pixlex.data.addresses import Address, NoSuchFile, Place, RangeFile, Unreachable
 from pixlex.data.decoding import ImageRecord, UnreadableImage
 from pixlex.data.labels import Labels, RowLabel, labels_of_known_classes, resolve_labels, row_label
 from pixlex.data.sources import fingerprint, names_within, stored_bytes
@@ -45,10 +47,11 @@ class ParquetSource:
     Raises:
         ValueError: if a file cannot be read, there are no rows, not exactly one column holds images (one
             named "image" is preferred), the files differ in their columns, or labels and names do not fit.
+        Unreachable: a file at an address cannot be had.
     """
 
     def __init__(
-        self, name: str, files: Sequence[Path], *, numbered: bool = False, column: str | None = None
+        self, name: str, files: Sequence[Place], *, numbered: bool = False, column: str | None = None
     ) -> None:
         self.name = name
         self._files = tuple(files)
@@ -111,11 +114,19 @@ class ParquetSource:
         return f"{self._names[number]}#{index - self._file_firsts[number]}"
 
     def read(self, index: int) -> ImageRecord:
-        """Return the bytes in a row; raises `UnreadableImage` if there are none or the file is damaged."""
+        """Return the bytes in a row.
+
+        Raises:
+            UnreadableImage: there are none, or the file is damaged.
+            NoSuchFile: nothing is at the address any more.
+            Unreachable: the row group cannot be had from its address.
+        """
         key = self.key(index)
         where = self._row_group_of(index)
         try:
             cell = self._images(where)[index - where.first].as_py()
+        except (Unreachable, NoSuchFile):
+            raise
         except (pa.ArrowException, OSError, ValueError) as fault:
             raise UnreadableImage(key, f"its row group cannot be read: {fault}") from fault
         data = stored_bytes(cell, self._files[where.file].parent, key)
@@ -146,16 +157,15 @@ class ParquetSource:
         return {**self.__dict__, "_open": {}, "_cache": OrderedDict()}
 
     def _forget(self) -> None:
+        self._process = os.getpid()
         self._open: dict[int, Any] = {}
         self._cache: OrderedDict[_RowGroup, Any] = OrderedDict()
 
     def _parquet(self, number: int) -> Any:
+        if self._process != os.getpid():  # opened before a fork
+            self._forget()
         if number not in self._open:
-            path = self._files[number]
-            try:
-                self._open[number] = pq.ParquetFile(path, memory_map=True)
-            except (pa.ArrowException, OSError) as fault:
-                raise ValueError(f"{path} cannot be read as parquet: {fault}") from fault
+            self._open[number] = _opened(self._files[number])
         return self._open[number]
 
     def _row_group_of(self, index: int) -> _RowGroup:
@@ -194,27 +204,28 @@ class ParquetSource:
         return resolve_labels(rows, self.name, self._files[0].parent, numbered=numbered)
 
 
-def columns_without_images(path: Path) -> list[str]:
+def columns_without_images(path: Place) -> list[str]:
     """Return the columns of a parquet file if none of them holds bytes, else nothing.
 
     Raises:
         ValueError: if the file cannot be read.
     """
-    try:
-        schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as fault:
-        raise ValueError(f"{path} cannot be read as parquet: {fault}") from fault
+    schema = _opened(path).schema_arrow
     return [] if any(_holds_bytes(field.type) for field in schema) else list(schema.names)
 
 
-def image_columns(path: Path) -> list[str]:
+def image_columns(path: Place) -> list[str]:
     """Return the columns of a parquet file that hold bytes.
 
     Raises:
         ValueError: if the file cannot be read.
     """
+    return [field.name for field in _opened(path).schema_arrow if _holds_bytes(field.type)]
+
+
+def _opened(path: Place) -> Any:
     try:
-        return [field.name for field in pq.read_schema(path) if _holds_bytes(field.type)]
+        return pq.ParquetFile(RangeFile(path) if isinstance(path, Address) else path, memory_map=True)
     except (pa.ArrowException, OSError) as fault:
         raise ValueError(f"{path} cannot be read as parquet: {fault}") from fault
 
@@ -225,7 +236,7 @@ def table_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _image_column(schema: Any, path: Path) -> str:
+def _image_column(schema: Any, path: Place) -> str:
     """Return the name of the column of bytes, or of struct{bytes, path}."""
     columns = [field.name for field in schema if _holds_bytes(field.type)]
     if "image" in columns:
