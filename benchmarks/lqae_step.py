@@ -4,8 +4,8 @@
 50,265 rows as codewords, batch 2. Straightforward: all N x K distances, one-hot codes multiplied into the
 codebook, logits of every position, and a second decoder pass that is weighted 0, as the released code computes
 them. "Computed again": ours with train.checkpoint_activations. Each contestant runs in a process of its own, in
-turn, so that peak memory is its own. Before, both ways must give the same loss on small networks. Images lie in the
-device's memory: nothing waits for data.
+turn, so that peak memory is its own. Before, both ways must give the same loss and gradients on small networks.
+Images lie in the device's memory: nothing waits for data.
 
     python benchmarks/lqae_step.py [--rounds 2] [--steps 2] [--batch 2] [--device cuda] [--largest-batch]
 """

@@ -22,7 +22,7 @@ IGNORED = -100
 
 
 def terms_of(model: CBViLA, word_ratio: float, pairs: ImageTextBatch, draws: Draws) -> dict[str, Tensor]:
-    """Return all terms, by the names of the weights, of pairs no two of which have an image or a text in common."""
+    """Return all terms, by their names, of pairs that have neither image nor text in common."""
     words, padding, patches = pairs.word_ids, pairs.key_padding, draws.patches
     seen, text = model.see(pairs.images), model.read(words, padding)
     similarity = model.log_scale.exp() * model.image_vectors(seen) @ model.text_vectors(text).T
