@@ -1,8 +1,9 @@
 """How time and memory grow: the search with N and K, a training step of LQAE with image size and batch.
 
 Ours beside the straightforward way, as in nearest.py (all distances, one-hot product) and lqae_step.py. Every
-point is measured in a process of its own, ours and the other way one after the other. Prints a table for each axis
-and draws all of them, both axes logarithmic.
+point is measured in a process of its own, ours and the other way one after the other. Seconds are those of the
+processor (all threads together) on a CPU, which bear company, and of the clock on a GPU. Prints a table for each
+axis and draws all of them, both axes logarithmic.
 
     python benchmarks/growth.py [--rounds 1] [--device cuda] [--out growth]
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 import lqae_step
 import nearest
@@ -46,26 +47,30 @@ Points = Mapping[int, Mapping[str, Mapping[str, float]]]  # value, way, number
 
 
 def search_numbers(way: str, rows: int, codewords: int, device: torch.device) -> dict[str, float]:
-    """Return seconds of a search (median of three) and the memory above its inputs, in MB."""
+    """Return seconds of a search (median of three, see above) and the memory above its inputs, in MB."""
     name = {"ours": nearest.OURS, "straightforward": "full distances, one-hot product"}[way]
     torch.manual_seed(0)
     codebook = torch.randn(codewords, WIDTH).to(device)
     z = torch.randn(rows, WIDTH).to(device)
     memory = nearest.memory_of(name, z, codebook, "cosine")
     search, seconds = nearest.CONTESTANTS[name](codebook, "cosine"), []
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     for _ in range(3):
         synchronize(device)
-        began = time.perf_counter()
+        began = clock()
         search(z)
         synchronize(device)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(clock() - began)
     return {"seconds": statistics.median(seconds), "memory": memory}
 
 
 def step_numbers(way: str, sizes: lqae_step.Sizes, batch: int, device: torch.device) -> dict[str, float]:
-    """Return seconds of a step (not of an image; median of three) and the memory above the model, in MiB."""
+    """Return seconds of a step, not of an image (median of three), and the memory above the model, in MiB."""
     found = lqae_step.measure(way, sizes, batch, 3, device)
-    return {"seconds": batch * found["seconds"], "memory": found["above_model"]}
+    return {
+        "seconds": batch * found["processor" if device.type == "cpu" else "seconds"],
+        "memory": found["above_model"],
+    }
 
 
 def numbers_of(axis: str, value: int, way: str, device: torch.device) -> dict[str, float]:
@@ -107,6 +112,10 @@ def draw(found: Mapping[str, Points]) -> Figure:
                 panel.loglog(list(points), values, marker="o", markersize=4, color=_COLORS[way], label=way)
             panel.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
             panel.set_axisbelow(True)
+            panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            panel.yaxis.set_minor_formatter(NullFormatter())
+            panel.tick_params(axis="y", labelsize=7)
             panel.set_ylabel(label)
         panels[0][column].set_title(TITLES[axis], fontsize=9)
         panels[1][column].set_xlabel(axis)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -73,24 +74,27 @@ def measured_steps(
         batch: images (or pairs) of a step.
 
     Returns:
-        `seconds` and `operations` (10^12) of an image, `peak` memory and what of it is `above_model` (MiB), and
-        `utilization`: operations a second over those of a large product of matrices in the same precision, both
-        as `pixlex.train.meter` counts them.
+        `seconds`, those of the `processor` (all threads; they bear company better) and `operations` (10^12) of an
+        image, `peak` memory and what of it is `above_model` (MiB), and `utilization`: operations a second over
+        those of a large product of matrices in the same precision, both as `pixlex.train.meter` counts them.
     """
     meter = Meter(device, "auto", batch)
     memory = PeakMemory(device)
-    lines = []
+    lines, processor = [], []
     for number in range(steps + 1):
         synchronize(device)
         meter.restart()
+        began = time.process_time()
         with meter.step("train"):  # operations are counted in the first one
             take_step(number)
             synchronize(device)
+        processor.append((time.process_time() - began) / batch)
         lines.append(meter.line())
     seconds = statistics.median(1 / line["speed/images"] for line in lines[1:])
     peak = memory.peak()
     return {
         "seconds": seconds,
+        "processor": statistics.median(processor[1:]),
         "peak": peak,
         "above_model": peak - memory.before,
         "operations": statistics.median(line["speed/operations"] / line["speed/images"] for line in lines),
@@ -156,13 +160,16 @@ def print_machine(given: argparse.Namespace) -> None:
 def print_steps(rows: Mapping[str, Numbers], reference: str, unit: str) -> None:
     """Print seconds and memory of each row, and those of the reference over them."""
     print(
-        f"| | seconds per {unit} | peak memory (MiB) | above the model (MiB) | {reference} / this: seconds | peak "
-        "| above the model |\n|---|---|---|---|---|---|---|"
+        f"| | seconds per {unit} | of the processor | peak memory (MiB) | above the model (MiB) "
+        f"| {reference} / this: seconds | of the processor | peak | above the model |\n" + "|---" * 9 + "|"
     )
-    keys = ("seconds", "peak", "above_model")
+    keys = ("seconds", "processor", "peak", "above_model")
     for name, row in rows.items():
         ratios = " | ".join(f"{rows[reference][key] / row[key]:.2f}" for key in keys)
-        print(f"| {name} | {row['seconds']:.3g} | {row['peak']:.0f} | {row['above_model']:.0f} | {ratios} |")
+        print(
+            f"| {name} | {row['seconds']:.3g} | {row['processor']:.3g} | {row['peak']:.0f} | "
+            f"{row['above_model']:.0f} | {ratios} |"
+        )
 
 
 def print_rates(rows: Mapping[str, Numbers], unit: str, trainings: Mapping[str, int]) -> None:
