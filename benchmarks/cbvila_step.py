@@ -1,59 +1,93 @@
-"""One CB-ViLA training step at the paper's sizes, with more and more of its terms.
+"""One CB-ViLA training step at the paper's sizes: more and more of its terms, and all of them pass by pass.
 
 256 px, 16 px patches, ViT-B/16, six text and six fusion layers of BERT-base's width, 3,000 codewords, a vocabulary
 of 30,522 words, 25 words a text, batch 2, random weights. Rows: matching, contrast and masked words alone (no
 codebook, no pixels, no masked images), with pixels and codebook, with masked codes, the same with the
-Gumbel-softmax, whose codes need a second pass, and all terms with train.checkpoint_activations. Each row runs in a
-process of its own: peak memory is its own.
+Gumbel-softmax, whose codes need a second pass, all terms with train.checkpoint_activations, and all terms pass by
+pass (pass_by_pass.py), which before must give the same terms and gradients on small networks. Each row runs in a
+process of its own: peak memory is its own. Pairs lie in the device's memory: nothing waits for data.
 
-    python benchmarks/cbvila_step.py [--rounds 1] [--steps 2] [--batch 2]
+    python benchmarks/cbvila_step.py [--rounds 1] [--steps 2] [--batch 2] [--device cuda] [--largest-batch]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import resource
-import statistics
-import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
+import pass_by_pass
 from in_turn import measured_in_turn
+from measuring import (
+    checked_options,
+    measured_steps,
+    passed_on,
+    print_largest_batch,
+    print_machine,
+    print_one,
+    print_rates,
+    print_steps,
+    step_parser,
+)
 from pixlex.batch import ImageTextBatch
-from pixlex.config.cbvila import CBViLAConfig, CBViLAObjectiveConfig, VisualCodebookConfig
+from pixlex.config.cbvila import (
+    CBViLAConfig,
+    CBViLAObjectiveConfig,
+    FusionConfig,
+    ImageTowerConfig,
+    TextTowerConfig,
+    VisualCodebookConfig,
+)
+from pixlex.distributed import pick_device
 from pixlex.models.cbvila import CBViLA
 from pixlex.objectives.cbvila import CBViLAObjective
+from pixlex.objectives.draws import Draws
 from pixlex.objectives.phase import Step
 from pixlex.train.memory import checkpoint_layers
-from pixlex.train.parallel import mixed_precision, pick_precision
+from pixlex.train.parallel import mixed_precision
 
 WORDS = 25
+ALL, AGAIN, PLAIN = "+ masked codes", "+ masked codes, layers computed again", "pass by pass"
 ROWS: dict[str, dict[str, Any]] = {
     "matching, contrast, masked words": {"pixel_weight": 0.0, "masked_image_weight": 0.0},
     "+ pixels, codebook": {"masked_image_weight": 0.0},
-    "+ masked codes": {},
+    ALL: {},
     "the same with Gumbel-softmax": {"estimator": "gumbel"},
-    "+ masked codes, layers computed again": {},
+    AGAIN: {},
+    PLAIN: {},
+}
+TRAININGS = {
+    "30 epochs of the paper's 4.0 M images": 30 * 4_000_000,
+    "of its 5.1 M pairs": 30 * 5_100_000,
 }
 
 
-def measure(row: str, batch: int, steps: int) -> dict[str, float]:
-    """Return seconds per pair (median over steps after one warm-up) and peak memory in MB."""
+def build(row: str, steps: int, *, small: bool) -> CBViLAObjective:
+    """Return the objective of a row, of the paper's sizes or of small ones, with random weights."""
     settings = dict(ROWS[row])
-    codebook = VisualCodebookConfig(estimator=settings.pop("estimator", "straight_through"))
+    estimator = settings.pop("estimator", "straight_through")
+    config = CBViLAConfig(codebook=VisualCodebookConfig(estimator=estimator))
+    if small:
+        config = CBViLAConfig(
+            image_size=64,
+            image=ImageTowerConfig(width=64, depth=2, heads=2),
+            text=TextTowerConfig(width=64, depth=1, heads=2, positions=WORDS),
+            fusion=FusionConfig(depth=1),
+            codebook=VisualCodebookConfig(num_codewords=128, dim=64, estimator=estimator),
+        )
     torch.manual_seed(0)
-    model = CBViLA.build(CBViLAConfig(codebook=codebook)).train()
-    config = CBViLAObjectiveConfig(burn_in_steps=0, codebook_start="random", **settings)
-    objective = CBViLAObjective(model, config, steps, WORDS)
-    if "computed again" in row:
-        checkpoint_layers(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    model = CBViLA.build(config).train()
+    objective = CBViLAObjectiveConfig(burn_in_steps=0, codebook_start="random", **settings)
+    return CBViLAObjective(model, objective, steps, WORDS)
+
+
+def pairs_of(model: CBViLA, batch: int) -> ImageTextBatch:
+    """Return random images with random words, of which no two pairs share one."""
     word_ids = torch.randint(1000, model.tokenizer.vocab_size, (batch, WORDS))
     word_ids[:, 0], word_ids[:, -1] = model.tokenizer.start_id, model.tokenizer.end_id
-    pairs = ImageTextBatch(
-        torch.rand(batch, 3, 256, 256),
+    return ImageTextBatch(
+        torch.rand(batch, 3, model.config.image_size, model.config.image_size),
         torch.zeros(batch, dtype=torch.long),
         ("",) * batch,
         torch.arange(batch),
@@ -62,45 +96,98 @@ def measure(row: str, batch: int, steps: int) -> dict[str, float]:
         word_ids=word_ids,
         key_padding=torch.zeros(batch, WORDS, dtype=torch.bool),
     )
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    seconds = []
-    for number in range(steps + 1):
-        began = time.perf_counter()
+
+
+def terms_pass_by_pass(objective: CBViLAObjective, pairs: ImageTextBatch, step: Step) -> dict[str, Tensor]:
+    """Return all terms pass by pass, with the draws of our objective."""
+    model = objective.model
+    draws = Draws.draw(
+        num_pairs=len(pairs.images),
+        num_patches=model.grid**2,
+        num_visible=objective.num_visible,
+        max_words=WORDS,
+        num_words=WORDS,
+        vocab_size=model.tokenizer.vocab_size,
+        generator=step.generator,
+        device=pairs.images.device,
+    )
+    return pass_by_pass.terms_of(model, objective.config.masked_language_ratio, pairs, draws)
+
+
+def weighted(objective: CBViLAObjective, terms: dict[str, Tensor]) -> Tensor:
+    return torch.stack(
+        [getattr(objective.config, f"{name}_weight") * one for name, one in terms.items()]
+    ).sum()
+
+
+def check_equal(device: torch.device) -> None:
+    """Require the same terms and gradients of ours and pass by pass, in float32 on small networks."""
+    objective = build(ALL, 1, small=True).to(device)
+    pairs = pairs_of(objective.model, 6).to(device)
+    ours = objective(pairs, objective.phases[-1], Step(0, torch.Generator().manual_seed(0)))
+    plain = terms_pass_by_pass(objective, pairs, Step(0, torch.Generator().manual_seed(0)))
+    assert set(ours.terms) == set(plain)
+    for name, term in ours.terms.items():
+        torch.testing.assert_close(term, plain[name], rtol=1e-5, atol=1e-6)
+    parameters = list(objective.parameters())
+    gradients = (torch.autograd.grad(one, parameters) for one in (ours.total, weighted(objective, plain)))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
+
+
+def measure(row: str, batch: int, steps: int, device: torch.device, *, small: bool) -> dict[str, float]:
+    """Return what `measured_steps` does of one row."""
+    objective = build(row, steps, small=small).to(device)
+    model = objective.model
+    if row == AGAIN:
+        checkpoint_layers(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    pairs = pairs_of(model, batch).to(device)
+
+    def take_step(number: int) -> None:
         step = Step(number, torch.Generator().manual_seed(number))
-        with mixed_precision(pairs.images.device, "auto"):
-            loss = objective(pairs, objective.phases[-1], step).total
+        with mixed_precision(device, "auto"):
+            if row == PLAIN:
+                loss = weighted(objective, terms_pass_by_pass(objective, pairs, step))
+            else:
+                loss = objective(pairs, objective.phases[-1], step).total
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        objective.after_step(step)
-        seconds.append((time.perf_counter() - began) / batch)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": statistics.median(seconds[1:]), "peak": peak, "above_model": peak - start}
+        if row != PLAIN:
+            objective.after_step(step)
+
+    return measured_steps(take_step, device, steps, batch)
 
 
 def main() -> None:
-    """Run all rows in turn and print a table with ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--one", choices=list(ROWS), help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    """Run all rows in turn and print tables with ratios."""
+    given = checked_options(step_parser(__doc__, list(ROWS), rounds=1))
+    device = pick_device(given.device)
     if given.one:
-        print(json.dumps(measure(given.one, given.batch, given.steps)))
+        print_one(lambda: measure(given.one, given.batch, given.steps, device, small=given.small))
         return
-    arguments = ["--batch", str(given.batch), "--steps", str(given.steps)]
-    rows = measured_in_turn(__file__, list(ROWS), given.rounds, arguments)
+    check_equal(device)
+    trainings = {} if given.small else TRAININGS
+    print_machine(given)
+    if given.largest_batch is not None:
+        print_largest_batch(__file__, [ALL, AGAIN, PLAIN], given, "pair", trainings)
+        return
+    rows = measured_in_turn(__file__, list(ROWS), given.rounds, passed_on(given))
     least = next(iter(rows.values()))
-    precision = pick_precision("auto", torch.device("cpu"))
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {given.batch}, {precision}")
-    print("| terms | seconds per pair | over the first | peak memory (MB) | above the model (MB) |")
-    print("|---|---|---|---|---|")
-    for name, row in rows.items():
-        ratio = row["seconds"] / least["seconds"]
+    print(
+        "| terms | seconds per pair | over the first | of the processor | over the first | peak memory (MiB) "
+        "| above the model (MiB) |\n|---|---|---|---|---|---|---|"
+    )
+    for name, row in list(rows.items())[:-1]:
+        ratio, other = (row[key] / least[key] for key in ("seconds", "processor"))
         print(
-            f"| {name} | {row['seconds']:.2f} | {ratio:.2f} | {row['peak']:.0f} | {row['above_model']:.0f} |"
+            f"| {name} | {row['seconds']:.3g} | {ratio:.2f} | {row['processor']:.3g} | {other:.2f} | "
+            f"{row['peak']:.0f} | {row['above_model']:.0f} |"
         )
+    print("\nAll terms:\n")
+    print_steps({name: rows[name] for name in (ALL, AGAIN, PLAIN)}, PLAIN, "pair")
+    print_rates(rows, "pair", trainings)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from pixlex.nn.transformer import Attention
@@ -49,6 +50,33 @@ def test_recomputation_counts(meter: Meter) -> None:
     with meter.step("train"), set_checkpoint_early_stop(False):
         checkpoint(linear, inputs, use_reentrant=False).sum().backward()
     assert _operations(meter) == 4 * (2 * 3 * 7 * 5)  # forward, again, and both gradients
+
+
+def test_counting_keeps_no_recomputed_layer(meter: Meter) -> None:
+    """The step that is counted must fit where the others do."""
+    inside: list[StorageWeakRef] = []
+    most = 0
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.expand, self.contract, self.last = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            nonlocal most
+            hidden = self.expand(x)
+            inside.append(StorageWeakRef(hidden.untyped_storage()))
+            most = max(most, sum(not one.expired() for one in inside))
+            output: torch.Tensor = self.last(self.contract(hidden))
+            return output
+
+    x = torch.rand(3, 8, requires_grad=True)
+    with meter.step("train"):
+        for layer in [Layer() for _ in range(8)]:
+            x = checkpoint(layer, x, use_reentrant=False)
+        x.sum().backward()
+    assert len(inside) == 16  # forward, and again
+    assert most <= 3
 
 
 def test_each_phase_is_counted_once(meter: Meter) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.module_tracker import ModuleTracker
 
 from pixlex.nn import fused  # noqa: F401 (brings torch.ops.pixlex)
 from pixlex.train.parallel import mixed_precision
@@ -41,6 +42,16 @@ _UNCOUNTED = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
+
+
+class _NoHooks(ModuleTracker):
+    """No operations by module: the hooks that tell modules apart would keep alive what checkpointing drops."""
+
+    def __enter__(self) -> _NoHooks:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
 
 
 class Meter:
@@ -80,7 +91,9 @@ class Meter:
         if phase in self._operations:
             yield
         else:
-            with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
+            counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
+            counter.mod_tracker = _NoHooks()
+            with counter:
                 yield
             self._operations[phase] = counter.get_total_flops()
         self._steps += 1

@@ -1,0 +1,210 @@
+"""Every benchmark runs, with tiny arguments; both sides do the same work; what cannot be is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+CPU = torch.device("cpu")
+# What each script is given here.
+TINY = {
+    "nearest": "--rows 64 --codewords 300 --width 16 --threads 1 --rounds 1",
+    "masked_words": "--words 16 --width 8 --rounds 1 --passes 1",
+    "lqae_step": "--small --rounds 1 --steps 1",
+    "cbvila_step": "--small --rounds 1 --steps 1",
+    "growth": "--axes batch --points 1 --out drawn",
+    "scaling": "--small --rounds 1 --steps 1 --batch 2",
+    "input_pipeline": "--images 80 --size 32 --batches 1 --rounds 1",
+    "search": "--count 40 --queries 2 --rerank 2",
+    "reranking": "--images 2 --top-k 1 --rounds 1",
+    "shared_images": "--items 8 --rounds 1",
+}
+
+
+@pytest.fixture
+def load(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Imports a benchmark as a module, and forgets all of them afterwards."""
+    folder = checkout / "benchmarks"
+    names = {path.stem for path in folder.glob("*.py")}
+    assert not names & sys.modules.keys()
+    monkeypatch.syspath_prepend(folder)
+    yield importlib.import_module
+    for name in names & sys.modules.keys():
+        del sys.modules[name]
+
+
+@pytest.fixture
+def run(
+    load: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[str, Sequence[str]], str]:
+    """Runs a benchmark, and in this process what it would run in others; returns what it prints."""
+
+    def printed(script: str, arguments: Sequence[str]) -> str:
+        module = load(Path(script).stem)
+        before = sys.argv
+        sys.argv = [script, *arguments]
+        try:
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                module.main()
+        finally:
+            sys.argv = before
+        return out.getvalue()
+
+    def last_line(script: str, arguments: Sequence[str], launcher: Sequence[str] = ()) -> str:
+        return printed(script, arguments).splitlines()[-1]
+
+    for name in ("in_turn", "nearest", "scaling"):
+        monkeypatch.setattr(load(name), "last_line", last_line)
+    monkeypatch.chdir(tmp_path)
+    return printed
+
+
+def tables(text: str) -> list[list[str]]:
+    """Return the cells of every line of the tables in a text."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"]
+
+
+def test_no_benchmark_is_left_out(checkout: Path) -> None:
+    """Neither here nor by `make bench`."""
+    scripts = {
+        path.stem for path in (checkout / "benchmarks").glob("*.py") if "def main(" in path.read_text()
+    }
+    assert scripts == TINY.keys()
+    makefile = (checkout / "Makefile").read_text(encoding="utf-8")
+    assert set(re.findall(r"benchmarks/(\w+)\.py", makefile)) == scripts
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_it_runs_and_prints_ratios(name: str, run: Callable[[str, Sequence[str]], str]) -> None:
+    text = run(name, TINY[name].split())
+    if name == "nearest":  # its table has no bars
+        assert re.search(r"^pixlex .* 1\.00 ", text, re.MULTILINE)
+    else:
+        cells = [cell for row in tables(text)[2:] for cell in row[1:]]
+        assert len([cell for cell in cells if re.fullmatch(r"[\d.,]+", cell)]) >= 3
+    if name == "growth":
+        assert Path("drawn/growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_search_leaves_out_what_is_not_there(
+    load: Callable[[str], Any],
+    run: Callable[[str, Sequence[str]], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nearest = load("nearest")
+    assert nearest.why_absent("faiss flat index", torch.device("cuda")) == "its index is on the CPU alone"
+    monkeypatch.setattr(nearest.importlib.util, "find_spec", lambda name: None)
+    text = run("nearest", TINY["nearest"].split())
+    assert "left out: vector-quantize-pytorch: vector_quantize_pytorch is not installed" in text
+    assert "left out: faiss flat index: faiss is not installed" in text
+
+
+def test_the_roofline_of_the_search(load: Callable[[str], Any]) -> None:
+    """N = 3, K = 5, D = 7: the product; both sides read, codes and codewords written."""
+    options = type("Options", (), {"rows": 3, "codewords": 5, "width": 7})()
+    found = load("nearest").roofline(options, "fp32", 1e9)
+    assert found["operations"] == 2 * 3 * 5 * 7
+    assert found["least_bytes"] == 4 * (3 * 7 + 5 * 7) + 3 * 8 + 4 * 3 * 7
+
+
+@pytest.mark.parametrize("name", ["lqae_step", "cbvila_step"])
+def test_another_loss_is_noticed(
+    name: str, load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both sides must compute the same before they are timed."""
+    script = load(name)
+    where, what = (script, "straightforward") if name == "lqae_step" else (script.pass_by_pass, "matching")
+    original = getattr(where, what)
+    monkeypatch.setattr(where, what, lambda *arguments: 1.001 * original(*arguments))
+    with pytest.raises(AssertionError, match="not close"):
+        script.check_equal(CPU)
+
+
+def test_the_largest_batch(
+    load: Callable[[str], Any],
+    run: Callable[[str, Sequence[str]], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Doubled until memory is full, where the rows before it are shown; or until a limit."""
+    script = load("lqae_step")
+
+    def measure(contestant: str, sizes: object, batch: int, steps: int, device: object) -> dict[str, float]:
+        if batch > 7:
+            raise torch.OutOfMemoryError("full")
+        keys = ("seconds", "processor", "peak", "above_model", "operations", "utilization")
+        return dict.fromkeys(keys, float(batch))
+
+    monkeypatch.setattr(script, "measure", measure)
+    text = run("lqae_step", ["--small", "--largest-batch", "64"])
+    assert text.count("a batch of 4 fits, 8 does not") == len(script.CONTESTANTS)
+    batches = [row[0] for row in tables(text) if row[0].startswith("batch")]
+    assert batches == ["batch 2", "batch 4"] * 2 * len(script.CONTESTANTS)
+    assert "a batch of 4 fits, no larger one was tried" in run(
+        "lqae_step", ["--small", "--largest-batch", "4"]
+    )
+    assert "ours: a batch of 8 does not fit" in run(
+        "lqae_step", ["--small", "--largest-batch", "16", "--batch", "8"]
+    )
+    with pytest.raises(ValueError, match="expected a --batch that fits"):
+        run("lqae_step", ["--small", "--batch", "8", "--rounds", "1"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--largest-batch"], "--largest-batch: expected --device cuda or a MOST"),
+        (["--device", "tpu?"], "device must be auto, cpu, cuda or cuda:N, got 'tpu?'"),
+    ],
+)
+def test_what_a_step_refuses(
+    arguments: list[str],
+    message: str,
+    run: Callable[[str, Sequence[str]], str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        run("cbvila_step", arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_growth_draws_a_panel_for_each_axis_and_number(load: Callable[[str], Any]) -> None:
+    growth = load("growth")
+    numbers = {"seconds": 1.0, "memory": 2.0}
+    points = {value: {"ours": numbers, "straightforward": numbers} for value in (1, 2)}
+    figure = growth.draw({"batch": points, "vectors N": points})
+    assert [len(panel.get_lines()) for panel in figure.axes] == [2, 2, 2, 2]
+    assert all(panel.get_xscale() == panel.get_yscale() == "log" for panel in figure.axes)
+
+
+def test_processes_share_a_batch_out(load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    scaling = load("scaling")
+    _, pairs = scaling.work_of("cbvila", 6, 1, small=True)
+    monkeypatch.setattr(scaling.distributed, "world_size", lambda: 2)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(scaling.distributed, "rank", lambda rank=rank: rank)
+        parts.append(scaling.part_of(pairs))
+    assert parts[0].texts + parts[1].texts == pairs.texts
+    assert torch.equal(torch.cat([part.images for part in parts]), pairs.images)
+    assert torch.equal(torch.cat([part.word_ids for part in parts]), pairs.word_ids)
+
+
+def test_a_process_of_its_own(load: Callable[[str], Any], tmp_path: Path) -> None:
+    """Its last line is what it found; one that fails is an error."""
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nprint('first')\nprint(sys.argv[1:])\nsys.exit(len(sys.argv) > 3)\n")
+    last_line = load("in_turn").last_line
+    assert last_line(str(script), ["--one", "name"]) == "['--one', 'name']"
+    with pytest.raises(subprocess.CalledProcessError):
+        last_line(str(script), ["--one", "name", "more"])
