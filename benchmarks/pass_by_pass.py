@@ -86,11 +86,12 @@ def matching(
 
 def masked_language(model: CBViLA, seen: Tensor, pairs: ImageTextBatch, ratio: float, draws: Draws) -> Tensor:
     """Return the cross-entropy of hidden words, with the logits of all positions."""
-    special = model.tokenizer.special(pairs.word_ids, pairs.key_padding)
-    masked = mask_words(pairs.word_ids, special, ratio, model.tokenizer.mask_id, draws.words)
-    text = model.read(masked.word_ids, pairs.key_padding)
+    host, device = pairs.on_host, seen.device
+    special = model.tokenizer.special(host.word_ids, host.key_padding)
+    masked = mask_words(host.word_ids, special, ratio, model.tokenizer.mask_id, draws.words)
+    text = model.read(masked.word_ids.to(device), pairs.key_padding)
     fused = model.fusion(text, model.look_at_images(seen), pairs.key_padding)
     head = model.masked_word_head
     logits = F.linear(head(fused), model.text_encoder.words.weight, head.bias).float()
-    targets = pairs.word_ids.masked_fill(~masked.mask, IGNORED)
+    targets = pairs.word_ids.masked_fill(~masked.mask.to(device), IGNORED)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
