@@ -267,7 +267,9 @@ class VisualQuery(nn.Module):
         same = codeword_width == width
         self.projector = bridge if same else nn.Sequential(bridge, nn.LayerNorm(width, eps=1e-12))
         self.hidden = nn.Parameter(torch.empty(1, 1, width))
-        self.positions = nn.Parameter(sine_positions(grid, width)[:, 1:])
+        self.positions = nn.Parameter(
+            sine_positions(grid, width)[:, 1:].clone(memory_format=torch.contiguous_format)
+        )
         self.norm = nn.LayerNorm(width, eps=1e-12)
         nn.init.normal_(self.hidden, std=0.02)
 

@@ -69,8 +69,12 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
     gradients = [one.grad for one in parameters if one.grad is not None]
     whole = [one for one in gradients if not isinstance(one, DTensor)]
     parts = [one.to_local() for one in gradients if isinstance(one, DTensor)]
-    square = distributed.all_sum(nn.utils.get_total_norm(parts).square()) if parts else torch.zeros(())
-    norm = (square + nn.utils.get_total_norm(whole).square()).sqrt()
+    square = torch.zeros((), device=gradients[0].device)
+    if parts:
+        square = distributed.all_sum(nn.utils.get_total_norm(parts).square())
+    if whole:
+        square = square + nn.utils.get_total_norm(whole).square()
+    norm = square.sqrt()
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
     for gradient in (*whole, *parts):
         gradient.mul_(scale)
