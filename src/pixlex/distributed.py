@@ -144,6 +144,11 @@ def all_max(number: int, device: torch.device) -> int:
     return int(all_gather(torch.tensor([number], device=device)).max())
 
 
+def anywhere(condition: bool) -> bool:
+    """Return whether something holds on any process; found out on the CPU, so no GPU is waited for."""
+    return condition if world_size() == 1 else bool(all_max(int(condition), _CPU))
+
+
 @torch.no_grad()
 def all_gather(tensor: Tensor) -> Tensor:
     """Return the tensors of all processes, joined along the first axis in order of rank, without gradients."""

@@ -76,7 +76,10 @@ def _one_of_two(rank: int, folder: Path, language: Path, pictures: Path) -> None
     assert sharded_copy(objective, CPU).model.language is lqae.language  # frozen: not stored twice
     config = settings(shard_parameters=True)
     run(folder / "whole", pictures, language, config)
-    run(folder / "cut", pictures, language, config, interrupted_before(5))
+    # One of them is told to stop, both do.
+    run(folder / "cut", pictures, language, config, interrupted_before(5) if rank else None)
+    dist.barrier()
+    assert checkpoints(folder / "cut" / "checkpoints")[-1].name == "step-00000005.pt"
     dist.barrier()
     run(folder / "cut", pictures, language, config)
     dist.destroy_process_group()

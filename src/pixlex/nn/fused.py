@@ -93,9 +93,10 @@ def _launched(
 
     codes = torch.empty(len(z), dtype=torch.long, device=z.device)
     prepared = FusedCodebook(codebook, rounded, offset, norms, largest, center)
-    for start in range(0, len(z), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        launch(z[part].contiguous(), prepared, codes[part])
+    with torch.cuda.device_of(z):  # Triton starts kernels on the current GPU
+        for start in range(0, len(z), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            launch(z[part].contiguous(), prepared, codes[part])
     return codes
 
 

@@ -86,6 +86,8 @@ def fit(
     """
     callbacks = callbacks or Callbacks()
     device = pick_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what pins memory and starts kernels goes by it
     whole = objective  # what evaluates and is saved
     if config.shard_parameters and distributed.world_size() > 1:
         objective = sharded_copy(whole, device)
@@ -111,7 +113,8 @@ def fit(
     phase = objective.phase_at(first_step)
     wrapped = _train_only(objective, phase)
     with _interruptible() as interrupted:
-        while step_number < config.steps and not interrupted():
+        stops = False
+        while step_number < config.steps and not stops:
             if objective.phase_at(step_number) is not phase:  # the next one begins
                 phase = objective.phase_at(step_number)
                 del wrapped
@@ -129,7 +132,7 @@ def fit(
             last = step_number == config.steps
             logs, saves = step_number % config.log_every == 0, step_number % config.checkpoint_every == 0
             evaluates = last or (config.evaluate_every and step_number % config.evaluate_every == 0)
-            stops = interrupted()
+            stops = distributed.anywhere(interrupted())  # all at the same step, or some would wait for ever
             while len(unread) > (0 if logs or saves or evaluates or stops else in_flight):
                 values = unread.popleft().checked(folder)
             if logs or last:

@@ -29,7 +29,8 @@ def fetched_ahead(batches: Iterator[ImageBatch], device: torch.device) -> Iterat
     if device.type != "cuda":
         yield from batches
         return
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
+    # A thread begins on the first GPU of the machine, whichever is this process's own.
+    with ThreadPoolExecutor(1, "batches", torch.cuda.set_device, (device,)) as reader:
         following = reader.submit(lambda: next(batches).pinned())
         while True:
             batch = following.result()
