@@ -93,7 +93,7 @@ def _launched(
 
     codes = torch.empty(len(z), dtype=torch.long, device=z.device)
     prepared = FusedCodebook(codebook, rounded, offset, norms, largest, center)
-    with torch.cuda.device_of(z):  # Triton starts kernels on the current GPU
+    with torch.cuda.device_of(z):  # type: ignore[no-untyped-call] # Triton starts kernels on the current GPU
         for start in range(0, len(z), _CHUNK):
             part = slice(start, start + _CHUNK)
             launch(z[part].contiguous(), prepared, codes[part])
