@@ -26,8 +26,12 @@ _TYPES = {
 }  # fmt: skip
 
 
-def compiled(kernel: Any, settings: dict[str, Any], capability: int) -> dict[str, Any]:
+def compiled(
+    kernel: Any, settings: dict[str, Any], capability: int, ones: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Compile; arguments that are 1 are constants to Triton."""
     options = {name: settings.pop(name) for name in ("num_warps", "num_stages") if name in settings}
+    settings |= {name: 1 for name in ones if name in kernel.arg_names}
     types = {name: "constexpr" if name in settings else _TYPES[name] for name in kernel.arg_names}
     aligned = {
         (place,): [["tt.divisibility", 16]]
@@ -46,6 +50,9 @@ def main() -> None:
     for cosine in (True, False):
         print(json.dumps(compiled(kernels.refine, kernels.refine_settings(cosine, 2, 768), capability)))
         print(json.dumps(compiled(kernels.search, kernels.search_settings(cosine), capability)))
+    narrow = kernels.refine_settings(True, 1, 1)
+    print(json.dumps(compiled(kernels.refine, narrow, capability, ("width", "stretches"))))
+    print(json.dumps(compiled(kernels.search, kernels.search_settings(False), capability, ("width", "size"))))
 
 
 if __name__ == "__main__":

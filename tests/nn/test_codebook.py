@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -129,3 +131,19 @@ def test_usage_counts_and_perplexity_against_numpy() -> None:
     assert perplexity(counts) == pytest.approx(np.exp(-(share * np.log(share)).sum()))
     assert perplexity(torch.full((12,), 3)) == pytest.approx(12)
     assert perplexity(torch.tensor([0, 9, 0])) == pytest.approx(1)
+
+
+def test_what_was_prepared_for_kernels_stays_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy, or the same moved, prepares its own: on the device without values, where kernels count as there."""
+    monkeypatch.setattr(torch, "autocast", lambda *given, **settings: nullcontext())
+    quantizer = WordQuantizer(torch.randn(20, 8), QuantizerConfig(search="raw")).to("meta")
+    vectors = torch.empty(2, 3, 8, device="meta")
+    assert quantizer(vectors).codes.shape == (2, 3)
+    assert quantizer._last is not None
+    prepared = quantizer._last
+    quantizer(vectors)
+    assert quantizer._last is prepared
+    again = copy.deepcopy(quantizer)
+    assert again._last is None
+    assert again(vectors).codes.shape == (2, 3)
+    assert quantizer.to("meta")._last is None

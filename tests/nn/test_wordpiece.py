@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,18 @@ def test_texts_have_start_and_end_and_are_cut_before_their_end(language: Path) -
     special = tokenizer.special(words.word_ids, words.key_padding)
     assert special[1].tolist() == [True, False, True, True, True, True]
     assert tokenizer.words(words.word_ids[1][:2]) == ["[CLS]", "and"]
+
+
+def test_threads_with_other_limits_do_not_cut_each_other(language: Path) -> None:
+    """Texts are encoded ahead in a thread while a step encodes answers."""
+    tokenizer = load_tokenizer(str(language))
+    texts = ["about and the class " * 8] * 20
+
+    def lengths(limit: int) -> set[int]:
+        return {tokenizer.encode(texts, limit).word_ids.shape[1] for _ in range(40)}
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lengths, (30, 8))) == [{30}, {8}]
 
 
 def test_another_vocabulary_has_another_fingerprint(language: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -93,6 +95,16 @@ class WordQuantizer(nn.Module):
     def num_codewords(self) -> int:
         """K, the number of words that may be codewords."""
         return len(self.embedding)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WordQuantizer:
+        """Forget what was prepared of the embeddings where they were."""
+        self._last = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies prepare their own."""
+        return {**self.__dict__, "_last": None}
 
     def search_codebook(self) -> Float[Tensor, "K S"]:
         """Return the codewords in the space of the search."""

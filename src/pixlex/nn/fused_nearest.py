@@ -190,7 +190,7 @@ def refine(
                 else:
                     total -= (a - b) * (a - b)
             exact = tl.sum(total, 0)
-            tolerance = (width + 16).to(tl.float64) * _ROUNDING
+            tolerance = (tl.full((), 16.0, tl.float64) + width) * _ROUNDING  # a width of 1 is no tensor
             if COSINE:
                 exact = exact / (norm * tl.load(codeword_norm_start + code))
             else:
@@ -238,7 +238,9 @@ def search(
                 else:
                     apart = a[:, None, :] - b[None, :, :]
                     total -= tl.sum(apart * apart, 2)
-            tolerance = tl.zeros((ROWS, COLUMNS), tl.float64) + (width + 16).to(tl.float64) * _ROUNDING
+            tolerance = (
+                tl.zeros((ROWS, COLUMNS), tl.float64) + (tl.full((), 16.0, tl.float64) + width) * _ROUNDING
+            )
             if COSINE:
                 length = tl.load(codeword_norm_start + codes, exists, other=0.0)
                 exists = exists & (length > 0)

@@ -55,10 +55,9 @@ class TextTokenizer:
             texts: one or more.
             max_words: longest text with its start and end, 3 or more; longer ones are cut before their end.
         """
-        bare = self.tokenizer(
-            list(texts), add_special_tokens=False, truncation=True, max_length=max_words - 2
-        ).input_ids
-        rows = [[self.start_id, *words, self.end_id] for words in bare]
+        # Cut here: the tokenizer would keep the limit in itself, where threads with other limits find it.
+        bare = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+        rows = [[self.start_id, *words[: max_words - 2], self.end_id] for words in bare]
         longest = max(len(row) for row in rows)
         padded = [row + [self.pad_id] * (longest - len(row)) for row in rows]
         lengths = torch.tensor([len(row) for row in rows])
