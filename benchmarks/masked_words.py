@@ -22,10 +22,9 @@ from torch import Tensor
 from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
 
 from in_turn import measured_in_turn
-from measuring import PeakMemory, synchronize
+from measuring import PeakMemory, best_product_rate, synchronize
 from pixlex.distributed import pick_device
 from pixlex.losses.masked import masked_word_loss
-from pixlex.train.meter import product_rate
 from pixlex.train.parallel import mixed_precision
 
 CONTESTANTS = ("ours", "all logits at once", "torch, chunked")
@@ -45,7 +44,7 @@ def measure(
 ) -> dict[str, float]:
     """Return seconds of a pass, the memory above vectors and matrix in MiB, and the operations a second."""
     vocabulary, trained = CASES[case], case == "trained"
-    rate = product_rate(device, precision)
+    rate = best_product_rate(device, precision)
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(words, width, generator=generator).to(device).requires_grad_()
     weight = torch.randn(vocabulary, width, generator=generator).mul_(0.02).to(device).requires_grad_(trained)

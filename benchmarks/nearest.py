@@ -23,10 +23,9 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from in_turn import last_line
-from measuring import PeakMemory, synchronize
+from measuring import PeakMemory, best_product_rate, synchronize
 from pixlex.distributed import pick_device
 from pixlex.nn.nearest import Metric, PreparedCodebook, nearest_codeword
-from pixlex.train.meter import product_rate
 from pixlex.train.parallel import pick_precision
 
 Search = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -208,9 +207,9 @@ def run(arguments: argparse.Namespace) -> dict[str, object]:
         name: build(codebook, arguments.metric) for name, build in CONTESTANTS.items() if not absent[name]
     }
     found = {name: search(z)[0] for name, search in searches.items()}  # the first call is not timed
-    rates = [product_rate(device, precision)]
+    rates = [best_product_rate(device, precision)]
     seconds, processor_seconds = timed(searches, z, arguments.rounds)
-    rates.append(product_rate(device, precision))
+    rates.append(best_product_rate(device, precision))
     ours_seconds = statistics.median(seconds[OURS])
     operations = 2 * arguments.rows * arguments.codewords * arguments.width
     rows = [
