@@ -3,7 +3,9 @@
 Small networks of both families, the batch of a step the same on any number of processes, gloo on the CPU, one
 thread a process; losses of the last step must agree. The exchange of gradients is what forward and backward pass
 take longer with it than without (DistributedDataParallel's `no_sync`); what contrast, matching and statistics send
-is part of both. Each run is started by torchrun; numbers of processes take turns for several rounds.
+is part of both. Images a second of the clock, and by the time that a process had a processor: what it would be if
+nothing else kept the cores busy and no process waited for another. Each run is started by torchrun; numbers of
+processes take turns for several rounds.
 
     python benchmarks/scaling.py [--rounds 2] [--steps 5] [--batch 16]
 """
@@ -59,7 +61,7 @@ def part_of(data: ImageBatch) -> ImageBatch:
 
 
 def measure(family: str, batch: int, steps: int, *, small: bool) -> dict[str, float]:
-    """Return images a second, the share of the exchange of gradients, and the loss of the last step."""
+    """Return images a second, both ways, the share of the exchange of gradients, the loss of the last step."""
     objective, data = work_of(family, batch, steps, small=small)
     data, phase = part_of(data), objective.phases[-1]
     for name, parameter in objective.named_parameters():
@@ -67,11 +69,11 @@ def measure(family: str, batch: int, steps: int, *, small: bool) -> dict[str, fl
     wrapped = share_gradients(objective)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-4)
     alone = distributed.world_size() == 1
-    seconds, without, loss = [], [], 0.0
+    seconds, processor, without, loss = [], [], [], 0.0
     for number in range(steps + 1):  # the first does not count
         for exchanges in (True,) if alone else (False, True):
             distributed.barrier()
-            began = time.perf_counter()
+            began, processor_began = time.perf_counter(), time.process_time()
             with nullcontext() if exchanges else wrapped.no_sync():
                 terms = wrapped(data, phase, Step(number, torch.Generator().manual_seed(number)))
                 terms.total.backward()
@@ -79,6 +81,7 @@ def measure(family: str, batch: int, steps: int, *, small: bool) -> dict[str, fl
             if exchanges:
                 optimizer.step()
                 seconds.append((time.perf_counter() - began, passed))
+                processor.append(time.process_time() - processor_began)
                 loss = terms.total.item()
             else:
                 without.append(passed)
@@ -87,7 +90,13 @@ def measure(family: str, batch: int, steps: int, *, small: bool) -> dict[str, fl
     longer = (
         0.0 if alone else statistics.median(both for _, both in seconds[1:]) - statistics.median(without[1:])
     )
-    return distributed.mean_numbers({"images": batch / whole, "exchange": longer / whole, "loss": loss}, CPU)
+    numbers = {
+        "images": batch / whole,
+        "by_processor": batch / statistics.median(processor[1:]),
+        "exchange": longer / whole,
+        "loss": loss,
+    }
+    return distributed.mean_numbers(numbers, CPU)
 
 
 def in_processes(count: int, family: str, given: argparse.Namespace) -> dict[str, float]:
@@ -121,8 +130,10 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {os.cpu_count()} cores, one thread a process, batch {given.batch}, fp32, gloo"
     )
-    print("| family | processes | images per second | over one process | exchange of gradients | loss |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| family | processes | images per second | over one process | by the processor | over one process "
+        "| exchange of gradients | loss |\n|---|---|---|---|---|---|---|---|"
+    )
     for family in given.families:
         runs = {count: [] for count in PROCESSES}
         for _ in range(given.rounds):
@@ -137,6 +148,7 @@ def main() -> None:
             assert math.isclose(row["loss"], alone["loss"], rel_tol=1e-3), "the processes did other work"
             print(
                 f"| {family} | {count} | {row['images']:.2f} | {row['images'] / alone['images']:.2f} | "
+                f"{row['by_processor']:.2f} | {row['by_processor'] / alone['by_processor']:.2f} | "
                 f"{row['exchange']:.1%} | {row['loss']:.5f} |"
             )
 
