@@ -78,6 +78,30 @@ def low_precision(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def sum_rounding(width: int) -> float:
+    """Return the rounding of norms, of x and y themselves, and of a float32 sum of D products in any order."""
+    return 4 * (width + 16) * _SINGLE
+
+
+def score_radius(
+    x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], rounding: float, with_offset: bool
+) -> Tensor:
+    """Return how far scores can be off, as the module says.
+
+    Args:
+        x: |x| and |x - x'|, in shapes that broadcast with those of y.
+        y: |y| and |y - y'|.
+        rounding: of sums, relative; see `sum_rounding`.
+        with_offset: whether |y|^2 / 2 is part of the score, as under `euclidean`.
+    """
+    (x_norm, x_residual), (norm, residual) = x, y
+    sums = rounding * norm
+    radius: Tensor = x_norm * (residual + sums) + x_residual * (norm + residual)
+    if with_offset:
+        radius = radius + sums * norm
+    return radius.mul(_SECOND_ORDER).add(_TINY)
+
+
 def mean_codeword(codebook: Tensor) -> Tensor:
     """Return the mean row in float32, block by block: a half-precision codebook is never copied whole."""
     total = torch.zeros(codebook.shape[1], device=codebook.device)
@@ -183,8 +207,7 @@ class Screening:
             self.residual[:num_rows] = torch.linalg.vector_norm(x - self.rounded[:num_rows, :width], dim=1)
         self.scores = self.rounded.new_empty(BLOCK, padded)
         self.result_rounding = _BFLOAT if dtype == torch.bfloat16 else 0.0
-        # Rounding of norms, of x and y themselves, and of a float32 sum of D products in any order.
-        self.sum_rounding = 4 * (width + 16) * _SINGLE
+        self.sum_rounding = sum_rounding(width)
         if dtype == torch.float32 and _float32_products_are_rounded(x.device):
             self.sum_rounding += 2 * _BFLOAT
 
@@ -196,11 +219,9 @@ class Screening:
             residual: |y - y'|, likewise.
             rows: which rows.
         """
-        sums = self.sum_rounding * norm
-        radius: Tensor = self.norm[rows] * (residual + sums) + self.residual[rows] * (norm + residual)
-        if self.with_offset:
-            radius = radius + sums * norm
-        return radius.mul(_SECOND_ORDER).add(_TINY)
+        return score_radius(
+            (self.norm[rows], self.residual[rows]), (norm, residual), self.sum_rounding, self.with_offset
+        )
 
     def candidates(self, blocks: Iterable[CodewordBlock], top_k: int, limit: int) -> Candidates:
         """Return every codeword that can be among the `top_k` nearest.

@@ -9,14 +9,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from pixlex.nn.candidates import score_radius, sum_rounding
+
 ROWS, COLUMNS, DEPTH = 128, 128, 64  # a tile of the screening product
 
-# Of codewords that are none: finite, because bits of scores are written over.
-_LOWEST = -3.0e38
+# A score below all, that of no codeword: finite, because bits of scores are written over.
+LOWEST = -3.0e38
 _CHUNK = 1 << 15  # rows at a time: what is made of them takes about 5 bytes a number
-_SINGLE = 2.0**-24  # rounding of float32, relative
-_SECOND_ORDER = 1.01
-_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ class FusedCodebook:
         rounded[:size, :width] = y
         lengths = torch.linalg.vector_norm(y, dim=1)
         residual = torch.linalg.vector_norm(y - rounded[:size, :width].float(), dim=1)
-        offset = torch.full((len(rounded),), _LOWEST, device=device)
-        offset[:size] = torch.where(norms > 0, 0.0, _LOWEST) if center is None else lengths.square() / -2
+        offset = torch.full((len(rounded),), LOWEST, device=device)
+        offset[:size] = torch.where(norms > 0, 0.0, LOWEST) if center is None else lengths.square() / -2
         return cls(codebook, rounded, offset, norms, torch.stack([lengths.max(), residual.max()]), center)
 
 
@@ -122,12 +121,9 @@ def rounded_rows(z: Tensor, codebook: FusedCodebook) -> tuple[Tensor, Tensor]:
     rounded[:size, :width] = x.bfloat16()
     norm = torch.linalg.vector_norm(x, dim=1)
     residual = torch.linalg.vector_norm(x - rounded[:size, :width].float(), dim=1)
-    longest, rounding = codebook.largest.unbind()
-    sums = 4 * (width + 16) * _SINGLE * longest
-    radius = norm * (rounding + sums) + residual * (longest + rounding)
-    if codebook.center is not None:
-        radius = radius + sums * longest
-    return rounded, radius * _SECOND_ORDER + _TINY
+    longest, least_exact = codebook.largest.unbind()
+    with_offset = codebook.center is not None
+    return rounded, score_radius((norm, residual), (longest, least_exact), sum_rounding(width), with_offset)
 
 
 def _directions(rows: Tensor) -> Tensor:

@@ -28,9 +28,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pixlex.nn.fused import COLUMNS, DEPTH, ROWS, FusedCodebook, rounded_rows
+from pixlex.nn.fused import COLUMNS, DEPTH, LOWEST, ROWS, FusedCodebook, rounded_rows
 
-_LOWEST = tl.constexpr(-3.0e38)  # a score below all, finite: its bits may be written over
+_LOWEST = tl.constexpr(LOWEST)
 _NOTHING = tl.constexpr(-1.0e38)  # below it no codeword stands behind a score
 # Rounding of a float64 sum, relative, for each of its terms: pixlex.nn.comparison.
 _ROUNDING = tl.constexpr(2.0**-52)

@@ -102,13 +102,10 @@ def nearest_codeword(
     """
     if not available(z.device):
         return nearest_codewords(z, codebook, metric, 1)[:, 0]
-    plain = codebook.codebook if isinstance(codebook, PreparedCodebook) else codebook.detach()
-    _check_codebook(plain, metric)
+    plain = _plain(codebook, metric)
     _check_shapes(z, plain, 1)
     with torch.no_grad(), torch.autocast("cuda", enabled=False):
-        search = (
-            codebook.search(metric) if isinstance(codebook, PreparedCodebook) else _Search.over(plain, metric)
-        )
+        search = _search(codebook, plain, metric)
         return fused_nearest(z.detach().float(), search.fused or FusedCodebook.over(plain, search.center))
 
 
@@ -140,13 +137,10 @@ def nearest_codewords(
             the codebook was prepared for; values that are not finite; `top_k` below 1 or above the number of
             codewords (under `cosine`, of those with a direction).
     """
-    plain = codebook.codebook if isinstance(codebook, PreparedCodebook) else codebook.detach()
-    _check_codebook(plain, metric)
+    plain = _plain(codebook, metric)
     _check_vectors(z, plain, top_k)
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        search = (
-            codebook.search(metric) if isinstance(codebook, PreparedCodebook) else _Search.over(plain, metric)
-        )
+        search = _search(codebook, plain, metric)
         codes = torch.empty(len(z), top_k, dtype=torch.long, device=z.device)
         for start in range(0, len(z), _ROWS):
             rows = slice(start, start + _ROWS)
@@ -243,6 +237,18 @@ class _Search:
         if any(bool((scores == -torch.inf).any()) for _, scores in nearest):
             raise _too_few(top_k)
         return torch.cat([codes for codes, _ in nearest])
+
+
+def _plain(codebook: Tensor | PreparedCodebook, metric: Metric) -> Tensor:
+    """Return the codewords, checked."""
+    plain = codebook.codebook if isinstance(codebook, PreparedCodebook) else codebook.detach()
+    _check_codebook(plain, metric)
+    return plain
+
+
+def _search(codebook: Tensor | PreparedCodebook, plain: Tensor, metric: Metric) -> _Search:
+    """Return how a codebook is searched; what was prepared, if it was."""
+    return codebook.search(metric) if isinstance(codebook, PreparedCodebook) else _Search.over(plain, metric)
 
 
 def _rows(values: Tensor, rows: Tensor) -> Tensor:

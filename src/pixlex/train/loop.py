@@ -29,9 +29,8 @@ from pixlex.train.meter import Meter
 from pixlex.train.optimizers import build_optimizer, learning_rate
 from pixlex.train.parallel import mixed_precision, share_gradients
 from pixlex.train.sharding import (
-    average_whole,
     clip_gradients,
-    forget_others,
+    finish_gradients,
     load_optimizer,
     sharded_copy,
     shared_like,
@@ -191,13 +190,10 @@ def _step(
     loss.total.backward()  # type: ignore[no-untyped-call]
     limit = config.clip_norm or float("inf")
     if isinstance(objective, FSDPModule):
-        forget_others(objective, phase.trains)
+        finish_gradients(objective, phase.trains)
     trained = [one for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
-    if isinstance(objective, FSDPModule):
-        average_whole(trained)
-        gradient_norm = clip_gradients(trained, limit)
-    else:
-        gradient_norm = nn.utils.clip_grad_norm_(trained, limit)
+    clip = clip_gradients if isinstance(objective, FSDPModule) else nn.utils.clip_grad_norm_
+    gradient_norm = clip(trained, limit)
     optimizer.step()
     return Reading(
         number, batch.keys, loss, gradient_norm, {**objective.after_step(step), "learning_rate": rate}
@@ -226,7 +222,7 @@ def _mix(*numbers: int) -> int:
 def _train_only(objective: Objective, phase: Phase) -> nn.Module:
     """Let gradients reach the parameters of a phase and no others; return what shares them with all processes."""
     for name, parameter in objective.named_parameters():
-        # What is put together of parts knows what it was at first: there all get gradients (see `forget_others`).
+        # What is put together of parts keeps what it was at first: all get gradients (see `finish_gradients`).
         parameter.requires_grad_(name.startswith(phase.trains) or isinstance(parameter, DTensor))
     # Anew for each phase: what is wrapped waits for a gradient of every parameter that can have one.
     return share_gradients(objective)

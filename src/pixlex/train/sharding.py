@@ -23,7 +23,7 @@ def sharded_copy(objective: Objective, device: torch.device) -> Objective:
 
     A layer is put together when its turn comes and given up behind it. What lies outside of layers, such as
     codebooks, heads and word embeddings, and what makes keys and values apart from its layer, stays whole
-    everywhere: `average_whole` averages its gradients. Names of parameters stay.
+    everywhere: `finish_gradients` averages its gradients. Names of parameters stay.
 
     Args:
         objective: stays as it is: what evaluates and saves takes it, with the weights of `whole_state`.
@@ -43,21 +43,21 @@ def sharded_copy(objective: Objective, device: torch.device) -> Objective:
     return sharded
 
 
-def forget_others(objective: nn.Module, trains: tuple[str, ...]) -> None:
-    """Drop the gradients of parameters that a phase does not train: those in parts get them all the same.
+def finish_gradients(objective: nn.Module, trains: tuple[str, ...]) -> None:
+    """Drop the gradients of what a phase does not train, and average those of what each process holds whole.
+
+    Parameters in parts get gradients in every phase, averaged already; the others are averaged in one exchange.
 
     Args:
         objective: in parts.
         trains: how the names of the parameters begin that are trained.
     """
+    gradients = []
     for name, parameter in objective.named_parameters():
         if not name.startswith(trains):
             parameter.grad = None
-
-
-def average_whole(parameters: Sequence[nn.Parameter]) -> None:
-    """Average the gradients of parameters that each process holds whole, in one exchange."""
-    gradients = [one.grad for one in parameters if one.grad is not None and not isinstance(one, DTensor)]
+        elif parameter.grad is not None and not isinstance(parameter, DTensor):
+            gradients.append(parameter.grad)
     if gradients:
         flat = distributed.all_sum(torch.cat([one.flatten() for one in gradients])) / distributed.world_size()
         for one, part in zip(gradients, torch.split(flat, [one.numel() for one in gradients]), strict=True):
