@@ -17,9 +17,14 @@ _ALONE: list[bool] = []
 _CPU = torch.device("cpu")
 
 
+def num_announced() -> int:
+    """Return how many processes torchrun says that it started, whether or not they have joined; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def initialize() -> None:
     """Join the process group that torchrun announced; nothing when started alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if num_announced() > 1 and not dist.is_initialized():
         # What lies on the CPU, such as results of evaluations, goes by gloo and needs no room on a GPU.
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pixlex import distributed
 from pixlex.api import ImageTokenizer, load
 from pixlex.batch import Skipped
 from pixlex.cli.output import answer, remark
@@ -43,7 +44,7 @@ def encode(options: Namespace) -> int:
             "--part-size writes a folder of Parquet files: it goes with --to parquet and --out DIR, "
             "without --overwrite"
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.part_size is None:
+    if distributed.num_announced() > 1 and options.part_size is None:
         raise ValueError(
             "several processes cannot write one file: expected --part-size, with which they share the images"
         )

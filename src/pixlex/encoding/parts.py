@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pixlex import distributed
 from pixlex.api import ImageTokenizer
 from pixlex.batch import Skipped
 from pixlex.data.broken import BrokenImages
@@ -141,7 +142,7 @@ class _Work:
     def turns(self, bar: tqdm[Any]) -> Iterator[tuple[int, Path]]:
         """Yield parts that are not finished, again and again until all are; count those of others."""
         # Processes begin apart, so that they seldom meet at a part.
-        shift = int(os.environ.get("RANK", "0")) * self.num_parts // int(os.environ.get("WORLD_SIZE", "1"))
+        shift = int(os.environ.get("RANK", "0")) * self.num_parts // distributed.num_announced()
         order = [(turn + shift) % self.num_parts for turn in range(self.num_parts)]
         while len(finished := self.finished(bar)) < self.num_parts:
             before = len(self.mine)

@@ -37,7 +37,7 @@ from pixlex.train.sharding import (
     whole_state,
 )
 from pixlex.train.tracking import Tracker
-from pixlex.train.waiting import LossNotFinite, Reading, fetched_ahead
+from pixlex.train.waiting import LossNotFinite, Reading, read_ahead
 
 __all__ = ["Callbacks", "LossNotFinite", "fit"]
 
@@ -98,7 +98,7 @@ def fit(
     first_step = _restore(objective, optimizer, folder / "checkpoints")
     is_first = distributed.rank() == 0
     tracker = Tracker(folder, first_step, settings, config.wandb) if is_first else None
-    stream = fetched_ahead(batches(first_step), device)
+    stream = read_ahead(batches(first_step), device)
     unread, in_flight = deque[Reading](), int(device.type == "cuda")
     bar = tqdm(
         total=config.steps,

@@ -19,7 +19,7 @@ class LossNotFinite(ArithmeticError):
     """A term of the loss became infinite or not a number."""
 
 
-def fetched_ahead(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:
+def read_ahead(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:
     """Yield batches, on the CPU; for a GPU the next one is read, and put where the GPU fetches it, meanwhile.
 
     Args:
