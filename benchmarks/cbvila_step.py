@@ -44,7 +44,7 @@ from pixlex.models.cbvila import CBViLA
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.draws import Draws
 from pixlex.objectives.phase import Step
-from pixlex.train.memory import checkpoint_layers
+from pixlex.train.layers import prepare_layers
 from pixlex.train.parallel import mixed_precision
 
 WORDS = 25
@@ -140,7 +140,7 @@ def measure(row: str, batch: int, steps: int, device: torch.device, *, small: bo
     objective = build(row, steps, small=small).to(device)
     model = objective.model
     if row == AGAIN:
-        checkpoint_layers(model)
+        prepare_layers(model, checkpoints=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     pairs = pairs_of(model, batch).to(device)
 

@@ -40,7 +40,7 @@ from pixlex.nn.masking import random_mask
 from pixlex.nn.vocabulary import Vocabulary
 from pixlex.objectives.lqae import LQAEObjective
 from pixlex.objectives.phase import Step
-from pixlex.train.memory import checkpoint_layers
+from pixlex.train.layers import prepare_layers
 from pixlex.train.parallel import mixed_precision
 
 CONTESTANTS = ("ours", "ours, layers computed again", "straightforward")
@@ -144,7 +144,7 @@ def measure(contestant: str, sizes: Sizes, batch: int, steps: int, device: torch
     """Return what `measured_steps` does of one contestant."""
     model = build(sizes).train().to(device)
     if contestant == CONTESTANTS[1]:
-        checkpoint_layers(model)
+        prepare_layers(model, checkpoints=True)
     objective = LQAEObjective(model, LQAEObjectiveConfig(), steps)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     data = batch_of(sizes, batch, device)

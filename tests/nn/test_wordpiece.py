@@ -30,10 +30,10 @@ def test_texts_have_start_and_end_and_are_cut_before_their_end(language: Path) -
 def test_threads_with_other_limits_do_not_cut_each_other(language: Path) -> None:
     """Texts are encoded ahead in a thread while a step encodes answers."""
     tokenizer = load_tokenizer(str(language))
-    texts = ["about and the class " * 8] * 20
 
     def lengths(limit: int) -> set[int]:
-        return {tokenizer.encode(texts, limit).word_ids.shape[1] for _ in range(40)}
+        texts = [["about and the class " * (8 + number) + "and " * limit] * 20 for number in range(40)]
+        return {tokenizer.encode(some, limit).word_ids.shape[1] for some in texts}
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(lengths, (30, 8))) == [{30}, {8}]

@@ -20,7 +20,7 @@ from pixlex.objectives.lqae import LQAEObjective
 from pixlex.objectives.phase import Objective
 from pixlex.objectives.reasoning import ReasoningObjective
 from pixlex.train.checkpoint import checkpoints
-from pixlex.train.memory import LAYERS
+from pixlex.train.layers import LAYERS
 from pixlex.train.sharding import clip_gradients, sharded_copy, shared_like, whole_state
 
 SERVER = multiprocessing.get_context("forkserver")

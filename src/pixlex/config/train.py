@@ -37,6 +37,11 @@ class TrainConfig:
         "Keep the input of each layer alone and compute the rest again for its gradients: the same numbers in "
         "less memory, about a third slower. The way to a large batch, since losses compare within it.",
     )
+    compile: bool = describe(
+        False,
+        "Compile transformer layers (torch.compile): faster steps after a first minute. Evaluations and the first "
+        "step of each phase are not, so a resumed run agrees with an uninterrupted one to rounding only.",
+    )
     shard_parameters: bool = describe(
         False,
         "Share weights, gradients and moments of transformer layers out among the processes of torchrun (FSDP2): "

@@ -17,6 +17,7 @@ from pixlex.config.data import Cut, DataConfig
 from pixlex.data.broken import BrokenImages, TooManyBroken
 from pixlex.data.decoding import UnreadableImage, decode_record
 from pixlex.data.fetch_ahead import fetched_ahead
+from pixlex.data.kept import Decoded, KeptImages
 from pixlex.data.order import TrainingOrder
 from pixlex.data.sources import ImageSource
 from pixlex.data.transforms import evaluation_transform, minimum_decoded_side, train_transform
@@ -77,7 +78,10 @@ def training_batches(
         blocks=_blocks(source, together) if config.shuffle_blocks else (),
         window=config.shuffle_blocks, streams=config.streams,
     )  # fmt: skip
-    images = _TrainingImages(source, config, image_size, seed, together, cut)
+    kept = None
+    if config.keep_decoded:
+        kept = KeptImages(source, config.keep_decoded, shared=config.workers > 0)
+    images = _TrainingImages(source, config, image_size, seed, together, cut, kept)
     return _load(images, order, config.workers)
 
 
@@ -150,6 +154,7 @@ class _TrainingImages(Dataset[list[_Row]]):
     seed: int
     together: int
     cut: Cut
+    kept: KeptImages | None
 
     def __getitem__(self, item: tuple[int, int]) -> list[_Row]:
         epoch, group = item
@@ -171,14 +176,23 @@ class _TrainingImages(Dataset[list[_Row]]):
 
     def _row(self, group: int, place: int, asked: tuple[int, int]) -> _Row:
         position = group * self.together + place
-        record = self.source.read(position)
-        minimum_side = minimum_decoded_side(self.image_size, self.config)
-        image = decode_record(record, minimum_side=minimum_side)
+        decoded = self._decoded(position)
         # The image that was asked for decides, so that a replacement is cut unlike the image itself.
         epoch, wanted = asked
         generator = np.random.default_rng((self.seed, epoch, wanted * self.together + place))
-        pixels = train_transform(image, self.image_size, self.config, generator, self.cut)
-        return _Row(pixels, record.label, record.key, position, (), epoch)
+        pixels = train_transform(decoded.image, self.image_size, self.config, generator, self.cut)
+        return _Row(pixels, decoded.label, self.source.key(position), position, (), epoch)
+
+    def _decoded(self, position: int) -> Decoded:
+        """Return an image, kept or read anew."""
+        if self.kept is not None and (found := self.kept.get(position)) is not None:
+            return found
+        record = self.source.read(position)
+        minimum_side = minimum_decoded_side(self.image_size, self.config)
+        decoded = Decoded(decode_record(record, minimum_side=minimum_side), record.label)
+        if self.kept is not None:
+            self.kept.put(position, decoded)
+        return decoded
 
 
 @dataclass(frozen=True)

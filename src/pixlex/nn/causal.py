@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pixlex.batch import Words
+from pixlex.nn.texts import KeptTexts, padded
 
 
 class CausalLanguageModel(nn.Module):
@@ -36,6 +37,7 @@ class CausalLanguageModel(nn.Module):
         self.name = name
         self.body = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self._bare = KeptTexts(tokenizer)
         self.end_id: int = tokenizer.eos_token_id
         size = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_words: int | None = int(size) if size else None
@@ -75,11 +77,8 @@ class CausalLanguageModel(nn.Module):
             texts: one or more.
             max_words: 2 or more.
         """
-        rows = [[*self.word_ids(text)[: max_words - 1], self.end_id] for text in texts]
-        longest = max(len(row) for row in rows)
-        padded = [row + [self.end_id] * (longest - len(row)) for row in rows]
-        lengths = torch.tensor([len(row) for row in rows])
-        return Words(torch.tensor(padded), torch.arange(longest) >= lengths.unsqueeze(1))
+        rows = [words[: max_words - 1] for words in self._bare(texts)]
+        return padded(rows, end_id=self.end_id, pad_id=self.end_id)
 
     def embed(self, word_ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
         """Return the embeddings of words."""

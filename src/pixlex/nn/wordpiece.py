@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from pixlex.batch import Words
 from pixlex.nn.embedded import EMBEDDED, embedded_directory
+from pixlex.nn.texts import KeptTexts, padded
 
 
 class TextTokenizer:
@@ -41,6 +41,7 @@ class TextTokenizer:
             int(getattr(tokenizer, f"{kind}_token_id")) for kind in kinds
         )
         self.vocab_size: int = len(tokenizer)
+        self._bare = KeptTexts(tokenizer)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -56,12 +57,8 @@ class TextTokenizer:
             max_words: longest text with its start and end, 3 or more; longer ones are cut before their end.
         """
         # Cut here: the tokenizer would keep the limit in itself, where threads with other limits find it.
-        bare = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
-        rows = [[self.start_id, *words[: max_words - 2], self.end_id] for words in bare]
-        longest = max(len(row) for row in rows)
-        padded = [row + [self.pad_id] * (longest - len(row)) for row in rows]
-        lengths = torch.tensor([len(row) for row in rows])
-        return Words(torch.tensor(padded), torch.arange(longest) >= lengths.unsqueeze(1))
+        rows = [words[: max_words - 2] for words in self._bare(texts)]
+        return padded(rows, start=(self.start_id,), end_id=self.end_id, pad_id=self.pad_id)
 
     def special(self, word_ids: Int[Tensor, "B T"], key_padding: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
         """Return where start, end and padding stand: words that are never hidden."""

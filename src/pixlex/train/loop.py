@@ -24,7 +24,7 @@ from pixlex.config.train import TrainConfig
 from pixlex.distributed import pick_device
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 from pixlex.train.checkpoint import load_newest, save_checkpoint
-from pixlex.train.memory import checkpoint_layers
+from pixlex.train.layers import check_compiler, prepare_layers
 from pixlex.train.meter import Meter
 from pixlex.train.optimizers import build_optimizer, learning_rate
 from pixlex.train.parallel import mixed_precision, share_gradients
@@ -92,8 +92,9 @@ def fit(
         objective = sharded_copy(whole, device)
     else:
         objective.to(device)
-    if config.checkpoint_activations:
-        checkpoint_layers(objective.model)
+    if config.compile:
+        check_compiler(device)
+    prepare_layers(objective.model, compiles=config.compile, checkpoints=config.checkpoint_activations)
     optimizer = build_optimizer(objective, config)
     first_step = _restore(objective, optimizer, folder / "checkpoints")
     is_first = distributed.rank() == 0
@@ -143,8 +144,8 @@ def fit(
             if saves or last or stops:
                 _save(objective, optimizer, folder / "checkpoints", step_number, config.keep_checkpoints)
             if evaluates and callbacks.evaluate is not None:
-                with _put_together(objective, whole, device):
-                    numbers = callbacks.evaluate(step_number)
+                with _put_together(objective, whole, device), torch.compiler.set_stance("force_eager"):
+                    numbers = callbacks.evaluate(step_number)  # as `pixlex evaluate` will
                 if tracker is not None:
                     tracker.log(step_number, numbers)
                 meter.restart()

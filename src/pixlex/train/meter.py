@@ -93,7 +93,8 @@ class Meter:
         else:
             counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
             counter.mod_tracker = _NoHooks()
-            with counter:
+            # Compiled layers cannot be counted, and would stay uncompiled afterwards.
+            with torch.compiler.set_stance("force_eager"), counter:
                 yield
             self._operations[phase] = counter.get_total_flops()
         self._steps += 1

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from pixlex import distributed
 from pixlex.nn.bert import BertLayer
 from pixlex.objectives.phase import Objective
-from pixlex.train.memory import LAYERS
+from pixlex.train.layers import LAYERS
 
 
 def sharded_copy(objective: Objective, device: torch.device) -> Objective:

@@ -1,0 +1,92 @@
+"""Decoded images in memory: one copy, which all worker processes read and fill."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pixlex.data.chosen import ChosenImages
+from pixlex.data.sources import ImageSource
+
+# Of each image: where its pixels begin, height and width (0 where it is not kept), label.
+_START, _HEIGHT, _WIDTH, _LABEL = range(4)
+_SHARED_MEMORY = "/dev/shm"  # of Linux; elsewhere it has no size of its own
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded image.
+
+    Attributes:
+        image: of mode "RGB".
+        label: class index, -1 where unknown.
+    """
+
+    image: Image.Image
+    label: int
+
+
+class KeptImages:
+    """Room for decoded images, which is filled in the order in which they come and then stays as it is.
+
+    No image makes room for another: in epochs, each of which reads all images in another order, that would not
+    bring more of them.
+
+    Args:
+        source: the images; those of its rows that are the same image are kept once.
+        megabytes: size of the room for pixels, in MiB; 32 bytes for each image come on top.
+        shared: whether worker processes use it; else it is no shared memory.
+
+    Raises:
+        ValueError: shared memory has less room than that.
+    """
+
+    def __init__(self, source: ImageSource, megabytes: int, *, shared: bool) -> None:
+        size = megabytes << 20
+        if shared and os.path.isdir(_SHARED_MEMORY):
+            free = shutil.disk_usage(_SHARED_MEMORY).free
+            if size > free:
+                raise ValueError(
+                    f"data.keep_decoded must be at most the {free >> 20} MiB that are free in shared memory "
+                    f"({_SHARED_MEMORY}) with data.workers, got {megabytes}"
+                )
+        self._pixels = torch.empty(size, dtype=torch.uint8)
+        self._numbers = source.distinct if isinstance(source, ChosenImages) else np.arange(len(source))
+        self._places = torch.zeros(len(source), 4, dtype=torch.int64)
+        self._used = torch.zeros((), dtype=torch.int64)
+        if shared:
+            for part in (self._pixels, self._places, self._used):
+                part.share_memory_()  # type: ignore[no-untyped-call]
+        # Who reads waits for who writes, or it might find a place before its pixels.
+        self._lock = multiprocessing.Lock()
+
+    def __len__(self) -> int:
+        """Return how many images are kept."""
+        return int((self._places[:, _HEIGHT] > 0).sum())
+
+    def get(self, index: int) -> Decoded | None:
+        """Return an image of the source, None where it is not kept."""
+        with self._lock:
+            start, height, width, label = self._places[self._numbers[index]].tolist()
+        if not height:
+            return None
+        pixels = self._pixels[start : start + height * width * 3].view(height, width, 3)
+        return Decoded(Image.fromarray(pixels.numpy()), label)
+
+    def put(self, index: int, decoded: Decoded) -> None:
+        """Keep an image if there is room for it."""
+        number, pixels = self._numbers[index], torch.from_numpy(np.array(decoded.image))
+        with self._lock:
+            start = int(self._used)
+            if self._places[number, _HEIGHT] or start + pixels.numel() > len(self._pixels):
+                return
+            self._pixels[start : start + pixels.numel()] = pixels.flatten()
+            self._used += pixels.numel()
+            height, width, _ = pixels.shape
+            self._places[number] = torch.tensor((start, height, width, decoded.label))

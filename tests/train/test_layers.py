@@ -1,0 +1,179 @@
+"""Layers that compute again, and compiled ones: the same numbers for every family."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny import IMAGE_SIZE, pair_batch, tiny_cbvila, tiny_lqae, tiny_mae, tiny_vqvae
+from tests.train.running import digest, run, settings
+from torch import Tensor
+
+from pixlex.batch import ImageBatch
+from pixlex.config.cbvila import CBViLAObjectiveConfig
+from pixlex.config.lqae import LQAEObjectiveConfig, VQVAEObjectiveConfig
+from pixlex.config.mae import MAEObjectiveConfig
+from pixlex.objectives.cbvila import CBViLAObjective
+from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
+from pixlex.objectives.mae import MAEObjective
+from pixlex.objectives.phase import Objective, Step
+from pixlex.train.layers import check_compiler, prepare_layers
+
+TEXTS = ("about the class", "and all", "class and any other", "also")
+
+# Family -> its objective, and its transformer layers: encoder, decoder or fusion, language model.
+FAMILIES: dict[str, tuple[Callable[[Path], Objective], int]] = {
+    "lqae": (lambda language: LQAEObjective(tiny_lqae(language), LQAEObjectiveConfig(), 10), 3),
+    "vqvae": (lambda language: VQVAEObjective(tiny_vqvae(), VQVAEObjectiveConfig(), 10), 2),
+    "mae": (lambda language: MAEObjective(tiny_mae(), MAEObjectiveConfig(), 10), 2),
+    "cbvila": (
+        lambda language: CBViLAObjective(
+            tiny_cbvila(language, dropout_rate=0.3), CBViLAObjectiveConfig(burn_in_steps=0), 10, 12
+        ),
+        3,
+    ),
+}
+
+
+def _batch(objective: Objective) -> ImageBatch:
+    if isinstance(objective, CBViLAObjective):
+        return pair_batch(objective.model, TEXTS)
+    images = torch.rand(4, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+    return ImageBatch(images, torch.zeros(4, dtype=torch.long), tuple("abcd"), torch.arange(4))
+
+
+def _step(objective: Objective) -> tuple[dict[str, Tensor], int]:
+    """Return loss and gradients of a step, and the bytes that the forward pass kept for it."""
+    kept = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    torch.manual_seed(0)  # dropout
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step = Step(0, torch.Generator().manual_seed(0))
+        loss = objective.train()(_batch(objective), objective.phases[-1], step).total
+    loss.backward()
+    gradients = {name: one.grad for name, one in objective.named_parameters() if one.grad is not None}
+    return {"loss": loss.detach(), **gradients}, kept
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_gradients_in_less_memory(family: str, language: Path) -> None:
+    """To the bit, dropout included."""
+    build, num_layers = FAMILIES[family]
+    torch.manual_seed(0)
+    plain, changed = build(language), build(language)
+    changed.load_state_dict(plain.state_dict())
+    assert prepare_layers(changed.model, checkpoints=True) >= num_layers
+    assert prepare_layers(changed.model, checkpoints=True) >= num_layers  # once more changes nothing
+    assert changed.state_dict().keys() == plain.state_dict().keys()
+    expected, before = _step(plain)
+    found, after = _step(changed)
+    assert found.keys() == expected.keys()
+    assert len(found) > 10
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    assert after < 0.6 * before
+
+
+@pytest.mark.parametrize("family", ["lqae", "vqvae"])
+def test_a_training_ends_with_the_same_bits(
+    family: str, tmp_path: Path, pictures: Path, language: Path
+) -> None:
+    """Optimizer, restarts of codewords and the frozen language model included."""
+    model = language if family == "lqae" else None
+    plain = run(tmp_path / "plain", pictures, model, settings(steps=4))
+    changed = run(tmp_path / "changed", pictures, model, settings(steps=4, checkpoint_activations=True))
+    assert digest(changed) == digest(plain)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize("checkpoints", [False, True], ids=["kept", "computed again"])
+def test_compiled_layers_give_the_same_gradients(checkpoints: bool, language: Path) -> None:
+    """To rounding; `aot_eager` traces layers and their gradients as the compiler does."""
+    build, num_layers = FAMILIES["lqae"]
+    torch.manual_seed(0)
+    plain, changed = build(language), build(language)
+    changed.load_state_dict(plain.state_dict())
+    found_layers = prepare_layers(changed.model, compiles=True, checkpoints=checkpoints, backend="aot_eager")
+    assert found_layers >= num_layers
+    assert changed.state_dict().keys() == plain.state_dict().keys()
+    expected, _ = _step(plain)
+    found, _ = _step(changed)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=lambda said, name=name: f"{name}: {said}")
+    prepare_layers(changed.model)
+    assert not any("forward" in vars(module) for module in changed.modules())
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_phases_masks_and_lengths_of_texts_compile_nothing_anew(language: Path) -> None:
+    """Once each phase and two lengths of texts were seen. The losses are those of layers that are not compiled."""
+    torch.compiler.reset()
+    objective = CBViLAObjective(
+        tiny_cbvila(language, dropout_rate=0.1),
+        CBViLAObjectiveConfig(burn_in_steps=2, alternate_every=2),
+        40,
+        12,
+    ).train()
+    phases, lengths = set(), set()
+    for number in range(14):
+        phase = objective.phase_at(number)
+        for name, parameter in objective.named_parameters():
+            parameter.requires_grad_(name.startswith(phase.trains))
+        batch = pair_batch(objective.model, [f"{text} {'and ' * (number % 5)}" for text in TEXTS])
+        phases.add(phase.name)
+        lengths.add(batch.word_ids.shape[1])
+        losses = []
+        for compiles in (False, True):
+            prepare_layers(objective.model, compiles=compiles, backend="eager")
+            step = Step(number, torch.Generator().manual_seed(number))
+            torch.manual_seed(number)
+            with torch.compiler.set_stance("default" if number < 6 else "fail_on_recompile"):
+                loss = objective(batch, phase, step).total
+                loss.backward()
+            losses.append(loss.detach())
+        torch.testing.assert_close(losses[1], losses[0])
+        objective.after_step(step)
+    assert len(lengths) == 5
+    assert phases == {"burn_in", "codebook", "encoders"}
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_a_training_that_is_compiled(tmp_path: Path, pictures: Path, language: Path) -> None:
+    """By the real compiler, with layers that compute again; the first step, which is counted, is not compiled."""
+    try:
+        check_compiler(torch.device("cpu"))
+    except ValueError as reason:
+        pytest.skip(str(reason))
+    torch.compiler.reset()
+    changes = ({}, {"compile": True, "checkpoint_activations": True})
+    losses = []
+    for number, more in enumerate(changes):
+        run(tmp_path / str(number), pictures, language, settings(steps=3, **more))
+        lines = (tmp_path / str(number) / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["train/total"] for line in lines if "train/total" in line])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_without_a_compiler_training_says_so(tmp_path: Path) -> None:
+    program = (
+        "import torch; from pixlex.train.layers import check_compiler; check_compiler(torch.device('cpu'))"
+    )
+    nowhere = {"CXX": str(tmp_path / "no-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | nowhere, capture_output=True, text=True, check=False
+    )
+    assert "ValueError: train.compile=true: expected a working C++ compiler" in done.stderr
