@@ -3,15 +3,18 @@
 256 px, 16 px patches, ViT-B/16, six text and six fusion layers of BERT-base's width, 3,000 codewords, a vocabulary
 of 30,522 words, 25 words a text, batch 2, random weights. Rows: matching, contrast and masked words alone (no
 codebook, no pixels, no masked images), with pixels and codebook, with masked codes, the same with the
-Gumbel-softmax, whose codes need a second pass, all terms with train.checkpoint_activations, and all terms pass by
-pass (pass_by_pass.py), which before must give the same terms and gradients on small networks. Each row runs in a
-process of its own: peak memory is its own. Pairs lie in the device's memory: nothing waits for data.
+Gumbel-softmax, whose codes need a second pass, all terms with train.checkpoint_activations, all with train.compile
+(where --compile asks for it), and all pass by pass (pass_by_pass.py) with torch's AdamW as it comes, which before
+must give the same terms and gradients on small networks. Each row runs in a process of its own: peak memory is its
+own. Pairs lie in the device's memory: nothing waits for data.
 
-    python benchmarks/cbvila_step.py [--rounds 1] [--steps 2] [--batch 2] [--device cuda] [--largest-batch]
+    python benchmarks/cbvila_step.py [--rounds 1] [--steps 2] [--batch 2] [--compile] [--device D]
+        [--largest-batch]
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +25,7 @@ from in_turn import measured_in_turn
 from measuring import (
     checked_options,
     measured_steps,
+    optimizer_of,
     passed_on,
     print_largest_batch,
     print_machine,
@@ -49,12 +53,14 @@ from pixlex.train.parallel import mixed_precision
 
 WORDS = 25
 ALL, AGAIN, PLAIN = "+ masked codes", "+ masked codes, layers computed again", "pass by pass"
+COMPILED = "+ masked codes, compiled"
 ROWS: dict[str, dict[str, Any]] = {
     "matching, contrast, masked words": {"pixel_weight": 0.0, "masked_image_weight": 0.0},
     "+ pixels, codebook": {"masked_image_weight": 0.0},
     ALL: {},
     "the same with Gumbel-softmax": {"estimator": "gumbel"},
     AGAIN: {},
+    COMPILED: {},
     PLAIN: {},
 }
 TRAININGS = {
@@ -63,19 +69,32 @@ TRAININGS = {
 }
 
 
-def build(row: str, steps: int, *, small: bool) -> CBViLAObjective:
-    """Return the objective of a row, of the paper's sizes or of small ones, with random weights."""
+@dataclass(frozen=True)
+class Sizes:
+    """Image side in pixels; width and heads of all encoders, depth of the image encoder; codewords."""
+
+    image_size: int = 256
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    codewords: int = 3000
+
+
+PAPER, SMALL = Sizes(), Sizes(image_size=64, width=64, depth=2, heads=2, codewords=128)
+
+
+def build(row: str, steps: int, sizes: Sizes = PAPER) -> CBViLAObjective:
+    """Return the objective of a row with random weights; text and fusion encoder share the depth."""
     settings = dict(ROWS[row])
     estimator = settings.pop("estimator", "straight_through")
-    config = CBViLAConfig(codebook=VisualCodebookConfig(estimator=estimator))
-    if small:
-        config = CBViLAConfig(
-            image_size=64,
-            image=ImageTowerConfig(width=64, depth=2, heads=2),
-            text=TextTowerConfig(width=64, depth=1, heads=2, positions=WORDS),
-            fusion=FusionConfig(depth=1),
-            codebook=VisualCodebookConfig(num_codewords=128, dim=64, estimator=estimator),
-        )
+    width, half = sizes.width, sizes.depth // 2
+    config = CBViLAConfig(
+        image_size=sizes.image_size,
+        image=ImageTowerConfig(width=width, depth=sizes.depth, heads=sizes.heads),
+        text=TextTowerConfig(width=width, depth=half, heads=sizes.heads),
+        fusion=FusionConfig(depth=half),
+        codebook=VisualCodebookConfig(num_codewords=sizes.codewords, dim=width, estimator=estimator),
+    )
     torch.manual_seed(0)
     model = CBViLA.build(config).train()
     objective = CBViLAObjectiveConfig(burn_in_steps=0, codebook_start="random", **settings)
@@ -122,7 +141,7 @@ def weighted(objective: CBViLAObjective, terms: dict[str, Tensor]) -> Tensor:
 
 def check_equal(device: torch.device) -> None:
     """Require the same terms and gradients of ours and pass by pass, in float32 on small networks."""
-    objective = build(ALL, 1, small=True).to(device)
+    objective = build(ALL, 1, SMALL).to(device)
     pairs = pairs_of(objective.model, 6).to(device)
     ours = objective(pairs, objective.phases[-1], Step(0, torch.Generator().manual_seed(0)))
     plain = terms_pass_by_pass(objective, pairs, Step(0, torch.Generator().manual_seed(0)))
@@ -135,13 +154,12 @@ def check_equal(device: torch.device) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
 
 
-def measure(row: str, batch: int, steps: int, device: torch.device, *, small: bool) -> dict[str, float]:
+def measure(row: str, sizes: Sizes, batch: int, steps: int, device: torch.device) -> dict[str, float]:
     """Return what `measured_steps` does of one row."""
-    objective = build(row, steps, small=small).to(device)
+    objective = build(row, steps, sizes).to(device)
     model = objective.model
-    if row == AGAIN:
-        prepare_layers(model, checkpoints=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    prepare_layers(model, compiles=row == COMPILED, checkpoints=row == AGAIN)
+    optimizer = optimizer_of(objective, plain=row == PLAIN)
     pairs = pairs_of(model, batch).to(device)
 
     def take_step(number: int) -> None:
@@ -163,17 +181,19 @@ def measure(row: str, batch: int, steps: int, device: torch.device, *, small: bo
 def main() -> None:
     """Run all rows in turn and print tables with ratios."""
     given = checked_options(step_parser(__doc__, list(ROWS), rounds=1))
-    device = pick_device(given.device)
+    device, sizes = pick_device(given.device), SMALL if given.small else PAPER
     if given.one:
-        print_one(lambda: measure(given.one, given.batch, given.steps, device, small=given.small))
+        print_one(lambda: measure(given.one, sizes, given.batch, given.steps, device))
         return
     check_equal(device)
     trainings = {} if given.small else TRAININGS
     print_machine(given)
+    whole = [ALL, AGAIN, *[COMPILED] * given.compile, PLAIN]
     if given.largest_batch is not None:
-        print_largest_batch(__file__, [ALL, AGAIN, PLAIN], given, "pair", trainings)
+        print_largest_batch(__file__, whole, given, "pair", trainings)
         return
-    rows = measured_in_turn(__file__, list(ROWS), given.rounds, passed_on(given))
+    names = [name for name in ROWS if given.compile or name != COMPILED]
+    rows = measured_in_turn(__file__, names, given.rounds, passed_on(given))
     least = next(iter(rows.values()))
     print(
         "| terms | seconds per pair | over the first | of the processor | over the first | peak memory (MiB) "
@@ -186,7 +206,7 @@ def main() -> None:
             f"{row['peak']:.0f} | {row['above_model']:.0f} |"
         )
     print("\nAll terms:\n")
-    print_steps({name: rows[name] for name in (ALL, AGAIN, PLAIN)}, PLAIN, "pair")
+    print_steps({name: rows[name] for name in whole}, PLAIN, "pair")
     print_rates(rows, "pair", trainings)
 
 

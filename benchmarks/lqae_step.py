@@ -2,12 +2,13 @@
 
 256 px, 16 px patches, ViT-base on both sides, a language model of RoBERTa-base's size with random weights, all
 50,265 rows as codewords, batch 2. Straightforward: all N x K distances, one-hot codes multiplied into the
-codebook, logits of every position, and a second decoder pass that is weighted 0, as the released code computes
-them. "Computed again": ours with train.checkpoint_activations. Each contestant runs in a process of its own, in
+codebook, logits of every position, a second decoder pass that is weighted 0, as the released code computes
+them, and torch's AdamW as it comes. "Computed again": ours with train.checkpoint_activations; "compiled": with
+train.compile. Each contestant runs in a process of its own, in
 turn, so that peak memory is its own. Before, both ways must give the same loss and gradients on small networks.
 Images lie in the device's memory: nothing waits for data.
 
-    python benchmarks/lqae_step.py [--rounds 2] [--steps 2] [--batch 2] [--device cuda] [--largest-batch]
+    python benchmarks/lqae_step.py [--rounds 2] [--steps 2] [--batch 2] [--compile] [--device D] [--largest-batch]
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from in_turn import measured_in_turn
 from measuring import (
     checked_options,
     measured_steps,
+    optimizer_of,
     passed_on,
     print_largest_batch,
     print_machine,
@@ -43,7 +45,8 @@ from pixlex.objectives.phase import Step
 from pixlex.train.layers import prepare_layers
 from pixlex.train.parallel import mixed_precision
 
-CONTESTANTS = ("ours", "ours, layers computed again", "straightforward")
+OURS, AGAIN, COMPILED, PLAIN = "ours", "ours, layers computed again", "ours, compiled", "straightforward"
+CONTESTANTS = (OURS, AGAIN, COMPILED, PLAIN)
 TRAININGS = {"100 epochs of ImageNet": 100 * 1_281_167}
 
 
@@ -114,7 +117,7 @@ def straightforward(model: LQAE, images: torch.Tensor, mask: torch.Tensor) -> to
 def loss_of(contestant: str, objective: LQAEObjective, data: ImageBatch, number: int) -> torch.Tensor:
     """Return the loss of a step, whose mask is the same for all contestants."""
     generator = torch.Generator().manual_seed(number)
-    if contestant != "straightforward":
+    if contestant != PLAIN:
         return objective(data, objective.phases[0], Step(number, generator)).total
     mask = random_mask(len(data.images), objective.model.grid**2, 0.5, 0.5, generator)
     return straightforward(objective.model, data.images, mask.to(data.images.device))
@@ -132,7 +135,7 @@ def check_equal(device: torch.device) -> None:
     objective = LQAEObjective(build(SMALL).train().to(device), LQAEObjectiveConfig(), 1)
     data = batch_of(SMALL, 4, device)
     parameters = list(objective.parameters())
-    ours, plain = (loss_of(contestant, objective, data, 0) for contestant in ("ours", "straightforward"))
+    ours, plain = (loss_of(contestant, objective, data, 0) for contestant in (OURS, PLAIN))
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
     for one, other in zip(
         torch.autograd.grad(ours, parameters), torch.autograd.grad(plain, parameters), strict=True
@@ -143,10 +146,9 @@ def check_equal(device: torch.device) -> None:
 def measure(contestant: str, sizes: Sizes, batch: int, steps: int, device: torch.device) -> dict[str, float]:
     """Return what `measured_steps` does of one contestant."""
     model = build(sizes).train().to(device)
-    if contestant == CONTESTANTS[1]:
-        prepare_layers(model, checkpoints=True)
+    prepare_layers(model, compiles=contestant == COMPILED, checkpoints=contestant == AGAIN)
     objective = LQAEObjective(model, LQAEObjectiveConfig(), steps)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = optimizer_of(objective, plain=contestant == PLAIN)
     data = batch_of(sizes, batch, device)
 
     def take_step(number: int) -> None:
@@ -169,11 +171,12 @@ def main() -> None:
     check_equal(device)
     trainings = {} if given.small else TRAININGS
     print_machine(given)
+    contestants = [name for name in CONTESTANTS if given.compile or name != COMPILED]
     if given.largest_batch is not None:
-        print_largest_batch(__file__, CONTESTANTS, given, "image", trainings)
+        print_largest_batch(__file__, contestants, given, "image", trainings)
         return
-    rows = measured_in_turn(__file__, CONTESTANTS, given.rounds, passed_on(given))
-    print_steps(rows, "straightforward", "image")
+    rows = measured_in_turn(__file__, contestants, given.rounds, passed_on(given))
+    print_steps(rows, PLAIN, "image")
     print_rates(rows, "image", trainings)
 
 

@@ -10,14 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from in_turn import doubled_until_full, or_full
+from pixlex.config.train import TrainConfig
 from pixlex.distributed import pick_device
 from pixlex.train.meter import Meter, peak_memory, product_rate
+from pixlex.train.optimizers import build_optimizer
 from pixlex.train.parallel import pick_precision
 
 Numbers = Mapping[str, float]
 _ATTEMPTS = 10
+_UNTIMED = 2
 
 
 def synchronize(device: torch.device) -> None:
@@ -71,7 +75,7 @@ def _resident(field: str) -> float:
 def measured_steps(
     take_step: Callable[[int], object], device: torch.device, steps: int, batch: int
 ) -> dict[str, float]:
-    """Take a step that does not count, then some that do; return medians.
+    """Take two steps that do not count, then some that do; return medians.
 
     Args:
         take_step: is given the number of the step.
@@ -88,34 +92,42 @@ def measured_steps(
     meter.rate = max(meter.rate, best_product_rate(device))
     memory = PeakMemory(device)
     lines, processor = [], []
-    for number in range(steps + 1):
+    for number in range(steps + _UNTIMED):
         synchronize(device)
         meter.restart()
         began = time.process_time()
-        with meter.step("train"):  # operations are counted in the first one
+        with meter.step("train"):  # operations are counted in the first one, layers compiled in the second
             take_step(number)
             synchronize(device)
         processor.append((time.process_time() - began) / batch)
         lines.append(meter.line())
-    seconds = statistics.median(1 / line["speed/images"] for line in lines[1:])
+    seconds = statistics.median(1 / line["speed/images"] for line in lines[_UNTIMED:])
     peak = memory.peak()
     return {
         "seconds": seconds,
-        "processor": statistics.median(processor[1:]),
+        "processor": statistics.median(processor[_UNTIMED:]),
         "peak": peak,
         "above_model": peak - memory.before,
         "operations": statistics.median(line["speed/operations"] / line["speed/images"] for line in lines),
-        "utilization": statistics.median(line["speed/utilization"] for line in lines[1:]),
+        "utilization": statistics.median(line["speed/utilization"] for line in lines[_UNTIMED:]),
     }
+
+
+def optimizer_of(objective: nn.Module, *, plain: bool) -> torch.optim.Optimizer:
+    """Return the optimizer of training, or torch's as it comes."""
+    if plain:
+        return torch.optim.AdamW(objective.parameters(), lr=1e-4)
+    return build_optimizer(objective, TrainConfig(learning_rate=1e-4))
 
 
 def step_parser(description: str | None, contestants: Sequence[str], rounds: int) -> argparse.ArgumentParser:
     """Return the options that the benchmarks of a step have in common."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--steps", type=int, default=2, help="timed in each round, after one that is not")
+    parser.add_argument("--steps", type=int, default=2, help="timed in each round, after two that are not")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--compile", action="store_true", help="compiled layers as one more row (minutes)")
     parser.add_argument("--small", action="store_true", help="tiny networks, to try the script")
     parser.add_argument(
         "--largest-batch",

@@ -7,7 +7,7 @@ is part of both. Images a second of the clock, and by the time that a process ha
 nothing else kept the cores busy and no process waited for another. Each run is started by torchrun; numbers of
 processes take turns for several rounds.
 
-    python benchmarks/scaling.py [--rounds 2] [--steps 5] [--batch 16]
+    python benchmarks/scaling.py [--rounds 2] [--steps 5] [--batch 64]
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ PROCESSES = (1, 2)
 CPU = torch.device("cpu")
 FAMILIES = ("lqae", "cbvila")
 SIZES = lqae_step.Sizes(image_size=128, width=192, depth=4, heads=4, words=8192)
+PAIR_SIZES = cbvila_step.Sizes(image_size=128, width=192, depth=4, heads=4, codewords=1024)
 
 
 def work_of(family: str, batch: int, steps: int, *, small: bool) -> tuple[Objective, ImageBatch]:
@@ -46,7 +47,7 @@ def work_of(family: str, batch: int, steps: int, *, small: bool) -> tuple[Object
         sizes = lqae_step.SMALL if small else SIZES
         objective = LQAEObjective(lqae_step.build(sizes).train(), LQAEObjectiveConfig(), steps)
         return objective, lqae_step.batch_of(sizes, batch, CPU)
-    pairs = cbvila_step.build(cbvila_step.ALL, steps, small=True)
+    pairs = cbvila_step.build(cbvila_step.ALL, steps, cbvila_step.SMALL if small else PAIR_SIZES)
     return pairs, cbvila_step.pairs_of(pairs.model, batch)
 
 
@@ -111,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=16, help="images of a step, over all processes")
+    parser.add_argument("--batch", type=int, default=64, help="images of a step, over all processes")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--small", action="store_true", help="tiny networks, to try the script")
     parser.add_argument("--one", choices=FAMILIES, help=argparse.SUPPRESS)

@@ -146,7 +146,7 @@ def test_the_largest_batch(
         return dict.fromkeys(keys, float(batch))
 
     monkeypatch.setattr(script, "measure", measure)
-    text = run("lqae_step", ["--small", "--largest-batch", "64"])
+    text = run("lqae_step", ["--small", "--largest-batch", "64", "--compile"])
     assert text.count("a batch of 4 fits, 8 does not") == len(script.CONTESTANTS)
     batches = [row[0] for row in tables(text) if row[0].startswith("batch")]
     assert batches == ["batch 2", "batch 4"] * 2 * len(script.CONTESTANTS)

@@ -146,14 +146,14 @@ def gather_rows(tensor: Tensor) -> Tensor:
     return gathered
 
 
-def all_max(number: int, device: torch.device) -> int:
-    """Return the largest of one number from each process; `device` is one that the process group can reach."""
-    return int(all_gather(torch.tensor([number], device=device)).max())
+def all_max(number: int) -> int:
+    """Return the largest of one number from each process; found out on the CPU, so no GPU is waited for."""
+    return number if world_size() == 1 else int(all_gather(torch.tensor([number])).max())
 
 
 def anywhere(condition: bool) -> bool:
-    """Return whether something holds on any process; found out on the CPU, so no GPU is waited for."""
-    return condition if world_size() == 1 else bool(all_max(int(condition), _CPU))
+    """Return whether something holds on any process; found out as `all_max` does."""
+    return bool(all_max(int(condition)))
 
 
 @torch.no_grad()

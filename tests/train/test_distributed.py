@@ -27,7 +27,7 @@ def _one_of_two(rank: int, folder: Path) -> None:
             "gradient": mine.grad,
             "picked": distributed.pick_rows(mine.detach(), torch.tensor([5, 0, 0, 3])),
             "sum": distributed.all_sum(mine.detach()),
-            "max": distributed.all_max(10 * rank, mine.device),
+            "max": distributed.all_max(10 * rank),
             "in turn": distributed.in_turn([(one, WORK[:one]) for one in distributed.my_turns(range(7))]),
             "uneven": distributed.in_turn(["only"] if rank == 0 else []),
             "objects": distributed.gather_objects({"rank": rank}),
@@ -75,7 +75,7 @@ def test_alone_they_do_nothing() -> None:
     assert distributed.gather_rows(rows) is rows
     assert distributed.all_sum(rows) is rows
     assert torch.equal(distributed.pick_rows(ROWS, torch.tensor([4, 1])), ROWS[[4, 1]])
-    assert distributed.all_max(3, ROWS.device) == 3
+    assert distributed.all_max(3) == 3
     assert distributed.in_turn([4, 1]) == distributed.my_turns([4, 1]) == [4, 1]
     assert distributed.gather_objects(7) == [7]
     assert distributed.from_first(lambda: 7) == 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,15 +81,19 @@ def _one_of_two(rank: int, folder: Path, language: Path, pictures: Path) -> None
     run(folder / "cut", pictures, language, config, interrupted_before(5) if rank else None)
     dist.barrier()
     assert checkpoints(folder / "cut" / "checkpoints")[-1].name == "step-00000005.pt"
+    if rank == 0:
+        shutil.copytree(folder / "cut", folder / "to one")
     dist.barrier()
+    run(folder / "from one", pictures, language, config)  # begun on one process
     run(folder / "cut", pictures, language, config)
     dist.destroy_process_group()
 
 
 @pytest.mark.timeout(300)
 def test_on_two_processes(tmp_path: Path, language: Path) -> None:
-    """What lies in parts, and a run that is stopped goes on to the bits of one left alone."""
+    """A run that is stopped goes on to the bits of one left alone; begun or ended on one process, to rounding."""
     pictures = write_pictures(tmp_path / "pictures.parquet")
+    run(tmp_path / "from one", pictures, language, settings(), interrupted_before(5))
     children = [
         SERVER.Process(target=_one_of_two, args=(rank, tmp_path, language, pictures)) for rank in range(2)
     ]
@@ -97,11 +102,15 @@ def test_on_two_processes(tmp_path: Path, language: Path) -> None:
     for child in children:
         child.join(250)
     assert [child.exitcode for child in children] == [0, 0]
-    whole, cut = (
+    run(tmp_path / "to one", pictures, language, settings())
+    whole, cut, from_one, to_one = (
         torch.load(checkpoints(tmp_path / name / "checkpoints")[-1], weights_only=True)
-        for name in ("whole", "cut")
+        for name in ("whole", "cut", "from one", "to one")
     )
-    assert whole["step"] == cut["step"] == STEPS
+    assert whole["step"] == cut["step"] == from_one["step"] == to_one["step"] == STEPS
+    for name, value in whole["objective"].items():
+        for other in (from_one, to_one):
+            torch.testing.assert_close(other["objective"][name], value, rtol=1e-3, atol=1e-4)
     for name, value in whole["objective"].items():
         assert torch.equal(value, cut["objective"][name]), name
     for number, moments in whole["optimizer"]["state"].items():

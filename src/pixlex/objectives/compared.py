@@ -176,7 +176,7 @@ def _everyone(text: TextStates) -> TextStates:
     """Return the texts of all processes."""
     if distributed.world_size() == 1:
         return text
-    longest = distributed.all_max(text.vectors.shape[1], text.vectors.device)
+    longest = distributed.all_max(text.vectors.shape[1])
     padded = _padded(text, longest)
     return TextStates(
         distributed.gather_rows(padded.vectors), distributed.all_gather(padded.key_padding.long()).bool()

@@ -60,7 +60,8 @@ class Meter:
     Utilization is the operations a second over those of one large matrix product in the same precision. Operations
     are those of products of matrices, convolutions and attention, counted in the first step of each phase. So it
     is the model FLOP utilization of PaLM (Chowdhery et al. 2022, appendix B) but for two things: what activation
-    checkpointing computes again counts, and the device is asked what it can do, not its data sheet.
+    checkpointing computes again counts, and the device is asked what it can do, not its data sheet; a CPU at each
+    line again, the best answer counts.
 
     Args:
         device: where training computes.
@@ -69,7 +70,7 @@ class Meter:
     """
 
     def __init__(self, device: torch.device, precision: str, batch_size: int) -> None:
-        self.device, self.batch_size = device, batch_size
+        self.device, self.precision, self.batch_size = device, precision, batch_size
         self.rate = product_rate(device, precision)
         self._operations: dict[str, int] = {}
         self.restart()
@@ -103,6 +104,8 @@ class Meter:
     def line(self) -> dict[str, float]:
         """Return the numbers of this process since the beginning, and begin anew."""
         seconds = max(1e-9, time.perf_counter() - self._started)
+        if self.device.type == "cpu":  # whose cores others may have had when it was asked last
+            self.rate = max(self.rate, product_rate(self.device, self.precision))
         line = {
             "speed/images": self._steps * self.batch_size / seconds,
             "speed/operations": self._done / seconds / 1e12,

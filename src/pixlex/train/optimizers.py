@@ -17,14 +17,14 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW
     Norms, biases, scales and the positions of sequences have fewer than two axes or a leading axis of 1. Word
     embeddings and learned codewords are decayed.
     """
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for parameter in module.parameters():
+    decayed: list[tuple[str, nn.Parameter]] = []
+    spared: list[tuple[str, nn.Parameter]] = []
+    for name, parameter in module.named_parameters():
         is_matrix = parameter.ndim >= 2 and parameter.shape[0] > 1
-        (decayed if config.decay_all or is_matrix else spared).append(parameter)
+        (decayed if config.decay_all or is_matrix else spared).append((name, parameter))
     # One call of the fused optimizer takes tensors that are whole, or tensors in parts.
     groups = [
-        {"params": [one for one in some if isinstance(one, DTensor) == in_parts], "weight_decay": decay}
+        {"params": [one for one in some if isinstance(one[1], DTensor) == in_parts], "weight_decay": decay}
         for some, decay in ((decayed, config.weight_decay), (spared, 0.0))
         for in_parts in (False, True)
     ]

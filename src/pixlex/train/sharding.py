@@ -107,13 +107,40 @@ def shared_like(state: Any, example: Any) -> Any:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load the whole state of an optimizer, the moments of shared parameters shared out as these are."""
+    """Load the whole moments of an optimizer, shared out as its parameters are, which go by their names.
+
+    So a run in parts goes on whole, and the other way round.
+
+    Args:
+        optimizer: made for named parameters.
+        state: its state, or that of another number of processes.
+
+    Raises:
+        ValueError: it has other parameters, or parameters without names.
+    """
+    own = optimizer.state_dict()
+    names, theirs = _names(own), _names(state)
+    if names.keys() != theirs.keys():
+        differ = sorted(names.keys() ^ theirs.keys())
+        raise ValueError(f"{len(differ)} parameters are in one of them alone, first {differ[0]}")
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
     moments = {
         number: {
-            name: shared_like(value, parameters[number]) if value.ndim else value
-            for name, value in found.items()
+            kind: shared_like(value, parameters[number]) if value.ndim else value
+            for kind, value in state["state"][theirs[name]].items()
         }
-        for number, found in state["state"].items()
+        for name, number in names.items()
+        if theirs[name] in state["state"]
     }
-    optimizer.load_state_dict({**state, "state": moments})
+    optimizer.load_state_dict({**own, "state": moments})
+
+
+def _names(state: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of each parameter in the state of an optimizer."""
+    if not all("param_names" in group for group in state["param_groups"]):
+        raise ValueError("moments without the names of their parameters; an older version wrote it")
+    return {
+        name: number
+        for group in state["param_groups"]
+        for name, number in zip(group["param_names"], group["params"], strict=True)
+    }
