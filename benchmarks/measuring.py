@@ -109,7 +109,9 @@ def measured_steps(
         "peak": peak,
         "above_model": peak - memory.before,
         "operations": statistics.median(line["speed/operations"] / line["speed/images"] for line in lines),
-        "utilization": statistics.median(line["speed/utilization"] for line in lines[_UNTIMED:]),
+        "utilization": statistics.median(line["speed/operations"] for line in lines[_UNTIMED:])
+        * 1e12
+        / meter.rate,
     }
 
 

@@ -52,11 +52,11 @@ Source = ImageSource | ReasoningSource
 CONFIG = "config.yaml"
 # What all trainings of the model read, that of the model it starts from included.
 _DATA = "trained-on.json"
-# What may differ when a run goes on: nothing that its weights depend on.
+# What may differ when a run goes on: nothing that its weights depend on, but for rounding.
 _FREE = (
-    "train.device", "train.checkpoint_activations", "train.log_every", "train.checkpoint_every",
-    "train.keep_checkpoints", "train.evaluate_every", "train.wandb", "data.workers", "data.max_broken_share",
-    "eval.",
+    "train.device", "train.checkpoint_activations", "train.compile", "train.shard_parameters", "train.log_every",
+    "train.checkpoint_every", "train.keep_checkpoints", "train.evaluate_every", "train.wandb", "data.workers",
+    "data.keep_decoded", "data.max_broken_share", "eval.",
 )  # fmt: skip
 
 

@@ -48,14 +48,14 @@ def train(source: ImageSource, steps: int, config: DataConfig, **options: int) -
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_same_batches_and_nothing_read_twice(tmp_path: Path, workers: int) -> None:
-    steps = 18  # six epochs
-    expected = train(Noted(12, tmp_path / "plain"), steps, DataConfig())
-    source = Noted(12, tmp_path / "kept")
+    steps = 48  # four epochs
+    expected = train(Noted(48, tmp_path / "plain", 24), steps, DataConfig())
+    source = Noted(48, tmp_path / "kept", 24)
     assert_same(train(source, steps, replace(KEEPING, workers=workers)), expected)
     readings = source.readings()
-    assert set(readings) == set(range(12))
-    # Two workers may find the same image missing at the same moment, in the first epoch alone.
-    assert len(readings) == 12 or (workers and len(readings) <= 24)
+    assert set(readings) == set(range(48))
+    # Batches of two workers overlap where the first epoch ends; without a common memory there would be 96.
+    assert len(readings) == 48 or (workers and len(readings) < 64)
 
 
 def test_files_that_are_decoded_smaller_than_stored(tmp_path: Path) -> None:
@@ -94,8 +94,11 @@ def test_too_little_shared_memory_is_said_before_it_is_taken(monkeypatch: pytest
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(64 << 20, 0, 64 << 20))
     monkeypatch.setattr("os.path.isdir", lambda path: True)
-    with pytest.raises(ValueError, match=r"data\.keep_decoded must be at most the 64 MiB .* got 65"):
-        train(Numbers(4), 1, DataConfig(keep_decoded=65, workers=2))
+    with pytest.raises(ValueError, match=r"data\.keep_decoded must be at most 48 \(MiB\) .* got 49"):
+        train(Numbers(4), 1, DataConfig(keep_decoded=49, workers=2))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match=r"must be at most 12 .* got 13"):
+        train(Numbers(4), 1, DataConfig(keep_decoded=13, workers=2))
 
 
 def test_fewer_than_none_are_refused() -> None:

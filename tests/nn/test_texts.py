@@ -45,6 +45,14 @@ def test_no_more_are_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch
     assert tokenizer.asked == ["a", "b", "c", "c"]
 
 
+def test_long_texts_are_not_kept() -> None:
+    tokenizer = Letters()
+    words, long = KeptTexts(tokenizer), "a" * 501
+    for _ in range(2):
+        assert [list(row) for row in words([long, "b"])] == _words([long, "b"])
+    assert tokenizer.asked == [long, "b", long]
+
+
 def test_padding() -> None:
     words = padded([[5, 6], [], [7]], start=(1,), end_id=2, pad_id=0)
     assert words.word_ids.tolist() == [[1, 5, 6, 2], [1, 2, 0, 0], [1, 7, 2, 0]]

@@ -24,6 +24,7 @@ from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
 from pixlex.objectives.mae import MAEObjective
 from pixlex.objectives.phase import Objective, Step
 from pixlex.train.layers import check_compiler, prepare_layers
+from pixlex.train.loop import Callbacks
 
 TEXTS = ("about the class", "and all", "class and any other", "also")
 
@@ -151,19 +152,38 @@ def test_phases_masks_and_lengths_of_texts_compile_nothing_anew(language: Path) 
 
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_a_training_that_is_compiled(tmp_path: Path, pictures: Path, language: Path) -> None:
-    """By the real compiler, with layers that compute again; the first step, which is counted, is not compiled."""
+    """By the real compiler, with layers that compute again; neither first step nor evaluations are compiled."""
     try:
         check_compiler(torch.device("cpu"))
     except ValueError as reason:
         pytest.skip(str(reason))
-    torch.compiler.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    grown = []
+
+    def evaluate(steps: int) -> dict[str, float]:
+        before = counters["stats"]["unique_graphs"]
+        torch.compile(lambda numbers: numbers + 1)(torch.zeros(3))
+        grown.append(counters["stats"]["unique_graphs"] - before)
+        return {}
+
     changes = ({}, {"compile": True, "checkpoint_activations": True})
     losses = []
     for number, more in enumerate(changes):
-        run(tmp_path / str(number), pictures, language, settings(steps=3, **more))
+        trained = run(
+            tmp_path / str(number),
+            pictures,
+            language,
+            settings(steps=3, **more),
+            Callbacks(evaluate=evaluate),
+        )
+        assert not any("forward" in vars(module) for module in trained.modules())
         lines = (tmp_path / str(number) / "metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(line)["train/total"] for line in lines if "train/total" in line])
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    # One to see that there is a compiler, at least one of the vision transformers and one of the language model.
+    assert counters["stats"]["unique_graphs"] >= 3
+    assert not counters["graph_break"]
+    assert grown == [0, 0]
     assert len(losses[0]) == 3
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 

@@ -106,6 +106,22 @@ def test_waiting_is_a_share_of_the_time(meter: Meter) -> None:
     assert meter.line()["data/wait"] == 0
 
 
+def test_a_cpu_is_asked_again_and_its_best_answer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it answers at once."""
+    answers = iter([2e12, 8e12, 1e12, 9e12])
+    monkeypatch.setattr(module, "product_rate", lambda device, precision: next(answers))
+    meter = Meter(CPU, "fp32", 6)
+    rates = [meter.rate]
+    for _ in range(2):
+        meter.line()
+        rates.append(meter.rate)
+    assert rates == [2e12, 8e12, 8e12]
+    monkeypatch.setattr(module, "_ASKING", 0.0)
+    for _ in range(2):  # this answer was slow, and no other is asked for
+        meter.line()
+    assert meter.rate == 9e12
+
+
 def test_the_device_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow product is asked for once; memory is that of a process with torch in it."""
     monkeypatch.setattr(module, "_SIDE", {"cpu": 64})

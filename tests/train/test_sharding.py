@@ -26,6 +26,8 @@ from pixlex.train.sharding import clip_gradients, sharded_copy, shared_like, who
 
 SERVER = multiprocessing.get_context("forkserver")
 CPU = torch.device("cpu")
+# What moves all patch vectors alike, and their running mean.
+SHIFTS = ("model.encoder.trunk.norm.bias", "model.projector.bias", "model.quantizer.whitening.mean")
 
 
 def _in_parts(layer: nn.Module) -> set[str]:
@@ -110,7 +112,9 @@ def test_on_two_processes(tmp_path: Path, language: Path) -> None:
     assert whole["step"] == cut["step"] == from_one["step"] == to_one["step"] == STEPS
     for name, value in whole["objective"].items():
         for other in (from_one, to_one):
-            torch.testing.assert_close(other["objective"][name], value, rtol=1e-3, atol=1e-4)
+            # Whitening takes shifts away: their true gradient is 0, and Adam divides noise by noise.
+            apart = settings().learning_rate * STEPS if name in SHIFTS else 1e-5
+            torch.testing.assert_close(other["objective"][name], value, rtol=1e-4, atol=apart)
     for name, value in whole["objective"].items():
         assert torch.equal(value, cut["objective"][name]), name
     for number, moments in whole["optimizer"]["state"].items():

@@ -46,8 +46,8 @@ class DataConfig:
     )
     keep_decoded: int = describe(
         0,
-        "Memory for decoded training images, in MiB, one for all workers: an image that found room in it is "
-        "neither read nor decoded again. 0 keeps none.",
+        "Memory for decoded training images, in MiB, taken at once, one for all workers of a process of torchrun: "
+        "an image that found room in it is neither read nor decoded again. 0 keeps none.",
     )
     workers: int = describe(0, "Processes that decode images; 0 decodes in the training process.")
 

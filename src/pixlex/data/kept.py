@@ -17,6 +17,7 @@ from pixlex.data.sources import ImageSource
 # Of each image: where its pixels begin, height and width (0 where it is not kept), label.
 _START, _HEIGHT, _WIDTH, _LABEL = range(4)
 _SHARED_MEMORY = "/dev/shm"  # of Linux; elsewhere it has no size of its own
+_SHARE = 0.75  # of what is free there: batches of workers travel through it too
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class KeptImages:
 
     Args:
         source: the images; those of its rows that are the same image are kept once.
-        megabytes: size of the room for pixels, in MiB; 32 bytes for each image come on top.
+        megabytes: size of the room for pixels, in MiB, taken at once; 40 bytes for each image come on top.
         shared: whether worker processes use it; else it is no shared memory.
 
     Raises:
@@ -48,15 +49,15 @@ class KeptImages:
     """
 
     def __init__(self, source: ImageSource, megabytes: int, *, shared: bool) -> None:
-        size = megabytes << 20
         if shared and os.path.isdir(_SHARED_MEMORY):
-            free = shutil.disk_usage(_SHARED_MEMORY).free
-            if size > free:
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's on this machine
+            most = int(shutil.disk_usage(_SHARED_MEMORY).free * _SHARE / processes) >> 20
+            if megabytes > most:
                 raise ValueError(
-                    f"data.keep_decoded must be at most the {free >> 20} MiB that are free in shared memory "
-                    f"({_SHARED_MEMORY}) with data.workers, got {megabytes}"
+                    f"data.keep_decoded must be at most {most} (MiB) here with data.workers, a share of what is "
+                    f"free in shared memory ({_SHARED_MEMORY}), got {megabytes}"
                 )
-        self._pixels = torch.empty(size, dtype=torch.uint8)
+        self._pixels = torch.empty(megabytes << 20, dtype=torch.uint8)
         self._numbers = source.distinct if isinstance(source, ChosenImages) else np.arange(len(source))
         self._places = torch.zeros(len(source), 4, dtype=torch.int64)
         self._used = torch.zeros((), dtype=torch.int64)
@@ -65,10 +66,6 @@ class KeptImages:
                 part.share_memory_()  # type: ignore[no-untyped-call]
         # Who reads waits for who writes, or it might find a place before its pixels.
         self._lock = multiprocessing.Lock()
-
-    def __len__(self) -> int:
-        """Return how many images are kept."""
-        return int((self._places[:, _HEIGHT] > 0).sum())
 
     def get(self, index: int) -> Decoded | None:
         """Return an image of the source, None where it is not kept."""
@@ -81,12 +78,12 @@ class KeptImages:
 
     def put(self, index: int, decoded: Decoded) -> None:
         """Keep an image if there is room for it."""
-        number, pixels = self._numbers[index], torch.from_numpy(np.array(decoded.image))
+        width, height = decoded.image.size
+        number, size = self._numbers[index], height * width * 3
         with self._lock:
             start = int(self._used)
-            if self._places[number, _HEIGHT] or start + pixels.numel() > len(self._pixels):
+            if self._places[number, _HEIGHT] or start + size > len(self._pixels):
                 return
-            self._pixels[start : start + pixels.numel()] = pixels.flatten()
-            self._used += pixels.numel()
-            height, width, _ = pixels.shape
+            self._pixels[start : start + size] = torch.from_numpy(np.array(decoded.image)).flatten()
+            self._used += size
             self._places[number] = torch.tensor((start, height, width, decoded.label))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import (
     AutoTokenizer,
 )
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging as transformers_logging
 
@@ -33,6 +35,9 @@ from pixlex.nn.transformer import attend
 _HEAD_TOLERANCE = 1e-3
 
 _ATTENTION = "pixlex"
+
+# Where layers put what comes in and out of them while a language model of ours runs in this thread.
+_STATES: ContextVar[list[Tensor] | None] = ContextVar("_STATES", default=None)
 
 
 def _attention(
@@ -100,6 +105,7 @@ class LanguageModel(nn.Module):
         self.hidden_width: int = model.config.hidden_size
         self.body, self.head, self.output = _take_apart(model, name)
         self.max_words: int = _usable_positions(self.body, model.config.max_position_embeddings)
+        self._collects = self._collect_states()
         super().train(False)
 
     def train(self, mode: bool = True) -> LanguageModel:
@@ -151,10 +157,40 @@ class LanguageModel(nn.Module):
                 "use larger patches, smaller images, or a language model with more positions"
             )
         attention = None if key_padding is None else (~key_padding).long()
-        output = self.body(
-            inputs_embeds=embeddings, attention_mask=attention, output_hidden_states=True, return_dict=True
-        )
-        return LanguageOutput(hidden_states=(*output.hidden_states[:-1], output.last_hidden_state))
+        states: list[Tensor] = []
+        before = _STATES.set(states)
+        try:
+            output = self.body(
+                inputs_embeds=embeddings,
+                attention_mask=attention,
+                output_hidden_states=not self._collects,
+                return_dict=True,
+            )
+        finally:
+            _STATES.reset(before)
+        found = states if self._collects else output.hidden_states
+        return LanguageOutput(hidden_states=(*found[:-1], output.last_hidden_state))
+
+    def _collect_states(self) -> bool:
+        """Let layers hand out their states themselves; return whether they do.
+
+        Asked for all states, transformers would put hooks on what lies inside of layers, at which torch.compile
+        stops.
+        """
+        layers = [module for module in self.body.modules() if isinstance(module, GradientCheckpointingLayer)]
+        hooks = [layer.register_forward_hook(_hand_out, with_kwargs=True) for layer in layers]
+        states: list[Tensor] = []
+        before = _STATES.set(states)
+        try:
+            with torch.no_grad():
+                self.body(inputs_embeds=self.word_embedding[:2].unsqueeze(0))
+        finally:
+            _STATES.reset(before)
+        if len(states) == self.num_layers + 1:
+            return True
+        for hook in hooks:  # a family with layers of another kind, or more of them
+            hook.remove()
+        return False
 
     def predict(self, hidden: Float[Tensor, "... hidden_width"]) -> Float[Tensor, "... width"]:
         """Turn hidden states into vectors to be compared with the rows of the output matrix.
@@ -201,6 +237,14 @@ class LanguageModel(nn.Module):
     def head_weight_and_bias(self) -> tuple[Float[Tensor, "V D"], Float[Tensor, " V"] | None]:
         """Return output matrix and bias of the masked-LM head, for `F.linear_cross_entropy`."""
         return self.output.weight, self.output.bias
+
+
+def _hand_out(layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+    """Put what went into the first layer, and what came out of each, where the language model finds it."""
+    if (states := _STATES.get()) is not None:
+        if not states:
+            states.append(given[0] if given else named["hidden_states"])
+        states.append(output[0] if isinstance(output, tuple) else output)
 
 
 class _Passthrough(nn.Module):

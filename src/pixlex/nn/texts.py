@@ -13,6 +13,7 @@ from pixlex.batch import Words
 
 # Texts whose words are kept, about 250 bytes each: captions and questions come again in every epoch.
 _MOST = 1 << 20
+_LONGEST = 500  # in characters; longer ones are no captions
 
 
 class KeptTexts:
@@ -34,7 +35,7 @@ class KeptTexts:
             rows = self.tokenizer(new, add_special_tokens=False, verbose=False).input_ids
             found = {text: array("i", row) for text, row in zip(new, rows, strict=True)}
             if len(self._kept) < _MOST:  # none makes room for another: in epochs that would not keep more
-                self._kept.update(found)
+                self._kept.update({text: row for text, row in found.items() if len(text) <= _LONGEST})
         return [found[text] if text in found else self._kept[text] for text in texts]
 
 

@@ -26,7 +26,7 @@ _OPTIONS: dict[str, Any] = {"fallback_random": True}
 def prepare_layers(
     model: nn.Module, *, compiles: bool = False, checkpoints: bool = False, backend: str = "inductor"
 ) -> int:
-    """Let every transformer layer of a model be compiled, or keep its input alone, or both; undo it with neither.
+    """Let every transformer layer of a model be compiled, or keep its input alone, or both; neither puts it back.
 
     Layers of the same kind share what is compiled for one of them. What lies between layers stays as it is:
     search, masks and losses change shape with what they are given.
@@ -47,7 +47,11 @@ def prepare_layers(
     """
     layers = list(_layers(model))
     if compiles:
+        # Both hold for the rest of this thread's life.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _FORMS)
+        torch._dynamo.config.optimize_ddp = (
+            False  # it would cut layers where DDP sends gradients; layers are parts enough
+        )
     for layer in layers:
         vars(layer).pop("forward", None)  # what an earlier call put there
         if compiles:
@@ -69,7 +73,7 @@ def check_compiler(device: torch.device) -> None:
     """
     try:
         torch.compile(lambda numbers: numbers.exp() + 1, options=_OPTIONS)(torch.zeros(8, device=device))
-    except Exception as reason:  # torch has no common class for what can go wrong here
+    except (RuntimeError, ImportError, OSError) as reason:  # TorchDynamoException is a RuntimeError
         said = str(reason).strip().partition("\n")[0]
         raise ValueError(
             "train.compile=true: expected a working C++ compiler with Python's headers, or Triton on a GPU, got "

@@ -93,6 +93,7 @@ def fit(
     else:
         objective.to(device)
     if config.compile:
+        torch.compiler.reset()  # forms of models that this process trained before
         check_compiler(device)
     prepare_layers(objective.model, compiles=config.compile, checkpoints=config.checkpoint_activations)
     optimizer = build_optimizer(objective, config)
@@ -150,6 +151,7 @@ def fit(
                     tracker.log(step_number, numbers)
                 meter.restart()
     bar.close()
+    prepare_layers(objective.model)  # as it was
     if tracker is not None:
         tracker.close()
     with _put_together(objective, whole, device):
@@ -238,7 +240,7 @@ def _restore(objective: Objective, optimizer: torch.optim.Optimizer, folder: Pat
         objective.load_state_dict(shared_like(state["objective"], objective.state_dict()))
         load_optimizer(optimizer, state["optimizer"])
     except (RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder} belongs to another configuration: {error}") from error
+        raise ValueError(f"{folder} does not fit this configuration or version: {error}") from error
     return int(state["step"])
 
 

@@ -20,6 +20,7 @@ from pixlex.train.parallel import mixed_precision
 _SIDE = {"cpu": 512, "cuda": 8192}
 _PRODUCTS = 5
 _SECONDS = 0.5  # after which no further product is begun
+_ASKING = 0.1  # seconds that a line of the log may take to ask again
 
 
 def _attention(queries: Any, keys: Any, values: Any, *others: Any, **options: Any) -> int:
@@ -71,9 +72,16 @@ class Meter:
 
     def __init__(self, device: torch.device, precision: str, batch_size: int) -> None:
         self.device, self.precision, self.batch_size = device, precision, batch_size
-        self.rate = product_rate(device, precision)
+        self.rate = 0.0
+        self._ask()
         self._operations: dict[str, int] = {}
         self.restart()
+
+    def _ask(self) -> None:
+        """Ask what the device can do; again later if it answers fast and others may have had its cores."""
+        began = time.perf_counter()
+        self.rate = max(self.rate, product_rate(self.device, self.precision))
+        self._asks_again = self.device.type == "cpu" and time.perf_counter() - began < _ASKING
 
     def restart(self) -> None:
         """Begin anew, after a line or after something that is no training."""
@@ -104,8 +112,8 @@ class Meter:
     def line(self) -> dict[str, float]:
         """Return the numbers of this process since the beginning, and begin anew."""
         seconds = max(1e-9, time.perf_counter() - self._started)
-        if self.device.type == "cpu":  # whose cores others may have had when it was asked last
-            self.rate = max(self.rate, product_rate(self.device, self.precision))
+        if self._asks_again:
+            self._ask()
         line = {
             "speed/images": self._steps * self.batch_size / seconds,
             "speed/operations": self._done / seconds / 1e12,

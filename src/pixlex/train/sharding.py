@@ -122,7 +122,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
     names, theirs = _names(own), _names(state)
     if names.keys() != theirs.keys():
         differ = sorted(names.keys() ^ theirs.keys())
-        raise ValueError(f"{len(differ)} parameters are in one of them alone, first {differ[0]}")
+        raise ValueError(
+            f"{len(differ)} parameters are in the checkpoint or the model alone, first {differ[0]}"
+        )
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
     moments = {
         number: {
@@ -138,7 +140,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
 def _names(state: Mapping[str, Any]) -> dict[str, int]:
     """Return the number of each parameter in the state of an optimizer."""
     if not all("param_names" in group for group in state["param_groups"]):
-        raise ValueError("moments without the names of their parameters; an older version wrote it")
+        raise ValueError(
+            "moments of the optimizer without the names of their parameters, as an older version wrote them"
+        )
     return {
         name: number
         for group in state["param_groups"]
