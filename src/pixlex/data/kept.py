@@ -14,8 +14,7 @@ from PIL import Image
 from pixlex.data.chosen import ChosenImages
 from pixlex.data.sources import ImageSource
 
-# Of each image: where its pixels begin, height and width (0 where it is not kept), label.
-_START, _HEIGHT, _WIDTH, _LABEL = range(4)
+_HEIGHT = 1  # among where an image's pixels begin, height and width (0 where it is not kept), label
 _SHARED_MEMORY = "/dev/shm"  # of Linux; elsewhere it has no size of its own
 _SHARE = 0.75  # of what is free there: batches of workers travel through it too
 

@@ -47,11 +47,9 @@ def prepare_layers(
     """
     layers = list(_layers(model))
     if compiles:
-        # Both hold for the rest of this thread's life.
+        # For the rest of this thread's life. DDP sends gradients between layers, which need not be cut for it.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _FORMS)
-        torch._dynamo.config.optimize_ddp = (
-            False  # it would cut layers where DDP sends gradients; layers are parts enough
-        )
+        torch._dynamo.config.optimize_ddp = False
     for layer in layers:
         vars(layer).pop("forward", None)  # what an earlier call put there
         if compiles:
