@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_stops_and_is_written_down(
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, pictures: Path, language: Path) -> None:
     """LQAE does not go on from VQ-VAE's checkpoint."""
     run(tmp_path, pictures, None, settings(steps=2))
-    with pytest.raises(ValueError, match="another configuration"):
+    with pytest.raises(ValueError, match="does not fit this configuration"):
         run(tmp_path, pictures, language, settings(steps=2))
 
 
