@@ -14,7 +14,6 @@ own. Pairs lie in the device's memory: nothing waits for data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor
 import pass_by_pass
 from in_turn import measured_in_turn
 from measuring import (
+    Sizes,
     checked_options,
     measured_steps,
     optimizer_of,
@@ -69,18 +69,7 @@ TRAININGS = {
 }
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Image side in pixels; width and heads of all encoders, depth of the image encoder; codewords."""
-
-    image_size: int = 256
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    codewords: int = 3000
-
-
-PAPER, SMALL = Sizes(), Sizes(image_size=64, width=64, depth=2, heads=2, codewords=128)
+PAPER, SMALL = Sizes(codewords=3000), Sizes(image_size=64, width=64, depth=2, heads=2, codewords=128)
 
 
 def build(row: str, steps: int, sizes: Sizes = PAPER) -> CBViLAObjective:

@@ -25,7 +25,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 import lqae_step
 import nearest
 from in_turn import measured_in_turn
-from measuring import synchronize
+from measuring import Sizes, synchronize
 from pixlex.distributed import pick_device
 
 WAYS = ("ours", "straightforward")
@@ -41,7 +41,7 @@ TITLES = {
 }
 ROWS, CODEWORDS, WIDTH = 1024, 8192, 256
 # Four layers of width 192 in encoder, decoder and language model.
-SIZES = lqae_step.Sizes(image_size=128, width=192, depth=4, heads=4, words=8192)
+SIZES = Sizes(image_size=128, width=192, depth=4, heads=4, codewords=8192)
 BATCH = 4
 Points = Mapping[int, Mapping[str, Mapping[str, float]]]  # value, way, number
 
@@ -64,7 +64,7 @@ def search_numbers(way: str, rows: int, codewords: int, device: torch.device) ->
     return {"seconds": statistics.median(seconds), "memory": memory}
 
 
-def step_numbers(way: str, sizes: lqae_step.Sizes, batch: int, device: torch.device) -> dict[str, float]:
+def step_numbers(way: str, sizes: Sizes, batch: int, device: torch.device) -> dict[str, float]:
     """Return seconds of a step, not of an image (median of three), and the memory above the model, in MiB."""
     found = lqae_step.measure(way, sizes, batch, 3, device)
     return {

@@ -4,16 +4,15 @@
 50,265 rows as codewords, batch 2. Straightforward: all N x K distances, one-hot codes multiplied into the
 codebook, logits of every position, a second decoder pass that is weighted 0, as the released code computes
 them, and torch's AdamW as it comes. "Computed again": ours with train.checkpoint_activations; "compiled": with
-train.compile. Each contestant runs in a process of its own, in
-turn, so that peak memory is its own. Before, both ways must give the same loss and gradients on small networks.
-Images lie in the device's memory: nothing waits for data.
+train.compile. Each contestant runs in a process of its own, in turn, so that peak memory is its own. Before, both
+ways must give the same loss and gradients on small networks. Images lie in the device's memory: nothing waits for
+data.
 
     python benchmarks/lqae_step.py [--rounds 2] [--steps 2] [--batch 2] [--compile] [--device D] [--largest-batch]
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
@@ -22,6 +21,7 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 
 from in_turn import measured_in_turn
 from measuring import (
+    Sizes,
     checked_options,
     measured_steps,
     optimizer_of,
@@ -50,25 +50,15 @@ CONTESTANTS = (OURS, AGAIN, COMPILED, PLAIN)
 TRAININGS = {"100 epochs of ImageNet": 100 * 1_281_167}
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Image side in pixels; width, depth and heads of encoder, decoder and language model; its words."""
-
-    image_size: int = 256
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    words: int = 50_265
-
-
-PAPER, SMALL = Sizes(), Sizes(image_size=64, width=64, depth=2, heads=2, words=2000)
+PAPER = Sizes(codewords=50_265)
+SMALL = Sizes(image_size=64, width=64, depth=2, heads=2, codewords=2000)
 
 
 def build(sizes: Sizes) -> LQAE:
     """Return the model of the `paper` recipe around a random language model of RoBERTa-base's kind."""
     torch.manual_seed(0)
     config = RobertaConfig(
-        vocab_size=sizes.words,
+        vocab_size=sizes.codewords,
         hidden_size=sizes.width,
         num_hidden_layers=sizes.depth,
         num_attention_heads=sizes.heads,
@@ -81,10 +71,10 @@ def build(sizes: Sizes) -> LQAE:
     # The row of the padding is 0 in fresh models: ours leaves it out, the plain way would take it nearly always.
     torch.nn.init.normal_(language_model.get_input_embeddings().weight[config.pad_token_id], std=0.02)
     language = LanguageModel(
-        language_model, SimpleNamespace(mask_token_id=sizes.words - 1), name="random RoBERTa"
+        language_model, SimpleNamespace(mask_token_id=sizes.codewords - 1), name="random RoBERTa"
     )
-    words = [f"word{number}" for number in range(sizes.words)]
-    vocabulary = Vocabulary("all", torch.arange(sizes.words), words)
+    words = [f"word{number}" for number in range(sizes.codewords)]
+    vocabulary = Vocabulary("all", torch.arange(sizes.codewords), words)
     vision = VisionConfig(width=sizes.width, depth=sizes.depth, heads=sizes.heads)
     quantizer = QuantizerConfig(search="raw")
     model = LQAEConfig(image_size=sizes.image_size, encoder=vision, decoder=vision, quantizer=quantizer)

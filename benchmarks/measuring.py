@@ -7,6 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,6 +23,17 @@ from pixlex.train.parallel import pick_precision
 Numbers = Mapping[str, float]
 _ATTEMPTS = 10
 _UNTIMED = 2
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Networks of a step: image side in pixels; width and heads of all, depth of the image encoder; codewords."""
+
+    codewords: int
+    image_size: int = 256
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
 
 
 def synchronize(device: torch.device) -> None:

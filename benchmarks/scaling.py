@@ -27,6 +27,7 @@ from torch import Tensor
 import cbvila_step
 import lqae_step
 from in_turn import last_line
+from measuring import Sizes
 from pixlex import distributed
 from pixlex.batch import ImageBatch
 from pixlex.config.lqae import LQAEObjectiveConfig
@@ -37,8 +38,8 @@ from pixlex.train.parallel import share_gradients
 PROCESSES = (1, 2)
 CPU = torch.device("cpu")
 FAMILIES = ("lqae", "cbvila")
-SIZES = lqae_step.Sizes(image_size=128, width=192, depth=4, heads=4, words=8192)
-PAIR_SIZES = cbvila_step.Sizes(image_size=128, width=192, depth=4, heads=4, codewords=1024)
+SIZES = Sizes(image_size=128, width=192, depth=4, heads=4, codewords=8192)
+PAIR_SIZES = replace(SIZES, codewords=1024)
 
 
 def work_of(family: str, batch: int, steps: int, *, small: bool) -> tuple[Objective, ImageBatch]:

@@ -22,6 +22,11 @@ def num_announced() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def num_on_this_machine() -> int:
+    """Return how many of the processes of torchrun share this machine's memory and disks; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def initialize() -> None:
     """Join the process group that torchrun announced; nothing when started alone."""
     if num_announced() > 1 and not dist.is_initialized():

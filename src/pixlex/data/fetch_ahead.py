@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from pixlex import distributed
 from pixlex.data.chosen import ChosenImages
 from pixlex.data.fetched import FetchedFile, cache_bytes
 from pixlex.data.shards import TarSource
@@ -49,7 +49,7 @@ class ShardsAhead:
     def __init__(self, source: ImageSource, batches: Iterable[Sequence[int]]) -> None:
         self._source = source
         self._batches = batches
-        self._limit = cache_bytes() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self._limit = cache_bytes() // 2 // distributed.num_on_this_machine()
         self._changed = threading.Condition()
         self._done = 0
         self._stopped = False

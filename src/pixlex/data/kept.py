@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pixlex import distributed
 from pixlex.data.chosen import ChosenImages
 from pixlex.data.sources import ImageSource
 
@@ -49,8 +50,8 @@ class KeptImages:
 
     def __init__(self, source: ImageSource, megabytes: int, *, shared: bool) -> None:
         if shared and os.path.isdir(_SHARED_MEMORY):
-            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's on this machine
-            most = int(shutil.disk_usage(_SHARED_MEMORY).free * _SHARE / processes) >> 20
+            free = shutil.disk_usage(_SHARED_MEMORY).free
+            most = int(free * _SHARE / distributed.num_on_this_machine()) >> 20
             if megabytes > most:
                 raise ValueError(
                     f"data.keep_decoded must be at most {most} (MiB) here with data.workers, a share of what is "

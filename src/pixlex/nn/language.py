@@ -157,17 +157,13 @@ class LanguageModel(nn.Module):
                 "use larger patches, smaller images, or a language model with more positions"
             )
         attention = None if key_padding is None else (~key_padding).long()
-        states: list[Tensor] = []
-        before = _STATES.set(states)
-        try:
+        with _handed_out() as states:
             output = self.body(
                 inputs_embeds=embeddings,
                 attention_mask=attention,
                 output_hidden_states=not self._collects,
                 return_dict=True,
             )
-        finally:
-            _STATES.reset(before)
         found = states if self._collects else output.hidden_states
         return LanguageOutput(hidden_states=(*found[:-1], output.last_hidden_state))
 
@@ -179,13 +175,8 @@ class LanguageModel(nn.Module):
         """
         layers = [module for module in self.body.modules() if isinstance(module, GradientCheckpointingLayer)]
         hooks = [layer.register_forward_hook(_hand_out, with_kwargs=True) for layer in layers]
-        states: list[Tensor] = []
-        before = _STATES.set(states)
-        try:
-            with torch.no_grad():
-                self.body(inputs_embeds=self.word_embedding[:2].unsqueeze(0))
-        finally:
-            _STATES.reset(before)
+        with torch.no_grad(), _handed_out() as states:
+            self.body(inputs_embeds=self.word_embedding[:2].unsqueeze(0))
         if len(states) == self.num_layers + 1:
             return True
         for hook in hooks:  # a family with layers of another kind, or more of them
@@ -237,6 +228,17 @@ class LanguageModel(nn.Module):
     def head_weight_and_bias(self) -> tuple[Float[Tensor, "V D"], Float[Tensor, " V"] | None]:
         """Return output matrix and bias of the masked-LM head, for `F.linear_cross_entropy`."""
         return self.output.weight, self.output.bias
+
+
+@contextmanager
+def _handed_out() -> Iterator[list[Tensor]]:
+    """Yield where layers put their states meanwhile."""
+    states: list[Tensor] = []
+    before = _STATES.set(states)
+    try:
+        yield states
+    finally:
+        _STATES.reset(before)
 
 
 def _hand_out(layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
