@@ -153,6 +153,42 @@ def test_retrieval_command(call: Call, trained: Path, tmp_path: Path) -> None:
     assert json.loads(other)["num_scored"] == 0
 
 
+def test_retrieval_at_another_size_beside_the_published_table(
+    call: Call, trained: Path, tmp_path: Path
+) -> None:
+    """Positions resampled, images squashed, 30 tokens as trained, a top 256 for COCO; the line says all that."""
+    from tests.tiny import write_images
+
+    names = [f"{number}.png" for number in range(3)]
+    write_images(tmp_path, names)
+    rows = "\n".join(f"{name},{'and ' * 60}{name}" for name in names)
+    for name, other in (("coco_test.csv", "COCO's 5,000"), ("pairs.csv", None)):
+        (tmp_path / name).write_text(f"path,caption\n{rows}\n")
+        arguments = (
+            "evaluate",
+            "retrieval",
+            "--model",
+            trained,
+            "--data",
+            tmp_path / name,
+            "--image-size",
+            64,
+        )
+        code, out, _ = call(*arguments, "--resize-mode", "squash", "--raw-captions", "--quiet")
+        assert code == 0
+        head = out.splitlines()[0]
+        assert head.startswith("zs-direct: 3 images, 3 captions, each against all; 64 px, images squashed")
+        assert "captions of at most 30 tokens; ranked by the top 3 of each by contrast, then matching" in head
+        assert "the paper's tables: 384 px, images squashed to squares, 30 tokens, the top 128 of" in head
+        published = [line for line in out.splitlines() if line.startswith("published")]
+        assert bool(published) == (other is not None)
+        if other:
+            assert f"zero-shot on {other} test images; here 3 images (CB-ViLA, Table I;" in published[0]
+            assert published[-1].split()[1:] == ["CB-ViLA", "70.1", "90.2", "95.3", "52.4", "77.8", "86.0"]
+    code, _, error = call(*arguments, "--image-size", 60)
+    assert (code, "must be a multiple of the patch size 8, got 60" in error) == (2, True)
+
+
 def test_a_model_without_contrast_says_so(call: Call, trained: Path, language: Path, tmp_path: Path) -> None:
     """In retrieval and in an index; one with contrast does not, nor one that is untrained on purpose."""
     run = _run(

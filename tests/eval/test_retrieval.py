@@ -48,6 +48,10 @@ def items(model: CBViLA, pairs: PairSource) -> Iterator[Gallery]:
     return gallery(model, pairs, max_words=12, batch_size=2, progress=False)
 
 
+def _belongs(image_of: torch.Tensor) -> torch.Tensor:
+    return image_of.unsqueeze(0) == torch.arange(int(image_of.max()) + 1).unsqueeze(1)
+
+
 def test_ranks_by_hand() -> None:
     """Two images of two captions, one of one: the best caption counts for an image, its image for a caption."""
     image_of = torch.tensor([0, 0, 1, 1, 2])
@@ -56,7 +60,7 @@ def test_ranks_by_hand() -> None:
         [0.8, 0.7, 0.6, 0.1, 0.9],
         [0.5, 0.4, 0.3, 0.6, 0.2],
     ])  # fmt: skip
-    text_ranks, image_ranks = ranks(scores, image_of)
+    text_ranks, image_ranks = ranks(scores, _belongs(image_of))
     assert text_ranks.tolist() == [0, 3, 4]
     assert image_ranks.tolist() == [2, 0, 0, 2, 2]
     assert recalls(text_ranks, (1, 4, 5)) == (1 / 3, 2 / 3, 1.0)
@@ -65,15 +69,15 @@ def test_ranks_by_hand() -> None:
 def test_ties_count_against() -> None:
     """A model that gives every pair the same score finds nothing at 1, and what was not scored comes last."""
     image_of = torch.tensor([0, 1, 2])
-    text_ranks, image_ranks = ranks(torch.zeros(3, 3), image_of)
+    text_ranks, image_ranks = ranks(torch.zeros(3, 3), _belongs(image_of))
     assert text_ranks.tolist() == image_ranks.tolist() == [2, 2, 2]
     unscored = torch.tensor([[-torch.inf, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    assert ranks(unscored, image_of)[0].tolist() == [2, 0, 0]
+    assert ranks(unscored, _belongs(image_of))[0].tolist() == [2, 0, 0]
 
 
 def test_what_is_no_number_finds_nothing() -> None:
     """A model gone wrong must not look perfect."""
-    text_ranks, image_ranks = ranks(torch.full((3, 3), torch.nan), torch.tensor([0, 1, 2]))
+    text_ranks, image_ranks = ranks(torch.full((3, 3), torch.nan), _belongs(torch.arange(3)))
     assert text_ranks.tolist() == image_ranks.tolist() == [2, 2, 2]
 
 
@@ -83,8 +87,8 @@ def test_recall_equals_the_hit_rate_of_torchmetrics() -> None:
     image_of = torch.randint(12, (40,), generator=generator)
     image_of[:12] = torch.arange(12)
     scores = torch.rand(12, 40, generator=generator)
-    own = image_of.unsqueeze(0) == torch.arange(12).unsqueeze(1)
-    text_ranks, image_ranks = ranks(scores, image_of)
+    own = _belongs(image_of)
+    text_ranks, image_ranks = ranks(scores, own)
     for k in (1, 5, 10):
         for table, truth, found in ((scores, own, text_ranks), (scores.T, own.T, image_ranks)):
             queries = torch.arange(len(table)).unsqueeze(1).expand_as(table)
@@ -117,16 +121,16 @@ def test_the_second_stage_equals_pairs_one_by_one(
     found: list[torch.Tensor] = []
     from pixlex.eval import retrieval
 
-    def noted(scores: torch.Tensor, image_of: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def noted(scores: torch.Tensor, belongs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         found.append(scores)
-        return ranks(scores, image_of)
+        return ranks(scores, belongs)
 
     monkeypatch.setattr(retrieval, "ranks", noted)
     result = evaluate_retrieval(model, items, score=score, top_k=6, progress=False)  # type: ignore[arg-type]
     torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[1], expected, rtol=1e-4, atol=1e-5)
     assert result.num_scored == 18
-    assert result.text_recall == recalls(ranks(expected, items.image_of)[0])
+    assert result.text_recall == recalls(ranks(expected, items.belongs)[0])
 
 
 def test_pairs_in_both_lists_are_scored_once(model: CBViLA, items: Gallery) -> None:
@@ -192,9 +196,9 @@ def test_each_direction_ranks_its_own_best(
     seen: list[torch.Tensor] = []
     from pixlex.eval import retrieval
 
-    def noted(scores: torch.Tensor, image_of: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def noted(scores: torch.Tensor, belongs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(scores)
-        return ranks(scores, image_of)
+        return ranks(scores, belongs)
 
     monkeypatch.setattr(retrieval, "ranks", noted)
     evaluate_retrieval(model, items, top_k=1, progress=False)
@@ -212,6 +216,28 @@ def test_an_image_listed_twice_is_one_image(model: CBViLA, pairs: PairSource, it
     assert (first.text_recall, first.image_recall) == (second.text_recall, second.image_recall)
 
 
+def test_every_caption_counts_and_equals_are_right_for_each_other(model: CBViLA, tmp_path: Path) -> None:
+    """The same caption twice, under two images, and one picture in two rows: nobody can tell them apart."""
+    buffers = []
+    for number in (0, 1, 0):
+        buffers.append(io.BytesIO())
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(buffers[-1], "PNG")
+    captions = [["a", "and", "and"], ["and", "all"], ["any"]]
+    pq.write_table(
+        pa.table({"image": [one.getvalue() for one in buffers], "captions": captions}), tmp_path / "p.parquet"
+    )
+    found = gallery(model, open_pairs(str(tmp_path / "p.parquet")), max_words=12, progress=False)
+    assert found.image_of.tolist() == [0, 0, 0, 1, 1, 2]
+    assert found.belongs.int().tolist() == [[1, 1, 1, 1, 0, 1], [0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 1]]
+    result = evaluate_retrieval(model, found, top_k=6, progress=False)
+    assert (result.num_captions, result.num_scored) == (6, 18)
+    # The second row of scores is level with the third, and right wherever that one is.
+    level = torch.tensor([[0.0, 5, 5, 5, 0, 9], [0.0, 5, 5, 5, 0, 9], [0.0, 5, 5, 5, 0, 9]])
+    text_ranks, image_ranks = ranks(level, found.belongs)
+    assert (text_ranks.tolist(), image_ranks.tolist()) == ([0, 1, 0], [1, 0, 0, 0, 2, 1])
+
+
 def test_vectors_alone_are_enough_for_the_first_stage(
     model: CBViLA, pairs: PairSource, items: Gallery
 ) -> None:
@@ -226,7 +252,7 @@ def test_vectors_alone_are_enough_for_the_first_stage(
 def test_contrast_alone_makes_no_second_stage(model: CBViLA, items: Gallery) -> None:
     result = evaluate_retrieval(model, items, score="contrastive", progress=False)
     assert result.num_scored == result.top_k == 0
-    text_ranks, image_ranks = ranks(items.image_vectors @ items.text_vectors.T, items.image_of)
+    text_ranks, image_ranks = ranks(items.image_vectors @ items.text_vectors.T, items.belongs)
     assert (result.text_recall, result.image_recall) == (recalls(text_ranks), recalls(image_ranks))
     assert result.mean_recall == pytest.approx(np.mean([*result.text_recall, *result.image_recall]))
 

@@ -157,6 +157,12 @@ def test_a_resized_model_is_the_same_but_for_its_positions(language: Path) -> No
     assert (
         twice.see(torch.rand(1, 3, 2 * model.config.image_size, 2 * model.config.image_size)).isfinite().all()
     )
+    tuned = tiny_reasoner(language, "nlvr2")
+    squashed = resized(tuned, 2 * model.config.image_size, "squash")
+    assert (squashed.config.image_size, squashed.config.cut) == (2 * model.config.image_size, "squash")
+    for name, weights in tuned.state_dict().items():
+        if "positions" not in name:
+            assert torch.equal(squashed.state_dict()[name], weights), name
     with pytest.raises(ValueError, match="must be a multiple of the patch size 8, got 33"):
         resized(model, model.config.image_size + 1)
 

@@ -17,6 +17,7 @@ from pixlex.cli.options import (
     model_options,
     positive,
     share,
+    size_options,
 )
 from pixlex.cli.reasoning_options import reasoning_commands
 
@@ -80,17 +81,16 @@ def _retrieval(measures: Any) -> None:
     retrieval.add_argument(
         "--top-k",
         type=positive,
-        default=128,
         metavar="K",
-        help="captions of each image, and images of each caption, that matching scores; default %(default)s "
-        "(Flickr30k; 256 for COCO)",
+        help="captions of each image, and images of each caption, that matching scores; default 128, for COCO 256",
     )
     retrieval.add_argument("--limit", type=positive, help="most images, evenly spaced; default all")
     retrieval.add_argument(
         "--max-words",
         type=positive,
-        help="longest caption in words (tokens); default what the model has positions for, 64 at most",
+        help="longest caption in words (tokens); default 30, or as many as the model was trained with if more",
     )
+    size_options(retrieval)
     retrieval.add_argument("--raw-captions", action="store_true", help="captions as they are, not cleaned")
     retrieval.add_argument(
         "--untrained",

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pixlex.cli.options import add_command, machine_options, model_options, positive
+from pixlex.cli.options import add_command, machine_options, model_options, positive, size_options
 
 
 def explain_command(commands: Any) -> None:
@@ -22,6 +22,7 @@ def explain_command(commands: Any) -> None:
     )
     explain.add_argument("text", metavar="TEXT", help="what is said or asked of it, in quotes")
     model_options(explain)
+    size_options(explain)
     explain.add_argument(
         "--answer", metavar="TEXT", help="of a fine-tuned model: the answer to explain; default its own"
     )

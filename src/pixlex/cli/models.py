@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
 import torch
 
 from pixlex.cli.output import remark
+from pixlex.config.run import Run, read_run
 from pixlex.distributed import pick_device
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.reasoner import Reasoner
+from pixlex.models.resized import resized
 
 
 def model_of(options: Namespace) -> CBViLA | Reasoner:
@@ -27,7 +30,7 @@ def model_of(options: Namespace) -> CBViLA | Reasoner:
             f"{options.model} holds a model of family {pretrained.family_of(model)}, expected one of cbvila or a "
             "fine-tuned one"
         )
-    return model.to(pick_device(options.device))
+    return resized(model, options.image_size, options.resize_mode).to(pick_device(options.device))
 
 
 def cbvila_of(options: Namespace) -> CBViLA:
@@ -42,7 +45,18 @@ def cbvila_of(options: Namespace) -> CBViLA:
     if getattr(options, "untrained", False):
         torch.manual_seed(0)
         model = CBViLA.start(model.config).eval().requires_grad_(False)
-    return model.to(pick_device(options.device))
+    size, cut = getattr(options, "image_size", None), getattr(options, "resize_mode", None)
+    return resized(model, size, cut).to(pick_device(options.device))
+
+
+def run_of(name: str) -> Run | None:
+    """Return the run that a model came from, where its run folder is at hand."""
+    folder = Path(name)
+    path = (folder.parent if folder.name == "model" else folder) / "config.yaml"
+    try:
+        return read_run(path) if path.is_file() else None
+    except ValueError:  # of another version
+        return None
 
 
 def remark_without_contrast(options: Namespace, model: CBViLA) -> None:

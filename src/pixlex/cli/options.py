@@ -84,6 +84,21 @@ def batch_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def size_options(parser: argparse.ArgumentParser) -> None:
+    """Add the size of the images and how they become square, where a CB-ViLA may be told otherwise."""
+    parser.add_argument(
+        "--image-size",
+        type=positive,
+        metavar="N",
+        help="side of the images in pixels, positions resampled; default the model's own",
+    )
+    parser.add_argument(
+        "--resize-mode",
+        choices=("center", "squash"),
+        help="center cuts out a square, squash keeps all of the image and not its shape; default the model's own",
+    )
+
+
 def broken_option(parser: argparse.ArgumentParser) -> None:
     """Add the share of unreadable images that is put up with."""
     parser.add_argument(

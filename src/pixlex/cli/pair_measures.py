@@ -10,22 +10,22 @@ from typing import Any
 import torch
 
 from pixlex import distributed
-from pixlex.cli.models import cbvila_of, remark_without_contrast
+from pixlex.cli.models import cbvila_of, remark_without_contrast, run_of
 from pixlex.cli.output import answer, remark, table
 from pixlex.cli.tokens import remark_skipped
+from pixlex.config.cbvila import CBViLARun
 from pixlex.data.broken import BrokenImages, TooManyBroken
 from pixlex.data.images import open_source
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.pairs import open_pairs
 from pixlex.distributed import pick_device
 from pixlex.eval.codewords import codeword_purity
+from pixlex.eval.published import TABLE_SETTINGS, TABLE_TOP_K, TABLE_WORDS, benchmark_of, retrieval_table
 from pixlex.eval.retrieval import evaluate_retrieval, gallery, setting_of
 from pixlex.models import pretrained
 from pixlex.models.inference import compute_rows
 from pixlex.report.gallery import codeword_gallery
 from pixlex.report.measures import measure_of
-
-_MOST_WORDS = 64
 
 
 def retrieval(options: Namespace) -> int:
@@ -38,16 +38,17 @@ def retrieval(options: Namespace) -> int:
     items = gallery(
         model,
         source,
-        max_words=min(options.max_words or _MOST_WORDS, model.config.text.positions),
+        max_words=min(options.max_words or _trained_words(options.model), model.config.text.positions),
         batch_size=options.batch_size,
         limit=options.limit,
         precision=options.precision,
         progress=not options.quiet,
     )
     BrokenImages(None, source, options.max_broken_share).record(items.skipped, len(items.image_vectors))
+    top_k = options.top_k or TABLE_TOP_K[benchmark_of(source.name) or "flickr30k"]
     result = evaluate_retrieval(
-        model, items, score=options.score, top_k=options.top_k, precision=options.precision,
-        keep=options.out, progress=not options.quiet,
+        model, items, score=options.score, top_k=top_k,
+        precision=options.precision, keep=options.out, progress=not options.quiet,
     )  # fmt: skip
     if not distributed.is_first():
         return 0
@@ -57,6 +58,7 @@ def retrieval(options: Namespace) -> int:
         else pretrained.read_config(options.model, options.revision).get("trained_on", [])
     )
     setting = setting_of(trained_on, source.name)
+    published = retrieval_table(source.name, trained_on)
     values = {
         "model": options.model,
         "untrained": options.untrained,
@@ -69,14 +71,24 @@ def retrieval(options: Namespace) -> int:
         "num_captions": result.num_captions,
         "num_scored": result.num_scored,
         "skipped": [asdict(one) for one in result.skipped],
+        "published": None if published is None else asdict(published),
     }
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     remark_skipped(options, result.skipped)
     rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
-    answer(options, values, f"{setting}: {result.protocol}\n{table(rows)}")
+    lines = [f"{setting}: {result.protocol} ({TABLE_SETTINGS})", table(rows)]
+    if published is not None:
+        lines.append(published.text(f"{result.num_images:,} images"))
+    answer(options, values, "\n".join(lines))
     return 0
+
+
+def _trained_words(name: str) -> int:
+    """Return how long captions were in training, in words (tokens), and at least those of the tables."""
+    run = run_of(name)
+    return max(TABLE_WORDS, run.data.max_words) if isinstance(run, CBViLARun) else TABLE_WORDS
 
 
 def draw_gallery(options: Namespace) -> int:

@@ -11,17 +11,19 @@ from typing import Any
 from pixlex import distributed
 from pixlex.api import ImageReasoner, load_reasoner
 from pixlex.api.reasoner import MOST_WORDS
+from pixlex.cli.models import run_of
 from pixlex.cli.output import answer, remark, table
 from pixlex.cli.tokens import remark_skipped
 from pixlex.config.reasoning import ReasoningRun, ReasoningTask
-from pixlex.config.run import read_run
 from pixlex.data.broken import BrokenImages
 from pixlex.data.item_batches import evaluation_items
 from pixlex.data.items import open_items
 from pixlex.data.reasoning import ReasoningSource
+from pixlex.eval.published import TABLE_IMAGES, TABLE_WORDS, task_table
 from pixlex.eval.reasoning import ReasoningResult, evaluate_reasoning
 from pixlex.eval.vqa_score import write_vqa_submission
 from pixlex.files import write_atomically
+from pixlex.models.resized import resized
 from pixlex.report.captions import captioned_images
 from pixlex.report.measures import measure_of
 from pixlex.report.page import write_page
@@ -30,11 +32,12 @@ from pixlex.report.reasoning import answer_notes, answered_items
 
 def evaluate(options: Namespace) -> int:
     """Measure how often a model answers rightly; leave numbers, answers, a picture and a page in a folder."""
-    model = _reasoner(options).model
+    model = resized(_reasoner(options).model, options.image_size, options.resize_mode)
     task: ReasoningTask = options.measure
     if model.config.task != task:
         raise ValueError(f"{options.model} was fine-tuned to {model.config.task}, not to {task}")
-    items = open_items(options.data, task, max_words=MOST_WORDS)
+    # ALBEF keeps 50 words of a question in testing, else as many as in training.
+    items = open_items(options.data, task, max_words=MOST_WORDS if task == "vqa" else TABLE_WORDS)
     if items.num_images != model.config.num_images:
         raise ValueError(
             f"{options.model} reads {model.config.num_images} images with each text, {items.name} has "
@@ -76,7 +79,10 @@ def evaluate(options: Namespace) -> int:
             ("95 % interval of the accuracy", f"{result.interval[0]:.1%} to {result.interval[1]:.1%}")
         )
     rows += [(f"accuracy of {kind}", f"{share:.1%}") for kind, share in result.by_kind.items()]
-    answer(options, values, f"{result.protocol}\n{table(rows)}")
+    lines = [f"{result.protocol} (the paper's tables: {TABLE_IMAGES})", table(rows)]
+    if (published := task_table(task, items)) is not None:
+        lines.append(published.text(f"{len(result.answered):,} items of {items.name}"))
+    answer(options, values, "\n".join(lines))
     return 0
 
 
@@ -111,12 +117,10 @@ def _training_items(options: Namespace, task: ReasoningTask) -> ReasoningSource 
     """Return what the baselines without images learn from: as named, or what the model was fine-tuned on."""
     if options.training_data is not None:
         return open_items(options.training_data, task).answered()
-    path = Path(options.model) / "config.yaml"
-    if not path.is_file():
+    run = run_of(options.model)
+    if not isinstance(run, ReasoningRun):
         remark(options, "no baseline without images: name the training items with --training-data")
         return None
-    run = read_run(path)
-    assert isinstance(run, ReasoningRun)
     try:
         return open_items(run.data.train, task).answered()
     except (ValueError, OSError) as fault:
@@ -125,6 +129,7 @@ def _training_items(options: Namespace, task: ReasoningTask) -> ReasoningSource 
 
 
 def _values(options: Namespace, items: ReasoningSource, result: ReasoningResult) -> dict[str, Any]:
+    published = task_table(result.task, items)
     return {
         "model": options.model,
         "data": items.name,
@@ -133,6 +138,7 @@ def _values(options: Namespace, items: ReasoningSource, result: ReasoningResult)
         "interval": result.interval,
         "by_kind": dict(result.by_kind),
         "majority_answer": None if result.text_alone is None else result.text_alone.answer,
+        "published": None if published is None else asdict(published),
         "ignored": list(items.ignored[:20]),
         "skipped": [asdict(one) for one in result.skipped],
     }

@@ -13,6 +13,7 @@ from pixlex.cli.options import (
     machine_options,
     model_options,
     positive,
+    size_options,
 )
 
 _ITEMS = (
@@ -85,6 +86,7 @@ def reasoning_commands(measures: Any) -> None:
             metavar="ITEMS",
             help="what the baselines without images learn from; default: what the model was fine-tuned on",
         )
+        size_options(measure)
         _answer_options(measure)
         measure.add_argument(
             "--first-token-twice",

@@ -73,6 +73,7 @@ class ReasoningResult:
         task: the task.
         mode: "rank" (answers out of the list) or "generate" (written freely).
         shortlist: answers of the list that were ranked by their whole likelihood.
+        image_size: side of the images in pixels.
         cut: how images became square.
         answered: each item, in order.
         accuracy: mean credit of the items whose answer is known, in [0, 1]; for vqa the soft accuracy. None where
@@ -88,6 +89,7 @@ class ReasoningResult:
     task: ReasoningTask
     mode: Literal["rank", "generate"]
     shortlist: int
+    image_size: int
     cut: Cut
     answered: tuple[Answered, ...]
     accuracy: float | None
@@ -106,7 +108,7 @@ class ReasoningResult:
         if self.task == "vqa":
             ranked = f"answers ranked by likelihood among the {self.shortlist} of likeliest first words"
             answers = f"; {ranked if self.mode == 'rank' else 'answers written freely, word by word'}"
-        return f"{len(self.answered)} items, {how}{answers}; {SQUARE[self.cut]}"
+        return f"{len(self.answered)} items, {how}{answers}; {self.image_size} px, {SQUARE[self.cut]}"
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -193,6 +195,7 @@ def evaluate_reasoning(
         task=task,
         mode=mode,
         shortlist=min(shortlist, len(model.config.answers)),
+        image_size=model.config.image_size,
         cut=model.config.cut,
         answered=tuple(answered),
         accuracy=accuracy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,9 @@ class Gallery:
         key_padding: True = padding.
         text_vectors: for the first stage, of length 1.
         image_of: row of each caption's image.
+        same_pixels: row of the first image with the pixels of each.
+        same_text: row of the first caption with the text of each.
+        max_words: longest caption in words (tokens) with start and end.
         skipped: images that could not be read; their captions are left out as well.
     """
 
@@ -48,7 +52,17 @@ class Gallery:
     key_padding: Bool[Tensor, "C T"]
     text_vectors: Float[Tensor, "C e"]
     image_of: Int[Tensor, " C"]
+    same_pixels: Int[Tensor, " I"]
+    same_text: Int[Tensor, " C"]
+    max_words: int
     skipped: tuple[Skipped, ...]
+
+    @property
+    def belongs(self) -> Bool[Tensor, "I C"]:
+        """Which captions are right for which images: their own, and what nobody can tell from those."""
+        listed = torch.zeros(len(self.same_pixels), len(self.same_text), dtype=torch.bool)
+        listed[self.same_pixels[self.image_of], self.same_text] = True
+        return listed[self.same_pixels][:, self.same_text]
 
 
 @dataclass(frozen=True)
@@ -61,9 +75,11 @@ class RetrievalResult:
         num_images: I.
         num_captions: C.
         num_scored: pairs that the second stage scored, each once.
+        image_size: side of the images in pixels.
         cut: how images became square.
+        max_words: longest caption in words (tokens) with start and end.
         text_recall: share of images one of whose captions is among the first 1, 5, 10.
-        image_recall: share of captions whose image is among the first 1, 5, 10.
+        image_recall: share of captions whose image, or one that has the same caption, is among the first 1, 5, 10.
         skipped: images that could not be read.
     """
 
@@ -72,7 +88,9 @@ class RetrievalResult:
     num_images: int
     num_captions: int
     num_scored: int
+    image_size: int
     cut: Cut
+    max_words: int
     text_recall: tuple[float, ...]
     image_recall: tuple[float, ...]
     skipped: tuple[Skipped, ...]
@@ -87,7 +105,8 @@ class RetrievalResult:
         """What the numbers mean, in a line."""
         first = f"the top {self.top_k} of each by contrast, then " if self.top_k else ""
         return (
-            f"{self.num_images} images, {self.num_captions} captions, each against all; {SQUARE[self.cut]}; "
+            f"{self.num_images} images, {self.num_captions} captions, each against all; {self.image_size} px, "
+            f"{SQUARE[self.cut]}; captions of at most {self.max_words} tokens; "
             f"ranked by {first}{self.score}; ties count against"
         )
 
@@ -114,8 +133,9 @@ def gallery(
 ) -> Gallery:
     """Encode images and all their captions, each once.
 
-    A source that lists an image more than once has it here once, with the captions of all its rows. Several
-    processes share images and captions, and each keeps what the second stage looks at of its own images alone.
+    A source that lists an image more than once has it here once, with the captions of all its rows, equal ones
+    too. Several processes share images and captions, and each keeps what the second stage looks at of its own
+    images alone.
 
     Args:
         model: the network, where it is.
@@ -152,20 +172,20 @@ def gallery(
                 seen = model.see(batch.images.to(place))
                 states_of_own.append(seen.cpu() if states else seen[:, :0].cpu())
                 vectors = model.image_vectors(seen).cpu()
-            found.append(_Seen(batch.indices, vectors, batch.skipped))
+            pixels = tuple(hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch.images)
+            found.append(_Seen(batch.indices, vectors, pixels, batch.skipped))
             bar.update(len(batch.images))
     everyone = distributed.in_turn(found)
     kept = torch.cat([one.images for one in everyone])
     skipped = tuple(broken for one in everyone for broken in one.skipped)
     if not len(kept):
         raise TooManyBroken(f"{source.name}: none of {len(rows)} images can be read")
-    captions = [
-        dict.fromkeys(text for row in rows[image] for text in source.captions[row]) for image in kept.tolist()
-    ]
-    words = model.encode_texts([text for texts in captions for text in texts], max_words)
+    captions = [[text for row in rows[image] for text in source.captions[row]] for image in kept.tolist()]
+    texts = [text for several in captions for text in several]
+    words = model.encode_texts(texts, max_words)
     with evaluating(model), torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
         text, text_vectors = _read(model, words, batch_size, place, states=states, progress=progress)
-    image_of = [number for number, texts in enumerate(captions) for _ in texts]
+    image_of = [number for number, several in enumerate(captions) for _ in several]
     return Gallery(
         torch.cat(states_of_own) if states_of_own else torch.empty(0, 0, model.config.image.width),
         torch.searchsorted(kept, torch.cat([one.images for one in found])) if found else kept[:0],
@@ -174,17 +194,27 @@ def gallery(
         words.key_padding,
         text_vectors,
         torch.tensor(image_of),
+        _firsts([pixels for one in everyone for pixels in one.pixels]),
+        _firsts(texts),
+        max_words,
         skipped,
     )
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A batch of images after their encoder: which of the distinct images, in order, and their vectors."""
+    """A batch of images after their encoder: which images, in order, vectors, hashes of pixels."""
 
     images: Int[Tensor, " B"]
     vectors: Float[Tensor, "B e"]
+    pixels: tuple[str, ...]
     skipped: tuple[Skipped, ...]
+
+
+def _firsts(values: Sequence[str]) -> Int[Tensor, " V"]:
+    """Return where each value stands first."""
+    first: dict[str, int] = {}
+    return torch.tensor([first.setdefault(value, place) for place, value in enumerate(values)])
 
 
 def _rows_of_images(source: PairSource, limit: int | None) -> list[list[int]]:
@@ -268,11 +298,12 @@ def evaluate_retrieval(
         by_caption = torch.where(of_captions, logits, -torch.inf)
         num_scored = int(wanted.sum())
     text_ranks, image_ranks = distributed.from_first(
-        lambda: (ranks(by_image, items.image_of)[0], ranks(by_caption, items.image_of)[1])
+        lambda: (ranks(by_image, items.belongs)[0], ranks(by_caption, items.belongs)[1])
     )
     return RetrievalResult(
         score, depth, len(items.image_vectors), len(items.text), num_scored,
-        model.config.cut, recalls(text_ranks), recalls(image_ranks), items.skipped,
+        model.config.image_size, model.config.cut, items.max_words, recalls(text_ranks), recalls(image_ranks),
+        items.skipped,
     )  # fmt: skip
 
 
@@ -307,22 +338,20 @@ def top_pairs(
 
 
 def ranks(
-    scores: Float[Tensor, "I C"], image_of: Int[Tensor, " C"]
+    scores: Float[Tensor, "I C"], belongs: Bool[Tensor, "I C"]
 ) -> tuple[Int[Tensor, " I"], Int[Tensor, " C"]]:
-    """Return how many wrong ones stand before the best caption of each image, and before each caption's image.
+    """Return how many wrong ones stand before the best right caption of each image, and the same of captions.
 
     A wrong one of the same score stands before: a model that gives all the same score finds nothing.
 
     Args:
         scores: of all pairs; minus infinity where a pair was not scored.
-        image_of: row of each caption's image; each image has one or more.
+        belongs: which captions are right for which images; each has one or more.
     """
-    own = image_of.unsqueeze(0) == torch.arange(len(scores)).unsqueeze(1)
-    best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+    right = scores.masked_fill(~belongs, -torch.inf)
     # What is not below stands before: so does what is no number.
-    text_ranks = (~(scores < best) & ~own).sum(1)
-    right = scores[image_of, torch.arange(len(image_of))]
-    return text_ranks, (~(scores < right) & ~own).sum(0)
+    text_ranks = (~(scores < right.amax(1, keepdim=True)) & ~belongs).sum(1)
+    return text_ranks, (~(scores < right.amax(0)) & ~belongs).sum(0)
 
 
 def recalls(places: Int[Tensor, " Q"], at: Sequence[int] = RANKS) -> tuple[float, ...]:

@@ -1,8 +1,9 @@
-"""A pretrained CB-ViLA at another image size: positions resampled, all other weights as they are."""
+"""A trained CB-ViLA at another image size: positions resampled (ALBEF), all other weights as they are."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pixlex.config.cbvila import CBViLAConfig
+from pixlex.config.data import Cut
 from pixlex.models.cbvila import CBViLA
+from pixlex.models.reasoner import Reasoner
 
 # Parameters with a row for each patch -> the number of rows in front of those.
 _ON_GRID = {"image_encoder.positions": 1, "query.positions": 0, "class_patch_head.positions": 0}
@@ -18,17 +21,33 @@ _ON_GRID = {"image_encoder.positions": 1, "query.positions": 0, "class_patch_hea
 _FREE = ("image_size", "cut", "dropout_rate")
 
 
-def resized(model: CBViLA, image_size: int) -> CBViLA:
-    """Return a copy of a model for images of another size, in evaluation mode.
+@overload
+def resized(model: CBViLA, image_size: int | None = None, cut: Cut | None = None) -> CBViLA: ...
+@overload
+def resized(model: Reasoner, image_size: int | None = None, cut: Cut | None = None) -> Reasoner: ...
+def resized(
+    model: CBViLA | Reasoner, image_size: int | None = None, cut: Cut | None = None
+) -> CBViLA | Reasoner:
+    """Return a model for images of another size or resize mode, in evaluation mode; itself where nothing changes.
 
     Args:
-        model: the network.
-        image_size: side of the images in pixels; the patches keep theirs, which must divide it.
+        model: the network, pretrained or fine-tuned.
+        image_size: side of the images in pixels; the patches keep theirs, which must divide it. None keeps it.
+        cut: how images become square; None keeps it.
 
     Raises:
         ValueError: the patch size does not divide the image size.
     """
-    return started(dataclasses.replace(model.config, image_size=image_size), model).eval()
+    body = model if isinstance(model, CBViLA) else model.body
+    config = dataclasses.replace(body.config, image_size=image_size or body.config.image_size,
+                                 cut=cut or body.config.cut)  # fmt: skip
+    if config == body.config:
+        return model
+    moved: CBViLA | Reasoner = started(config, body)
+    if isinstance(model, Reasoner) and isinstance(moved, CBViLA):
+        moved = Reasoner.start(dataclasses.replace(model.config, body=config), moved, model)
+    place = next(model.parameters())
+    return moved.to(place.device).eval().requires_grad_(place.requires_grad)
 
 
 def started(config: CBViLAConfig, model: CBViLA) -> CBViLA:
