@@ -219,6 +219,46 @@ def test_a_model_without_contrast_says_so(call: Call, trained: Path, language: P
     assert (code, said in error) == (0, True)
 
 
+def test_pretraining_command(call: Call, trained: Path, tmp_path: Path) -> None:
+    """The numbers of the run's own evaluation at its end, retrieval aside; pictures and a page."""
+    arguments = ("--data", "embedded:scenes:test:12", "--batch-size", 5, "--quiet", "--json", "--precision")
+    run = json.loads((trained / "results.json").read_text())
+    precision = "bf16" if "precision: bf16" in (trained / "config.yaml").read_text() else "fp32"
+    code, out, _ = call(
+        "evaluate", "pretraining", "--model", trained, *arguments, precision, "--out", tmp_path / "out"
+    )
+    values = json.loads(out)
+    assert code == 0
+    assert values == json.loads((tmp_path / "out/results.json").read_text())
+    assert "75% of the patches hidden; pairs compared within batches of 5" in values["protocol"]
+    for name, value in run.items():
+        if "recall" not in name and "churn" not in name:
+            assert values[name.removeprefix("eval/")] == pytest.approx(value, rel=1e-4), name
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "results.json", "rebuilt.png", "codewords.png", "report.html",
+    }  # fmt: skip
+    (tmp_path / "bare").mkdir()
+    shutil.copytree(trained / "model", tmp_path / "bare/model")  # no run at hand
+    for model, more in ((trained, ("--untrained",)), (tmp_path / "bare", ())):
+        code, out, _ = call("evaluate", "pretraining", "--model", model, *arguments, precision, *more)
+        assert code == 0
+        assert (json.loads(out)["image_text_matching"] == values["image_text_matching"]) == (not more)
+
+
+def test_reconstruct_draws_figure_2(call: Call, trained: Path, tmp_path: Path) -> None:
+    """With its caption and with the next one's; of one image alone with no text; without captions from codes."""
+    arguments = ("--model", trained, "--out", tmp_path / "grid.png", "--json")
+    code, out, _ = call("reconstruct", "embedded:scenes:test:3", *arguments)
+    values = json.loads(out)
+    assert (code, len(values["keys"]), values["num_visible"]) == (0, 3, 4)
+    assert values["other_texts"] == [*values["texts"][1:], values["texts"][0]]
+    code, out, _ = call("reconstruct", "embedded:scenes:test:3", *arguments, "--limit", 1)
+    assert (code, json.loads(out)["other_texts"]) == (0, [""])
+    code, out, error = call("reconstruct", "embedded:digits:test", *arguments, "--limit", 2)
+    assert (code, "texts" in json.loads(out), "from their codes alone" in error) == (0, False, True)
+    assert (tmp_path / "grid.png").is_file()
+
+
 def test_gallery_command(call: Call, trained: Path, tmp_path: Path) -> None:
     """A picture, and how pure codewords are where images have classes."""
     arguments = ("gallery", "--model", trained, "--out", tmp_path / "gallery.png", "--quiet", "--json")

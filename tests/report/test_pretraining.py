@@ -19,7 +19,7 @@ from pixlex.report.rebuilt import rebuilt_images
 def test_rebuilt_images_stand_in_their_columns(tmp_path: Path) -> None:
     """Four columns of one color each, two rows, a caption below each."""
     columns = [torch.full((2, 3, 16, 16), shade) for shade in (0.0, 0.25, 0.5, 1.0)]
-    examples = RebuiltExamples(("a", "b"), ("a text", "a very long text " * 40), *columns)
+    examples = RebuiltExamples(("a", "b"), ("a text", "a very long text " * 40), ("another", ""), *columns)
     sheet = np.asarray(Image.open(rebuilt_images(examples, tmp_path / "rebuilt.png")))
     side = 256
     for column, shade in enumerate((0, 64, 128, 255)):

@@ -29,6 +29,7 @@ def evaluate_commands(commands: Any) -> None:
     _reconstruction(measures)
     _linear_probe(measures)
     _retrieval(measures)
+    _pretraining(measures)
     reasoning_commands(measures)
     pointing_command(measures)
     few_shot_command(measures)
@@ -106,6 +107,33 @@ def _retrieval(measures: Any) -> None:
     batch_options(retrieval)
     broken_option(retrieval)
     machine_options(retrieval)
+
+
+def _pretraining(measures: Any) -> None:
+    pretraining = add_command(
+        measures,
+        "pretraining",
+        "pair_measures:pretraining",
+        "losses, codebook and rebuilt pixels of a CB-ViLA on pairs that it has not seen",
+        processes="shared",
+    )
+    model_options(pretraining)
+    pretraining.add_argument("--data", required=True, metavar="PAIRS", help=PAIRS)
+    size_options(pretraining)
+    pretraining.add_argument("--limit", type=positive, help="most images, evenly spaced; default all")
+    pretraining.add_argument("--raw-captions", action="store_true", help="captions as they are, not cleaned")
+    pretraining.add_argument(
+        "--untrained",
+        action="store_true",
+        help="the same configuration untrained, from the same pretrained parts, seed 0",
+    )
+    pretraining.add_argument("--seed", type=int, default=0, help="of what is hidden; default %(default)s")
+    pretraining.add_argument(
+        "--out", type=Path, metavar="DIR", help="write results.json, pictures and report.html there"
+    )
+    batch_options(pretraining)
+    broken_option(pretraining)
+    machine_options(pretraining)
 
 
 def _linear_probe(measures: Any) -> None:

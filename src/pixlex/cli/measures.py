@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,25 @@ from pixlex import distributed, report
 from pixlex.api import ImageTokenizer
 from pixlex.batch import ImageBatch
 from pixlex.cli.output import answer, remark, table
+from pixlex.cli.pair_measures import reconstruct_pairs
 from pixlex.cli.tokens import load_tokenizer, open_paths, remark_skipped
 from pixlex.data.broken import BrokenImages
+from pixlex.data.decoding import IMAGE_SUFFIXES
 from pixlex.data.images import ImageSource, open_source
 from pixlex.data.loader import evaluation_batches
+from pixlex.data.pairs import NoCaptions, PairSource, open_pairs
 from pixlex.eval.reconstruction import ReconstructionResult, evaluate_reconstruction
+from pixlex.models.pretrained import read_config
 from pixlex.report.measures import measure_of
 
 
 def reconstruct(options: Namespace) -> int:
-    """Draw originals, words and reconstructions in one picture."""
+    """Draw originals, words and reconstructions in one picture; of a CB-ViLA what texts make of masked images."""
+    if read_config(options.model, options.revision)["family"] == "cbvila":
+        pairs = _captioned(options.paths)
+        if pairs is not None:
+            return reconstruct_pairs(options, pairs)
+        remark(options, "images without captions are rebuilt from their codes alone")
     source = open_paths(options.paths)
     tokenizer = load_tokenizer(options)
     batches = list(
@@ -42,6 +51,16 @@ def reconstruct(options: Namespace) -> int:
     values = {"path": str(options.out), "keys": keys, "skipped": [asdict(one) for one in skipped]}
     answer(options, values, f"{options.out}: {len(keys)} images")
     return 0
+
+
+def _captioned(paths: Sequence[str]) -> PairSource | None:
+    """Return the images with their captions; None where there are no captions."""
+    if len(paths) > 1 or Path(paths[0]).suffix.lower() in IMAGE_SUFFIXES:
+        return None
+    try:
+        return open_pairs(paths[0])
+    except NoCaptions:
+        return None
 
 
 def evaluate(options: Namespace) -> int:

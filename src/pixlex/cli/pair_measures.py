@@ -1,10 +1,10 @@
-"""`evaluate retrieval` and `gallery`."""
+"""`evaluate retrieval`, `evaluate pretraining`, `reconstruct` of a CB-ViLA, and `gallery`."""
 
 from __future__ import annotations
 
 import json
 from argparse import Namespace
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -13,19 +13,25 @@ from pixlex import distributed
 from pixlex.cli.models import cbvila_of, remark_without_contrast, run_of
 from pixlex.cli.output import answer, remark, table
 from pixlex.cli.tokens import remark_skipped
-from pixlex.config.cbvila import CBViLARun
+from pixlex.config.cbvila import CBViLAObjectiveConfig, CBViLARun
+from pixlex.config.data import SQUARE
 from pixlex.data.broken import BrokenImages, TooManyBroken
 from pixlex.data.images import open_source
 from pixlex.data.loader import evaluation_batches
-from pixlex.data.pairs import open_pairs
+from pixlex.data.pairs import PairSource, evaluation_pairs, open_pairs
 from pixlex.distributed import pick_device
 from pixlex.eval.codewords import codeword_purity
+from pixlex.eval.pretraining import evaluate_pretraining, rebuilt_examples
 from pixlex.eval.published import TABLE_SETTINGS, TABLE_TOP_K, TABLE_WORDS, benchmark_of, retrieval_table
 from pixlex.eval.retrieval import evaluate_retrieval, gallery, setting_of
 from pixlex.models import pretrained
-from pixlex.models.inference import compute_rows
+from pixlex.models.inference import compute_rows, computing
+from pixlex.nn.masking import split_patches
+from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.report.gallery import codeword_gallery
 from pixlex.report.measures import measure_of
+from pixlex.report.pretraining import pretraining_page
+from pixlex.report.rebuilt import rebuilt_images
 
 
 def retrieval(options: Namespace) -> int:
@@ -85,10 +91,102 @@ def retrieval(options: Namespace) -> int:
     return 0
 
 
+def pretraining(options: Namespace) -> int:
+    """Measure what pretraining minimizes, the codebook and rebuilt pixels on pairs; leave pictures and a page."""
+    source = open_pairs(options.data)
+    source = source if options.raw_captions else source.cleaned()
+    model = cbvila_of(options)
+    config = _objective_of(options.model)
+    max_words = min(_trained_words(options.model), model.config.text.positions)
+    objective = CBViLAObjective(model, config, 1, max_words).to(pick_device(options.device))
+    batches = evaluation_pairs(
+        source, encode=lambda texts: model.encode_texts(texts, max_words), image_size=model.config.image_size,
+        cut=model.config.cut, batch_size=options.batch_size, limit=options.limit,
+        rank=distributed.rank(), world_size=distributed.world_size(),
+    )  # fmt: skip
+    result = evaluate_pretraining(
+        objective, batches, seed=options.seed, precision=options.precision,
+        total=min(len(source), options.limit or len(source)), progress=not options.quiet,
+    )  # fmt: skip
+    BrokenImages(None, source, options.max_broken_share).record(result.skipped, result.num_images)
+    if not distributed.is_first():
+        return 0
+    compared = f"pairs compared within batches of {options.batch_size}"
+    protocol = (
+        f"{result.num_images} images, each with its first caption; {model.config.image_size} px, "
+        f"{SQUARE[model.config.cut]}; {config.mask_ratio:.0%} of the patches hidden; {compared}"
+    )
+    values = {
+        "model": options.model,
+        "untrained": options.untrained,
+        "data": source.name,
+        "protocol": protocol,
+        **{name.removeprefix("eval/"): value for name, value in result.numbers.items()},
+        "skipped": [asdict(one) for one in result.skipped],
+    }
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    remark_skipped(options, result.skipped)
+    rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
+    answer(options, values, f"{protocol}\n{table(rows)}")
+    if options.out is not None:
+        page = pretraining_page(
+            options.out, result, source, model.config, protocol,
+            commands=[options.command_line], config={"model": asdict(model.config), "objective": asdict(config)},
+        )  # fmt: skip
+        remark(options, f"page {page}")
+    return 0
+
+
+def reconstruct_pairs(options: Namespace, source: PairSource) -> int:
+    """Draw originals, masked, rebuilt with their captions and with other ones (figure 2 of the paper)."""
+    source = source.cleaned()
+    model, run = cbvila_of(options), run_of(options.model)
+    if isinstance(run, CBViLARun) and not run.objective.pixel_weight:
+        remark(
+            options, f"{options.model} was last trained without pixels, so what it rebuilds is out of date"
+        )
+    max_words = min(_trained_words(options.model), model.config.text.positions)
+    (batch,) = evaluation_pairs(
+        source, encode=lambda texts: model.encode_texts(texts, max_words), image_size=model.config.image_size,
+        cut=model.config.cut, batch_size=options.limit, limit=options.limit,
+    )  # fmt: skip
+    remark_skipped(options, batch.skipped)
+    if not len(batch.images):
+        raise TooManyBroken(f"{source.name}: none of {len(batch.skipped)} images can be read")
+    device, num_patches = pick_device(options.device), model.grid**2
+    num_visible = max(1, num_patches - round(num_patches * _objective_of(options.model).mask_ratio))
+    split = split_patches(len(batch.images), num_patches, num_visible, torch.Generator().manual_seed(0))
+    with computing(device, options.precision):
+        examples = rebuilt_examples(model, batch.to(device), split.to(device), options.limit)
+    rebuilt_images(examples, options.out)
+    values = {
+        "path": str(options.out),
+        "keys": list(examples.keys),
+        "texts": list(examples.texts),
+        "other_texts": list(examples.other_texts),
+        "num_visible": num_visible,
+        "skipped": [asdict(one) for one in batch.skipped],
+    }
+    seen = f"{num_visible} of {num_patches} patches seen"
+    answer(
+        options, values, f"{options.out}: {len(examples.keys)} images, {seen}, rebuilt with two texts each"
+    )
+    return 0
+
+
 def _trained_words(name: str) -> int:
     """Return how long captions were in training, in words (tokens), and at least those of the tables."""
     run = run_of(name)
     return max(TABLE_WORDS, run.data.max_words) if isinstance(run, CBViLARun) else TABLE_WORDS
+
+
+def _objective_of(name: str) -> CBViLAObjectiveConfig:
+    """Return what a model was trained for, where its run folder is at hand; phases aside."""
+    run = run_of(name)
+    config = run.objective if isinstance(run, CBViLARun) else CBViLAObjectiveConfig()
+    return replace(config, burn_in_steps=0, alternate_every=0)
 
 
 def draw_gallery(options: Namespace) -> int:

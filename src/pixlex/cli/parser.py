@@ -131,7 +131,11 @@ def _tokenizing_commands(commands: Any) -> None:
     batch_options(decode)
     machine_options(decode)
     reconstruct = add_command(
-        commands, "reconstruct", "measures:reconstruct", "one picture: originals, words, reconstructions"
+        commands,
+        "reconstruct",
+        "measures:reconstruct",
+        "one picture: originals, words, reconstructions; of a CB-ViLA and images with captions: original, masked, "
+        "rebuilt with its caption and with another one",
     )
     path_arguments(reconstruct)
     model_options(reconstruct)

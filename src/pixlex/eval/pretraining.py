@@ -29,14 +29,16 @@ class RebuiltExamples:
     Attributes:
         keys: names of the images.
         texts: their captions.
+        other_texts: what else they were rebuilt with: the caption of the next one, nothing where there is none.
         originals: pixels in [0, 1].
         visible: what the image encoder saw of them, the rest gray.
         rebuilt: from that and the caption.
-        rebuilt_otherwise: from that and the caption of the next example.
+        rebuilt_otherwise: from that and the other text.
     """
 
     keys: tuple[str, ...]
     texts: tuple[str, ...]
+    other_texts: tuple[str, ...]
     originals: Float[Tensor, "E 3 H W"]
     visible: Float[Tensor, "E 3 H W"]
     rebuilt: Float[Tensor, "E 3 H W"]
@@ -139,6 +141,43 @@ def evaluate_pretraining(
     return sums.result(previous_codes)
 
 
+@torch.no_grad()
+def rebuilt_examples(
+    model: CBViLA,
+    batch: ImageTextBatch,
+    split: SplitPatches,
+    most: int,
+    rebuilt: Float[Tensor, "B 3 H W"] | None = None,
+) -> RebuiltExamples:
+    """Return the first images of a batch, masked, and rebuilt with their own text and with another one (figure 2).
+
+    Args:
+        model: the network, where the batch is.
+        batch: images with texts.
+        split: which of their patches are visible.
+        most: how many are returned.
+        rebuilt: with their own texts, where that was done already.
+    """
+    if rebuilt is None:
+        rebuilt = model.rebuild(batch.images, Words(batch.word_ids, batch.key_padding), split)
+    other_texts = (*batch.texts[1:], batch.texts[0]) if len(batch.texts) > 1 else ("",)
+    words = model.encode_texts(other_texts, batch.word_ids.shape[1])
+    others = Words(words.word_ids.to(batch.images.device), words.key_padding.to(batch.images.device))
+    shown = _visible_pixels(model, split)
+    gray = shown * batch.images + 0.5 * (1 - shown)
+    pictures = (batch.images, gray, rebuilt, model.rebuild(batch.images, others, split))
+    return RebuiltExamples(
+        batch.keys[:most], batch.texts[:most], other_texts[:most], *(one[:most].cpu() for one in pictures)
+    )
+
+
+def _visible_pixels(model: CBViLA, split: SplitPatches) -> Float[Tensor, "B 1 H W"]:
+    """Return 1 where pixels are visible, else 0."""
+    seen = torch.zeros(len(split.visible), model.grid**2, device=split.visible.device)
+    on_grid = seen.scatter(1, split.visible, 1.0).view(-1, 1, model.grid, model.grid)
+    return F.interpolate(on_grid, scale_factor=model.config.patch_size)
+
+
 @dataclass(frozen=True)
 class _Found:
     """What was found in a batch.
@@ -197,11 +236,8 @@ class _Sums:
         self, batch: ImageTextBatch, split: SplitPatches
     ) -> tuple[tuple[float, ...], RebuiltExamples | None]:
         """Rebuild images; return the errors of hidden and visible patches and of a flat color, and examples."""
-        side = self.model.config.patch_size
         rebuilt = self.model.rebuild(batch.images, Words(batch.word_ids, batch.key_padding), split)
-        seen = torch.zeros(len(batch.images), self.model.grid**2, device=batch.images.device)
-        on_grid = seen.scatter(1, split.visible, 1.0).view(-1, 1, self.model.grid, self.model.grid)
-        shown = F.interpolate(on_grid, scale_factor=side)  # 1 where pixels are visible
+        shown = _visible_pixels(self.model, split)
         mean_color = (shown * batch.images).sum((2, 3), keepdim=True) / shown.sum((2, 3), keepdim=True)
         hidden_share, visible_share = (1 - shown).mean(), shown.mean()
         squares = (rebuilt - batch.images).square()
@@ -216,11 +252,7 @@ class _Sums:
         room = self.save_examples - shown_already
         if room <= 0:
             return errors, None
-        others = Words(batch.word_ids.roll(-1, 0), batch.key_padding.roll(-1, 0))
-        otherwise = self.model.rebuild(batch.images, others, split)
-        gray = shown * batch.images + 0.5 * (1 - shown)
-        pictures = (one[:room].cpu() for one in (batch.images, gray, rebuilt, otherwise))
-        return errors, RebuiltExamples(batch.keys[:room], batch.texts[:room], *pictures)
+        return errors, rebuilt_examples(self.model, batch, split, room, rebuilt)
 
     def result(self, previous_codes: Tensor | None) -> PretrainingResult:
         """Return the means over what all processes found."""
@@ -266,5 +298,6 @@ def _joined(parts: Sequence[RebuiltExamples], most: int) -> RebuiltExamples:
     return RebuiltExamples(
         tuple(key for part in parts for key in part.keys)[:most],
         tuple(text for part in parts for text in part.texts)[:most],
+        tuple(text for part in parts for text in part.other_texts)[:most],
         *(torch.cat([getattr(part, name) for part in parts])[:most] for name in names),
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pixlex import distributed
-from pixlex.config.cbvila import CBViLARun
+from pixlex.config.cbvila import CBViLAConfig, CBViLARun
 from pixlex.data.pairs import PairSource, evaluation_pairs
 from pixlex.distributed import pick_device
 from pixlex.eval.pretraining import PretrainingResult, RebuiltExamples, evaluate_pretraining
@@ -28,6 +28,9 @@ from pixlex.report.rebuilt import rebuilt_images
 
 _CODES = "validation-codes.npz"
 _SHOWN_CODEWORDS = 12
+# Headings of pictures.
+REBUILT = "Original, what was seen of it, rebuilt with its caption, rebuilt with the next one's"
+CODEWORDS = "Codewords, each with patches that it stands for"
 
 
 class PretrainingProgress(Progress):
@@ -112,11 +115,10 @@ class PretrainingProgress(Progress):
             num_codewords=_SHOWN_CODEWORDS,
             path=self.picture("codewords", step),
         )
-        self._pictures["Codewords, each with patches that it stands for"] = drawn
+        self._pictures[CODEWORDS] = drawn
 
     def _draw_rebuilt(self, examples: RebuiltExamples, step: int) -> None:
-        headings = "Original, what was seen of it, rebuilt with its caption, rebuilt with the next one's"
-        self._pictures[headings] = rebuilt_images(examples, self.picture("rebuilt", step))
+        self._pictures[REBUILT] = rebuilt_images(examples, self.picture("rebuilt", step))
 
     def write_page(self, commands: Sequence[str]) -> Path:
         """Write the page of the newest evaluation."""
@@ -135,3 +137,50 @@ class PretrainingProgress(Progress):
             curves=self.curves,
             pictures=self._pictures,
         )
+
+
+def pretraining_page(
+    folder: Path,
+    result: PretrainingResult,
+    pairs: PairSource,
+    model: CBViLAConfig,
+    protocol: str,
+    *,
+    commands: Sequence[str],
+    config: Mapping[str, Any],
+) -> Path:
+    """Draw what an evaluation found, and write its page.
+
+    Args:
+        folder: where rebuilt.png, codewords.png and report.html go.
+        result: what was found.
+        pairs: the images that were measured.
+        model: shapes of the network.
+        protocol: what the numbers mean.
+        commands: what was typed to get this result, exactly.
+        config: the settings, of plain values.
+    """
+    pictures = {}
+    if result.examples is not None:
+        pictures[REBUILT] = rebuilt_images(result.examples, folder / "rebuilt.png")
+    if result.codes is not None:
+        pictures[CODEWORDS] = codeword_gallery(
+            pairs,
+            result.indices,
+            result.codes,
+            image_size=model.image_size,
+            grid=model.grid,
+            num_codewords=_SHOWN_CODEWORDS,
+            path=folder / "codewords.png",
+        )
+    return write_page(
+        folder / "report.html",
+        title=f"CB-ViLA, {model.image_size} px, {model.grid} x {model.grid}: {pairs.name}",
+        introduction=f"{protocol}.",
+        numbers=result.numbers,
+        examples=None,
+        commands=commands,
+        config=config,
+        notes=unreadable(result.skipped),
+        pictures=pictures,
+    )

@@ -9,7 +9,7 @@ from pixlex.report.pictures import labeled_rows
 
 
 def rebuilt_images(examples: RebuiltExamples, path: Path) -> Path:
-    """Write a PNG with one row for each image: original, seen, rebuilt, rebuilt with another text; its caption.
+    """Write a PNG with one row for each image: original, seen, rebuilt, rebuilt with another text; both texts.
 
     Args:
         examples: one or more images.
@@ -22,6 +22,7 @@ def rebuilt_images(examples: RebuiltExamples, path: Path) -> Path:
         "original": examples.originals,
         "seen": examples.visible,
         "rebuilt": examples.rebuilt,
-        "with the next caption": examples.rebuilt_otherwise,
+        "with another text": examples.rebuilt_otherwise,
     }
-    return labeled_rows(columns, examples.texts, path)
+    pairs = zip(examples.texts, examples.other_texts, strict=True)
+    return labeled_rows(columns, [f"{text} | {other or '(no text)'}" for text, other in pairs], path)
