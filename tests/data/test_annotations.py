@@ -150,20 +150,34 @@ def test_visual_genome(tmp_path: Path, picture: Picture) -> None:
             [{"image": "a", "caption": "b"}, {"image": "c", "caption": 3}],
             r"entry 1 \(c\): expected a caption",
         ),
-        ([{"image": "a", "caption": "b"}, {"caption": "c"}], "an entry has no 'image'"),
+        ([{"image": "a", "caption": "b"}, {"caption": "c"}], "entry 1 has no field 'image'"),
         (
             [{"image": "a", "caption": "b"}, {"image": 3, "caption": "c"}],
-            "entry 1: expected image to be a path",
+            "entry 1: expected a path, got 3",
         ),
-        ([{"image": "a", "caption": "b"}, "c"], "malformed entry"),
+        ([{"image": "a", "caption": "b"}, {"image": "c"}], "entry 1 has no field 'caption'"),
+        (
+            {**COCO, "annotations": [{"image_id": "7.0", "caption": "x"}, {"caption": "y"}]},
+            "annotation 1 has no field",
+        ),
+        ({**COCO, "images": [{"id": 1.0, "file_name": "a"}, {"id": "1", "file_name": "b"}]}, "got '1' again"),
+        (
+            {"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "x"}]},
+            "image 0 has no field 'file_n",
+        ),
+        (
+            [{"image": "a", "caption": "b"}, {"image": "c", "caption": {"d": "e" * 999}}],
+            "got .{80}; expected",
+        ),
+        ([{"image": "a", "caption": "b"}, "c"], "entry 1 is malformed: 'c'"),
         ([{"image": "a", "caption": ""}], "none of 1 images has a caption"),
         (
             {**COCO, "annotations": [{"image_id": 9, "caption": "x"}]},
             "belongs to image 9, which is not among",
         ),
-        ({"images": [{"sentences": [], "filename": "a"}]}, "an entry has no 'split'"),
-        ([{"id": 1, "regions": [{"phrase": 3}]}], "malformed entry: 1: expected a caption"),
-        ([{"regions": [{"phrase": "x"}]}], "an entry has no 'image_id'"),
+        ({"images": [{"sentences": [], "filename": "a"}]}, "image 0 has no field 'split'"),
+        ([{"id": 1, "regions": [{"phrase": 3}]}], "entry 0: expected a caption"),
+        ([{"regions": [{"phrase": "x"}]}], "entry 0 has no field 'image_id'"),
     ],
 )
 def test_files_that_do_not_fit(tmp_path: Path, content: Any, sentence: str) -> None:
@@ -173,7 +187,7 @@ def test_files_that_do_not_fit(tmp_path: Path, content: Any, sentence: str) -> N
 
 def test_files_that_are_no_json_and_options_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "set.json").write_bytes(b"\x80{")
-    with pytest.raises(ValueError, match=r"set\.json: not JSON"):
+    with pytest.raises(ValueError, match=r"set\.json: expected UTF-8 text, got 0x80 at byte 0"):
         open_pairs(str(tmp_path / "set.json"))
     genome = write(tmp_path / "genome.json", GENOME)
     coco = write(tmp_path / "coco.json", COCO)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import tarfile
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pixlex.data.chosen import ChosenImages
 from pixlex.data.images import open_source
 from pixlex.data.pairs import NoCaptions, PairSource, open_pairs
 from pixlex.data.sources import FileSource
@@ -46,6 +48,139 @@ def test_columns_of_lists(tmp_path: Path, path_column: str, caption_column: str)
         source = open_pairs(str(tmp_path / f"set.{suffix}"))
         assert source.captions == (('a "quoted", text', "c"), ("b",)), suffix
         assert keys(source) == ["1.png", "2.png"]
+
+
+def test_cells_of_lists_of_any_length_and_half_characters(tmp_path: Path) -> None:
+    """Lists inside texts, a byte order mark, captions beyond csv's limit; what cannot be seen is no caption."""
+    long = "word " * 50_000
+    rows = [
+        ("1.png", json.dumps(["a", "b"])),
+        ("2.png", str(["c", "d's"])),
+        ("3.png", long),
+        ("4.png", "\u200b\u2060"),
+        ("5.png", "e\0f"),
+    ]
+    with (tmp_path / "set.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows([("path", "caption"), *rows])
+    jsonl = "".join(json.dumps({"path": path, "caption": text}) + "\n" for path, text in rows)
+    (tmp_path / "set.jsonl").write_text(
+        "\ufeff" + jsonl + '{"path": "6.png", "caption": "g\\ud83d"}\n', "utf-8"
+    )
+    expected = (("a", "b"), ("c", "d's"), (long.strip(),), ("e f",))
+    source = open_pairs(str(tmp_path / "set.csv"))
+    assert source.captions == expected
+    assert source.ignored == ("4.png",)
+    assert open_pairs(str(tmp_path / "set.jsonl")).captions == (*expected, ("g",))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "sentence"),
+    [
+        ("a.csv", "path,caption\n1,\n2,caf\xe9\n".encode("latin-1"), r"a\.csv line 3: .*got 0xe9 at byte 21 "),
+        ("a.tsv", "path\tcaption\n".encode("utf-16"), r"a\.tsv line 1: .*byte order mark of UTF-16 at byte 0"),
+        ("a.jsonl", b'{"path": "1"}\n{"path": "\xe9"}', r"a\.jsonl line 2: .*got 0xe9 at byte 24 "),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl line 1: not JSON: "),
+        ("a.csv", b"path,caption,caption\n1,a,b\n", r"a\.csv: expected columns .* got 'caption' twice"),
+        ("a.csv", b"path,caption\na\\b.png,x\n", r"a\.csv line 2, column path: .*backslashes, as Windows does"),
+        ("a.jsonl", b'{"path": "a\\u0000", "text": "b"}', r"a\.jsonl line 1, column path: .* no file can have"),
+        ("a.jsonl", b'{"path": "a\\ud83d", "text": "b"}', r"a\.jsonl line 1, column path: .* no file can have"),
+        ("a.json", b'[{"image": "1", "caption": "\xe9"}]', r"a\.json: .*got 0xe9 at byte 28 "),
+    ],
+)  # fmt: skip
+def test_what_is_no_text_is_named_with_file_and_place(
+    tmp_path: Path, name: str, data: bytes, sentence: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=sentence):
+        open_pairs(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "json", "parquet"])
+def test_paths_of_another_machine_and_addresses_of_files(tmp_path: Path, picture: Picture, form: str) -> None:
+    """The longest tail below images= is taken; what is here, or nowhere, stays as it is."""
+    folder = tmp_path / "coco pictures"
+    for name in ("train2014/1.png", "train2014/2.png", "2.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture(0))
+    (tmp_path / "here.png").write_bytes(picture(0))
+    paths = [
+        "/export/share/vision/train2014/1.png",
+        "/export/share/vision/train2014/2.png",
+        "/export/share/vision/train2014/gone.png",
+        "/export/2.png",
+        "/nowhere/3.png",
+        f"file://{tmp_path}/here.png",
+        f"file://localhost{tmp_path}/coco%20pictures/2.png",
+        "2.png",
+    ]
+    rows = [{"image": path, "caption": str(number)} for number, path in enumerate(paths)]
+    file = tmp_path / f"set.{form}"
+    match form:
+        case "csv":
+            file.write_text("image,caption\n" + "".join(f"{row['image']},{row['caption']}\n" for row in rows))
+        case "jsonl":
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        case "json":
+            file.write_text(json.dumps(rows))
+        case _:
+            pq.write_table(pa.Table.from_pylist(rows), file)
+    source = open_pairs(f"{file}?images={folder}")
+    assert keys(source) == [
+        "train2014/1.png",
+        "train2014/2.png",
+        "train2014/gone.png",
+        "2.png",
+        "/nowhere/3.png",
+        f"{tmp_path}/here.png",
+        f"{folder}/2.png",
+        "2.png",
+    ]
+    assert source.read(5).data == picture(0)
+
+
+def test_a_folder_as_imagefolder_writes_it(tmp_path: Path, picture: Picture) -> None:
+    """file_name is relative to the metadata, the nearest file counts, and columns give captions and labels."""
+    for name in ("a.png", "b/1.png", "b/2.png", "c/1.png", "d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(picture(0))
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "a.png", "text": "one", "label": 1.0}\n{"file_name": "c/1.png", "text": ["two", "three"]}\n'
+        '{"file_name": "b/1.png", "text": "farther"}\n'
+    )
+    (tmp_path / "b" / "metadata.csv").write_text("file_name,text,label\n1.png,four,0\n./2.png,five,1\n")
+    source = open_pairs(str(tmp_path))
+    assert dict(zip(keys(source), source.captions, strict=True)) == {
+        "a.png": ("one",), "b/1.png": ("four",), "b/2.png": ("five",), "c/1.png": ("two", "three"),
+    }  # fmt: skip
+    assert source.ignored == ("d.png",)
+    images = open_source(str(tmp_path))
+    assert isinstance(images, FileSource)
+    assert images.labels.indices.tolist() == [1, 0, 1, -1, -1]
+    assert images.class_names == ("0", "1")
+    assert isinstance(source.images, ChosenImages)
+    assert isinstance(source.images.parts[0], FileSource)
+    assert source.images.parts[0].ignored == ()
+
+
+def test_metadata_that_does_not_fit(tmp_path: Path, picture: Picture) -> None:
+    (tmp_path / "a.png").write_bytes(picture(0))
+    metadata = tmp_path / "metadata.csv"
+    metadata.write_text("camera,place\nx,y\n")  # of something else
+    assert open_source(str(tmp_path)).ignored == ("metadata.csv",)  # type: ignore[attr-defined]
+    metadata.write_text("file_name,prompt\na.png,one\ngone.png,two\n")
+    with pytest.warns(
+        UserWarning, match=r"metadata\.csv: 1 rows name images that are not .* such as 'gone\.png'"
+    ):
+        assert open_pairs(f"{tmp_path}?captions=prompt").captions == (("one",),)
+    metadata.write_text("file_name,label\na.png,cat\na.png,dog\n")
+    with pytest.raises(
+        ValueError, match=r"metadata\.csv line 3: expected one row for each image, got 'a\.png' again"
+    ):
+        open_source(str(tmp_path))
+    metadata.write_text("file_name,label\na.png,cat\n")
+    assert open_source(str(tmp_path)).class_names == ("cat",)
+    with pytest.raises(ValueError, match="expected a column prompt in a metadata file, found none"):
+        open_pairs(f"{tmp_path}?captions=prompt")
 
 
 def test_quotes_in_tsv(tmp_path: Path) -> None:
@@ -88,13 +223,17 @@ def test_a_row_for_each_caption(tmp_path: Path) -> None:
             r"lists web addresses \(columns url, caption\): download",
         ),
         ("a.jsonl", '{"image_url": "http://x/1.jpg", "text": "a"}\n', "lists web addresses .* img2dataset"),
-        ("a.csv", "image,caption\nhttp://x/1.jpg,a\n", r"line 2: image is a web address \(http://x/1.jpg\)"),
+        (
+            "a.csv",
+            "image,caption\nhttp://x/1.jpg,a\n",
+            r"column image: the image is a web address \('http://x/1.jpg'\)",
+        ),
         (
             "a.csv",
             "file,caption\n1.jpg,a\n",
             "expected a column path, filepath, image or file_name, found file, c",
         ),
-        ("a.csv", "path,caption\n,a\n", "line 2: expected a path in the column path, got ''"),
+        ("a.csv", "path,caption\n,a\n", "line 2, column path: expected a path, got ''"),
         (
             "a.jsonl",
             '{"path": "a", "caption": {"raw": "x"}}',
@@ -190,9 +329,7 @@ def test_shards(tmp_path: Path, picture: Picture) -> None:
     )  # fmt: skip
     assert source.ignored == tuple(f"set-0.tar/{number}.png" for number in (4, 5, 6))
     assert source.read(4).data == picture(7)
-    with pytest.raises(
-        ValueError, match="shards, folders and embedded sets take the options rows, got captions"
-    ):
+    with pytest.raises(ValueError, match="shards and embedded sets take the options rows, got captions"):
         open_pairs(f"{tmp_path / 'set-0.tar'}?captions=caption")
     write_tar(tmp_path / "bare.tar", {"0.png": picture(0), "0.cls": b"1"})
     with pytest.raises(NoCaptions, match="has no captions"):
@@ -222,7 +359,7 @@ def test_a_folder_as_img2dataset_writes_it(tmp_path: Path, picture: Picture) -> 
         open_pairs(str(tmp_path))
     (tmp_path / "00000" / "0.json").unlink()
     (tmp_path / "00000" / "0.txt").write_bytes(b"\x80")
-    with pytest.raises(ValueError, match=r"0\.txt is not UTF-8 text"):
+    with pytest.raises(ValueError, match=r"0\.txt: expected UTF-8 text, got 0x80 at byte 0"):
         open_pairs(str(tmp_path))
 
 

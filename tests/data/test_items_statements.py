@@ -172,6 +172,17 @@ def test_two_columns_of_images(tmp_path: Path, picture: Picture) -> None:
     assert open_items(f"{tmp_path}/pairs.parquet", "nlvr2").images.read(0).data == picture(10)
 
 
+def test_lists_of_images_inside_a_text_and_paths_of_another_machine(tmp_path: Path, picture: Picture) -> None:
+    for number in range(2):
+        (tmp_path / f"dev-8-0-img{number}.png").write_bytes(picture(number))
+    (tmp_path / "a.csv").write_text(
+        "images,sentence,label\n\"['/export/nlvr/dev-8-0-img0.png', 'dev-8-0-img1.png']\",Two dogs.,1.0\n"
+    )
+    source = open_items(str(tmp_path / "a.csv"), "nlvr2")
+    assert [source.images.key(place) for place in range(2)] == ["dev-8-0-img0.png", "dev-8-0-img1.png"]
+    assert source.answers == (("true",),)
+
+
 def test_truth() -> None:
     assert [truth(label) for label in ("True", "true", 1, True, "1")] == [("true",)] * 5
     assert [truth(label) for label in ("False", " false", 0, False, "0")] == [("false",)] * 5
@@ -244,7 +255,7 @@ def test_hypotheses_on_a_table_of_images(tmp_path: Path, picture: Picture) -> No
     assert [source.images.read(index).data for index in range(2)] == [picture(11), picture(12)]
     assert source.ignored == (f"entry 2: {tmp_path}/images.parquet has no image 13",)
     pq.write_table(pa.concat_tables([table, table]), tmp_path / "twice.parquet")
-    with pytest.raises(ValueError, match=r"twice\.parquet#2: expected ids that occur once, got 12 again"):
+    with pytest.raises(ValueError, match=r"twice\.parquet#2: expected ids that occur once, got '12' again"):
         open_items(f"{tmp_path}/ve.json?images={tmp_path}/twice.parquet", "entailment")
     pq.write_table(table.drop_columns(["image_id"]), tmp_path / "bare.parquet")
     with pytest.raises(ValueError, match="expected a column image_id, found image"):

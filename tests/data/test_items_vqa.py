@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import pickle
 from collections.abc import Callable
@@ -234,6 +235,46 @@ def test_images_in_the_rows(tmp_path: Path, picture: Picture) -> None:
     pq.write_table(table.slice(0, 1), tmp_path / "none.parquet")
     with pytest.raises(ValueError, match="nothing is left of all of them after cleaning, the first"):
         opened(f"{tmp_path}/none.parquet")
+
+
+def test_ids_of_any_kind_and_answers_in_one_cell(coco: Path, tmp_path: Path) -> None:
+    """42000, 42000.0 and "42000" are one question; lists inside a text are lists."""
+    questions = json.loads((coco / "questions.json").read_text())
+    for number, kind in enumerate((float, str, lambda one: f"{one}.0")):
+        questions["questions"][number]["question_id"] = kind(questions["questions"][number]["question_id"])
+        questions["questions"][number]["image_id"] = kind(questions["questions"][number]["image_id"])
+    write(tmp_path / "kinds.json", questions)
+    options = f"images={coco / 'images'}&annotations={coco / 'annotations.json'}"
+    source, same = (
+        opened(f"{path}?{options}") for path in (coco / "questions.json", tmp_path / "kinds.json")
+    )
+    assert (same.ids, same.answers, same.images.identity) == (
+        source.ids,
+        source.answers,
+        source.images.identity,
+    )
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        rows = [
+            ("1.0", "what\0 is it", "['a', 'b']"),
+            ("2", "is\u200b it", '[{"answer": "a", "answer_id": 1}, {"answer": "\ufeffb"}]'),
+            ("3", "who", "[sic]"),
+            ("4", "when", "1999.0"),
+        ]
+        csv.writer(file).writerows(
+            [("question_id", "question", "answers", "image"), *((*row, "1.png") for row in rows)]
+        )
+    source = open_items(f"{tmp_path / 'a.csv'}?images={one_picture(tmp_path)}", "vqa", clean=False)
+    assert source.ids == ("1", "2", "3", "4")
+    assert source.texts == ("what  is it", "is it", "who", "when")
+    assert source.answers == (("a", "b"), ("a", "b"), ("[sic]",), ("1999.0",))
+    write(tmp_path / "b.json", [{"question_id": 1, "question": "\u200b", "image": "1.png", "answer": "a"}])
+    with pytest.raises(ValueError, match=r"b\.json entry 0: expected a text in question, got '\\u200b'"):
+        opened(f"{tmp_path / 'b.json'}?images={tmp_path}")
+
+
+def one_picture(folder: Path) -> Path:
+    (folder / "1.png").write_bytes(b"")
+    return folder
 
 
 def test_a_set_as_answer_is_one_answer(tmp_path: Path, picture: Picture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,10 @@ from pixlex.data.labels import RowLabel, labels_of_known_classes, resolve_labels
         (3, "cat", RowLabel(3, "cat")),
         (" 3 ", " cat ", RowLabel(3, "cat")),
         (3.0, "cat", RowLabel(3, "cat")),
+        ("3.0", "cat", RowLabel(3, "cat")),
+        (Decimal(3), float("nan"), RowLabel(3, None)),
+        ("-1.0", "", RowLabel(None, None)),
+        ("3d", None, RowLabel(None, "3d")),
         (np.int32(3), None, RowLabel(3, None)),
         (None, "cat", RowLabel(None, "cat")),
         ("", "", RowLabel(None, None)),
@@ -34,6 +39,8 @@ def test_fields_of_a_row(label: object, class_name: object, expected: RowLabel) 
     ("label", "class_name", "sentence"),
     [
         (2.5, None, "row 1: label must be an integer, got 2.5"),
+        ("9" * 5000, None, "row 1: label must be an integer, got '9{76}...$"),
+        (0, [1] * 99, r"row 1: class_name must be a text, got .{80}$"),
         (True, None, "row 1: label must be an integer, got True"),
         ([1], None, "row 1: label must be an integer"),
         ("cat", "Felis catus", "row 1: label must be an integer, got 'cat'"),
@@ -103,7 +110,7 @@ def test_classes_without_a_name_may_be_called_by_their_number(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("id,name\n0,cat\n", "expected the columns label and class_name.*found \\['id', 'name'\\]"),
+        ("id,name\n0,cat\n", "expected the columns label \\(or wnid\\) and class_name, found id, name"),
         ("label,class_name\n0,cat\n0,dog\n", "line 3: label 0 has two names"),
         ("label,class_name\n0,\n", "line 2: expected a label and a class_name"),
         ("label,class_name\n0\n", "line 2: expected a label and a class_name"),
@@ -119,5 +126,5 @@ def test_declared_classes_keep_names_that_do_not_occur() -> None:
     labels = labels_of_known_classes([1, None, -1], ["cat", "dog", "emu"], "source")
     assert labels.indices.tolist() == [1, -1, -1]
     assert labels.class_names == ("cat", "dog", "emu")
-    with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\).*got 0 to 2"):
+    with pytest.raises(ValueError, match=r"source row 1: labels must be integers in \[0, 2\).*got 2"):
         labels_of_known_classes([0, 2], ["cat", "dog"], "source")

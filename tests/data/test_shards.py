@@ -93,7 +93,9 @@ def test_a_pickle_in_a_shard_is_never_loaded(tmp_path: Path, picture: Picture) -
     assert sorted(entry.split(" ")[0] for entry in source.ignored) == sorted(name[1:] for name in names)
     for extension in ("cls", "json", "txt"):
         bad = write_tar(tmp_path / "bad.tar", {"a.png": picture(0), f"a.{extension}": bomb})
-        with pytest.raises(ValueError, match=rf"the \.{extension} file of bad\.tar/a\.png is not"):
+        with pytest.raises(
+            ValueError, match=rf"the \.{extension} file of bad\.tar/a\.png: (expected UTF-8|not JSON)"
+        ):
             open_source(str(bad))
     assert not (tmp_path / "exploded").exists()
     pickle.loads(bomb).close()  # the bomb is a live one
@@ -132,7 +134,7 @@ def test_a_preferred_image_of_two(tmp_path: Path, picture: Picture) -> None:
             r"no image in the 1 shards .* expected files ending in \.jpg.*found flac",
         ),
         ({"a.png": b"x", "a.cls": b"1"}, "label 1 has no name"),
-        ({"a.png": b"x", "a.json": b"{"}, r"the \.json file of set\.tar/a\.png is not JSON"),
+        ({"a.png": b"x", "a.json": b"{"}, r"the \.json file of set\.tar/a\.png: not JSON"),
         (
             {"a.png": b"x", "a.json": b'{"label": "x", "class_name": "cat"}'},
             "label must be an integer, got 'x'",

@@ -166,12 +166,10 @@ def test_malformed_lists(tmp_path: Path, name: str, text: str, sentence: str) ->
 
 
 def test_missing_and_unreadable_files_are_found_when_read(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(
-        '{"path": "gone.png"}\n{"path": "folder.png"}\n{"path": "nul\\u0000.png"}\n'
-    )
+    (tmp_path / "a.jsonl").write_text('{"path": "gone.png"}\n{"path": "folder.png"}\n')
     (tmp_path / "folder.png").mkdir()
     source = open_list(tmp_path / "a.jsonl")
-    for index, sentence in enumerate(["does not exist", "Is a directory", "not a path"]):
+    for index, sentence in enumerate(["does not exist", "Is a directory"]):
         with pytest.raises(UnreadableImage, match=sentence) as caught:
             source.read(index)
         assert caught.value.key == source.key(index)

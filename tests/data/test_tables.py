@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pickle
 from collections.abc import Callable
@@ -16,7 +17,8 @@ import pytest
 from pixlex.data import tables
 from pixlex.data.decoding import UnreadableImage, load_image
 from pixlex.data.images import open_source
-from pixlex.data.tables import ParquetSource
+from pixlex.data.pairs import open_pairs
+from pixlex.data.tables import ParquetSource, image_columns
 
 Picture = Callable[..., bytes]
 
@@ -82,12 +84,62 @@ def test_the_cache_of_row_groups_is_bounded(
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.large_binary(), pa.struct([("bytes", pa.binary()), ("path", pa.string())])]
+    "kind",
+    [
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.dictionary(pa.int8(), pa.binary()),
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        pa.struct([("path", pa.string()), ("bytes", pa.large_binary())]),
+        pa.list_(pa.uint8()),
+        pa.large_list(pa.uint8()),
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.dictionary(pa.int32(), pa.string()),
+    ],
+    ids=str,
 )
 def test_other_columns_of_bytes(tmp_path: Path, picture: Picture, kind: pa.DataType) -> None:
-    image = {"bytes": picture(0), "path": "a.png"} if pa.types.is_struct(kind) else picture(0)
-    path = write(tmp_path / "set.parquet", {"picture": pa.array([image], kind), "text": ["x"]})
-    assert ParquetSource("set", [path]).read(0).data == picture(0)
+    """Bytes in every type that holds them, and base64, half of it behind the beginning of an address."""
+    images = [picture(number) for number in range(4)]
+    is_text = "string" in str(kind) and not pa.types.is_struct(kind)
+    if pa.types.is_struct(kind):
+        cells: list[Any] = [{"bytes": image, "path": "a.png"} for image in images]
+    elif is_text:
+        texts = [base64.encodebytes(image).decode() for image in images]
+        cells = [texts[0], f"data:image/png;base64,{texts[1]}", None, "?"]
+    else:
+        cells = [list(image) if "list" in str(kind) else image for image in images]
+    column = pa.array(cells, kind.value_type).dictionary_encode() if pa.types.is_dictionary(kind) else None
+    path = write(
+        tmp_path / "set.parquet",
+        {"picture": pa.array(cells, kind) if column is None else column, "text": ["x"] * 4},
+    )
+    source = ParquetSource("set", [path])
+    assert image_columns(path) == ["picture"]
+    assert [source.read(index).data for index in range(2)] == images[:2]
+    if is_text:
+        with pytest.raises(UnreadableImage, match=r"set\.parquet#2: the row holds no image"):
+            source.read(2)
+        with pytest.raises(UnreadableImage, match=r"set\.parquet#3: its cell is no base64"):
+            source.read(3)
+    else:
+        assert source.read(3).data == images[3]
+
+
+def test_bytes_of_one_size_and_lists_with_gaps(tmp_path: Path, picture: Picture) -> None:
+    images = [picture(0).ljust(2000, b"\0"), picture(1).ljust(2000, b"\0")]
+    path = write(tmp_path / "a.parquet", {"image": pa.array(images, pa.binary(2000))})
+    assert ParquetSource("set", [path]).read(1).data == images[1]
+    path = write(tmp_path / "b.parquet", {"image": pa.array([[1, None]], pa.list_(pa.uint8()))})
+    with pytest.raises(UnreadableImage, match=r"b\.parquet#0: expected bytes, got \[1, None\]"):
+        ParquetSource("set", [path]).read(0)
+
+
+def test_captions_in_letters_of_base64_are_no_images(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.parquet", {"path": ["abcd"] * 3, "caption": ["words" * 40] * 3})
+    assert image_columns(path) == []
 
 
 def test_a_struct_may_hold_a_path_alone_and_a_cell_nothing(tmp_path: Path, picture: Picture) -> None:
@@ -119,9 +171,61 @@ def test_class_names_that_datasets_wrote_into_the_file(tmp_path: Path, picture: 
 
 
 @pytest.mark.parametrize(
+    ("metadata", "sentence"),
+    [
+        ("{", "metadata 'huggingface': not JSON"),
+        (b"\xff", "metadata 'huggingface': expected UTF-8 text"),
+        ("3", None),
+        ('{"info": {"features": {"label": {"names": 3}}}}', "expected the class names of label.* got 3"),
+        (
+            '{"info": {"features": {"label": {"names": ["a", 3]}}}}',
+            r"expected the class names.* got \['a', 3\]",
+        ),
+        (
+            '{"info": {"features": {"label": {"names": ["a"]}}}}',
+            r"column label row 1: .*\[0, 1\).* got 'dog'",
+        ),
+        ('{"info": null}', None),
+    ],
+)
+def test_damaged_metadata_of_datasets(tmp_path: Path, metadata: str | bytes, sentence: str | None) -> None:
+    path = tmp_path / "set.parquet"
+    table = pa.table({"image": [b"x", b"y"], "label": [None, "dog"]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), path)
+    with pytest.raises(ValueError, match=sentence or "'dog' has no label"):
+        ParquetSource(str(path), [path])
+
+
+def test_columns_twice_and_texts_that_are_no_utf_8(tmp_path: Path) -> None:
+    """Errors with file and column, and the row."""
+    pq.write_table(pa.table([[b"x"], [0], [1]], names=["image", "label", "label"]), tmp_path / "a.parquet")
+    with pytest.raises(
+        ValueError, match=r"a\.parquet: expected columns with names of their own, got 'label'"
+    ):
+        open_source(str(tmp_path / "a.parquet"))
+    bad = pa.array([b"ok", b"caf\xe9"]).view(pa.string())
+    write(tmp_path / "b.parquet", {"image": [b"x", b"y"], "caption": bad})
+    for description in ("b.parquet", "c.parquet"):
+        write(tmp_path / "c.parquet", {"path": ["x", "y"], "caption": bad})
+        with pytest.raises(
+            ValueError, match=rf"{description}#1, column caption: expected UTF-8 text, got b'caf"
+        ):
+            open_pairs(str(tmp_path / description))
+
+
+@pytest.mark.parametrize(
     ("columns", "sentence"),
     [
         ({"text": ["x"]}, r"expected one column of image bytes .* found text: string"),
+        (
+            {"images": [[b"x"]], "text": ["x"]},
+            r"expected one image a row, got a list of them, list<element: binary>, in the column images",
+        ),
+        ({f"column {number}": [0] for number in range(999)}, r"set\.parquet: expected one column.{1,600}$"),
+        (
+            {"image": [b"x"], "label": [[1] * 999], "class_name": ["cat"]},
+            r"set\.parquet row 0: label must be an integer, got .{80}$",
+        ),
         (
             {"left": [b"x"], "right": [b"x"]},
             r"or one of them named 'image'; found left: binary, right: binary",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pixlex.data.captioned import AnnotatedSplits
-from pixlex.data.text import texts_in
+from pixlex.data.lists import image_path
+from pixlex.data.text import id_text, json_value, texts_in, whole_number
+from pixlex.messages import quoted
 
 GENOME_FOLDERS = ("VG_100K", "VG_100K_2")
 _EXPECTED = (
@@ -62,21 +63,18 @@ def read_annotations(path: Path, images: Path, index: Path | None = None) -> Ann
     elif index is not None:
         raise ValueError(f"{path}: the option index belongs to Visual Genome's region descriptions")
     try:
-        return reader(content)
-    except KeyError as fault:
-        raise ValueError(f"{path}: an entry has no {fault}; {_EXPECTED}") from fault
-    except (TypeError, AttributeError, ValueError) as fault:
-        raise ValueError(f"{path}: malformed entry: {fault}; {_EXPECTED}") from fault
+        return reader(content, images)
+    except ValueError as fault:
+        raise ValueError(f"{path}: {fault}; {_EXPECTED}") from fault
 
 
 def load_json(path: Path, kept: Callable[[dict[str, Any]], Any]) -> Any:
     """Return what is in a .json file, objects as `kept` returns them; raises `ValueError` if it cannot be read."""
     try:
-        return json.loads(path.read_bytes(), object_hook=kept)
-    except ValueError as fault:  # JSONDecodeError, UnicodeDecodeError
-        raise ValueError(f"{path}: not JSON: {fault}") from fault
+        data = path.read_bytes()
     except OSError as fault:
         raise ValueError(f"{path} cannot be read: {fault.strerror or fault}") from fault
+    return json_value(data, path, kept)
 
 
 def _without_bulk(entry: dict[str, Any]) -> Any:
@@ -121,55 +119,89 @@ def found_in(content: Any) -> str:
         return f"an object of {', '.join(parts[:8]) or 'nothing'}"
     if isinstance(content, list) and content:
         first = content[0]
-        inside = f"objects of {', '.join(map(str, first))}" if isinstance(first, dict) else f"{first!r:.40}"
+        inside = f"objects of {', '.join(map(str, first))}" if isinstance(first, dict) else quoted(first, 40)
         return f"a list of {len(content)} {inside}"
-    return f"{content!r:.40}"
+    return quoted(content, 40)
 
 
-def _albef(content: Any) -> Annotations:
+def _each(rows: Iterable[Any], read: Callable[[Any, str], None], kind: str = "entry") -> None:
+    """Read the entries of a list; raise `ValueError` naming the number of one that is malformed."""
+    for number, row in enumerate(rows):
+        where = f"{kind} {number}"
+        try:
+            read(row, where)
+        except KeyError as fault:
+            raise ValueError(f"{where} has no field {quoted(fault.args[0])}") from fault
+        except (TypeError, AttributeError) as fault:
+            raise ValueError(f"{where} is malformed: {quoted(row)}") from fault
+
+
+def _albef(content: Any, images: Path) -> Annotations:
     """Read {image, caption: text or texts}; rows of one image are put together."""
     texts: dict[str, list[str]] = {}
-    for number, row in enumerate(content):
-        path = row["image"]
-        if not isinstance(path, str) or not path.strip():
-            raise TypeError(f"entry {number}: expected image to be a path, got {path!r:.80}")
-        value = row.get("caption", row.get("captions"))
-        texts.setdefault(path.strip(), []).extend(texts_in(value, f"entry {number} ({path})"))
+
+    def read(row: Any, where: str) -> None:
+        path = image_path(row["image"], where, images)
+        value = row["captions"] if "captions" in row else row["caption"]
+        texts.setdefault(path, []).extend(texts_in(value, f"{where} ({path})"))
+
+    _each(content, read)
     return Annotations(tuple(Entry(path, tuple(found)) for path, found in texts.items()))
 
 
-def _karpathy(content: Any) -> Annotations:
+def _karpathy(content: Any, images: Path) -> Annotations:
     """Read {images: [{filepath?, filename, split, sentences: [{raw}]}], dataset}."""
-    entries = []
-    for row in content["images"]:
-        path = str(PurePosixPath(row.get("filepath", ""), row["filename"]))
+    entries: list[Entry] = []
+
+    def read(row: Any, where: str) -> None:
+        path = image_path(str(PurePosixPath(row.get("filepath") or "", row["filename"])), where, images)
         captions = tuple(
-            text for sentence in row.get("sentences", ()) for text in texts_in(sentence["raw"], path)
+            text for sentence in row.get("sentences", ()) for text in texts_in(sentence["raw"], where)
         )
-        entries.append(Entry(path, captions, row["split"]))
+        entries.append(Entry(path, captions, str(row["split"])))
+
+    _each(content["images"], read, "image")
     sizes = Counter(entry.split for entry in entries)
     return Annotations(tuple(entries), AnnotatedSplits(str(content.get("dataset", "")), dict(sizes)))
 
 
-def _coco(content: Any) -> Annotations:
+def _coco(content: Any, images: Path) -> Annotations:
     """Read {images: [{id, file_name}], annotations: [{image_id, caption}]}."""
-    texts: dict[Any, list[str]] = {row["id"]: [] for row in content["images"]}
-    for row in content["annotations"]:
-        if row["image_id"] not in texts:
-            raise ValueError(f"a caption belongs to image {row['image_id']}, which is not among the images")
-        texts[row["image_id"]] += texts_in(row["caption"], f"image {row['image_id']}")
-    return Annotations(tuple(Entry(row["file_name"], tuple(texts[row["id"]])) for row in content["images"]))
+    paths: dict[str, str] = {}
+    texts: dict[str, list[str]] = {}
+
+    def read_image(row: Any, where: str) -> None:
+        name = id_text(row["id"])
+        if name in paths:
+            raise ValueError(f"{where}: expected ids that occur once, got {quoted(row['id'])} again")
+        paths[name] = image_path(row["file_name"], where, images)
+        texts[name] = []
+
+    def read_caption(row: Any, where: str) -> None:
+        name = id_text(row["image_id"])
+        if name not in texts:
+            raise ValueError(
+                f"{where} belongs to image {quoted(row['image_id'])}, which is not among the images"
+            )
+        texts[name] += texts_in(row["caption"], f"{where} (image {name})")
+
+    _each(content["images"], read_image, "image")
+    _each(content["annotations"], read_caption, "annotation")
+    return Annotations(tuple(Entry(path, tuple(texts[name])) for name, path in paths.items()))
 
 
-def _genome(content: Any, paths: Mapping[int, str]) -> Annotations:
+def _genome(content: Any, images: Path, paths: Mapping[int, str]) -> Annotations:
     """Read [{id or image_id, regions: [{phrase}]}]; the phrase of a region is a text of the whole image."""
-    entries = []
-    for row in content:
-        number = int(row["id"] if "id" in row else row["image_id"])
-        captions = tuple(
-            text for region in row["regions"] for text in texts_in(region["phrase"], str(number))
-        )
+    entries: list[Entry] = []
+
+    def read(row: Any, where: str) -> None:
+        number = whole_number(row["id"] if "id" in row else row["image_id"])
+        if number is None:
+            raise ValueError(f"{where}: expected a whole number as id, got {quoted(row)}")
+        captions = tuple(text for region in row["regions"] for text in texts_in(region["phrase"], where))
         entries.append(Entry(paths.get(number, f"{GENOME_FOLDERS[0]}/{number}.jpg"), captions))
+
+    _each(content, read)
     return Annotations(tuple(entries))
 
 
@@ -179,7 +211,11 @@ def genome_paths(images: Path, index: Path | None) -> dict[int, str]:
         rows = load_json(index, dict)
         if not isinstance(rows, list) or not all(has_some([row], {"image_id", "url"}) for row in rows):
             raise ValueError(f"{index} is no image_data.json: expected a list of {{image_id, url}}")
-        return {int(row["image_id"]): "/".join(str(row["url"]).split("/")[-2:]) for row in rows}
+        ids = [whole_number(row["image_id"]) for row in rows]
+        if None in ids:
+            raise ValueError(f"{index} entry {ids.index(None)}: expected a whole number as image_id")
+        tails = ("/".join(str(row["url"]).split("/")[-2:]) for row in rows)
+        return {number: tail for number, tail in zip(ids, tails, strict=True) if number is not None}
     paths: dict[int, str] = {}
     for folder in (*GENOME_FOLDERS, "."):
         inside = images / folder

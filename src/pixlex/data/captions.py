@@ -12,16 +12,15 @@ from pixlex.data.descriptions import SetDescription
 from pixlex.data.hub import DatasetSource
 from pixlex.data.images import open_source
 from pixlex.data.labels import RowLabel, no_labels, resolve_labels, row_label
-from pixlex.data.lists import list_rows
+from pixlex.data.lists import below, image_path, list_rows
 from pixlex.data.scenes import ScenesSource
 from pixlex.data.shards import TarSource
-from pixlex.data.side_files import side_captions, without_side_files
+from pixlex.data.side_files import CAPTION_COLUMNS, read_metadata, side_captions, without_side_files
 from pixlex.data.sources import FileSource
 from pixlex.data.tables import ParquetSource, columns_without_images, table_rows
-from pixlex.data.text import texts_in
+from pixlex.data.text import id_text, texts_in
 
 PATH_COLUMNS = ("path", "filepath", "image", "file_name")
-CAPTION_COLUMNS = ("captions", "caption", "title", "text")
 _ADDRESS_COLUMNS = ("url", "image_url", "image_urls", "link")
 _DOWNLOAD = "download the pictures first, for example with img2dataset, and name what it wrote"
 
@@ -56,7 +55,7 @@ def _open_annotations(path: Path, described: SetDescription, every_split: bool) 
     entries = _of_splits(annotations, described.options.get("split", "all" if every_split else None), path)
     if not entries:
         raise ValueError(f"{path} lists no image")
-    paths = tuple(entry.path for entry in entries)
+    paths = tuple(below([entry.path for entry in entries], folder))
     images = FileSource(str(path), folder, paths, no_labels(len(paths)))
     return pair(images, [entry.captions for entry in entries], splits=annotations.splits)
 
@@ -84,21 +83,18 @@ def _open_rows(path: Path, rows: list[tuple[int, dict[str, Any]]], described: Se
     """Open rows with a path and a caption; rows of one image are put together."""
     described.only(("images", "captions", "rows"), "lists of image files")
     first = rows[0][1]
+    folder = _image_folder(path, described)
     where = _path_column(path, tuple(first))
     column = _caption_column(str(path), tuple(first), described)
     texts: dict[str, list[str]] = {}
     labels: dict[str, RowLabel] = {}
     for line, row in rows:
-        name = row.get(where)
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{path} line {line}: expected a path in the column {where}, got {name!r}")
-        if "://" in name:
-            raise ValueError(f"{path} line {line}: {where} is a web address ({name:.60}): {_DOWNLOAD}")
-        texts.setdefault(name.strip(), []).extend(texts_in(row.get(column), f"{path} line {line}"))
-        label = row_label(row.get("label"), row.get("class_name"), f"{path} line {line}")
-        labels.setdefault(name.strip(), label)
+        place = f"{path} line {line}"
+        name = image_path(row.get(where), f"{place}, column {where}", folder)
+        texts.setdefault(name, []).extend(texts_in(row.get(column), place))
+        labels.setdefault(name, row_label(row.get("label"), row.get("class_name"), place))
     classes = resolve_labels(list(labels.values()), str(path), path.parent, numbered=True)
-    images = FileSource(str(path), _image_folder(path, described), tuple(texts), classes)
+    images = FileSource(str(path), folder, tuple(below(list(texts), folder)), classes)
     return pair(images, [tuple(found) for found in texts.values()])
 
 
@@ -119,21 +115,23 @@ def _open_images(described: SetDescription) -> PairSource:
     if isinstance(images, ParquetSource | DatasetSource):
         described.only(("captions", "rows"), "tables of images")
         return _from_table(images, described)
-    described.only(("rows",), "shards, folders and embedded sets")
+    known = ("captions", "rows") if isinstance(images, FileSource) else ("rows",)
+    described.only(known, "folders" if isinstance(images, FileSource) else "shards and embedded sets")
     captions: Sequence[tuple[str, ...]] = ()
     if isinstance(images, TarSource):
         captions = images.captions
     elif isinstance(images, FileSource):
-        captions = side_captions(images)
-        images = without_side_files(images)
+        metadata = read_metadata(images)
+        captions = side_captions(images, metadata, described.options.get("captions"))
+        images = without_side_files(images, metadata)
     elif isinstance(images, ScenesSource):
         captions = [images.captions(index) for index in range(len(images))]
     if not any(captions):
         raise NoCaptions(
             f"{images.name} has no captions: expected .parquet with image bytes or a data set of Hugging Face, "
             f"each with a column {_named(CAPTION_COLUMNS)}; .csv, .tsv or .jsonl with a path besides; "
-            "an annotation file in .json; .txt or .json beside each image of a folder or of .tar shards; or "
-            "embedded:scenes:SPLIT"
+            "an annotation file in .json; .txt or .json beside each image of a folder or of .tar shards; "
+            "metadata.jsonl or .csv in a folder; or embedded:scenes:SPLIT"
         )
     return pair(images, captions)
 
@@ -143,7 +141,7 @@ def _from_table(images: ParquetSource | DatasetSource, described: SetDescription
     captions = [texts_in(cell, images.key(row)) for row, cell in enumerate(images.values(column))]
     ids = images.values("image_id") if "image_id" in images.column_names else [None]
     known = not any(one is None for one in ids)
-    return pair(images, captions, ids=[str(one) for one in ids] if known else ())
+    return pair(images, captions, ids=[id_text(one) for one in ids] if known else ())
 
 
 def _path_column(path: Path, columns: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pixlex.data.item_images import ItemImages
 from pixlex.data.listed import Item, LeftOut, ReadRow, Row, id_of, is_nothing, text_of
 from pixlex.data.reasoning import CLASSES
+from pixlex.messages import quoted
 
 _TEXT_FIELDS = ("hypothesis", "sentence", "sentence2")
 _LABEL_FIELDS = ("label", "gold_label")
@@ -39,5 +40,5 @@ def _checked(label: object) -> tuple[str, ...]:
         return ()
     name = str(label).strip().lower()
     if name not in CLASSES["entailment"]:
-        raise ValueError(f"expected {', '.join(CLASSES['entailment'])} or - as label, got {label!r:.80}")
+        raise ValueError(f"expected {', '.join(CLASSES['entailment'])} or - as label, got {quoted(label)}")
     return (name,)

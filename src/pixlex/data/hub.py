@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow as pa
 from pixlex.data.decoding import ImageRecord, UnreadableImage
 from pixlex.data.labels import Labels, labels_of_known_classes, resolve_labels, row_label
 from pixlex.data.sources import fingerprint, stored_bytes
+from pixlex.data.text import json_value
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ def open_hub(description: str, *, numbered: bool = False) -> DatasetSource:
 def open_saved(folder: Path, *, numbered: bool = False) -> DatasetSource:
     """Open a folder written by `Dataset.save_to_disk`; raises as `open_hub` does."""
     if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_text()).get("splits", [])
+        path = folder / "dataset_dict.json"
+        found = json_value(path.read_bytes(), path)
+        splits = found.get("splits") or [] if isinstance(found, dict) else []
         named = ", ".join(str(folder / split) for split in splits)
         raise ValueError(f"{folder} holds several splits, name one of them: {named}")
     try:
@@ -117,17 +119,22 @@ def _dataset_source(name: str, dataset: Any, folder: Path | None, numbered: bool
     datasets = _datasets()
     features = dataset.features
     columns = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    columns = columns or [
+        column
+        for column, feature in features.items()
+        if isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+    ]
     column = "image" if "image" in columns else columns[0] if len(columns) == 1 else None
     if column is None:
         found = ", ".join(f"{column}: {feature}" for column, feature in features.items())
-        raise ValueError(f"{name}: expected one image column or one named 'image', found {found}")
+        raise ValueError(f"{name}: expected one image column or one named 'image', found {found:.400}")
     if not len(dataset):
         raise ValueError(f"{name} has no rows")
     classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     label = "label" if "label" in features else classes[0] if len(classes) == 1 else None
     values = [None] * len(dataset) if label is None else list(dataset[label])
     if label in classes:
-        labels = labels_of_known_classes(values, features[label].names, name)
+        labels = labels_of_known_classes(values, features[label].names, f"{name}, column {label}", folder)
     else:
         names = list(dataset["class_name"]) if "class_name" in features else [None] * len(dataset)
         pairs = enumerate(zip(values, names, strict=True))

@@ -20,6 +20,7 @@ from pixlex.data.embedded import open_embedded
 from pixlex.data.hub import open_hub, open_saved
 from pixlex.data.lists import open_list
 from pixlex.data.shards import open_shards
+from pixlex.data.side_files import with_metadata_labels
 from pixlex.data.sources import (
     ImageSource,
     is_image_name,
@@ -121,7 +122,7 @@ def _open_directory(folder: Path, captioned: bool) -> ImageSource:
         return ParquetSource(str(folder), tables, numbered=captioned)
     if shards:
         return open_shards(str(folder), shards, captioned=captioned)
-    return open_folder(folder)
+    return with_metadata_labels(open_folder(folder))
 
 
 def _open_pattern(pattern: str, captioned: bool) -> ImageSource:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import codecs
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, assert_never
@@ -17,6 +17,7 @@ from pixlex.data.listed import ReadRow, Rows, read_listing
 from pixlex.data.lists import json_lines, list_rows
 from pixlex.data.reasoning import ListedTask, ReasoningSource
 from pixlex.data.tables import ParquetSource, columns_without_images, image_columns, table_rows
+from pixlex.data.text import json_value
 
 _FIELDS = {"vqa": vqa_files.FIELDS, "nlvr2": nlvr_files.FIELDS, "entailment": entailment_files.FIELDS}
 
@@ -58,11 +59,12 @@ def _begins_with(path: Path, name: str) -> bool:
     """Whether the first line of a file is an object with this field."""
     with path.open("rb") as file:
         first = next((line for line in file if line.strip()), b"")
-    if not first.lstrip().startswith(b"{"):  # a whole list in one line is not read twice
+    # A whole list in one line is not read twice.
+    if not first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
         return False
     try:
-        found = json.loads(first)
-    except ValueError:  # JSONDecodeError, UnicodeDecodeError
+        found = json_value(first, path)
+    except ValueError:
         return False
     return isinstance(found, dict) and name in found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ from pixlex.data.chosen import join
 from pixlex.data.hub import DatasetSource
 from pixlex.data.images import open_source
 from pixlex.data.labels import no_labels
-from pixlex.data.listed import Listing, Row, id_of
+from pixlex.data.listed import Listing, Row, id_of, is_nothing
+from pixlex.data.lists import below, image_path
 from pixlex.data.reasoning import ReasoningSource
 from pixlex.data.sources import FileSource, ImageSource, is_image_name, open_folder
 from pixlex.data.tables import ParquetSource
+from pixlex.data.text import id_text, list_in
+from pixlex.messages import quoted
 
 PATH_FIELDS = ("path", "filepath", "image", "file_name")
 ID_FIELDS = ("image_id", "Flickr30K_ID", "Flikr30kID")
@@ -56,7 +60,8 @@ class FileImages(ItemImages):
     def of(self, number: int, row: Row) -> tuple[str | int, ...]:
         """Return the path of a row; an image id is a file's name."""
         names = _names_in(row, (*PATH_FIELDS, *ID_FIELDS))
-        return tuple(name if is_image_name(name) else f"{name}.jpg" for name in names)
+        paths = [image_path(name, "image", self.folder) for name in names]
+        return tuple(path if is_image_name(path) else f"{path}.jpg" for path in paths)
 
     def called(self, image_id: str, path: str) -> str:
         """Return what an image is called that has this id, and this path: the path."""
@@ -69,8 +74,8 @@ class FileImages(ItemImages):
             ValueError: all of them are missing.
         """
         number = {path: row for row, path in enumerate(dict.fromkeys(map(str, names)))}
-        paths = tuple(number)
-        if not any((self.folder / path).is_file() for path in paths):
+        paths = tuple(below(list(number), self.folder))
+        if not any(os.path.isfile(self.folder / path) for path in paths):
             raise ValueError(
                 f"{self.name}: none of {len(paths):,} images exists, the first is {self.folder / paths[0]}; "
                 "say where they lie, such as ?images=FOLDER"
@@ -133,8 +138,10 @@ class TableImages(ItemImages):
             raise ValueError(f"{self.table.name}: expected a column image_id, found {found:.200}")
         rows: dict[str, int] = {}
         for row, value in enumerate(self.table.values("image_id")):
-            if rows.setdefault(str(value), row) != row:
-                raise ValueError(f"{self.table.key(row)}: expected ids that occur once, got {value} again")
+            if rows.setdefault(id_text(value), row) != row:
+                raise ValueError(
+                    f"{self.table.key(row)}: expected ids that occur once, got {quoted(value)} again"
+                )
         for name in list(rows):
             if is_image_name(name):
                 rows.setdefault(_bare(name), rows[name])
@@ -195,9 +202,10 @@ def images_of(path: Path, named: str | None) -> NamedImages:
 def _names_in(row: Row, fields: Sequence[str]) -> tuple[str, ...]:
     """Return what the images of a row are called: a list `images`, or the first of some fields."""
     several = row.get("images")
-    if several is not None:
+    if not is_nothing(several):
+        several = list_in(several) if isinstance(several, str) else several
         if not isinstance(several, list) or not several or not all(isinstance(one, str) for one in several):
-            raise ValueError(f"expected a list of names as images, got {several!r:.80}")
+            raise ValueError(f"expected a list of names as images, got {quoted(row['images'])}")
         names = tuple(name.strip() for name in several)
     else:
         names = (id_of(row, fields),)
@@ -205,8 +213,8 @@ def _names_in(row: Row, fields: Sequence[str]) -> tuple[str, ...]:
         found = ", ".join(map(str, row)) or "nothing"
         raise ValueError(f"expected an image in images or one of {', '.join(fields)}; found {found:.200}")
     for name in names:
-        if "://" in name:
-            raise ValueError(f"the image is a web address ({name:.60}): download the pictures first")
+        if "://" in name and not name.startswith("file:"):
+            raise ValueError(f"the image is a web address ({quoted(name, 60)}): download the pictures first")
     return names
 
 

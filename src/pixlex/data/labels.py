@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,15 @@ import numpy as np
 from jaxtyping import Int64
 
 from pixlex.data.addresses import Place
+from pixlex.data.class_names import SIDECAR, imagenet_classes, names_beside, spoken_names
+from pixlex.data.text import whole_number
+from pixlex.messages import quoted
 
 # A larger "class index" is some other number (an identifier, a date) in a column that is called label.
 MAX_CLASSES = 1_000_000
 
-SIDECAR = "classes.csv"
+# What is a number, though perhaps no label, and so no name.
+_NUMBER = re.compile(r"\s*[+-]?\d+(?:\.0*)?\s*")
 
 
 @dataclass(frozen=True)
@@ -56,44 +60,50 @@ def row_label(label: object, class_name: object, where: str) -> RowLabel:
     Raises:
         ValueError: if the label is not an integer or not in [0, 1 000 000), or the name is not a text.
     """
+    if class_name != class_name:  # NaN, as pandas reads an empty cell
+        class_name = None
     if class_name is not None and not isinstance(class_name, str):
-        raise ValueError(f"{where}: class_name must be a text, got {class_name!r}")
+        raise ValueError(f"{where}: class_name must be a text, got {quoted(class_name)}")
     name = (class_name or "").strip() or None
-    if isinstance(label, str):
-        label = label.strip()
-        if label and name is None and not _is_integer(label):
-            return RowLabel(None, label)
-    if label is None or label == "" or label != label:
+    if label is None or label != label or (isinstance(label, str) and not label.strip()):
         return RowLabel(None, name)
-    if isinstance(label, str) and _is_integer(label):
-        label = int(label)
-    if isinstance(label, float) and label.is_integer():
-        label = int(label)  # pandas writes integers beside missing values as floats
-    if isinstance(label, bool) or not isinstance(label, int | np.integer):
-        raise ValueError(f"{where}: label must be an integer, got {label!r}")
-    if not -1 <= label < MAX_CLASSES:
-        raise ValueError(f"{where}: label must lie in [0, {MAX_CLASSES}), or be -1 for unknown, got {label}")
-    return RowLabel(None if label == -1 else int(label), name)
+    number = whole_number(label)
+    if number is None and isinstance(label, str) and name is None and not _NUMBER.fullmatch(label):
+        return RowLabel(None, label.strip())
+    if number is None:
+        raise ValueError(f"{where}: label must be an integer, got {quoted(label)}")
+    if not -1 <= number < MAX_CLASSES:
+        raise ValueError(f"{where}: label must lie in [0, {MAX_CLASSES}), or be -1 for unknown, got {number}")
+    return RowLabel(None if number == -1 else number, name)
 
 
-def labels_of_known_classes(values: Sequence[object], names: Sequence[str], source: str) -> Labels:
+def labels_of_known_classes(
+    values: Sequence[object], names: Sequence[str], source: str, folder: Place | None = None
+) -> Labels:
     """Return labels whose classes are declared beforehand, as in a `datasets.ClassLabel`.
 
     Args:
         values: class index of each image; None or -1 where unknown.
         names: name of each class index.
         source: name of the source, for errors.
+        folder: where `classes.csv` is looked for, see `pixlex.data.class_names.spoken_names`.
 
     Raises:
-        ValueError: if an index lies outside the names.
+        ValueError: if an index is no whole number, or lies outside the names.
     """
-    indices = np.array([-1 if value is None else value for value in values], dtype=np.int64)
-    if len(indices) and not -1 <= indices.min() <= indices.max() < len(names):
-        raise ValueError(
-            f"{source}: labels must lie in [0, {len(names)}), for there are {len(names)} class names; "
-            f"got {indices.min()} to {indices.max()}"
-        )
-    return Labels(indices, tuple(names))
+    indices = np.full(len(values), -1, dtype=np.int64)
+    for row, value in enumerate(values):
+        if value is None:
+            continue
+        number = whole_number(value)
+        if number is None or not -1 <= number < len(names):
+            raise ValueError(
+                f"{source} row {row}: labels must be integers in [0, {len(names)}), for there are {len(names)} "
+                f"class names; got {quoted(value)}"
+            )
+        indices[row] = number
+    spoken = spoken_names(dict(enumerate(names)), source, folder)
+    return Labels(indices, tuple(spoken.values()))
 
 
 def resolve_labels(
@@ -136,22 +146,26 @@ def resolve_labels(
         known = names.setdefault(row.label, row.class_name)
         if known != row.class_name:
             raise ValueError(
-                f"{source} row {position}: label {row.label} has two names, {known!r} and {row.class_name!r}"
+                f"{source} row {position}: label {row.label} has two names, {quoted(known)} and "
+                f"{quoted(row.class_name)}"
             )
     indices = np.array([-1 if row.label is None else row.label for row in rows], dtype=np.int64)
-    return Labels(indices, tuple(names.get(label, "") for label in range(max(names) + 1)))
+    spoken = spoken_names(names, source, folder)
+    return Labels(indices, tuple(spoken.get(label, "") for label in range(max(names) + 1)))
 
 
 def _completed(
     rows: Sequence[RowLabel], source: str, folder: Place | None, numbered: bool, positions: Sequence[int]
 ) -> list[RowLabel]:
     """Fill in the half that a row leaves out, from the file of classes beside the source."""
-    names = {} if folder is None else _read_sidecar(folder / SIDECAR)
+    beside = names_beside(folder)
+    names = {} if beside is None else dict(beside.names)
     if numbered:
         names |= _numbered(rows, names)
     # A name with two labels cannot say which of them is meant.
     occurrences = Counter(names.values())
     labels = {name: label for label, name in names.items() if occurrences[name] == 1}
+    labels = {wordnet_id: number for wordnet_id, (number, _) in imagenet_classes().items()} | labels
     complete = []
     for position, row in zip(positions, rows, strict=True):
         if row.label is not None and row.class_name is None:
@@ -177,34 +191,12 @@ def _numbered(rows: Sequence[RowLabel], names: dict[int, str]) -> dict[int, str]
 
 
 def _half_a_label(row: RowLabel, position: int, source: str, folder: Place | None) -> str:
-    given = f"label {row.label} has no name" if row.class_name is None else f"{row.class_name!r} has no label"
+    given = (
+        f"label {row.label} has no name"
+        if row.class_name is None
+        else f"{quoted(row.class_name)} has no label"
+    )
     remedy = "give each labeled image an integer label and a class_name"
     if folder is not None:
         remedy += f", or name the classes in {folder / SIDECAR} (columns label,class_name)"
     return f"{source}: {given} (row {position}); {remedy}, or leave out both"
-
-
-def _read_sidecar(path: Place) -> dict[int, str]:
-    """Return the names that a file of classes gives to labels; nothing if there is no such file."""
-    if not path.is_file():
-        return {}
-    names: dict[int, str] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if missing := {"label", "class_name"} - set(reader.fieldnames or ()):
-            raise ValueError(
-                f"{path}: expected the columns label and class_name, {sorted(missing)} missing, "
-                f"found {list(reader.fieldnames or ())}"
-            )
-        for row in reader:
-            where = f"{path} line {reader.line_num}"
-            entry = row_label(row["label"], row["class_name"], where)
-            if entry.label is None or entry.class_name is None:
-                raise ValueError(f"{where}: expected a label and a class_name, got {row}")
-            if names.setdefault(entry.label, entry.class_name) != entry.class_name:
-                raise ValueError(f"{where}: label {entry.label} has two names")
-    return names
-
-
-def _is_integer(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()

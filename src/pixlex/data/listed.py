@@ -13,6 +13,8 @@ from jaxtyping import Int64
 from pixlex.data.chosen import choose
 from pixlex.data.reasoning import ReasoningSource
 from pixlex.data.sources import ImageSource
+from pixlex.data.text import id_text, plain_text, whole_number
+from pixlex.messages import quoted
 
 Row = Mapping[str, Any]
 One = TypeVar("One")
@@ -168,9 +170,10 @@ def text_of(row: Row, names: Sequence[str]) -> str:
     """
     name = field_of(row, names)
     value = row[name]
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"expected a text in {name}, got {value!r:.80}")
-    return value.strip()
+    text = plain_text(value).strip() if isinstance(value, str) else ""
+    if not text:
+        raise ValueError(f"expected a text in {name}, got {quoted(value)}")
+    return text
 
 
 def field_of(row: Row, names: Sequence[str]) -> str:
@@ -199,13 +202,11 @@ def id_of(row: Row, names: Sequence[str]) -> str:
     """
     for name in names:
         value = row.get(name)
-        if type(value) is int:
-            return str(value)
         if is_nothing(value):
             continue
-        if not isinstance(value, str):
-            raise ValueError(f"expected a text or a whole number in {name}, got {value!r:.80}")
-        return str(value).strip()
+        if not isinstance(value, str) and whole_number(value) is None:
+            raise ValueError(f"expected a text or a whole number in {name}, got {quoted(value)}")
+        return id_text(value)
     return ""
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterator
-from pathlib import Path
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from pixlex.data.labels import resolve_labels, row_label
 from pixlex.data.sources import FileSource
+from pixlex.data.text import csv_rows, decode_text, json_value
+from pixlex.messages import quoted
+
+# Files of one folder that are looked for before the folder is given up.
+_TRIES = 16
+_HALVES = re.compile("[\\0\ud800-\udc7f\udd00-\udfff]")
 
 
 def open_list(path: Path) -> FileSource:
@@ -22,20 +30,72 @@ def open_list(path: Path) -> FileSource:
         ValueError: if the list is empty, a line is malformed, `path` is missing, or labels and names do
             not fit (see `pixlex.data.labels.resolve_labels`).
     """
-    rows = list_rows(path)
     paths = []
     pairs = []
-    for line, row in rows:
+    for line, row in list_rows(path):
         where = f"{path} line {line}"
-        entry = row.get("path")
-        if entry is None and "path" not in row:
+        if "path" not in row:
             raise ValueError(f"{where}: expected a column 'path', found {_listed(row)}")
-        if not isinstance(entry, str) or not entry.strip():
-            raise ValueError(f"{where}: expected a path, got {entry!r}")
-        paths.append(entry.strip())
+        paths.append(image_path(row["path"], where, path.parent))
         pairs.append(row_label(row.get("label"), row.get("class_name"), where))
     labels = resolve_labels(pairs, str(path), path.parent)
     return FileSource(str(path), path.parent, tuple(paths), labels)
+
+
+def image_path(value: object, where: str, folder: Path) -> str:
+    """Return the path of an image as a cell names it; of a file:// address what it stands for.
+
+    Args:
+        value: what the cell holds.
+        where: the row, for the error.
+        folder: what paths are relative to.
+
+    Raises:
+        ValueError: it is no text, empty, no path, an address of the web, or written with backslashes.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{where}: expected a path, got {quoted(value)}")
+    path = value.strip()
+    if path.startswith("file:"):
+        path = unquote(re.sub("^file:(//(localhost)?)?(?=/)", "", path))
+    if "://" in path:
+        raise ValueError(
+            f"{where}: the image is a web address ({quoted(path, 60)}): download the pictures first, for example "
+            "with img2dataset, and name what it wrote"
+        )
+    if _HALVES.search(path):
+        raise ValueError(f"{where}: expected a path, got {quoted(path)}, which no file can have")
+    if "\\" in path and os.sep == "/" and not os.path.exists(folder / path):
+        raise ValueError(
+            f"{where}: the path {quoted(path)} is written with backslashes, as Windows does, and there is no such "
+            "file; write it with /"
+        )
+    return path
+
+
+def below(paths: Sequence[str], folder: Path) -> list[str]:
+    """Return paths with those that are absolute, but not of this machine, replaced by their tails below a folder.
+
+    ALBEF's lists name images of the machine that they were written on: of `/export/coco/train2014/1.jpg` the
+    longest tail that exists below the folder is taken, such as `train2014/1.jpg`. Where there is none it stays.
+    """
+    known: dict[str, str] = {}
+    tries: dict[str, int] = {}
+    found = []
+    for path in paths:
+        above, _, name = path.rpartition("/")
+        if path.startswith("/") and above not in known and tries.get(above, 0) < _TRIES:
+            tries[above] = tries.get(above, 0) + 1
+            tails = [
+                PurePosixPath(*PurePosixPath(above).parts[drop:]) for drop in range(1, above.count("/") + 2)
+            ]
+            here = (
+                str(tail) for tail in (PurePosixPath(above), *tails) if os.path.isfile(folder / tail / name)
+            )
+            if (tail := next(here, None)) is not None:
+                known[above] = tail
+        found.append(str(PurePosixPath(known[above], name)) if above in known else path)
+    return found
 
 
 def list_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -46,7 +106,7 @@ def list_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """
     match path.suffix.lower():
         case ".csv":
-            rows = list(_csv_rows(path))
+            rows = list(csv_rows(path))
         case ".tsv":
             rows = _tsv_rows(path)
         case _:
@@ -59,24 +119,9 @@ def list_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
 def _tsv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """Return rows with quotes as spreadsheets and pandas write them, else with quotes as plain letters."""
     try:
-        return list(_csv_rows(path, delimiter="\t"))
+        return list(csv_rows(path, delimiter="\t"))
     except ValueError:
-        return list(_csv_rows(path, delimiter="\t", quoting=csv.QUOTE_NONE))
-
-
-def _csv_rows(path: Path, **form: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True, **form)
-        try:
-            for row in reader:
-                if None in row:
-                    width = len(reader.fieldnames or ())
-                    raise ValueError(f"{path} line {reader.line_num}: expected {width} columns, found more")
-                yield reader.line_num, row
-        except (csv.Error, UnicodeDecodeError) as fault:
-            raise ValueError(
-                f"{path} after line {reader.line_num}: not a readable {path.suffix[1:]} file: {fault}"
-            ) from fault
+        return list(csv_rows(path, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -85,18 +130,19 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         ValueError: if a line holds something else.
     """
+    offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
+            where = f"{path} line {number}"
+            text = decode_text(line, where, offset)
+            offset += len(line)
+            if not text.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except ValueError as fault:  # JSONDecodeError, UnicodeDecodeError
-                raise ValueError(f"{path} line {number}: not JSON: {fault}") from fault
+            row = json_value(text, where)
             if not isinstance(row, dict):
-                raise ValueError(f"{path} line {number}: expected an object, got {row!r:.80}")
+                raise ValueError(f"{where}: expected an object, got {quoted(row)}")
             yield number, row
 
 
 def _listed(row: dict[str, Any]) -> str:
-    return ", ".join(repr(name) for name in row) or "no column"
+    return f"{', '.join(map(quoted, row)) or 'no column':.200}"

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from pixlex.data.item_images import ItemImages, NamedImages
 from pixlex.data.listed import Item, ReadRow, Row, id_of, is_nothing, text_of
+from pixlex.data.text import id_text, list_in
+from pixlex.messages import quoted
 
 FIELDS = ("identifier", "example_id", "permutation", "sentence", "label")
 # NLVR shows the three boxes of an example in every order.
@@ -57,7 +59,7 @@ def official_rows(images: NamedImages, split: str) -> ReadRow:
                     yield Item((images.located(f"{image}.png"),), text, answers, image, sentence=sentence)
             case _:
                 raise ValueError(
-                    f"expected split-set-pair-sentence or sentence-image as identifier, got {name!r}"
+                    f"expected split-set-pair-sentence or sentence-image as identifier, got {quoted(name)}"
                 )
 
     return read
@@ -82,6 +84,7 @@ def sentence_of(name: str) -> str:
 def _sentence_of_image(row: Row) -> str:
     """Return what the items of one sentence share, from the set that ALBEF's names of images say."""
     pair = row.get("images")
+    pair = list_in(pair) if isinstance(pair, str) else pair
     found = _PAIR_IMAGE.fullmatch(str(pair[0])) if isinstance(pair, list) and pair else None
     return f"{found['set']}: {row['sentence']}" if found else ""
 
@@ -94,9 +97,9 @@ def truth(label: object) -> tuple[str, ...]:
     """
     if is_nothing(label):
         return ()
-    match str(label).strip().lower():
+    match id_text(label).lower():
         case "true" | "1":
             return ("true",)
         case "false" | "0":
             return ("false",)
-    raise ValueError(f"expected true or false (or 1 or 0) as label, got {label!r:.80}")
+    raise ValueError(f"expected true or false (or 1 or 0) as label, got {quoted(label)}")

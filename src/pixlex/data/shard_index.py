@@ -20,7 +20,7 @@ from jaxtyping import Int32, Int64
 from pixlex.data.addresses import FileState
 from pixlex.data.fetched import FetchedFile, cache_folder
 from pixlex.data.labels import MAX_CLASSES, RowLabel, row_label
-from pixlex.data.text import texts_in
+from pixlex.data.text import decode_text, json_value, texts_in, whole_number
 from pixlex.files import write_atomically
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -33,7 +33,7 @@ _MAX_LABEL_BYTES = 1 << 20
 _SETTLED_SECONDS = 2.0
 
 # Goes up where an index of before would be read wrongly.
-_FORM = 1
+_FORM = 2
 
 # Names and texts are bytes: file names need not be UTF-8, and JSON may hold halves of characters.
 _SCHEMA = pa.schema(
@@ -260,18 +260,13 @@ def _files(shard: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]
 
 def _decoded(texts: dict[str, bytes], key: str) -> tuple[dict[str, str], dict[str, Any]]:
     """Return the texts of a sample by extension, and the fields of its .json file."""
-    decoded = {}
-    for extension, data in texts.items():
-        try:
-            decoded[extension] = data.decode().strip()
-        except UnicodeDecodeError as fault:
-            raise ValueError(f"the .{extension} file of {key} is not UTF-8 text: {fault}") from fault
+    decoded = {
+        extension: decode_text(data, f"the .{extension} file of {key}").strip()
+        for extension, data in texts.items()
+    }
     if "json" not in decoded:
         return decoded, {}
-    try:
-        fields = json.loads(decoded["json"])
-    except ValueError as fault:
-        raise ValueError(f"the .json file of {key} is not JSON: {fault}") from fault
+    fields = json_value(decoded["json"], f"the .json file of {key}")
     return decoded, fields if isinstance(fields, dict) else {}
 
 
@@ -289,7 +284,8 @@ def _sample_label(texts: dict[str, str], fields: dict[str, Any], key: str) -> Ro
 def _is_caption(texts: dict[str, str]) -> bool:
     """Whether the .txt file of a sample is a caption: not an index, nor the name of a class beside one."""
     text = texts.get("txt", "")
-    return not ("cls" in texts or (text.isdecimal() and int(text) < MAX_CLASSES))
+    number = whole_number(text)
+    return not ("cls" in texts or (number is not None and 0 <= number < MAX_CLASSES))
 
 
 def _sample_captions(fields: dict[str, Any], text: str, key: str) -> tuple[str, ...]:

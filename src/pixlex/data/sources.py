@@ -13,8 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from pixlex.data.addresses import Address, NoSuchFile, Place, Unreachable
+from pixlex.data.class_names import spoken_names
 from pixlex.data.decoding import IMAGE_SUFFIXES, ImageRecord, UnreadableImage
 from pixlex.data.labels import Labels, no_labels
+from pixlex.messages import quoted
 
 NO_FILE = "the file does not exist"
 
@@ -129,7 +131,10 @@ def stored_bytes(cell: Any, folder: Place, key: str) -> bytes:
         return read_file(folder / path, key)
     if cell is None:
         raise UnreadableImage(key, "the row holds no image (null)")
-    return bytes(cell)
+    try:
+        return bytes(cell)
+    except (TypeError, ValueError) as fault:  # a list with a gap
+        raise UnreadableImage(key, f"expected bytes, got {quoted(cell)}") from fault
 
 
 def names_within(paths: Sequence[Place]) -> tuple[str, ...]:
@@ -166,7 +171,9 @@ def open_folder(folder: Path) -> FileSource:
     indices = np.array([number[path.split("/", 1)[0]] for path in images], dtype=np.int64)
     present = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     empty = tuple(sorted(present - set(names)))
-    return FileSource(str(folder), folder, tuple(images), Labels(indices, tuple(names)), ignored, empty)
+    spoken = spoken_names(dict(enumerate(names)), str(folder), folder, numbered_here=True)
+    labels = Labels(indices, tuple(spoken.values()))
+    return FileSource(str(folder), folder, tuple(images), labels, ignored, empty)
 
 
 def open_image_files(paths: Sequence[Path]) -> FileSource:

@@ -10,6 +10,8 @@ from pixlex.data.annotations import GENOME_FOLDERS, found_in, genome_paths, has_
 from pixlex.data.descriptions import SetDescription
 from pixlex.data.item_images import FileImages, ItemImages, NamedImages
 from pixlex.data.listed import Item, ReadRow, Row, Rows, field_of, id_of, is_nothing, text_of
+from pixlex.data.text import id_text, list_in, plain_text, whole_number
+from pixlex.messages import quoted
 
 # What is looked at besides the fields of images.
 FIELDS = ("question_id", "question", "answers", "answer", "dataset", "kind", "answer_type")
@@ -86,17 +88,27 @@ def answers_in(value: object) -> tuple[str, ...]:
     """
     if is_nothing(value):
         return ()
-    given = value if isinstance(value, list) else [value]
-    return tuple([one if type(one) is str else _answer(one) for one in given])
+    given = list_in(value) if isinstance(value, str) else value
+    if isinstance(value, str) and not _are_answers(given):
+        given = [value]
+    given = given if isinstance(given, list) else [given]
+    return tuple([plain_text(one if type(one) is str else _answer(one)) for one in given])
+
+
+def _are_answers(value: object) -> bool:
+    """Whether a list that a text writes down is one of answers, and no answer in brackets."""
+    return isinstance(value, list) and all(
+        isinstance(one, str) or (isinstance(one, dict) and "answer" in one) for one in value
+    )
 
 
 def _answer(value: object) -> str:
     text = value.get("answer") if isinstance(value, dict) else value
-    if isinstance(text, int) and not isinstance(text, bool):
-        return str(text)
-    if not isinstance(text, str):
-        raise ValueError(f"expected an answer, a list of answers or nothing, got {value!r:.80}")
-    return text
+    if isinstance(text, str):
+        return text
+    if whole_number(text) is None:
+        raise ValueError(f"expected an answer, a list of answers or nothing, got {quoted(value)}")
+    return id_text(text)
 
 
 def _official_rows(content: Mapping[str, Any], images: NamedImages, described: SetDescription) -> ReadRow:
@@ -117,7 +129,7 @@ def _official_rows(content: Mapping[str, Any], images: NamedImages, described: S
         name = id_of(row, ("question_id",))
         image = id_of(row, ("image_id",))
         if not (name and image.isdecimal()):
-            raise ValueError(f"expected question_id and a whole number image_id, got {dict(row)!r:.120}")
+            raise ValueError(f"expected question_id and a whole number image_id, got {quoted(dict(row))}")
         found: Mapping[str, Any] = {}
         if annotations is not None:
             if name not in annotations:
@@ -147,10 +159,11 @@ def _annotations(path: Path) -> dict[str, Mapping[str, Any]]:
     annotations: dict[str, Mapping[str, Any]] = {}
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not entry.keys() >= {"question_id", "answers"}:
-            raise ValueError(f"{path} entry {number}: expected question_id and answers, got {entry!r:.120}")
-        if annotations.setdefault(str(entry["question_id"]), entry) is not entry:
+            raise ValueError(f"{path} entry {number}: expected question_id and answers, got {quoted(entry)}")
+        if annotations.setdefault(id_text(entry["question_id"]), entry) is not entry:
             raise ValueError(
-                f"{path} entry {number}: expected questions that occur once, got {entry['question_id']} again"
+                f"{path} entry {number}: expected questions that occur once, got "
+                f"{quoted(entry['question_id'])} again"
             )
     return annotations
 
@@ -162,9 +175,11 @@ def _genome_rows(images: NamedImages, index: Path | None) -> ReadRow:
     def read(number: int, row: Row) -> Iterable[Item]:
         image = id_of(row, ("id", "image_id"))
         if not image.isdecimal() or not isinstance(row.get("qas"), list):
-            raise ValueError(f"expected a whole number id and a list qas, got {dict(row)!r:.120}")
+            raise ValueError(f"expected a whole number id and a list qas, got {quoted(dict(row))}")
         path = paths.get(int(image), f"{GENOME_FOLDERS[0]}/{image}.jpg")
         for asked in row["qas"]:
+            if not isinstance(asked, dict):
+                raise ValueError(f"expected qas of {{qa_id, question, answer}}, got {quoted(asked)}")
             yield Item(
                 (images.called(image, path),),
                 text_of(asked, ("question",)),
@@ -180,7 +195,7 @@ def _entries(path: Path, content: list[Any]) -> Rows:
     """Return the objects of a list."""
     for number, entry in enumerate(content):
         if not isinstance(entry, dict):
-            raise ValueError(f"{path} entry {number}: expected an object, got {entry!r:.80}")
+            raise ValueError(f"{path} entry {number}: expected an object, got {quoted(entry)}")
     return Rows(path, "entry", enumerate(content))
 
 
