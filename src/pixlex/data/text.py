@@ -210,8 +210,9 @@ def whole_number(value: object) -> int | None:
         return int(match[1]) if match else None
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return int(value)
-    is_number = isinstance(value, float | np.floating | Decimal)
-    return int(value) if is_number and math.isfinite(value) and value == int(value) else None
+    if not isinstance(value, float | np.floating | Decimal):
+        return None
+    return int(value) if math.isfinite(value) and value == int(value) else None
 
 
 def id_text(value: object) -> str:
