@@ -124,9 +124,8 @@ def _batches(run: Run, objective: Objective, source: Source) -> Callable[[int], 
             "first_step": first_step,
             "rank": distributed.rank(),
             "world_size": distributed.world_size(),
+            "cut": run.model.cut,
         }
-        if isinstance(run, CBViLARun | ReasoningRun):
-            settings["cut"] = run.model.cut
         if not isinstance(run, FrozenRun | CBViLARun | ReasoningRun):
             assert not isinstance(source, ReasoningSource)
             return training_batches(source, **settings)

@@ -106,3 +106,9 @@ def test_recipes_state_the_papers_values() -> None:
     assert (official.objective.commitment_weight, official.objective.masked_language_weight) == (0.01, 1e-4)
     assert official.model.encoder.block == official.model.decoder.block == "official"
     assert official.train.decay_all
+    prepared = [
+        (run.model.cut, run.data.augment, run.data.horizontal_flip, run.train.learning_rate)
+        for run in (paper, read_run("lqae/vqvae"), official)
+    ]
+    assert prepared[:2] == [("squash", "resize", False, 1.5e-4)] * 2
+    assert prepared[2] == ("center", "random_resized_crop", True, 3e-4)

@@ -24,9 +24,7 @@ OneImage = str | os.PathLike[str] | bytes | Image.Image
 Images = Float[Tensor, "B 3 H W"] | OneImage | Sequence[OneImage]
 
 
-def batches_of(
-    images: Images, batch_size: int, size: int, cut: Cut = "center"
-) -> Iterator[Float[Tensor, "B 3 H W"]]:
+def batches_of(images: Images, batch_size: int, size: int, cut: Cut) -> Iterator[Float[Tensor, "B 3 H W"]]:
     """Yield batches of prepared images; at least one image, for no images have no width to return.
 
     Args:

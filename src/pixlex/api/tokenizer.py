@@ -15,7 +15,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pixlex.api.pictures import Images, batches_of
-from pixlex.config.cbvila import CBViLAConfig
 from pixlex.distributed import pick_device
 from pixlex.models import pretrained
 from pixlex.models.inference import compute_rows
@@ -270,9 +269,7 @@ class ImageTokenizer:
 
     def _in_batches(self, images: Images, batch_size: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Join what `compute` makes of images."""
-        config = self.model.config
-        cut = config.cut if isinstance(config, CBViLAConfig) else "center"
-        batches = batches_of(images, batch_size, self.image_size, cut)
+        batches = batches_of(images, batch_size, self.image_size, self.model.config.cut)
         return torch.cat([self._compute(batch, compute) for batch in batches])
 
     def _compute(self, inputs: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:

@@ -55,9 +55,11 @@ def models_of(options: Namespace, images: ImageSource) -> dict[str, Model]:
             raise ValueError(f"two models are called {name!r}: give them names with --model NAME={path}")
         models[name] = pretrained.load_any(path, language_model=options.language_model)
         if options.untrained:
-            size = models[name].config.image_size
-            some = next(evaluation_batches(images, image_size=size, batch_size=_SOME, limit=_SOME)).images
-            models[f"untrained {name}"] = untrained_copy(models[name], some)
+            config = models[name].config
+            some = evaluation_batches(
+                images, image_size=config.image_size, cut=config.cut, batch_size=_SOME, limit=_SOME
+            )
+            models[f"untrained {name}"] = untrained_copy(models[name], next(some).images)
     return models
 
 

@@ -37,9 +37,8 @@ def reconstruct(options: Namespace) -> int:
         remark(options, "images without captions are rebuilt from their codes alone")
     source = open_paths(options.paths)
     tokenizer = load_tokenizer(options)
-    batches = list(
-        evaluation_batches(source, image_size=tokenizer.image_size, batch_size=8, limit=options.limit)
-    )
+    size, cut = tokenizer.image_size, tokenizer.model.config.cut
+    batches = list(evaluation_batches(source, image_size=size, batch_size=8, limit=options.limit, cut=cut))
     originals: Tensor = torch.cat([batch.images for batch in batches])
     codes = tokenizer.tokenize(originals)
     words = [text.split() for text in tokenizer.to_words(codes)] if tokenizer.has_words else None
@@ -69,7 +68,7 @@ def evaluate(options: Namespace) -> int:
     tokenizer = load_tokenizer(options)
     batches = evaluation_batches(
         source, image_size=tokenizer.image_size, batch_size=options.batch_size, limit=options.limit,
-        rank=distributed.rank(), world_size=distributed.world_size(),
+        rank=distributed.rank(), world_size=distributed.world_size(), cut=tokenizer.model.config.cut,
     )  # fmt: skip
     result = evaluate_reconstruction(
         tokenizer.model,

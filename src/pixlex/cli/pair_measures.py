@@ -198,7 +198,7 @@ def draw_gallery(options: Namespace) -> int:
     own = []
     for batch in evaluation_batches(
         source, image_size=model.config.image_size, batch_size=options.batch_size, limit=options.limit,
-        rank=distributed.rank(), world_size=distributed.world_size(),
+        rank=distributed.rank(), world_size=distributed.world_size(), cut=model.config.cut,
     ):  # fmt: skip
         codes = torch.empty(0, model.grid**2, dtype=torch.long)
         if len(batch.images):
@@ -215,7 +215,7 @@ def draw_gallery(options: Namespace) -> int:
     if not len(found):
         raise TooManyBroken(f"{source.name}: none of {len(skipped)} images can be read")
     codeword_gallery(
-        source, indices, found, image_size=model.config.image_size, grid=model.grid,
+        source, indices, found, image_size=model.config.image_size, cut=model.config.cut, grid=model.grid,
         num_codewords=options.codewords, seed=options.seed, path=options.out,
     )  # fmt: skip
     values: dict[str, Any] = {"path": str(options.out), "num_images": len(found)}

@@ -136,7 +136,7 @@ def _versions(
     for name, tokenizer, kinds in zip(names, tokenizers, plan, strict=True):
         versions = {name: tokenizer.model}
         if options.untrained:
-            images = first_images(sets.train, tokenizer.image_size)
+            images = first_images(sets.train, tokenizer.image_size, tokenizer.model.config.cut)
             fresh = untrained_copy(tokenizer.model, images, options.seed)
             versions[f"{name}, untrained"] = fresh.to(tokenizer.device)
         for version, model in versions.items():

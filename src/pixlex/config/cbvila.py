@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pixlex.config.check import Check, describe, part
-from pixlex.config.data import Cut, PairDataConfig
+from pixlex.config.data import CUT_MEANING, Cut, PairDataConfig
 from pixlex.config.lqae import check_sizes
 from pixlex.config.train import EvalConfig, TrainConfig
 
@@ -124,11 +124,7 @@ class CBViLAConfig:
 
     image_size: int = describe(256, "Side of the square image in pixels; the paper's 256.")
     patch_size: int = describe(16, "Side of a patch in pixels; must divide the image size.")
-    cut: Cut = describe(
-        "center",
-        "How images that are not square become so, random crops aside: center cuts out a square; squash keeps "
-        "all of the image and not its shape (ALBEF).",
-    )
+    cut: Cut = describe("center", CUT_MEANING)
     image: ImageTowerConfig = part(ImageTowerConfig, "The image encoder.")
     text: TextTowerConfig = part(TextTowerConfig, "The text encoder.")
     fusion: FusionConfig = part(FusionConfig, "The fusion encoder.")
@@ -146,7 +142,6 @@ class CBViLAConfig:
         check = Check(self)
         check_sizes(check)
         check.positive("contrastive_dim")
-        check.one_of("cut", ("center", "squash"))
         check.one_of("masked_image_head", ("patch", "tied", "class"))
         check.rule("dropout_rate", 0 <= self.dropout_rate < 1, "must lie in [0, 1)")
         check.rule(

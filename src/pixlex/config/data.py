@@ -10,6 +10,10 @@ from pixlex.config.check import Check, describe
 
 # How an image becomes a square: its centered square, or all of it in another shape.
 Cut = Literal["center", "squash"]
+CUT_MEANING = (
+    "How images that are not square become so, random crops aside: center cuts out a square; squash keeps "
+    "all of the image and not its shape (LQAE, ALBEF)."
+)
 SQUARE: Mapping[Cut, str] = {"center": "images cut at the center", "squash": "images squashed to squares"}
 
 
@@ -25,7 +29,8 @@ class DataConfig:
     )
     validation: str = describe("", "Validation images, described as above; empty for none.")
     augment: Literal["random_resized_crop", "resize"] = describe(
-        "random_resized_crop", "How training images are cut: a random area, or resized and cut at the center."
+        "random_resized_crop",
+        "How training images are cut: a random area, or resized as for evaluation (model.cut).",
     )
     crop_scale_min: float = describe(
         0.2, "Smallest share of the image's area that a random crop keeps, in (0, 1]; LQAE's code uses 0.2."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pixlex.config.check import Check, describe, part
-from pixlex.config.data import PairDataConfig
+from pixlex.config.data import CUT_MEANING, Cut, PairDataConfig
 from pixlex.config.lqae import VisionConfig, check_sizes
 from pixlex.config.train import EvalConfig, TrainConfig
 
@@ -30,6 +30,7 @@ class FrozenConfig:
 
     image_size: int = describe(224, "Side of the square image in pixels; the paper's 224.")
     patch_size: int = describe(16, "Side of a patch in pixels; must divide the image size.")
+    cut: Cut = describe("center", CUT_MEANING)
     encoder: VisionConfig = part(VisionConfig, "The image encoder; the paper's is an NF-ResNet-50.")
     num_prefix_tokens: int = describe(2, "Embeddings that an image becomes; the paper's 2.")
     language: CausalLanguageConfig = part(CausalLanguageConfig, "The frozen language model.")

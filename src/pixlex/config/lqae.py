@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from pixlex.config.check import Check, describe, part
+from pixlex.config.data import CUT_MEANING, Cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,7 @@ class LQAEConfig:
 
     image_size: int = describe(256, "Side of the square image in pixels.")
     patch_size: int = describe(16, "Side of a patch in pixels; must divide the image size.")
+    cut: Cut = describe("center", CUT_MEANING)
     encoder: VisionConfig = part(VisionConfig, "The image encoder.")
     decoder: VisionConfig = part(VisionConfig, "The image decoder.")
     language: LanguageConfig = part(LanguageConfig, "The frozen language model.")
@@ -147,6 +149,7 @@ class VQVAEConfig:
 
     image_size: int = describe(256, "Side of the square image in pixels.")
     patch_size: int = describe(16, "Side of a patch in pixels; must divide the image size.")
+    cut: Cut = describe("center", CUT_MEANING)
     encoder: VisionConfig = part(VisionConfig, "The image encoder.")
     decoder: VisionConfig = part(VisionConfig, "The image decoder.")
     num_codewords: int = describe(1024, "Rows of the learned codebook.")
@@ -185,7 +188,8 @@ class VQVAEObjectiveConfig:
 
 
 def check_sizes(check: Check) -> None:
-    """Require an image that its patches tile exactly."""
+    """Require an image that its patches tile exactly, and a known way to make it square."""
+    check.one_of("cut", get_args(Cut))
     check.positive("image_size", "patch_size")
     patch = check.owner.patch_size
     check.rule(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pixlex.config.check import Check, describe, part
-from pixlex.config.data import DataConfig
+from pixlex.config.data import CUT_MEANING, Cut, DataConfig
 from pixlex.config.lqae import VisionConfig, check_sizes
 from pixlex.config.train import EvalConfig, TrainConfig
 
@@ -21,6 +21,7 @@ class MAEConfig:
 
     image_size: int = describe(256, "Side of the square image in pixels; the paper's 224, here LQAE's.")
     patch_size: int = describe(16, "Side of a patch in pixels; must divide the image size.")
+    cut: Cut = describe("center", CUT_MEANING)
     encoder: VisionConfig = part(VisionConfig, "The encoder, which reads the visible patches alone.")
     decoder: VisionConfig = part(_decoder, "The decoder; the paper's has 8 blocks, 512 wide, 16 heads.")
     mask_ratio: float = describe(0.75, "Share of the patches hidden, in (0, 1); the paper hides 75 %.")

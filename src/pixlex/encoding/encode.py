@@ -173,10 +173,10 @@ def _encoded(
     """Yield the codes of some images, batch by batch, as long as not too many are broken."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-    size = tokenizer.image_size
+    size, cut = tokenizer.image_size, tokenizer.model.config.cut
 
     def prepare(index: int, record: ImageRecord) -> _Prepared:
-        pixels = evaluation_transform(decode_record(record), size)
+        pixels = evaluation_transform(decode_record(record), size, cut)
         return _Prepared(index, record.key, record.label, pixels)
 
     for prepared in prepared_batches(source, wanted, batch_size, prepare):

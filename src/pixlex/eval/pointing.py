@@ -134,7 +134,7 @@ def pointing_game(
     """
     batches = evaluation_batches(
         source, image_size=model.config.image_size, batch_size=batch_size, limit=limit,
-        rank=distributed.rank(), world_size=distributed.world_size(),
+        rank=distributed.rank(), world_size=distributed.world_size(), cut=model.config.cut,
     )  # fmt: skip
     found: list[tuple[int, list[dict[str, Tensor]]]] = []
     with progress_bar(min(len(source), limit or len(source)), "scenes", "point", shown=progress) as bar:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from pixlex.config.data import Cut
 from pixlex.data.images import ImageSource
 from pixlex.eval.few_shot.readers import read_pixels
 from pixlex.report.pictures import enlarged, font
@@ -48,6 +49,7 @@ def codeword_gallery(
     codes: Int[Tensor, "I N"],
     *,
     image_size: int,
+    cut: Cut = "center",
     grid: int,
     num_codewords: int = 12,
     seed: int = 0,
@@ -62,6 +64,7 @@ def codeword_gallery(
         indices: where the images lie in it.
         codes: of each image, rows of the grid first.
         image_size: side in pixels that they were encoded at.
+        cut: how they became square.
         grid: patches along one side.
         num_codewords: rows.
         seed: of the draw of codewords and patches.
@@ -75,7 +78,7 @@ def codeword_gallery(
     places = {code: _spread_out((codes == code).nonzero(), seed) for code in chosen}
     wanted = sorted({int(indices[row]) for found in places.values() for row, _ in found})
     pixels: dict[int, Float[Tensor, "3 H W"]] = {}
-    for positions, batch in read_pixels(images, wanted, image_size, "patches"):
+    for positions, batch in read_pixels(images, wanted, image_size, "patches", cut):
         pixels.update(zip(positions, batch, strict=True))
     width = 2 * _GAP + _LABEL + _PATCHES * (_SIDE + _GAP)
     sheet = Image.new("RGB", (width, _GAP + max(1, len(chosen)) * (_SIDE + _GAP)), "white")

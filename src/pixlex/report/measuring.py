@@ -65,6 +65,7 @@ class Progress(ABC):
         return evaluation_batches(
             self.validation,
             image_size=self.run.model.image_size,
+            cut=self.run.model.cut,
             batch_size=self.run.eval.batch_size,
             limit=self.run.eval.limit or None,
             workers=self.run.data.workers,

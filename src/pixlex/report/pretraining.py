@@ -111,6 +111,7 @@ class PretrainingProgress(Progress):
             self.result.indices,
             codes,
             image_size=self.run.model.image_size,
+            cut=self.run.model.cut,
             grid=self.run.model.grid,
             num_codewords=_SHOWN_CODEWORDS,
             path=self.picture("codewords", step),

@@ -134,6 +134,7 @@ class CaptionProgress(Progress):
             self.validation,
             encode=lambda texts: model.encode_texts(texts, max_words),
             image_size=self.run.model.image_size,
+            cut=self.run.model.cut,
             batch_size=config.batch_size,
             limit=config.limit or None,
             workers=self.run.data.workers,

@@ -96,7 +96,8 @@ class FrozenAnswerer:
     def _prefixes(self, images: ImageSource, indices: Sequence[int]) -> dict[int, Float[Tensor, "prefix D"]]:
         """Return the embeddings of each image that can be read."""
         prefixes: dict[int, Tensor] = {}
-        for positions, pixels in read_pixels(images, indices, self.model.config.image_size, self.name):
+        config = self.model.config
+        for positions, pixels in read_pixels(images, indices, config.image_size, self.name, config.cut):
             rows = compute_rows(
                 pixels, self.model.prefix, grid=self.model.grid, device=self.device, precision=self.precision
             )

@@ -52,7 +52,8 @@ class EncoderFeatures:
     def table(self, images: ImageSource, indices: Sequence[int]) -> DenseTable:
         """Read images and encode each once."""
         vectors: dict[int, np.ndarray] = {}
-        for positions, pixels in read_pixels(images, indices, self.model.config.image_size, self.name):
+        config = self.model.config
+        for positions, pixels in read_pixels(images, indices, config.image_size, self.name, config.cut):
             rows = compute_rows(
                 pixels,
                 _embedding(self.model),

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from pixlex.config.data import Cut
 from pixlex.data.decoding import UnreadableImage, decode_record
 from pixlex.data.sources import ImageSource
 from pixlex.data.transforms import evaluation_transform
@@ -85,7 +86,8 @@ class ModelWords:
     def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
         """Return the words of each image."""
         texts = {}
-        for positions, pixels in read_pixels(images, indices, self.model.config.image_size, self.name):
+        config = self.model.config
+        for positions, pixels in read_pixels(images, indices, config.image_size, self.name, config.cut):
             codes = compute_rows(
                 pixels,
                 self.model.tokenize,
@@ -99,15 +101,16 @@ class ModelWords:
 
 
 def read_pixels(
-    images: ImageSource, indices: Sequence[int], size: int, title: str
+    images: ImageSource, indices: Sequence[int], size: int, title: str, cut: Cut = "center"
 ) -> Iterator[tuple[list[int], Float[Tensor, "B 3 H W"]]]:
-    """Yield images in batches with their positions, cut to a square; one that cannot be read is left out.
+    """Yield images in batches with their positions, made square; one that cannot be read is left out.
 
     Args:
         images: where they come from.
         indices: their positions, each once.
         size: side of the square in pixels.
         title: what stands before the progress bar, which shows on a terminal when it takes more than a second.
+        cut: how images become square (see `evaluation_transform`).
     """
     # Sources read forward faster than back and forth.
     order = sorted(indices)
@@ -122,7 +125,7 @@ def read_pixels(
                 except UnreadableImage:
                     continue
                 positions.append(position)
-                rows.append(evaluation_transform(picture, size))
+                rows.append(evaluation_transform(picture, size, cut))
             if rows:
                 yield positions, torch.stack(rows)
             bar.update(len(order[first : first + _BATCH_SIZE]))

@@ -179,7 +179,7 @@ class _Extraction:
     def __init__(self, model: Tokenizer, images: LabeledImages, precision: Precision, broken: float) -> None:
         self.model, self.images, self.precision = model, images, precision
         self.device = next(model.parameters()).device
-        self.size = model.config.image_size
+        self.size, self.cut = model.config.image_size, model.config.cut
         self.broken = BrokenImages(None, images.source, broken)
         self.widths: dict[str, int] = {}
         self._compute(torch.zeros(1, 3, self.size, self.size))
@@ -234,7 +234,7 @@ class _Extraction:
         for row in rows.tolist():
             try:
                 record = self.images.source.read(int(self.images.indices[row]))
-                pixels.append(evaluation_transform(decode_record(record), self.size))
+                pixels.append(evaluation_transform(decode_record(record), self.size, self.cut))
                 readable.append(row)
             except UnreadableImage as fault:
                 faults.append(Skipped(fault.key, fault.reason))

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pixlex.batch import Skipped
+from pixlex.config.data import Cut
 from pixlex.data.decoding import UnreadableImage, decode_record
 from pixlex.data.sources import ImageSource
 from pixlex.data.transforms import evaluation_transform
@@ -113,13 +114,13 @@ def open_sets(
     )
 
 
-def first_images(images: LabeledImages, size: int, count: int = 64) -> Float[Tensor, "B 3 H W"]:
+def first_images(images: LabeledImages, size: int, cut: Cut, count: int = 64) -> Float[Tensor, "B 3 H W"]:
     """Return some of the images, spread over the set, as pixels in [0, 1]; broken ones are left out."""
     pixels = []
     for row in np.linspace(0, len(images) - 1, min(count, len(images))).astype(int):
         try:
             record = images.source.read(int(images.indices[row]))
-            pixels.append(evaluation_transform(decode_record(record), size))
+            pixels.append(evaluation_transform(decode_record(record), size, cut))
         except UnreadableImage:
             continue
     if not pixels:

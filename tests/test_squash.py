@@ -1,0 +1,94 @@
+"""A model trained on squashed images gets squashed images wherever it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tests.eval.probe.classes import write_classes
+from tests.tiny import tiny_cbvila, tiny_lqae_config, tiny_vqvae_config
+
+from pixlex import runs
+from pixlex.api import ImageTokenizer
+from pixlex.config.data import Cut, DataConfig
+from pixlex.config.run import LQAERun, VQVAERun
+from pixlex.config.train import TrainConfig
+from pixlex.data import transforms
+from pixlex.data.decoding import load_image
+from pixlex.models.lqae import LQAE
+from pixlex.models.vqvae import VQVAE
+
+
+def _tokenizer(family: str, language: Path) -> ImageTokenizer:
+    torch.manual_seed(1)  # not that of untrained copies
+    if family == "lqae":
+        return ImageTokenizer(LQAE.build(dataclasses.replace(tiny_lqae_config(language), cut="squash")))
+    if family == "vqvae":
+        return ImageTokenizer(VQVAE.build(dataclasses.replace(tiny_vqvae_config(), cut="squash")))
+    return ImageTokenizer(tiny_cbvila(language, cut="squash"))
+
+
+@pytest.fixture
+def uncut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model may get the square cut out of an image."""
+    whole_box = transforms._whole_box
+
+    def squashed(image: Image.Image, cut: Cut) -> tuple[float, float, float, float]:
+        assert cut == "squash"
+        return whole_box(image, cut)
+
+    monkeypatch.setattr(transforms, "_whole_box", squashed)
+
+
+@pytest.mark.usefixtures("uncut")
+@pytest.mark.parametrize("family", ["lqae", "vqvae", "cbvila"])
+def test_every_command_squashes(
+    family: str, language: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    _tokenizer(family, language).save(model)
+    train, test = write_classes(tmp_path / "train", 6), write_classes(tmp_path / "test", 3, seed=1)
+    commands: list[list[object]] = [
+        ["encode", test, "--model", model, "--to", "codes", "--out", out / "codes"],
+        ["evaluate", "linear-probe", "--model", model, "--data", train, "--test", test, "--out", out / "probe",
+         "--untrained"],
+        ["evaluate", "few-shot", "--model", model, "--data", test, "--episodes", 2, "--ways", 2, "--settings",
+         "1/0", "--answerers", "bag", "linear", "--code-words", language, "--untrained", "--out", out / "few"],
+        ["gallery", "--model", model, "--data", test, "--codewords", 2, "--out", out / "g.png"],
+        ["reconstruct", test, "--model", model, "--out", out / "r.png"],
+        ["evaluate", "reconstruction", "--model", model, "--data", test, "--out", out / "reconstruction"],
+    ]  # fmt: skip
+    for command in commands[: 4 if family == "cbvila" else None]:
+        code, _, err = call(*command, "--device", "cpu", "--quiet")
+        assert code == 0, (command[:2], err)
+
+
+@pytest.mark.usefixtures("uncut")
+@pytest.mark.parametrize("family", ["lqae", "vqvae"])
+def test_training_and_its_evaluation_squash(family: str, language: Path, tmp_path: Path) -> None:
+    pictures = str(write_classes(tmp_path / "train", 4))
+    settings: dict[str, Any] = {
+        "data": DataConfig(train=pictures, validation=pictures, augment="resize"),
+        "train": TrainConfig(steps=1, batch_size=4, device="cpu", precision="fp32"),
+    }
+    run = (
+        LQAERun(model=dataclasses.replace(tiny_lqae_config(language), cut="squash"), **settings)
+        if family == "lqae"
+        else VQVAERun(model=dataclasses.replace(tiny_vqvae_config(), cut="squash"), **settings)
+    )
+    assert runs.run_training(run, tmp_path / "run") == tmp_path / "run/model"
+
+
+def test_codes_of_files_are_those_of_squashed_pixels(language: Path, tmp_path: Path) -> None:
+    tokenizer = _tokenizer("lqae", language)
+    path = next(write_classes(tmp_path, 1).rglob("*.png"))
+    picture = load_image(path.read_bytes(), path.name).resize((90, 36))
+    squashed = transforms.evaluation_transform(picture, tokenizer.image_size, "squash")[None]
+    assert torch.equal(tokenizer.tokenize(picture), tokenizer.tokenize(squashed))
+    centered = transforms.evaluation_transform(picture, tokenizer.image_size)[None]
+    assert not torch.equal(tokenizer.tokenize(picture), tokenizer.tokenize(centered))
