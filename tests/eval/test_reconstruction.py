@@ -65,6 +65,7 @@ def slow_reference(model: LQAE, images: Tensor) -> dict[str, float]:
         "eval/masked_word_accuracy": correct / flat.size,
         "eval/pseudo_perplexity": float(np.exp(-log_probability / flat.size)),
         "eval/text_round_trip_rate": 1.0,
+        "eval/word_round_trip_rate": 1.0,
         "eval/tokenizer_round_trip_rate": 1.0,
     }
 

@@ -159,7 +159,9 @@ class ImageTokenizer:
         return self.decode(self.tokenize(images, batch_size=batch_size))
 
     def to_words(self, images_or_codes: Images | Int[Tensor, "B N"], *, batch_size: int = 64) -> list[str]:
-        """Return the words of images, or of codes: one text for each image, words joined by single spaces.
+        """Return the words of images, or of codes: one text for each image, on one line.
+
+        Whole words are joined by single spaces; with vocabulary "all" the language model's tokenizer decodes them.
 
         Raises:
             ValueError: the model has no words; otherwise as `tokenize` and `decode`.
@@ -172,10 +174,13 @@ class ImageTokenizer:
         return [vocabulary.to_text(row) for row in codes.tolist()]
 
     def from_words(self, text: str | Sequence[str]) -> Int[Tensor, "B N"]:
-        """Return the codes of words; the inverse of `to_words`.
+        """Return the codes of words; the inverse of `to_words`, except with vocabulary "all".
+
+        There the language model's tokenizer reads the text, mostly as other words than were written, and as
+        more or fewer: keep the codes to decode.
 
         Args:
-            text: the words of one image separated by whitespace, or a sequence of such texts.
+            text: the words of one image, or a sequence of such texts.
 
         Raises:
             ValueError: the model has no words, a wrong number of words, or one that is no codeword.
@@ -185,15 +190,18 @@ class ImageTokenizer:
         rows = []
         for number, one in enumerate(texts):
             where = f"image {number}: " if len(texts) > 1 else ""
-            count = len(one.split())
-            if count != self.grid**2:
-                raise ValueError(
-                    f"{where}expected {self.grid**2} words ({self.grid} x {self.grid}), got {count}"
-                )
+            expected = f"{where}expected {self.grid**2} words ({self.grid} x {self.grid}), got"
+            if vocabulary.is_exact and (count := len(one.split())) != self.grid**2:
+                raise ValueError(f"{expected} {count}")
             try:
                 rows.append(vocabulary.from_text(one))
             except ValueError as fault:
                 raise ValueError(f"{where}{fault}") from fault
+            if len(rows[-1]) != self.grid**2:
+                raise ValueError(
+                    f"{expected} {len(rows[-1])} as the tokenizer divides the text, which is not exact with "
+                    "vocabulary 'all': decode codes (codes, jsonl or parquet files)"
+                )
         return torch.tensor(rows, dtype=torch.int64).view(len(rows), self.grid**2)
 
     def embed(

@@ -24,6 +24,7 @@ from pixlex.data.images import ImageSource, open_source
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.pairs import NoCaptions, PairSource, open_pairs
 from pixlex.eval.reconstruction import ReconstructionResult, evaluate_reconstruction
+from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import read_config
 from pixlex.report.measures import measure_of
 
@@ -41,7 +42,10 @@ def reconstruct(options: Namespace) -> int:
     batches = list(evaluation_batches(source, image_size=size, batch_size=8, limit=options.limit, cut=cut))
     originals: Tensor = torch.cat([batch.images for batch in batches])
     codes = tokenizer.tokenize(originals)
-    words = [text.split() for text in tokenizer.to_words(codes)] if tokenizer.has_words else None
+    words = None
+    if isinstance(tokenizer.model, LQAE):
+        names = tokenizer.model.vocabulary.words
+        words = [[names[code] for code in row] for row in codes.tolist()]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     report.reconstruction_grid(originals, tokenizer.decode(codes), words, tokenizer.grid, options.out)
     skipped = [one for batch in batches for one in batch.skipped]

@@ -29,6 +29,7 @@ from pixlex.encoding import (
     format_line,
     read_lines,
 )
+from pixlex.models.lqae import LQAE
 
 
 def encode(options: Namespace) -> int:
@@ -51,6 +52,12 @@ def encode(options: Namespace) -> int:
     source = open_paths(options.paths)
     tokenizer = load_tokenizer(options)
     kind: Kind = options.to or ("words" if tokenizer.has_words else "codes")
+    if kind == "words" and isinstance(tokenizer.model, LQAE) and not tokenizer.model.vocabulary.is_exact:
+        remark(
+            options,
+            "vocabulary 'all': words are text as the language model's tokenizer writes it, which is not read back "
+            "exactly (evaluate reconstruction counts it); --to codes, jsonl or parquet can be decoded",
+        )
     if options.part_size is not None:
         return _encode_parts(tokenizer, source, options)
     if options.out is None:

@@ -39,8 +39,10 @@ class LanguageConfig:
         "embedded",
         "Hub name or directory of a masked language model, or embedded: the MiniLM that a package carries.",
     )
-    vocabulary: Literal["whole-words", "all"] = describe(
-        "whole-words", "Which words may be codewords: those that survive text and back, or every row (paper)."
+    vocabulary: Literal["clean-words", "whole-words", "all"] = describe(
+        "clean-words",
+        "Which words may be codewords: whole-words: those that survive text and back; clean-words: of these "
+        "the ones that are fit to print, without slurs, sexual words and swearing; all: every row (paper).",
     )
     random_weights: bool = describe(
         False, "Re-initialize the language model's body and keep its word embeddings (paper, Table 3, row B)."

@@ -29,7 +29,14 @@ from pixlex.eval.metrics import (
 )
 from pixlex.eval.passes import evaluating, first_images, progress_bar
 from pixlex.eval.perceptual import PerceptualMeasures
-from pixlex.eval.words import WordScores, score_words, survives_text, survives_tokenizer, word_folds
+from pixlex.eval.words import (
+    WordScores,
+    score_words,
+    survives_text,
+    survives_tokenizer,
+    surviving_words,
+    word_folds,
+)
 from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Tokenizer
 
@@ -56,6 +63,7 @@ class ReconstructionResult:
         masked_word_accuracy: share of words that the frozen language model guesses when they are hidden.
         pseudo_perplexity: of the word sequences under the frozen language model (see `score_words`).
         text_round_trip_rate: share of images whose codes -> text -> codes is exact.
+        word_round_trip_rate: mean share of an image's words that come back in order when its text is read.
         tokenizer_round_trip_rate: share of images whose text the language model's tokenizer reads as the
             same words.
         rfid: Frechet distance of features between originals and reconstructions.
@@ -82,6 +90,7 @@ class ReconstructionResult:
     masked_word_accuracy: float | None
     pseudo_perplexity: float | None
     text_round_trip_rate: float | None
+    word_round_trip_rate: float | None
     tokenizer_round_trip_rate: float | None
     rfid: float | None
     lpips: float | None
@@ -231,6 +240,7 @@ class _Evaluation:
         """Return what only words have."""
         measures: dict[str, Tensor] = {
             "text_round_trip_rate": survives_text(model.vocabulary, codes),
+            "word_round_trip_rate": surviving_words(model.vocabulary, codes),
             "tokenizer_round_trip_rate": survives_tokenizer(model.language, model.vocabulary, codes),
         }
         if self.mask_ratio is not None:
@@ -284,6 +294,7 @@ class _Evaluation:
             masked_word_accuracy=words.accuracy if words.count else None,
             pseudo_perplexity=words.pseudo_perplexity if words.count else None,
             text_round_trip_rate=means.get("text_round_trip_rate"),
+            word_round_trip_rate=means.get("word_round_trip_rate"),
             tokenizer_round_trip_rate=means.get("tokenizer_round_trip_rate"),
             rfid=self.perceptual.rfid(count),
             lpips=means.get("lpips"),

@@ -33,6 +33,11 @@ def _read_back(vocabulary: Vocabulary, codes: list[int]) -> list[int] | None:
         return None  # a word that cannot be read back at all
 
 
+def surviving_words(vocabulary: Vocabulary, codes: Int[Tensor, "B N"]) -> Float[Tensor, " B"]:
+    """Return for each image the share of its words that come back, in order, when its text is read."""
+    return torch.tensor([vocabulary.survivors(row) / len(row) for row in codes.tolist()])
+
+
 def survives_tokenizer(
     language: LanguageModel, vocabulary: Vocabulary, codes: Int[Tensor, "B N"]
 ) -> Bool[Tensor, " B"]:

@@ -214,6 +214,8 @@ def fingerprint(model: Model, *, precision: str = "fp32") -> str:
     if language is not None:
         # Where the language model lies does not matter, which one it is does.
         config["language"] = language[1]
+    if isinstance(model, LQAE) and model.vocabulary.kind != "whole-words":  # once the default, and not in it
+        config["vocabulary"] = model.vocabulary.kind
     if isinstance(model, CBViLA):  # nor where it started from: its weights say it
         for part, names in (
             ("image", ("pretrained",)),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
+from difflib import SequenceMatcher
+from functools import cache
 from itertools import pairwise
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,7 +18,7 @@ from torch import Tensor
 
 from pixlex.nn.language import LanguageModel
 
-VocabularyKind = Literal["whole-words", "all"]
+VocabularyKind = Literal["clean-words", "whole-words", "all"]
 
 # What a whole word may look like: ASCII letters, so that any later reader (another tokenizer, a human, a
 # shell) gets the same words; digits and punctuation are left out because tokenizers split and glue them by
@@ -25,34 +29,50 @@ _WHOLE_WORD = re.compile(r"[A-Za-z]{3,}")
 # everything.
 _SMALLEST_NORM_SHARE = 0.05
 _WORDS_PER_LINE = 16
+_UNFIT = Path(__file__).parent / "data" / "unfit_words.txt"
+_HASH_DIGITS = 12
 
 
 class Vocabulary:
-    """Words that may be codewords, numbered 0 ... K-1, and their exact text form: joined by single spaces.
+    """Words that may be codewords, numbered 0 ... K-1, and the text of a sequence of them.
 
-    `to_text` and `from_text` are inverses on every sequence of codes. For `whole-words` the language model's
-    own tokenizer agrees: `tokenizer.encode(" " + text, add_special_tokens=False)` gives the word ids back.
-    The space in front makes the first word a word like the others where words carry their space (byte-level
-    BPE: RoBERTa, ModernBERT); the other families ignore it.
+    Whole words are joined by single spaces; `to_text` and `from_text` are inverses on every sequence of codes,
+    and the language model's own tokenizer agrees: `tokenizer.encode(" " + text, add_special_tokens=False)`
+    gives the word ids back. The space in front makes the first word a word like the others where words carry
+    their space (byte-level BPE: RoBERTa, ModernBERT); the other families ignore it.
+
+    Pieces of words have no such text. With `all` the tokenizer itself writes the text, on one line, and reads
+    it: pieces are glued to words, what cannot be printed becomes a space, and `from_text` gives the words of
+    the text, which may be others, and more or fewer. `survivors` counts what comes back.
 
     Args:
         kind: which words were let in.
         word_ids: the language model's id of each codeword.
-        words: the text of each codeword, distinct and without whitespace.
+        words: the text of each codeword by itself, without whitespace; distinct but for `all`.
+        tokenizer: of the language model, for `all`.
     """
 
-    def __init__(self, kind: VocabularyKind, word_ids: Int[Tensor, " K"], words: Sequence[str]) -> None:
+    def __init__(
+        self, kind: VocabularyKind, word_ids: Int[Tensor, " K"], words: Sequence[str], tokenizer: Any = None
+    ) -> None:
         self.kind = kind
         self.word_ids = word_ids
         self.words = tuple(words)
+        self._tokenizer = tokenizer
         self._codes = {word: code for code, word in enumerate(self.words)}
-        assert len(self._codes) == len(self.words) == len(word_ids), "words must be distinct, one per id"
+        assert len(self.words) == len(word_ids), "one word per id"
+        assert not self.is_exact or len(self._codes) == len(self.words), "words must be distinct"
 
     def __len__(self) -> int:
         return len(self.words)
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether every sequence of codes survives as text."""
+        return self._tokenizer is None
+
     def to_text(self, codes: Sequence[int] | Int[Tensor, " T"]) -> str:
-        """Write codes as words joined by single spaces.
+        """Write codes as text, on one line.
 
         Args:
             codes: integers in [0, K), in any order and number.
@@ -67,10 +87,14 @@ class Vocabulary:
         for number in numbers:
             if not 0 <= number < len(self.words):
                 raise ValueError(f"expected codes in [0, {len(self.words)}), got {number}")
-        return " ".join(self.words[number] for number in numbers)
+        if self._tokenizer is None:
+            return " ".join(self.words[number] for number in numbers)
+        ids = self.word_ids[numbers].tolist()
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())
 
     def from_text(self, text: str) -> list[int]:
-        """Read words separated by whitespace back into codes.
+        """Read text into codes: words separated by whitespace, or with `all` as the tokenizer divides it.
 
         Args:
             text: what `to_text` wrote.
@@ -81,6 +105,15 @@ class Vocabulary:
         Raises:
             ValueError: a word that is no codeword (upper and lower case differ).
         """
+        if self._tokenizer is not None:
+            read = _read(self._tokenizer, [text])[0] if text.strip() else []
+            unknown = next((code for code in read if code >= len(self.words)), None)
+            if unknown is None:
+                return read
+            word = self._tokenizer.decode([unknown])
+            raise ValueError(
+                f"the word {word!r} has no row among the {len(self.words)} of the language model"
+            )
         try:
             return [self._codes[word] for word in text.split()]
         except KeyError as missing:
@@ -88,19 +121,30 @@ class Vocabulary:
                 f"the word {missing.args[0]!r} is not one of the {len(self.words)} codewords ({self.kind})"
             ) from None
 
+    def survivors(self, codes: Sequence[int]) -> int:
+        """Return how many words of a sequence come back, in their order, when its text is read."""
+        try:
+            read = self.from_text(self.to_text(codes))
+        except ValueError:
+            return 0  # a word that cannot be read back at all
+        if read == list(codes):
+            return len(read)
+        matcher = SequenceMatcher(None, list(codes), read, autojunk=False)
+        return sum(block.size for block in matcher.get_matching_blocks())
 
-def build_vocabulary(language: LanguageModel, kind: VocabularyKind = "whole-words") -> Vocabulary:
+
+def build_vocabulary(language: LanguageModel, kind: VocabularyKind = "clean-words") -> Vocabulary:
     """Choose the words of a language model that may be codewords.
 
     `whole-words` (ours): words of three or more ASCII letters that the tokenizer reads back as the same
     single word id in any order and number; no special words, no pieces of words, no row of the embedding
-    matrix that was never trained. `all` (LQAE, section 3.1): every row, special words and pieces included;
-    its text form is the tokenizer's own token strings (`<row:ID>` where there is none, or one with
-    whitespace), which only `from_text` reads back.
+    matrix that was never trained. `clean-words`: those of them that are fit to print (`is_fit_to_print`).
+    `all` (LQAE, section 3.1): every row, special words and pieces included; a row by itself is shown as the
+    tokenizer decodes it (`<row:ID>` where nothing can be seen).
 
     Args:
         language: the language model whose rows become codewords.
-        kind: "whole-words" or "all".
+        kind: "clean-words", "whole-words" or "all".
 
     Returns:
         The vocabulary, in the order of the language model's ids.
@@ -109,32 +153,47 @@ def build_vocabulary(language: LanguageModel, kind: VocabularyKind = "whole-word
         ValueError: an unknown kind, or no word left.
     """
     if kind == "all":
-        return Vocabulary("all", torch.arange(language.vocab_size), _token_strings(language))
-    if kind != "whole-words":
-        raise ValueError(f"expected vocabulary 'whole-words' or 'all', got {kind!r}")
+        rows = torch.arange(language.vocab_size)
+        return Vocabulary("all", rows, _shown_rows(language), language.tokenizer)
+    if kind not in get_args(VocabularyKind):
+        raise ValueError(f"expected a vocabulary of {', '.join(get_args(VocabularyKind))}, got {kind!r}")
     words = _stable_in_context(language.tokenizer, _single_words(language))
+    if kind == "clean-words":
+        words = {row: word for row, word in words.items() if is_fit_to_print(word)}
     if not words:
         raise ValueError(
             f"language model {language.name!r} has no whole word of ASCII letters; use vocabulary 'all'"
         )
-    return Vocabulary(
-        "whole-words", torch.tensor(sorted(words)), [words[word_id] for word_id in sorted(words)]
-    )
+    return Vocabulary(kind, torch.tensor(sorted(words)), [words[word_id] for word_id in sorted(words)])
 
 
-def _token_strings(language: LanguageModel) -> list[str]:
-    """The tokenizer's string of every row; rows without a usable one are named by their number."""
+def is_fit_to_print(word: str) -> bool:
+    """Tell whether a word is none of a list of slurs, sexual words and swearing (nn/data/unfit_words.txt)."""
+    return hashlib.sha256(word.lower().encode()).hexdigest()[:_HASH_DIGITS] not in _unfit_words()
+
+
+@cache
+def _unfit_words() -> frozenset[str]:
+    """The hashes of the list."""
+    lines = _UNFIT.read_text(encoding="utf-8").splitlines()
+    return frozenset(line for line in lines if not line.startswith("#"))
+
+
+def _shown_rows(language: LanguageModel) -> list[str]:
+    """Every row as the tokenizer decodes it by itself; what cannot be seen is escaped, or named by its number."""
     count = min(language.vocab_size, len(language.tokenizer))
-    strings: list[str | None] = language.tokenizer.convert_ids_to_tokens(list(range(count)))
-    strings += [None] * (language.vocab_size - count)
-    seen: set[str] = set()
-    words = []
-    for row, string in enumerate(strings):
-        usable = string is not None and string.split() == [string] and string not in seen
-        word = string if usable and string is not None else f"<row:{row}>"
-        seen.add(word)
-        words.append(word)
-    return words
+    texts = language.tokenizer.batch_decode(
+        [[row] for row in range(count)], skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    texts += [""] * (language.vocab_size - count)
+    shown = ("".join(map(_visible, text.strip(" "))) for text in texts)
+    return [text or f"<row:{row}>" for row, text in enumerate(shown)]
+
+
+def _visible(mark: str) -> str:
+    """A character, or its escape where nobody would see it."""
+    seen = mark.isprintable() and not mark.isspace()
+    return mark if seen else f"\\x{ord(mark):02x}"
 
 
 def _single_words(language: LanguageModel) -> dict[int, str]:

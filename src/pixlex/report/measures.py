@@ -113,6 +113,7 @@ MEASURES = {
     "masked_word_accuracy": Measure("hidden words guessed by the language model", "%"),
     "pseudo_perplexity": Measure("pseudo-perplexity of the words"),
     "text_round_trip_rate": Measure("images whose words survive as text", "%", "higher"),
+    "word_round_trip_rate": Measure("words that survive as text", "%", "higher"),
     "tokenizer_round_trip_rate": Measure("the same through the language model's tokenizer", "%", "higher"),
     "rfid": Measure("rFID", "", "lower"),
     "lpips": Measure("LPIPS", "", "lower"),

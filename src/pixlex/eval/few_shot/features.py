@@ -143,9 +143,10 @@ class SentenceFeatures:
 class LayerFeatures:
     """The words of an image in the frozen language model that they belong to: the mean over words of a layer.
 
-    The words go in as they do in LQAE, raw embeddings without special words, nothing hidden. With
-    `layers="all"` the means of the embedding layer and of every layer, each of length 1, stand one after the
-    other, so that no layer outweighs another; `last` is the last layer alone.
+    The words go in as they do in LQAE (with vocabulary "all" as the tokenizer divides the text), raw embeddings
+    without special words, nothing hidden. With `layers="all"` the means of the embedding layer and of every
+    layer, each of length 1, stand one after the other, so that no layer outweighs another; `last` is the last
+    layer alone.
 
     Args:
         model: whose vocabulary and language model read the words.
@@ -168,7 +169,21 @@ class LayerFeatures:
         return self._memory.table(texts, self._encode)
 
     def _encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "B D"]:
-        codes = torch.tensor([self.model.vocabulary.from_text(text) for text in texts])
+        most = self.model.language.max_words
+        # A text of blanks has no words; only "all" writes one, whose codes are word ids.
+        rows = [
+            self.model.vocabulary.from_text(text)[:most] or [self.model.language.mask_id] for text in texts
+        ]
+        found: dict[int, np.ndarray] = {}
+        # Of one length, but for vocabulary "all", where the tokenizer divides the text anew.
+        for length in {len(row) for row in rows}:
+            places = [place for place, row in enumerate(rows) if len(row) == length]
+            found.update(zip(places, self._means([rows[place] for place in places]), strict=True))
+        return np.stack([found[place] for place in range(len(rows))])
+
+    def _means(self, rows: list[list[int]]) -> Float32[np.ndarray, "B D"]:
+        """Return the mean vectors of so many rows of codes of one length."""
+        codes = torch.tensor(rows, dtype=torch.long)
         device = next(self.model.parameters()).device
         with computing(device, "fp32"):
             states = self.model.read(self.model.quantizer.embedding[codes.to(device)]).hidden_states

@@ -44,10 +44,10 @@ class TextReader(Protocol):
 
 
 class ModelWords:
-    """The words of a trained autoencoder, joined by single spaces, rows of the grid first.
+    """The words of a trained autoencoder as text, rows of the grid first.
 
-    LQAE has words of its own. A VQ-VAE's code k is rendered as the k-th word of a list (LQAE, section 4: codes
-    of a learned codebook mean nothing to a language model, whatever they are called).
+    LQAE has words of its own (see `Vocabulary`). A VQ-VAE's code k is rendered as the k-th word of a list (LQAE,
+    section 4: codes of a learned codebook mean nothing to a language model, whatever they are called).
 
     Args:
         model: is put into evaluation mode on `device`.
@@ -70,10 +70,11 @@ class ModelWords:
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
     ) -> None:
-        if isinstance(model, LQAE):
+        vocabulary = model.vocabulary if isinstance(model, LQAE) else None
+        if vocabulary is not None:
             if words is not None:
                 raise ValueError("an LQAE has words of its own; expected no list of words")
-            words = model.vocabulary.words
+            words = vocabulary.words
         elif words is None or len(words) < model.num_codewords:
             raise ValueError(
                 f"a VQ-VAE of {model.num_codewords} codes needs as many words, got {len(words or ())}"
@@ -81,6 +82,7 @@ class ModelWords:
         self.name, self.device, self.precision = name, torch.device(device), precision
         self.model = model.eval().to(self.device)
         self.words = tuple(words[: model.num_codewords])
+        self._vocabulary = vocabulary
         self.identity = digest("words", fingerprint(model, precision=precision), *self.words)
 
     def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
@@ -96,8 +98,13 @@ class ModelWords:
                 precision=self.precision,
             )
             for position, row in zip(positions, codes.tolist(), strict=True):
-                texts[position] = " ".join(self.words[code] for code in row)
+                texts[position] = self._text(row)
         return texts
+
+    def _text(self, codes: list[int]) -> str:
+        if self._vocabulary is not None:
+            return self._vocabulary.to_text(codes)
+        return " ".join(self.words[code] for code in codes)
 
 
 def read_pixels(

@@ -49,7 +49,7 @@ def model_reader(
     """
     words = None
     if not isinstance(model, LQAE) and code_words is not None:
-        words = build_vocabulary(code_words, "whole-words").words
+        words = build_vocabulary(code_words).words
     reader: TextReader = ModelWords(model, name=name, words=words, device=device, precision=precision)
     if cache is not None:
         reader = CachedReader(reader, cache)
