@@ -148,6 +148,14 @@ def test_verdicts(expected: str, value: float, verdict: str) -> None:
     assert judge(claim, row, Measured(value=0.5, low=0.47, high=0.53)) == verdict
 
 
+@pytest.mark.parametrize(("ours", "theirs", "judged"), [(99, 500, False), (500, 99, False), (100, 100, True)])
+def test_no_verdict_from_a_handful_of_episodes(ours: int, theirs: int, judged: bool) -> None:
+    claim = Claim(measure="few_shot", expected="lower")
+    row = Measured(value=0.1, low=0.05, high=0.15, episodes=ours)
+    said = judge(claim, row, Measured(value=0.5, low=0.47, high=0.53, episodes=theirs))
+    assert said == ("here lower: holds" if judged else "no verdict from 99 episodes, 100 or more are needed")
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [(["C"], "does not describe"), (["H"], "each makes a column"), (["Z"], "got 'Z'")],

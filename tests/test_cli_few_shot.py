@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from tests.eval.few_shot.fakes import FakeClient, labeled
+from tests.eval.llm.server import Endpoint, serving
+from tests.eval.llm.slow import SlowModel
 from tests.eval.llm.tiny_causal import tiny_causal
 from tests.tiny import tiny_frozen, tiny_language, tiny_lqae, tiny_mae, tiny_vqvae
 
@@ -187,11 +189,55 @@ def test_a_local_language_model_reads_the_words(
 ) -> None:
     """A tiny random one: every scorer it can do gives a row, and too long a prompt is told before it is asked."""
     causal = tiny_causal(tmp_path / "causal")
-    asked = ["--model", str(folder / "lqae"), "--answerers", "--llm", str(causal), "--keep-share", "0.1"]
+    asked = ["--model", str(folder / "lqae"), "--ascii", "--answerers", "--llm", str(causal)]
+    asked += ["--keep-share", "0.1"]
     assert main(command(folder, *asked, "--out", str(tmp_path / "out"), "--json")) == 0
-    cells = json.loads(capsys.readouterr().out)
+    every = json.loads(capsys.readouterr().out)
+    # A picture of characters is longer than the context, and no other row suffers for it.
+    assert all(cell["does_not_fit"] for cell in every if cell["answerer"].startswith("ASCII"))
+    assert "does not fit" in (tmp_path / "out" / "table.md").read_text()
+    cells = [cell for cell in every if not cell["does_not_fit"]]
+    assert len(cells) == len(every) // 2
     assert {cell["scorer"] for cell in cells} == {"strict", "likelihood", "constrained"}
     assert all(cell["num_failed"] == 0 for cell in cells)
     assert all(cell["accuracy"] <= 0.2 for cell in cells if cell["scorer"] == "strict")
-    assert main(command(folder, *asked, "--llm-context", "30", "--out", str(tmp_path / "short"))) == 2
-    assert "the longest prompt has" in capsys.readouterr().err
+    asked = [*asked, "--llm-context", "30", "--out", str(tmp_path / "short")]
+    assert main([one for one in command(folder, *asked) if one != "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("does not fit") == 2 * 3 * 2
+    assert "the longest prompt has" in said.err
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_an_endpoint_that_says_nothing_of_use(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thoughts alone, refusals, no text: counted and said beside the number; nowhere is the key."""
+    pytest.importorskip("openai")
+    key = "sk-0123456789abcdef"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    message: dict[str, Any] = {"content": None, "reasoning_content": f"hm {key}"}
+    refused = json.dumps({"error": {"message": f"flagged, key {key}"}}).encode()
+
+    def fault(text: str, times: int) -> Any:
+        if "Q: What is this?" not in text:
+            return None
+        if text.count("This is a") > 4:
+            return 403, refused
+        choice = {"message": message, "finish_reason": "length"}
+        return json.dumps({"choices": [choice]}).encode()
+
+    tiny = SlowModel(tiny_causal(tmp_path / "causal"))
+    asked = ["--model", str(folder / "lqae"), "--answerers", "--llm", "tiny", "--scorer", "strict"]
+    asked += ["--keep-share", "0.1", "--out", str(tmp_path / "out"), "--debug", "--episodes", "3"]
+    with serving(Endpoint(tiny, abilities=frozenset({"chat"}), context=10_000)) as endpoint:
+        endpoint.fault = fault
+        line = [*command(folder, *asked), "--llm-url", endpoint.url]
+        assert main([one for one in line if one != "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert "no answer, 3 failed, 3 CUT OFF OR EMPTY | no answer, 3 failed |" in said.out
+    assert "--llm-answer-tokens" in said.err
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {"answers.jsonl", "answers.sqlite", "report.html"} <= {path.name for path in written}
+    assert key not in said.out + said.err
+    assert not any(key.encode() in path.read_bytes() for path in written)

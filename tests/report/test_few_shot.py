@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from pixlex.eval.few_shot.run import Cell
 from pixlex.eval.few_shot.sampling import sample_episodes
 from pixlex.report.episodes import ShownEpisode, draw_episode_examples, draw_episodes
 from pixlex.report.few_shot import draw_accuracies, write_few_shot_page, write_results
-from pixlex.report.few_shot_tables import markdown_table, notes_of, rows_of, table_lines
+from pixlex.report.few_shot_tables import markdown_table, notes_of, rows_of, table_lines, warnings_of
 
 
 def cell(setting: Setting, accuracy: float | None = 0.625, **change: object) -> Cell:
@@ -68,6 +69,37 @@ def test_a_part_of_the_columns_has_no_average_of_ours() -> None:
     assert ours[2:] == ["62.5 [52.5, 72.5], 2 failed", "no answer, 2 failed", ""]
     assert rows_of(cells, 5)[0].average is None
     assert all(line[3] == "" for line in published)
+    # Nor has it one of a paper's, which would be over other columns.
+    assert {line[-1] for line in published} == {""}
+
+
+def test_cells_that_do_not_fit_or_were_cut_off_say_so() -> None:
+    """Beside the number, and once for each row with what to set."""
+    cut = tuple(
+        Answer(episode=number, credit=credit, text=text, detail=detail)
+        for number, (credit, text, detail) in enumerate(
+            [
+                (0.0, "the boat is", "it did not end"),
+                (0.0, " ", ""),
+                (None, "", "no text within"),
+                (1.0, "dax", ""),
+            ]
+        )
+    )
+    cells = [
+        cell(setting_of("1/0", 2), accuracy=None, answerer="ascii", does_not_fit="does not fit: 2-way ..."),
+        cell(setting_of("3/0", 2), accuracy=None, answerer="ascii", does_not_fit="does not fit: 3 shots ..."),
+        cell(setting_of("1/0", 2), answers=cut),
+        cell(setting_of("3/0", 2), answers=(*cut[3:] * 4, *cut[:1])),
+    ]
+    _, ascii_row, row, *_ = table_lines(cells, 2)
+    assert ascii_row[2:] == ["does not fit", "does not fit", ""]
+    assert row[2:4] == ["62.5 [52.5, 72.5], 2 failed, 3 CUT OFF OR EMPTY", "62.5 [52.5, 72.5], 2 failed"]
+    not_fitting, cut_off = warnings_of(cells)
+    assert not_fitting == "ascii: does not fit: 2-way ... (and 1 more cells)"
+    assert re.search(r"2-way, 1 shot.* 3 of 4 answers were cut off .*--llm-answer-tokens", cut_off)
+    assert {not_fitting, cut_off} < set(notes_of(cells))
+    assert "4 of 80 questions" in " ".join(notes_of(cells))
 
 
 def test_markdown_survives_bars() -> None:

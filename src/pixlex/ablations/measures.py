@@ -80,14 +80,18 @@ def few_shot_measure(
         titles = [name for name in answerers for _ in episode_sets]
         return {
             f"{title}, {cell.setting.ways}-way {cell.setting.column}": Measured(
-                value=cell.accuracy, low=cell.low, high=cell.high
+                value=cell.accuracy,
+                low=cell.low,
+                high=cell.high,
+                episodes=cell.num_episodes - cell.num_failed,
             )
             for title, cell in zip(titles, cells, strict=True)
             if cell.accuracy is not None
         }
 
     asked = [f"{one.identity} {template} {scorer}" for one in clients]
-    parts = [*(one.identity for one in episode_sets), *asked]
+    # Numbers of versions that did not count their episodes are measured again; the answers are there.
+    parts = ["counted", *(one.identity for one in episode_sets), *asked]
     return Measure(name="few_shot", identity=digest(*parts), of=measure)
 
 

@@ -20,15 +20,18 @@ from pixlex.train.loop import LossNotFinite
 
 # What the table shows of a run's own evaluation.
 RECONSTRUCTION = ("mse", "masked_mse", "psnr", "distinct_codewords", "perplexity")
+# Of fewer episodes the interval is wider than what rows differ by.
+_FEWEST_EPISODES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A number with its 95 % interval, where it has one."""
+    """A number with its 95 % interval and the episodes it is the mean of, where it has them."""
 
     value: float
     low: float | None = None
     high: float | None = None
+    episodes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,8 +211,12 @@ def judge(claim: Claim, row: Measured, base: Measured) -> str:
     """Compare a row with the base and say whether a claim holds.
 
     The difference counts if it is larger than its own 95 % interval, the root of the sum of the squares of
-    both half-widths (independent test sets; for models judged on the same images that is cautious).
+    both half-widths (independent test sets; for models judged on the same images that is cautious). A mean of
+    fewer than 100 episodes is not judged by.
     """
+    counts = [one.episodes for one in (row, base) if one.episodes is not None]
+    if counts and min(counts) < _FEWEST_EPISODES:
+        return f"no verdict from {min(counts)} episodes, {_FEWEST_EPISODES} or more are needed"
     half = [
         (one.high - one.low) / 2 if one.low is not None and one.high is not None else 0.0
         for one in (row, base)

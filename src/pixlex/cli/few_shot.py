@@ -20,7 +20,7 @@ from pixlex.eval.few_shot.run import Cell, run_few_shot
 from pixlex.eval.few_shot.sampling import sample_episodes
 from pixlex.report.episodes import draw_episode_examples
 from pixlex.report.few_shot import draw_accuracies, write_few_shot_page, write_results
-from pixlex.report.few_shot_tables import markdown_table, table_lines, ways_of
+from pixlex.report.few_shot_tables import markdown_table, table_lines, warnings_of, ways_of
 
 # Folder inside the one of the results.
 _EPISODES = "episodes"
@@ -40,6 +40,8 @@ def evaluate_few_shot(options: Namespace) -> int:
     _write(options, images, episode_sets, readings, cells)
     tables = "\n\n".join(f"{ways}-way\n{markdown_table(table_lines(cells, ways))}" for ways in ways_of(cells))
     answer(options, [_plain(cell) for cell in cells], tables)
+    for warning in warnings_of(cells):
+        remark(options, warning)
     return 0
 
 

@@ -149,6 +149,12 @@ def _language_model_options(parser: argparse.ArgumentParser) -> None:
         "--llm-max-tokens", type=positive, metavar="N", help="tokens stop before they exceed this"
     )
     llm.add_argument(
+        "--llm-answer-tokens",
+        type=positive,
+        metavar="N",
+        help="room of an answer, for models that think first; default the longest name and a little more",
+    )
+    llm.add_argument(
         "--llm-context", type=positive, metavar="N", help="tokens that prompt and answer may have"
     )
     llm.add_argument(

@@ -147,7 +147,9 @@ def _prompted(options: Namespace, reader: TextReader, client: LanguageClient) ->
     able = [scorer for scorer, (ability, _) in SCORERS.items() if ability in client.abilities]
     scorers = options.scorer or [scorer for scorer in able if scorer != "likelihood-per-token"]
     return [
-        PromptedAnswerer(reader, client, template=template, scorer=scorer)
+        PromptedAnswerer(
+            reader, client, template=template, scorer=scorer, answer_tokens=options.llm_answer_tokens
+        )
         for template in dict.fromkeys(options.template)
         for scorer in dict.fromkeys(scorers)
     ]

@@ -166,7 +166,9 @@ def _number_rows(cells: Sequence[Cell]) -> list[str]:
             "" if cell.low is None or cell.high is None else f"{100 * cell.low:.1f} to {100 * cell.high:.1f}",
             str(cell.num_episodes),
             str(cell.num_failed),
-            f"{100 * cell.accuracy_with_failures:.1f}",
+            "does not fit"
+            if cell.accuracy_with_failures is None
+            else f"{100 * cell.accuracy_with_failures:.1f}",
         ]
         for cell in cells
     ]

@@ -24,6 +24,13 @@ _JUDGED: dict[str, str] = {
 }
 
 
+_CUT_OFF = (
+    "cut off by the limit of tokens, or empty. A model that thinks before it answers needs room "
+    "(--llm-answer-tokens 2000), or prompts that it continues (--llm-mode completions); one that goes on behind "
+    "the name is judged by --scorer likelihood or constrained"
+)
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of a table.
@@ -87,7 +94,11 @@ def table_lines(cells: Sequence[Cell], ways: int) -> list[list[str]]:
 def _cell_text(cell: Cell | None) -> str:
     if cell is None:
         return ""
+    if cell.does_not_fit:
+        return "does not fit"
     failed = f", {cell.num_failed} failed" if cell.num_failed else ""
+    if _is_cut_off(cell):
+        failed += f", {cell.num_cut_off} CUT OFF OR EMPTY"
     if cell.accuracy is None or cell.low is None or cell.high is None:
         return f"no answer{failed}"
     if cell.low == cell.high:
@@ -97,21 +108,48 @@ def _cell_text(cell: Cell | None) -> str:
 
 def _published_line(row: PublishedRow, columns: Sequence[str]) -> list[str]:
     values = (f"{row.accuracy[column]:.1f}" if column in row.accuracy else "" for column in columns)
-    average = "" if row.average is None else f"{row.average:.1f}"
+    # Beside some of its columns the mean over all seven would be compared with another mean.
+    complete = row.average is not None and set(PAPER_COLUMNS) <= set(columns)
+    average = f"{row.average:.1f}" if complete else ""
     return [f"published: {row.name} ({row.source})", row.scorer, *values, average]
+
+
+def _is_cut_off(cell: Cell) -> bool:
+    """Whether half of the answers or more were cut off or empty: the number tells of the settings then."""
+    return cell.num_cut_off > 0 and 2 * cell.num_cut_off >= len(cell.answers)
+
+
+def warnings_of(cells: Sequence[Cell]) -> list[str]:
+    """Return what is wrong with cells and what to set, a line for each row and kind.
+
+    Cells that do not fit their language model, and cells whose answers were cut off or empty.
+    """
+    found: dict[tuple[str, bool], list[str]] = {}
+    for cell in cells:
+        if cell.does_not_fit:
+            found.setdefault((cell.answerer, True), []).append(cell.does_not_fit)
+        elif _is_cut_off(cell):
+            said = f"{cell.setting.label}: {cell.num_cut_off} of {len(cell.answers)} answers were {_CUT_OFF}"
+            found.setdefault((cell.answerer, False), []).append(said)
+    return [
+        f"{name}: {said[0]}{f' (and {len(said) - 1} more cells)' if said[1:] else ''}"
+        for (name, _), said in found.items()
+    ]
 
 
 def notes_of(cells: Sequence[Cell]) -> list[str]:
     """Return what has to be known before a number is compared."""
     counts = sorted({cell.num_episodes for cell in cells})
-    failed = sum(cell.num_failed for cell in cells)
-    asked = sum(cell.num_episodes for cell in cells)
+    asked_cells = [cell for cell in cells if not cell.does_not_fit]
+    failed = sum(cell.num_failed for cell in asked_cells)
+    asked = sum(cell.num_episodes for cell in asked_cells)
     scorers = dict.fromkeys(cell.scorer for cell in cells)
     return [
         f"Percent of {' or '.join(f'{count:,}' for count in counts)} episodes a cell, with the 95 % interval "
         "(Wilson) over episodes; equally good names share the credit.",
-        f"Failures: {failed:,} of {asked:,} questions ({failed / asked:.2%}) got no answer. They are in neither "
-        "accuracy nor interval; results.json also has the accuracy with failures counted as wrong.",
+        *warnings_of(cells),
+        f"Failures: {failed:,} of {asked:,} questions ({failed / max(asked, 1):.2%}) got no answer. They are in "
+        "neither accuracy nor interval; results.json also has the accuracy with failures counted as wrong.",
         *(f"Scorer {name}: {_JUDGED.get(name, name)}." for name in scorers),
         "Published rows are on other images (miniImageNet), with other language models; strict is open-ended: "
         "chance is about zero there, and 1 / ways for scorers that choose among the episode's names.",

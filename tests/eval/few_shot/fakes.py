@@ -65,6 +65,7 @@ class FakeClient:
 
     abilities: frozenset[Ability] = frozenset(("generate", "score", "choose"))
     context_size: int | None = None
+    counts_exactly: bool = True
     says: str | None = None
     finish: str = "stop"
     indifferent: bool = False

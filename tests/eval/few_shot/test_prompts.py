@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from tests.eval.few_shot.fakes import TWO_WAY, FakeClient
 
@@ -32,12 +34,14 @@ def test_the_papers_prompt() -> None:
 
 
 def test_the_prompt_of_v2l() -> None:
+    """As its code writes it: names sorted, the stray brackets, nothing between a name and the next rule."""
     prompt = render("v2l", TWO_WAY, EPISODE, text_of)
     assert prompt.text == (
-        "For each of the following input output pairs, output is one of ['dax', 'St. Bernard']\n"
-        "###\nInput: < words of 4 >\nOutput: dax\n###\nInput: < words of 7 >\nOutput: St. Bernard\n"
+        "For each of the following input output pairs, output is one of ['St. Bernard' or ['dax']\n"
+        "###\nInput: < words of 4 >\nOutput: dax###\nInput: < words of 7 >\nOutput: St. Bernard"
         "###\nInput: < words of 2 >\nOutput:"
     )
+    assert prompt.candidates == (" dax", " St. Bernard")
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -69,7 +73,9 @@ def test_unknown_templates_are_refused() -> None:
 def test_a_prompt_that_does_not_fit_is_told_with_its_numbers() -> None:
     prompt = render("frozen", TWO_WAY, EPISODE, text_of)
     longest = len(prompt.text.split())
-    check_context([prompt], 4, FakeClient(context_size=longest + 4), TWO_WAY)
-    check_context([prompt], 4, FakeClient(context_size=None), TWO_WAY)
-    with pytest.raises(ValueError, match=rf"2-way, 1 shot.*{longest} tokens.*up to 4.*reads {longest + 3} "):
-        check_context([prompt], 4, FakeClient(context_size=longest + 3), TWO_WAY)
+    assert check_context([prompt], 4, FakeClient(context_size=longest + 4), TWO_WAY) == ""
+    assert check_context([prompt], 4, FakeClient(context_size=None), TWO_WAY) == ""
+    # A bound on the number of tokens says nothing of what does not fit.
+    assert check_context([prompt], 4, FakeClient(context_size=9, counts_exactly=False), TWO_WAY) == ""
+    said = check_context([prompt], 4, FakeClient(context_size=longest + 3), TWO_WAY)
+    assert re.match(rf"does not fit: 2-way, 1 shot.*{longest} tokens.*up to 4.*reads {longest + 3} ", said)

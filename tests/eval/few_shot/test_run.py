@@ -10,8 +10,10 @@ import random
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from pixlex.eval.few_shot.prompted import PromptedAnswerer
 from pixlex.eval.few_shot.run import JOURNAL, run_few_shot
 from pixlex.eval.few_shot.sampling import sample_episodes
 from pixlex.eval.intervals import wilson_interval
+from pixlex.eval.llm.client import Completion
 
 # Never a plain fork: a killed child would keep the locks that it shares.
 SERVER = multiprocessing.get_context("forkserver")
@@ -107,13 +110,31 @@ def test_all_failures_give_no_accuracy(images: ImageSource, tmp_path: Path) -> N
     assert cell.accuracy_with_failures == 0
 
 
-def test_nothing_is_sent_when_one_setting_does_not_fit(images: ImageSource, tmp_path: Path) -> None:
-    sets = [sample_episodes(images, replace(TWO_WAY, repeats=repeats), count=3, seed=0) for repeats in (0, 5)]
-    client = FakeClient(context_size=40)
-    with pytest.raises(ValueError, match=r"2-way, 1 shot, 5 repeats.*reads 40 together"):
-        run_few_shot([prompted(client)], sets, images, tmp_path, progress=False)
-    assert client.sent == []
-    assert run_few_shot([prompted(client)], sets[:1], images, tmp_path, progress=False)[0].accuracy == 1.0
+@pytest.mark.parametrize("knows", [True, False])
+def test_what_does_not_fit_is_a_cell_and_ends_no_other(
+    images: ImageSource, tmp_path: Path, knows: bool
+) -> None:
+    """Known beforehand, nothing of it is sent; known by the endpoint's refusal, nothing more is."""
+    sets = [sample_episodes(images, replace(TWO_WAY, repeats=repeats), count=3, seed=0) for repeats in (5, 0)]
+
+    class Refusing(FakeClient):
+        def generate(self, prompts: Sequence[str], **limit: Any) -> Iterator[tuple[int, Completion]]:
+            for place, prompt in enumerate(prompts):
+                if len(prompt.split()) > 40:
+                    self.sent.append(prompt)
+                    yield place, Completion(text="", finish="failed", reason="does not fit: 40 tokens")
+                else:
+                    yield from ((place, one) for _, one in super().generate([prompt], **limit))
+
+    client = Refusing(context_size=40 if knows else None)
+    long, short = run_few_shot([prompted(client)], sets, images, tmp_path, progress=False)
+    assert long.does_not_fit.startswith("does not fit: ")
+    assert (long.accuracy, long.accuracy_with_failures, long.num_episodes) == (None, None, 3)
+    assert [answer.credit for answer in long.answers] == [None] * 3
+    assert (short.accuracy, short.does_not_fit) == (1.0, "")
+    assert len(client.sent) == (3 if knows else 4)
+    again = run_few_shot([prompted(client)], sets, images, tmp_path, progress=False)
+    assert again == [long, short]
 
 
 def test_chance_is_no_measurement(images: ImageSource, tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,8 +17,9 @@ from tests.eval.llm.slow import SlowModel
 KEY = "sk-test-0123456789"
 ALL = frozenset({"completions", "chat", "echo", "structured_outputs", "guided_choice", "json_schema"})
 
-# What to do instead of answering: None answers. Given the text of a request, and how often it came before.
-Fault = Callable[[str, int], str | None]
+# What to do instead of answering: None answers, bytes are sent as they are with status 200, a number and bytes
+# with that status. Given the text of a request, and how often it came before.
+Fault = Callable[[str, int], str | bytes | tuple[int, bytes] | None]
 
 
 class Endpoint:
@@ -43,6 +46,7 @@ class Endpoint:
         self.model, self.abilities, self.overlooks = model, abilities, overlooks
         self.context, self.key, self.shows_start = context, key, shows_start
         self.fault: Fault = lambda text, times: None
+        self.models_status = 200
         self.received: list[str] = []  # every request, as it came
         self.answered: list[str] = []  # those that were answered with a text
         self.gate = threading.Event()  # what is held waits for this
@@ -146,6 +150,9 @@ def _handler(endpoint: Endpoint) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             if self._refused():
                 return
+            if endpoint.models_status != 200:
+                self._reply(endpoint.models_status, _error("not for this key", "forbidden"))
+                return
             model = {"id": "tiny", "object": "model", "max_model_len": endpoint.context}
             self._reply(200, {"object": "list", "data": [model]})
 
@@ -180,8 +187,12 @@ def _handler(endpoint: Endpoint) -> type[BaseHTTPRequestHandler]:
             self._reply(401, _error(f"Incorrect API key: {given}", "invalid_api_key"))
             return True
 
-        def _fail(self, fault: str) -> None:
-            if fault == "cut":
+        def _fail(self, fault: str | bytes | tuple[int, bytes]) -> None:
+            if not isinstance(fault, str):
+                status, data = fault if isinstance(fault, tuple) else (200, fault)
+                with suppress(ConnectionError):  # who has read enough hangs up
+                    self._send(status, data)
+            elif fault == "cut":
                 self.send_response(200)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", "1000")
@@ -198,6 +209,9 @@ def _handler(endpoint: Endpoint) -> type[BaseHTTPRequestHandler]:
                 self._reply(429, _error("slow down", "rate_limit"), {"retry-after": "0.2"})
             elif fault == "much later":
                 self._reply(429, _error("slow down", "rate_limit"), {"retry-after": "86400"})
+            elif fault == "much later by date":
+                date = format_datetime(datetime.now(UTC) + timedelta(days=1), usegmt=True)
+                self._reply(429, _error("slow down", "rate_limit"), {"retry-after": date})
             elif fault == "no money":
                 self._reply(429, _error("quota exceeded", "insufficient_quota"))
             else:

@@ -8,8 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from tests.eval.llm.slow import SlowModel
 from pixlex.eval.llm import connect
 from pixlex.eval.llm.client import Completion
 from pixlex.eval.llm.endpoint import EndpointClient
-from pixlex.eval.llm.faults import _retry_after
 
 pytest.importorskip("openai")
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -118,19 +115,14 @@ def test_retry_after_is_kept(gpt2: SlowModel) -> None:
         client, begun = ask(endpoint), time.monotonic()
         generate(client, PROMPTS[:1])
         assert time.monotonic() - begun >= 0.2
-    in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert 55 < _retry_after({"retry-after": in_a_minute}) <= 60
-    assert _retry_after({"retry-after": "1.5"}) == 1.5
-    assert _retry_after({}) == _retry_after({"retry-after": "soon"}) == 0
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("401", "the key of PIXLEX_TEST_KEY is refused"),
-        ("403", "the key of PIXLEX_TEST_KEY is refused"),
         ("no money", "no quota left for the key of PIXLEX_TEST_KEY: .*quota exceeded"),
         ("much later", "asks to wait 86400 s"),
+        ("much later by date", r"asks to wait 86\d\d\d(\.\d+)? s"),
         ("404", "does not know 'tiny'"),
     ],
 )
@@ -180,6 +172,7 @@ def test_a_context_that_is_too_small_fails_alone(gpt2: SlowModel) -> None:
     with serving(Endpoint(gpt2, abilities=WRITABLE)) as endpoint:
         found = dict(ask(endpoint).generate([PROMPTS[0], "a statement " * 200], max_new_tokens=4, stop=()))
         assert found[0].finish == "length"
+        assert found[1].reason.startswith("does not fit: ")
         assert "maximum context length is 256" in found[1].reason
 
 

@@ -8,6 +8,10 @@ from typing import Protocol, runtime_checkable
 
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.episodes import Episode, Setting
+from pixlex.eval.llm.client import DOES_NOT_FIT, NO_TEXT
+
+# The detail of an answer that the limit of tokens cut off.
+NOT_ENDED = "it did not end"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,17 @@ class Answer:
     credit: float | None
     text: str = ""
     detail: str = ""
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether it was cut off before its end, or nothing was said."""
+        said_nothing = self.credit == 0 and not self.text.strip()
+        return said_nothing or self.detail.startswith((NOT_ENDED, NO_TEXT))
+
+    @property
+    def does_not_fit(self) -> bool:
+        """Whether there is none because the episode is longer than what the language model reads."""
+        return self.credit is None and self.detail.startswith(DOES_NOT_FIT)
 
 
 @runtime_checkable
@@ -48,7 +63,7 @@ class Answerer(Protocol):
         """Yield one answer for each episode, in any order, each as soon as it is there.
 
         An episode that fails yields an answer without credit; it never ends the others. What makes all of
-        them fail (a wrong key, an endpoint that is down, a prompt that does not fit) raises `ValueError`.
+        them fail (a wrong key, an endpoint that is down) raises `ValueError`.
         """
 
 
@@ -56,8 +71,8 @@ class Answerer(Protocol):
 class ChecksEpisodes(Protocol):
     """An answerer that can tell beforehand that episodes cannot be answered, such as prompts that do not fit."""
 
-    def check(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> None:
-        """Raise `ValueError` with the numbers where they cannot; nothing is sent to anybody."""
+    def check(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> str:
+        """Return why they cannot, with the numbers, or an empty text; nothing is sent to anybody."""
 
 
 def fair_credit(episode: Episode, values: Sequence[float], *, tolerance: float) -> Answer:

@@ -11,12 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pixlex.data.sources import ImageSource
-from pixlex.eval.few_shot.answers import Answer, fair_credit
+from pixlex.eval.few_shot.answers import NOT_ENDED, Answer, fair_credit
 from pixlex.eval.few_shot.episodes import Episode, Setting, images_of
 from pixlex.eval.few_shot.fingerprints import digest
 from pixlex.eval.few_shot.prompted import is_exactly
 from pixlex.eval.few_shot.prompts import Template, pieces, render
 from pixlex.eval.few_shot.readers import read_pixels
+from pixlex.eval.llm.client import DOES_NOT_FIT
 from pixlex.models.frozen import Frozen
 from pixlex.models.inference import Precision, compute_rows, computing
 from pixlex.models.pretrained import fingerprint
@@ -64,22 +65,25 @@ class FrozenAnswerer:
         self.scorer: str = scorer
         self.identity = digest("frozen", fingerprint(model, precision=precision), scorer, template)
 
-    def check(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> None:
-        """Raise `ValueError` where a prompt and its answer are longer than what the language model reads."""
+    def check(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> str:
+        """Say why a prompt and its answer are longer than what the language model reads, or nothing."""
         context = self.model.language.max_words
         if context is None or not episodes:
-            return
+            return ""
         longest = max(self._length(setting, episode) + self._room(episode) for episode in episodes)
-        if longest > context:
-            raise ValueError(
-                f"{setting.label}: the longest prompt with its answer has {longest:,} tokens, but "
-                f"{self.model.language.name} reads {context:,}: leave this setting out (fewer ways, shots or "
-                "repeats), or train with a language model of a longer context"
-            )
+        if longest <= context:
+            return ""
+        return (
+            f"{DOES_NOT_FIT}: {setting.label}: the longest prompt with its answer has {longest:,} tokens, but "
+            f"{self.model.language.name} reads {context:,}: leave this setting out (fewer ways, shots or "
+            "repeats), or train with a language model of a longer context"
+        )
 
     def answer(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> Iterator[Answer]:
         """Yield an answer for each episode."""
-        self.check(setting, episodes, images)
+        if reason := self.check(setting, episodes, images):
+            yield from (Answer(episode=one.number, credit=None, detail=reason) for one in episodes)
+            return
         prefixes = self._prefixes(images, images_of(list(episodes)))
         for episode in episodes:
             if not all(image in prefixes for image in episode.images):
@@ -167,5 +171,5 @@ class FrozenAnswerer:
             episode=episode.number,
             credit=float(ended and is_exactly(text, episode.names[episode.answer])),
             text=text,
-            detail="" if ended else "it did not end",
+            detail="" if ended else NOT_ENDED,
         )

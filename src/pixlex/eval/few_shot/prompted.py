@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol, runtime_checkable
 
 from pixlex.data.sources import ImageSource
-from pixlex.eval.few_shot.answers import Answer, fair_credit
+from pixlex.eval.few_shot.answers import NOT_ENDED, Answer, fair_credit
 from pixlex.eval.few_shot.episodes import Episode, Setting, images_of
 from pixlex.eval.few_shot.fingerprints import digest
 from pixlex.eval.few_shot.prompts import Prompt, Template, check_context, render
 from pixlex.eval.few_shot.readers import TextReader
 from pixlex.eval.llm.budget import Estimate
-from pixlex.eval.llm.client import Ability, CandidateScores, Completion, LanguageClient
+from pixlex.eval.llm.client import Ability, CandidateScores, Completion, LanguageClient, cut_at
 
 Scorer = Literal["strict", "likelihood", "likelihood-per-token", "constrained"]
 
@@ -63,13 +64,21 @@ class PromptedAnswerer:
         client: the language model.
         template: the form of the prompt.
         scorer: how an answer is judged.
+        answer_tokens: room of a `strict` answer, 1 or more; None for the longest name and a little more. A model
+            that thinks before it answers needs more; no stop ends its thoughts then, the answer is cut afterwards.
 
     Raises:
         ValueError: an unknown scorer or template, or a client that cannot do what the scorer needs.
     """
 
     def __init__(
-        self, reader: TextReader, client: LanguageClient, *, template: Template, scorer: Scorer
+        self,
+        reader: TextReader,
+        client: LanguageClient,
+        *,
+        template: Template,
+        scorer: Scorer,
+        answer_tokens: int | None = None,
     ) -> None:
         if scorer not in SCORERS:
             raise ValueError(f"expected a scorer of {', '.join(SCORERS)}, got {scorer!r}")
@@ -82,27 +91,31 @@ class PromptedAnswerer:
                 f"choose {' or '.join(possible) or 'another language model'}"
             )
         self.reader, self.client, self.template, self._scorer = reader, client, template, scorer
+        self._room = answer_tokens if scorer == "strict" else None
         self.name = f"{reader.name}, {client.name}, {template} prompt"
         self.scorer: str = scorer
-        self.identity = digest("prompted", reader.identity, client.identity, template, scorer)
+        room = () if self._room is None else (f"{self._room} tokens",)
+        self.identity = digest("prompted", reader.identity, client.identity, template, scorer, *room)
 
-    def check(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> None:
-        """Raise `ValueError` where a prompt does not fit the language model; nothing is sent."""
+    def check(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> str:
+        """Say why a prompt does not fit the language model, or nothing; nothing is sent."""
         _, prompts = self._prompts(setting, episodes, images)
-        check_context(prompts, self._answer_tokens(prompts), self.client, setting)
+        return check_context(prompts, self._answer_tokens(prompts), self.client, setting)
 
     def estimate(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> list[Estimate]:
         """Return what an answer to the episodes takes at most; nothing where the client costs nothing."""
         if not isinstance(self.client, EstimatesCost):
             return []
         _, prompts = self._prompts(setting, episodes, images)
+        if check_context(prompts, self._answer_tokens(prompts), self.client, setting):
+            return []  # none of them is asked
         return [
             self.client.estimate(
                 SCORERS[self._scorer][0],
                 [one.text for one in prompts if one.stops == stops],
                 candidates=[one.candidates for one in prompts if one.stops == stops],
                 max_new_tokens=self._answer_tokens(prompts),
-                stop=stops,
+                stop=self._stops_of(stops),
             )
             for stops in dict.fromkeys(prompt.stops for prompt in prompts)
         ]
@@ -132,19 +145,30 @@ class PromptedAnswerer:
         for stops in dict.fromkeys(prompt.stops for prompt in prompts):
             places = [place for place, prompt in enumerate(prompts) if prompt.stops == stops]
             texts = [prompts[place].text for place in places]
-            for place, completion in self.client.generate(texts, max_new_tokens=limit, stop=stops):
-                yield _judged(episodes[places[place]], completion, is_exactly)
+            sent = self._stops_of(stops)
+            for place, completion in self.client.generate(texts, max_new_tokens=limit, stop=sent):
+                yield _judged(episodes[places[place]], _ended(completion, stops), is_exactly)
+
+    def _stops_of(self, stops: tuple[str, ...]) -> tuple[str, ...]:
+        return stops if self._room is None else ()
 
     def _prompts(
         self, setting: Setting, episodes: Sequence[Episode], images: ImageSource
     ) -> tuple[list[Episode], list[Prompt]]:
-        """Return the episodes whose images can be read, and their prompts."""
+        """Return the episodes whose images can be read, and their prompts.
+
+        The longest prompts first: where nobody knows what fits, the first refusal ends the cell.
+        """
         texts = self.reader.read(images, images_of(episodes))
-        asked = [episode for episode in episodes if all(image in texts for image in episode.images)]
-        return asked, [render(self.template, setting, episode, texts.__getitem__) for episode in asked]
+        readable = [episode for episode in episodes if all(image in texts for image in episode.images)]
+        asked = [(one, render(self.template, setting, one, texts.__getitem__)) for one in readable]
+        asked.sort(key=lambda one: -len(one[1].text))
+        return [episode for episode, _ in asked], [prompt for _, prompt in asked]
 
     def _answer_tokens(self, prompts: Sequence[Prompt]) -> int:
-        """Return the room that the longest name needs, and a little more."""
+        """Return the room that the longest name needs and a little more, or the one that was asked for."""
+        if self._room is not None:
+            return self._room
         names = sorted({name for prompt in prompts for name in prompt.candidates})
         return max(self.client.count_tokens(names), default=0) + _SPARE_TOKENS
 
@@ -152,6 +176,13 @@ class PromptedAnswerer:
 def is_exactly(text: str, name: str) -> bool:
     """Tell whether a text is a name, blanks around it and one period behind it left out of account."""
     return text.strip() in (name, f"{name}.")
+
+
+def _ended(completion: Completion, stops: Sequence[str]) -> Completion:
+    """End an answer at the first stop, where its writer was told of none."""
+    text = completion.text.lstrip("\n")
+    cut = cut_at(text, stops)
+    return completion if cut == text else replace(completion, text=cut, finish="stop")
 
 
 def _judged(episode: Episode, completion: Completion, is_right: Callable[[str, str], bool]) -> Answer:
@@ -162,7 +193,7 @@ def _judged(episode: Episode, completion: Completion, is_right: Callable[[str, s
         episode=episode.number,
         credit=float(right),
         text=completion.text,
-        detail="" if completion.finish == "stop" else "it did not end",
+        detail="" if completion.finish == "stop" else NOT_ENDED,
     )
 
 

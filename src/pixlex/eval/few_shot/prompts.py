@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pixlex.eval.few_shot.episodes import Episode, Setting
-from pixlex.eval.llm.client import LanguageClient
+from pixlex.eval.llm.client import DOES_NOT_FIT, LanguageClient
 
 Template = Literal["frozen", "v2l", "pixlex"]
 
@@ -45,8 +45,8 @@ def _frozen_induction(names: Sequence[str]) -> str:
 
 
 def _v2l_induction(names: Sequence[str]) -> str:
-    listed = ", ".join(f"'{name}'" for name in names)
-    return f"For each of the following input output pairs, output is one of [{listed}]\n"
+    listed = " or ".join(f"['{name}'" for name in sorted(names))
+    return f"For each of the following input output pairs, output is one of {listed}]\n"
 
 
 def _pixlex_induction(names: Sequence[str]) -> str:
@@ -66,11 +66,12 @@ _FORMS: dict[str, _Form] = {
         after_query="\nQ: What is this?\nA: This is a",
         stops=("\n", "."),
     ),
-    # After SPAE (Yu et al. 2023) and V2L (Zhu et al. 2024): input, output, separator.
+    # What V2L's code sends (Zhu et al. 2024, after SPAE): names sorted, each behind a bracket of its own, no line
+    # end behind a name. Its pieces are cut into tokens one by one, these as a whole.
     "v2l": _Form(
         _v2l_induction,
         before="###\nInput: < ",
-        after=" >\nOutput: {name}\n",
+        after=" >\nOutput: {name}",
         before_query="###\nInput: < ",
         after_query=" >\nOutput:",
         stops=("\n",),
@@ -136,29 +137,33 @@ def render(template: Template, setting: Setting, episode: Episode, text_of: Call
 
 def check_context(
     prompts: Sequence[Prompt], answer_tokens: int, client: LanguageClient, setting: Setting
-) -> None:
-    """Raise `ValueError` where a prompt and its answer are longer than what the language model reads.
+) -> str:
+    """Say why a prompt and its answer are longer than what the language model reads; nothing where they fit.
 
     Args:
         prompts: all prompts of a setting.
         answer_tokens: room that an answer needs.
-        client: whose tokens and context count; one that does not know its context passes everything.
+        client: whose tokens and context count; one that does not know its context, or bounds the number of
+            tokens from above, passes everything: its refusal shows what does not fit.
         setting: for the message.
+
+    Returns:
+        What does not fit and what to do, or an empty text.
     """
     context = client.context_size
-    if context is None or not prompts:
-        return
+    if context is None or not client.counts_exactly or not prompts:
+        return ""
     longest = max(client.count_tokens([prompt.text for prompt in prompts]))
     if longest + answer_tokens <= context:
-        return
+        return ""
     share = (context - answer_tokens) / longest
     lower = (
         f"keep a smaller share of the words (about {0.95 * share:.2f})"
         if share > 0.05
         else "keep fewer words"
     )
-    raise ValueError(
-        f"{setting.label}: the longest prompt has {longest:,} tokens and its answer takes up to "
+    return (
+        f"{DOES_NOT_FIT}: {setting.label}: the longest prompt has {longest:,} tokens and its answer takes up to "
         f"{answer_tokens}, but {client.name} reads {context:,} together: {lower}, leave this setting out "
         f"(fewer ways, shots or repeats), or take a language model with a longer context"
     )

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.answers import Answer, Answerer, ChecksEpisodes
 from pixlex.eval.few_shot.episode_files import EpisodeSet
-from pixlex.eval.few_shot.episodes import Setting
+from pixlex.eval.few_shot.episodes import Episode, Setting
 from pixlex.eval.few_shot.journal import AnswerJournal
 from pixlex.eval.intervals import wilson_interval
 
@@ -33,8 +33,10 @@ class Cell:
         accuracy: mean credit of the answers that came, in [0, 1]; None where none came.
         low: lower end of the 95 % interval.
         high: upper end of it.
-        accuracy_with_failures: mean credit over all episodes, a failure counted as wrong.
+        accuracy_with_failures: mean credit over all episodes, a failure counted as wrong; None where the
+            episodes do not fit.
         answers: all answers by number of the episode.
+        does_not_fit: why the episodes are longer than what the language model reads; empty where they fit.
     """
 
     answerer: str
@@ -45,8 +47,14 @@ class Cell:
     accuracy: float | None
     low: float | None
     high: float | None
-    accuracy_with_failures: float
+    accuracy_with_failures: float | None
     answers: tuple[Answer, ...]
+    does_not_fit: str = ""
+
+    @property
+    def num_cut_off(self) -> int:
+        """Answers that were cut off before their end, or that say nothing."""
+        return sum(answer.is_cut_off for answer in self.answers)
 
 
 def run_few_shot(
@@ -59,9 +67,10 @@ def run_few_shot(
 ) -> list[Cell]:
     """Let every answerer answer every set of episodes; what is in the folder's journal is not asked again.
 
-    Before the first question, every answerer that can tell checks that all its prompts can be asked. An
-    episode that failed in an earlier run is asked again. Questions of an earlier run count in a
-    larger set as well.
+    Before the first question, every answerer that can tell checks that all its prompts can be asked; a set
+    that does not fit its language model is not asked, and does not keep others from being asked. Where only
+    the endpoint knows, the first episode that it refuses for its length ends the set. An episode that failed
+    in an earlier run is asked again. Questions of an earlier run count in a larger set as well.
 
     Args:
         answerers: who answers; rows of the table.
@@ -82,25 +91,38 @@ def run_few_shot(
         episodes.check(images)
     with AnswerJournal(folder / JOURNAL) as journal:
         open_questions = [
-            (answerer, episodes, _unanswered(journal, answerer, episodes))
+            _OpenQuestions(answerer, episodes, _unanswered(journal, answerer, episodes))
             for answerer in answerers
             for episodes in episode_sets
         ]
-        for answerer, episodes, numbers in open_questions:
-            if numbers and isinstance(answerer, ChecksEpisodes):
-                answerer.check(episodes.setting, [episodes.episodes[number] for number in numbers], images)
+        for one in open_questions:
+            if one.numbers and isinstance(one.answerer, ChecksEpisodes):
+                one.does_not_fit = one.answerer.check(one.episodes.setting, one.asked, images)
         total = sum(len(one.episodes) for one in episode_sets) * len(answerers)
-        missing = sum(len(numbers) for _, _, numbers in open_questions)
+        missing = sum(len(one.numbers) for one in open_questions)
         with tqdm(
             total=total, initial=total - missing, unit=" episodes", desc="few-shot", disable=not progress
         ) as bar:
-            for answerer, episodes, numbers in open_questions:
-                if numbers:
-                    bar.set_postfix_str(
-                        f"{answerer.name}: {episodes.setting.ways}-way {episodes.setting.column}"
-                    )
-                    _ask(journal, answerer, episodes, numbers, images, bar)
-        return [_cell(journal, answerer, episodes) for answerer, episodes, _ in open_questions]
+            for one in open_questions:
+                setting = one.episodes.setting
+                bar.set_postfix_str(f"{one.answerer.name}: {setting.ways}-way {setting.column}")
+                if one.numbers and not one.does_not_fit:
+                    one.does_not_fit = _ask(journal, one, images, bar)
+        return [_cell(journal, one) for one in open_questions]
+
+
+@dataclass
+class _OpenQuestions:
+    """An answerer, a set of episodes, the numbers of those without an answer, and why they are not asked."""
+
+    answerer: Answerer
+    episodes: EpisodeSet
+    numbers: list[int]
+    does_not_fit: str = ""
+
+    @property
+    def asked(self) -> list[Episode]:
+        return [self.episodes.episodes[number] for number in self.numbers]
 
 
 def _check_distinct(answerers: Sequence[Answerer], episode_sets: Sequence[EpisodeSet]) -> None:
@@ -122,33 +144,53 @@ def _unanswered(journal: AnswerJournal, answerer: Answerer, episodes: EpisodeSet
     return [number for number, answer in enumerate(known) if answer is None or answer.credit is None]
 
 
-def _ask(
-    journal: AnswerJournal,
-    answerer: Answerer,
-    episodes: EpisodeSet,
-    numbers: Sequence[int],
-    images: ImageSource,
-    bar: tqdm[NoReturn],
-) -> None:
-    """Have questions answered and write the answers down; a question without any answer is a failure."""
-    left = set(numbers)
-    asked = [episodes.episodes[number] for number in numbers]
-    for answer in answerer.answer(episodes.setting, asked, images):
+def _ask(journal: AnswerJournal, one: _OpenQuestions, images: ImageSource, bar: tqdm[NoReturn]) -> str:
+    """Have questions answered and write the answers down; a question without any answer is a failure.
+
+    Returns:
+        Why the episodes do not fit, where that shows when they are asked; the rest of them is not asked then.
+    """
+    answerer, questions = one.answerer, one.episodes.questions
+    left = set(one.numbers)
+    does_not_fit = ""
+    for answer in answerer.answer(one.episodes.setting, one.asked, images):
         if answer.episode not in left:
             raise ValueError(
                 f"{answerer.name} answered episode {answer.episode} twice or without being asked"
             )
         left.remove(answer.episode)
-        journal.add(answerer.identity, episodes.questions[answer.episode], answer)
+        journal.add(answerer.identity, questions[answer.episode], answer)
         bar.update()
-    for number in sorted(left):
+        if answer.does_not_fit:
+            does_not_fit = answer.detail
+            break
+    for number in sorted(left if not does_not_fit else ()):
         lost = Answer(episode=number, credit=None, detail="no answer came")
-        journal.add(answerer.identity, episodes.questions[number], lost)
+        journal.add(answerer.identity, questions[number], lost)
         bar.update()
     journal.sync()
+    return does_not_fit
 
 
-def _cell(journal: AnswerJournal, answerer: Answerer, episodes: EpisodeSet) -> Cell:
+def _cell(journal: AnswerJournal, one: _OpenQuestions) -> Cell:
+    answerer, episodes = one.answerer, one.episodes
+    if one.does_not_fit:
+        count = len(episodes.episodes)
+        return Cell(
+            answerer=answerer.name,
+            scorer=answerer.scorer,
+            setting=episodes.setting,
+            num_episodes=count,
+            num_failed=count,
+            accuracy=None,
+            low=None,
+            high=None,
+            accuracy_with_failures=None,
+            answers=tuple(
+                Answer(episode=number, credit=None, detail=one.does_not_fit) for number in range(count)
+            ),
+            does_not_fit=one.does_not_fit,
+        )
     known = (journal.get(answerer.identity, question) for question in episodes.questions)
     # An answer of an earlier run may have had another number.
     answers = tuple(

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pixlex.eval.llm.cache import Answer
-from pixlex.eval.llm.client import Ability, Completion, cut_at
+from pixlex.eval.llm.client import NO_TEXT, Ability, Completion, cut_at, spoken
 from pixlex.eval.llm.sending import CHAT, Route
 
 # OpenAI takes no more; all of them cut the text in any case, when it is read.
 _MOST_STOPS = 4
+# No vocabulary in use has longer tokens, but for rows of blanks.
+_MOST_CHARACTERS = 64
 
 Choice = Literal["structured_outputs", "guided_choice", "json_schema", "scores"]
 
@@ -122,25 +124,44 @@ def shown(facts: EndpointFacts, candidate: str) -> str:
     return candidate.strip() if facts.path == CHAT else candidate
 
 
-def read_completion(answer: Answer, stop: Sequence[str] = ()) -> Completion:
-    """Read what was written; a refusal is an answer that failed.
+def read_completion(answer: Answer, stop: Sequence[str] = (), limit: int | None = None) -> Completion:
+    """Read what was written, behind the thoughts of a model that thinks; a refusal is an answer that failed.
+
+    Args:
+        answer: what came.
+        stop: where to cut the text.
+        limit: tokens that were asked for; what is longer than they can be is cut, as the endpoint should have.
 
     Raises:
         ValueError: no text in it.
     """
     choice = _first_choice(answer)
     message = choice.get("message")
-    text = message.get("content") if isinstance(message, dict) else choice.get("text")
+    chat = isinstance(message, dict)
+    said = _content(message.get("content")) if isinstance(message, dict) else choice.get("text")
     refusal = message.get("refusal") if isinstance(message, dict) else None
     finish = choice.get("finish_reason")
     if finish == "content_filter" or refusal:
-        return Completion(text="", finish="failed", reason=f"refused: {refusal or 'content filter'}")
-    if text is None and isinstance(message, dict):
-        text = ""  # a model that thought until the limit has said nothing
-    if not isinstance(text, str):
-        raise ValueError(f"expected a text, got {json.dumps(choice)[:80]}")
+        said = f"{refusal or 'content filter'}"
+        return Completion(text="", finish="failed", reason=f"refused: {said[:200]}")
+    text = spoken(said) if isinstance(said, str) else None
+    if text is None or (chat and not text.strip()):
+        # Until its tokens were used up it said nothing, or thought: it would do so again.
+        if (chat and finish == "length") or (isinstance(said, str) and text is None):
+            return Completion(text="", finish="failed", reason=f"{NO_TEXT} within the limit of tokens")
+        raise ValueError(f"no text in {json.dumps(choice)[:80]}")
     cut = cut_at(text, stop)
+    if limit is not None and len(cut) > limit * _MOST_CHARACTERS:
+        return Completion(text=cut[: limit * _MOST_CHARACTERS], finish="length")
     return Completion(text=cut, finish="length" if cut == text and finish == "length" else "stop")
+
+
+def _content(said: Any) -> Any:
+    """Return the text of a message; some servers give it in parts, thoughts among them."""
+    if not isinstance(said, list):
+        return said
+    parts = [part.get("text") for part in said if isinstance(part, dict) and part.get("type") == "text"]
+    return "".join(part for part in parts if isinstance(part, str))
 
 
 def read_choice(facts: EndpointFacts, answer: Answer, candidates: Sequence[str]) -> Completion:

@@ -8,6 +8,12 @@ from typing import Literal, Protocol, runtime_checkable
 
 Ability = Literal["generate", "score", "choose"]
 
+# The reason of an answer that failed begins with it where prompt and answer are longer than the context.
+DOES_NOT_FIT = "does not fit"
+# The same where the model wrote nothing, or thoughts alone, until its tokens were used up.
+NO_TEXT = "no text"
+_THINKING, _THOUGHT = "<think>", "</think>"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
@@ -64,6 +70,10 @@ class LanguageClient(Protocol):
     def context_size(self) -> int | None:
         """Tokens that prompt and continuation may have together; None where it is not known."""
 
+    @property
+    def counts_exactly(self) -> bool:
+        """Whether `count_tokens` counts; otherwise it bounds from above."""
+
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each text (an upper bound where its tokenizer is not known)."""
 
@@ -87,3 +97,11 @@ def cut_at(text: str, stop: Sequence[str]) -> str:
     """Return a text up to the first of the stops."""
     places = [place for place in (text.find(mark) for mark in stop if mark) if place >= 0]
     return text[: min(places)] if places else text
+
+
+def spoken(text: str) -> str | None:
+    """Return what a model says behind its thoughts (`<think> ... </think>`); None where they do not end."""
+    thoughts, end, said = text.rpartition(_THOUGHT)
+    if end:
+        return said.lstrip("\n")
+    return None if thoughts or said.lstrip().startswith(_THINKING) else text

@@ -25,9 +25,12 @@ from pixlex.eval.llm.candidates import choose_by_scores
 from pixlex.eval.llm.client import Ability, CandidateScores, Completion
 from pixlex.eval.llm.exchange import EndpointOptions, Exchange, Question
 from pixlex.eval.llm.faults import RequestFailed
+from pixlex.eval.llm.tokens import upper_bounds
 
 # JSON around a choice, and what a count of its tokens may miss.
 _CHOICE_FRAME = 64
+# Another version may have taken something else for an answer (an empty text for a wrong one).
+_READING = 2
 
 
 class EndpointClient:
@@ -50,6 +53,7 @@ class EndpointClient:
         self.facts = self._exchange.facts
         self.abilities: frozenset[Ability] = self.facts.abilities
         self.context_size = options.context_size or self.facts.context_size
+        self.counts_exactly = self._exchange.count is not upper_bounds
 
     @property
     def record(self) -> dict[str, Any]:
@@ -66,7 +70,7 @@ class EndpointClient:
     def identity(self) -> str:
         """A fingerprint of address, model, and how the endpoint is asked."""
         facts = replace(self.facts, context_size=None)
-        parts = json.dumps([self._exchange.address, self.name, asdict(facts)], sort_keys=True)
+        parts = json.dumps([self._exchange.address, self.name, asdict(facts), _READING], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -85,7 +89,7 @@ class EndpointClient:
             if isinstance(answer, RequestFailed):
                 yield number, _failed(answer)
             else:
-                yield number, read_completion(answer, stop)
+                yield number, read_completion(answer, stop, max_new_tokens)
 
     def score(
         self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]

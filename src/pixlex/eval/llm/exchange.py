@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from pixlex.eval.llm.asking import EndpointFacts, read_completion
+from pixlex.eval.llm.asking import EndpointFacts, generation, read_completion
 from pixlex.eval.llm.budget import Budget, Estimate, Usage
 from pixlex.eval.llm.cache import Answer, AnswerCache
-from pixlex.eval.llm.faults import RequestFailed
-from pixlex.eval.llm.probe import Mode, probe
+from pixlex.eval.llm.faults import Refused, RequestFailed
+from pixlex.eval.llm.probe import PROMPT, WRITING_TOKENS, Mode, probe
 from pixlex.eval.llm.sending import CHAT, Connection, Route, Sender
 from pixlex.eval.llm.tokens import token_counter
 from pixlex.eval.llm.workers import in_parallel
@@ -26,6 +27,8 @@ _PROBE = 1
 # What a chat template puts around a message, at most; and JSON around a choice.
 _FRAME_TOKENS = 64
 _UNKNOWN_MODEL = 404
+# A key that was given in its place, and its like, is no such name.
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +81,13 @@ class Exchange:
     """
 
     def __init__(self, options: EndpointOptions, budget: Budget, cache: Path | None) -> None:
-        _check_address(options.connection.base_url)
+        _check_connection(options.connection)
         self.options, self.budget = options, budget
         self.address = options.connection.base_url.rstrip("/")
         self.count, self.counting = token_counter(options.tokenizer, options.model)
         self.cache = AnswerCache(cache)
         self._sender = Sender(options.connection, budget)
+        self._key_works = False
         self.facts = self._known_facts()
 
     def question(
@@ -108,6 +112,9 @@ class Exchange:
         def work(question: Question, stopping: threading.Event) -> Answer:
             try:
                 return self._ask(self.facts.path, question, stopping)
+            except Refused as refusal:
+                self._check_key(refusal, stopping)
+                raise
             except RequestFailed as failure:
                 if failure.status == _UNKNOWN_MODEL:
                     model = self.options.model
@@ -120,7 +127,8 @@ class Exchange:
         """Return what questions would take at most; those that are answered cost nothing."""
         requests, cached, usage = 0, 0, Usage()
         for question in questions:
-            if self.cache.get(self._request(self.facts.path, question.body)) is not None:
+            request = self._request(self.facts.path, question.body)
+            if self.cache.get(request, question.check) is not None:
                 cached += 1
             else:
                 requests, usage = requests + 1, usage + question.worst
@@ -132,17 +140,49 @@ class Exchange:
         self, route: Route, question: Question, stopping: threading.Event, retries: int | None = None
     ) -> Answer:
         """Return the answer that is known, or the one that is sent for."""
-        return self.cache.ask(
-            self._request(route, question.body),
-            lambda: self._sender.send(
+
+        def send() -> Answer:
+            answer = self._sender.send(
                 route,
                 question.body,
                 worst=question.worst,
                 check=question.check,
                 stopping=stopping,
                 retries=retries,
-            ),
-        )
+            )
+            self._key_works = True
+            return answer
+
+        return self.cache.ask(self._request(route, question.body), send, question.check)
+
+    def _check_key(self, refusal: Refused, stopping: threading.Event) -> None:
+        """Raise `ValueError` where a request was refused because of the key, and not because of its prompt.
+
+        A request that was answered since the last refusal has shown that the key works; otherwise a harmless
+        one is sent, whose answer does not matter.
+        """
+        if self._key_works:
+            self._key_works = False
+            return
+        body = generation(self.facts, self.options.model, PROMPT, limit=WRITING_TOKENS)
+        worst = Usage(self.count([PROMPT])[0] + _FRAME_TOKENS, WRITING_TOKENS)
+        try:
+            self._sender.send(
+                self.facts.path, body, worst=worst, check=lambda answer: None, stopping=stopping, retries=0
+            )
+        except Refused:
+            raise self._key_refused(refusal) from None
+        except RequestFailed:
+            return  # it may be too busy to tell
+        self._key_works = True
+
+    def _key_refused(self, refusal: Refused) -> ValueError:
+        variable = self.options.connection.key_variable
+        if not self._sender.has_key:
+            return ValueError(
+                f"{self.address} asks for a key: expected one in the environment variable {variable}; {refusal}"
+            )
+        return ValueError(f"{self.address}: the key of {variable} is refused: {refusal}")
 
     def _request(self, route: Route, body: dict[str, Any]) -> dict[str, Any]:
         return {"endpoint": self.address, "path": route, "body": body}
@@ -152,8 +192,9 @@ class Exchange:
         options = self.options
         request = {"endpoint": self.address, "model": options.model, "mode": options.mode, "probe": _PROBE}
         known = self.cache.get(request)
-        if known is not None:
+        if known is not None and known.keys() == EndpointFacts.__dataclass_fields__.keys():
             return EndpointFacts(**known)
+        self._sender.check_address()
 
         def ask(route: Route, body: dict[str, Any], retries: int | None) -> Answer:
             text = json.dumps(body)
@@ -162,17 +203,30 @@ class Exchange:
             question = Question(body, worst, read_completion)
             return self._ask(route, question, threading.Event(), retries)
 
-        facts = probe(ask, options.model, options.mode, self._sender.models())
+        try:
+            facts = probe(ask, options.model, options.mode, self._sender.models())
+        except Refused as refusal:
+            raise self._key_refused(refusal) from None
         self.cache.put(request, asdict(facts))
         return facts
 
 
-def _check_address(address: str) -> None:
-    """Refuse an address that is none, or that carries a secret: it is kept beside the answers."""
+def _check_connection(connection: Connection) -> None:
+    """Refuse an address that is none, or that carries a secret, and a key in place of its variable's name.
+
+    Address and name are kept beside the answers.
+    """
+    if not _VARIABLE.fullmatch(connection.key_variable):
+        raise ValueError(
+            "expected the name of an environment variable that holds the key, got something else"
+        )
+    address = connection.base_url
     parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"expected an address like http://localhost:8000/v1, got {address!r}")
-    if parts.username or parts.password or parts.query:
+    secret = parts.username or parts.password or parts.query or parts.fragment
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        got = "something else" if secret or "@" in address else repr(address)
+        raise ValueError(f"expected an address like http://localhost:8000/v1, got {got}")
+    if secret:
         raise ValueError(
             f"the address of {parts.hostname} carries a name, a password or parameters; "
             "a key belongs into an environment variable"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
+
+from pixlex.eval.llm.client import DOES_NOT_FIT
 
 # A time-out, a conflict, too early, too many requests; and all that says that the server broke, but for 501,
 # with which it says that it cannot.
@@ -14,6 +15,13 @@ _NOT_IMPLEMENTED = 501
 _REFUSED = frozenset({401, 403})
 _PAYMENT_REQUIRED = 402
 _OUT_OF_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+# How servers say that prompt and answer are longer than the context; each has words of its own.
+_MAY_BE_TOO_LONG = frozenset({400, 413, 422})
+_TOO_LONG = re.compile(
+    r"context[ _-]?(length|size|window)|maximum model length|too long|reduce the length|inputs`? tokens"
+    r"|exceed\w*\b.{0,40}\b(tokens?|context)\b|\btokens?\b.{0,40}exceed",
+    re.IGNORECASE,
+)
 
 
 class RequestFailed(Exception):
@@ -21,11 +29,19 @@ class RequestFailed(Exception):
 
     Attributes:
         status: the endpoint's status code; None where it gave none.
+        malformed: whether it answered, with something that is no answer.
+        billed: whether it may have done, and charged, the work.
     """
 
-    def __init__(self, reason: str, status: int | None = None) -> None:
+    def __init__(
+        self, reason: str, status: int | None = None, *, malformed: bool = False, billed: bool = False
+    ) -> None:
         super().__init__(reason)
-        self.status = status
+        self.status, self.malformed, self.billed = status, malformed, billed
+
+
+class Refused(RequestFailed):
+    """401 or 403: for the key, for one prompt, or for one path; another request shows which."""
 
 
 class MayPass(RequestFailed):
@@ -33,7 +49,6 @@ class MayPass(RequestFailed):
 
     Attributes:
         wait: seconds that the endpoint asks for.
-        billed: whether the endpoint may have done, and charged, the work.
         down: whether no connection came about.
     """
 
@@ -45,47 +60,40 @@ class MayPass(RequestFailed):
         wait: float = 0.0,
         billed: bool = False,
         down: bool = False,
+        malformed: bool = False,
     ) -> None:
-        super().__init__(reason, status)
-        self.wait, self.billed, self.down = wait, billed, down
+        super().__init__(reason, status, malformed=malformed, billed=billed)
+        self.wait, self.down = wait, down
 
 
-def status_fault(fault: Any, reason: str, key_variable: str) -> RequestFailed | ValueError:
+def status_fault(
+    status: int, code: object, reason: str, retry_after: str, key_variable: str
+) -> RequestFailed | ValueError:
     """Return what an answer with a status code above 399 means.
 
     Args:
-        fault: an `openai.APIStatusError`.
+        status: the code.
+        code: the endpoint's own name of the error, where it gives one.
         reason: what it says, fit to be shown.
+        retry_after: the header of that name; empty where there is none.
         key_variable: where the key was looked for.
 
     Returns:
         `MayPass`, `RequestFailed`, or `ValueError` where no request would be answered.
     """
-    status: int = fault.status_code
-    if status == _PAYMENT_REQUIRED or fault.code in _OUT_OF_MONEY:
+    if status == _PAYMENT_REQUIRED or code in _OUT_OF_MONEY:
         return ValueError(f"no quota left for the key of {key_variable}: {reason}")
     if status in _REFUSED:
-        return ValueError(f"the key of {key_variable} is refused: {reason}")
+        return Refused(f"refused: {reason}", status)
     if status in _PASSING or (status >= 500 and status != _NOT_IMPLEMENTED):
-        return MayPass(reason, status, wait=_retry_after(fault.response.headers))
+        return MayPass(reason, status, wait=_retry_after(retry_after))
+    if status in _MAY_BE_TOO_LONG and _TOO_LONG.search(reason):
+        return RequestFailed(f"{DOES_NOT_FIT}: {reason}", status)
     return RequestFailed(reason, status)
 
 
-def connection_fault(fault: Any, reason: str) -> MayPass:
-    """Return what a connection that broke, or never came about, means.
-
-    Args:
-        fault: an `openai.APIConnectionError`.
-        reason: what it says, fit to be shown.
-    """
-    # The names are those of the library below openai's, which is another one since version 3.
-    down = type(fault.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
-    return MayPass(reason, billed=not down, down=down)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
+def _retry_after(text: str) -> float:
     """Return the seconds that a server asks to wait, given as a number or as a date; 0 where it does not."""
-    text = headers.get("retry-after", "")
     try:
         return max(0.0, float(text))
     except ValueError:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from pixlex.eval.llm.candidates import EncodedCandidates, Trie, encode_candidates, without_end
-from pixlex.eval.llm.client import Ability, CandidateScores, Completion
+from pixlex.eval.llm.client import DOES_NOT_FIT, NO_TEXT, Ability, CandidateScores, Completion, spoken
 from pixlex.eval.llm.decoding import CausalReader, ChoiceWriter, FreeWriter, score_candidates, write
 
 _T = TypeVar("_T")
@@ -33,6 +33,7 @@ class LocalClient:
     """
 
     abilities: frozenset[Ability] = frozenset({"generate", "score", "choose"})
+    counts_exactly = True
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class LocalClient:
             chosen = [rows[number] for number in part]
             writers = [FreeWriter(self._tokenizer, row, max_new_tokens, stop, self._ends) for row in chosen]
             write(self._reader, chosen, writers)
-            return [Completion(text=writer.text, finish=writer.finish) for writer in writers]
+            return [_completion(writer) for writer in writers]
 
         yield from self._answers([(len(row), max_new_tokens) for row in rows], run, _failed)
 
@@ -171,8 +172,8 @@ class LocalClient:
                 yield (
                     number,
                     failed(
-                        f"prompt ({before} tokens) and answer (up to {after}) exceed the context of "
-                        f"{self.context_size} tokens"
+                        f"{DOES_NOT_FIT}: prompt ({before} tokens) and answer (up to {after}) exceed the "
+                        f"context of {self.context_size} tokens"
                     ),
                 )
             else:
@@ -199,6 +200,13 @@ class LocalClient:
         # Not in the handler: while it runs, the traceback holds the tensors that took the memory.
         torch.cuda.empty_cache()
         return None
+
+
+def _completion(writer: FreeWriter) -> Completion:
+    text = spoken(writer.text)
+    if text is None:
+        return _failed(f"{NO_TEXT} within the limit of tokens")
+    return Completion(text=text, finish=writer.finish)
 
 
 def _failed(reason: str) -> Completion:

@@ -12,23 +12,22 @@ from pixlex.eval.llm.asking import (
     choosing,
     generation,
     read_choice,
-    read_completion,
     read_scores,
     scoring,
 )
 from pixlex.eval.llm.cache import Answer
-from pixlex.eval.llm.faults import RequestFailed
+from pixlex.eval.llm.faults import Refused, RequestFailed
 from pixlex.eval.llm.sending import CHAT, COMPLETIONS, Route
 
 Mode = Literal["auto", "chat", "completions"]
 Ask = Callable[[Route, dict[str, Any], int | None], Answer]
 
-_PROMPT = "The words of an image are: red boat sea. This is a"
+PROMPT = "The words of an image are: red boat sea. This is a"
 # Nobody writes one of these by chance.
 _CHOICES = (" dax blicket perpo", " slation shously dax")
 _CHOICE_TOKENS = 64
 # A model that thinks before it writes refuses a limit of one token.
-_WRITING_TOKENS = 16
+WRITING_TOKENS = 16
 # What an endpoint breaks on again and again it cannot do.
 _BRIEF = 2
 # How servers call the number of tokens that a prompt and its answer may have together.
@@ -49,6 +48,7 @@ def probe(ask: Ask, model: str, mode: Mode, models: Answer) -> EndpointFacts:
 
     Raises:
         ValueError: it does not continue a text, or is too busy to show what it can do.
+        Refused: the key is refused.
     """
     facts = _writing(ask, model, mode)
     if facts.path == COMPLETIONS:
@@ -69,23 +69,44 @@ def _writing(ask: Ask, model: str, mode: Mode) -> EndpointFacts:
         "completions": [COMPLETIONS],
         "chat": [CHAT],
     }
-    reasons = []
+    refusals: list[tuple[Route, RequestFailed]] = []
     for route in routes[mode]:
         facts = EndpointFacts(path=route)
         while True:
-            body = generation(facts, model, _PROMPT, limit=_WRITING_TOKENS, stop=["\n"])
-            try:
-                read_completion(ask(route, body, None))
-            except RequestFailed as refusal:
-                _check_not_busy(refusal)
-                simpler = _simpler(facts, f"{refusal}")
-                if simpler is None:
-                    reasons.append(f"{route}: {refusal}")
-                    break
-                facts = simpler
-            else:
+            body = generation(facts, model, PROMPT, limit=WRITING_TOKENS, stop=["\n"])
+            # What is no answer is asked for again only where no other path is left to try.
+            refusal = _refusal(ask, route, body, 0 if route != routes[mode][-1] else None)
+            if refusal is None:
                 return facts
-    raise ValueError(f"the endpoint does not continue texts with {model!r}: {'; '.join(reasons)}")
+            simpler = None if refusal.malformed else _simpler(facts, f"{refusal}")
+            if simpler is None:
+                refusals.append((route, refusal))
+                break
+            facts = simpler
+    for _, refusal in refusals:
+        if isinstance(refusal, Refused):
+            raise refusal
+    reasons = "; ".join(f"{route}: {refusal}" for route, refusal in refusals)
+    raise ValueError(
+        f"the endpoint does not continue texts with {model!r}: {reasons}; --llm-mode chat or completions tries "
+        "one path alone, and the address ends with the version, as in http://host:8000/v1"
+    )
+
+
+def _refusal(ask: Ask, route: Route, body: dict[str, Any], retries: int | None) -> RequestFailed | None:
+    """Return why a text is not continued; None where it is.
+
+    Raises:
+        ValueError: the endpoint is too busy to show.
+    """
+    try:
+        ask(route, body, retries)
+    except RequestFailed as refusal:
+        if retries is not None and _is_busy(refusal):
+            return _refusal(ask, route, body, None)
+        _check_not_busy(refusal)
+        return refusal
+    return None
 
 
 def _simpler(facts: EndpointFacts, refusal: str) -> EndpointFacts | None:
@@ -107,16 +128,16 @@ def _ways(facts: EndpointFacts) -> list[Choice]:
 
 def _scores(ask: Ask, model: str, facts: EndpointFacts) -> bool:
     """Tell whether a text comes back with the likelihoods of its tokens."""
-    answer = _asked(ask, facts.path, scoring(facts, model, _PROMPT))
+    answer = _asked(ask, facts.path, scoring(facts, model, PROMPT))
     try:
-        return answer is not None and bool(read_scores(answer, _PROMPT))
+        return answer is not None and bool(read_scores(answer, PROMPT))
     except ValueError:
         return False
 
 
 def _chooses(ask: Ask, model: str, facts: EndpointFacts) -> bool:
     """Tell whether one of several candidates is written; a server may also overlook what it does not know."""
-    answer = _asked(ask, facts.path, choosing(facts, model, _PROMPT, _CHOICES, limit=_CHOICE_TOKENS))
+    answer = _asked(ask, facts.path, choosing(facts, model, PROMPT, _CHOICES, limit=_CHOICE_TOKENS))
     return answer is not None and read_choice(facts, answer, _CHOICES).finish == "stop"
 
 
@@ -129,9 +150,13 @@ def _asked(ask: Ask, route: Route, body: dict[str, Any]) -> Answer | None:
         return None
 
 
+def _is_busy(refusal: RequestFailed) -> bool:
+    return refusal.status in _BUSY and not refusal.malformed
+
+
 def _check_not_busy(refusal: RequestFailed) -> None:
     """Raise for an endpoint that might answer another time: what it can do is remembered."""
-    if refusal.status in _BUSY:
+    if _is_busy(refusal):
         raise ValueError(f"the endpoint did not show what it can do: {refusal}") from refusal
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import importlib
 import os
 import random
+import re
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from pixlex.eval.llm.budget import Budget, Usage
 from pixlex.eval.llm.cache import Answer
-from pixlex.eval.llm.faults import MayPass, RequestFailed, connection_fault, status_fault
+from pixlex.eval.llm.faults import MayPass, RequestFailed, status_fault
+from pixlex.eval.llm.quoting import Quoter
 
 Route = Literal["completions", "chat/completions"]
 COMPLETIONS: Route = "completions"
@@ -26,6 +29,10 @@ _CONNECT_TIMEOUT = 10.0
 # Requests in a row that came to nothing, each after all its repeats: the endpoint answers nobody.
 _GIVE_UP_AFTER = 10
 _NO_KEY = "none"
+_KEY = re.compile(r"[\x21-\x7e]+")
+# More than this is read of no answer: what JSON needs beside the tokens, and for each of them; and of models.
+_FRAME_BYTES, _TOKEN_BYTES = 2**18, 2**10
+_MOST_OF_MODELS = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +77,27 @@ class Sender:
         variable = self._connection.key_variable
         key = os.environ.get(variable, "").strip()
         if not key and self._connection.key_required:
-            raise ValueError(f"expected the endpoint's key in the environment variable {variable}, got none")
+            # Some keys look like a name, and are given in its place.
+            shown = variable if variable.isupper() else "whose name was given"
+            raise ValueError(f"expected the endpoint's key in the environment variable {shown}, got none")
+        if key and not _KEY.fullmatch(key):
+            raise ValueError(f"the key of {variable} has characters that cannot be sent (blanks, line ends)")
         return key or _NO_KEY
+
+    @property
+    def has_key(self) -> bool:
+        """Whether there is a key to send."""
+        return self._key != _NO_KEY
+
+    def check_address(self) -> None:
+        """Raise `ValueError` for an address that holds the key: it is kept beside the answers."""
+        if self.quoter.hide(self._connection.base_url) != self._connection.base_url:
+            raise ValueError(f"the endpoint's address holds the key of {self._connection.key_variable}")
+
+    @cached_property
+    def quoter(self) -> Quoter:
+        """What quotes the endpoint, without the key."""
+        return Quoter(self._key if self.has_key else None)
 
     @cached_property
     def _openai(self) -> Any:
@@ -138,15 +164,16 @@ class Sender:
         """Return what the endpoint tells about its models; nothing where it does not tell.
 
         Raises:
-            ValueError: it is down, or refuses the key.
+            ValueError: it is down.
         """
         try:
-            answer: Answer = self._read(lambda: self._connect().models.with_raw_response.list())
+            client = self._connect()
+            return self._read(client.models.with_streaming_response.list, _MOST_OF_MODELS)
         except RequestFailed as failure:
+            # Some keys may ask models and not list them: what may be asked shows when something is asked.
             if isinstance(failure, MayPass):
                 self._judge(failure)
             return {}
-        return answer
 
     def _attempt(
         self, path: Route, body: Mapping[str, Any], worst: Usage, check: Callable[[Answer], object]
@@ -157,54 +184,95 @@ class Sender:
         # Parameters that OpenAI does not know go beside those that it does.
         first = "prompt" if path == COMPLETIONS else "messages"
         rest = {name: value for name, value in body.items() if name not in ("model", first)}
+        tokens = worst.answer + (worst.prompt if body.get("echo") else 0)
         self._budget.reserve(worst)
         taken = Usage()
         try:
             answer = self._read(
-                lambda: resource.with_raw_response.create(
+                lambda: resource.with_streaming_response.create(
                     model=body["model"], extra_body=rest, **{first: body[first]}
-                )
+                ),
+                _FRAME_BYTES + _TOKEN_BYTES * tokens,
             )
             taken = _usage(answer) or worst
             try:
                 check(answer)
             except ValueError as fault:
-                raise MayPass(f"expected an answer, got: {fault}") from fault
+                reason = self.quoter.show(fault)
+                raise MayPass(f"expected an answer, got: {reason}", malformed=True) from None
             return answer
-        except MayPass as failure:
+        except RequestFailed as failure:
             if failure.billed:
                 taken = worst
             raise
         finally:
             self._budget.settle(worst, taken)
 
-    def _read(self, call: Callable[[], Any]) -> Answer:
-        """Make a call and read its answer; sort what may go wrong."""
-        openai = self._openai
-        try:
-            response = call().http_response
-        except openai.APIConnectionError as fault:
-            raise connection_fault(fault, self._hidden(fault)) from fault
-        except openai.APIStatusError as fault:
-            self._reached = True
-            meaning = status_fault(fault, self._hidden(fault), self._connection.key_variable)
-            if isinstance(meaning, ValueError):
-                meaning = ValueError(f"{self._connection.base_url}: {meaning}")
-            raise meaning from None  # the endpoint's own words may repeat the key
+    def _read(self, call: Callable[[], AbstractContextManager[Any]], most: int) -> Answer:
+        """Make a call and read its answer, so many bytes at most; sort what may go wrong.
+
+        Faults are raised outside of all handlers: what they would carry along says the endpoint's own words.
+        """
+        said = self._said(call, most)
+        if isinstance(said, Exception):
+            raise said
         self._reached = True
         try:
-            answer = json.loads(response.text)
-        except ValueError as fault:
-            raise MayPass(f"expected JSON, got {response.text[:60]!r}", billed=True) from fault
+            answer = self.quoter.parse(said)
+        except ValueError:
+            answer = None
         if not isinstance(answer, dict):
-            raise MayPass(f"expected a JSON object, got {response.text[:60]!r}", billed=True)
+            shown = self.quoter.show(said[:1000].decode(errors="replace"))
+            raise MayPass(f"expected a JSON object, got {shown[:80]!r}", billed=True, malformed=True)
+        if answer.get("error") and not answer.get("choices"):
+            raise self._error_in(answer["error"])
         return answer
 
-    def _hidden(self, fault: Exception) -> str:
-        """Return what an error says, without the key, should the endpoint repeat it."""
-        cause = f" ({fault.__cause__})" if fault.__cause__ is not None else ""
-        text = f"{fault}{cause}"
-        return text if self._key == _NO_KEY else text.replace(self._key, "***")
+    def _said(
+        self, call: Callable[[], AbstractContextManager[Any]], most: int
+    ) -> bytes | RequestFailed | ValueError:
+        """Return the bytes of an answer, or the fault that takes its place."""
+        openai = self._openai
+        # The library below openai's: httpx before its version 3, httpx2 since.
+        below = importlib.import_module(openai.DefaultHttpxClient.__base__.__module__.partition(".")[0])
+        data = bytearray()
+        try:
+            with call() as response:
+                for part in response.iter_bytes():
+                    data += part
+                    if len(data) > most:
+                        reason = f"an answer of more than {most:,} bytes, far beyond the limit asked for"
+                        return RequestFailed(f"{reason}; the rest was not read", billed=True)
+        except openai.APIStatusError as fault:
+            self._reached = True
+            retry_after = fault.response.headers.get("retry-after", "")
+            # A body that is no JSON is not part of the message.
+            said = f"{fault}" if isinstance(fault.body, dict) else f"{fault} - {fault.response.text[:1000]}"
+            return self._status(fault.status_code, fault.code, said, retry_after)
+        except (openai.APIConnectionError, below.RequestError) as fault:
+            cause = fault.__cause__
+            down = type(cause).__name__ in ("ConnectError", "ConnectTimeout")
+            reason = self.quoter.show(f"{fault}" if cause is None else f"{fault} ({cause})")
+            return MayPass(reason or type(fault).__name__, billed=not down, down=down)
+        return bytes(data)
+
+    def _status(
+        self, status: int, code: object, said: object, retry_after: str = ""
+    ) -> RequestFailed | ValueError:
+        reason = self.quoter.show(said)
+        meaning = status_fault(status, code, reason, retry_after, self._connection.key_variable)
+        if isinstance(meaning, ValueError):
+            return ValueError(f"{self._connection.base_url}: {meaning}")
+        return meaning
+
+    def _error_in(self, error: object) -> RequestFailed | ValueError:
+        """Return what an error means that came with status 200."""
+        code = error.get("code") if isinstance(error, dict) else None
+        said = error.get("message", error) if isinstance(error, dict) else error
+        if f"{code}".isdecimal() and 400 <= int(f"{code}") < 600:
+            return self._status(int(f"{code}"), code, f"Error code: {code} - {said}")
+        reason = f"expected an answer, got an error: {self.quoter.show(said)}"
+        return MayPass(reason, billed=True, malformed=True)
 
     def _judge(self, failure: MayPass) -> None:
         """Raise where it makes no sense to wait."""
@@ -230,7 +298,8 @@ class Sender:
                 return ValueError(
                     f"{where} left {self._failures} requests in a row unanswered, the last one: {failure}"
                 )
-        return RequestFailed(f"given up after {attempts} attempts: {failure}", failure.status)
+        reason = f"given up after {attempts} attempt{'s' * (attempts > 1)}: {failure}"
+        return RequestFailed(reason, failure.status, malformed=failure.malformed)
 
 
 def _usage(answer: Answer) -> Usage | None:
