@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tests.tiny import tiny_language, tiny_lqae, tiny_vqvae, write_images
@@ -165,6 +165,7 @@ def test_what_is_unknown_is_left_out(vqvae: ImageTokenizer, photos: Path, tmp_pa
     assert (row["label"], row["words"]) == (None, None)
 
 
+@example(key="\ufeff\\f", codes=[0] * 16)
 @settings(deadline=None, max_examples=50)
 @given(
     key=st.text(st.characters(exclude_categories=["Cs"])),
@@ -176,6 +177,16 @@ def test_any_key_survives_a_line(vqvae: ImageTokenizer, key: str, codes: list[in
         assert "\n" not in line
         assert "\r" not in line
         assert list(files.read_lines([f"{line}\n".encode()], "line", vqvae)) == [(key, tuple(codes))]
+
+
+def test_byte_order_marks_of_files_to_decode(vqvae: ImageTokenizer, tmp_path: Path) -> None:
+    line = f"a.png\t{' '.join(['7'] * 16)}\n"
+    for text in (line, json.dumps({"key": "a.png", "codes": [7] * 16})):
+        (tmp_path / "codes").write_text(text, encoding="utf-8-sig")
+        assert list(read_codes(tmp_path / "codes", vqvae)) == [("a.png", (7,) * 16)]
+    (tmp_path / "codes").write_text(line, encoding="utf-16")
+    with pytest.raises(ValueError, match="codes: expected UTF-8 text, got the byte order mark of UTF-16"):
+        list(read_codes(tmp_path / "codes", vqvae))
 
 
 def test_a_file_name_that_is_no_text_survives(vqvae: ImageTokenizer, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pixlex.messages import quoted
+
 T = TypeVar("T")
 
 _ALONE: list[bool] = []
@@ -48,9 +50,9 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {quoted(name)}") from error
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"device {name!r} is not there: torch sees {count} GPUs")
+        raise ValueError(f"device {quoted(name)} is not there: torch sees {count} GPUs")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device

@@ -13,6 +13,7 @@ import pytest
 
 from pixlex.data.decoding import UnreadableImage
 from pixlex.data.images import open_source
+from pixlex.data.pairs import open_pairs
 from pixlex.data.shards import TarSource
 
 Picture = Callable[..., bytes]
@@ -82,6 +83,31 @@ class _Bomb:
 
     def __reduce__(self) -> tuple[object, ...]:
         return open, (self.path, "w")
+
+
+def test_byte_order_marks_and_other_forms_of_labels(tmp_path: Path, picture: Picture) -> None:
+    mark = b"\xef\xbb\xbf"
+    files = {"a.png": picture(0), "a.cls": mark + b"1.0\n", "a.json": mark + b'{"class_name": "n02119789"}'}
+    files |= {
+        "a.txt": mark + b'["a fox", "\xe2\x80\x8b"]',
+        "b.png": picture(1),
+        "b.txt": mark + b"\xe2\x80\x8b",
+    }
+    files |= {
+        "c.png": picture(2),
+        "c.json": b'{"caption": "half \\ud83d", "label": 1.0, "class_name": "n02119789"}',
+    }
+    write_tar(tmp_path / "set.tar", files)
+    with pytest.warns(UserWarning, match="1 of 1 class names are taken by their first synonym"):
+        source = open_source(str(tmp_path / "set.tar"))
+    assert source.class_names == ("", "kit fox")
+    del files["a.cls"]
+    files["a.json"] = mark + b"{}"
+    write_tar(tmp_path / "pairs.tar", files)
+    with pytest.warns(UserWarning, match="first synonym"):
+        pairs = open_pairs(str(tmp_path / "pairs.tar"))
+    assert pairs.captions == (("a fox",), ("half",))
+    assert pairs.ignored == ("pairs.tar/b.png",)
 
 
 def test_a_pickle_in_a_shard_is_never_loaded(tmp_path: Path, picture: Picture) -> None:

@@ -15,6 +15,7 @@ from pixlex.batch import Words
 from pixlex.data.text import clean_caption, clean_question
 from pixlex.distributed import pick_device
 from pixlex.eval.answer_attention import ExplainedAnswer, explain_answer
+from pixlex.messages import quoted
 from pixlex.models import pretrained
 from pixlex.models.reasoner import Reasoner
 
@@ -181,7 +182,7 @@ class ImageReasoner:
         cleaned = [clean(text, MOST_WORDS) for text in several]
         if not all(cleaned) or not cleaned:
             bad = next((text for text, left in zip(several, cleaned, strict=True) if not left), None)
-            raise ValueError(f"expected a question or a sentence with a word in it, got {bad!r}")
+            raise ValueError(f"expected a question or a sentence with a word in it, got {quoted(bad)}")
         return cleaned
 
     def _batches(

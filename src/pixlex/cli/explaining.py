@@ -16,12 +16,13 @@ from pixlex.cli.output import answer, remark, table
 from pixlex.data.images import load_image, open_source
 from pixlex.data.scenes import ScenesSource
 from pixlex.data.sources import read_file
-from pixlex.data.text import clean_caption
+from pixlex.data.text import clean_caption, plain_text
 from pixlex.data.transforms import evaluation_transform
 from pixlex.distributed import pick_device
 from pixlex.eval.attention import explain
 from pixlex.eval.gradcam import Explanation
 from pixlex.eval.pointing import pointing_game
+from pixlex.messages import quoted
 from pixlex.models.reasoner import Reasoner
 from pixlex.report.heat import explained_image
 from pixlex.report.measures import measure_of
@@ -42,9 +43,9 @@ def explain_pair(options: Namespace) -> int:
         raise ValueError(f"{options.model} gives no answers: expected a fine-tuned model with --answer")
     if len(images) != 1:
         raise ValueError(f"{options.model} reads one image with each text, got {len(images)}")
-    text = options.text if options.raw_text else clean_caption(options.text, _ENDLESS)
+    text = plain_text(options.text) if options.raw_text else clean_caption(options.text, _ENDLESS)
     if not text.strip():
-        raise ValueError(f"expected a text of one word or more, got {options.text!r}")
+        raise ValueError(f"expected a text of one word or more, got {quoted(options.text)}")
     with torch.autocast(
         pick_device(options.device).type, torch.bfloat16, enabled=options.precision == "bf16"
     ):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pixlex.cli.options import DATA, add_command, machine_options, positive, share
+from pixlex.messages import quoted
 
 COLUMNS = ("bare:1/0", "1/0", "3/0", "5/0", "1/1", "1/3", "1/5")
 ANSWERERS = ("sentence", "layers", "last-layer", "bag", "linear", "pixels", "chance")
@@ -168,5 +169,5 @@ def _language_model_options(parser: argparse.ArgumentParser) -> None:
 def _seed(text: str) -> int:
     """Read an integer of 0 or more."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, got {quoted(text)}")
     return int(text)

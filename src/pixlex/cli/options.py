@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any, Literal, NoReturn
 
+from pixlex.messages import quoted
+
 DATA = (
     "a folder, a .parquet, .csv, .tsv or .jsonl file, .tar shards (these and .parquet also at an "
     "address such as s3://), hf:NAME[:SPLIT] or embedded:SET:SPLIT"
@@ -129,7 +131,7 @@ def positive(text: str) -> int:
     except ValueError:
         number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, got {quoted(text)}")
     return number
 
 
@@ -140,5 +142,5 @@ def share(text: str) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number in [0, 1], got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number in [0, 1], got {quoted(text)}")
     return number

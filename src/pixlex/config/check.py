@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from pixlex.messages import quoted
+
 
 def describe(default: Any, sentence: str) -> Any:
     """Return a dataclass field with its default and the sentence that `pixlex describe` prints."""
@@ -50,4 +52,4 @@ class Check:
         """Raise `ValueError` unless `holds`."""
         if not holds:
             kind = type(self.owner).__name__
-            raise ValueError(f"{kind}.{name} {sentence}, got {getattr(self.owner, name)!r}")
+            raise ValueError(f"{kind}.{name} {sentence}, got {quoted(getattr(self.owner, name))}")

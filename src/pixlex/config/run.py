@@ -21,6 +21,7 @@ from pixlex.config.mae import MAERun
 from pixlex.config.reasoning import ReasoningRun
 from pixlex.config.train import EvalConfig, TrainConfig
 from pixlex.files import write_atomically
+from pixlex.messages import quoted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ def find_recipe(name: str) -> Path:
     for candidate in (Path(name), recipes_folder() / f"{bare}.yaml"):
         if candidate.is_file():
             return candidate
-    raise ValueError(f"no recipe {name!r}: expected a YAML file or one of {', '.join(recipe_names())}")
+    raise ValueError(f"no recipe {quoted(name)}: expected a YAML file or one of {', '.join(recipe_names())}")
 
 
 def read_run(
@@ -99,7 +100,9 @@ def read_run(
     """
     path = find_recipe(str(recipe))
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text: {error}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -117,7 +120,7 @@ def run_from(values: Mapping[str, Any], origin: str) -> Run:
     """
     family = str(values.get("family"))
     if family not in FAMILIES:
-        raise ValueError(f"{origin}: family must be one of {', '.join(FAMILIES)}, got {family!r}")
+        raise ValueError(f"{origin}: family must be one of {', '.join(FAMILIES)}, got {quoted(family)}")
     kind = FAMILIES[family]
     _check_keys(kind, values, "", origin)
     from jsonargparse import ArgumentError, ArgumentParser
@@ -171,13 +174,13 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     """Set one `key=value` in nested values."""
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ValueError(f"expected key=value, got {override!r}")
+        raise ValueError(f"expected key=value, got {quoted(override)}")
     *parents, last = key.split(".")
     place = values
     for parent in parents:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
-            raise ValueError(f"{override!r}: {parent} holds a value, not further keys")
+            raise ValueError(f"{quoted(override)}: {parent} holds a value, not further keys")
     place[last] = yaml.safe_load(text) if text else ""  # nothing is an empty text, not a null
     # YAML 1.1 reads 3e-4 as text; a number is meant.
     if isinstance(place[last], str):
@@ -197,10 +200,12 @@ def _check_keys(kind: type[Any], values: Mapping[str, Any], prefix: str, origin:
             part_kind = hints[key]
             assert isinstance(part_kind, type)
             if not isinstance(value, Mapping):
-                raise ValueError(f"{origin}: {prefix}{key} must hold keys and values, got {value!r}")
+                raise ValueError(f"{origin}: {prefix}{key} must hold keys and values, got {quoted(value)}")
             _check_keys(part_kind, value, f"{prefix}{key}.", origin)
 
 
 def _readable(message: str) -> str:
     """Return a parser's error as one sentence that starts with the key."""
-    return " ".join(message.split()).replace("Parser key ", "").replace('"run.', '"')
+    text = " ".join(message.split()).replace("Parser key ", "").replace('"run.', '"')
+    head, got, value = text.partition("Got value: ")
+    return head + got + (value if len(value) <= 80 else f"{value[:77]}...")

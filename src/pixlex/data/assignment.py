@@ -7,6 +7,7 @@ import numpy as np
 from pixlex.data.captioned import PairSource
 from pixlex.data.chosen import choose
 from pixlex.data.reasoning import CLASSES, ReasoningSource
+from pixlex.messages import quoted
 
 # Sets the generator of an item's partners apart from others that are seeded with a number.
 _PARTNERS = 1 << 61
@@ -63,5 +64,5 @@ def _partner(pairs: PairSource, text: str, taken: list[int], generator: np.rando
         if pairs.image_of(row) not in seen and text not in pairs.captions[row]:
             return row
     raise ValueError(
-        f"{pairs.name}: nearly every image has the caption {text!r:.60}: it can be assigned to none"
+        f"{pairs.name}: nearly every image has the caption {quoted(text, 60)}: it can be assigned to none"
     )

@@ -13,6 +13,7 @@ from pixlex.data.chosen import ChosenImages, choose
 from pixlex.data.decoding import ImageRecord
 from pixlex.data.sources import ImageSource
 from pixlex.data.text import clean_caption
+from pixlex.messages import quoted
 
 # Sets the generator of an image's caption apart from that of its augmentation, (seed, epoch, index).
 _CAPTION = 1 << 62
@@ -112,7 +113,7 @@ class PairSource:
         if not any(captions):
             raise ValueError(
                 f"{self.name}: expected a word in a caption of some image, nothing is left of all of them after "
-                f"cleaning, the first {self.captions[0][0]!r:.40}"
+                f"cleaning, the first {quoted(self.captions[0][0], 40)}"
             )
         kept = pair(self.images, captions, ids=self.ids, splits=self.splits)
         return replace(kept, ignored=self.ignored + kept.ignored)

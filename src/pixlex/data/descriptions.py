@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from urllib.parse import unquote
 
+from pixlex.messages import quoted
+
 # What `?` begins options rather than matching one character of a file name.
 _OPTIONS = re.compile(r"(?P<path>.*?)\?(?P<options>[A-Za-z_]+=.*)", re.DOTALL)
 
@@ -68,11 +70,11 @@ def with_split(text: str, split: str) -> str:
     sets = read_descriptions(text)
     if len(sets) > 1 or "split" in sets[0].options:
         raise ValueError(
-            f"the split {split!r} is asked for beside those of {text}; write ?split= once per set"
+            f"the split {quoted(split)} is asked for beside those of {text}; write ?split= once per set"
         )
     if sets[0].path.startswith("hf:"):
         if sets[0].path.count(":") > 1:
-            raise ValueError(f"the split {split!r} is asked for beside that of {text}")
+            raise ValueError(f"the split {quoted(split)} is asked for beside that of {text}")
         return text.replace(sets[0].path, f"{sets[0].path}:{split}", 1)
     return f"{text}{'&' if sets[0].options else '?'}split={split}"
 
@@ -94,7 +96,7 @@ def _read_path(text: str) -> SetDescription:
         if name not in OPTIONS:
             near = get_close_matches(name, OPTIONS, 1)
             hint = f" (meant {near[0]}?)" if near else ""
-            raise ValueError(f"{match['path']}: unknown option {name!r}{hint}; known: {_listed()}")
+            raise ValueError(f"{match['path']}: unknown option {quoted(name)}{hint}; known: {_listed()}")
         if name in options or not value:
             raise ValueError(f"{match['path']}: the option {name} must be given once, with a value")
         options[name] = unquote(value)
@@ -107,7 +109,9 @@ def _read_weight(text: str, whole: str) -> float:
     except ValueError:
         weight = math.nan
     if not 0 < weight < math.inf:
-        raise ValueError(f"the weight of a set must be a number above 0, got {text!r} in {whole!r}")
+        raise ValueError(
+            f"the weight of a set must be a number above 0, got {quoted(text)} in {quoted(whole)}"
+        )
     return weight
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pixlex.data.addresses import Address, FileState, NotWritten
+from pixlex.messages import quoted
 
 FOLDER_VARIABLE = "PIXLEX_CACHE"
 SIZE_VARIABLE = "PIXLEX_CACHE_GB"
@@ -41,7 +42,7 @@ def cache_bytes() -> int:
     except ValueError:
         gigabytes = math.nan
     if not 0 < gigabytes < math.inf:
-        raise ValueError(f"{SIZE_VARIABLE} must be a number of gigabytes above 0, got {text!r}")
+        raise ValueError(f"{SIZE_VARIABLE} must be a number of gigabytes above 0, got {quoted(text)}")
     return int(gigabytes * 1e9)
 
 

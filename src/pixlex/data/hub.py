@@ -13,6 +13,7 @@ from pixlex.data.decoding import ImageRecord, UnreadableImage
 from pixlex.data.labels import Labels, labels_of_known_classes, resolve_labels, row_label
 from pixlex.data.sources import fingerprint, stored_bytes
 from pixlex.data.text import json_value
+from pixlex.messages import quoted
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,17 @@ class DatasetSource:
         return tuple(self.table.column_names)
 
     def values(self, name: str) -> list[Any]:
-        """Return the values of a column."""
-        return list(self.table[name])
+        """Return the values of a column.
+
+        Raises:
+            ValueError: they cannot be read.
+        """
+        try:
+            return list(self.table[name])
+        except (pa.ArrowException, OSError, ValueError) as fault:
+            raise ValueError(
+                f"{self.name}: the column {name} cannot be read: {quoted(str(fault), 200)}"
+            ) from fault
 
     def key(self, index: int) -> str:
         """Return the row of an image, such as "#17"."""

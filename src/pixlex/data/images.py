@@ -61,6 +61,10 @@ def open_source(description: str, *, captioned: bool = False) -> ImageSource:
     a folder or a pattern, as far as files are listed there; braces need no listing. They make the same source as
     the same files on a disk.
 
+    Images in .parquet files are bytes of any type, structs of them, lists of uint8, or texts in base64. Labels of
+    a folder are those of its metadata.jsonl or .csv where that has some. Class names become names that can be
+    answers (see `pixlex.data.class_names.spoken_names`).
+
     Args:
         description: a path or an address, a pattern of such, "hf:NAME[:SPLIT]" or "embedded:SET:SPLIT".
         captioned: the images are opened for their captions: classes without a name are called by their

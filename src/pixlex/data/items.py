@@ -17,6 +17,7 @@ from pixlex.data.reasoning import ListedTask, ReasoningSource, Task
 from pixlex.data.scenes.source import ScenesSource
 from pixlex.data.scenes.tasks import SceneEntailment, ScenePairs, SceneQuestions
 from pixlex.data.text import clean_caption, clean_question
+from pixlex.messages import quoted
 
 _SCENES: Mapping[ListedTask, type[SceneQuestions | ScenePairs | SceneEntailment]] = {
     "vqa": SceneQuestions,
@@ -90,13 +91,13 @@ def clean_items(source: ReasoningSource, task: Task, max_words: int = 30) -> Rea
     if not kept:
         raise ValueError(
             f"{source.name}: expected a word in some text, nothing is left of all of them after cleaning, the "
-            f"first {source.texts[0]!r:.40}"
+            f"first {quoted(source.texts[0], 40)}"
         )
     whole = replace(source, texts=texts)
     if len(kept) == len(texts):
         return whole
     left_out = tuple(
-        f"{source.ids[item]}: nothing is left of the text {source.texts[item]!r:.40} after cleaning"
+        f"{source.ids[item]}: nothing is left of the text {quoted(source.texts[item], 40)} after cleaning"
         for item, text in enumerate(texts)
         if not text
     )
@@ -148,7 +149,7 @@ def _open_scenes(description: str, task: ListedTask, texts: str) -> ReasoningSou
             f"{description} has no items; expected embedded:scenes:train[:COUNT] or embedded:scenes:test[:COUNT]"
         )
     if not (texts.isascii() and texts.isdecimal() and int(texts) > 0):
-        raise ValueError(f"{description}: expected a whole number of 1 or more as texts, got {texts!r}")
+        raise ValueError(f"{description}: expected a whole number of 1 or more as texts, got {quoted(texts)}")
     asked: SceneQuestions | ScenePairs | SceneEntailment
     asked = _SCENES[task](images.split, len(images), int(texts))
     items = [asked[number] for number in range(len(asked))]

@@ -33,11 +33,14 @@ def open_pairs(description: str, *, every_split: bool = False) -> PairSource:
       list of texts), `caption`, `title` or `text`; .parquet with the same columns.
     - .parquet files (one, a folder, a pattern) with image bytes, a data set of Hugging Face (hf:NAME[:SPLIT]
       or a saved one), with such a caption column.
-    - .tar shards or a folder of images, with .txt or .json (`captions`, `caption` or `text`) beside each image.
+    - .tar shards or a folder of images, with .txt or .json (`captions`, `caption` or `text`) beside each image;
+      a folder also with a metadata.jsonl, .csv or .parquet, as Hugging Face's imagefolder reads it.
     - embedded:scenes:train|test[:COUNT].
 
-    Paths of images are relative to the folder of the file, or to `images=FOLDER`; rows with one path are one
-    image with several captions. `captions=COLUMN` names another column. `rows=captions` gives a row for each
+    Paths of images are relative to the folder of the file, or to `images=FOLDER`; of an absolute path that does
+    not exist here the longest tail that lies below that folder is taken. Rows with one path are one image with
+    several captions. Texts are freed of what no tokenizer reads (see `pixlex.data.text.plain_text`), and lists
+    that a text writes down are lists. `captions=COLUMN` names another column. `rows=captions` gives a row for each
     caption, which share `image_of`. Images without a caption are left out and named in `ignored`; files that
     are missing are found out when they are read. Weights are explained at `pixlex.data.mixing.mix`.
 

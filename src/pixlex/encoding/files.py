@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 import torch
 
 from pixlex.api import ImageTokenizer
+from pixlex.data.text import decode_text
+from pixlex.messages import quoted
 
 Kind = Literal["words", "codes", "jsonl", "parquet"]
 Codes = tuple[int, ...]
@@ -22,7 +25,8 @@ Codes = tuple[int, ...]
 PARTS = "_parts.json"
 
 _ROWS_AT_ONCE = 4096
-_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+# The last is the byte order mark, which would be dropped where it begins a file.
+_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\ufeff": "\\f"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class EncodedImage:
 def check_kind(kind: str, tokenizer: ImageTokenizer) -> None:
     """Raise `ValueError` for a kind that does not exist, or that the model cannot write."""
     if kind not in get_args(Kind):
-        raise ValueError(f"expected one of {', '.join(get_args(Kind))}, got {kind!r}")
+        raise ValueError(f"expected one of {', '.join(get_args(Kind))}, got {quoted(kind)}")
     if kind == "words" and not tokenizer.has_words:
         raise ValueError(f"a {tokenizer.family} has no words: write codes, jsonl or parquet")
 
@@ -119,7 +123,10 @@ def _parts(folder: Path) -> list[Path]:
 def read_lines(lines: Iterable[bytes], name: str, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Codes]]:
     """Yield key and codes of each line of text; `name` stands in errors. Otherwise as `read_codes`."""
     for number, raw in enumerate(lines, start=1):
-        line = raw.decode("utf-8", "surrogateescape").strip("\r\n")
+        # Keys may be file names that are no UTF-8: a byte order mark alone tells another encoding.
+        if number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in raw:
+            decode_text(raw, name)
+        line = raw.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape").strip("\r\n")
         if not line.strip():
             continue
         try:
@@ -154,7 +161,7 @@ def _parse(payload: str, tokenizer: ImageTokenizer) -> Codes:
     if all(word.isascii() and word.isdigit() for word in words):
         return _checked([int(word) for word in words], tokenizer)
     if not tokenizer.has_words:
-        raise ValueError(f"expected integers (a {tokenizer.family} has no words), got {payload[:40]!r}")
+        raise ValueError(f"expected integers (a {tokenizer.family} has no words), got {quoted(payload, 40)}")
     return tuple(tokenizer.from_words(payload)[0].tolist())
 
 
@@ -163,7 +170,7 @@ def _codes_of(entry: Mapping[str, Any], tokenizer: ImageTokenizer) -> Codes:
     codes, words = entry.get("codes"), entry.get("words")
     if codes is not None:
         if not isinstance(codes, list) or any(type(code) is not int for code in codes):
-            raise ValueError(f"expected codes to be a list of integers, got {codes!r:.60}")
+            raise ValueError(f"expected codes to be a list of integers, got {quoted(codes, 60)}")
         return _checked(codes, tokenizer)
     if not isinstance(words, str):
         raise ValueError("expected 'codes' or 'words', found neither")

@@ -9,8 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pixlex.batch import Words
+from pixlex.data.text import plain_text
 from pixlex.eval.gradcam import Explanation, ReadText, ScoreOf, attention_heat, check_images, default_layer
 from pixlex.eval.passes import evaluating
+from pixlex.messages import quoted
 from pixlex.models.reasoner import Reasoner
 
 
@@ -66,7 +68,7 @@ def explain_answer(
         images = images.to(place)
         if answer is None:
             answer = model.config.answers[int(model.rank(images, words).numbers[0, 0])]
-        score_of = _score_of(model, answer, words.key_padding)
+        score_of = _score_of(model, plain_text(answer), words.key_padding)
         found = attention_heat(
             body.fusion,
             body.read(words.word_ids, words.key_padding).repeat(num_images, 1, 1),
@@ -86,7 +88,7 @@ def _score_of(model: Reasoner, answer: str, key_padding: Tensor) -> ScoreOf:
     if model.decoder is None:
         classes = model.config.answers
         if answer not in classes:
-            raise ValueError(f"expected one of {', '.join(classes)} as the answer, got {answer!r:.80}")
+            raise ValueError(f"expected one of {', '.join(classes)} as the answer, got {quoted(answer)}")
         number = classes.index(answer)
 
         def of_class(fused: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ def _score_of(model: Reasoner, answer: str, key_padding: Tensor) -> ScoreOf:
     ids = model.encode_texts([answer], model.config.max_answer_words + 1).word_ids.to(key_padding.device)
     if not 3 <= ids.shape[1] <= model.config.max_answer_words:
         raise ValueError(
-            f"expected an answer of 1 to {model.config.max_answer_words - 2} words (tokens), got {answer!r:.80}"
+            f"expected an answer of 1 to {model.config.max_answer_words - 2} words (tokens), got {quoted(answer)}"
         )
     decoder, words = model.decoder, Words(ids, torch.zeros_like(ids, dtype=torch.bool))
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pixlex.messages import quoted
 from pixlex.models.cbvila import CBViLA
 from pixlex.nn.bert import Context, FusionEncoder
 
@@ -140,7 +141,7 @@ class ReadText:
         tokenizer = model.tokenizer
         bare = model.encode_texts([text], _ENDLESS).word_ids[0, 1:-1]
         if not len(bare):
-            raise ValueError(f"text {number}: expected one word or more, got {text!r}")
+            raise ValueError(f"text {number}: expected one word or more, got {quoted(text)}")
         room = model.config.text.positions - 2
         self.words = _joined(tokenizer.words(bare[:room]))
         self.left_out = tuple(_text(pieces) for pieces, _ in _joined(tokenizer.words(bare[room:])))

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from pixlex.messages import quoted
 from pixlex.nn.language import LanguageModel
 
 VocabularyKind = Literal["clean-words", "whole-words", "all"]
@@ -118,7 +119,7 @@ class Vocabulary:
             return [self._codes[word] for word in text.split()]
         except KeyError as missing:
             raise ValueError(
-                f"the word {missing.args[0]!r} is not one of the {len(self.words)} codewords ({self.kind})"
+                f"the word {quoted(missing.args[0])} is not one of the {len(self.words)} codewords ({self.kind})"
             ) from None
 
     def survivors(self, codes: Sequence[int]) -> int:

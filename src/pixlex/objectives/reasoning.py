@@ -13,6 +13,7 @@ from pixlex.batch import ReasoningBatch, send
 from pixlex.config.reasoning import ReasoningObjectiveConfig
 from pixlex.data.answers import agreement_targets
 from pixlex.losses.masked import masked_word_loss
+from pixlex.messages import quoted
 from pixlex.models.reasoner import Reasoner
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 
@@ -59,7 +60,7 @@ class ReasoningObjective(Objective):
 
     def _class_of(self, given: tuple[str, ...]) -> int:
         if len(set(given)) != 1 or given[0] not in self._classes:
-            raise ValueError(f"expected one of {', '.join(self._classes)} as the answer, got {given!r:.80}")
+            raise ValueError(f"expected one of {', '.join(self._classes)} as the answer, got {quoted(given)}")
         return self._classes[given[0]]
 
     def _written(self, batch: ReasoningBatch) -> Tensor:

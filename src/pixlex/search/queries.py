@@ -16,6 +16,7 @@ from pixlex.data.decoding import load_image
 from pixlex.data.sources import read_file
 from pixlex.data.text import clean_caption
 from pixlex.data.transforms import evaluation_transform
+from pixlex.messages import quoted
 
 Images = Sequence[str | os.PathLike[str]] | Tensor
 
@@ -37,7 +38,7 @@ def query_text(text: str) -> str:
     cleaned = clean_caption(text)
     if not cleaned:
         why = "" if not text.strip() else ": it holds punctuation alone"
-        raise ValueError(f"expected a text to search by, got {text!r}{why}")
+        raise ValueError(f"expected a text to search by, got {quoted(text)}{why}")
     return cleaned
 
 

@@ -85,6 +85,15 @@ def test_questions_it_refuses(tmp_path: Path, change: dict[str, Any], message: s
         read_open_ended(tmp_path, [setting_of("1/0", 2)])
 
 
+def test_questions_behind_a_byte_order_mark(tmp_path: Path) -> None:
+    path = published(tmp_path, "open_ended_mi", 2, 1)
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert read_open_ended(tmp_path, [setting_of("1/0", 2)])[1]
+    path.write_bytes("[é".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"questions\.json: expected UTF-8 text, got 0xe9 at byte 1"):
+        read_open_ended(tmp_path, [setting_of("1/0", 2)])
+
+
 def test_folders_it_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no published episodes"):
         read_open_ended(tmp_path, [setting_of("1/0", 2)])

@@ -9,6 +9,7 @@ import numpy as np
 
 from pixlex.data.scenes.nouns import LEVELS, Level, Noun, noun_of, related_nouns
 from pixlex.data.scenes.scene import Scene, SceneObject, pick, shuffled
+from pixlex.messages import quoted
 
 ROWS = ("top", "center", "bottom")
 COLUMNS = ("left", "center", "right")
@@ -84,7 +85,7 @@ def related(first: SceneObject, relation: str, second: SceneObject) -> bool:
             return first.row < second.row
         case "below":
             return first.row > second.row
-    raise ValueError(f"expected a relation of {', '.join(RELATIONS)}, got {relation!r}")
+    raise ValueError(f"expected a relation of {', '.join(RELATIONS)}, got {quoted(relation)}")
 
 
 def holds(claim: Claim, scene: Scene) -> bool:

@@ -9,6 +9,7 @@ from pixlex.data.decoding import ImageRecord
 from pixlex.data.scenes.captions import captions
 from pixlex.data.scenes.drawing import draw
 from pixlex.data.scenes.scene import MAX_OBJECTS, VERSION, Scene, Split, generator_for, make_scene
+from pixlex.messages import quoted
 
 SIZES = {"train": 20_000, "test": 1_000}
 
@@ -34,7 +35,7 @@ class ScenesSource:
     def __post_init__(self) -> None:
         """Raise `ValueError` naming the field, the rule and the value."""
         if self.split not in SIZES:
-            raise ValueError(f"split must be train or test, got {self.split!r}")
+            raise ValueError(f"split must be train or test, got {quoted(self.split)}")
         if self.size < 1:
             raise ValueError(f"size must be 1 or more, got {self.size}")
 
@@ -95,6 +96,6 @@ def open_scenes(split: Split, count: str | None = None) -> ScenesSource:
         return ScenesSource(split, SIZES[split])
     if not (count.isascii() and count.isdecimal() and int(count) > 0):
         raise ValueError(
-            f"embedded:scenes:{split}:COUNT expects a whole number of 1 or more as COUNT, got {count!r}"
+            f"embedded:scenes:{split}:COUNT expects a whole number of 1 or more as COUNT, got {quoted(count)}"
         )
     return ScenesSource(split, int(count))

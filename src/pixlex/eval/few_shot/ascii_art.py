@@ -15,6 +15,7 @@ from pixlex.data.decoding import UnreadableImage, decode_record
 from pixlex.data.sources import ImageSource
 from pixlex.data.transforms import center_box
 from pixlex.eval.few_shot.fingerprints import digest
+from pixlex.messages import quoted
 
 # From little ink to much, each character with more of it than the one before: ten steps, as many as can be
 # told apart in print.
@@ -51,7 +52,7 @@ class AsciiArt:
         if self.lines < 1 or self.columns < 1:
             raise ValueError(f"expected 1 or more lines and columns, got {self.lines} x {self.columns}")
         if len(self.ramp) < 2 or len(self.ramp.splitlines()) > 1:
-            raise ValueError(f"expected a ramp of 2 or more characters in one line, got {self.ramp!r}")
+            raise ValueError(f"expected a ramp of 2 or more characters in one line, got {quoted(self.ramp)}")
 
     @property
     def name(self) -> str:

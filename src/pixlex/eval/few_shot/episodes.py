@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from pixlex.messages import quoted
+
 Naming = Literal["real", "nonsense"]
 
 _BARE = "bare:"
@@ -35,11 +37,13 @@ class Setting:
         for name, smallest in (("ways", 2), ("shots", 1), ("repeats", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < smallest:
-                raise ValueError(f"{name} must be an integer of {smallest} or more, got {value!r}")
+                raise ValueError(f"{name} must be an integer of {smallest} or more, got {quoted(value)}")
         if type(self.induction) is not bool:
-            raise ValueError(f"induction must be true or false, got {self.induction!r}")
+            raise ValueError(f"induction must be true or false, got {quoted(self.induction)}")
         if self.naming not in get_args(Naming):
-            raise ValueError(f"naming must be one of {', '.join(get_args(Naming))}, got {self.naming!r}")
+            raise ValueError(
+                f"naming must be one of {', '.join(get_args(Naming))}, got {quoted(self.naming)}"
+            )
 
     @property
     def column(self) -> str:
@@ -68,7 +72,7 @@ def setting_of(column: str, ways: int, naming: Naming = "real") -> Setting:
     """
     match = _LABEL.fullmatch(column)
     if match is None:
-        raise ValueError(f"expected a setting like 3/0 (shots/repeats) or bare:1/0, got {column!r}")
+        raise ValueError(f"expected a setting like 3/0 (shots/repeats) or bare:1/0, got {quoted(column)}")
     bare, shots, repeats = match.groups()
     return Setting(ways=ways, shots=int(shots), repeats=int(repeats), induction=bare is None, naming=naming)
 

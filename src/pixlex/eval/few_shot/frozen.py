@@ -18,6 +18,7 @@ from pixlex.eval.few_shot.prompted import is_exactly
 from pixlex.eval.few_shot.prompts import Template, pieces, render
 from pixlex.eval.few_shot.readers import read_pixels
 from pixlex.eval.llm.client import DOES_NOT_FIT
+from pixlex.messages import quoted
 from pixlex.models.frozen import Frozen
 from pixlex.models.inference import Precision, compute_rows, computing
 from pixlex.models.pretrained import fingerprint
@@ -58,7 +59,7 @@ class FrozenAnswerer:
         precision: Precision = "fp32",
     ) -> None:
         if scorer not in ("strict", "likelihood"):
-            raise ValueError(f"expected a scorer of strict, likelihood, got {scorer!r}")
+            raise ValueError(f"expected a scorer of strict, likelihood, got {quoted(scorer)}")
         self.device, self.precision, self.template = torch.device(device), precision, template
         self.model = model.eval().to(self.device)
         self.name = f"{name}, {model.language.name.rstrip('/').rpartition('/')[2]}, {template} prompt"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,9 +10,11 @@ from typing import Any
 
 from pixlex.data.labels import no_labels
 from pixlex.data.sources import FileSource, ImageSource
+from pixlex.data.text import json_value, plain_text
 from pixlex.eval.few_shot.episode_files import EpisodeSet
 from pixlex.eval.few_shot.episodes import Episode, Naming, Setting, Shown
 from pixlex.eval.few_shot.fingerprints import source_identity
+from pixlex.messages import quoted
 
 _QUESTIONS = re.compile(r"(?P<task>.+)_shots_(?P<shots>\d+)_ways_(?P<ways>\d+)_all_questions\.json")
 _CAPTION = re.compile(r"\s*(?:this is (?:an?|the) )?(.+?)\s*\.?\s*", re.IGNORECASE)
@@ -85,7 +86,7 @@ def _files(folder: Path, task: str | None) -> dict[tuple[int, int], Path]:
     if task is None and len(found) > 1:
         raise ValueError(f"{folder} holds several tasks, name one of {', '.join(found)}")
     if task is not None and task not in found:
-        raise ValueError(f"{folder} has no task {task!r}, only {', '.join(found)}")
+        raise ValueError(f"{folder} has no task {quoted(task)}, only {', '.join(found)}")
     return found[task] if task is not None else next(iter(found.values()))
 
 
@@ -95,9 +96,10 @@ class _Questions:
     def __init__(self, path: Path, ways: int, shots: int, limit: int | None) -> None:
         self.path, self.ways, self.count = path, ways, ways * shots
         try:
-            questions = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as fault:
-            raise ValueError(f"{path} cannot be read: {fault}") from fault
+            data = path.read_bytes()
+        except OSError as fault:
+            raise ValueError(f"{path} cannot be read: {fault.strerror or fault}") from fault
+        questions = json_value(data, path)
         if not isinstance(questions, list) or not questions:
             raise ValueError(f"{path}: expected a list of questions, got {type(questions).__name__} or none")
         self._questions = questions[:limit]
@@ -122,7 +124,7 @@ class _Questions:
         for key in (*expected, *captions, "question_image", "answer"):
             if not isinstance(question, dict) or not isinstance(question.get(key), str):
                 raise ValueError(
-                    f"{self.path.name}: a question lacks the text {key!r}; expected {self.count} images and "
+                    f"{self.path.name}: a question lacks the text {quoted(key)}; expected {self.count} images and "
                     f"captions, got {', '.join(map(str, question))[:200]}"
                 )
         # Whatever folder is written there, the images lie beside the file.
@@ -138,7 +140,9 @@ class _Questions:
         if len(names) != self.ways:
             raise ValueError(f"{where}: expected {self.ways} names in its captions, got {', '.join(names)}")
         if answer not in names:
-            raise ValueError(f"{where}: the answer {answer!r} is none of its names ({', '.join(names)})")
+            raise ValueError(
+                f"{where}: the answer {quoted(answer)} is none of its names ({', '.join(names)})"
+            )
         *support, query = (places[image] for image in images)
         shown = (
             Shown(image=image, name=names.index(name)) for image, name in zip(support, captions, strict=True)
@@ -150,4 +154,4 @@ class _Questions:
 
 def _name(caption: str) -> str:
     match = _CAPTION.fullmatch(caption)
-    return match[1] if match else caption.strip()
+    return plain_text(match[1] if match else caption).strip()

@@ -15,6 +15,7 @@ from pixlex.eval.few_shot.prompts import Prompt, Template, check_context, render
 from pixlex.eval.few_shot.readers import TextReader
 from pixlex.eval.llm.budget import Estimate
 from pixlex.eval.llm.client import Ability, CandidateScores, Completion, LanguageClient, cut_at
+from pixlex.messages import quoted
 
 Scorer = Literal["strict", "likelihood", "likelihood-per-token", "constrained"]
 
@@ -81,12 +82,12 @@ class PromptedAnswerer:
         answer_tokens: int | None = None,
     ) -> None:
         if scorer not in SCORERS:
-            raise ValueError(f"expected a scorer of {', '.join(SCORERS)}, got {scorer!r}")
+            raise ValueError(f"expected a scorer of {', '.join(SCORERS)}, got {quoted(scorer)}")
         needed = SCORERS[scorer][0]
         if needed not in client.abilities:
             possible = [name for name, (ability, _) in SCORERS.items() if ability in client.abilities]
             raise ValueError(
-                f"scorer {scorer!r} needs a language model that can {needed}, but {client.name} can "
+                f"scorer {quoted(scorer)} needs a language model that can {needed}, but {client.name} can "
                 f"{', '.join(sorted(client.abilities)) or 'nothing'}: "
                 f"choose {' or '.join(possible) or 'another language model'}"
             )

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pixlex.eval.few_shot.episodes import Episode, Setting
 from pixlex.eval.llm.client import DOES_NOT_FIT, LanguageClient
+from pixlex.messages import quoted
 
 Template = Literal["frozen", "v2l", "pixlex"]
 
@@ -171,5 +172,5 @@ def check_context(
 
 def _form(template: str) -> _Form:
     if template not in _FORMS:
-        raise ValueError(f"expected a template of {', '.join(_FORMS)}, got {template!r}")
+        raise ValueError(f"expected a template of {', '.join(_FORMS)}, got {quoted(template)}")
     return _FORMS[template]

@@ -12,6 +12,7 @@ from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.episode_files import EpisodeSet
 from pixlex.eval.few_shot.episodes import Episode, Setting, Shown
 from pixlex.eval.few_shot.fingerprints import source_identity
+from pixlex.messages import quoted
 
 # Invented words, pronounceable and unlike each other; the first two are those of Tsimpoukelli et al. (2021).
 NONSENSE_NAMES = (
@@ -111,7 +112,7 @@ def _classes(images: ImageSource, setting: Setting) -> list[_ClassOfImages]:
     if small:
         more = f", and so have {len(small) - 1} other classes too few" if len(small) > 1 else ""
         raise ValueError(
-            f"{images.name}: class {small[0].name!r} has {len(small[0].images)} images, but {setting.shots} "
+            f"{images.name}: class {quoted(small[0].name)} has {len(small[0].images)} images, but {setting.shots} "
             f"shots and the image asked about need {needed}{more}"
         )
     return classes
