@@ -12,7 +12,7 @@ from pixlex.messages import quoted
 COLUMNS = ("bare:1/0", "1/0", "3/0", "5/0", "1/1", "1/3", "1/5")
 ANSWERERS = ("sentence", "layers", "last-layer", "bag", "linear", "pixels", "chance")
 TEMPLATES = ("frozen", "v2l", "pixlex")
-SCORERS = ("strict", "likelihood", "likelihood-per-token", "constrained")
+SCORERS = ("strict", "likelihood", "likelihood-per-token", "constrained", "v2l")
 
 
 def few_shot_command(measures: Any) -> None:
@@ -130,7 +130,7 @@ def _language_model_options(parser: argparse.ArgumentParser) -> None:
         "--scorer",
         nargs="+",
         choices=SCORERS,
-        help="how answers are judged; default all that M can but per-token",
+        help="how answers are judged; default all that M can but per-token and v2l",
     )
     llm.add_argument(
         "--llm-key-variable", metavar="NAME", help="environment variable of the key; default OPENAI_API_KEY"

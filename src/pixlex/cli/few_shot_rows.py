@@ -145,7 +145,7 @@ def _of_model(options: Namespace, name: str, model: Model, *, linear: bool) -> l
 
 def _prompted(options: Namespace, reader: TextReader, client: LanguageClient) -> list[Answerer]:
     able = [scorer for scorer, (ability, _) in SCORERS.items() if ability in client.abilities]
-    scorers = options.scorer or [scorer for scorer in able if scorer != "likelihood-per-token"]
+    scorers = options.scorer or [scorer for scorer in able if scorer not in ("likelihood-per-token", "v2l")]
     return [
         PromptedAnswerer(
             reader, client, template=template, scorer=scorer, answer_tokens=options.llm_answer_tokens

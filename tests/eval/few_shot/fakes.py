@@ -63,7 +63,7 @@ def right_answer(prompt: str) -> str:
 class FakeClient:
     """A language model that knows the answer, unless told to say or to do something else."""
 
-    abilities: frozenset[Ability] = frozenset(("generate", "score", "choose"))
+    abilities: frozenset[Ability] = frozenset(("generate", "score", "choose", "mix"))
     context_size: int | None = None
     counts_exactly: bool = True
     says: str | None = None
@@ -86,6 +86,8 @@ class FakeClient:
         self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
     ) -> Iterator[tuple[int, Completion]]:
         yield from self._completions(prompts)
+
+    mix = choose
 
     def _completions(self, prompts: Sequence[str]) -> Iterator[tuple[int, Completion]]:
         for place in reversed(range(len(prompts))):  # in any order

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,37 @@ def test_who_says_something_else_is_wrong(images: ImageSource, scorer: Scorer) -
     assert {one.text for one in given} == {" unicorn"}
 
 
+@pytest.mark.parametrize("induction", [True, False])
+def test_v2l_asks_how_an_answer_begins(images: ImageSource, induction: bool) -> None:
+    """Free without induction, as many tokens as its code writes; what follows a name does not count."""
+    setting = replace(TWO_WAY, induction=induction)
+    episodes = sample_episodes(images, setting, count=4, seed=0).episodes
+    right, limits = {episode.number: episode.names[episode.answer] for episode in episodes}, []
+
+    class Chatty(FakeClient):
+        def generate(self, prompts: Sequence[str], **limit: Any) -> Iterator[tuple[int, Completion]]:
+            limits.append(limit)
+            return self._completions(prompts)
+
+        def mix(
+            self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+        ) -> Iterator[tuple[int, Completion]]:
+            return self._completions(prompts)
+
+        def _completions(self, prompts: Sequence[str]) -> Iterator[tuple[int, Completion]]:
+            for place, prompt in enumerate(prompts):
+                yield place, Completion(text=f"{right_answer(prompt)}fish and", finish="length")
+
+    answerer = PromptedAnswerer(FakeReader(), Chatty(), template="frozen", scorer="v2l")
+    given = {one.episode: one for one in answerer.answer(setting, episodes, images)}
+    assert {number: one.text for number, one in given.items()} == {
+        number: f" {name}fish and" for number, name in right.items()
+    }
+    assert [one.credit for one in given.values()] == [1.0] * 4
+    assert limits == ([] if induction else [{"max_new_tokens": 16, "stop": ()}])
+    assert not any(one.is_cut_off for one in given.values())
+
+
 def test_an_answer_that_does_not_end_is_wrong(images: ImageSource) -> None:
     given = answers(images, FakeClient(finish="length"), "strict")
     assert [one.credit for one in given] == [0.0] * COUNT
@@ -82,7 +114,7 @@ def test_an_image_that_cannot_be_read_fails_its_episodes_alone(images: ImageSour
 
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_a_client_without_the_ability_is_refused(scorer: Scorer) -> None:
-    able: frozenset[Ability] = frozenset(("generate", "score", "choose")) - {SCORERS[scorer][0]}  # type: ignore[assignment]
+    able: frozenset[Ability] = frozenset(("generate", "score", "choose", "mix")) - {SCORERS[scorer][0]}  # type: ignore[assignment]
     with pytest.raises(
         ValueError, match=rf"scorer '{scorer}' needs .* but fake model can {', '.join(sorted(able))}"
     ):
@@ -97,7 +129,7 @@ def test_identities_tell_apart_what_decides_answers() -> None:
         for template in ("frozen", "pixlex")
         for scorer in SCORERS
     ]
-    assert len(set(variants)) == 2 * 2 * 2 * 4
+    assert len(set(variants)) == 2 * 2 * 2 * len(SCORERS)
 
 
 def test_check_sends_nothing(images: ImageSource, tmp_path: Path) -> None:

@@ -87,6 +87,19 @@ def test_choices_are_those_of_the_slow_way(client: LocalClient, slow: SlowModel)
     assert [found[number].text for number in range(len(PROMPTS))] == expected
 
 
+def test_mixtures_are_those_of_the_slow_way(client: LocalClient, slow: SlowModel) -> None:
+    """At each place the likeliest token that any candidate has there, whatever was written before."""
+    found = dict(client.mix(PROMPTS, CANDIDATES))
+    for number, (prompt, names) in enumerate(zip(PROMPTS, CANDIDATES, strict=True)):
+        texts = [slow.tokenizer(prompt + name)["input_ids"] for name in names]
+        written: list[int] = []
+        while rows := [row for row in texts if len(row) > len(written)]:
+            allowed = sorted({row[len(written)] for row in rows})
+            logits = slow._logits(written)[-1] if len(allowed) > 1 else None
+            written.append(allowed[0] if logits is None else allowed[int(logits[allowed].argmax())])
+        assert f"{prompt}{found[number].text}" == slow._text(written)
+
+
 def test_a_candidate_that_grows_together_with_the_prompt() -> None:
     tokenizer = byte_tokenizer()
     prompt, candidate = "the stat", "ement"

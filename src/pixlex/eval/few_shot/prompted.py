@@ -14,10 +14,17 @@ from pixlex.eval.few_shot.fingerprints import digest
 from pixlex.eval.few_shot.prompts import Prompt, Template, check_context, render
 from pixlex.eval.few_shot.readers import TextReader
 from pixlex.eval.llm.budget import Estimate
-from pixlex.eval.llm.client import Ability, CandidateScores, Completion, LanguageClient, cut_at
+from pixlex.eval.llm.client import (
+    Ability,
+    CandidateScores,
+    Completion,
+    LanguageClient,
+    MixesCandidates,
+    cut_at,
+)
 from pixlex.messages import quoted
 
-Scorer = Literal["strict", "likelihood", "likelihood-per-token", "constrained"]
+Scorer = Literal["strict", "likelihood", "likelihood-per-token", "constrained", "v2l"]
 
 SCORERS: dict[Scorer, tuple[Ability, str]] = {
     "strict": ("generate", "the greedy answer is exactly the name, then it ends"),
@@ -27,10 +34,17 @@ SCORERS: dict[Scorer, tuple[Ability, str]] = {
     ),
     "likelihood-per-token": ("score", "the same, divided by the number of the name's tokens"),
     "constrained": ("choose", "greedy, nothing but the episode's names allowed"),
+    "v2l": (
+        "mix",
+        "as V2L's code: with induction greedy among the tokens that any name has at that place, without it free; "
+        "right if the text begins with the name",
+    ),
 }
 
 # Tokens beyond the longest name that a strict answer may take: a period, an end, a line.
 _SPARE_TOKENS = 4
+# What V2L lets be written.
+_V2L_TOKENS = 16
 # Log-likelihoods nearer than this, in nats, are equal: sums of the same numbers in another order.
 _TIE = 1e-6
 
@@ -55,7 +69,7 @@ class PromptedAnswerer:
     """Answers by prompting a language model with the words of images.
 
     Scorers (`SCORERS`): `strict` is the paper's, open-ended: blanks around the answer and one period behind
-    it do not count, upper and lower case do, and an answer that does not end is wrong. The other three choose
+    it do not count, upper and lower case do, and an answer that does not end is wrong. The others choose
     among the episode's names, so chance is 1 / ways with them, and about zero with `strict`. Equally likely
     names share the credit.
 
@@ -133,6 +147,8 @@ class PromptedAnswerer:
         texts, candidates = [one.text for one in prompts], [one.candidates for one in prompts]
         if self._scorer == "strict":
             yield from self._generated(asked, prompts)
+        elif self._scorer == "v2l":
+            yield from self._begun(setting, asked, texts, candidates)
         elif self._scorer == "constrained":
             for place, completion in self.client.choose(texts, candidates):
                 yield _judged(asked[place], completion, lambda text, name: text.strip() == name.strip())
@@ -149,6 +165,24 @@ class PromptedAnswerer:
             sent = self._stops_of(stops)
             for place, completion in self.client.generate(texts, max_new_tokens=limit, stop=sent):
                 yield _judged(episodes[places[place]], _ended(completion, stops), is_exactly)
+
+    def _begun(
+        self,
+        setting: Setting,
+        episodes: Sequence[Episode],
+        texts: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+    ) -> Iterator[Answer]:
+        """Judge by how a text begins, as V2L's code does, whatever its end."""
+        assert isinstance(self.client, MixesCandidates)
+        written = (
+            self.client.mix(texts, candidates)
+            if setting.induction
+            else self.client.generate(texts, max_new_tokens=_V2L_TOKENS, stop=())
+        )
+        for place, completion in written:
+            ended = completion if completion.finish == "failed" else replace(completion, finish="stop")
+            yield _judged(episodes[place], ended, lambda text, name: text.removeprefix(" ").startswith(name))
 
     def _stops_of(self, stops: tuple[str, ...]) -> tuple[str, ...]:
         return stops if self._room is None else ()

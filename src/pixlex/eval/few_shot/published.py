@@ -66,7 +66,7 @@ PUBLISHED: tuple[PublishedRow, ...] = (
     ),
     _bare_and_best("SPAE", 2, "PaLM 2-L", 32.2, 85.4),
     _bare_and_best("De-Diffusion", 2, "PaLM 2-L", 78.9, 99.3),
-    PublishedRow("V2L (LLaMA-2)", 2, "V2L-Tokenizer, issue 2", {"3/0": 91.2}, "constrained"),
+    PublishedRow("V2L (LLaMA-2)", 2, "V2L-Tokenizer, issue 2", {"3/0": 91.2}, "v2l"),
     *_lqae_table(
         5,
         {

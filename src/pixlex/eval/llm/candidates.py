@@ -113,6 +113,23 @@ class Trie:
         return self._rests.index(row)
 
 
+class PlaceUnion:
+    """Which token may come next where each place allows whatever any candidate has there.
+
+    V2L's code decodes so (Zhu et al. 2024): parts of several names may follow each other, and no end is written.
+
+    Args:
+        rests: the tokens of each candidate.
+    """
+
+    def __init__(self, rests: Sequence[Sequence[int]]) -> None:
+        self._rests = rests
+
+    def allowed(self, written: Sequence[int]) -> list[int]:
+        """Return the tokens that may follow; none behind the longest candidate."""
+        return sorted({rest[len(written)] for rest in self._rests if len(rest) > len(written)})
+
+
 def choose_by_scores(tokens: Sequence[Sequence[str]], log_probabilities: Sequence[Sequence[float]]) -> int:
     """Return the candidate that greedy choice would write, from the scores of all candidates' tokens.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-Ability = Literal["generate", "score", "choose"]
+Ability = Literal["generate", "score", "choose", "mix"]
 
 # The reason of an answer that failed begins with it where prompt and answer are longer than the context.
 DOES_NOT_FIT = "does not fit"
@@ -91,6 +91,16 @@ class LanguageClient(Protocol):
         self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
     ) -> Iterator[tuple[int, Completion]]:
         """Continue each prompt greedily, allowing nothing but one of its candidates."""
+
+
+@runtime_checkable
+class MixesCandidates(Protocol):
+    """A client with the ability `mix`, which needs the likelihood of every token at every place."""
+
+    def mix(
+        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[int, Completion]]:
+        """Continue each prompt greedily, allowing at each place the tokens that any candidate has there."""
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:

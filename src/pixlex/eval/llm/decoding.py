@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pixlex.eval.llm.candidates import EncodedCandidates, Trie
+from pixlex.eval.llm.candidates import EncodedCandidates, PlaceUnion, Trie
 from pixlex.eval.llm.client import cut_at
 
 # So many tokens of the prompt are decoded with what was written: some tokenizers drop a leading space.
@@ -121,7 +121,7 @@ class FreeWriter:
     ) -> None:
         self._tokenizer, self._limit, self._stop, self._ends = tokenizer, limit, stop, ends
         self._tail = list(prompt[-_TAIL:])
-        self._before = len(self._decode(self._tail))
+        self._before = len(decode(tokenizer, self._tail))
         self._written: list[int] = []
         self.text = ""
         self.finish: Literal["stop", "length"] = "length"
@@ -134,18 +134,18 @@ class FreeWriter:
             self.finish, self.done = "stop", True
             return token
         self._written.append(token)
-        text = self._decode([*self._tail, *self._written])[self._before :]
+        text = decode(self._tokenizer, [*self._tail, *self._written])[self._before :]
         self.text = cut_at(text, self._stop)
         if self.text != text:
             self.finish = "stop"
         self.done = self.finish == "stop" or len(self._written) == self._limit
         return token
 
-    def _decode(self, tokens: list[int]) -> str:
-        text: str = self._tokenizer.decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
+
+def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """Return the text of tokens as it is."""
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
 
 
 class ChoiceWriter:
@@ -155,7 +155,7 @@ class ChoiceWriter:
         trie: the candidates.
     """
 
-    def __init__(self, trie: Trie) -> None:
+    def __init__(self, trie: Trie | PlaceUnion) -> None:
         self._trie = trie
         self.written: list[int] = []
         self.done = False

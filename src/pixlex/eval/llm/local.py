@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from pixlex.eval.llm.candidates import EncodedCandidates, Trie, encode_candidates, without_end
+from pixlex.eval.llm.candidates import EncodedCandidates, PlaceUnion, Trie, encode_candidates, without_end
 from pixlex.eval.llm.client import DOES_NOT_FIT, NO_TEXT, Ability, CandidateScores, Completion, spoken
-from pixlex.eval.llm.decoding import CausalReader, ChoiceWriter, FreeWriter, score_candidates, write
+from pixlex.eval.llm.decoding import CausalReader, ChoiceWriter, FreeWriter, decode, score_candidates, write
 
 _T = TypeVar("_T")
 
@@ -32,7 +32,7 @@ class LocalClient:
         ValueError: a tokenizer that is not a fast one, or has no chat template where one is asked for.
     """
 
-    abilities: frozenset[Ability] = frozenset({"generate", "score", "choose"})
+    abilities: frozenset[Ability] = frozenset({"generate", "score", "choose", "mix"})
     counts_exactly = True
 
     def __init__(
@@ -123,6 +123,26 @@ class LocalClient:
                 Completion(text=candidates[number][choice], finish="stop")
                 for number, choice in zip(part, chosen, strict=True)
             ]
+
+        yield from self._answers([item.sizes for item in items], run, _failed)
+
+    def mix(
+        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[int, Completion]]:
+        """Continue each prompt greedily, allowing at each place the tokens that any candidate has there."""
+        items, rows = self._items(prompts, candidates), self._rows(prompts)
+
+        def run(part: list[int]) -> list[Completion]:
+            prefixes = [items[number].prefix for number in part]
+            writers = [ChoiceWriter(PlaceUnion(items[number].rests)) for number in part]
+            write(self._reader, prefixes, writers)
+            texts = [
+                decode(self._tokenizer, [*prefix, *writer.written])[
+                    len(decode(self._tokenizer, rows[number])) :
+                ]
+                for number, prefix, writer in zip(part, prefixes, writers, strict=True)
+            ]
+            return [Completion(text=text, finish="stop") for text in texts]
 
         yield from self._answers([item.sizes for item in items], run, _failed)
 
