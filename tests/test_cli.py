@@ -207,6 +207,30 @@ def test_doctor(run: Callable[..., Outcome], broken: Path) -> None:
     assert err == ""
 
 
+@pytest.mark.filterwarnings("default:.*passed over")
+def test_what_a_source_passes_over_is_said_and_doctor_lists_it(
+    run: Callable[..., Outcome], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_images(tmp_path / "photos", ("a.png",))
+    for name in ("a.txt", "b.heic", "c.heic"):
+        (folder / name).write_text("a caption")
+    said = f"pixlex: {folder}: {{}}, `pixlex doctor` lists them\n"
+    assert said.format("3 files passed over (2 .heic, 1 .txt)") in run("encode", folder, "--model", model)[2]
+    assert run("encode", folder, "--model", model, "--quiet")[2] == ""
+    code, out, err = run("doctor", folder)  # it reads the caption
+    assert said.format("2 files passed over (2 .heic)") in err
+    assert (code, out.count("files passed over (2)"), out.count("b.heic")) == (0, 1, 1)
+    (folder / "a.txt").unlink()
+    assert json.loads(run("doctor", folder, "--json")[1])["ignored"][0]["name"] == "b.heic"
+    (tmp_path / "rows.csv").write_text(f"path,caption\n{folder}/a.png,text\nb.png,\nc.png,\n")
+    assert (
+        "rows.csv: 2 images without a caption passed over (b.png, ...)"
+        in run("doctor", tmp_path / "rows.csv")[2]
+    )
+    monkeypatch.setenv("RANK", "1")
+    assert "passed over" not in run("encode", folder, "--model", model)[2]
+
+
 def test_doctor_refuses_what_is_no_data(run: Callable[..., Outcome], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "empty is empty" in refused(run("doctor", tmp_path / "empty"))

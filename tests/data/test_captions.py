@@ -166,7 +166,7 @@ def test_metadata_that_does_not_fit(tmp_path: Path, picture: Picture) -> None:
     (tmp_path / "a.png").write_bytes(picture(0))
     metadata = tmp_path / "metadata.csv"
     metadata.write_text("camera,place\nx,y\n")  # of something else
-    assert open_source(str(tmp_path)).ignored == ("metadata.csv",)  # type: ignore[attr-defined]
+    assert [one.name for one in open_source(str(tmp_path)).ignored] == ["metadata.csv"]  # type: ignore[attr-defined]
     metadata.write_text("file_name,prompt\na.png,one\ngone.png,two\n")
     with pytest.warns(
         UserWarning, match=r"metadata\.csv: 1 rows name images that are not .* such as 'gone\.png'"
@@ -353,7 +353,11 @@ def test_a_folder_as_img2dataset_writes_it(tmp_path: Path, picture: Picture) -> 
     assert source.read(1).data == picture(1)
     (part,) = source.images.parts
     assert isinstance(part, FileSource)
-    assert part.ignored == ("00000/notes.txt",)
+    assert (
+        [one.name for one in part.ignored]
+        == [one.name for one in source.images.ignored]
+        == ["00000/notes.txt"]
+    )
     (tmp_path / "00000" / "0.json").write_text("{")
     with pytest.raises(ValueError, match=r"0\.json: not JSON"):
         open_pairs(str(tmp_path))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import threading
+import time
 import warnings
 import zlib
 from typing import Literal
@@ -15,7 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pixlex.data.decoding import ImageRecord, UnreadableImage, decode_record, load_image, stored_form
+from pixlex.data.ahead import prepared_batches
+from pixlex.data.decoding import (
+    ImageRecord,
+    UnreadableImage,
+    decode_record,
+    decoding_bytes,
+    holds_image,
+    load_image,
+    stored_form,
+)
+from pixlex.data.embedded import open_embedded
 
 
 def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
@@ -56,12 +68,13 @@ def test_jpeg_is_close_to_its_pixels() -> None:
     assert np.abs(out.astype(int) - pixels).max() <= 6
 
 
+def chunk(kind: bytes, body: bytes, *, sound: bool = True) -> bytes:
+    checksum = zlib.crc32(kind + body) ^ (not sound)
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
+
+
 def sixteen_bit_png(values: np.ndarray) -> bytes:
     """A 16-bit grey PNG put together by hand, so that what is tested is the file and not Pillow's writer."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     height, width = values.shape
     lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     header = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)
@@ -240,6 +253,42 @@ def test_the_error_survives_the_way_out_of_a_worker() -> None:
     assert (fault.key, fault.reason, str(fault)) == ("key", "reason", "key: reason")
 
 
+PLAIN = encoded(Image.fromarray(rgb()), "PNG")
+LONG = zlib.compress(bytes(2 << 20))
+EXIF = Image.Exif()
+EXIF[0x0112] = 6
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("zTXt", chunk(b"zTXt", b"Raw\0\0" + LONG)),
+        ("iTXt", chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG)),
+        ("iCCP", chunk(b"iCCP", b"profile\0\0" + LONG)),
+        ("long tEXt", chunk(b"tEXt", b"a\0" + b"x" * (65 << 20))),
+        ("cut iCCP", chunk(b"iCCP", b"profile\0\0" + LONG[:-9])),
+        ("no iCCP", chunk(b"iCCP", b"no end of the name")),
+        ("checksum", chunk(b"tEXt", b"a\0text", sound=False)),
+        ("short", chunk(b"pHYs", b"short") + chunk(b"gAMA", b"") + chunk(b"cHRM", b"x")),
+        ("damaged EXIF", chunk(b"eXIf", b"MM\0*\xff\xff\xff\xff", sound=False)),
+    ],
+)
+def test_a_png_is_its_pixels_whatever_lies_beside_them(name: str, others: bytes) -> None:
+    for data in (PLAIN[:33] + others + PLAIN[33:], PLAIN[:-12] + others + PLAIN[-12:]):
+        assert np.array_equal(decoded(data), rgb())
+        assert stored_form(ImageRecord(data, 0, "key")).mode == "RGB"
+        assert holds_image(io.BytesIO(data)) or name == "long tEXt"  # the pixels lie too far behind
+    turned = PLAIN[:33] + others + chunk(b"eXIf", EXIF.tobytes().removeprefix(b"Exif\0\0")) + PLAIN[33:]
+    assert load_image(turned, "key").size == (9, 13)
+
+
+def test_pixels_of_a_png_are_needed() -> None:
+    data = PLAIN[:33] + chunk(b"zTXt", b"Raw\0\0" + LONG) + PLAIN[33:]
+    for damaged in (data[:-40], data.replace(b"IDAT", b"IDAx")):
+        with pytest.raises(UnreadableImage):
+            load_image(damaged, "key")
+
+
 SAMPLES = [
     encoded(Image.fromarray(rgb(1, 24, 24)), "JPEG"),
     encoded(Image.fromarray(rgb(2, 12, 12)), "PNG"),
@@ -290,3 +339,53 @@ def test_records_of_pixels_and_of_bytes() -> None:
     form = stored_form(ImageRecord(data, 0, "key"))
     assert (form.file_format, form.mode) == ("JPEG", "CMYK")
     assert stored_form(ImageRecord(pixels, 0, "key")).file_format == "array"
+
+
+def test_images_wait_for_the_memory_of_those_in_front(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together they keep to the bound, however large the batch is; one beyond the bound is decoded alone."""
+    sizes = [30, 40, 300, 20, 60, 30, 50]
+    source = open_embedded("digits:test")
+    monkeypatch.setattr("pixlex.data.ahead.MAX_BYTES", 100)
+    monkeypatch.setattr("pixlex.data.ahead.decoding_bytes", lambda record: sizes[int(record.key[-4:]) - 1437])
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    lock, held, seen = threading.Lock(), [], []
+
+    def prepare(index: int, record: ImageRecord) -> int:
+        with lock:
+            held.append(sizes[index])
+            seen.append(list(held))
+        time.sleep(0.01)
+        with lock:
+            held.remove(sizes[index])
+        return index
+
+    assert list(prepared_batches(source, range(7), 5, prepare)) == [[0, 1, 2, 3, 4], [5, 6]]
+    assert all(sum(some) <= 100 or len(some) == 1 for some in seen)
+    assert max(map(len, seen)) > 1
+
+
+def test_memory_of_decoding_is_that_of_the_header() -> None:
+    data = encoded(Image.new("1", (4000, 3000)), "PNG")
+    assert decoding_bytes(ImageRecord(data, -1, "key")) == len(data) + 10 * 4000 * 3000
+    assert decoding_bytes(ImageRecord(b"no image", -1, "key")) == len(b"no image")
+    assert decoding_bytes(ImageRecord(rgb(), -1, "key")) == rgb().nbytes
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"]
+)
+def test_pixels_do_not_depend_on_the_bands_they_are_converted_in(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image.fromarray(rgb(3, 40, 30)).convert({"I;16": "I", "PA": "P"}.get(mode, mode))
+    if mode in ("I;16", "I", "F"):
+        values = np.arange(1200).reshape(40, 30)
+        image = Image.fromarray(
+            (values / 1200).astype(np.float32) if mode == "F" else values.astype(np.uint16)
+        )
+        image = image.convert(mode) if mode == "I" else image
+    kind, options = ("PNG", {"transparency": 5}) if mode == "PA" else ("TIFF", {})
+    data = encoded(image, "PNG" if mode in ("1", "L", "LA", "P", "RGB", "RGBA") else kind, **options)
+    whole = decoded(data)
+    monkeypatch.setattr("pixlex.data.decoding._BAND_PIXELS", 100)
+    assert np.array_equal(decoded(data), whole)

@@ -49,7 +49,7 @@ def test_a_folder_with_everything(tmp_path: Path, picture: Picture) -> None:
     assert report.broken_share == 0.4
     assert report.images_per_class == {"cat": 2, "dog": 1}
     assert report.unlabeled == 0
-    assert report.ignored == ("dog/notes.txt",)
+    assert [(one.kind, str(one)) for one in report.ignored] == [(".txt", "dog/notes.txt")]
     assert report.empty_folders == ("emu",)
     json.dumps(dataclasses.asdict(report))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pixlex.data.decoding import UnreadableImage
+from pixlex.data.decoding import UnreadableImage, load_image
 from pixlex.data.images import open_source
 from pixlex.data.pairs import open_pairs
 from pixlex.data.shards import TarSource
@@ -116,7 +116,7 @@ def test_a_pickle_in_a_shard_is_never_loaded(tmp_path: Path, picture: Picture) -
     path = write_tar(tmp_path / "set.tar", {"a.png": picture(0), **dict.fromkeys(names, bomb)})
     source = open_source(str(path))
     assert source.read(0).data == picture(0)
-    assert sorted(entry.split(" ")[0] for entry in source.ignored) == sorted(name[1:] for name in names)
+    assert sorted(one.kind for one in source.ignored) == sorted(name[1:] for name in names)
     for extension in ("cls", "json", "txt"):
         bad = write_tar(tmp_path / "bad.tar", {"a.png": picture(0), f"a.{extension}": bomb})
         with pytest.raises(
@@ -128,28 +128,158 @@ def test_a_pickle_in_a_shard_is_never_loaded(tmp_path: Path, picture: Picture) -
     assert (tmp_path / "exploded").exists()
 
 
-def test_what_is_not_a_sample(tmp_path: Path, picture: Picture) -> None:
-    files = {
-        "._a.png": b"hidden",
-        "noextension": b"x",
-        "b.seg.png": picture(1),
-        "a.png": picture(0),
-        "c.json": b"{}",
-    }
-    path = write_tar(tmp_path / "set.tar", files)
+def added(path: Path, name: str, kind: bytes, target: str = "") -> None:
     with tarfile.open(path, "a") as shard:
-        link = tarfile.TarInfo("d.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        shard.addfile(link)
-    source = open_source(str(path))
-    assert [source.key(index) for index in range(len(source))] == ["set.tar/a.png"]
-    assert source.ignored == (".seg.png (1 files)",)
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.linkname = kind, target
+        shard.addfile(entry)
 
 
-def test_a_preferred_image_of_two(tmp_path: Path, picture: Picture) -> None:
-    path = write_tar(tmp_path / "set.tar", {"a.png": picture(0), "a.jpg": picture(1, "JPEG")})
+def keys_and_rest(path: Path) -> tuple[list[str], dict[str, tuple[int, str]]]:
     source = open_source(str(path))
-    assert (len(source), source.read(0).data) == (1, picture(1, "JPEG"))
+    assert isinstance(source, TarSource)
+    for index in range(len(source)):
+        assert load_image(source.read(index).data, "key").mode == "RGB"
+    keys = [source.key(index).removeprefix(f"{path.name}/") for index in range(len(source))]
+    return keys, {one.kind: (one.count, one.name.removeprefix(f"{path.name}/")) for one in source.ignored}
+
+
+def of_webdataset(path: Path) -> int:
+    """How many samples webdataset reads."""
+    webdataset = pytest.importorskip("webdataset")
+    samples = webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False, handler=lambda _: False)
+    return sum(1 for _ in samples)
+
+
+def test_what_is_not_a_sample(tmp_path: Path, picture: Picture) -> None:
+    names = ("._a.png", "__MACOSX/a.png", "text", "c.json", "a.seg.png", "a.png", "x.npy", "y.npy")
+    path = write_tar(tmp_path / "set.tar", {name: picture(0) if name == "a.png" else b"{}" for name in names})
+    added(path, "d.png", tarfile.SYMTYPE, "/etc/passwd")
+    added(path, "e.png", tarfile.LNKTYPE, "e.png")
+    added(path, "null.png", tarfile.CHRTYPE)
+    added(path, "folder", tarfile.DIRTYPE)
+    keys, rest = keys_and_rest(path)
+    assert keys == ["a.png"]
+    assert rest == {
+        "hidden": (2, "._a.png"), "without an ending": (1, "text"), ".json": (1, "c.json"),
+        "further picture": (1, "a.seg.png"), ".npy": (2, "x.npy"), "no regular file": (1, "null.png"),
+        "link": (2, "d.png: leads to /etc/passwd, which is no file here"),
+    }  # fmt: skip
+
+
+def test_links_inside_a_shard_are_the_files_that_they_lead_to(tmp_path: Path, picture: Picture) -> None:
+    path = write_tar(tmp_path / "set.tar", {"x/a.png": picture(0), "x/a.cls": b"3", "x/a.txt": b"cat"})
+    added(path, "x/b.png", tarfile.SYMTYPE, "a.png")
+    added(path, "x/b.cls", tarfile.LNKTYPE, "./x/a.cls")
+    added(path, "b.txt", tarfile.SYMTYPE, "x/a.txt")
+    added(path, "y/c.png", tarfile.SYMTYPE, "../x/b.png")
+    (tmp_path / "classes.csv").write_text("label,class_name\n3,cat\n")
+    source = open_source(str(path))
+    assert [(source.key(index), source.read(index).data) for index in range(3)] == [
+        (f"set.tar/{name}.png", picture(0)) for name in ("x/a", "x/b", "y/c")
+    ]
+    assert [source.read(index).label for index in range(3)] == [3, 3, -1]
+    assert [one.kind for one in source.ignored] == [".txt"]
+
+
+def test_samples_of_several_images_and_of_none_by_its_extension(tmp_path: Path, picture: Picture) -> None:
+    names = (
+        "a.jpg",
+        "a.png",
+        "s0.input.jpg",
+        "s0.target.jpg",
+        "b.jfif",
+        "c.tiff",
+        "plain",
+        "v.01.png",
+        "v.02.png",
+    )
+    files = {name: picture(0, "TIFF" if name == "c.tiff" else "PNG") for name in names}
+    files |= {
+        "s0.cls": b"1",
+        "v.01.cls": b"0",
+        "v.02.cls": b"1",
+        "v.json": b'{"class_name": ""}',
+        "classes.csv": b"",
+    }
+    (tmp_path / "classes.csv").write_text("label,class_name\n0,cat\n1,dog\n")
+    source = open_source(str(write_tar(tmp_path / "set.tar", files)))
+    labels = {
+        source.key(index).removeprefix("set.tar/"): source.read(index).label for index in range(len(source))
+    }
+    assert labels == {
+        "a.jpg": -1, "s0.input.jpg": 1, "s0.target.jpg": 1, "b.jfif": -1, "c.tiff": -1, "plain": -1,
+        "v.01.png": 0, "v.02.png": 1,
+    }  # fmt: skip
+    assert [str(one) for one in source.ignored] == ["set.tar/classes.csv", "set.tar/a.png"]
+
+
+def test_a_name_that_occurs_again_is_another_sample(tmp_path: Path, picture: Picture) -> None:
+    """As WebDataset has it where other files lie between them; labels belong to the image before them."""
+    path = write_tar(tmp_path / "set.tar", {"a.png": picture(0), "a.cls": b"0", "b.png": picture(1)})
+    with tarfile.open(path, "a") as shard:
+        for name, data in (("a.png", picture(2)), ("a.cls", b"1")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            shard.addfile(entry, io.BytesIO(data))
+    (tmp_path / "classes.csv").write_text("label,class_name\n0,cat\n1,dog\n")
+    source = open_source(str(path))
+    assert [source.read(index).data for index in range(3)] == [picture(number) for number in range(3)]
+    assert [source.read(index).label for index in range(3)] == [0, -1, 1]
+    assert len(source) == of_webdataset(path)
+
+
+def damaged(tmp_path: Path, picture: Picture, how: str) -> Path:
+    """A shard of a.png, b.png, c.png, and d.png, e.png, f.png in a second one, 1,536 bytes each but for ends."""
+    first, second = (
+        write_tar(
+            tmp_path / f"{names}.tar",
+            {f"{name}.png": picture(0).ljust(1000, b"x") for name in names},
+            layout=tarfile.USTAR_FORMAT,
+        ).read_bytes()
+        for names in ("abc", "def")
+    )
+    flipped = bytearray(first + second)
+    flipped[1536 + 150] ^= 1  # in the checksum of b.png
+    shards = {
+        "whole": first,
+        "no end mark": first[: 3 * 1536],
+        "last block not filled": first[: 3 * 1536 - 20],
+        "cut in a header": first[: 2 * 1536 + 100],
+        "cut behind a header": first[: 2 * 1536 + 512],
+        "cut in a body": first[: 3 * 1536 - 700],
+        "joined": first + second,
+        "joined without end marks": first[: 3 * 1536] + second,
+        "cut in a body and joined": first[: 3 * 1536 - 800] + second,
+        "damaged header": bytes(flipped),
+    }
+    path = tmp_path / "set.tar"
+    path.write_bytes(shards[how])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("how", "names", "rest"),
+    [
+        ("whole", "abc", {}),
+        ("no end mark", "abc", {}),
+        ("last block not filled", "abc", {}),
+        ("cut in a header", "ab", {"damaged part": (1, "bytes 3,072 to 3,172")}),
+        ("cut behind a header", "ab", {"cut off": (1, "c.png")}),
+        ("cut in a body", "ab", {"cut off": (1, "c.png")}),
+        ("joined", "abcdef", {}),
+        ("joined without end marks", "abcdef", {}),
+        # The cut image runs into the headers of the next one.
+        ("cut in a body and joined", "abcef", {"damaged part": (1, "bytes 4,608 to 5,344")}),
+        ("damaged header", "acdef", {"damaged part": (1, "bytes 1,536 to 3,072")}),
+    ],
+)
+def test_of_a_damaged_shard_all_is_read_that_can_be(
+    tmp_path: Path, picture: Picture, how: str, names: str, rest: dict[str, tuple[int, str]]
+) -> None:
+    path = damaged(tmp_path, picture, how)
+    assert keys_and_rest(path) == ([f"{name}.png" for name in names], rest)
+    assert len(names) >= of_webdataset(path) - len(rest)  # it counts an image that is cut, too
 
 
 @pytest.mark.parametrize(
@@ -157,7 +287,7 @@ def test_a_preferred_image_of_two(tmp_path: Path, picture: Picture) -> None:
     [
         (
             {"a.cls": b"1", "b.flac": b"x"},
-            r"no image in the 1 shards .* expected files ending in \.jpg.*found flac",
+            r"no image in the 1 shards .* expected files ending in \.jpg.*; found 1 \.cls, 1 \.flac",
         ),
         ({"a.png": b"x", "a.cls": b"1"}, "label 1 has no name"),
         ({"a.png": b"x", "a.json": b"{"}, r"the \.json file of set\.tar/a\.png: not JSON"),
@@ -180,11 +310,15 @@ def test_shards_that_are_damaged_or_compressed(tmp_path: Path, picture: Picture)
         UnreadableImage, match=r"set\.tar/a\.png: the shard is cut off: \d+ bytes expected, 188 found"
     ):
         source.read(0)
-    with pytest.raises(ValueError, match=r"set\.tar cannot be read as an uncompressed tar file"):
+    with pytest.raises(ValueError, match=r"no image in the 1 shards of .*; found 1 cut off"):
         open_source(str(path))
     path.unlink()
     with pytest.raises(UnreadableImage, match="the shard cannot be read"):
         source.read(0)
     packed = write_tar(tmp_path / "packed.tar", {"a.png": picture(0)}, mode="w:gz")
-    with pytest.raises(ValueError, match=r"packed\.tar cannot be read as an uncompressed tar file"):
+    with pytest.raises(ValueError, match=r"packed\.tar cannot be read as an .* it is compressed \(gzip\)"):
         open_source(str(packed))
+    for content in (b"", b"no tar at all", picture(0, width=300, height=300)):
+        packed.write_bytes(content)
+        with pytest.raises(ValueError, match=r"packed\.tar cannot be read as an uncompressed tar file"):
+            open_source(str(packed))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pixlex.data.decoding import UnreadableImage
+from pixlex.data.decoding import UnreadableImage, load_image
+from pixlex.data.doctor import inspect_source
 from pixlex.data.images import open_source
 from pixlex.data.lists import open_list
-from pixlex.data.sources import FileSource, ImageSource, open_folder, open_image_files
+from pixlex.data.sources import FileSource, ImageSource, PassedOverWarning, open_folder, open_image_files
 
 Picture = Callable[..., bytes]
 
@@ -43,7 +45,9 @@ def test_class_folders(tmp_path: Path, picture: Picture) -> None:
     assert source.class_names == ("cat", "dog")
     assert [source.read(index).label for index in range(3)] == [0, 1, 1]
     assert [source.read(index).data for index in range(3)] == [files[path] for path in source.paths]
-    assert source.ignored == ("README.md", "cat/notes.txt")
+    assert {one.name: one.kind for one in source.ignored} == {
+        "README.md": ".md", "cat/notes.txt": ".txt", ".hidden/": "hidden", "cat/.x.png": "hidden .png",
+    }  # fmt: skip
     assert source.empty_folders == ("empty",)
 
 
@@ -54,21 +58,102 @@ def test_an_image_at_the_top_makes_the_folder_flat(tmp_path: Path, picture: Pict
     assert source.read(1).label == -1
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path, picture: Picture) -> None:
+def test_links_are_followed_and_each_folder_is_read_once(tmp_path: Path, picture: Picture) -> None:
     fill(tmp_path, {"elsewhere/a.png": picture(0), "images/b/b.png": picture(1)})
-    (tmp_path / "images" / "linked").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "images" / "b" / "up").symlink_to(tmp_path / "images")
-    (tmp_path / "images" / "b" / "dead.png").symlink_to(tmp_path / "nothing.png")
-    source = open_folder(tmp_path / "images")
-    assert source.paths == ("b/b.png", "b/dead.png", "linked/a.png")
-    with pytest.raises(UnreadableImage, match=r"b/dead\.png: the file does not exist"):
-        source.read(1)
+    images = tmp_path / "images"
+    links = {
+        "a": tmp_path / "elsewhere",
+        "again": tmp_path / "elsewhere",
+        "b/up": images,
+        "b/root": Path("/"),
+    }
+    for name, target in {**links, "b/dead.png": Path("nothing"), "b/loop.png": Path("loop.png")}.items():
+        (images / name).symlink_to(target)
+    (images / "round").symlink_to("round")
+    source = open_folder(images)
+    assert source.paths == ("a/a.png", "b/b.png", "b/dead.png", "b/loop.png")
+    assert {one.name.split(":")[0]: one.kind for one in source.ignored} == {
+        "again": "link", "b/up": "link", "b/root": "link", "round": "without an ending",
+    }  # fmt: skip
+    for index, sentence in ((2, "the file does not exist"), (3, "Too many levels of symbolic links")):
+        with pytest.raises(UnreadableImage, match=sentence):
+            source.read(index)
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path, picture: Picture) -> None:
-    fill(tmp_path, {"a.png": picture(0)})
-    os.mkfifo(tmp_path / "pipe.png")
-    assert open_folder(tmp_path).paths == ("a.png",)
+def test_only_regular_files_are_read(
+    tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe is not waited for, a device that never ends not read, nor a file beyond the bound."""
+    fill(tmp_path, {"a.png": picture(0), "large.png": b"\0" * 5000})
+    monkeypatch.setattr("pixlex.data.sources.MAX_FILE_BYTES", 4000)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "pipe.png").symlink_to("pipe")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listening, pytest.MonkeyPatch.context() as here:
+        here.chdir(tmp_path)  # the path of a socket is short
+        listening.bind("socket.png")
+    source = open_folder(tmp_path)
+    assert source.paths == ("a.png", "large.png", "pipe.png", "socket.png", "zero.png")
+    assert [one.name for one in source.ignored] == ["pipe"]
+    reasons = (
+        "is larger than 4,000 bytes",
+        "is no file but a pipe",
+        "is no file but a socket",
+        "no file but a device",
+    )
+    for index, reason in enumerate(reasons, 1):
+        with pytest.raises(UnreadableImage, match=reason):
+            source.read(index)
+    rows = "".join(f"{name}\n" for name in ("path", *source.paths, "/dev/zero", "pipe"))
+    (tmp_path / "rows.csv").write_text(rows)
+    listed = open_source(str(tmp_path / "rows.csv"))
+    for index in range(1, len(listed)):
+        with pytest.raises(UnreadableImage, match=r"no file but|larger than"):
+            listed.read(index)
+    for name in ("pipe.png", "zero.png", "nowhere.png"):
+        with pytest.raises(ValueError, match=r"neither a file nor a folder|does not exist"):
+            open_source(str(tmp_path / name))
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, {"a/a.png": picture(0), "b/b.png": picture(1)})
+    scandir = os.scandir
+
+    def refuse(folder: Path) -> object:  # permissions would not hold root back
+        if folder.name == "b":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr("pixlex.data.sources.os.scandir", refuse)
+    ignored = open_folder(tmp_path).ignored
+    assert [(one.kind, one.name) for one in ignored] == [("folder", "b: cannot be read: Permission denied")]
+
+
+def test_every_image_is_found_and_the_rest_is_said(tmp_path: Path, picture: Picture) -> None:
+    names = ("a.jfif", "b.pjpeg", "c.JPE", "plain", "d.pjp")
+    files = {f"x/{name}": picture(number, "JPEG") for number, name in enumerate(names)}
+    others = (
+        "x/e.heic",
+        "x/f.heic",
+        "x/text",
+        "x/.g.png",
+        "x/h",
+        "Thumbs.db",
+        "__MACOSX/x/._a.jpg",
+        "x/.DS_Store",
+    )
+    fill(tmp_path, {**files, **dict.fromkeys(others, b"x")})
+    with pytest.warns(PassedOverWarning) as said:
+        source = open_source(str(tmp_path))
+    assert sorted(source.key(index) for index in range(len(source))) == sorted(files)
+    assert [str(one.message) for one in said] == [
+        f"{tmp_path}: 5 files passed over (2 .heic, 2 without an ending, 1 hidden .png), "
+        "`pixlex doctor` lists them"
+    ]
+    assert len(inspect_source(source).ignored) == 8
+    assert load_image(open_source(str(tmp_path / "x" / "plain")).read(0).data, "plain").mode == "RGB"
 
 
 @pytest.mark.parametrize(

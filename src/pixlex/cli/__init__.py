@@ -11,9 +11,14 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+from pixlex.cli.output import remark
 from pixlex.cli.parser import parse
 
 FINE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -33,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(given)
         options.command_line = shlex.join(["pixlex", *given])
-        code = _run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_show, options, warnings.showwarning)
+            code = _run(options)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -72,6 +79,23 @@ def _run(options: Namespace) -> int:
         return code
     finally:
         distributed.shutdown()
+
+
+def _show(
+    options: Namespace,
+    show: Callable[..., None],
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    *where: Any,
+    **more: Any,
+) -> None:
+    """Print a warning of ours as a remark, once for all processes, and others as Python does."""
+    of_ours = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1])
+    if not (of_ours or category.__module__.startswith("pixlex.")):
+        show(message, category, filename, *where, **more)
+    elif os.environ.get("RANK", "0") == "0":
+        remark(options, str(message))
 
 
 def _complain(message: str, code: int, debug: bool) -> int:

@@ -34,7 +34,7 @@ def report_text(report: DataReport) -> str:
     lines += listed(
         "keys that occur more than once", [f"{k}: {n} times" for k, n in report.duplicate_keys.items()]
     )
-    lines += listed("ignored files", list(report.ignored))
+    lines += listed("files passed over", [str(one) for one in report.ignored])
     lines += listed("folders without images", list(report.empty_folders))
     return "\n".join(lines)
 

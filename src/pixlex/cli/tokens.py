@@ -16,8 +16,8 @@ from pixlex import distributed
 from pixlex.api import ImageTokenizer, load
 from pixlex.batch import Skipped
 from pixlex.cli.output import answer, remark
-from pixlex.data.decoding import IMAGE_SUFFIXES
 from pixlex.data.images import ImageSource, open_image_files, open_source
+from pixlex.data.sources import is_image_file, is_image_name
 from pixlex.encoding import (
     Kind,
     check_kind,
@@ -157,7 +157,7 @@ def open_paths(paths: Sequence[str]) -> ImageSource:
         return open_source(paths[0])
     for name in paths:
         path = Path(name)
-        if path.is_dir() or (path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES):
+        if path.is_dir() or (path.is_file() and not (is_image_name(name) or is_image_file(path))):
             raise ValueError(
                 f"{name} is no image file: expected image files, or one folder, or one pattern in quotes "
                 "such as 'shards/*.tar'"

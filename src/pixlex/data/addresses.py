@@ -142,10 +142,6 @@ class Address:
         """Return the content; raises as `state` does."""
         return bytes(self._tried(lambda files, path: files.cat_file(path)))
 
-    def open(self, *, newline: str | None = None, encoding: str = "utf-8") -> io.TextIOWrapper:
-        """Open a small file of text."""
-        return io.TextIOWrapper(io.BytesIO(self.read_bytes()), encoding=encoding, newline=newline)
-
     def read_range(self, start: int, end: int) -> bytes:
         """Return the bytes from `start` up to `end`, which must lie in the file.
 

@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from pixlex.batch import Skipped
-from pixlex.data.decoding import ImageRecord, UnreadableImage
+from pixlex.data.decoding import ImageRecord, UnreadableImage, decoding_bytes
 from pixlex.data.fetch_ahead import fetched_ahead
 from pixlex.data.sources import ImageSource
 
 # Pillow decodes without holding Python's lock; more threads than this only wait for the disk.
 _MOST_DECODERS = 8
 
+# What the images that are read and not yet prepared may take together; one that takes more is prepared alone.
+MAX_BYTES = 1 << 30
+
 T = TypeVar("T")
+
+
+class _BytesInFlight:
+    """Lets images wait until there is memory for them."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._used = limit, 0
+        self._changed = threading.Condition()
+
+    def take(self, size: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + size <= self._limit)
+            self._used += size
+
+    def give_back(self, size: int) -> None:
+        with self._changed:
+            self._used -= size
+            self._changed.notify_all()
 
 
 def prepared_batches(
@@ -26,6 +48,8 @@ def prepared_batches(
     prepare: Callable[[int, ImageRecord], T],
 ) -> Iterator[list[T | Skipped]]:
     """Yield what `prepare` makes of images, in order; the next batch is prepared while this one is in use.
+
+    Decoding takes bounded memory, however large the images are: see `MAX_BYTES`.
 
     Args:
         source: the images.
@@ -40,13 +64,22 @@ def prepared_batches(
         return (indices[first : first + batch_size] for first in range(0, len(indices), batch_size))
 
     threads = min(_MOST_DECODERS, os.cpu_count() or 1)
+    memory = _BytesInFlight(MAX_BYTES)
     with fetched_ahead(source, batches()) as ahead, ThreadPoolExecutor(threads) as pool:
-        for batch in batches():
+
+        def submit(index: int) -> Future[T | Skipped]:
             # Read here and decoded there: sources are not made for threads.
-            chunk = [(index, _read(source, index)) for index in batch]
+            record = _read(source, index)
+            size = 0 if isinstance(record, Skipped) else decoding_bytes(record)
+            memory.take(size)
+            future = pool.submit(_prepared, prepare, index, record)
+            future.add_done_callback(lambda _: memory.give_back(size))
+            return future
+
+        for batch in batches():
+            waiting.append([submit(index) for index in batch])
             if ahead is not None:
                 ahead.batch_done()
-            waiting.append([pool.submit(_prepared, prepare, index, record) for index, record in chunk])
             if len(waiting) > 1:
                 yield [future.result() for future in waiting.popleft()]
         for futures in waiting:

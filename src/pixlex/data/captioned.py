@@ -11,7 +11,7 @@ import numpy as np
 
 from pixlex.data.chosen import ChosenImages, choose
 from pixlex.data.decoding import ImageRecord
-from pixlex.data.sources import ImageSource
+from pixlex.data.sources import ImageSource, remark_left_out
 from pixlex.data.text import clean_caption
 from pixlex.messages import quoted
 
@@ -116,6 +116,7 @@ class PairSource:
                 f"cleaning, the first {quoted(self.captions[0][0], 40)}"
             )
         kept = pair(self.images, captions, ids=self.ids, splits=self.splits)
+        remark_left_out(self.name, kept.ignored, "images without a word in their captions")
         return replace(kept, ignored=self.ignored + kept.ignored)
 
     def by_caption(self) -> PairSource:

@@ -16,7 +16,7 @@ from pixlex.data.lists import below, image_path, list_rows
 from pixlex.data.scenes import ScenesSource
 from pixlex.data.shards import TarSource
 from pixlex.data.side_files import CAPTION_COLUMNS, read_metadata, side_captions, without_side_files
-from pixlex.data.sources import FileSource
+from pixlex.data.sources import FileSource, remark_passed_over
 from pixlex.data.tables import ParquetSource, columns_without_images, table_rows
 from pixlex.data.text import id_text, texts_in
 
@@ -114,7 +114,9 @@ def _open_images(described: SetDescription) -> PairSource:
     images = open_source(described.path, captioned=True)
     if isinstance(images, ParquetSource | DatasetSource):
         described.only(("captions", "rows"), "tables of images")
-        return _from_table(images, described)
+        pairs = _from_table(images, described)
+        remark_passed_over(images)
+        return pairs
     known = ("captions", "rows") if isinstance(images, FileSource) else ("rows",)
     described.only(known, "folders" if isinstance(images, FileSource) else "shards and embedded sets")
     captions: Sequence[tuple[str, ...]] = ()
@@ -133,6 +135,7 @@ def _open_images(described: SetDescription) -> PairSource:
             "an annotation file in .json; .txt or .json beside each image of a folder or of .tar shards; "
             "metadata.jsonl or .csv in a folder; or embedded:scenes:SPLIT"
         )
+    remark_passed_over(images)
     return pair(images, captions)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from pixlex.data.decoding import ImageRecord, UnreadableImage
-from pixlex.data.sources import ImageSource
+from pixlex.data.sources import ImageSource, PassedOver
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,11 @@ class ChosenImages:
     def distinct(self) -> Int64[np.ndarray, " images"]:
         """The number of each row's image among the distinct images, which are in the order of the parts."""
         return np.unique(self.rows, return_inverse=True)[1].astype(np.int64)
+
+    @property
+    def ignored(self) -> tuple[PassedOver, ...]:
+        """What the parts pass over."""
+        return tuple(one for part in self.parts for one in getattr(part, "ignored", ()))
 
     @cached_property
     def blocks(self) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,17 +16,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from pixlex.batch import Skipped
+from pixlex.data.ahead import prepared_batches
 from pixlex.data.broken import TooManyBroken
 from pixlex.data.captioned import PairSource
 from pixlex.data.chosen import ChosenImages
-from pixlex.data.decoding import ImageRecord, UnreadableImage, decode_record
+from pixlex.data.decoding import ImageRecord, decode_record
 from pixlex.data.sources import FileSource, ImageSource
 from pixlex.files import write_atomically
 
 # Bytes of images that are collected before they are written as one row group.
 ROW_GROUP_BYTES = 64 << 20
 _QUALITY = 90
-_MOST_THREADS = 8
 _WINDOW = 64
 _SCHEMA = pa.schema([("image", pa.binary()), ("image_id", pa.string()), ("captions", pa.list_(pa.string()))])
 
@@ -132,39 +131,26 @@ def _readable_rows(
     source: PairSource, image_size: int | None, skipped: dict[str, Skipped], progress: bool
 ) -> Iterator[_Row]:
     """Yield the rows whose image can be read; the others are put into `skipped`."""
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
     bar = tqdm(total=len(source), unit=" images", desc="convert", disable=not progress, smoothing=0.05)
-    with bar, ThreadPoolExecutor(threads) as pool:
-        for first in range(0, len(source), _WINDOW):
-            window = range(first, min(first + _WINDOW, len(source)))
-            # Files are read here, one after the other: sources need not bear several threads.
-            records = [_read(source, index) for index in window]
-            stored = pool.map(lambda record: _stored(record, image_size), records)
-            for index, image in zip(window, stored, strict=True):
-                bar.update()
-                if isinstance(image, Skipped):
-                    skipped[image.key] = image
+
+    def prepare(index: int, record: ImageRecord) -> _Row:
+        image = _stored(record, image_size)
+        return _Row(image, source.image_id(index), source.captions[index], _file_of(source.images, index))
+
+    with bar:
+        for batch in prepared_batches(source, range(len(source)), _WINDOW, prepare):
+            bar.update(len(batch))
+            for row in batch:
+                if isinstance(row, Skipped):
+                    skipped[row.key] = row
                 else:
-                    path = _file_of(source.images, index)
-                    yield _Row(image, source.image_id(index), source.captions[index], path)
+                    yield row
 
 
-def _read(source: PairSource, index: int) -> ImageRecord | Skipped:
-    try:
-        return source.read(index)
-    except UnreadableImage as fault:
-        return Skipped(fault.key, fault.reason)
-
-
-def _stored(record: ImageRecord | Skipped, image_size: int | None) -> bytes | Skipped:
+def _stored(record: ImageRecord, image_size: int | None) -> bytes:
     """Return the bytes to store; decoding finds out whether they are an image at all."""
-    if isinstance(record, Skipped):
-        return record
-    try:
-        # A JPEG may be decoded at a fraction of its size: two pixels for one are left to the filter.
-        image = decode_record(record, minimum_side=1 if image_size is None else 2 * image_size)
-    except UnreadableImage as fault:
-        return Skipped(fault.key, fault.reason)
+    # A JPEG may be decoded at a fraction of its size: two pixels for one are left to the filter.
+    image = decode_record(record, minimum_side=1 if image_size is None else 2 * image_size)
     if image_size is None and isinstance(record.data, bytes):
         return record.data
     buffer = io.BytesIO()

@@ -5,32 +5,38 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+T = TypeVar("T")
+
 # A whitelist: Pillow knows some fifty formats, and its rarely used readers are where its faults were found.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
-IMAGE_SUFFIXES = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-    )
-)
+# Of several pictures of a sample in a shard the first of these is taken.
+IMAGE_EXTENSIONS = (
+    "jpg", "jpeg", "png", "webp", "jpe", "jfif", "jif", "pjpeg", "pjp", "mpo", "apng", "gif", "bmp", "dib",
+    "tif", "tiff", "ppm", "pgm", "pbm", "pnm",
+)  # fmt: skip
+IMAGE_SUFFIXES = frozenset(f".{extension}" for extension in IMAGE_EXTENSIONS)
+
+# No image file is larger: 6 bytes for each of the pixels that Pillow decodes at most (16-bit RGB, uncompressed).
+MAX_FILE_BYTES = 1 << 29
+
+# What decoding and scaling take for each pixel at most, but for animated WebP: the pixels as Pillow holds them (4
+# bytes), once more as RGB (4), or the coefficients of a progressive JPEG (6).
+_BYTES_A_PIXEL = 10
+
+# Enough of a file to tell that it is an image, long profiles in front included.
+_HEAD_BYTES = 1 << 20
+
+# Pixels that are converted at a time: what a conversion needs between its steps does not grow with the image.
+_BAND_PIXELS = 1 << 20
 
 # What Pillow is known to raise on damaged files. `Warning` is there for users who turn warnings into errors.
 _FAULTS = (
@@ -50,6 +56,8 @@ _FAULTS = (
     Image.DecompressionBombError,
     Warning,
 )
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -115,11 +123,40 @@ def stored_form(record: ImageRecord) -> StoredForm:
     """
     if isinstance(record.data, np.ndarray):
         return StoredForm("array", "RGB")
-    try:
-        with _open(record.data) as image:
+
+    def form(data: bytes) -> StoredForm:
+        with _open(data) as image:
             return StoredForm(image.format or "unknown", image.mode)
-    except _FAULTS as fault:
-        raise UnreadableImage(record.key, _reason(fault)) from fault
+
+    return _tried(record.data, form, record.key)
+
+
+def decoding_bytes(record: ImageRecord) -> int:
+    """Return about how many bytes it takes to hold a record and to decode and scale its image."""
+
+    def pixels(data: bytes) -> int:
+        with _open(data) as image:
+            return image.width * image.height
+
+    if isinstance(record.data, np.ndarray):
+        return record.data.nbytes
+    try:
+        return len(record.data) + _BYTES_A_PIXEL * _tried(record.data, pixels, record.key)
+    except UnreadableImage:
+        return len(record.data)
+
+
+def holds_image(file: io.BufferedIOBase) -> bool:
+    """Whether bytes begin like an image of a format that is read."""
+
+    def opened(data: bytes) -> bool:
+        with _open(data):
+            return True
+
+    try:
+        return _tried(file.read(_HEAD_BYTES), opened, "")
+    except UnreadableImage:
+        return False
 
 
 def decode_record(record: ImageRecord, *, minimum_side: int = 0) -> Image.Image:
@@ -134,7 +171,8 @@ def load_image(data: bytes, key: str, *, minimum_side: int = 0) -> Image.Image:
 
     The orientation stored in EXIF is applied. Transparent pixels are composited over white. 16-bit pixels
     are scaled by 255/65535, not clipped; floating-point pixels are read if they lie in [0, 1]. Of an
-    animation or a multi-page file the first frame is taken. Color profiles are not applied.
+    animation or a multi-page file the first frame is taken. Color profiles are not applied. What damaged or
+    very large texts and profiles of a PNG say is not looked at.
 
     Args:
         data: the whole file; formats: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM.
@@ -149,21 +187,55 @@ def load_image(data: bytes, key: str, *, minimum_side: int = 0) -> Image.Image:
         UnreadableImage: if the bytes are damaged, truncated, not an image of these formats, or would decode
             to more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
     """
-    try:
-        with _open(data) as image:
-            if minimum_side > 0 and image.format in ("JPEG", "MPO"):
-                image.draft(None, (minimum_side, minimum_side))
-            image.load()
-            # After load: some formats hold their EXIF behind the pixels, and TIFF is turned by Pillow itself.
-            orientation = _orientation(image)
-            upright = _to_rgb(image)
-            if orientation in _UPRIGHT:
-                upright = upright.transpose(_UPRIGHT[orientation])
-    except _FAULTS as fault:
-        raise UnreadableImage(key, _reason(fault)) from fault
+    return _tried(data, lambda sound: _decoded(sound, minimum_side), key)
+
+
+def _decoded(data: bytes, minimum_side: int) -> Image.Image:
+    with _open(data) as image:
+        if minimum_side > 0 and image.format in ("JPEG", "MPO"):
+            image.draft(None, (minimum_side, minimum_side))
+        image.load()
+        # After load: some formats hold their EXIF behind the pixels, and TIFF is turned by Pillow itself.
+        orientation = _orientation(image)
+        upright = _to_rgb(image)
+        if orientation in _UPRIGHT:
+            upright = upright.transpose(_UPRIGHT[orientation])
     # Pillow would write a kept EXIF block into saved files, and viewers would turn the image a second time.
     upright.info.clear()
     return upright
+
+
+def _tried(data: bytes, work: Callable[[bytes], T], key: str) -> T:
+    """Return what work makes of a file; of a PNG that cannot be read, what it makes of its pixels alone."""
+    try:
+        return work(data)
+    except _FAULTS as fault:
+        bare = _bare_png(data)
+        if bare is None:
+            raise UnreadableImage(key, _reason(fault)) from fault
+    try:
+        return work(bare)
+    except _FAULTS as fault:
+        raise UnreadableImage(key, _reason(fault)) from fault
+
+
+def _bare_png(data: bytes) -> bytes | None:
+    """Return a PNG without texts, profiles and all else that its pixels do not need; None where it has none.
+
+    Pillow refuses files in which such a part is damaged, or is larger than it wants to unpack.
+    """
+    if not data.startswith(_PNG):
+        return None
+    parts, start = [_PNG], len(_PNG)
+    while len(head := data[start : start + 8]) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        chunk = data[start : start + length + 12]
+        sound = len(chunk) == length + 12 and zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]
+        # A capital letter in front: no pixels without it.
+        if kind[:1].isupper() or (kind in (b"tRNS", b"eXIf") and sound):
+            parts.append(chunk)
+        start += length + 12
+    return bare if len(bare := b"".join(parts)) < len(data) else None
 
 
 def _open(data: bytes) -> Image.Image:
@@ -200,25 +272,50 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a decoded image of any mode to 8-bit RGB."""
+    """Convert a decoded image of any mode to 8-bit RGB, band after band."""
+    transparent = image.has_transparency_data
+    if image.mode == "RGB" and not transparent:
+        return image
+    convert = _composited if transparent else _converted
     if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        canvas = Image.new("RGBA", image.size, "white")
-        canvas.alpha_composite(image.convert("RGBA"))
-        return canvas.convert("RGB")
-    # `copy` cuts the ties to the file, which is closed on return.
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+        _check_range(image)
+        convert = _scaled
+    rgb = Image.new("RGB", image.size)
+    for box in _bands(image):
+        rgb.paste(convert(image.crop(box)), box)
+    return rgb
 
 
-def _to_eight_bits(pixels: np.ndarray) -> UInt8[np.ndarray, "H W"]:
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
+
+
+def _converted(band: Image.Image) -> Image.Image:
+    return band.convert("RGB")
+
+
+def _composited(band: Image.Image) -> Image.Image:
+    canvas = Image.new("RGBA", band.size, "white")
+    canvas.alpha_composite(band.convert("RGBA"))
+    return canvas.convert("RGB")
+
+
+def _scaled(band: Image.Image) -> Image.Image:
     """Scale greyscale pixels of 16 bits to 0..255 by 255/65535, or of [0, 1] by 255, rounding to nearest."""
-    low, high = float(pixels.min()), float(pixels.max())
-    if pixels.dtype.kind == "f":
-        if not (low >= 0 and high <= 1):  # also false for NaN
-            raise ValueError(f"floating-point pixels must lie in [0, 1], got {low:g} to {high:g}")
-        return np.asarray(np.rint(pixels * 255), dtype=np.uint8)
-    if low < 0 or high > 65535:
-        raise ValueError(f"integer pixels must lie in 0..65535, got {low:g} to {high:g}")
+    pixels = np.asarray(band)
     # 65535 = 257 * 255, so (v + 128) // 257 is v * 255 / 65535 rounded to nearest.
-    return np.asarray((pixels.astype(np.uint32) + 128) // 257, dtype=np.uint8)
+    grey = np.rint(pixels * 255) if band.mode == "F" else (pixels.astype(np.uint32) + 128) // 257
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+def _check_range(image: Image.Image) -> None:
+    """Raise `ValueError` for numbers that have no meaning as greyscale pixels."""
+    pixels = (np.asarray(image.crop(box)) for box in _bands(image))
+    lows, highs = zip(*((float(band.min()), float(band.max())) for band in pixels), strict=True)
+    low, high = float(np.min(lows)), float(np.max(highs))  # NaN stays NaN
+    if image.mode == "F" and not (low >= 0 and high <= 1):
+        raise ValueError(f"floating-point pixels must lie in [0, 1], got {low:g} to {high:g}")
+    if image.mode != "F" and (low < 0 or high > 65535):
+        raise ValueError(f"integer pixels must lie in 0..65535, got {low:g} to {high:g}")

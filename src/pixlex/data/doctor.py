@@ -9,8 +9,7 @@ from statistics import median_low
 
 from pixlex.batch import Skipped
 from pixlex.data.decoding import UnreadableImage, decode_record, stored_form
-from pixlex.data.shards import TarSource
-from pixlex.data.sources import NO_FILE, FileSource, ImageSource
+from pixlex.data.sources import NO_FILE, FileSource, ImageSource, PassedOver
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class DataReport:
     images_per_class: dict[str, int]
     unlabeled: int
     duplicate_keys: dict[str, int]
-    ignored: tuple[str, ...]
+    ignored: tuple[PassedOver, ...]
     empty_folders: tuple[str, ...]
 
     @property
@@ -110,7 +109,7 @@ def inspect_source(source: ImageSource, progress: Callable[[int, int], None] | N
         images_per_class=_named(classes, source.class_names),
         unlabeled=unlabeled,
         duplicate_keys={key: count for key, count in keys.items() if count > 1},
-        ignored=source.ignored if isinstance(source, FileSource | TarSource) else (),
+        ignored=tuple(one for one in getattr(source, "ignored", ()) if isinstance(one, PassedOver)),
         empty_folders=source.empty_folders if isinstance(source, FileSource) else (),
     )
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import glob
 import itertools
+import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pixlex.data.addresses import Address, Place, as_local, is_address
 from pixlex.data.broken import TooManyBroken
+from pixlex.data.class_names import SIDECAR
 from pixlex.data.decoding import (
     IMAGE_SUFFIXES,
     ImageRecord,
@@ -19,13 +22,17 @@ from pixlex.data.decoding import (
 from pixlex.data.embedded import open_embedded
 from pixlex.data.hub import open_hub, open_saved
 from pixlex.data.lists import open_list
-from pixlex.data.shards import open_shards
+from pixlex.data.shards import TarSource, open_shards
 from pixlex.data.side_files import with_metadata_labels
 from pixlex.data.sources import (
     ImageSource,
+    PassedOver,
+    is_image_file,
     is_image_name,
+    kind_of,
     open_folder,
     open_image_files,
+    remark_passed_over,
 )
 from pixlex.data.tables import ParquetSource
 
@@ -74,12 +81,22 @@ def open_source(description: str, *, captioned: bool = False) -> ImageSource:
         ValueError: if there is nothing of the kind, no image in it, or it is malformed.
         ModuleNotFoundError: if the kind of source needs a package that is not installed.
         Unreachable: if an address does not answer.
+
+    Warns:
+        UserWarning: files among the images are passed over (where captioned, `open_pairs` does).
     """
-    description = as_local(description.strip())
+    source = _opened(as_local(description.strip()), captioned)
+    if not captioned:
+        remark_passed_over(source)
+    return source
+
+
+def _opened(description: str, captioned: bool) -> ImageSource:
     if description.startswith("embedded:"):
         return open_embedded(description.removeprefix("embedded:"))
     if is_address(description):
-        return _open_files(description, _addresses(description), captioned)
+        others: list[str] = []
+        return _open_files(description, _addresses(description, others), captioned, others)
     if description.startswith("hf:"):
         return open_hub(description.removeprefix("hf:"), numbered=captioned)
     if not description:
@@ -91,18 +108,20 @@ def open_source(description: str, *, captioned: bool = False) -> ImageSource:
         return _open_file(path, captioned)
     if re.search(r"[*?\[{]", description):
         return _open_pattern(str(path), captioned)
+    if os.path.lexists(path):
+        raise ValueError(
+            f"{path} is neither a file nor a folder (a pipe, a device or a dead link); {_EXPECTED}"
+        )
     raise ValueError(f"{path} does not exist (looked for {path.absolute()}); {_EXPECTED}")
 
 
 def _open_file(path: Path, captioned: bool) -> ImageSource:
     match path.suffix.lower():
-        case ".parquet":
-            return ParquetSource(str(path), [path], numbered=captioned)
-        case ".tar":
-            return open_shards(str(path), [path], captioned=captioned)
+        case ".parquet" | ".tar":
+            return _open_files(str(path), [path], captioned)
         case ".csv" | ".tsv" | ".jsonl":
             return open_list(path)
-        case suffix if suffix in IMAGE_SUFFIXES:
+        case suffix if suffix in IMAGE_SUFFIXES or is_image_file(path):
             return open_image_files([path])
         case suffix:
             raise ValueError(f"{path} ends in {suffix or 'no suffix'}; {_EXPECTED}")
@@ -111,7 +130,8 @@ def _open_file(path: Path, captioned: bool) -> ImageSource:
 def _open_directory(folder: Path, captioned: bool) -> ImageSource:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return open_saved(folder, numbered=captioned)
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    entries = sorted(folder.iterdir())
+    files = [path for path in entries if path.is_file() and not path.name.startswith(".")]
     # Folders of images may hold a metadata.parquet, by a custom of the Hugging Face Hub.
     tables = [path for path in files if path.suffix.lower() == ".parquet" and path.stem != "metadata"]
     shards = [path for path in files if path.suffix.lower() == ".tar"]
@@ -122,10 +142,10 @@ def _open_directory(folder: Path, captioned: bool) -> ImageSource:
             f"{folder} holds {' and '.join(present)} files, and it is not clear which are meant: "
             f"name them with a pattern such as {folder}/*{present[-1]}, or put them into folders of their own"
         )
-    if tables:
-        return ParquetSource(str(folder), tables, numbered=captioned)
-    if shards:
-        return open_shards(str(folder), shards, captioned=captioned)
+    if tables or shards:
+        used = {*(tables or shards), folder / SIDECAR}
+        others = [f"{path.name}/" if path.is_dir() else path.name for path in entries if path not in used]
+        return _open_files(str(folder), tables or shards, captioned, others)
     return with_metadata_labels(open_folder(folder))
 
 
@@ -139,12 +159,19 @@ def _open_pattern(pattern: str, captioned: bool) -> ImageSource:
     return _open_files(pattern, sorted(set(paths)), captioned)
 
 
-def _open_files(pattern: str, files: Sequence[Place], captioned: bool) -> ImageSource:
+def _open_files(
+    pattern: str, files: Sequence[Place], captioned: bool, others: Sequence[str] = ()
+) -> ParquetSource | TarSource:
+    """Open tables or shards; `others` are the names of what lies beside them."""
+    beside = tuple(PassedOver("folder" if name.endswith("/") else kind_of(name), name) for name in others)
     match sorted({path.suffix.lower() for path in files}):
         case [".parquet"]:
-            return ParquetSource(pattern, files, numbered=captioned)
+            table = ParquetSource(pattern, files, numbered=captioned)
+            table.ignored = beside
+            return table
         case [".tar"]:
-            return open_shards(pattern, files, captioned=captioned)
+            shards = open_shards(pattern, files, captioned=captioned)
+            return replace(shards, ignored=shards.ignored + beside)
         case suffixes:
             raise ValueError(
                 f"a pattern must name .parquet or .tar files alone, {pattern} names {', '.join(suffixes)}"
@@ -164,8 +191,11 @@ def parquet_addresses(description: str) -> list[Address]:
     return files if all(file.suffix.lower() == ".parquet" for file in files) else []
 
 
-def _addresses(description: str) -> list[Address]:
-    """Return the files of a description with a protocol, in the order in which files of a disk would be taken."""
+def _addresses(description: str, others: list[str] | None = None) -> list[Address]:
+    """Return the files of a description with a protocol, in the order in which files of a disk would be taken.
+
+    Names of files in a folder that are none of them go to `others`.
+    """
     found: set[Address] = set()
     for part in map(Address, _expand_braces(description)):
         if part.is_pattern:
@@ -173,7 +203,10 @@ def _addresses(description: str) -> list[Address]:
         elif part.suffix.lower() in (".tar", ".parquet"):
             files = [part]
         else:
-            files = [file for file in part.listing() if _is_stored_set(file)]
+            listing = part.listing()
+            files = [file for file in listing if _is_stored_set(file)]
+            if others is not None:
+                others += [file.name for file in listing if not _is_stored_set(file)]
         if not files:
             nothing = "no file matches" if part.is_pattern else "expected a .tar or .parquet file, or some in"
             raise ValueError(f"{nothing} {part}")

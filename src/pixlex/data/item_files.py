@@ -16,8 +16,10 @@ from pixlex.data.item_images import ID_FIELDS, PATH_FIELDS, ItemImages, RowImage
 from pixlex.data.listed import ReadRow, Rows, read_listing
 from pixlex.data.lists import json_lines, list_rows
 from pixlex.data.reasoning import ListedTask, ReasoningSource
+from pixlex.data.sources import remark_passed_over
 from pixlex.data.tables import ParquetSource, columns_without_images, image_columns, table_rows
 from pixlex.data.text import json_value
+from pixlex.files import open_regular
 
 _FIELDS = {"vqa": vqa_files.FIELDS, "nlvr2": nlvr_files.FIELDS, "entailment": entailment_files.FIELDS}
 
@@ -57,7 +59,7 @@ def _rows_of_list(path: Path, suffix: str) -> Rows:
 
 def _begins_with(path: Path, name: str) -> bool:
     """Whether the first line of a file is an object with this field."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         first = next((line for line in file if line.strip()), b"")
     # A whole list in one line is not read twice.
     if not first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
@@ -115,6 +117,7 @@ def _tables(description: str) -> tuple[Table, ...]:
             f"{description} holds no items: expected .json, .jsonl, .csv, .tsv, .parquet, hf:NAME:SPLIT or "
             "embedded:scenes:train|test"
         )
+    remark_passed_over(table)
     return (table,)
 
 

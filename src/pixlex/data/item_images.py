@@ -19,7 +19,7 @@ from pixlex.data.labels import no_labels
 from pixlex.data.listed import Listing, Row, id_of, is_nothing
 from pixlex.data.lists import below, image_path
 from pixlex.data.reasoning import ReasoningSource
-from pixlex.data.sources import FileSource, ImageSource, is_image_name, open_folder
+from pixlex.data.sources import FileSource, ImageSource, is_image_name, open_folder, remark_passed_over
 from pixlex.data.tables import ParquetSource
 from pixlex.data.text import id_text, list_in
 from pixlex.messages import quoted
@@ -196,6 +196,7 @@ def images_of(path: Path, named: str | None) -> NamedImages:
     table = open_source(named, captioned=True)
     if not isinstance(table, Table):
         raise ValueError(f"{path}: images must be a folder or a table of images, got {named}")
+    remark_passed_over(table)
     return TableImages(table)
 
 

@@ -16,6 +16,7 @@ from pixlex.data.pairs import open_pairs
 from pixlex.data.reasoning import ListedTask, ReasoningSource, Task
 from pixlex.data.scenes.source import ScenesSource
 from pixlex.data.scenes.tasks import SceneEntailment, ScenePairs, SceneQuestions
+from pixlex.data.sources import remark_left_out
 from pixlex.data.text import clean_caption, clean_question
 from pixlex.messages import quoted
 
@@ -76,7 +77,9 @@ def open_items(description: str, task: Task, *, clean: bool = True, max_words: i
         else:
             sources.append(open_item_file(one, task))
     source = sources[0] if len(sources) == 1 else join_items(description.strip(), sources)
-    return clean_items(source, task, max_words) if clean else source
+    source = clean_items(source, task, max_words) if clean else source
+    remark_left_out(source.name, source.ignored, "items")
+    return source
 
 
 def clean_items(source: ReasoningSource, task: Task, max_words: int = 30) -> ReasoningSource:

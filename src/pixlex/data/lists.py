@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from pixlex.data.labels import resolve_labels, row_label
 from pixlex.data.sources import FileSource
 from pixlex.data.text import csv_rows, decode_text, json_value
+from pixlex.files import open_regular
 from pixlex.messages import quoted
 
 # Files of one folder that are looked for before the folder is given up.
@@ -131,7 +132,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ValueError: if a line holds something else.
     """
     offset = 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for number, line in enumerate(file, start=1):
             where = f"{path} line {number}"
             text = decode_text(line, where, offset)

@@ -14,6 +14,7 @@ from pixlex.data.captions import open_set
 from pixlex.data.descriptions import read_descriptions
 from pixlex.data.loader import evaluation_batches, training_batches
 from pixlex.data.mixing import mix
+from pixlex.data.sources import remark_left_out
 
 __all__ = ["NoCaptions", "PairSource", "evaluation_pairs", "open_pairs", "training_pairs"]
 
@@ -56,7 +57,9 @@ def open_pairs(description: str, *, every_split: bool = False) -> PairSource:
     """
     sets = read_descriptions(description)
     sources = [open_set(one, every_split=every_split) for one in sets]
-    return mix(description.strip(), sources, [one.weight for one in sets])
+    mixed = mix(description.strip(), sources, [one.weight for one in sets])
+    remark_left_out(mixed.name, mixed.ignored, "images without a caption")
+    return mixed
 
 
 def training_pairs(

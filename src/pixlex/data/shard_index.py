@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import tarfile
 import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,15 @@ import pyarrow.parquet as pq
 from jaxtyping import Int32, Int64
 
 from pixlex.data.addresses import FileState
+from pixlex.data.decoding import IMAGE_EXTENSIONS, holds_image
 from pixlex.data.fetched import FetchedFile, cache_folder
 from pixlex.data.labels import MAX_CLASSES, RowLabel, row_label
+from pixlex.data.sources import HIDDEN, MAX_TEXT_BYTES, PassedOver, kind_of
+from pixlex.data.tar import Member, Note, members
 from pixlex.data.text import decode_text, json_value, texts_in, whole_number
-from pixlex.files import write_atomically
+from pixlex.files import open_regular, write_atomically
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 LABEL_EXTENSIONS = ("cls", "json", "txt")
-
-# A label is short; a larger file of that name is something else, and is not read into memory.
-_MAX_LABEL_BYTES = 1 << 20
 
 # A file that was written so recently may be written again without a later time of change.
 _SETTLED_SECONDS = 2.0
@@ -60,7 +59,7 @@ class ShardIndex:
         firsts: the first image of each label.
         codes: which of the labels each image has.
         captions: the texts of each image, where they were asked for; else empty.
-        ignored: extension -> number of files that are neither image nor label.
+        ignored: files that are neither image nor label, one entry for each kind.
     """
 
     files: pa.Array
@@ -70,24 +69,22 @@ class ShardIndex:
     firsts: tuple[int, ...]
     codes: Int32[np.ndarray, " images"]
     captions: tuple[tuple[str, ...], ...]
-    ignored: dict[str, int]
-
-
-@dataclass(frozen=True)
-class _Image:
-    """Where the bytes of an image lie."""
-
-    file: str
-    offset: int
-    size: int
+    ignored: tuple[PassedOver, ...]
 
 
 @dataclass
 class _Sample:
-    """What has been found of one basename."""
+    """The files of one basename, by extension."""
 
-    images: dict[str, _Image] = field(default_factory=dict)
-    texts: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, Member] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """An image of a sample, and its texts by the last part of their extension."""
+
+    file: Member
+    texts: dict[str, Member]
 
 
 def shard_index(shard: Path | FetchedFile, name: str, *, captioned: bool) -> ShardIndex:
@@ -156,7 +153,7 @@ def _compact(table: pa.Table, captioned: bool) -> ShardIndex:
         firsts=tuple(firsts[order].tolist()),
         codes=np.argsort(order)[inverse].astype(np.int32),
         captions=tuple(tuple(map(_decoded_text, captions)) for captions in texts),
-        ignored=_notes(table)["ignored"],
+        ignored=tuple(PassedOver(*one) for one in _notes(table)["ignored"]),
     )
 
 
@@ -199,26 +196,36 @@ def _keep(table: pa.Table, path: Path, told: dict[str, Any]) -> None:
 
 def _scan(shard: Path | FetchedFile, name: str, captioned: bool) -> pa.Table:
     """Read the headers of a shard, its labels and captions into a table with a row for each image."""
-    ignored: Counter[str] = Counter()
+    ignored: dict[str, PassedOver] = {}
+
+    def note(kind: str, what: str) -> None:
+        before = ignored.get(kind, PassedOver(kind, f"{name}/{what}", 0))
+        ignored[kind] = replace(before, count=before.count + 1)
+
     columns: dict[str, list[Any]] = {column: [] for column in _SCHEMA.names}
-    for sample in _samples(shard, ignored).values():
-        if not sample.images:
-            continue
-        image = sample.images[min(sample.images, key=IMAGE_EXTENSIONS.index)]
-        key = f"{name}/{image.file}"
-        texts, fields = _decoded(sample.texts, key)
-        captions: tuple[str, ...] = ()
-        if captioned:
-            text = texts.pop("txt", "") if _is_caption(texts) else ""
-            captions = _sample_captions(fields, text, key)
-        label = _sample_label(texts, fields, key)
-        columns["file"].append(image.file.encode(errors="surrogateescape"))
-        columns["offset"].append(image.offset)
-        columns["size"].append(image.size)
-        columns["label"].append(label.label)
-        columns["class_name"].append(None if label.class_name is None else _encoded(label.class_name))
-        columns["captions"].append([_encoded(caption) for caption in captions])
-    return pa.table(columns, schema=_SCHEMA.with_metadata({"pixlex": json.dumps({"ignored": ignored})}))
+    try:
+        opened = open_shard(shard)
+    except OSError as fault:
+        raise ValueError(f"{shard} cannot be read: {fault.strerror or fault}") from fault
+    with opened as file:
+        for picture in _pictures(file, shard, note):
+            image, key = picture.file, f"{name}/{picture.file.name}"
+            texts, fields = _decoded(
+                {kind: _content(file, text) for kind, text in picture.texts.items()}, key
+            )
+            captions: tuple[str, ...] = ()
+            if captioned:
+                text = texts.pop("txt", "") if _is_caption(texts) else ""
+                captions = _sample_captions(fields, text, key)
+            label = _sample_label(texts, fields, key)
+            columns["file"].append(image.name.encode(errors="surrogateescape"))
+            columns["offset"].append(image.offset)
+            columns["size"].append(image.size)
+            columns["label"].append(label.label)
+            columns["class_name"].append(None if label.class_name is None else _encoded(label.class_name))
+            columns["captions"].append([_encoded(caption) for caption in captions])
+    told = [astuple(one) for one in ignored.values()]
+    return pa.table(columns, schema=_SCHEMA.with_metadata({"pixlex": json.dumps({"ignored": told})}))
 
 
 def _encoded(text: str) -> bytes:
@@ -229,33 +236,79 @@ def _decoded_text(text: bytes) -> str:
     return text.decode(errors="surrogatepass")
 
 
-def _samples(shard: Path | FetchedFile, ignored: Counter[str]) -> dict[str, _Sample]:
-    """Return the samples of a shard by basename, in the order of their first files."""
-    samples: dict[str, _Sample] = {}
+def open_shard(shard: Path | FetchedFile) -> io.BufferedReader | io.BufferedRandom:
+    """Open a shard for reading; raises `OSError` where it cannot be."""
+    return shard.open() if isinstance(shard, FetchedFile) else open_regular(shard)
+
+
+def _pictures(file: io.BufferedIOBase, shard: Path | FetchedFile, note: Note) -> Iterator[_Picture]:
+    """Yield the images of a shard, in the order of their samples' first files.
+
+    The image of a sample is its file with a plain image extension, the first of `IMAGE_EXTENSIONS` if it has
+    several; where it has none, all whose extension ends in one, such as .input.jpg. A name that occurs again
+    begins another sample: tar files may be joined.
+    """
     try:
-        # "r:" refuses compressed archives, in which no member could be reached without all before it.
-        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for entry, base, extension in _files(archive):
-                sample = samples.setdefault(base, _Sample())
-                if extension in IMAGE_EXTENSIONS and entry.sparse is None:
-                    sample.images[extension] = _Image(entry.name, entry.offset_data, entry.size)
-                elif extension in LABEL_EXTENSIONS and entry.size <= _MAX_LABEL_BYTES:
-                    text = archive.extractfile(entry)
-                    sample.texts[extension] = text.read() if text else b""
-                else:
-                    ignored[extension] += 1
-    except (tarfile.TarError, OSError, EOFError) as fault:
+        found = members(file, note)
+    except (tarfile.TarError, OSError, ValueError) as fault:
         raise ValueError(f"{shard} cannot be read as an uncompressed tar file: {fault}") from fault
-    return samples
+    samples: list[_Sample] = []
+    latest: dict[str, _Sample] = {}
+    for member in found:
+        base, extension = _split(member.name)
+        kind = kind_of(member.name)
+        if kind.startswith(HIDDEN) or not (extension or _is_image(file, member)):
+            note(kind, member.name)
+        elif not extension:
+            samples.append(_Sample({IMAGE_EXTENSIONS[0]: member}))  # stands alone
+        else:
+            if base not in latest or extension in latest[base].files:
+                latest[base] = _Sample()
+                samples.append(latest[base])
+            latest[base].files[extension] = member
+    for sample in samples:
+        yield from _pictures_of(sample, note)
 
 
-def _files(shard: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
-    """Yield the visible regular files of a shard with basename and extension, split at the first dot."""
-    for entry in shard:
-        folder, slash, file_name = entry.name.rpartition("/")
-        stem, dot, extension = file_name.partition(".")
-        if entry.isreg() and stem and dot:
-            yield entry, folder + slash + stem, extension.lower()
+def _pictures_of(sample: _Sample, note: Note) -> Iterator[_Picture]:
+    images = [extension for extension in sample.files if _last(extension) in IMAGE_EXTENSIONS]
+    plain = [extension for extension in images if extension in IMAGE_EXTENSIONS]
+    used = set()
+    for extension in [min(plain, key=IMAGE_EXTENSIONS.index)] if plain else images:
+        front = extension.removesuffix(_last(extension))
+        texts = {}
+        for kind in LABEL_EXTENSIONS:
+            own = next((one for one in (front + kind, kind) if one in sample.files), None)
+            if own is not None and sample.files[own].size <= MAX_TEXT_BYTES:
+                texts[kind] = sample.files[own]
+                used.add(own)
+        used.add(extension)
+        yield _Picture(sample.files[extension], texts)
+    for extension, member in sample.files.items():
+        if extension not in used:
+            note("further picture" if extension in images else f".{_last(extension)}", member.name)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return basename and extension of a file, which ends the name from its first dot on, as in WebDataset."""
+    folder, slash, file_name = name.rpartition("/")
+    stem, _, extension = file_name.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def _last(extension: str) -> str:
+    return extension.rpartition(".")[2]
+
+
+def _content(file: io.BufferedIOBase, member: Member) -> bytes:
+    file.seek(member.offset)
+    return file.read(member.size)
+
+
+def _is_image(file: io.BufferedIOBase, member: Member) -> bool:
+    """Whether a file is an image by its content."""
+    file.seek(member.offset)
+    return holds_image(file)
 
 
 def _decoded(texts: dict[str, bytes], key: str) -> tuple[dict[str, str], dict[str, Any]]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import bisect
 import random
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -19,11 +18,11 @@ from jaxtyping import Int64
 from tqdm import tqdm
 
 from pixlex.data.addresses import Address, Place
-from pixlex.data.decoding import ImageRecord, UnreadableImage
+from pixlex.data.decoding import IMAGE_EXTENSIONS, ImageRecord, UnreadableImage
 from pixlex.data.fetched import SIZE_VARIABLE, FetchedFile, cache_bytes
 from pixlex.data.labels import Labels, RowLabel, no_labels, resolve_labels
-from pixlex.data.shard_index import IMAGE_EXTENSIONS, ShardIndex, shard_index
-from pixlex.data.sources import fingerprint, names_within
+from pixlex.data.shard_index import ShardIndex, open_shard, shard_index
+from pixlex.data.sources import PassedOver, fingerprint, names_within
 
 # Shards at addresses that are fetched and read at a time when a source is opened.
 _AT_A_TIME = 8
@@ -56,7 +55,7 @@ class TarSource:
         shard_names: what the keys of each begin with.
         images: where each image lies.
         labels: class index of each image and the class names.
-        ignored: extensions that are neither image nor label, with the number of such files.
+        ignored: files that are neither image nor label, one entry for each kind.
         captions: the texts of each image, where the shards were opened for them; else empty.
     """
 
@@ -65,7 +64,7 @@ class TarSource:
     shard_names: tuple[str, ...]
     images: ShardImages
     labels: Labels
-    ignored: tuple[str, ...] = ()
+    ignored: tuple[PassedOver, ...] = ()
     captions: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
@@ -101,7 +100,7 @@ class TarSource:
         key, size = self._key(shard, index), int(self.images.sizes[index])
         try:
             # Opened for each image: a file kept open would share its position with forked processes.
-            with self.shards[shard].open("rb") as file:
+            with open_shard(self.shards[shard]) as file:
                 file.seek(int(self.images.offsets[index]))
                 data = file.read(size)
         except OSError as fault:
@@ -136,10 +135,11 @@ def open_shards(name: str, paths: Sequence[Place], *, captioned: bool = False) -
     """Index tar shards by scanning their headers, once: what is found is kept for later starts.
 
     As in WebDataset, the basename of a file ends at the first dot of its name, and the files of one
-    basename within a shard make one sample: an image (.jpg, .jpeg, .png or .webp) and its class. The class
-    index is in .cls, in `label` of .json or in .txt (if that is an integer); its name in .cls, in
-    `class_name` of .json or in .txt beside an index (a .txt alone is a caption, not a class). Nothing else
-    is read, and nothing is ever unpickled.
+    basename within a shard make one sample: an image of any format that a folder reads and its class; an image
+    without an extension stands alone. The class index is in .cls, in `label` of .json or in .txt (if that is an
+    integer); its name in .cls, in `class_name` of .json or in .txt beside an index (a .txt alone is a caption, not
+    a class). Of a damaged shard what can be read is read, see `pixlex.data.tar.members`. Nothing else is read,
+    which `ignored` counts, and nothing is ever unpickled.
 
     Captions are `captions`, `caption` or `text` of .json, or else a .txt that is no class.
 
@@ -159,17 +159,14 @@ def open_shards(name: str, paths: Sequence[Place], *, captioned: bool = False) -
     names = names_within(paths)
     found = _indexed(name, paths, names, captioned)
     indexes = [index for _, index in found]
-    ignored: Counter[str] = Counter()
-    for index in indexes:
-        ignored.update(index.ignored)
+    ignored = _counted(indexes)
     if not any(len(index.sizes) for index in indexes):
-        others = ", ".join(sorted(ignored)) or "nothing else"
+        others = ", ".join(f"{one.count:,} {one.kind}" for one in ignored) or "nothing else"
         raise ValueError(
             f"no image in the {len(paths)} shards of {name}: expected files ending in "
-            f"{', '.join('.' + extension for extension in IMAGE_EXTENSIONS)}, found {others}"
+            f"{', '.join('.' + extension for extension in IMAGE_EXTENSIONS)}; found {others}"
         )
     labels = _labels(indexes, name, paths[0].parent, captioned)
-    counted = tuple(f".{extension} ({count} files)" for extension, count in sorted(ignored.items()))
     images = ShardImages(
         files=pa.chunked_array([index.files for index in indexes], pa.binary()),
         offsets=np.concatenate([index.offsets for index in indexes]),
@@ -177,7 +174,16 @@ def open_shards(name: str, paths: Sequence[Place], *, captioned: bool = False) -
         firsts=tuple(accumulate((len(index.sizes) for index in indexes), initial=0)),
     )
     captions = tuple(texts for index in indexes for texts in index.captions)
-    return TarSource(name, tuple(shard for shard, _ in found), names, images, labels, counted, captions)
+    return TarSource(name, tuple(shard for shard, _ in found), names, images, labels, ignored, captions)
+
+
+def _counted(indexes: Sequence[ShardIndex]) -> tuple[PassedOver, ...]:
+    """Return what shards pass over, one entry for each kind."""
+    found: dict[str, PassedOver] = {}
+    for one in (one for index in indexes for one in index.ignored):
+        before = found.get(one.kind, replace(one, count=0))
+        found[one.kind] = replace(before, count=before.count + one.count)
+    return tuple(found[kind] for kind in sorted(found))
 
 
 def _indexed(

@@ -10,9 +10,10 @@ from typing import Any
 
 from pixlex.data.labels import resolve_labels, row_label
 from pixlex.data.lists import image_path, json_lines, list_rows
-from pixlex.data.sources import FileSource
+from pixlex.data.sources import MAX_TEXT_BYTES, FileSource
 from pixlex.data.tables import columns_without_images, table_rows
 from pixlex.data.text import csv_rows, decode_text, json_value, texts_in
+from pixlex.files import read_regular
 from pixlex.messages import quoted
 
 CAPTION_COLUMNS = ("captions", "caption", "title", "text")
@@ -90,14 +91,14 @@ def _add_rows(
 
 def with_metadata_labels(images: FileSource) -> FileSource:
     """Return the images with the labels of their metadata files where those have some, else of their folders."""
-    rows = read_metadata(images).rows
-    given = [rows.get(path, ("", {})) for path in images.paths]
+    metadata = read_metadata(images)
+    given = [metadata.rows.get(path, ("", {})) for path in images.paths]
     if not any(name in row for _, row in given for name in _LABELS):
         return images
     pairs = [row_label(row.get("label"), row.get("class_name"), where) for where, row in given]
-    return replace(
-        images, labels=resolve_labels(pairs, images.name, images.root, numbered=True), empty_folders=()
-    )
+    labels = resolve_labels(pairs, images.name, images.root, numbered=True)
+    ignored = tuple(one for one in images.ignored if one.name not in metadata.files)
+    return replace(images, labels=labels, ignored=ignored, empty_folders=())
 
 
 def side_captions(
@@ -111,7 +112,7 @@ def side_captions(
     Raises:
         ValueError: if such a file is no UTF-8 text, no JSON, or its field is no caption.
     """
-    present = set(images.ignored)
+    present = {one.name for one in images.ignored}
     rows = metadata.rows
     if column is not None and not any(column in row for _, row in rows.values()):
         raise ValueError(f"{images.name}: expected a column {column} in a metadata file, found none")
@@ -131,12 +132,12 @@ def without_side_files(images: FileSource, metadata: Metadata) -> FileSource:
         str(PurePosixPath(path).with_suffix(suffix)) for path in images.paths for suffix in (".json", ".txt")
     }
     beside.update(metadata.files)
-    return replace(images, ignored=tuple(path for path in images.ignored if path not in beside))
+    return replace(images, ignored=tuple(one for one in images.ignored if one.name not in beside))
 
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, MAX_TEXT_BYTES)
     except OSError as fault:
         raise ValueError(f"{path} cannot be read: {fault.strerror or fault}") from fault
 

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from pixlex.data.addresses import Address, NoSuchFile, Place, RangeFile, Unreachable
 from pixlex.data.decoding import ImageRecord, UnreadableImage, stored_form
 from pixlex.data.labels import Labels, RowLabel, labels_of_known_classes, resolve_labels, row_label
-from pixlex.data.sources import fingerprint, names_within, stored_bytes
+from pixlex.data.sources import PassedOver, fingerprint, names_within, stored_bytes
 from pixlex.data.text import check_columns, json_value
+from pixlex.files import open_regular
 from pixlex.messages import quoted
 
 # Row groups are decompressed whole and kept, in each process, up to this many bytes of images.
@@ -59,6 +60,7 @@ class ParquetSource:
         self, name: str, files: Sequence[Place], *, numbered: bool = False, column: str | None = None
     ) -> None:
         self.name = name
+        self.ignored: tuple[PassedOver, ...] = ()  # what lies beside the files, as whoever listed them says
         self._files = tuple(files)
         self._names = names_within(files)
         self._row_groups: list[_RowGroup] = []
@@ -245,6 +247,8 @@ def table_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[st
 
 def _opened(path: Place) -> Any:
     try:
+        if not isinstance(path, Address):
+            open_regular(path).close()
         parquet = pq.ParquetFile(RangeFile(path) if isinstance(path, Address) else path, memory_map=True)
         check_columns(parquet.schema_arrow.names, path)
     except (pa.ArrowException, OSError) as fault:

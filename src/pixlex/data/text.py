@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from pixlex.data.addresses import Place
+from pixlex.files import open_regular
 from pixlex.messages import quoted
 
 _CLEANED = str.maketrans({**dict.fromkeys(",.'!?\"()*#:;~", ""), "-": " ", "/": " "})
@@ -85,7 +86,7 @@ def json_value(
 def first_fault(path: Place) -> str:
     """Say where a file is no UTF-8; nothing if it is."""
     offset = 0
-    with path.open("rb") if isinstance(path, Path) else io.BytesIO(path.read_bytes()) as file:
+    with open_regular(path) if isinstance(path, Path) else io.BytesIO(path.read_bytes()) as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")
@@ -106,7 +107,8 @@ def csv_rows(path: Place, **form: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         ValueError: two columns share a name, a row has more cells than the header, or it is no UTF-8.
     """
     csv.field_size_limit(_MOST_LETTERS)
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    opened = open_regular(path) if isinstance(path, Path) else io.BytesIO(path.read_bytes())
+    with io.TextIOWrapper(opened, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, strict=True, **form)
         try:
             columns = [name.strip() for name in reader.fieldnames or ()]

@@ -16,6 +16,7 @@ import torch
 
 from pixlex.api import ImageTokenizer
 from pixlex.data.text import decode_text
+from pixlex.files import open_regular
 from pixlex.messages import quoted
 
 Kind = Literal["words", "codes", "jsonl", "parquet"]
@@ -100,7 +101,7 @@ def read_codes(path: Path, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Cod
     elif path.suffix.lower() == ".parquet":
         yield from _read_parquet(path, tokenizer)
     else:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             yield from read_lines(file, path.name, tokenizer)
 
 
@@ -215,7 +216,7 @@ def _write_parquet(path: Path, images: Iterator[EncodedImage], tokenizer: ImageT
 
 def _read_parquet(path: Path, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Codes]]:
     try:
-        with pq.ParquetFile(path) as file:
+        with open_regular(path) as stream, pq.ParquetFile(stream) as file:
             columns = [name for name in ("key", "codes", "words") if name in file.schema_arrow.names]
             rows = (
                 row
