@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -17,13 +19,14 @@ from tests.tiny import (
     NUM_WORDS,
     tiny_language,
     tiny_lqae,
+    tiny_reasoner,
     tiny_vqvae,
     write_images,
 )
 from torch import Tensor
 
 import pixlex
-from pixlex.api import ImageTokenizer, load
+from pixlex.api import ImageReasoner, ImageTokenizer, load
 from pixlex.api import tokenizer as tokenizer_module
 from pixlex.data.images import UnreadableImage, load_image
 from pixlex.data.transforms import evaluation_transform
@@ -128,6 +131,76 @@ def test_path_bytes_and_pil_image_are_the_same_image(lqae: ImageTokenizer, tmp_p
     expected = lqae.tokenize(prepared)
     for given in (path, str(path), data, Image.open(path), [path], [data], [Image.open(path)], (str(path),)):
         assert torch.equal(lqae.tokenize(given), expected)
+
+
+def photograph(mode: str = "RGB") -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (5, 6, 4), dtype=np.uint8)
+    return Image.fromarray(noise, "RGBA").resize((40, 36), Image.Resampling.BICUBIC).convert(mode)
+
+
+def forms(picture: Image.Image, folder: Path) -> dict[str, Any]:
+    """One picture in everything that programs have."""
+    array, path = np.asarray(picture), folder / "one.png"
+    picture.save(path)
+    data, tensor = path.read_bytes(), torch.from_numpy(array.copy())
+    channels_first = tensor.movedim(-1, 0) if array.ndim == 3 else tensor
+    return {
+        "bytearray": bytearray(data), "memoryview": memoryview(data), "stream": io.BytesIO(data),
+        "file": path.open("rb"), "datasets": {"bytes": data, "path": None}, "datasets, path": {"path": str(path)},
+        "generator": (one for one in [path]), "paths in an array": np.array([str(path)]),
+        "objects in an array": np.array([path, None], dtype=object)[:1],
+        "array": array, "turned array": array[::-1][::-1], "list of arrays": [array],
+        "array, channels first": np.ascontiguousarray(channels_first.numpy()),
+        "float array": array / 255, "half array": (array / 255).astype(np.float32),
+        "tensor": channels_first, "tensor, channels last": tensor, "list of tensors": [channels_first],
+        "float tensor": channels_first / 255, "double tensor": channels_first.double() / 255,
+        "gradient": (channels_first / 255).requires_grad_(),
+        **({} if array.ndim == 2 else {"batch of arrays": array[None], "batch of tensors": channels_first[None]}),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_every_form_of_a_picture_is_the_same_image(lqae: ImageTokenizer, mode: str, tmp_path: Path) -> None:
+    expected = lqae.embed(photograph(mode))
+    for name, given in forms(photograph(mode), tmp_path).items():
+        assert torch.equal(lqae.embed(given), expected), name
+
+
+def test_floats_of_the_models_size_are_taken_as_they_are(lqae: ImageTokenizer) -> None:
+    """Not rounded to 8 bits, whatever holds them."""
+    several = images(3)
+    expected = lqae.embed(several)
+    for given in (
+        list(several), several.double(), several.movedim(1, -1).numpy(), several.numpy(), several.half().float(),
+        (one for one in several), list(several.movedim(1, -1).numpy()),
+    ):  # fmt: skip
+        assert torch.allclose(lqae.embed(given), expected, atol=0.1)
+    assert torch.equal(lqae.embed(list(several)), expected)
+    assert torch.equal(lqae.embed(several.movedim(1, -1).numpy()), expected)
+    grey = several[0, :1]
+    assert torch.equal(lqae.embed(grey), lqae.embed(grey.expand(3, -1, -1)))
+
+
+def test_images_are_read_when_their_turn_comes(lqae: ImageTokenizer) -> None:
+    """A generator of more pictures than memory holds is never a list."""
+    alive, most = [0], [0]
+
+    def given() -> Iterator[np.ndarray]:
+        for _ in range(9):
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+            yield np.zeros((32, 32, 3), np.uint8)
+
+    inner = lqae.model.tokenize
+
+    def computed(batch: Tensor) -> Tensor:
+        alive[0] = 0
+        return inner(batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lqae.model, "tokenize", computed)
+        assert len(lqae.tokenize(given(), batch_size=2)) == 9
+    assert most[0] == 2
 
 
 def stored(image: Image.Image, file_format: str, **settings: Any) -> bytes:
@@ -294,18 +367,81 @@ def test_settings_that_do_not_exist(tmp_path: Path, vqvae: ImageTokenizer, unche
 
 
 def test_tensors_it_refuses(lqae: ImageTokenizer, unchecked_shapes: None) -> None:
-    with pytest.raises(ValueError, match=r"expected images of shape \(B, 3, 32, 32\), got \(2, 3, 16, 16\)"):
-        lqae.tokenize(torch.rand(2, 3, 16, 16))
-    with pytest.raises(ValueError, match=r"got \(3, 32, 32\)"):
-        lqae.tokenize(torch.rand(3, 32, 32))
-    with pytest.raises(ValueError, match=r"got \(0, 3, 32, 32\)"):
+    with pytest.raises(ValueError, match="at least one image, got none"):
         lqae.tokenize(torch.rand(0, 3, 32, 32))
     with pytest.raises(ValueError, match=r"expected pixels in \[0, 1\], got 0 to 255"):
         lqae.tokenize(torch.linspace(0, 255, 3 * 32 * 32).view(1, 3, 32, 32))
     with pytest.raises(ValueError, match=r"expected pixels in \[0, 1\], got nan"):
         lqae.embed(torch.full((1, 3, 32, 32), torch.nan))
-    with pytest.raises(ValueError, match="expected floating-point pixels"):
-        lqae.reconstruct(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.zeros(5, 9, 9), r"image 0: expected pixels \(H, W, C\) or \(C, H, W\) .*, got \(5, 9, 9\)"),
+        (np.zeros((2, 3, 0, 9), np.uint8), r"image 0: expected pixels .*got \(3, 0, 9\)"),
+        ([np.zeros((9, 9)), np.zeros(9)], r"image 1: expected pixels .*got \(9,\)"),
+        (np.zeros((9, 9, 3), np.int64), r"8 bits or floats in \[0, 1\], got int64"),
+        (torch.zeros(3, 9, 9, dtype=torch.bool), "8 bits or floats in .*, got torch.bool"),
+        (np.full((9, 9, 3), 255.0), r"image 0: expected pixels in \[0, 1\], got 255 to 255: .*8-bit"),
+        (
+            torch.randn(2, 3, 9, 9),
+            "image 0: expected pixels in .*: floats without mean and standard deviation",
+        ),
+        ([None], "image 0: expected a path, the bytes of a file, a PIL image or pixels, got NoneType"),
+        ([{"bytes": None}], "the row holds no image"),
+        (7, "expected a path, .*, got int"),
+        ((one for one in ()), "at least one image, got none"),
+        ([[1, 2]], "got list"),
+    ],
+)
+def test_pictures_it_refuses(lqae: ImageTokenizer, unchecked_shapes: None, given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        lqae.tokenize(given)
+
+
+def test_codes_come_back_in_any_form(lqae: ImageTokenizer) -> None:
+    """As `tokenize`, JSON, Parquet, `datasets` and pandas hold them."""
+    codes = lqae.tokenize(images(3))
+    expected, words = lqae.decode(codes), lqae.to_words(codes)
+    arrays = np.empty(3, dtype=object)
+    arrays[:] = list(codes.numpy())
+    for given in (
+        codes.int(), codes.short(), codes.to(torch.uint16), codes.numpy(), codes.numpy().astype(np.uint16),
+        codes.tolist(), tuple(map(tuple, codes.tolist())), json.loads(json.dumps(codes.tolist())), list(codes),
+        list(codes.numpy()), arrays, pa.array(codes.tolist()), pa.chunked_array([codes.tolist()]),
+        [list(row) for row in codes.numpy()],
+    ):  # fmt: skip
+        assert torch.equal(lqae.decode(given), expected)
+        assert lqae.to_words(given) == words
+    assert torch.equal(lqae.decode(row for row in codes.tolist()), expected)
+    for one in (codes[0], codes[0].tolist(), codes[0].numpy(), list(codes[0])):
+        assert torch.equal(lqae.decode(one), expected[:1])
+        assert lqae.to_words(one) == words[:1]
+    for texts in (tuple(words), np.array(words), (text for text in words)):
+        assert torch.equal(lqae.decode(texts), expected)
+    assert torch.equal(lqae.from_words(text for text in words), codes)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([[1] * 16, [1] * 15], r"as many codes of every image, got \[15, 16\]"),
+        ([[1.5] * 16], "expected integer codes, got float64"),
+        ([[None] * 16], "expected integer codes, got NoneType"),
+        ([True] * 16, "expected integer codes, got bool"),
+        ([2**70] * 16, r"expected .*codes"),
+        ({"codes": [1] * 16}, "expected integer codes, got dict"),
+        (7, "expected integer codes, got int"),
+        (None, "expected integer codes, got NoneType"),
+        (b"words", "expected .*codes"),
+        (["words", 3], "expected a text or several, got int"),
+        ([[[1] * 4] * 4], r"expected codes of shape \(B, 16\), got \(1, 4, 4\)"),
+    ],
+)
+def test_what_is_no_codes(lqae: ImageTokenizer, unchecked_shapes: None, given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        lqae.decode(given)
 
 
 def test_files_it_refuses(lqae: ImageTokenizer, tmp_path: Path) -> None:
@@ -332,8 +468,6 @@ def test_codes_it_refuses(lqae: ImageTokenizer, unchecked_shapes: None) -> None:
         lqae.to_words(torch.tensor([[0] * 15 + [-1]]))
     with pytest.raises(ValueError, match=r"expected codes of shape \(B, 16\), got \(1, 15\)"):
         lqae.decode(torch.zeros(1, 15, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"got \(16,\)"):
-        lqae.decode(torch.zeros(16, dtype=torch.int64))
     with pytest.raises(ValueError, match="expected integer codes"):
         lqae.decode(torch.zeros(1, 16))
     with pytest.raises(ValueError, match="at least one image, got none"):
@@ -370,6 +504,43 @@ def test_a_callers_autocast_changes_nothing(lqae: ImageTokenizer) -> None:
     expected = lqae.embed(images(3))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(lqae.embed(images(3)), expected)
+
+
+@pytest.fixture(scope="module")
+def pair(language: Path) -> ImageReasoner:
+    return ImageReasoner(tiny_reasoner(language, "nlvr2"))
+
+
+def test_a_reasoner_takes_every_form(language: Path, pair: ImageReasoner, tmp_path: Path) -> None:
+    one, picture, question = ImageReasoner(tiny_reasoner(language)), photograph(), "about the class"
+    expected = one.answer(picture, question)
+    for given in forms(picture, tmp_path).values():
+        assert one.answer(given, question) == expected
+    for texts in (iter([question]), np.array([question]), (question,)):
+        assert one.answer([picture], texts) == expected
+    other = picture.rotate(90)
+    of_two = pair.answer([picture, other, other, picture], [question, question])
+    assert pair.answer([[picture, other], (other, picture)], [question, question]) == of_two
+    assert pair.answer((picture, np.asarray(other)), question) == pair.answer([picture, other], question)
+    explained = pair.explain([(picture, other)], question)
+    assert len(explained.images) == 2
+
+
+@pytest.mark.parametrize(
+    ("images_given", "texts", "message"),
+    [
+        (3, "a", "expected 2 images for each of 1 texts, or 2 for all, got 3 images"),
+        (2, [], "expected a text or several, got none"),
+        (2, None, "expected a text or several, got NoneType"),
+        (2, ["a", b"b"], "expected a text or several, got bytes"),
+        (2, " ?", "expected a question or a sentence with a word in it, got ' [?]'"),
+    ],
+)
+def test_what_a_reasoner_refuses(
+    pair: ImageReasoner, unchecked_shapes: None, images_given: int, texts: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        pair.answer([photograph()] * images_given, texts)
 
 
 @pytest.mark.gpu

@@ -288,10 +288,10 @@ def test_encode_goes_on_after_an_interrupt(
     inner = ImageTokenizer.tokenize
     calls = iter([None, None])
 
-    def stopping(self: ImageTokenizer, images: Any) -> Any:
+    def stopping(self: ImageTokenizer, images: Any, **settings: Any) -> Any:
         if next(calls, "stop") == "stop":
             raise KeyboardInterrupt
-        return inner(self, images)
+        return inner(self, images, **settings)
 
     with monkeypatch.context() as patch:
         patch.setattr(ImageTokenizer, "tokenize", stopping)

@@ -79,12 +79,12 @@ def _encode_slowly(folder: Path, language: Path, photos: Path, out: Path) -> Non
     tokenizer = ImageTokenizer(tiny_lqae(language))
     original, seen = tokenizer.tokenize, 0
 
-    def tokenize(images: Any) -> Any:
+    def tokenize(images: Any, **settings: Any) -> Any:
         nonlocal seen
         time.sleep(0.15)
         seen += len(images)
         (out / f"seen-{os.getpid()}").write_text(str(seen))
-        return original(images)
+        return original(images, **settings)
 
     tokenizer.tokenize = tokenize  # type: ignore[method-assign]
     quietly(tokenizer, photos, folder)

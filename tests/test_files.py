@@ -1,14 +1,20 @@
-"""Files are opened only where they are files; what is larger than asked for is not read."""
+"""Files are opened only where they are files, read up to a bound, and written with the rights of new files."""
 
 from __future__ import annotations
 
 import io
 import os
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from tests.tiny import tiny_vqvae
 
-from pixlex.files import open_regular, read_regular
+from pixlex.files import open_regular, read_regular, write_atomically
+from pixlex.models import pretrained
 
 
 def test_regular_files_and_links_to_them_are_read_up_to_a_bound(tmp_path: Path) -> None:
@@ -39,3 +45,34 @@ def test_everything_else_is_refused_at_once(tmp_path: Path) -> None:
     ):
         with pytest.raises(fault):
             open_regular(path)
+
+
+@pytest.fixture(params=[0o022, 0o007, 0o077])
+def rights(request: pytest.FixtureRequest) -> Iterator[int]:
+    """What an umask leaves of a new file's rights."""
+    before = os.umask(request.param)
+    yield 0o666 & ~int(request.param)
+    os.umask(before)
+
+
+def _safetensors(path: Path) -> None:
+    save_file({"a": torch.zeros(3)}, path)  # by itself: readable by its owner alone
+
+
+@pytest.mark.parametrize("write", [_safetensors, lambda path: path.write_text("text")])
+def test_a_file_has_the_rights_of_new_files(
+    write: Callable[[Path], object], rights: int, tmp_path: Path
+) -> None:
+    for _ in range(2):  # replacing one is writing one
+        write_atomically(tmp_path / "file", write)
+        assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == rights
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_saved_model_is_readable_by_the_group(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        pretrained.save(tiny_vqvae(), tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").iterdir()} == {0o640}

@@ -16,8 +16,13 @@ __all__ = ["ImageReasoner", "ImageTokenizer", "__version__", "load", "load_reaso
 
 def __getattr__(name: str) -> Any:
     """Import the API on first use, so that `import pixlex` and `pixlex --help` stay fast."""
-    if name in ("ImageReasoner", "ImageTokenizer", "load", "load_reasoner"):
+    if name in __all__:
         from pixlex import api
 
         return getattr(api, name)
     raise AttributeError(f"module 'pixlex' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Name what is imported on first use, too."""
+    return sorted({*globals(), *__all__})

@@ -36,7 +36,7 @@ def initialize() -> None:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str | torch.device) -> torch.device:
     """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` names; `auto` is this process's own GPU, if any.
 
     Raises:
@@ -49,8 +49,10 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda", place % count) if count else _CPU
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {quoted(name)}") from error
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {quoted(str(name))}")
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ValueError(f"device {quoted(name)} is not there: torch sees {count} GPUs")
     if device.type == "cuda" and device.index is None:

@@ -14,7 +14,8 @@ from pathlib import Path
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write(temporary_path)` make a file, flush it to disk and give it its name in one move.
 
-    A kill or a full disk leaves the old file, if any, untouched.
+    A kill or a full disk leaves the old file, if any, untouched. The umask decides who may read the file, whatever
+    `write` would have.
 
     Args:
         path: the final name.
@@ -23,7 +24,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     # Unique: processes in containers often share a number.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
+        temporary.touch()  # with the rights that the umask, or the folder, gives to new files
+        rights = temporary.stat().st_mode
         write(temporary)
+        if temporary.stat().st_mode != rights:
+            temporary.chmod(rights)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -58,9 +58,9 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     vectors = ImageIndex._image_vectors
 
-    def counting(self: ImageIndex, images: torch.Tensor) -> torch.Tensor:
+    def counting(self: ImageIndex, images: torch.Tensor, **settings: int) -> torch.Tensor:
         counts.append(len(images))
-        return vectors(self, images)
+        return vectors(self, images, **settings)
 
     monkeypatch.setattr(ImageIndex, "_image_vectors", counting)
     return counts

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from pixlex.config.ablation import AblationRow, Claim
 from pixlex.config.run import LQAERun, Run, read_run
 from pixlex.files import write_atomically
+from pixlex.progress import bar_or_lines
 from pixlex.runs import run_training, settled
 from pixlex.train.loop import LossNotFinite
 
@@ -133,7 +132,7 @@ def run_ablations(
     """
     runs = plan(recipe, overrides, rows)
     results: list[RowResult] = []
-    for row in tqdm(rows, desc="ablate", unit=" rows"):
+    for row in bar_or_lines(rows, desc="ablate", unit=" rows"):
         # A row that changes nothing, because the recipe has that value already, is the base.
         changes = not row.trains or runs[row.name] != runs["base"]
         place = folder / "rows" / (row.name if changes else "base")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pixlex.api.pictures import Images, batches_of, listed
+from pixlex.api.pictures import Images, batches_of, images_of, texts_of
 from pixlex.batch import Words
 from pixlex.data.text import clean_caption, clean_question
 from pixlex.distributed import pick_device
@@ -40,7 +40,7 @@ def load_reasoner(
     name_or_dir: str | os.PathLike[str],
     *,
     language_model: str | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: Literal["fp32", "bf16"] = "fp32",
     revision: str | None = None,
 ) -> ImageReasoner:
@@ -103,7 +103,7 @@ class ImageReasoner:
     def answer(
         self,
         images: Images,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         *,
         top_k: int = 5,
         shortlist: int = 128,
@@ -112,9 +112,9 @@ class ImageReasoner:
         """Return the likeliest answers to each text about its images, the best first, with probabilities.
 
         Args:
-            images: RGB pixels in [0, 1] of the model's size; or paths, bytes of image files, PIL images. The
-                `num_images` images of a text follow each other. Where there are as many as one text needs, all
-                texts are about them.
+            images: see `batches_of`: paths, bytes, PIL images, arrays (H, W, C), tensors (C, H, W). The
+                `num_images` images of a text follow each other, or stand in a list of their own. Where there are
+                as many as one text needs, all texts are about them.
             texts: questions, sentences or hypotheses.
             top_k: most answers returned for each.
             shortlist: answers of the list whose whole likelihood is computed.
@@ -139,7 +139,7 @@ class ImageReasoner:
             ]
         return rows
 
-    def write(self, images: Images, texts: str | Sequence[str], *, batch_size: int = 32) -> list[str]:
+    def write(self, images: Images, texts: str | Iterable[str], *, batch_size: int = 32) -> list[str]:
         """Return the answers that the decoder writes freely; arguments as for `answer`.
 
         Raises:
@@ -170,30 +170,31 @@ class ImageReasoner:
             ValueError: as `answer` and `explain_answer`.
         """
         config = self.model.config
-        pixels = torch.cat(list(batches_of(images, self.num_images, config.image_size, config.cut)))
+        several = images_of(images)
+        pixels = torch.cat(list(batches_of(several, max(1, len(several)), config.image_size, config.cut)))
         (cleaned,) = self._cleaned(text)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return explain_answer(self.model, pixels, cleaned, answer=answer, layer=layer)
 
-    def _cleaned(self, texts: str | Sequence[str]) -> list[str]:
+    def _cleaned(self, texts: str | Iterable[str]) -> list[str]:
         """Return texts as the model's training texts were cleaned."""
-        several = [texts] if isinstance(texts, str) else list(texts)
+        several = texts_of(texts)
         clean = clean_question if self.task == "vqa" else clean_caption
         cleaned = [clean(text, MOST_WORDS) for text in several]
-        if not all(cleaned) or not cleaned:
-            bad = next((text for text, left in zip(several, cleaned, strict=True) if not left), None)
+        if not all(cleaned):
+            bad = next(text for text, left in zip(several, cleaned, strict=True) if not left)
             raise ValueError(f"expected a question or a sentence with a word in it, got {quoted(bad)}")
         return cleaned
 
     def _batches(
-        self, images: Images, texts: str | Sequence[str], batch_size: int
+        self, images: Images, texts: str | Iterable[str], batch_size: int
     ) -> Iterator[tuple[Tensor, Words, Tensor | None]]:
         """Yield texts with their images, which are read when their turn comes, and which of them each looks at."""
         cleaned = self._cleaned(texts)
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         config, each = self.model.config, self.num_images
-        several = images if isinstance(images, Tensor) else listed(images)
+        several = images_of(images)
         if len(several) not in (each, len(cleaned) * each):
             raise ValueError(
                 f"expected {each} images for each of {len(cleaned)} texts, or {each} for all, got "
@@ -202,8 +203,6 @@ class ImageReasoner:
         shared = len(several) == each
         at_once = each if shared else batch_size * each
         pixels = batches_of(several, at_once, config.image_size, config.cut)
-        if isinstance(several, Tensor):  # checked whole
-            pixels = iter(torch.split(next(pixels), at_once))
         about_all = next(pixels).to(self.device) if shared else None
         for first in range(0, len(cleaned), batch_size):
             words = self.model.encode_texts(cleaned[first : first + batch_size], config.body.text.positions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pixlex.api.pictures import Images, batches_of
+from pixlex.api.pictures import Codes, Images, are_codes, are_texts, batches_of, codes_of, texts_of
 from pixlex.distributed import pick_device
 from pixlex.models import pretrained
 from pixlex.models.inference import compute_rows
@@ -31,7 +31,7 @@ def load(
     name_or_dir: str | os.PathLike[str],
     *,
     language_model: str | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: Precision = "auto",
     revision: str | None = None,
 ) -> ImageTokenizer:
@@ -62,9 +62,9 @@ def load(
 class ImageTokenizer:
     """A trained model as a tokenizer of images.
 
-    Everything that comes back lies on the CPU. The codes of an image do not depend on the images beside it,
-    on their number or on `batch_size`: whatever is asked for is computed in pieces of one fixed shape. bf16
-    gives other codes than fp32 for some patches, and differs more from machine to machine: `auto` is fp32.
+    Everything that comes back lies on the CPU. The codes of an image do not depend on the images beside it or on
+    their number, on a CPU not on `batch_size` either (see `compute_rows`). bf16 gives other codes than fp32 for
+    some patches, and differs more from machine to machine: `auto` is fp32.
 
     Args:
         model: is put into evaluation mode on `device`.
@@ -125,23 +125,24 @@ class ImageTokenizer:
         """Return the codes of images, rows of the grid first.
 
         Args:
-            images: RGB pixels in [0, 1] of the model's size; or one or several of: a path, the bytes of an
-                image file, a PIL image (resized on the short side and cut at the center).
-            batch_size: image files read at a time; codes do not depend on it.
+            images: one or several, see `batches_of`: paths, bytes, PIL images, arrays (H, W, C), tensors
+                (C, H, W).
+            batch_size: images at a time, see `compute_rows`.
 
         Returns:
             Integers in [0, K).
 
         Raises:
-            ValueError: tensors of another size, type or range; `UnreadableImage` for a file that is none.
+            ValueError: pixels of another shape, type or range; `UnreadableImage` for a file that is none.
         """
         return self._in_batches(images, batch_size, self.model.tokenize)
 
-    def decode(self, codes: Int[Tensor, "B N"] | str | Sequence[str]) -> Float[Tensor, "B 3 H W"]:
+    def decode(self, codes: Codes | str | Iterable[str], *, batch_size: int = 64) -> Float[Tensor, "B 3 H W"]:
         """Return the images that codes or words stand for.
 
         Args:
-            codes: integers in [0, K); or the words of one image, or of several.
+            codes: of one image or of several: integers in [0, K), whatever holds them (see `codes_of`); or words.
+            batch_size: images at a time, see `compute_rows`.
 
         Returns:
             Pixels in [0, 1].
@@ -149,16 +150,18 @@ class ImageTokenizer:
         Raises:
             ValueError: codes out of range, a wrong number of codes or words, an unknown word, no image.
         """
-        codes = self._checked_codes(codes) if isinstance(codes, Tensor) else self.from_words(codes)
-        if len(codes) == 0:
+        if isinstance(codes, Iterator):
+            codes = list(codes)
+        matrix = self.from_words(codes) if are_texts(codes) else self._codes(codes)
+        if len(matrix) == 0:
             raise ValueError("expected the codes of at least one image, got none")
-        return self._compute(codes, self.model.decode)
+        return self._compute(matrix, self.model.decode, batch_size)
 
     def reconstruct(self, images: Images, *, batch_size: int = 64) -> Float[Tensor, "B 3 H W"]:
         """Return what is left of images after they were words: `decode(tokenize(images))`."""
-        return self.decode(self.tokenize(images, batch_size=batch_size))
+        return self.decode(self.tokenize(images, batch_size=batch_size), batch_size=batch_size)
 
-    def to_words(self, images_or_codes: Images | Int[Tensor, "B N"], *, batch_size: int = 64) -> list[str]:
+    def to_words(self, images_or_codes: Images | Codes, *, batch_size: int = 64) -> list[str]:
         """Return the words of images, or of codes: one text for each image, on one line.
 
         Whole words are joined by single spaces; with vocabulary "all" the language model's tokenizer decodes them.
@@ -167,26 +170,26 @@ class ImageTokenizer:
             ValueError: the model has no words; otherwise as `tokenize` and `decode`.
         """
         vocabulary = self._vocabulary()
-        if isinstance(images_or_codes, Tensor) and not images_or_codes.is_floating_point():
-            codes = self._checked_codes(images_or_codes)
+        if are_codes(images_or_codes):
+            codes = self._codes(images_or_codes)
         else:
             codes = self.tokenize(images_or_codes, batch_size=batch_size)
         return [vocabulary.to_text(row) for row in codes.tolist()]
 
-    def from_words(self, text: str | Sequence[str]) -> Int[Tensor, "B N"]:
+    def from_words(self, text: str | Iterable[str]) -> Int[Tensor, "B N"]:
         """Return the codes of words; the inverse of `to_words`, except with vocabulary "all".
 
         There the language model's tokenizer reads the text, mostly as other words than were written, and as
         more or fewer: keep the codes to decode.
 
         Args:
-            text: the words of one image, or a sequence of such texts.
+            text: the words of one image, or several such texts.
 
         Raises:
             ValueError: the model has no words, a wrong number of words, or one that is no codeword.
         """
         vocabulary = self._vocabulary()
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = [] if isinstance(text, list | tuple) and not text else texts_of(text)
         rows = []
         for number, one in enumerate(texts):
             where = f"image {number}: " if len(texts) > 1 else ""
@@ -214,7 +217,7 @@ class ImageTokenizer:
             layer: of LQAE, the hidden states to average, nothing masked: those of the language model's last
                 layer, or of its embedding layer and every layer, one mean after the other. Others have their
                 codewords alone, "last".
-            batch_size: image files read at a time.
+            batch_size: images at a time, see `compute_rows`.
 
         Raises:
             ValueError: an unknown layer; otherwise as `tokenize`.
@@ -278,23 +281,22 @@ class ImageTokenizer:
     def _in_batches(self, images: Images, batch_size: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Join what `compute` makes of images."""
         batches = batches_of(images, batch_size, self.image_size, self.model.config.cut)
-        return torch.cat([self._compute(batch, compute) for batch in batches])
+        return torch.cat([self._compute(batch, compute, batch_size) for batch in batches])
 
-    def _compute(self, inputs: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+
+    def _compute(self, inputs: Tensor, compute: Callable[[Tensor], Tensor], batch_size: int) -> Tensor:
         """Compute one row for each row of the inputs, always in the same shape."""
-        return compute_rows(inputs, compute, grid=self.grid, device=self.device, precision=self.precision)
+        return compute_rows(
+            inputs,
+            compute,
+            grid=self.grid,
+            device=self.device,
+            precision=self.precision,
+            batch_size=batch_size,
+        )
 
-    def _checked_codes(self, codes: Tensor) -> Tensor:
-        """Return codes that the model can decode: one out of range would stop a GPU for good."""
-        if codes.is_floating_point() or codes.dtype == torch.bool:
-            raise ValueError(f"expected integer codes, got {codes.dtype}")
-        if codes.ndim != 2 or codes.shape[1] != self.grid**2:
-            raise ValueError(f"expected codes of shape (B, {self.grid**2}), got {tuple(codes.shape)}")
-        if codes.numel() and not (codes.min() >= 0 and codes.max() < self.num_codewords):
-            raise ValueError(
-                f"expected codes in [0, {self.num_codewords}), got {int(codes.min())} to {int(codes.max())}"
-            )
-        return codes.long()
+    def _codes(self, codes: Codes) -> Int[Tensor, "B N"]:
+        return codes_of(codes, self.grid**2, self.num_codewords)
 
 
 def _card_beside(folder: Path) -> str | None:

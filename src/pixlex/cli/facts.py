@@ -43,13 +43,12 @@ def describe(options: Namespace) -> int:
 
 def doctor(options: Namespace) -> int:
     """Read every image of a source and report."""
-    from tqdm import tqdm
-
     from pixlex.data.caption_report import inspect_captions
     from pixlex.data.chosen import first_of_each
     from pixlex.data.doctor import inspect_source
     from pixlex.data.images import ImageSource, open_source
     from pixlex.data.pairs import NoCaptions, open_pairs
+    from pixlex.progress import bar_or_lines
 
     source: ImageSource
     captions = None
@@ -59,7 +58,7 @@ def doctor(options: Namespace) -> int:
         source = open_source(options.data)
     else:
         source, captions = first_of_each(pairs.images), inspect_captions(pairs)
-    with tqdm(total=len(source), unit=" images", desc="read", disable=options.quiet) as bar:
+    with bar_or_lines(total=len(source), unit=" images", desc="read", disable=options.quiet) as bar:
         report = inspect_source(source, lambda done, total: _advance(bar, done))
     values = {
         **asdict(report),

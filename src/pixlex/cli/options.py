@@ -82,7 +82,11 @@ def model_options(parser: argparse.ArgumentParser, *, several: bool = False) -> 
 def batch_options(parser: argparse.ArgumentParser) -> None:
     """Add the size of a batch."""
     parser.add_argument(
-        "--batch-size", type=positive, default=64, help="images at a time; codes do not depend on it"
+        "--batch-size",
+        type=positive,
+        default=64,
+        help="images at a time, on a GPU in a pass: codes may round differently with another size there; default "
+        "%(default)s",
     )
 
 

@@ -203,7 +203,12 @@ def draw_gallery(options: Namespace) -> int:
         codes = torch.empty(0, model.grid**2, dtype=torch.long)
         if len(batch.images):
             codes = compute_rows(
-                batch.images, model.tokenize, grid=model.grid, device=device, precision=options.precision
+                batch.images,
+                model.tokenize,
+                grid=model.grid,
+                device=device,
+                precision=options.precision,
+                batch_size=options.batch_size,
             )
         own.append((codes, batch.indices, batch.labels, batch.skipped))
     everyone = distributed.in_turn(own)

@@ -8,20 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pixlex.cli.models import remark_without_contrast
+from pixlex.cli.models import cbvila_of, remark_without_contrast
 from pixlex.cli.output import answer, remark, table
 from pixlex.cli.tokens import remark_skipped
 from pixlex.data.images import UnreadableImage
-from pixlex.distributed import pick_device
-from pixlex.models import pretrained
-from pixlex.models.cbvila import CBViLA
 from pixlex.report.contact_sheet import Thumbnail, contact_sheet
-from pixlex.search import Hit, ImageIndex, SearchResult, read_head
+from pixlex.search import Hit, ImageIndex, SearchResult
 
 
 def index(options: Namespace) -> int:
     """Make an index, or bring one up to date."""
-    model = _load(options.model, options.language_model, options.revision, options.device)
+    model = cbvila_of(options)
     remark_without_contrast(options, model)
     found = ImageIndex.open(
         options.out,
@@ -59,15 +56,13 @@ def search(options: Namespace) -> int:
     if bool(options.words) == (options.image is not None):
         raise ValueError("expected a text to search by, or --image FILE, one of the two")
     text = " ".join(options.words)
-    head = read_head(options.index)
-    model = _load(
-        options.model or head.model,
-        options.language_model or head.language_model,
-        options.revision if options.model else options.revision or head.revision,
-        options.device,
+    found = ImageIndex.open(
+        options.index,
+        options.model,
+        revision=options.revision,
+        language_model=options.language_model,
+        device=options.device,
     )
-    name = options.model or head.model
-    found = ImageIndex.open(options.index, model, name=name, precision=head.precision)
     query: dict[str, Any] = {"texts": [text]} if options.image is None else {"images": [options.image]}
     (result,) = found.search(
         **query,
@@ -116,12 +111,6 @@ def _thumbnails(options: Namespace, found: ImageIndex, result: SearchResult) -> 
             remark(options, f"not drawn: {fault}")
             thumbnails.append(Thumbnail(None, lines))
     return thumbnails
-
-
-def _load(name: str, language_model: str | None, revision: str | None, device: str) -> CBViLA:
-    """Load a model that compares texts and images."""
-    model = pretrained.load_cbvila(name, language_model=language_model, revision=revision)
-    return model.to(pick_device(device))
 
 
 def _lasting(name: str) -> str:

@@ -10,8 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from pixlex import distributed
 from pixlex.api import ImageTokenizer, load
 from pixlex.batch import Skipped
@@ -30,6 +28,7 @@ from pixlex.encoding import (
     read_lines,
 )
 from pixlex.models.lqae import LQAE
+from pixlex.progress import bar_or_lines
 
 
 def encode(options: Namespace) -> int:
@@ -177,7 +176,7 @@ def _print_codes(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind, opt
     # On a terminal the bar would stand between the lines.
     hidden = options.quiet or sys.stdout.isatty()
     try:
-        with tqdm(total=len(source), unit=" images", desc="encode", disable=hidden) as bar:
+        with bar_or_lines(total=len(source), unit=" images", desc="encode", disable=hidden) as bar:
             for batch in batches:
                 for image in batch.images:
                     # File names may be bytes that are no UTF-8; they come out as the same bytes.

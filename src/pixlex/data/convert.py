@@ -13,7 +13,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from tqdm import tqdm
 
 from pixlex.batch import Skipped
 from pixlex.data.ahead import prepared_batches
@@ -23,6 +22,7 @@ from pixlex.data.chosen import ChosenImages
 from pixlex.data.decoding import ImageRecord, decode_record
 from pixlex.data.sources import FileSource, ImageSource
 from pixlex.files import write_atomically
+from pixlex.progress import bar_or_lines
 
 # Bytes of images that are collected before they are written as one row group.
 ROW_GROUP_BYTES = 64 << 20
@@ -131,7 +131,9 @@ def _readable_rows(
     source: PairSource, image_size: int | None, skipped: dict[str, Skipped], progress: bool
 ) -> Iterator[_Row]:
     """Yield the rows whose image can be read; the others are put into `skipped`."""
-    bar = tqdm(total=len(source), unit=" images", desc="convert", disable=not progress, smoothing=0.05)
+    bar = bar_or_lines(
+        total=len(source), unit=" images", desc="convert", disable=not progress, smoothing=0.05
+    )
 
     def prepare(index: int, record: ImageRecord) -> _Row:
         image = _stored(record, image_size)

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
-from tqdm import tqdm
 
 from pixlex.data.addresses import Address, Place
 from pixlex.data.decoding import IMAGE_EXTENSIONS, ImageRecord, UnreadableImage
@@ -23,6 +22,7 @@ from pixlex.data.fetched import SIZE_VARIABLE, FetchedFile, cache_bytes
 from pixlex.data.labels import Labels, RowLabel, no_labels, resolve_labels
 from pixlex.data.shard_index import ShardIndex, open_shard, shard_index
 from pixlex.data.sources import PassedOver, fingerprint, names_within
+from pixlex.progress import bar_or_lines
 
 # Shards at addresses that are fetched and read at a time when a source is opened.
 _AT_A_TIME = 8
@@ -203,7 +203,7 @@ def _indexed(
     try:
         order = random.SystemRandom().sample(range(len(paths)), len(paths))
         waiting = {pool.submit(index, number): number for number in order}
-        for done in tqdm(
+        for done in bar_or_lines(
             as_completed(waiting), "index", len(waiting), unit=" shards", disable=None, leave=False
         ):
             found[waiting[done]] = done.result()

@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from pixlex.api import ImageTokenizer
 from pixlex.data.decoding import IMAGE_SUFFIXES
 from pixlex.encoding.files import Codes, json_object, read_codes
 from pixlex.files import write_atomically
 from pixlex.models.pretrained import fingerprint
+from pixlex.progress import bar_or_lines
 
 MARK = ".pixlex-decoded.json"
 
@@ -112,9 +112,11 @@ def decode_codes(
     missing = {number for number, path in enumerate(paths) if not path.exists()}
     resumed = len(paths) - len(missing)
     wanted = ((paths[number], row) for number, (_, row) in enumerate(codes) if number in missing)
-    with tqdm(total=len(paths), initial=resumed, unit=" images", desc="decode", disable=not progress) as bar:
+    with bar_or_lines(
+        total=len(paths), initial=resumed, unit=" images", desc="decode", disable=not progress
+    ) as bar:
         while chunk := list(islice(wanted, batch_size)):
-            images = tokenizer.decode(torch.tensor([row for _, row in chunk]))
+            images = tokenizer.decode([row for _, row in chunk], batch_size=batch_size)
             for (path, _), image in zip(chunk, images, strict=True):
                 write_atomically(path, partial(_write_png, image))
                 bar.update()

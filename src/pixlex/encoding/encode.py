@@ -24,6 +24,7 @@ from pixlex.data.transforms import evaluation_transform
 from pixlex.encoding.files import EncodedImage, Kind, check_kind, write_codes
 from pixlex.encoding.journal import Journal, journal_header
 from pixlex.files import write_atomically
+from pixlex.progress import bar_or_lines
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def encode_source(
         raise ValueError(f"{out} exists; choose another name, or replace it with --overwrite")
     out.parent.mkdir(parents=True, exist_ok=True)
     with Journal(journal_path, journal_header(tokenizer, source), overwrite=overwrite) as journal:
-        bar = tqdm(
+        bar = bar_or_lines(
             total=len(source), initial=len(journal), unit=" images", desc="encode", disable=not progress,
             smoothing=0.05,
         )  # fmt: skip
@@ -184,7 +185,8 @@ def _encoded(
         skipped = tuple(one for one in prepared if isinstance(one, Skipped))
         rows: list[list[int]] = []
         if readable:
-            rows = tokenizer.tokenize(torch.stack([one.pixels for one in readable])).tolist()
+            pixels = torch.stack([one.pixels for one in readable])
+            rows = tokenizer.tokenize(pixels, batch_size=batch_size).tolist()
         images = tuple(
             EncodedImage(one.index, one.key, one.label, tuple(row))
             for one, row in zip(readable, rows, strict=True)

@@ -23,6 +23,7 @@ from pixlex.data.sources import ImageSource
 from pixlex.encoding.encode import encode_into
 from pixlex.encoding.files import PARTS
 from pixlex.encoding.journal import Journal, JournalHeld, journal_header, other_work
+from pixlex.progress import bar_or_lines
 
 _NAME = "part-{:05d}.parquet"
 # Seconds between two looks at parts that others hold.
@@ -93,7 +94,9 @@ def encode_parts(
     images, resumed = 0, 0
     skipped: list[Skipped] = []
     work = _Work(source, folder, part_size, num_parts)
-    with tqdm(total=len(source), unit=" images", desc="encode", disable=not progress, smoothing=0.05) as bar:
+    with bar_or_lines(
+        total=len(source), unit=" images", desc="encode", disable=not progress, smoothing=0.05
+    ) as bar:
         for number, out in work.turns(bar):
             part = choose(source, work.rows(number))
             own = {**header, "source": part.identity, "images": len(part)}

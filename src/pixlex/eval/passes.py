@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from pixlex import distributed
 from pixlex.batch import ImageBatch
+from pixlex.progress import bar_or_lines
 
 
 @contextmanager
@@ -39,7 +40,9 @@ def progress_bar(total: int | None, unit: str, description: str, *, shown: bool)
     own = total if total is None else -(-total // processes)
     if processes > 1:
         description += f" (process 1 of {processes})"
-    return tqdm(total=own, unit=f" {unit}", desc=description, disable=not shown or not distributed.is_first())
+    return bar_or_lines(
+        total=own, unit=f" {unit}", desc=description, disable=not shown or not distributed.is_first()
+    )
 
 
 def first_images(batches: Iterable[ImageBatch], limit: int | None) -> Iterator[ImageBatch]:

@@ -17,6 +17,19 @@ Precision = Literal["fp32", "bf16"]
 _PATCHES_AT_ONCE = 512
 
 
+def rows_at_once(grid: int, device: torch.device, batch_size: int) -> int:
+    """Return how many images a pass computes: on a CPU always the same number, on a GPU what is asked for.
+
+    A CPU has nothing from larger passes; a GPU would stand idle in those of a CPU.
+
+    Args:
+        grid: patches along one side of an image.
+        device: where to compute.
+        batch_size: of the caller.
+    """
+    return max(1, _PATCHES_AT_ONCE // grid**2) if device.type == "cpu" else batch_size
+
+
 def compute_rows(
     inputs: Tensor,
     compute: Callable[[Tensor], Tensor],
@@ -24,9 +37,12 @@ def compute_rows(
     grid: int,
     device: torch.device,
     precision: Precision = "fp32",
-    patches_at_once: int = _PATCHES_AT_ONCE,
+    batch_size: int = 64,
 ) -> Tensor:
     """Compute one row for each row of the inputs, always in the same shape, without gradients.
+
+    So a row depends neither on the rows beside it nor on their number. On a CPU it does not depend on `batch_size`
+    either; on a GPU passes are as large as that, and another one may round differently.
 
     Args:
         inputs: images, or codes, one or more.
@@ -34,17 +50,28 @@ def compute_rows(
         grid: patches along one side of an image.
         device: where to compute.
         precision: bf16 computes under autocast.
-        patches_at_once: of which there are as many in every piece; another number rounds differently.
+        batch_size: rows of a pass on a GPU, 1 or more, filled up where there are fewer.
 
     Returns:
         The rows, on the CPU.
+
+    Raises:
+        RuntimeError: the GPU's memory does not hold such a pass.
     """
-    size = max(1, patches_at_once // grid**2)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    size = rows_at_once(grid, device, batch_size)
     parts = []
     with computing(device, precision):
         for chunk in torch.split(inputs, size):
             filler = chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])
-            parts.append(compute(torch.cat([chunk, filler]).to(device))[: len(chunk)].cpu())
+            try:
+                parts.append(compute(torch.cat([chunk, filler]).to(device))[: len(chunk)].cpu())
+            except torch.OutOfMemoryError as fault:
+                # No smaller pass is tried: codes would depend on what else the memory holds at the moment.
+                raise RuntimeError(
+                    f"{device} does not hold a pass of {size} images: a smaller batch size may fit"
+                ) from fault
     return torch.cat(parts)
 
 

@@ -19,6 +19,7 @@ from pixlex.config.lqae import LQAEConfig, VQVAEConfig
 from pixlex.config.mae import MAEConfig
 from pixlex.config.reasoning import ReasonerConfig
 from pixlex.config.run import run_from
+from pixlex.files import write_atomically
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.frozen import Frozen
 from pixlex.models.hub import find_model
@@ -107,8 +108,9 @@ def save(model: Model, folder: Path, *, trained_on: Sequence[str] = ()) -> None:
     if language is not None:
         config["language"] = {"name": language[0], "fingerprint": language[1]}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(config, indent=2) + "\n"
+    write_atomically(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    write_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def load(name: str, *, language_model: str | None = None, revision: str | None = None) -> Tokenizer:
@@ -119,9 +121,10 @@ def load(name: str, *, language_model: str | None = None, revision: str | None =
     """
     model = load_any(name, language_model=language_model, revision=revision)
     if not isinstance(model, Tokenizer):
+        other = "; pixlex.load_reasoner loads this one" if isinstance(model, Reasoner) else ""
         raise ValueError(
             f"{name} holds a model of family {_FAMILIES[type(model)]}, which writes no codes: expected an image "
-            "tokenizer, lqae, vqvae or cbvila"
+            f"tokenizer, lqae, vqvae or cbvila{other}"
         )
     return model
 

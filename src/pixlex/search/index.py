@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import torch
 from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
+from pixlex.api import ImageTokenizer
+from pixlex.api.pictures import Images, batches_of, texts_of
 from pixlex.data.images import open_source
 from pixlex.data.sources import ImageSource
+from pixlex.distributed import pick_device
 from pixlex.eval.passes import evaluating
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
@@ -20,7 +25,7 @@ from pixlex.models.inference import Precision, compute_rows, computing
 from pixlex.search.nearest import Graph, nearest
 from pixlex.search.originals import Originals
 from pixlex.search.parts import DamagedIndex, Entry
-from pixlex.search.queries import Images, lasting_description, query_pixels, query_text
+from pixlex.search.queries import lasting_description, query_text
 from pixlex.search.rerank import first_stage, second_stage
 from pixlex.search.results import SCORES, Score, SearchResult
 from pixlex.search.store import Head, Store, read_head, write_head, writing
@@ -29,8 +34,8 @@ from pixlex.search.update import UpdateResult, update_store
 # Longest text in words (tokens), as `pixlex evaluate retrieval` takes them.
 _MOST_WORDS = 64
 
-# Pieces that images are computed in (see `compute_rows`): a GPU would idle on those of a CPU.
-_PATCHES_AT_ONCE = {"cpu": 512, "cuda": 16_384}
+# Images embedded at a time, of queries too: on a GPU vectors are those of a number of images (see `compute_rows`).
+_BATCH_SIZE = 64
 
 
 class ImageIndex:
@@ -56,34 +61,53 @@ class ImageIndex:
     def open(
         cls,
         path: str | os.PathLike[str],
-        model: CBViLA,
+        model: CBViLA | ImageTokenizer | str | os.PathLike[str] | None = None,
         *,
         name: str = "the model given",
-        precision: Precision = "fp32",
+        precision: Precision | None = None,
         revision: str | None = None,
         language_model: str | None = None,
+        device: str | torch.device = "auto",
         create: bool = False,
     ) -> ImageIndex:
         """Open an index, or make an empty one.
 
         Args:
             path: its folder.
-            model: the model that it was made with, on the device where it is to compute.
-            name: where the model lies; remembered by a new index, and named in errors.
-            precision: of the vectors; bf16 computes under autocast.
+            model: the model that it was made with, on the device where it is to compute; or where it lies: a model
+                directory, a run folder or a repository on the hub; None where the index says it does.
+            name: where a model that is given lies; remembered by a new index, and named in errors.
+            precision: of the vectors; bf16 computes under autocast; None: that of the index, fp32 of a new one.
             revision: of the model on the hub; remembered by a new index.
             language_model: where the model's tokenizer lies; remembered by a new index.
+            device: where a model that is loaded here computes: auto (a GPU, if any), cpu, cuda or cuda:N.
             create: make an empty index where the folder is missing or empty.
 
         Raises:
             ValueError: the folder is no index, or one of another model; `DamagedIndex` for a damaged file.
         """
         folder = Path(path)
-        digest = pretrained.fingerprint(model, precision=precision)
-        fresh = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-        if create and fresh:
+        fresh = create and (not folder.exists() or (folder.is_dir() and not any(folder.iterdir())))
+        if fresh and model is None:
+            raise ValueError(f"{folder} is to become an index: expected the model that makes its vectors")
+        known = None if fresh else read_head(folder)
+        if model is None and known is not None:
+            model, revision = known.model, revision or known.revision
+        if isinstance(model, str | os.PathLike):
+            name = os.fspath(model)
+            language_model = language_model or (known.language_model if known is not None else None)
+            model = pretrained.load_cbvila(name, language_model=language_model, revision=revision)
+            model = model.to(pick_device(device))
+        network = model.model if isinstance(model, ImageTokenizer) else model
+        if not isinstance(network, CBViLA):
+            raise ValueError(
+                f"expected a CB-ViLA, which compares texts and images, got {type(network).__name__}"
+            )
+        precision = precision or (known.precision if known is not None else "fp32")
+        digest = pretrained.fingerprint(network, precision=precision)
+        if known is None:
             folder.mkdir(parents=True, exist_ok=True)
-            width = model.config.contrastive_dim
+            width = network.config.contrastive_dim
             write_head(folder, Head(name, digest, precision, width, None, revision, language_model))
         head = read_head(folder)
         if head.fingerprint != digest:
@@ -94,7 +118,7 @@ class ImageIndex:
                 "vectors of different models cannot be compared; give the model it was made with, or index into "
                 "another folder"
             )
-        return cls(folder, head, model)
+        return cls(folder, head, network)
 
     def __len__(self) -> int:
         return len(self._store)
@@ -119,7 +143,7 @@ class ImageIndex:
             source: a description for `open_source`, which is remembered, or a source.
             moved: the images lie elsewhere now; otherwise another description than the remembered one is
                 refused, because what it does not list would be dropped.
-            batch_size: images at a time; vectors do not depend on it.
+            batch_size: images at a time, see `compute_rows`.
             max_broken_share: share of images that cannot be read, in [0, 1], above which the pass stops.
             progress: show a bar with rate and time left.
 
@@ -144,14 +168,14 @@ class ImageIndex:
             self._originals = Originals(opened)
             self._store = Store(self.folder, self.head.width)
             return update_store(
-                self._store, opened, self._image_vectors, config=self.model.config,
+                self._store, opened, partial(self._image_vectors, batch_size=batch_size), config=self.model.config,
                 batch_size=batch_size, max_broken_share=max_broken_share, progress=progress,
             )  # fmt: skip
 
     def search(
         self,
         *,
-        texts: Sequence[str] | None = None,
+        texts: str | Iterable[str] | None = None,
         images: Images | None = None,
         top_k: int = 10,
         rerank: int = 0,
@@ -161,8 +185,8 @@ class ImageIndex:
         """Return the best images for each query.
 
         Args:
-            texts: queries, cleaned as captions are (`clean_caption`); this or `images`.
-            images: queries: paths, or RGB pixels in [0, 1] of the model's size.
+            texts: one query or several, cleaned as captions are (`clean_caption`); this or `images`.
+            images: one query or several, see `batches_of`: paths, bytes, PIL images, arrays, tensors.
             top_k: hits of each query, fewer where the index has fewer; 1 or more.
             rerank: so many of the best are read again and ranked by the matching head; 0 = none. Texts only.
             score: what the second stage ranks by.
@@ -180,9 +204,11 @@ class ImageIndex:
             raise ValueError("rerank must be 0 for images: the matching head compares a text with an image")
         with evaluating(self.model):
             if images is not None:
-                vectors = self._image_vectors(query_pixels(images, self.model.config))
+                config = self.model.config
+                batches = batches_of(images, _BATCH_SIZE, config.image_size, config.cut)
+                vectors = torch.cat([self._image_vectors(batch) for batch in batches])
                 return [first_stage(found, top_k) for found in self._nearest(vectors, top_k, approximate)]
-            read, key_padding = self._read(texts or ())
+            read, key_padding = self._read(texts_of(texts or ()))
             with computing(read.device, self.head.precision):
                 vectors = self.model.text_vectors(read)
             candidates = self._nearest(vectors, max(top_k, rerank), approximate)
@@ -219,7 +245,9 @@ class ImageIndex:
             self._graph = Graph(self._store)
         return self._graph
 
-    def _image_vectors(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B e"]:
+    def _image_vectors(
+        self, images: Float[Tensor, "B 3 H W"], batch_size: int = _BATCH_SIZE
+    ) -> Float[Tensor, "B e"]:
         """Return vectors on the CPU, each of which depends on its image alone."""
         place = next(self.model.parameters()).device
 
@@ -228,13 +256,11 @@ class ImageIndex:
 
         return compute_rows(
             images, compute, grid=self.model.grid, device=place, precision=self.head.precision,
-            patches_at_once=_PATCHES_AT_ONCE.get(place.type, 512),
+            batch_size=batch_size,
         )  # fmt: skip
 
     def _read(self, texts: Sequence[str]) -> tuple[Float[Tensor, "Q T D"], Bool[Tensor, "Q T"]]:
         """Return the words of queries after the text encoder, and which of them are padding."""
-        if not texts:
-            raise ValueError("expected at least one text to search by, got none")
         most = min(_MOST_WORDS, self.model.config.text.positions)
         words = self.model.encode_texts([query_text(text) for text in texts], most)
         place = next(self.model.parameters()).device

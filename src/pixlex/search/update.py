@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
-from tqdm import tqdm
 
 from pixlex.batch import Skipped
 from pixlex.config.cbvila import CBViLAConfig
@@ -19,6 +18,7 @@ from pixlex.data.ahead import prepared_batches
 from pixlex.data.broken import FILE_NAME, BrokenImages
 from pixlex.data.decoding import ImageRecord, decode_record
 from pixlex.data.sources import ImageSource
+from pixlex.progress import bar_or_lines
 from pixlex.search.changes import Candidate, Changes, Stamp, compare, digest_of, size_of
 from pixlex.search.parts import Entry
 from pixlex.search.queries import square
@@ -137,7 +137,7 @@ def update_store(
         store.append([], np.empty((0, store.width), np.float32), changes.gone)
     passed = len(source) - len(changes.candidates)
     broken.record((), passed)
-    bar = tqdm(
+    bar = bar_or_lines(
         total=len(source), initial=passed, unit=" images", desc="index", disable=not progress, smoothing=0.05
     )
     with _Pending(store) as pending, bar:

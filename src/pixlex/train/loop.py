@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -16,13 +17,13 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from tqdm import tqdm
 
 from pixlex import distributed
 from pixlex.batch import ImageBatch
 from pixlex.config.train import TrainConfig
 from pixlex.distributed import pick_device
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
+from pixlex.progress import bar_or_lines
 from pixlex.train.checkpoint import load_newest, save_checkpoint
 from pixlex.train.layers import check_compiler, prepare_layers
 from pixlex.train.meter import Meter
@@ -102,14 +103,10 @@ def fit(
     tracker = Tracker(folder, first_step, settings, config.wandb) if is_first else None
     stream = read_ahead(batches(first_step), device)
     unread, in_flight = deque[Reading](), int(device.type == "cuda")
-    bar = tqdm(
-        total=config.steps,
-        initial=first_step,
-        unit="step",
-        desc="train",
-        disable=not is_first,
-        smoothing=0.05,
-    )
+    bar = bar_or_lines(
+        total=config.steps, initial=first_step, unit=" steps", desc="train", disable=not is_first, smoothing=0.05,
+        seconds=math.inf,  # a line for each of the log
+    )  # fmt: skip
     meter, step_number = Meter(device, config.precision, config.batch_size), first_step
     phase = objective.phase_at(first_step)
     wrapped = _train_only(objective, phase)

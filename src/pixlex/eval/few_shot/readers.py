@@ -12,7 +12,6 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from pixlex.config.data import Cut
 from pixlex.data.decoding import UnreadableImage, decode_record
@@ -22,6 +21,7 @@ from pixlex.eval.few_shot.fingerprints import digest, source_identity
 from pixlex.models.inference import Precision, compute_rows
 from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Tokenizer, fingerprint
+from pixlex.progress import bar_or_lines
 
 # Images decoded and encoded at a time.
 _BATCH_SIZE = 64
@@ -121,7 +121,7 @@ def read_pixels(
     """
     # Sources read forward faster than back and forth.
     order = sorted(indices)
-    with tqdm(
+    with bar_or_lines(
         total=len(order), unit=" images", desc=f"read: {title}", delay=1, leave=False, disable=None
     ) as bar:
         for first in range(0, len(order), _BATCH_SIZE):

@@ -16,6 +16,7 @@ from pixlex.eval.few_shot.episode_files import EpisodeSet
 from pixlex.eval.few_shot.episodes import Episode, Setting
 from pixlex.eval.few_shot.journal import AnswerJournal
 from pixlex.eval.intervals import wilson_interval
+from pixlex.progress import bar_or_lines
 
 JOURNAL = "answers.jsonl"
 
@@ -100,7 +101,7 @@ def run_few_shot(
                 one.does_not_fit = one.answerer.check(one.episodes.setting, one.asked, images)
         total = sum(len(one.episodes) for one in episode_sets) * len(answerers)
         missing = sum(len(one.numbers) for one in open_questions)
-        with tqdm(
+        with bar_or_lines(
             total=total, initial=total - missing, unit=" episodes", desc="few-shot", disable=not progress
         ) as bar:
             for one in open_questions:

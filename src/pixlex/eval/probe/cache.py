@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
-from tqdm import tqdm
 
 from pixlex import __version__, distributed
 from pixlex.batch import Skipped
@@ -28,6 +27,7 @@ from pixlex.eval.probe.features import columns_of, image_features, weights_finge
 from pixlex.eval.probe.sets import LabeledImages
 from pixlex.models.inference import Precision, compute_rows
 from pixlex.models.pretrained import Tokenizer
+from pixlex.progress import bar_or_lines
 
 _FORMAT = 1
 
@@ -215,7 +215,7 @@ class _Extraction:
         together, total = distributed.world_size(), len(self.images)
         skipped: list[Skipped] = []
         hidden = not progress or not distributed.is_first()
-        with tqdm(
+        with bar_or_lines(
             total=total, initial=total - len(missing), unit=" images", desc=description, disable=hidden
         ) as bar:
             for first in range(0, len(parts), together):

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 from torch.nn import functional
-from tqdm import tqdm
+
+from pixlex.progress import bar_or_lines
 
 # Numbers in the training features (images x width) up to which L-BFGS works on a copy in memory: 0.8 GB in
 # float32, three times the 25,000 images x 2,688 columns of MiniLM's layers.
@@ -229,7 +230,7 @@ class _MiniBatches:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         strengths = torch.tensor(self.penalties, device=self.device)
         batches = self._batches()
-        for _ in tqdm(range(steps), unit=" steps", desc="fit", disable=not progress):
+        for _ in bar_or_lines(range(steps), unit=" steps", desc="fit", disable=not progress):
             x, labels = next(batches)
             logits = torch.einsum("nd,scd->snc", x, self.weight) + self.bias.unsqueeze(1)
             loss = functional.cross_entropy(

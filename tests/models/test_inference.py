@@ -1,0 +1,123 @@
+"""How many images a pass computes: always as many on a CPU, as many as asked for on a GPU, whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny import tiny_cbvila, tiny_lqae, write_images
+from torch import Tensor
+
+from pixlex.api import ImageTokenizer
+from pixlex.data.images import open_source
+from pixlex.encoding import encode_source
+from pixlex.encoding.decode import decode_codes
+from pixlex.models import inference
+from pixlex.models.inference import compute_rows, rows_at_once
+from pixlex.search import ImageIndex
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def test_the_size_of_a_pass() -> None:
+    """On a CPU it decides the rounding, so nothing else may; a GPU takes what its memory is said to hold."""
+    assert [rows_at_once(16, CPU, size) for size in (1, 64, 4096)] == [2, 2, 2]
+    assert [rows_at_once(grid, CPU, 64) for grid in (1, 4, 14, 64)] == [512, 32, 2, 1]
+    for grid in (1, 16, 64):
+        assert [rows_at_once(grid, CUDA, size) for size in (1, 64, 4096)] == [1, 64, 4096]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all passes, were this processor a GPU."""
+    seen: list[int] = []
+
+    def recorded(grid: int, device: torch.device, batch_size: int) -> int:
+        seen.append(rows_at_once(grid, CUDA, batch_size))
+        return seen[-1]
+
+    monkeypatch.setattr(inference, "rows_at_once", recorded)
+    return seen
+
+
+def _gallery(folder: Path, model: Path) -> None:
+    from pixlex.cli import main
+
+    out = folder / "gallery.png"
+    given = [
+        "gallery",
+        "--model",
+        model,
+        "--data",
+        folder / "photos",
+        "--out",
+        out,
+        "--batch-size",
+        3,
+        "--quiet",
+    ]
+    assert main([str(one) for one in given]) == 0
+
+
+USES: dict[str, Callable[[ImageTokenizer, ImageIndex, Path, Path], Any]] = {
+    "tokenize": lambda one, index, folder, model: one.tokenize(torch.rand(7, 3, 32, 32), batch_size=3),
+    "embed": lambda one, index, folder, model: one.embed(torch.rand(7, 3, 32, 32), batch_size=3),
+    "reconstruct": lambda one, index, folder, model: one.reconstruct(torch.rand(7, 3, 32, 32), batch_size=3),
+    "decode": lambda one, index, folder, model: one.decode([[0] * 16] * 7, batch_size=3),
+    "encode": lambda one, index, folder, model: encode_source(
+        one, open_source(str(folder / "photos")), folder / "codes.jsonl", "jsonl", batch_size=3, progress=False
+    ),
+    "pictures": lambda one, index, folder, model: decode_codes(
+        one, [(str(number), (0,) * 16) for number in range(7)], folder / "out", batch_size=3, progress=False
+    ),
+    "index": lambda one, index, folder, model: index.update(
+        str(folder / "photos"), batch_size=3, progress=False
+    ),
+    "gallery": lambda one, index, folder, model: _gallery(folder, model),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    ImageTokenizer(tiny_cbvila(language)).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("use", USES)
+def test_passes_are_as_large_as_asked_for(
+    use: str, passes: list[int], model: Path, language: Path, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "photos", [f"{number}.png" for number in range(7)])
+    tokenizer = ImageTokenizer(tiny_lqae(language))
+    index = ImageIndex.open(tmp_path / "index", model, create=True)
+    USES[use](tokenizer, index, tmp_path, model)
+    assert set(passes) == {3}
+
+
+def test_a_pass_is_filled_up(passes: list[int]) -> None:
+    """So that a row depends on no other and not on their number, on a GPU too."""
+    seen: list[tuple[int, ...]] = []
+
+    def compute(rows: Tensor) -> Tensor:
+        seen.append(tuple(rows.shape))
+        return rows + 1
+
+    inputs = torch.arange(10.0).view(5, 2)
+    assert torch.equal(compute_rows(inputs, compute, grid=4, device=CPU, batch_size=3), inputs + 1)
+    assert seen == [(3, 2), (3, 2)]
+
+
+def test_too_large_a_pass_is_named() -> None:
+    def compute(rows: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with pytest.raises(
+        RuntimeError, match="cpu does not hold a pass of 32 images: a smaller batch size may fit"
+    ):
+        compute_rows(torch.zeros(1, 2), compute, grid=4, device=CPU)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        compute_rows(torch.zeros(1, 2), compute, grid=4, device=CPU, batch_size=0)
