@@ -21,10 +21,16 @@ import pixlex
 import pixlex.runs
 from pixlex import cli
 from pixlex.api import ImageTokenizer, load
-from pixlex.cli import main, tokens
-from pixlex.config.run import FAMILIES, describe_fields, recipe_names
+from pixlex.cli import facts, finetuning, main, tokens, training
+from pixlex.cli.options import overrides_of
+from pixlex.cli.parser import parse
+from pixlex.config.run import FAMILIES, describe_fields, read_run, recipe_names
+from pixlex.data import embedded, hub
 from pixlex.encoding import read_codes
+from pixlex.eval.few_shot import linear
+from pixlex.search import nearest
 from pixlex.train.loop import LossNotFinite
+from pixlex.train.tracking import Tracker
 
 COMMANDS = (
     "train",
@@ -131,9 +137,34 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
     ("arguments", "message"),
     [
         ([], "the following arguments are required: COMMAND (see pixlex --help)"),
-        (["encoed"], "invalid choice: 'encoed'"),
+        (["encoed"], "invalid choice: 'encoed': did you mean encode or decode? (see pixlex --help)"),
+        (["quickstrat"], "did you mean quickstart?"),
+        (["evaluate", "retreival"], "invalid choice: 'retreival': did you mean retrieval?"),
+        (["encode", "a.png", "--model", "m", "--to", "jsonlines"], "did you mean jsonl?"),
+        (["train", "lqae/tinny"], "no recipe 'lqae/tinny': did you mean lqae/tiny"),
+        (["train", "lqae/zzzzzzz.yaml"], "no recipe 'lqae/zzzzzzz.yaml': known: cbvila/captions, "),
+        (["train", "lqae/tiny", "--batchsize", "3"], "--batchsize 3; did you mean --batch-size?"),
+        (["train", "lqae/tiny", "train.sed=3"], "unknown key train.sed; did you mean train.seed?"),
+        (["describe", "lqea"], "no recipe or family 'lqea': did you mean lqae?"),
+        (
+            ["train", "lqae/tiny", "--seed", "-1"],
+            "argument --seed: expected an integer of 0 or more, got '-1'",
+        ),
+        (["train", "lqae/tiny", "--device", "gpu"], "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        (
+            ["train", "lqae/tiny", "--seed", "1", "train.seed=1"],
+            "--seed and train.seed= are the same setting",
+        ),
+        (
+            ["ablate", "lqae/tiny", "--out", "d", "--batch-size", "2", "train.batch_size=3"],
+            "the same setting",
+        ),
+        (["train", "finetune/vqa"], "expected `pixlex finetune` with --from MODEL (or --untrained"),
+        (["train", "finetune/coco"], "goes on with a trained model"),
+        (["finetune", "finetune/vqa"], "expected --from MODEL, the model to go on with, or --untrained"),
         (["encode", "a.png", "--mod", "m"], "required: --model (see pixlex encode --help)"),
-        (["describe", "lqae", "--jsn"], "unrecognized arguments: --jsn"),
+        (["describe", "lqae", "--jsn"], "unrecognized arguments: --jsn; did you mean --json?"),
+        (["describe", "lqae", "zz", "--zz"], "unrecognized arguments: zz --zz (see pixlex --help)"),
         (
             ["encode", "a.png", "--model", "m", "--batch-size", "0"],
             "expected an integer of 1 or more, got '0'",
@@ -147,6 +178,59 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
 )
 def test_what_is_typed_wrong(run: Callable[..., Outcome], arguments: list[str], message: str) -> None:
     assert message in refused(run(*arguments))
+
+
+@pytest.mark.parametrize("command", ["train", "finetune", "ablate", "quickstart"])
+def test_settings_that_are_options(command: str) -> None:
+    given = [] if command == "quickstart" else ["lqae/tiny", "train.steps=3"]
+    options = parse([command, *given, "--device", "cuda:1", "--seed", "0", "--batch-size", "8"])
+    typed = overrides_of(options)
+    assert typed == [*given[1:], "train.device=cuda:1", "train.seed=0", "train.batch_size=8"]
+    run = read_run("lqae/tiny", typed).train
+    assert (run.device, run.seed, run.batch_size) == ("cuda:1", 0, 8)
+    assert overrides_of(parse([command, *given])) == given[1:]
+
+
+def test_fine_tuning_from_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --untrained a recipe of finetune/ runs in its own shape; with start= it is a run like any other."""
+    begun: list[Any] = []
+    monkeypatch.setattr(finetuning, "train_run", lambda options, run: begun.append(run) or 0)
+    monkeypatch.setattr(training, "train_run", lambda options, run: begun.append(run) or 0)
+    assert main(["finetune", "finetune/vqa", "--untrained", "--seed", "3"]) == 0
+    assert main(["train", "finetune/vqa", "start=runs/pairs"]) == 0
+    assert main(["train", "cbvila/tiny"]) == 0
+    assert [getattr(run, "start", "") for run in begun] == ["", "runs/pairs", ""]
+    assert begun[0].train.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("package", "call", "extra"),
+    [
+        ("wandb", lambda folder: Tracker(folder, 0, wandb=True), "wandb"),
+        ("sklearn", lambda folder: linear._logistic_regression(1.0), "eval"),
+        ("faiss", lambda folder: nearest.faiss(), "search"),
+        ("datasets", lambda folder: hub._datasets(), "datasets"),
+        ("sklearn.datasets", lambda folder: embedded._digits(), "embedded"),
+    ],
+)
+def test_missing_extras_fail_and_are_named(
+    package: str, call: Callable[[Path], object], extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., Outcome],
+) -> None:  # fmt: skip
+    """Nothing that was typed is wrong: exit code 1."""
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(facts, "version", lambda options: call(tmp_path))
+    assert f"pip install 'pixlex[{extra}]'" in refused(run("version"), code=1)
+
+
+def test_the_package_is_a_program() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "pixlex", "--version"], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout == f"pixlex {pixlex.__version__}\n"
+    program = "import pixlex, sys; names = dir(pixlex); assert 'torch' not in sys.modules; print(*names)"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert set(pixlex.__all__) <= set(answer.stdout.split())
 
 
 def test_version(run: Callable[..., Outcome]) -> None:
@@ -185,8 +269,7 @@ def test_describe_shows_what_a_recipe_changes(run: Callable[..., Outcome], tmp_p
     recipe.write_text("family: vqvae\ntrain: {stpes: 7}\n")
     assert "did you mean train.steps?" in refused(run("describe", recipe))
     message = refused(run("describe", "lqae/nothing"))
-    assert "no recipe 'lqae/nothing'" in message
-    assert "families lqae, vqvae" in message
+    assert "no recipe or family 'lqae/nothing'" in message
 
 
 def test_doctor(run: Callable[..., Outcome], broken: Path) -> None:

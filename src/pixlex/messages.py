@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 _MOST_CHARACTERS = 80
 
 
@@ -18,3 +21,27 @@ def quoted(value: object, limit: int = _MOST_CHARACTERS) -> str:
     cut = value[: limit + 1] if isinstance(value, str | bytes | bytearray) else value
     text = repr(cut).replace("\n", " ")
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return a question for the names that a misspelt one may have meant, or what is known where none is near.
+
+    Args:
+        word: as it was typed.
+        known: the right names.
+        prefix: what stands before each of them.
+    """
+    names = list(known)
+    near = [f"{prefix}{name}" for name in difflib.get_close_matches(word, names, n=2)]
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+
+
+def not_installed(what: str, package: str, extra: str) -> ModuleNotFoundError:
+    """Return the error of an optional package that is missing.
+
+    Args:
+        what: what needs it.
+        package: its name.
+        extra: of pixlex, that brings it.
+    """
+    return ModuleNotFoundError(f"{what} needs {package}: pip install 'pixlex[{extra}]'", name=package)

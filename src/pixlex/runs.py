@@ -44,6 +44,7 @@ from pixlex.objectives.phase import Objective
 from pixlex.objectives.reasoning import ReasoningObjective
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.loop import Callbacks, fit
+from pixlex.train.memory import check_memory
 from pixlex.train.parallel import local_batch_size, pick_precision
 from pixlex.train.tracking import METRICS, write_environment
 
@@ -87,6 +88,7 @@ def _train(run: Run, folder: Path, resume: bool) -> Path | None:
     """Train within the process group."""
     local_batch_size(run.train)
     run = settled(run, folder)
+    check_memory(run)
     is_first = distributed.rank() == 0
     source = _open(run, run.data.train)
     validation = _open(run, run.data.validation) if run.data.validation else None
@@ -266,15 +268,16 @@ def _finish(run: Run, objective: Objective, folder: Path, progress: report.Progr
     return target
 
 
-def quickstart(folder: Path, *, resume: bool = False) -> Path | None:
+def quickstart(folder: Path, *, resume: bool = False, overrides: Sequence[str] = ()) -> Path | None:
     """Train the tiny recipe on photographs that come with a dependency, and leave a page to look at.
 
     Args:
         folder: the run folder.
         resume: go on after an interrupt.
+        overrides: settings of the run, `key=value`.
 
     Returns:
         The page; None when interrupted.
     """
-    run = read_run("lqae/tiny")
+    run = read_run("lqae/tiny", overrides)
     return None if run_training(run, folder, resume=resume) is None else folder / "report.html"

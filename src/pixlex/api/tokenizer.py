@@ -283,7 +283,6 @@ class ImageTokenizer:
         batches = batches_of(images, batch_size, self.image_size, self.model.config.cut)
         return torch.cat([self._compute(batch, compute, batch_size) for batch in batches])
 
-
     def _compute(self, inputs: Tensor, compute: Callable[[Tensor], Tensor], batch_size: int) -> Tensor:
         """Compute one row for each row of the inputs, always in the same shape."""
         return compute_rows(

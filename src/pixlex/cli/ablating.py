@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pixlex.cli.options import overrides_of
 from pixlex.cli.output import answer, remark
 from pixlex.cli.training import INTERRUPTED, bars
 from pixlex.config.ablation import AblationRow, ablation_rows, select_rows
@@ -29,10 +30,11 @@ def ablate(options: Namespace) -> int:
     from pixlex.ablations.rows import plan, run_ablations
 
     rows = _with_finished(rows, options.out)
-    plan(options.recipe, options.overrides, rows)
+    overrides = overrides_of(options)
+    device = plan(options.recipe, overrides, rows)["base"].train.device
     with bars(options):
-        measures = list(_measures(options))
-        results = run_ablations(options.recipe, options.overrides, rows, options.out, measures)
+        measures = list(_measures(options, device))
+        results = run_ablations(options.recipe, overrides, rows, options.out, measures)
     if results is None:
         remark(options, "interrupted; the same command goes on")
         return INTERRUPTED
@@ -51,7 +53,7 @@ def _with_finished(rows: Sequence[AblationRow], folder: Path) -> tuple[AblationR
     return tuple(row for row in ablation_rows() if row.name in names)
 
 
-def _measures(options: Namespace) -> Iterator[Measure]:
+def _measures(options: Namespace, device: str) -> Iterator[Measure]:
     """Yield what is measured on every row; data are read before anything is trained."""
     from pixlex.ablations.measures import few_shot_measure, probe_measure
     from pixlex.data.images import open_source
@@ -61,7 +63,7 @@ def _measures(options: Namespace) -> Iterator[Measure]:
 
         train, test = (open_source(one) for one in options.probe)
         sets = open_sets(train, test, limit=options.probe_limit, test_limit=options.probe_test_limit)
-        yield probe_measure(sets, options.out / "features")
+        yield probe_measure(sets, options.out / "features", device=device)
     if options.llm and options.few_shot is None:
         raise ValueError("--llm answers episodes: name labeled images with --few-shot DATA")
     if options.few_shot is not None:
@@ -74,8 +76,15 @@ def _measures(options: Namespace) -> Iterator[Measure]:
         episodes = [sample_episodes(images, setting, count=options.episodes, seed=0) for setting in settings]
         cache = options.out / "few-shot"
         clients = [
-            connect(name, base_url=options.llm_url, cache=cache / "language-models") for name in options.llm
+            connect(name, base_url=options.llm_url, cache=cache / "language-models", device=device)
+            for name in options.llm
         ]
         yield few_shot_measure(
-            images, episodes, cache, clients=clients, template=options.template, scorer=options.scorer
+            images,
+            episodes,
+            cache,
+            clients=clients,
+            template=options.template,
+            scorer=options.scorer,
+            device=device,
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pixlex.cli.few_shot_options import SCORERS, TEMPLATES
-from pixlex.cli.options import DATA, add_command, machine_options, positive
+from pixlex.cli.options import DATA, add_command, machine_options, positive, training_options
 
 
 def ablate_command(commands: Any) -> None:
@@ -50,4 +50,5 @@ def ablate_command(commands: Any) -> None:
     few_shot.add_argument("--llm-url", metavar="URL", help="OpenAI-compatible endpoint")
     few_shot.add_argument("--template", choices=TEMPLATES, default="frozen", help="default %(default)s")
     few_shot.add_argument("--scorer", choices=SCORERS, default="likelihood", help="default %(default)s")
+    training_options(parser)
     machine_options(parser)

@@ -18,6 +18,7 @@ from pixlex.cli.options import (
     positive,
     share,
     size_options,
+    zero_or_more,
 )
 from pixlex.cli.reasoning_options import reasoning_commands
 
@@ -173,7 +174,9 @@ def _linear_probe(measures: Any) -> None:
     probe.add_argument(
         "--allow-overlap", action="store_true", help="go on when the same image is in two of the sets"
     )
-    probe.add_argument("--seed", type=int, default=0, help="of the validation split; default %(default)s")
+    probe.add_argument(
+        "--seed", type=zero_or_more, default=0, help="of the validation split; default %(default)s"
+    )
     probe.add_argument(
         "--out",
         type=Path,

@@ -13,6 +13,7 @@ from pixlex import __version__
 from pixlex.cli.data_reports import caption_text, report_text
 from pixlex.cli.output import answer, table
 from pixlex.config.run import FAMILIES, describe_fields, find_recipe, read_run, recipe_names, value_at
+from pixlex.messages import nearest, quoted
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -95,7 +96,8 @@ def _fields(subject: str) -> list[dict[str, Any]]:
     try:
         find_recipe(subject)
     except ValueError as fault:
-        raise ValueError(f"{fault}; or one of the families {', '.join(FAMILIES)}") from fault
+        known = [*FAMILIES, *recipe_names()]
+        raise ValueError(f"no recipe or family {quoted(subject)}: {nearest(subject, known)}") from fault
     run = read_run(subject)
     values = asdict(run)
     return [

@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pixlex.cli.options import DATA, add_command, machine_options, positive, share
-from pixlex.messages import quoted
+from pixlex.cli.options import DATA, add_command, machine_options, positive, share, zero_or_more
 
 COLUMNS = ("bare:1/0", "1/0", "3/0", "5/0", "1/1", "1/3", "1/5")
 ANSWERERS = ("sentence", "layers", "last-layer", "bag", "linear", "pixels", "chance")
@@ -74,7 +73,7 @@ def _episode_options(parser: argparse.ArgumentParser) -> None:
     episodes.add_argument(
         "--episodes", type=positive, default=500, help="of each setting; default %(default)s"
     )
-    episodes.add_argument("--seed", type=_seed, default=0, help="default %(default)s")
+    episodes.add_argument("--seed", type=zero_or_more, default=0, help="default %(default)s")
     episodes.add_argument(
         "--names",
         choices=("real", "nonsense"),
@@ -164,10 +163,3 @@ def _language_model_options(parser: argparse.ArgumentParser) -> None:
     llm.add_argument(
         "--llm-batch-size", type=positive, default=16, help="of a local model; default %(default)s"
     )
-
-
-def _seed(text: str) -> int:
-    """Read an integer of 0 or more."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, got {quoted(text)}")
-    return int(text)

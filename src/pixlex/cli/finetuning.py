@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
+from pixlex.cli.options import overrides_of
 from pixlex.cli.training import train_run
 from pixlex.config.run import find_recipe, read_run
 
@@ -15,6 +16,10 @@ def finetune(options: Namespace) -> int:
 
     from pixlex.models.pretrained import read_config
 
+    if options.start is None:
+        if options.untrained:
+            return train_run(options, read_run(options.recipe, overrides_of(options)))
+        raise ValueError("expected --from MODEL, the model to go on with, or --untrained for fresh weights")
     described = read_config(options.start, options.revision)
     before = described["family"]
     if before not in ("cbvila", "reasoning"):
@@ -35,4 +40,6 @@ def finetune(options: Namespace) -> int:
     shape: dict[str, Any] = described["model"]["body"] if before == "reasoning" else described["model"]
     model = shape if family == "cbvila" else {"body": shape}
     start = "" if options.untrained else options.start
-    return train_run(options, read_run(options.recipe, options.overrides, {"start": start, "model": model}))
+    return train_run(
+        options, read_run(options.recipe, overrides_of(options), {"start": start, "model": model})
+    )

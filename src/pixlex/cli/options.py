@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Literal, NoReturn
 
-from pixlex.messages import quoted
+from pixlex.messages import nearest, quoted
 
 DATA = (
     "a folder, a .parquet, .csv, .tsv or .jsonl file, .tar shards (these and .parquet also at an "
@@ -20,11 +20,21 @@ PAIRS = (
 EXIT_CODES = "exit codes: 0 fine, 1 the run failed, 2 bad input, 130 interrupted"
 
 
+# What `train`, `finetune` and `ablate` have options for besides `train.NAME=VALUE`.
+_SETTINGS = ("device", "seed", "batch_size")
+
+
 class Parser(argparse.ArgumentParser):
-    """Takes no abbreviations, and raises `ValueError` instead of leaving the program."""
+    """Takes no abbreviations, names the nearest choice, and raises `ValueError` instead of leaving the program."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **{"allow_abbrev": False, **settings})
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a command or a choice that is not there."""
+        if action.choices is not None and value not in action.choices:
+            hint = nearest(str(value), map(str, action.choices))
+            raise argparse.ArgumentError(action, f"invalid choice: {quoted(value)}: {hint}")
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting."""
@@ -105,6 +115,35 @@ def size_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def training_options(parser: argparse.ArgumentParser) -> None:
+    """Add the settings of a run that are options, too (see `overrides_of`)."""
+    parser.add_argument(
+        "--device",
+        metavar="D",
+        help="auto, cpu, cuda or cuda:N; the same as train.device=D, default the recipe's",
+    )
+    parser.add_argument("--seed", type=zero_or_more, metavar="N", help="the same as train.seed=N")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="the same as train.batch_size=N")
+
+
+def overrides_of(options: argparse.Namespace) -> list[str]:
+    """Return the settings of a run that were typed, KEY=VALUE, those of `training_options` among them.
+
+    Raises:
+        ValueError: one of them was typed in both ways.
+    """
+    typed: list[str] = list(options.overrides)
+    for name in _SETTINGS:
+        value = getattr(options, name)
+        if value is not None:
+            if any(one.startswith(f"train.{name}=") for one in options.overrides):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} and train.{name}= are the same setting: expected one of them"
+                )
+            typed.append(f"train.{name}={value}")
+    return typed
+
+
 def broken_option(parser: argparse.ArgumentParser) -> None:
     """Add the share of unreadable images that is put up with."""
     parser.add_argument(
@@ -137,6 +176,13 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, got {quoted(text)}")
     return number
+
+
+def zero_or_more(text: str) -> int:
+    """Read an integer of 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, got {quoted(text)}")
+    return int(text)
 
 
 def share(text: str) -> float:

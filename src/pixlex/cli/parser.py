@@ -25,9 +25,12 @@ from pixlex.cli.options import (
     model_options,
     path_arguments,
     positive,
+    training_options,
+    zero_or_more,
 )
 from pixlex.cli.reasoning_options import ask_command, finetune_command
 from pixlex.cli.search_options import search_commands
+from pixlex.messages import nearest
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -42,10 +45,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     several = next((name for name in ("overrides", "paths", "words") if hasattr(options, name)), None)
     if several is None or any(one.startswith("-") for one in rest):
         if rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            unknown = next((one for one in rest if one.startswith("-")), rest[0])
+            hint = nearest(unknown.partition("=")[0], _option_names(parser, options))
+            near = f"; {hint}" if hint.startswith("did") else ""
+            parser.error(f"unrecognized arguments: {' '.join(rest)}{near}")
     else:
         setattr(options, several, [*getattr(options, several), *rest])
     return options
+
+
+def _option_names(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
+    """Return the options of the command that was typed."""
+    names = [name for action in parser._actions for name in action.option_strings]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            names += _option_names(action.choices[getattr(options, action.dest)], options)
+    return names
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,6 +96,7 @@ def _training_commands(commands: Any) -> None:
         action="store_true",
         help="go on from the newest checkpoint (without --out: of the newest run)",
     )
+    training_options(train)
     machine_options(train)
     quickstart = add_command(
         commands,
@@ -90,6 +106,8 @@ def _training_commands(commands: Any) -> None:
         processes="own",
     )
     quickstart.add_argument("--out", type=Path, default=Path("runs/quickstart"), metavar="DIR")
+    quickstart.set_defaults(overrides=[])
+    training_options(quickstart)
     machine_options(quickstart)
 
 
@@ -157,7 +175,7 @@ def _gallery(commands: Any) -> None:
     gallery.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     gallery.add_argument("--codewords", type=positive, default=12, help="rows; default %(default)s")
     gallery.add_argument("--limit", type=positive, help="most images, evenly spaced; default all")
-    gallery.add_argument("--seed", type=int, default=0, help="of the draw; default %(default)s")
+    gallery.add_argument("--seed", type=zero_or_more, default=0, help="of the draw; default %(default)s")
     batch_options(gallery)
     machine_options(gallery)
 

@@ -14,6 +14,7 @@ from pixlex.cli.options import (
     model_options,
     positive,
     size_options,
+    training_options,
 )
 
 _ITEMS = (
@@ -45,7 +46,6 @@ def finetune_command(commands: Any) -> None:
     finetune.add_argument(
         "--from",
         dest="start",
-        required=True,
         metavar="M",
         help="the model to start from: a model directory, a run folder or a hub repository",
     )
@@ -53,12 +53,14 @@ def finetune_command(commands: Any) -> None:
     finetune.add_argument(
         "--untrained",
         action="store_true",
-        help="the shape of that model without its weights, to see what pretraining gives",
+        help="the shape of that model without its weights, to see what pretraining gives; without --from the "
+        "recipe's own shape",
     )
     finetune.add_argument(
         "--out", type=Path, metavar="DIR", help="the run folder; default runs/RECIPE-NUMBER"
     )
     finetune.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    training_options(finetune)
     machine_options(finetune)
 
 

@@ -13,6 +13,7 @@ from pixlex.cli.options import (
     machine_options,
     model_options,
     positive,
+    zero_or_more,
 )
 
 
@@ -42,7 +43,7 @@ def search_commands(commands: Any) -> None:
     search.add_argument("--top-k", type=positive, default=10, metavar="K", help="hits; default %(default)s")
     search.add_argument(
         "--rerank",
-        type=_zero_or_more,
+        type=zero_or_more,
         default=0,
         metavar="N",
         help="read the N best again and rank them by the matching head; texts only; default %(default)s",
@@ -64,8 +65,3 @@ def search_commands(commands: Any) -> None:
     search.add_argument("--language-model", metavar="M", help="where its tokenizer lies now")
     search.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default %(default)s")
     machine_options(search)
-
-
-def _zero_or_more(text: str) -> int:
-    """Read an integer of 0 or more."""
-    return 0 if text == "0" else positive(text)

@@ -9,15 +9,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
+from pixlex.cli.options import overrides_of
 from pixlex.cli.output import answer, remark
-from pixlex.config.run import Run, read_run
+from pixlex.config.run import Run, find_recipe, read_run
 
 INTERRUPTED = 130
 
 
 def train(options: Namespace) -> int:
     """Train a recipe in a run folder, or go on with it."""
-    return train_run(options, read_run(options.recipe, options.overrides))
+    run = read_run(options.recipe, overrides_of(options))
+    tunes = run.family == "reasoning" or find_recipe(options.recipe).parent.name == "finetune"
+    if tunes and not getattr(run, "start", ""):
+        raise ValueError(
+            f"{options.recipe} goes on with a trained model: expected `pixlex finetune` with --from MODEL "
+            "(or --untrained for fresh weights)"
+        )
+    return train_run(options, run)
 
 
 def train_run(options: Namespace, run: Run) -> int:
@@ -33,7 +41,9 @@ def train_run(options: Namespace, run: Run) -> int:
         )
     _say(options, f"run folder {folder}")
     from pixlex.runs import run_training
+    from pixlex.train.memory import needed
 
+    _say(options, str(needed(run)))
     with bars(options):
         model = run_training(run, folder, resume=options.resume)
     if not _is_first():
@@ -56,7 +66,7 @@ def quickstart(options: Namespace) -> int:
         from pixlex.runs import quickstart as run_quickstart
 
         with bars(options):
-            written = run_quickstart(folder, resume=True)
+            written = run_quickstart(folder, resume=True, overrides=overrides_of(options))
         if not _is_first():
             return 0
         if written is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from pixlex.config.mae import MAERun
 from pixlex.config.reasoning import ReasoningRun
 from pixlex.config.train import EvalConfig, TrainConfig
 from pixlex.files import write_atomically
-from pixlex.messages import quoted
+from pixlex.messages import nearest, quoted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +74,13 @@ def find_recipe(name: str) -> Path:
     """Return the file of a recipe: a path, or a name such as `lqae/tiny`.
 
     Raises:
-        ValueError: neither a file nor a recipe's name; the message lists the names.
+        ValueError: neither a file nor a recipe's name; the message says which is near.
     """
     bare = name.removeprefix("recipes/").removesuffix(".yaml")
     for candidate in (Path(name), recipes_folder() / f"{bare}.yaml"):
         if candidate.is_file():
             return candidate
-    raise ValueError(f"no recipe {quoted(name)}: expected a YAML file or one of {', '.join(recipe_names())}")
+    raise ValueError(f"no recipe {quoted(name)}: {nearest(bare, recipe_names())}")
 
 
 def read_run(
@@ -193,9 +192,7 @@ def _check_keys(kind: type[Any], values: Mapping[str, Any], prefix: str, origin:
     hints = get_type_hints(kind)
     for key, value in values.items():
         if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(hints)}"
-            raise ValueError(f"{origin}: unknown key {prefix}{key}{hint}")
+            raise ValueError(f"{origin}: unknown key {prefix}{key}; {nearest(str(key), hints, prefix)}")
         if dataclasses.is_dataclass(hints[key]):
             part_kind = hints[key]
             assert isinstance(part_kind, type)

@@ -15,6 +15,7 @@ from pixlex.data.decoding import ImageRecord
 from pixlex.data.labels import Labels
 from pixlex.data.scenes import ScenesSource, Split, open_scenes
 from pixlex.data.sources import fingerprint
+from pixlex.messages import not_installed
 
 # The color photographs that lie inside the installed package scikit-image: class name -> file.
 PHOTOGRAPHS = {
@@ -211,7 +212,7 @@ def photograph(name: str) -> UInt8[np.ndarray, "H W 3"]:
     # The files are opened where they lie: skimage.data would download what it does not find.
     package = importlib.util.find_spec("skimage")
     if package is None or package.origin is None:
-        raise _missing("embedded:photographs", "scikit-image")
+        raise not_installed("embedded:photographs", "scikit-image", "embedded")
     path = Path(package.origin).parent / "data" / PHOTOGRAPHS[name]
     if not path.is_file():
         raise ValueError(f"the installed scikit-image does not bundle the photograph {path.name}")
@@ -226,13 +227,9 @@ def _digits() -> tuple[UInt8[np.ndarray, "images 8 8"], np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as fault:
-        raise _missing("embedded:digits", "scikit-learn") from fault
+        raise not_installed("embedded:digits", "scikit-learn", "embedded") from fault
     digits = load_digits()
     return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)
-
-
-def _missing(source: str, package: str) -> ModuleNotFoundError:
-    return ModuleNotFoundError(f"{source} needs {package}: pip install 'pixlex[embedded]'", name=package)
 
 
 def _quasirandom(number: int) -> tuple[float, float, float]:

@@ -13,7 +13,7 @@ from pixlex.data.decoding import ImageRecord, UnreadableImage
 from pixlex.data.labels import Labels, labels_of_known_classes, resolve_labels, row_label
 from pixlex.data.sources import fingerprint, stored_bytes
 from pixlex.data.text import json_value
-from pixlex.messages import quoted
+from pixlex.messages import not_installed, quoted
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,7 @@ def _datasets() -> Any:
     try:
         import datasets
     except ModuleNotFoundError as fault:
-        raise ModuleNotFoundError(
-            "Hugging Face data sets need the package datasets: pip install 'pixlex[datasets]'",
-            name="datasets",
-        ) from fault
+        raise not_installed("a Hugging Face data set", "datasets", "datasets") from fault
     return datasets
 
 

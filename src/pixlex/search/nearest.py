@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from pixlex.files import write_atomically
+from pixlex.messages import not_installed
 from pixlex.search.store import Store
 
 Blocks = Iterable[tuple[Int64[np.ndarray, " N"], Float32[np.ndarray, "N e"]]]
@@ -31,9 +32,7 @@ def faiss() -> ModuleType:
     try:
         import faiss as library
     except ModuleNotFoundError as fault:
-        raise ModuleNotFoundError(
-            "searching needs faiss: pip install 'pixlex[search]'", name="faiss"
-        ) from fault
+        raise not_installed("searching", "faiss", "search") from fault
     found: ModuleType = library
     return found
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from pixlex.messages import not_installed
+
 METRICS = "metrics.jsonl"
 
 
@@ -32,12 +34,12 @@ class Tracker:
         from tensorboardX import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
+        self._wandb = _start_wandb(folder, config) if wandb else None
         path = folder / METRICS
         kept = [line for line in read_metrics(path) if line["step"] <= first_step]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
-        self._wandb = _start_wandb(folder, config) if wandb else None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write the values of one step; keys read `phase/term`."""
@@ -93,5 +95,5 @@ def _start_wandb(folder: Path, config: Mapping[str, Any] | None) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ValueError("train.wandb=true needs Weights & Biases: pip install 'pixlex[wandb]'") from error
+        raise not_installed("train.wandb=true", "Weights & Biases", "wandb") from error
     return wandb.init(project="pixlex", name=folder.name, dir=str(folder), config=dict(config or {}))

@@ -18,6 +18,7 @@ from pixlex.eval.few_shot.features import DenseTable, Features, Metric
 from pixlex.eval.few_shot.fingerprints import digest
 from pixlex.eval.few_shot.nearest import Classes, Values, Vector, Vectors, answer_by
 from pixlex.eval.few_shot.readers import read_pixels
+from pixlex.messages import not_installed
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.inference import Precision, compute_rows
 from pixlex.models.mae import MAE
@@ -148,5 +149,5 @@ def _logistic_regression(strength: float) -> Any:
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as fault:
-        raise ValueError("a linear classifier needs scikit-learn: pip install 'pixlex[eval]'") from fault
+        raise not_installed("a linear classifier", "scikit-learn", "eval") from fault
     return LogisticRegression(C=strength, tol=1e-8, max_iter=1000)

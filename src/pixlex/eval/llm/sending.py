@@ -17,6 +17,7 @@ from pixlex.eval.llm.budget import Budget, Usage
 from pixlex.eval.llm.cache import Answer
 from pixlex.eval.llm.faults import MayPass, RequestFailed, status_fault
 from pixlex.eval.llm.quoting import Quoter
+from pixlex.messages import not_installed
 
 Route = Literal["completions", "chat/completions"]
 COMPLETIONS: Route = "completions"
@@ -104,7 +105,7 @@ class Sender:
         try:
             import openai
         except ImportError as fault:
-            raise ValueError("an endpoint needs the openai client: pip install 'pixlex[llm]'") from fault
+            raise not_installed("an endpoint", "the openai client", "llm") from fault
         return openai
 
     def _connect(self) -> Any:

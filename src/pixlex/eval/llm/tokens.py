@@ -56,7 +56,8 @@ def _tiktoken(name: str) -> TokenCounter:
     try:
         import tiktoken
     except ImportError as fault:
-        raise ValueError(f"tokenizer {TIKTOKEN}{name} needs tiktoken: pip install tiktoken") from fault
+        missing = f"tokenizer {TIKTOKEN}{name} needs tiktoken: pip install tiktoken"
+        raise ModuleNotFoundError(missing, name="tiktoken") from fault
     try:
         return _counter(tiktoken.get_encoding(name))
     except (OSError, ValueError) as fault:

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch.nn import functional
 
+from pixlex.messages import not_installed
 from pixlex.progress import bar_or_lines
 
 # Numbers in the training features (images x width) up to which L-BFGS works on a copy in memory: 0.8 GB in
@@ -182,8 +183,11 @@ def fit(
 
 def _lbfgs(part: Part, scaling: Scaling, penalties: Sequence[float]) -> Iterator[LinearClassifier]:
     """Fit with scikit-learn."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+    try:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as fault:
+        raise not_installed("a linear classifier", "scikit-learn", "eval") from fault
 
     x, labels = np.concatenate([scaling(chunk) for chunk in part.chunks()]), part.labels
     two = labels.max() == 1

@@ -1,0 +1,129 @@
+"""What a run needs at least, told from its configuration: no network is built to find out that none fits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pixlex.config.run import Run
+from pixlex.distributed import num_announced, num_on_this_machine, pick_device
+
+_CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Needed:
+    """The least that a run needs.
+
+    Attributes:
+        parameters: in transformer layers and learned codebooks; embeddings and heads come on top.
+        state: bytes of a process for weights, gradients and moments.
+        activations: bytes of a process for what image encoders and decoders keep for their gradients.
+        images: that a process computes in a step.
+    """
+
+    parameters: int
+    state: int
+    activations: int
+    images: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes of a process: gradients and moments are there when activations are, but for the gradients."""
+        return max(self.state, self.state * 3 // 4 + self.activations)
+
+    def __str__(self) -> str:
+        return f"at least {self.parameters / 1e6:,.1f} million parameters, {self.memory / _GIB:,.1f} GiB of memory"
+
+
+def needed(run: Run) -> Needed:
+    """Return the least that a run needs in a process, in closed form.
+
+    A layer of width w has 4 w^2 parameters for attention, as many for cross-attention, and 2 r w^2 for the rest.
+    For its gradients it keeps 6 + 2 r vectors of every patch; one, where it computes again or is compiled.
+    """
+    train, parameters, kept = run.train, 0, 0.0
+    visible = 1 - getattr(run.objective, "mask_ratio", 0.0) if hasattr(run, "objective") else 1.0
+    for depth, width, ratio, share, crosses in _stacks(run.model, visible):
+        parameters += int(depth * width**2 * (8 if crosses else 4) + 2 * depth * width * int(ratio * width))
+        vectors = 1.0 if train.checkpoint_activations or train.compile else 6 + 2 * ratio
+        kept += depth * width * vectors * int(share * run.model.grid**2)
+    codebooks = sum(_codebooks(run.model))
+    images = train.batch_size // num_announced() // getattr(run.data, "texts_per_image", 1)
+    # Of four bytes each: weights, gradients and two moments; codebooks that are moving averages have no moments.
+    state = (16 * parameters + 4 * codebooks) // (num_announced() if train.shard_parameters else 1)
+    return Needed(
+        parameters + codebooks, state, int(kept) * images * (4 if train.precision == "fp32" else 2), images
+    )
+
+
+def check_memory(run: Run) -> None:
+    """Refuse a run that cannot fit; what is left out of the sum is for the device to say.
+
+    Raises:
+        ValueError: the least that the run needs is more than there is; with the numbers.
+    """
+    device, least = pick_device(run.train.device), needed(run)
+    processes = num_on_this_machine() if device.type == "cpu" else 1
+    there = memory_of(device)
+    if there is not None and least.memory * processes > there:
+        raise ValueError(
+            f"this run cannot fit: its {least.parameters / 1e6:,.1f} million parameters need at least "
+            f"{least.state * processes / _GIB:,.1f} GiB with gradients and moments, activations of "
+            f"{least.images * processes:,} images {least.activations * processes / _GIB:,.1f} GiB, and "
+            f"{device} has {there / _GIB:,.1f} GiB: expected a smaller train.batch_size, "
+            "train.checkpoint_activations=true or a smaller model"
+        )
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Return the bytes of a GPU, or those that this machine gives its processes, swap included; None: unknown."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+    limits = [text for text in map(_first_line, _CGROUPS) if text.isdecimal()]
+    swap = next((line for line in _lines("/proc/meminfo") if line.startswith("SwapTotal:")), "SwapTotal: 0")
+    return min([memory, *map(int, limits)]) + int(swap.split()[1]) * 1024
+
+
+def _stacks(model: Any, visible: float) -> Iterator[tuple[int, int, float, float, bool]]:
+    """Yield depth, width, mlp_ratio, fraction of the patches and whether layers look across, of each stack."""
+    if hasattr(model, "body"):
+        model = model.body
+    hidden = {"encoder": 1 - getattr(model, "mask_ratio", 0.0), "decoder": 1.0, "image": visible}
+    for one in fields(model):
+        stack = getattr(model, one.name)
+        if hasattr(stack, "depth"):
+            sizes = (
+                stack if hasattr(stack, "width") else model.text
+            )  # the fusion encoder is as wide as the text
+            yield stack.depth, sizes.width, sizes.mlp_ratio, hidden.get(one.name, 0.0), sizes is not stack
+
+
+def _codebooks(model: Any) -> Iterator[int]:
+    """Yield the numbers in learned codebooks."""
+    if hasattr(model, "num_codewords"):
+        yield model.num_codewords * (model.dim if hasattr(model, "dim") else model.codebook_dim)
+    for one in fields(model):
+        if is_dataclass(getattr(model, one.name)):
+            yield from _codebooks(getattr(model, one.name))
+
+
+def _first_line(path: str) -> str:
+    return next(iter(_lines(path)), "")
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
