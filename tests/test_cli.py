@@ -619,7 +619,7 @@ def test_only_the_first_process_prints(
 def test_quickstart(run: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def fake(folder: Path, *, resume: bool) -> Path | None:
+    def fake(folder: Path, *, resume: bool, overrides: Sequence[str] = ()) -> Path | None:
         calls.append((folder, resume))
         if len(calls) == 1:
             return None
