@@ -10,6 +10,7 @@ from typing import Any, assert_never
 from pixlex.data import entailment_files, nlvr_files, vqa_files
 from pixlex.data.addresses import Place
 from pixlex.data.annotations import found_in, load_json
+from pixlex.data.columns import columns_without_images, image_columns, table_rows
 from pixlex.data.descriptions import SetDescription
 from pixlex.data.images import open_source, parquet_addresses
 from pixlex.data.item_images import ID_FIELDS, PATH_FIELDS, ItemImages, RowImages, Table, images_of
@@ -17,7 +18,7 @@ from pixlex.data.listed import ReadRow, Rows, read_listing
 from pixlex.data.lists import json_lines, list_rows
 from pixlex.data.reasoning import ListedTask, ReasoningSource
 from pixlex.data.sources import remark_passed_over
-from pixlex.data.tables import ParquetSource, columns_without_images, image_columns, table_rows
+from pixlex.data.tables import ParquetSource
 from pixlex.data.text import json_value
 from pixlex.files import open_regular
 

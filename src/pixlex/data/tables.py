@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import bisect
 import os
 import warnings
@@ -10,26 +9,19 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pixlex.data.addresses import Address, NoSuchFile, Place, RangeFile, Unreachable
-from pixlex.data.decoding import ImageRecord, UnreadableImage, stored_form
+from pixlex.data.addresses import NoSuchFile, Place, Unreachable
+from pixlex.data.columns import declared_names, from_base64, image_column, is_text, open_parquet, read_columns
+from pixlex.data.decoding import ImageRecord, UnreadableImage
 from pixlex.data.labels import Labels, RowLabel, labels_of_known_classes, resolve_labels, row_label
 from pixlex.data.sources import PassedOver, fingerprint, names_within, stored_bytes
-from pixlex.data.text import check_columns, json_value
-from pixlex.files import open_regular
-from pixlex.messages import quoted
 
 # Row groups are decompressed whole and kept, in each process, up to this many bytes of images.
 CACHE_BYTES = 1 << 30
-
-# A column of texts is one of images where more than half of its first ones are images in base64.
-_LOOKED_AT = 32
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ class ParquetSource:
         self._forget()
         schema = self._parquet(0).schema_arrow
         self._named = column
-        self._column = column or _image_column(self._parquet(0), self._files[0])
+        self._column = column or image_column(self._parquet(0), self._files[0])
         self._kind = schema.field(self._column).type
         self._label_columns = [column for column in ("label", "class_name") if column in schema.names]
         first = image_bytes = 0
@@ -137,8 +129,8 @@ class ParquetSource:
             raise
         except (pa.ArrowException, OSError, ValueError) as fault:
             raise UnreadableImage(key, f"its row group cannot be read: {fault}") from fault
-        if isinstance(cell, str) and _is_text(self._kind):
-            cell = _from_base64(cell)
+        if isinstance(cell, str) and is_text(self._kind):
+            cell = from_base64(cell)
             if cell is None:
                 raise UnreadableImage(key, "its cell is no base64")
         data = stored_bytes(cell, self._files[where.file].parent, key)
@@ -160,7 +152,7 @@ class ParquetSource:
             parquet = self._parquet(number)
             if name not in (present := parquet.schema_arrow.names):
                 raise ValueError(f"{path}: expected a column {name}, found {', '.join(present):.200}")
-            values += _columns(parquet, path, [name])[name]
+            values += read_columns(parquet, path, [name])[name]
         self._forget()
         return values
 
@@ -177,7 +169,7 @@ class ParquetSource:
         if self._process != os.getpid():  # opened before a fork
             self._forget()
         if number not in self._open:
-            self._open[number] = _opened(self._files[number])
+            self._open[number] = open_parquet(self._files[number])
         return self._open[number]
 
     def _row_group_of(self, index: int) -> _RowGroup:
@@ -202,9 +194,9 @@ class ParquetSource:
     def _read_labels(self, schema: Any, numbered: bool) -> Labels:
         rows: list[RowLabel] = []
         values: list[object] = []
-        names = _declared_names(schema, self._files[0])
+        names = declared_names(schema, self._files[0])
         for number, path in enumerate(self._files):
-            columns = _columns(self._parquet(number), path, self._label_columns)
+            columns = read_columns(self._parquet(number), path, self._label_columns)
             count = self._parquet(number).metadata.num_rows
             labels = columns.get("label", [None] * count)
             values += labels
@@ -215,185 +207,8 @@ class ParquetSource:
         return resolve_labels(rows, self.name, self._files[0].parent, numbered=numbered)
 
 
-def columns_without_images(path: Place) -> list[str]:
-    """Return the columns of a parquet file if none of them holds images, else nothing.
-
-    Raises:
-        ValueError: if the file cannot be read.
-    """
-    return [] if image_columns(path) else list(_opened(path).schema_arrow.names)
-
-
-def image_columns(path: Place) -> list[str]:
-    """Return the columns of a parquet file that hold images: bytes, or texts in base64.
-
-    Raises:
-        ValueError: if the file cannot be read.
-    """
-    return _image_columns(_opened(path), path)
-
-
-def table_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Return the rows of a parquet file, some columns alone.
-
-    Raises:
-        ValueError: if the file cannot be read.
-    """
-    parquet = _opened(path)
-    names = list(parquet.schema_arrow.names if columns is None else columns)
-    found = _columns(parquet, path, names)
-    return [dict(zip(names, row, strict=True)) for row in zip(*(found[name] for name in names), strict=True)]
-
-
-def _opened(path: Place) -> Any:
-    try:
-        if not isinstance(path, Address):
-            open_regular(path).close()
-        parquet = pq.ParquetFile(RangeFile(path) if isinstance(path, Address) else path, memory_map=True)
-        check_columns(parquet.schema_arrow.names, path)
-    except (pa.ArrowException, OSError) as fault:
-        raise ValueError(f"{path} cannot be read as parquet: {quoted(str(fault), 200)}") from fault
-    return parquet
-
-
-def _columns(parquet: Any, path: Place, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Return the values of some columns."""
-    found: dict[str, list[Any]] = {}
-    for name in names:
-        try:
-            cells = parquet.read(columns=[name], use_threads=False)[name]
-        except (pa.ArrowException, OSError, NotImplementedError) as fault:
-            raise ValueError(
-                f"{path}: the column {name} cannot be read: {quoted(str(fault), 200)}"
-            ) from fault
-        try:
-            found[name] = cells.to_pylist()
-        except UnicodeDecodeError:
-            found[name] = [_text(cell, f"{path}#{row}, column {name}") for row, cell in enumerate(cells)]
-    return found
-
-
-def _text(cell: Any, where: str) -> Any:
-    try:
-        return cell.as_py()
-    except UnicodeDecodeError as fault:
-        raise ValueError(
-            f"{where}: expected UTF-8 text, got {quoted(fault.object)} ({fault.reason})"
-        ) from fault
-
-
-def _image_column(parquet: Any, path: Place) -> str:
-    """Return the name of the column of images: "image", or the only one."""
-    columns = _image_columns(parquet, path)
-    if "image" in columns:
-        return "image"
-    if len(columns) == 1:
-        return columns[0]
-    schema = parquet.schema_arrow
-    several = next((field for field in schema if _holds_images(field.type)), None)
-    if several is not None and not columns:
-        raise ValueError(
-            f"{path}: expected one image a row, got a list of them, {several.type!s:.200}, in the column "
-            f"{several.name}; write a row for each"
-        )
-    found = ", ".join(f"{field.name}: {field.type}" for field in schema)
-    raise ValueError(
-        f"{path}: expected one column of image bytes (binary, struct with bytes and path, list of uint8, text in "
-        f"base64), or one of them named 'image'; found {found:.400}"
-    )
-
-
-def _image_columns(parquet: Any, path: Place) -> list[str]:
-    fields = parquet.schema_arrow
-    columns = [field.name for field in fields if _holds_bytes(field.type)]
-    texts = (field.name for field in fields if _is_text(field.type))
-    return columns or [name for name in texts if _is_base64(parquet, path, name)]
-
-
-def _holds_bytes(kind: Any) -> bool:
-    """Whether this is a type of bytes: binary of any form, a dictionary, struct or list of it."""
-    if pa.types.is_struct(kind):
-        position = kind.get_field_index("bytes")
-        return bool(position >= 0 and _holds_bytes(kind.field(position).type))
-    if pa.types.is_dictionary(kind):
-        return _holds_bytes(kind.value_type)
-    if _is_list(kind):
-        return bool(pa.types.is_uint8(kind.value_type))
-    tests = (
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-        pa.types.is_binary_view,
-        pa.types.is_fixed_size_binary,
-    )
-    return any(test(kind) for test in tests)
-
-
-def _holds_images(kind: Any) -> bool:
-    """Whether this is a list of images."""
-    return _is_list(kind) and _holds_bytes(kind.value_type)
-
-
-def _is_list(kind: Any) -> bool:
-    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(test(kind) for test in tests)
-
-
-def _is_text(kind: Any) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
-
-
-def _is_base64(parquet: Any, path: Place, column: str) -> bool:
-    """Whether most of the first texts of a column are images in base64."""
-    try:
-        batch = next(parquet.iter_batches(_LOOKED_AT, columns=[column], use_threads=False), None)
-        texts = [] if batch is None else [one for one in batch[column].to_pylist() if one]
-    except UnicodeDecodeError:
-        return False
-    except (pa.ArrowException, OSError) as fault:
-        raise ValueError(f"{path}: the column {column} cannot be read: {quoted(str(fault), 200)}") from fault
-    images = sum(_is_image(data) for data in map(_from_base64, texts) if data)
-    return images > len(texts) / 2
-
-
-def _is_image(data: bytes) -> bool:
-    try:
-        return bool(stored_form(ImageRecord(data, -1, "")))
-    except UnreadableImage:
-        return False
-
-
-def _from_base64(text: str) -> bytes | None:
-    """Return the bytes that base64 stands for, perhaps behind data:image/png;base64, ; None if it is none."""
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    try:
-        return base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True)
-    except ValueError:
-        return None
-
-
 def _uncompressed_size(row_group: Any, column: str) -> int:
     chunks = (row_group.column(number) for number in range(row_group.num_columns))
     return sum(
         chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column
     )
-
-
-def _declared_names(schema: Any, path: Place) -> list[str]:
-    """Return the class names that `datasets` writes into the metadata of its parquet files."""
-    text = (schema.metadata or {}).get(b"huggingface")
-    if text is None:
-        return []
-    where = f"{path}, metadata 'huggingface'"
-    found: Any = json_value(text, where)
-    for key in ("info", "features", "label"):
-        found = {} if not isinstance(found, dict) else found.get(key)
-        found = {} if found is None else found
-    names = found.get("names") if isinstance(found, dict) else None
-    if not isinstance(names or [], list) or not all(isinstance(name, str) for name in names or []):
-        raise ValueError(
-            f"{where}: expected the class names of label to be a list of texts, got {quoted(names)}"
-        )
-    return list(names or [])
