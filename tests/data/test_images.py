@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pixlex.data.images import open_source
+from pixlex.data.items import open_items
+from pixlex.data.pairs import open_pairs
 from pixlex.data.tables import ParquetSource
 
 Picture = Callable[..., bytes]
@@ -102,6 +104,12 @@ def test_unknown_suffixes_and_mixtures(tmp_path: Path, picture: Picture) -> None
         open_source(str(tmp_path / "noname"))
     with pytest.raises(ValueError, match=r"must name \.parquet or \.tar files alone, .* names , \.zip"):
         open_source(str(tmp_path / "*"))
+
+
+@pytest.mark.parametrize("opened", [open_source, open_pairs, lambda name: open_items(name, "vqa")])
+def test_a_name_that_is_too_long_does_not_exist(opened: Callable[[str], object]) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        opened("x" * 999)
 
 
 def test_a_folder_of_two_kinds_is_refused_and_metadata_is_not_a_kind(

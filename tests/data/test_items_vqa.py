@@ -272,6 +272,16 @@ def test_ids_of_any_kind_and_answers_in_one_cell(coco: Path, tmp_path: Path) -> 
         opened(f"{tmp_path / 'b.json'}?images={tmp_path}")
 
 
+@pytest.mark.parametrize("name", ["data_subtype", "question_id", "image_id"])
+def test_long_cells_end_in_short_messages(coco: Path, tmp_path: Path, name: str) -> None:
+    content = json.loads((coco / "questions.json").read_text())
+    (content if name in content else content["questions"][0])[name] = "x" * 9999
+    path = write(tmp_path / "long.json", content)
+    with pytest.raises(ValueError, match=r"x{50}") as caught:
+        opened(f"{path}?images={coco / 'images'}&annotations={coco / 'annotations.json'}")
+    assert len(str(caught.value)) < 600
+
+
 def one_picture(folder: Path) -> Path:
     (folder / "1.png").write_bytes(b"")
     return folder

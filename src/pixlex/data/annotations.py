@@ -119,10 +119,12 @@ def found_in(content: Any) -> str:
         parts = [
             f"{key}: {found_in(value)}" if isinstance(value, list) else key for key, value in content.items()
         ]
-        return f"an object of {', '.join(parts[:8]) or 'nothing'}"
+        return f"an object of {', '.join(parts[:8]) or 'nothing':.200}"
     if isinstance(content, list) and content:
         first = content[0]
-        inside = f"objects of {', '.join(map(str, first))}" if isinstance(first, dict) else quoted(first, 40)
+        inside = (
+            f"objects of {', '.join(map(str, first)):.200}" if isinstance(first, dict) else quoted(first, 40)
+        )
         return f"a list of {len(content)} {inside}"
     return quoted(content, 40)
 
@@ -146,7 +148,7 @@ def _albef(content: Any, images: Path) -> Annotations:
     def read(row: Any, where: str) -> None:
         path = image_path(row["image"], where, images)
         value = row["captions"] if "captions" in row else row["caption"]
-        texts.setdefault(path, []).extend(texts_in(value, f"{where} ({path})"))
+        texts.setdefault(path, []).extend(texts_in(value, f"{where} ({path:.80})"))
 
     _each(content, read)
     return Annotations(tuple(Entry(path, tuple(found)) for path, found in texts.items()))
@@ -186,7 +188,7 @@ def _coco(content: Any, images: Path) -> Annotations:
             raise ValueError(
                 f"{where} belongs to image {quoted(row['image_id'])}, which is not among the images"
             )
-        texts[name] += texts_in(row["caption"], f"{where} (image {name})")
+        texts[name] += texts_in(row["caption"], f"{where} (image {name:.80})")
 
     _each(content["images"], read_image, "image")
     _each(content["annotations"], read_caption, "annotation")

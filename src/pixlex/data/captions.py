@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ _DOWNLOAD = "download the pictures first, for example with img2dataset, and name
 def open_set(described: SetDescription, *, every_split: bool = False) -> PairSource:
     """Open one set, see `pixlex.data.pairs.open_pairs`; its weight is not looked at."""
     path = Path(described.path).expanduser()
-    suffix = path.suffix.lower() if path.is_file() else ""
+    suffix = path.suffix.lower() if os.path.isfile(path) else ""
     columns = columns_without_images(path) if suffix == ".parquet" else []
     if suffix == ".json":
         source = _open_annotations(path, described, every_split)
@@ -45,7 +46,7 @@ def open_set(described: SetDescription, *, every_split: bool = False) -> PairSou
         case "captions":
             return source.by_caption()
         case other:
-            raise ValueError(f"{described.path}: rows must be images or captions, got {other}")
+            raise ValueError(f"{described.path}: rows must be images or captions, got {other:.80}")
 
 
 def _open_annotations(path: Path, described: SetDescription, every_split: bool) -> PairSource:
@@ -185,7 +186,7 @@ def _image_folder(path: Path, described: SetDescription) -> Path:
     if named is None:
         return path.parent
     folder = Path(named).expanduser()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ValueError(f"{path}: the folder of images {folder} does not exist")
     return folder
 

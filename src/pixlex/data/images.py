@@ -102,9 +102,9 @@ def _opened(description: str, captioned: bool) -> ImageSource:
     if not description:
         raise ValueError(f"the description of the images is empty; {_EXPECTED}")
     path = Path(description).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, false for names that are too long
         return _open_directory(path, captioned)
-    if path.is_file():
+    if os.path.isfile(path):
         return _open_file(path, captioned)
     if re.search(r"[*?\[{]", description):
         return _open_pattern(str(path), captioned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, assert_never
@@ -28,7 +29,7 @@ _FIELDS = {"vqa": vqa_files.FIELDS, "nlvr2": nlvr_files.FIELDS, "entailment": en
 def open_item_file(described: SetDescription, task: ListedTask) -> ReasoningSource:
     """Open one set, see `pixlex.data.items.open_items`; its weight is not looked at."""
     path = Path(described.path).expanduser()
-    suffix = path.suffix.lower() if path.is_file() else ""
+    suffix = path.suffix.lower() if os.path.isfile(path) else ""
     if suffix == ".parquet" and (columns := columns_without_images(path)):
         return _open_rows_of_table(path, columns, described, task)
     if suffix not in (".json", ".jsonl", ".csv", ".tsv"):
@@ -105,9 +106,9 @@ def _open_rows_with_images(described: SetDescription, task: ListedTask) -> Reaso
 def _tables(description: str) -> tuple[Table, ...]:
     """Open the columns of images of a table, in the order of their names."""
     path = Path(description).expanduser()
-    files: Sequence[Place] = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    files: Sequence[Place] = sorted(path.glob("*.parquet")) if os.path.isdir(path) else [path]
     remote = parquet_addresses(description)
-    if remote or (files and files[0].suffix.lower() == ".parquet" and files[0].is_file()):
+    if remote or (files and files[0].suffix.lower() == ".parquet" and os.path.isfile(str(files[0]))):
         files = remote or files
         names = sorted(image_columns(files[0]))
         if len(names) > 1:

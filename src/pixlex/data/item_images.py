@@ -77,7 +77,7 @@ class FileImages(ItemImages):
         paths = tuple(below(list(number), self.folder))
         if not any(os.path.isfile(self.folder / path) for path in paths):
             raise ValueError(
-                f"{self.name}: none of {len(paths):,} images exists, the first is {self.folder / paths[0]}; "
+                f"{self.name}: none of {len(paths):,} images exists, the first is {self.folder}/{paths[0]:.80}; "
                 "say where they lie, such as ?images=FOLDER"
             )
         rows = np.array([number[str(name)] for name in names], dtype=np.int64)
@@ -92,8 +92,8 @@ class FileImages(ItemImages):
         paths = self._below.get(name, [name])
         if len(paths) > 1:
             raise ValueError(
-                f"expected one file {name} below {self.folder}, found {paths[0]} and {paths[1]}; name the folder "
-                "that is meant with ?images="
+                f"expected one file {name:.80} below {self.folder}, found {paths[0]} and {paths[1]}; name the "
+                "folder that is meant with ?images="
             )
         return paths[0]
 
@@ -191,7 +191,7 @@ def images_of(path: Path, named: str | None) -> NamedImages:
             return TableImages(ParquetSource(str(beside), [beside], numbered=True))
         return FileImages(str(path), path.parent)
     folder = Path(named).expanduser()
-    if folder.is_dir() and not any(folder.glob("*.parquet")) and not any(folder.glob("*.arrow")):
+    if os.path.isdir(folder) and not any(folder.glob("*.parquet")) and not any(folder.glob("*.arrow")):
         return FileImages(str(path), folder)
     table = open_source(named, captioned=True)
     if not isinstance(table, Table):

@@ -100,7 +100,7 @@ def clean_items(source: ReasoningSource, task: Task, max_words: int = 30) -> Rea
     if len(kept) == len(texts):
         return whole
     left_out = tuple(
-        f"{source.ids[item]}: nothing is left of the text {quoted(source.texts[item], 40)} after cleaning"
+        f"{source.ids[item]:.80}: nothing is left of the text {quoted(source.texts[item], 40)} after cleaning"
         for item, text in enumerate(texts)
         if not text
     )

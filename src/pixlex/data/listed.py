@@ -115,7 +115,7 @@ class Listing:
         ignored = []
         for item in np.flatnonzero(~present).tolist():
             missing = item * self.num_images + int(np.argmin(places[item]))
-            ignored.append(f"{self.ids[item]}: {images.name} has no image {self.images[missing]}")
+            ignored.append(f"{self.ids[item]:.80}: {images.name} has no image {self.images[missing]!s:.80}")
         if not present.any():
             raise ValueError(f"{self.path}: no item has its images; {ignored[0]}")
         kept = np.flatnonzero(present).tolist()
@@ -149,7 +149,7 @@ def read_listing(rows: Rows, read_row: ReadRow) -> Listing:
             for item in read_row(number, row):
                 name = item.id or f"{rows.unit} {number}"
                 if name in ids:
-                    raise ValueError(f"expected ids that occur once, got {name} again")
+                    raise ValueError(f"expected ids that occur once, got {name:.80} again")
                 ids.add(name)
                 listing.add(item, name, tuple(map(shared.setdefault, item.answers, item.answers)))
         except LeftOut as reason:

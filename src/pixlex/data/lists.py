@@ -18,6 +18,8 @@ from pixlex.messages import quoted
 
 # Files of one folder that are looked for before the folder is given up.
 _TRIES = 16
+# Of any system that we know; longer ones are something else.
+_LONGEST_PATH = 4096
 _HALVES = re.compile("[\\0\ud800-\udc7f\udd00-\udfff]")
 
 
@@ -64,7 +66,7 @@ def image_path(value: object, where: str, folder: Path) -> str:
             f"{where}: the image is a web address ({quoted(path, 60)}): download the pictures first, for example "
             "with img2dataset, and name what it wrote"
         )
-    if _HALVES.search(path):
+    if _HALVES.search(path) or len(path) > _LONGEST_PATH:
         raise ValueError(f"{where}: expected a path, got {quoted(path)}, which no file can have")
     if "\\" in path and os.sep == "/" and not os.path.exists(folder / path):
         raise ValueError(

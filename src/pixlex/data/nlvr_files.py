@@ -78,7 +78,9 @@ def sentence_of(name: str) -> str:
             return f"{split}-{images}-{sentence}"
         case [split, sentence, _]:
             return f"{split}-{sentence}"
-    raise ValueError(f"expected split-set-pair-sentence or split-sentence-image as identifier, got {name}")
+    raise ValueError(
+        f"expected split-set-pair-sentence or split-sentence-image as identifier, got {name:.80}"
+    )
 
 
 def _sentence_of_image(row: Row) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -117,11 +118,12 @@ def _official_rows(content: Mapping[str, Any], images: NamedImages, described: S
     if not isinstance(subtype, str) or content.get("data_type", "mscoco") != "mscoco":
         raise ValueError(
             f"{described.path}: expected data_type mscoco and data_subtype train2014, val2014 or test2015 (or "
-            f"?split=), got {content.get('data_type')} and {subtype}"
+            f"?split=), got {quoted(content.get('data_type'))} and "
+            f"{quoted(subtype)}"
         )
     # The questions of test-dev2015 are some of test2015, on its images.
     split = subtype.replace("test-dev", "test")
-    inside = f"{split}/" if isinstance(images, FileImages) and (images.folder / split).is_dir() else ""
+    inside = f"{split}/" if isinstance(images, FileImages) and os.path.isdir(images.folder / split) else ""
     named = described.options.get("annotations")
     annotations = None if named is None else _annotations(Path(named).expanduser())
 
@@ -133,7 +135,7 @@ def _official_rows(content: Mapping[str, Any], images: NamedImages, described: S
         found: Mapping[str, Any] = {}
         if annotations is not None:
             if name not in annotations:
-                raise ValueError(f"expected an annotation of question {name} in {named}, found none")
+                raise ValueError(f"expected an annotation of question {name:.80} in {named}, found none")
             found = annotations[name]
         path = f"{inside}COCO_{split}_{int(image):012d}.jpg"
         yield Item(
