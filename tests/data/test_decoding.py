@@ -282,6 +282,25 @@ def test_a_png_is_its_pixels_whatever_lies_beside_them(name: str, others: bytes)
     assert load_image(turned, "key").size == (9, 13)
 
 
+@pytest.mark.parametrize(
+    ("marker", "body"),
+    [
+        (0xE2, b"ICC_PROFILE\0"), (0xE2, b"ICC_PROFILE\0\1\3" + bytes(50)), (0xEE, b"Adobe"), (0xE0, b"JFIF\0"),
+        (0xED, b"Photoshop 3.0\x008BIM\3\xed\0\0\xff\xff\xff\xff"), (0xE1, b"Exif\0\0" + b"\xff" * 50),
+        (0xFE, b"x" * 65000), (0xE1, b"http://ns.adobe.com/xmp/extension/\0" + bytes(65000)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_a_jpeg_is_its_pixels_whatever_lies_beside_them(marker: int, body: bytes, mode: str) -> None:
+    plain = encoded(Image.fromarray(rgb()).convert(mode), "JPEG", quality=95)
+    segment = b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body
+    assert np.array_equal(decoded(plain[:2] + segment + plain[2:]), decoded(plain))
+    turned = encoded(Image.fromarray(rgb()).convert(mode), "JPEG", exif=EXIF)
+    # Of two blocks of EXIF the first counts.
+    if not body.startswith(b"Exif"):
+        assert load_image(turned[:2] + segment + turned[2:], "key").size == (9, 13)
+
+
 def test_pixels_of_a_png_are_needed() -> None:
     data = PLAIN[:33] + chunk(b"zTXt", b"Raw\0\0" + LONG) + PLAIN[33:]
     for damaged in (data[:-40], data.replace(b"IDAT", b"IDAx")):

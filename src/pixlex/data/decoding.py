@@ -57,6 +57,7 @@ _FAULTS = (
     Warning,
 )
 
+_ADOBE_BYTES = 16  # of the segment that says how the colors of a JPEG are meant
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 _UPRIGHT = {
@@ -172,7 +173,7 @@ def load_image(data: bytes, key: str, *, minimum_side: int = 0) -> Image.Image:
     The orientation stored in EXIF is applied. Transparent pixels are composited over white. 16-bit pixels
     are scaled by 255/65535, not clipped; floating-point pixels are read if they lie in [0, 1]. Of an
     animation or a multi-page file the first frame is taken. Color profiles are not applied. What damaged or
-    very large texts and profiles of a PNG say is not looked at.
+    very large texts and profiles of a PNG or JPEG say is not looked at.
 
     Args:
         data: the whole file; formats: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM.
@@ -206,12 +207,15 @@ def _decoded(data: bytes, minimum_side: int) -> Image.Image:
 
 
 def _tried(data: bytes, work: Callable[[bytes], T], key: str) -> T:
-    """Return what work makes of a file; of a PNG that cannot be read, what it makes of its pixels alone."""
+    """Return what work makes of a file; of one that cannot be read, what it makes of its pixels alone.
+
+    Pillow refuses files in which a text or a profile is damaged, or is larger than it wants to unpack.
+    """
     try:
         return work(data)
     except _FAULTS as fault:
-        bare = _bare_png(data)
-        if bare is None:
+        bare = _bare_png(data) if data.startswith(_PNG) else _bare_jpeg(data)
+        if len(bare) == len(data):
             raise UnreadableImage(key, _reason(fault)) from fault
     try:
         return work(bare)
@@ -219,13 +223,8 @@ def _tried(data: bytes, work: Callable[[bytes], T], key: str) -> T:
         raise UnreadableImage(key, _reason(fault)) from fault
 
 
-def _bare_png(data: bytes) -> bytes | None:
-    """Return a PNG without texts, profiles and all else that its pixels do not need; None where it has none.
-
-    Pillow refuses files in which such a part is damaged, or is larger than it wants to unpack.
-    """
-    if not data.startswith(_PNG):
-        return None
+def _bare_png(data: bytes) -> bytes:
+    """Return a PNG without texts, profiles and all else that its pixels do not need."""
     parts, start = [_PNG], len(_PNG)
     while len(head := data[start : start + 8]) == 8:
         length, kind = struct.unpack(">I4s", head)
@@ -235,7 +234,23 @@ def _bare_png(data: bytes) -> bytes | None:
         if kind[:1].isupper() or (kind in (b"tRNS", b"eXIf") and sound):
             parts.append(chunk)
         start += length + 12
-    return bare if len(bare := b"".join(parts)) < len(data) else None
+    return b"".join(parts)
+
+
+def _bare_jpeg(data: bytes) -> bytes:
+    """Return a JPEG without comments and application segments but for EXIF and how its colors are meant."""
+    parts, start = [data[:2]], 2
+    while data.startswith(b"\xff\xd8") and data[start : start + 1] == b"\xff":
+        marker, length = data[start + 1 : start + 2], int.from_bytes(data[start + 2 : start + 4], "big") + 2
+        if marker == b"\xda":  # the pixels
+            break
+        segment = data[start : start + length]
+        if not (b"\xe0" <= marker <= b"\xef" or marker == b"\xfe") or (
+            segment[4:].startswith(b"Exif\0\0" if marker == b"\xe1" else b"Adobe") and length >= _ADOBE_BYTES
+        ):
+            parts.append(segment)
+        start += length
+    return b"".join((*parts, data[start:]))
 
 
 def _open(data: bytes) -> Image.Image:

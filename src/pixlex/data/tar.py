@@ -49,7 +49,8 @@ def members(file: io.BufferedIOBase, note: Note) -> list[Member]:
 
     Args:
         file: an uncompressed tar file.
-        note: called with what is passed over: a part that is damaged or cut off, links to elsewhere, sparse files.
+        note: called with what is passed over: a part that is damaged or cut off, or may be cut off for want of an
+            end mark; links to elsewhere; sparse files.
 
     Raises:
         ValueError: it does not begin as a tar file does.
@@ -135,8 +136,10 @@ def _next_header(file: io.BufferedIOBase, start: int, note: Note | None) -> int 
         place += len(buffer)
     # Whole files have whole blocks.
     damaged |= found is not None and (place - start) % BLOCK != 0
-    if damaged and note is not None:
+    if note is not None and damaged:
         note("damaged part", f"bytes {start:,} to {place:,}")
+    elif note is not None and found is None and (place == start or (place - start) % BLOCK):
+        note("missing end mark", "the end, before which something may have been cut off")
     return None if found is None else place
 
 
