@@ -65,9 +65,26 @@ def test_folders_that_are_not_one_data_set_of_images(tmp_path: Path, picture: Pi
         ValueError, match=r"expected one image column or one named 'image', found text: Value"
     ):
         open_source(str(tmp_path / "texts"))
-    (tmp_path / "texts" / "state.json").write_text("{}")
-    with pytest.raises(ValueError, match="cannot be loaded as a saved data set"):
-        open_source(str(tmp_path / "texts"))
+    for text in ("{}", "[]", '{"_data_files": 3}', "{"):
+        (tmp_path / "texts" / "state.json").write_text(text)
+        with pytest.raises(ValueError, match="texts cannot be loaded as a saved data set"):
+            open_source(str(tmp_path / "texts"))
+    for text, sentence in (('{"splits": 3}', "expected a list of splits"), ("{", "not JSON")):
+        (tmp_path / "both" / "dataset_dict.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"dataset_dict\.json: {sentence}"):
+            open_source(str(tmp_path / "both"))
+
+
+def test_bytes_without_a_feature_of_images_and_names_of_imagenet(tmp_path: Path, picture: Picture) -> None:
+    features = datasets.Features(
+        {"file": datasets.Value("binary"), "label": datasets.ClassLabel(names=["cat", "tench, Tinca tinca"])}
+    )
+    dataset = datasets.Dataset.from_dict({"file": [picture(0)], "label": [1]}, features=features)
+    dataset.save_to_disk(tmp_path / "set")
+    with pytest.warns(UserWarning, match="1 of 2 class names are taken by their first synonym"):
+        source = open_source(str(tmp_path / "set"))
+    assert source.class_names == ("cat", "tench")
+    assert source.read(0).data == picture(0)
 
 
 def test_a_row_without_an_image(tmp_path: Path, picture: Picture) -> None:

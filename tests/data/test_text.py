@@ -30,6 +30,8 @@ from pixlex.data.text import (
         ('What\'s (this)? "x" * # : ~ .', "whats this x", None),
         ("...", "", None),
         ("left -- right", "left right", None),
+        ("\udce9A\0b\u200b!", "a b", None),
+        ("\u200b.", "", None),
     ],
 )
 def test_the_rules(text: str, caption: str, question: str | None) -> None:

@@ -104,12 +104,14 @@ def open_saved(folder: Path, *, numbered: bool = False) -> DatasetSource:
     if (folder / "dataset_dict.json").is_file():
         path = folder / "dataset_dict.json"
         found = json_value(path.read_bytes(), path)
-        splits = found.get("splits") or [] if isinstance(found, dict) else []
+        splits = found.get("splits") if isinstance(found, dict) else None
+        if not isinstance(splits, list):
+            raise ValueError(f"{path}: expected a list of splits, got {quoted(found)}")
         named = ", ".join(str(folder / split) for split in splits)
         raise ValueError(f"{folder} holds several splits, name one of them: {named}")
     try:
         dataset = _datasets().load_from_disk(str(folder))
-    except (OSError, ValueError, LookupError, pa.ArrowException) as fault:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as fault:
         raise ValueError(f"{folder} cannot be loaded as a saved data set: {fault}") from fault
     return _dataset_source(str(folder), dataset, folder, numbered)
 

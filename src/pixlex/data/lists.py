@@ -59,6 +59,8 @@ def image_path(value: object, where: str, folder: Path) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{where}: expected a path, got {quoted(value)}")
     path = value.strip()
+    if path.isascii() and path.isprintable() and len(path) < 256 and ":" not in path and "\\" not in path:
+        return path  # nearly all
     if path.startswith("file:"):
         path = unquote(re.sub("^file:(//(localhost)?)?(?=/)", "", path))
     if "://" in path:

@@ -210,6 +210,8 @@ def whole_number(value: object) -> int | None:
     if isinstance(value, str):
         match = _WHOLE.fullmatch(value)
         return int(match[1]) if match else None
+    if type(value) is int:
+        return value
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return int(value)
     if not isinstance(value, float | np.floating | Decimal):

@@ -86,7 +86,7 @@ def load_episodes(path: Path, images: ImageSource) -> EpisodeSet:
         ValueError: the file cannot be read, is no set of episodes, or belongs to other images.
     """
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
+        entry = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as fault:
         raise ValueError(f"{path} cannot be read as a file of episodes: {fault}") from fault
     if not isinstance(entry, dict) or entry.get("format") != _FORMAT:
