@@ -9,13 +9,18 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from tests.eval.few_shot.fakes import labeled
 
+from pixlex.ablations import measures
 from pixlex.ablations import rows as ablations
 from pixlex.ablations.rows import Measure, Measured, judge, plan, run_ablations
 from pixlex.cli import main
 from pixlex.config.ablation import AblationRow, Claim, ablation_rows, select_rows
-from pixlex.config.run import LQAERun
+from pixlex.config.run import LQAERun, VQVAERun
+from pixlex.eval.few_shot.episodes import setting_of
+from pixlex.eval.few_shot.sampling import sample_episodes
 from pixlex.models import pretrained
+from pixlex.nn.language import load_language_model
 from pixlex.train.loop import LossNotFinite
 
 
@@ -61,7 +66,10 @@ def test_every_row_is_a_valid_run(recipe: str) -> None:
     assert runs["A"].model.quantizer.metric == "euclidean"
     assert runs["B"].model.language.random_weights
     assert runs["F"].model.decoder_input == "predicted"
-    assert runs["I"].model.quantizer.search == "assigned"
+    assert isinstance(runs["I"], VQVAERun)
+    assert (runs["I"].model.encoder, runs["I"].model.codebook_dim) == (base.model.encoder, 4)
+    assert runs["I-joint"].model.quantizer.search == "assigned"
+    assert runs["I-joint"].objective.raw_commitment_weight == base.objective.commitment_weight
     assert runs["D"].objective.entropy_weight > 0 == base.objective.entropy_weight
     assert {runs[f"mask-{ratio:g}"].objective.mask_ratio_max for ratio in (0, 0.3, 0.85)} == {0, 0.3, 0.85}
     for name, run in runs.items():
@@ -110,6 +118,27 @@ def test_a_diverging_row_is_reported_and_stops_no_other(
         ("B", "step 1: reconstruction is nan"),
         ("E-0", ""),
     ]
+
+
+def test_row_i_assigns_the_codes_of_a_trained_vqvae(
+    tmp_path: Path, recipe: str, language: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code k is the k-th word of the recipe's vocabulary; the words are few-shot's, the probe has no layers."""
+    monkeypatch.setattr(ablations, "CODES_ASSIGNED", 64)
+    monkeypatch.setattr(measures, "embedded_encoder", lambda: load_language_model(str(language)))
+    images = labeled(tmp_path / "images", per_class=4)
+    episodes = [sample_episodes(images, setting_of("1/0", 2), count=4, seed=0)]
+    few_shot = measures.few_shot_measure(images, episodes, tmp_path / "few-shot", device="cpu")
+    rows = [row for row in select_rows(["I"]) if row.name != "I-joint"]
+    results = run_ablations(recipe, [], rows, tmp_path / "out", [few_shot])
+    assert results is not None
+    assert set(results[1].measured["few_shot"]) == set(results[0].measured["few_shot"])
+    model = pretrained.load(str(tmp_path / "out/rows/I/model"))
+    assert (type(model).__name__, model.num_codewords) == ("VQVAE", 64)
+    words = pretrained.load(str(tmp_path / "out/rows/base/model")).vocabulary.words[:64]  # type: ignore[union-attr]
+    written = "\n".join(path.read_text() for path in (tmp_path / "few-shot/words").glob("*.jsonl"))
+    texts = [json.loads(line)["text"].split() for line in written.splitlines() if line]
+    assert any(set(text) <= set(words) for text in texts)
 
 
 def test_an_interrupt_ends_it_and_the_next_call_goes_on(

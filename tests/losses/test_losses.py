@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -152,17 +153,19 @@ def test_masked_word_loss_of_two_halves_averages_to_the_whole() -> None:
     torch.testing.assert_close(sum(halves) / 2, whole)
 
 
-def test_entropy_regularization_against_numpy() -> None:
-    """E[H(p)] - H(E[p]) with p = softmax(cos / temperature), any block size; gradients flow."""
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_entropy_regularization_against_numpy(metric: Literal["cosine", "euclidean"]) -> None:
+    """E[H(p)] - H(E[p]) with p = softmax(-|z - c|^2 / temperature), any block size; gradients flow."""
     z, codebook = torch.randn(23, 6, requires_grad=True), torch.randn(11, 6)
     rows, words = z.detach().double().numpy(), codebook.double().numpy()
-    cosine = rows @ words.T / np.outer(np.linalg.norm(rows, axis=1), np.linalg.norm(words, axis=1))
-    p = np.exp(cosine / 0.1)
+    if metric == "cosine":
+        rows, words = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (rows, words))
+    p = np.exp(-((rows[:, None] - words) ** 2).sum(-1) / 0.1)
     p /= p.sum(1, keepdims=True)
     mean = p.mean(0)
     expected = -(p * np.log(p)).sum(1).mean() + (mean * np.log(mean)).sum()
     for block in (5, 64):
-        value = entropy_regularization(z, codebook, 0.1, block=block)
+        value = entropy_regularization(z, codebook, 0.1, metric, block=block)
         assert float(value.detach()) == pytest.approx(expected, rel=1e-4)
     (gradient,) = torch.autograd.grad(value, z)
     assert gradient.abs().sum() > 0

@@ -129,3 +129,14 @@ def test_vqvae_objective_restarts_dead_codewords() -> None:
         restarted += objective.after_step(_step(number))["restarted"]
     assert restarted >= 56
     assert model.codebook.weight.abs().max() < 1e3
+
+
+def test_raw_commitment_is_to_the_words_themselves(language: Path) -> None:
+    """Where a learned codebook picks the word, the released code also ties patch vectors to the word's embedding."""
+    model = tiny_lqae(language, search="assigned")
+    loss = _loss(model, raw_commitment_weight=0.5, masked_language_weight=0.0)
+    patches = model.projector(model.encoder(IMAGES))
+    words = model.quantizer.embedding[model.tokenize(IMAGES)]
+    torch.testing.assert_close(loss.terms["raw_commitment"], (patches - words).square().mean())
+    rest = loss.terms["reconstruction"] + 0.005 * loss.terms["commitment"] + loss.terms["codebook"]
+    torch.testing.assert_close(loss.total, rest + 0.5 * loss.terms["raw_commitment"])

@@ -20,10 +20,11 @@ from pixlex.eval.llm.client import LanguageClient
 from pixlex.eval.probe.study import ProbeSets, probe_rows
 from pixlex.models import pretrained
 from pixlex.models.lqae import LQAE
+from pixlex.models.pretrained import Tokenizer
 
 
 def probe_measure(sets: ProbeSets, cache: Path, *, device: str = "auto") -> Measure:
-    """Return the linear probe on all layers of the language model; rows without a model have none.
+    """Return the linear probe on all layers of the language model; rows without one have none.
 
     Args:
         sets: the images.
@@ -32,9 +33,9 @@ def probe_measure(sets: ProbeSets, cache: Path, *, device: str = "auto") -> Meas
     """
 
     def measure(folder: Path, row: AblationRow) -> Mapping[str, Measured]:
-        if not row.trains:
-            return {}
         model = _load(folder, device)
+        if not row.trains or not isinstance(model, LQAE):
+            return {}
         (found,) = probe_rows(row.name, model, ["layers"], sets, cache)
         low, high = found.result.top1_interval
         return {"top-1": Measured(value=found.result.top1, low=low, high=high)}
@@ -68,7 +69,10 @@ def few_shot_measure(
     def measure(folder: Path, row: AblationRow) -> Mapping[str, Measured]:
         model = _load(folder, device)
         place = next(model.parameters()).device
-        reader = model_reader(model, row.name, keep_share=row.keep_share, cache=cache / "words", device=place)
+        words = None if isinstance(model, LQAE) else _words_of_base(folder)
+        reader = model_reader(
+            model, row.name, words=words, keep_share=row.keep_share, cache=cache / "words", device=place
+        )
         answerers: dict[str, Answerer] = {}
         for answerer in word_answerers(reader, ["sentence"], encoder=embedded_encoder(), device=place):
             answerers["sentence encoder"] = answerer
@@ -95,7 +99,12 @@ def few_shot_measure(
     return Measure(name="few_shot", identity=digest(*parts), of=measure)
 
 
-def _load(folder: Path, device: str) -> LQAE:
-    model = pretrained.load(str(folder))
-    assert isinstance(model, LQAE)
-    return model.to(pick_device(device))
+def _load(folder: Path, device: str) -> Tokenizer:
+    return pretrained.load(str(folder)).to(pick_device(device))
+
+
+def _words_of_base(folder: Path) -> tuple[str, ...]:
+    """Return the words of the unchanged recipe, which lies beside the row whose codes they stand for."""
+    base = pretrained.load(str(folder.parents[1] / "base" / "model"))
+    assert isinstance(base, LQAE)
+    return base.vocabulary.words

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from pixlex.config.ablation import AblationRow, Claim
-from pixlex.config.run import LQAERun, Run, read_run
+from pixlex.config.lqae import VQVAEConfig
+from pixlex.config.run import LQAERun, Run, VQVAERun, read_run
 from pixlex.files import write_atomically
 from pixlex.progress import bar_or_lines
 from pixlex.runs import run_training, settled
 from pixlex.train.loop import LossNotFinite
 
+# Codewords of the VQ-VAE of row I, as many as the baseline's.
+CODES_ASSIGNED = 1024
 # What the table shows of a run's own evaluation.
 RECONSTRUCTION = ("mse", "masked_mse", "psnr", "distinct_codewords", "perplexity")
 # Of fewer episodes the interval is wider than what rows differ by.
@@ -83,13 +86,13 @@ class RowResult:
         }
 
 
-def plan(recipe: str, overrides: Sequence[str], rows: Sequence[AblationRow]) -> dict[str, LQAERun]:
+def plan(recipe: str, overrides: Sequence[str], rows: Sequence[AblationRow]) -> dict[str, LQAERun | VQVAERun]:
     """Return the run of each row that trains, checked before anything is computed.
 
     Raises:
         ValueError: a recipe of another family, without validation images, or a row that does not fit it.
     """
-    runs: dict[str, LQAERun] = {}
+    runs: dict[str, LQAERun | VQVAERun] = {}
     for row in rows:
         if not row.trains:
             continue
@@ -100,8 +103,24 @@ def plan(recipe: str, overrides: Sequence[str], rows: Sequence[AblationRow]) -> 
             )
         if not run.data.validation:
             raise ValueError("ablations compare reconstructions: name images with data.validation=DATA")
-        runs[row.name] = run
+        runs[row.name] = _vqvae_of(run) if row.family == "vqvae" else run
     return runs
+
+
+def _vqvae_of(run: LQAERun) -> VQVAERun:
+    """Return the VQ-VAE with an LQAE's networks, images and training."""
+    model = run.model
+    codebook_dim = model.encoder.width if model.quantizer.search == "raw" else model.quantizer.search_dim
+    config = VQVAEConfig(
+        image_size=model.image_size,
+        patch_size=model.patch_size,
+        cut=model.cut,
+        encoder=model.encoder,
+        decoder=model.decoder,
+        num_codewords=CODES_ASSIGNED,
+        codebook_dim=codebook_dim,
+    )
+    return VQVAERun(model=config, data=run.data, train=run.train, eval=run.eval)
 
 
 def run_ablations(
@@ -158,7 +177,7 @@ def run_ablations(
     return tuple(dataclasses.replace(one, verdicts=_verdicts(one, results[0])) for one in results)
 
 
-def _is_finished(run: LQAERun, place: Path) -> bool:
+def _is_finished(run: LQAERun | VQVAERun, place: Path) -> bool:
     """Whether a row's folder holds the finished run of just these settings.
 
     The evaluation is asked for too: a row measured on other images cannot stand in one table.

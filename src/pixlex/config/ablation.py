@@ -31,6 +31,7 @@ class AblationRow:
         title: what it changes.
         group: the letter of its row in Table 3, `base`, or `mask-ratio` for Figure 5.
         changes: overrides of the recipe.
+        family: "vqvae" trains a VQ-VAE of the same networks, whose code k is then the k-th codeword's word.
         trains: whether it is a model of its own; otherwise it uses that of `base`.
         keep_share: share of each image's words that go into a prompt, in (0, 1].
         claims: what the paper says.
@@ -40,6 +41,7 @@ class AblationRow:
     title: str
     group: str
     changes: tuple[str, ...] = ()
+    family: Literal["lqae", "vqvae"] = "lqae"
     trains: bool = True
     keep_share: float = 1.0
     claims: tuple[Claim, ...] = ()
@@ -96,8 +98,12 @@ def ablation_rows(entropy_weight: float = 0.05) -> tuple[AblationRow, ...]:
             for share in KEEP_SHARES
         ),
         AblationRow(
-            name="I", title="learned codes assigned to words", group="I",
-            changes=("model.quantizer.search=assigned",),
+            name="I", title="codes of a trained VQ-VAE assigned to words", group="I",
+            family="vqvae", claims=(Claim(measure="few_shot", expected="lower"),),
+        ),
+        AblationRow(
+            name="I-joint", title="a codebook learned along picks the words (released code)", group="I",
+            changes=("model.quantizer.search=assigned", "objective.raw_commitment_weight=0.005"),
             claims=(Claim(measure="few_shot", expected="lower"),),
         ),
         *(

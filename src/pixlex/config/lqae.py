@@ -60,8 +60,8 @@ class QuantizerConfig:
     search: Literal["raw", "whitened", "assigned"] = describe(
         "whitened",
         "raw: patch vectors against word embeddings (paper); whitened: both brought to unit covariance in "
-        "the leading principal directions of the embeddings; assigned: a learned codebook picks the word "
-        "with its index (paper, Table 3, row I).",
+        "the leading principal directions of the embeddings; assigned: a codebook learned along picks the word "
+        "with its index (released code; like Table 3, row I).",
     )
     metric: Literal["cosine", "euclidean"] = describe(
         "cosine", "Nearest by angle, or by distance (paper, Table 3, row A: no L2 norm)."
@@ -122,13 +122,21 @@ class LQAEObjectiveConfig:
     commitment_weight: float = describe(
         0.005, "Weight of the commitment to the nearest word (beta in the paper, 0.005)."
     )
+    raw_commitment_weight: float = describe(
+        0.0,
+        "Weight of the same between patch vectors and raw word embeddings, whatever the space of the search; the "
+        "released code adds it, with the weight of the other, where a learned codebook picks the word.",
+    )
     masked_language_weight: float = describe(
         0.001, "Weight of the cross-entropy of the hidden words (alpha in the paper, 0.001)."
     )
     entropy_weight: float = describe(
         0.0, "Weight of the entropy regularization of the codes (paper, Table 3, row D)."
     )
-    entropy_temperature: float = describe(0.01, "Temperature of the soft assignment in that term.")
+    entropy_temperature: float = describe(
+        0.01,
+        "Temperature of the soft assignment in that term: softmax of minus the squared distances over it.",
+    )
 
     def __post_init__(self) -> None:
         """Raise `ValueError` naming the field, the rule and the value."""
@@ -140,8 +148,9 @@ class LQAEObjectiveConfig:
             f"must be at least mask_ratio_min = {self.mask_ratio_min}",
         )
         check.not_negative(
-            "reconstruction_weight", "commitment_weight", "masked_language_weight", "entropy_weight"
-        )
+            "reconstruction_weight", "commitment_weight", "raw_commitment_weight", "masked_language_weight",
+            "entropy_weight",
+        )  # fmt: skip
         check.positive("entropy_temperature")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,25 +36,34 @@ def entropy_regularization(
     z: Float[Tensor, "M S"],
     codebook: Float[Tensor, "K S"],
     temperature: float,
+    metric: Literal["cosine", "euclidean"] = "cosine",
     all_mean: Callable[[Tensor], Tensor] | None = None,
     block: int = 512,
 ) -> Float[Tensor, ""]:
     """Return the mean entropy of the soft codes less the entropy of their mean (LQAE, Table 3, row D).
 
-    p = softmax(cos(z, codebook) / temperature); the value is E[H(p)] - H(E[p]) in nats: low when each patch is
-    sure of its codeword and all codewords are in use. The released code counts the term twice; we do not.
+    p = softmax(-|z - codebook|^2 / temperature) over vectors of length 1 where the search is by angle, as in the
+    released code: twice the cosine over the temperature. The value is E[H(p)] - H(E[p]) in nats: low when each
+    patch is sure of its codeword and all codewords are in use. The released code counts the term twice; we do not.
 
     Args:
         z: patch vectors in the space of the search.
         codebook: all K codewords in the same space.
-        temperature: divides the similarities; above 0.
+        temperature: divides the distances; above 0.
+        metric: of the search.
         all_mean: mean of a tensor over all processes, keeping gradients; the identity when None.
         block: rows taken at a time; what a block needs is recomputed in the backward pass.
     """
-    directions = F.normalize(codebook.float(), dim=-1)
+
+    def located(vectors: Tensor) -> Tensor:
+        return F.normalize(vectors.float(), dim=-1) if metric == "cosine" else vectors.float()
+
+    codewords = located(codebook)
+    lengths = codewords.square().sum(-1)
 
     def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
-        log_share = F.log_softmax(F.normalize(rows.float(), dim=-1) @ directions.T / temperature, dim=-1)
+        # Of the squared distance, what is the same for all codewords of a row is left out.
+        log_share = F.log_softmax((2 * located(rows) @ codewords.T - lengths) / temperature, dim=-1)
         share = log_share.exp()
         return -(share * log_share).sum(), share.sum(0)
 

@@ -27,6 +27,7 @@ class Quantized:
         z: patch vectors in the space of the search, with gradient.
         codewords: their codewords in the same space, with gradient where codewords are learned.
         moments: statistics of the batch for `Whitening.update`, where the search is whitened.
+        vectors: patch vectors in the space of the values, where these are word embeddings, with gradient.
     """
 
     values: Float[Tensor, "B N D"]
@@ -34,6 +35,7 @@ class Quantized:
     z: Float[Tensor, "B N S"]
     codewords: Float[Tensor, "B N S"]
     moments: Moments | None = None
+    vectors: Float[Tensor, "B N D"] | None = None
 
 
 def straight_through(z: Float[Tensor, "B N D"], values: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
@@ -134,7 +136,7 @@ class WordQuantizer(nn.Module):
             codes = candidates[..., 0]
             values = self.embedding[candidates].mean(2)
             codewords = codebook[candidates].mean(2)
-            return Quantized(straight_through(back, values), codes, z, codewords, moments)
+            return Quantized(straight_through(back, values), codes, z, codewords, moments, back)
 
     def _search(self, z: Tensor, codebook: Tensor, generator: torch.Generator | None) -> Int[Tensor, "B N k"]:
         """Return the codes whose embeddings are averaged: one, or k with top-k averaging."""

@@ -70,6 +70,11 @@ class LQAEObjective(Objective):
         if self.model.config.quantizer.search == "assigned":
             terms["codebook"] = codebook_loss(output.quantized.z, output.quantized.codewords)
             total = total + terms["codebook"]
+        if config.raw_commitment_weight:
+            vectors = output.quantized.vectors
+            assert vectors is not None
+            terms["raw_commitment"] = commitment_loss(vectors, output.quantized.values)
+            total = total + config.raw_commitment_weight * terms["raw_commitment"]
         if config.masked_language_weight:
             hidden = send(own.flatten().nonzero()[:, 0], batch.images.device)
             terms["masked_language"] = self._masked_language(output, hidden, int(everyone.sum()))
@@ -79,6 +84,7 @@ class LQAEObjective(Objective):
                 output.quantized.z.flatten(0, 1),
                 self.model.quantizer.search_codebook(),
                 config.entropy_temperature,
+                self.model.config.quantizer.metric,
                 distributed.all_mean,
             )
             total = total + config.entropy_weight * terms["entropy"]

@@ -27,6 +27,7 @@ def model_reader(
     name: str,
     *,
     code_words: LanguageModel | None = None,
+    words: Sequence[str] | None = None,
     keep_share: float = 1.0,
     cache: Path | None = None,
     device: torch.device | str = "cpu",
@@ -39,6 +40,7 @@ def model_reader(
         name: what to call it.
         code_words: the language model whose whole words stand for a VQ-VAE's codes, in the order of its
             vocabulary; needed for a VQ-VAE alone.
+        words: these words instead.
         keep_share: how much of the words is kept, in (0, 1].
         cache: folder that keeps the words of images; None keeps none.
         device: where to compute.
@@ -47,7 +49,6 @@ def model_reader(
     Raises:
         ValueError: a VQ-VAE without words or with too few, or a share out of range.
     """
-    words = None
     if not isinstance(model, LQAE) and code_words is not None:
         words = build_vocabulary(code_words).words
     reader: TextReader = ModelWords(model, name=name, words=words, device=device, precision=precision)
