@@ -84,7 +84,7 @@ def test_a_table_of_models_and_features(
     again = ("--model", models[1], *arguments[3:7], "--cache", tmp_path / "cache", "--quiet")
     code, out, err = run(*again)
     assert (code, err) == (0, "")
-    assert out.splitlines()[0].startswith("codes, codes ")
+    assert out.splitlines()[0].startswith("codes, encoder ")
     assert "39.7 % (published, not comparable" in out
 
 
@@ -116,7 +116,8 @@ def test_broken_images_are_skipped_counted_and_listed(
     (broken / "red" / "3.png").write_bytes(b"no image")
     arguments = ("--model", models[1], "--data", broken, "--test", images[1], "--json")
     code, out, err = run(*arguments)
-    (row,) = json.loads(out)["rows"]
+    row, codewords = json.loads(out)["rows"]
+    assert (row["name"], codewords["name"]) == ("codes, encoder", "codes, codes")
     assert (code, row["num_train"]) == (0, 35)
     assert [one["key"] for one in row["skipped"]] == ["red/3.png"]
     assert "pixlex: skipped red/3.png: not an image" in err

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -35,6 +35,7 @@ from pixlex.models.lqae import LQAE
 from pixlex.models.mae import MAE
 from pixlex.models.reasoner import Reasoner
 from pixlex.models.resized import started
+from pixlex.models.vision_starts import start_encoder
 from pixlex.models.vqvae import VQVAE
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.frozen import FrozenObjective
@@ -167,19 +168,32 @@ def build_objective(run: Run, *, begun: bool = False) -> Objective:
     """
     match run:
         case LQAERun():
-            return LQAEObjective(LQAE.build(run.model), run.objective, run.train.steps)
+            return LQAEObjective(_started(LQAE.build(run.model), begun=begun), run.objective, run.train.steps)
         case VQVAERun():
-            return VQVAEObjective(VQVAE.build(run.model), run.objective, run.train.steps)
+            return VQVAEObjective(
+                _started(VQVAE.build(run.model), begun=begun), run.objective, run.train.steps
+            )
         case MAERun():
-            return MAEObjective(MAE.build(run.model), run.objective, run.train.steps)
+            return MAEObjective(_started(MAE.build(run.model), begun=begun), run.objective, run.train.steps)
         case FrozenRun():
-            return FrozenObjective(Frozen.build(run.model), run.train.steps)
+            return FrozenObjective(_started(Frozen.build(run.model), begun=begun), run.train.steps)
         case CBViLARun():
             return CBViLAObjective(
                 _body(run.model, run.start, begun=begun), run.objective, run.train.steps, run.data.max_words
             )
         case ReasoningRun():
             return ReasoningObjective(_reasoner(run, begun=begun), run.objective, run.train.steps)
+
+
+_ImageModel = TypeVar("_ImageModel", LQAE, VQVAE, MAE, Frozen)
+
+
+def _started(model: _ImageModel, *, begun: bool) -> _ImageModel:
+    """Return a model whose image encoder begins as the configuration says."""
+    if not begun:
+        encoder = model.network.vit if isinstance(model, MAE) else model.encoder
+        start_encoder(encoder, model.config.encoder, model.grid)
+    return model
 
 
 def _body(config: CBViLAConfig, start: str, *, begun: bool) -> CBViLA:

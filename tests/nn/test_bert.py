@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel
 
 from pixlex.config.cbvila import CBViLAConfig, FusionConfig, ImageTowerConfig, TextTowerConfig
 from pixlex.models.heads import MaskedWordHead
-from pixlex.models.starts import read_weights, start_from_pretrained
+from pixlex.models.starts import start_from_pretrained
+from pixlex.models.weights import read_weights
 from pixlex.nn.bert import FusionEncoder, TextEncoder
 from pixlex.nn.vit import ClassTokenEncoder
 

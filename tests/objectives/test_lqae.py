@@ -132,7 +132,7 @@ def test_vqvae_objective_restarts_dead_codewords() -> None:
 
 
 def test_raw_commitment_is_to_the_words_themselves(language: Path) -> None:
-    """Where a learned codebook picks the word, the released code also ties patch vectors to the word's embedding."""
+    """Where a learned codebook picks words, the released code also ties patch vectors to their embeddings."""
     model = tiny_lqae(language, search="assigned")
     loss = _loss(model, raw_commitment_weight=0.5, masked_language_weight=0.0)
     patches = model.projector(model.encoder(IMAGES))

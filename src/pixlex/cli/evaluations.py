@@ -159,7 +159,7 @@ def _linear_probe(measures: Any) -> None:
         "--features",
         nargs="+",
         choices=("layers", "last", "encoder", "codes", "pixels"),
-        help="default: layers of the language model, or codes where the model has none",
+        help="default: layers of the language model; of a model without one, encoder and codes",
     )
     probe.add_argument("--per-layer", action="store_true", help="probe each layer of the language model too")
     probe.add_argument("--untrained", action="store_true", help="probe each model with fresh weights too")
@@ -167,7 +167,8 @@ def _linear_probe(measures: Any) -> None:
         "--repeats",
         type=positive,
         metavar="R",
-        help="how often the codes of a VQ-VAE stand side by side; default: as wide as the first LQAE's layers",
+        help="how often encoder and codes stand side by side; default of a VQ-VAE: "
+        "as wide as the first LQAE's layers",
     )
     probe.add_argument("--limit", type=positive, help="most training images, evenly spaced; default all")
     probe.add_argument("--test-limit", type=positive, metavar="LIMIT", help="most test and validation images")

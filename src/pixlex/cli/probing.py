@@ -112,7 +112,11 @@ def _rows(
             sets,
             _cache(options),
             per_layer=options.per_layer,
-            repeats=options.repeats or default_repeats(model, compared),
+            repeats=(
+                {"encoder": options.repeats, "codes": options.repeats}
+                if options.repeats
+                else default_repeats(model, compared)
+            ),
             seed=options.seed,
             precision=options.precision,
             max_broken_share=options.max_broken_share,

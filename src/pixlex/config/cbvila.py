@@ -21,8 +21,8 @@ class ImageTowerConfig:
     mlp_ratio: float = describe(4.0, "Width of the feed-forward part over the width of the patch vectors.")
     pretrained: str = describe(
         "",
-        "Hub name or directory of a ViT, DeiT, ViTMAE or SigLIP to start from, positions resampled; a run of "
-        "ours of family mae will do; empty for random weights.",
+        "Hub name or directory of a ViT, DeiT, ViTMAE, DINOv2 or SigLIP to start from, positions resampled; a run "
+        "of ours of family mae will do; empty for random weights.",
     )
     pixels: Literal["clip", "imagenet", "half", "none"] = describe(
         "clip",

@@ -22,11 +22,33 @@ class VisionConfig:
         "standard: pre-norm ViT block; official: gated feed-forward with a depthwise 3x3 convolution and "
         "NormFormer norms, as in the released LQAE code.",
     )
+    pretrained: str = describe(
+        "",
+        "Of an encoder: hub name or directory of a ViT, DeiT, ViTMAE, DINOv2 or SigLIP to start from, positions "
+        "resampled; a run of ours of family mae will do; empty for random weights.",
+    )
+    class_token: bool = describe(
+        False,
+        "Of an encoder: a class token among the patches, as all of those but SigLIP have; not passed on.",
+    )
+    pixels: Literal["none", "clip", "imagenet", "half"] = describe(
+        "none",
+        "Of an encoder: mean and standard deviation that pixels are normalized by: none (LQAE), CLIP's, "
+        "ImageNet's (DeiT, MAE, DINOv2), or 0.5 and 0.5 (ViT, SigLIP).",
+    )
+    gelu: Literal["exact", "tanh"] = describe("exact", "Activation; tanh: approximated, as in SigLIP.")
 
     def __post_init__(self) -> None:
         """Raise `ValueError` naming the field, the rule and the value."""
         check = Check(self)
         check.positive("width", "depth", "heads", "mlp_ratio")
+        check.one_of("pixels", ("none", "clip", "imagenet", "half"))
+        check.one_of("gelu", ("exact", "tanh"))
+        check.rule(
+            "block",
+            self.block == "standard" or not (self.pretrained or self.class_token or self.gelu == "tanh"),
+            "must be standard with pretrained, class_token or gelu=tanh",
+        )
         check.rule("heads", self.width % self.heads == 0, f"must divide the width {self.width}")
         check.one_of("block", ("standard", "official"))
 
@@ -199,9 +221,15 @@ class VQVAEObjectiveConfig:
 
 
 def check_sizes(check: Check) -> None:
-    """Require an image that its patches tile exactly, and a known way to make it square."""
+    """Require an image that its patches tile exactly, a known way to make it square, a decoder without a start."""
     check.one_of("cut", get_args(Cut))
     check.positive("image_size", "patch_size")
+    decoder = getattr(check.owner, "decoder", None)
+    check.rule(
+        "decoder",
+        decoder is None or not (decoder.pretrained or decoder.class_token or decoder.pixels != "none"),
+        "must have no pretrained, class_token and pixels, which are an encoder's",
+    )
     patch = check.owner.patch_size
     check.rule(
         "image_size", check.owner.image_size % patch == 0, f"must be a multiple of the patch size {patch}"

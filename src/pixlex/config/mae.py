@@ -36,6 +36,11 @@ class MAEConfig:
             check.rule(
                 name, side.width % 4 == 0, "must have a width that 4 divides, for sines in two directions"
             )
+        check.rule(
+            "encoder",
+            not self.encoder.class_token and self.encoder.pixels == "none",
+            "must leave class_token and pixels alone: it has a class token and ImageNet's pixels",
+        )
         visible = int(self.grid**2 * (1 - self.mask_ratio))
         check.rule(
             "mask_ratio",

@@ -19,16 +19,9 @@ from pixlex.nn.codebook import Quantized
 from pixlex.nn.learned_codebook import LearnedCodebook
 from pixlex.nn.masking import SplitPatches
 from pixlex.nn.transformer import initialize, initializer
-from pixlex.nn.vit import IMAGENET_MEAN, IMAGENET_STD, ClassTokenEncoder, sine_positions, take
+from pixlex.nn.vit import PIXELS, ClassTokenEncoder, sine_positions, take
 from pixlex.nn.wordpiece import TextTokenizer, load_tokenizer
 
-# Mean and standard deviation of each channel.
-_PIXELS = {
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-}
 # Divides similarities before training, and those that no training has scaled (ALBEF's code).
 START_TEMPERATURE = 0.07
 
@@ -87,7 +80,7 @@ class CBViLA(nn.Module):
             head.apply(initialize)
         initializer(width)(self.text_contrast)
         initializer(image.width)(self.image_contrast)
-        mean, std = _PIXELS[image.pixels]
+        mean, std = PIXELS[image.pixels]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 

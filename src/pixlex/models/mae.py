@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+from pixlex.config.lqae import VisionConfig
 from pixlex.config.mae import MAEConfig
 from pixlex.nn.vit import IMAGENET_MEAN, IMAGENET_STD, sine_positions
 
@@ -27,7 +30,7 @@ class MAEOutput:
 
 
 class MAE(nn.Module):
-    """Masked autoencoder (He et al. 2021): transformers' network, built from a configuration, never downloaded.
+    """Masked autoencoder (He et al. 2021): transformers' network, built from a configuration.
 
     Args:
         config: shapes of the networks and the share of hidden patches.
@@ -40,7 +43,8 @@ class MAE(nn.Module):
         super().__init__()
         self.config = config
         self.network = ViTMAEForPreTraining(_network_config(config))
-        _initialize(self.network, config.grid)
+        # Those of sines are computed, learned ones of another network are kept.
+        _initialize(self.network, config.grid, kept=bool(config.encoder.pretrained))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
@@ -48,6 +52,31 @@ class MAE(nn.Module):
     def build(cls, config: MAEConfig) -> MAE:
         """Build the model; the counterpart of `LQAE.build`."""
         return cls(config)
+
+    @classmethod
+    def published(cls, folder: Path, name: str) -> MAE:
+        """Load transformers' ViTMAE, such as those that the paper's authors published.
+
+        Args:
+            folder: holds its `config.json` and safetensors; a decoder that it lacks is random.
+            name: what it is called, in the configuration and in errors.
+
+        Raises:
+            ValueError: the files are not those of a ViTMAE, or weights of its encoder are missing.
+        """
+        try:
+            loaded: Any = ViTMAEForPreTraining.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{name} cannot be loaded as a ViTMAE: {error}") from error
+        network, loading = loaded
+        missing = sorted(key for key in loading["missing_keys"] if key.startswith("vit."))
+        if missing:
+            raise ValueError(f"{name} lacks {len(missing)} weights of its encoder, first {missing[0]}")
+        model = cls(_config_of(network.config, name))
+        model.network.load_state_dict(network.state_dict())
+        return model
 
     @property
     def grid(self) -> int:
@@ -100,6 +129,32 @@ class MAE(nn.Module):
         return (images - self.mean) / self.std
 
 
+def _config_of(found: Any, name: str) -> MAEConfig:
+    """Return our configuration of transformers' network."""
+    if found.hidden_act not in ("gelu", "gelu_pytorch_tanh"):
+        raise ValueError(f"{name}: expected the activation gelu, got {found.hidden_act!r}")
+    gelu: Literal["exact", "tanh"] = "exact" if found.hidden_act == "gelu" else "tanh"
+    return MAEConfig(
+        image_size=found.image_size,
+        patch_size=found.patch_size,
+        encoder=VisionConfig(
+            width=found.hidden_size,
+            depth=found.num_hidden_layers,
+            heads=found.num_attention_heads,
+            mlp_ratio=found.intermediate_size / found.hidden_size,
+            pretrained=name,
+            gelu=gelu,
+        ),
+        decoder=VisionConfig(
+            width=found.decoder_hidden_size,
+            depth=found.decoder_num_hidden_layers,
+            heads=found.decoder_num_attention_heads,
+            mlp_ratio=found.decoder_intermediate_size / found.decoder_hidden_size,
+        ),
+        mask_ratio=found.mask_ratio,
+    )
+
+
 def _network_config(config: MAEConfig) -> ViTMAEConfig:
     encoder, decoder = config.encoder, config.decoder
     return ViTMAEConfig(
@@ -115,10 +170,11 @@ def _network_config(config: MAEConfig) -> ViTMAEConfig:
         patch_size=config.patch_size,
         mask_ratio=config.mask_ratio,
         layer_norm_eps=1e-6,
+        hidden_act="gelu_pytorch_tanh" if encoder.gelu == "tanh" else "gelu",
     )
 
 
-def _initialize(network: ViTMAEForPreTraining, grid: int) -> None:
+def _initialize(network: ViTMAEForPreTraining, grid: int, *, kept: bool) -> None:
     """Set what transformers leaves at zero when a network is built anew, and keep positions out of training.
 
     Positions, class token and mask token are all zero in a network built by transformers 5.23 from a
@@ -133,4 +189,4 @@ def _initialize(network: ViTMAEForPreTraining, grid: int) -> None:
     for owner, name in ((embeddings, "position_embeddings"), (decoder, "decoder_pos_embed")):
         width = getattr(owner, name).shape[-1]
         delattr(owner, name)
-        owner.register_buffer(name, sine_positions(grid, width), persistent=False)
+        owner.register_buffer(name, sine_positions(grid, width), persistent=kept)

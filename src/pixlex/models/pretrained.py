@@ -31,6 +31,8 @@ from pixlex.models.vqvae import VQVAE
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 FORMAT = 1
+# What transformers calls the published masked autoencoder, in its `config.json`.
+_PUBLISHED = "vit_mae"
 
 Tokenizer = LQAE | VQVAE | CBViLA
 Model = Tokenizer | MAE | Frozen | Reasoner
@@ -145,7 +147,8 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
     """Load a model directory of any family, in evaluation mode, on the CPU.
 
     Args:
-        name: a model directory, a run folder (its `model` is taken), or a repository on the hub.
+        name: a model directory, a run folder (its `model` is taken), or a repository on the hub; a ViTMAE of
+            transformers is taken for an MAE.
         language_model: where the frozen language model, or the tokenizer of CB-ViLA, lies now, if not under the
             name it was trained with.
         revision: branch, tag or commit of a repository on the hub.
@@ -156,6 +159,8 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
     """
     folder = find_model(name, "model", needs=(CONFIG,), files=(CONFIG, WEIGHTS), revision=revision)
     config = _config_of(folder)
+    if config.get("model_type") == _PUBLISHED:
+        return MAE.published(folder, name).eval().requires_grad_(False)
     values = config["model"]
     if language_model is not None and "language" in values:
         values["language"]["name"] = language_model
@@ -197,7 +202,7 @@ def _config_of(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder / CONFIG} cannot be read: {error}") from error
-    if config.get("format") != FORMAT:
+    if config.get("format") != FORMAT and config.get("model_type") != _PUBLISHED:
         raise ValueError(f"{folder / CONFIG}: expected model format {FORMAT}, got {config.get('format')!r}")
     return config
 
@@ -240,6 +245,6 @@ def _told(config: Any) -> dict[str, Any]:
         value = getattr(config, one.name)
         if dataclasses.is_dataclass(value):
             found[one.name] = _told(value)
-        elif value != one.default:
+        elif value != one.default and one.name != "pretrained":  # the weights say where they came from
             found[one.name] = value
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -71,10 +72,20 @@ class Block(nn.Module):
         heads: number of attention heads.
         mlp_ratio: width of the hidden layer over D.
         norm_eps: epsilon of the layer norms.
+        gelu: the activation; "tanh" approximates it.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, *, norm_eps: float = 1e-6) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        *,
+        norm_eps: float = 1e-6,
+        gelu: Literal["exact", "tanh"] = "exact",
+    ) -> None:
         super().__init__()
+        self.approximate = "tanh" if gelu == "tanh" else "none"
         self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
         self.attention = Attention(width, heads)
         self.feed_forward_norm = nn.LayerNorm(width, eps=norm_eps)
@@ -84,7 +95,8 @@ class Block(nn.Module):
     def forward(self, sequence: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """Return the transformed sequence."""
         sequence = sequence + self.attention(self.attention_norm(sequence))
-        output: Tensor = sequence + self.contract(F.gelu(self.expand(self.feed_forward_norm(sequence))))
+        hidden = F.gelu(self.expand(self.feed_forward_norm(sequence)), approximate=self.approximate)
+        output: Tensor = sequence + self.contract(hidden)
         return output
 
 

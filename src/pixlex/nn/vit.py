@@ -12,6 +12,13 @@ from pixlex.nn.transformer import Block, OfficialBlock, initialize, initializer
 # Mean and standard deviation of each channel of ImageNet's pixels.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# The same of all ways to normalize pixels.
+PIXELS = {
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
 
 
 class Trunk(nn.Module):
@@ -28,15 +35,24 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(
             OfficialBlock(config.width, config.heads, config.mlp_ratio, grid)
             if config.block == "official"
-            else Block(config.width, config.heads, config.mlp_ratio)
+            else Block(config.width, config.heads, config.mlp_ratio, gelu=config.gelu)
             for _ in range(config.depth)
         )
         # The released code ends its trunks without a norm; the standard pre-norm ViT ends with one.
         self.norm = nn.Identity() if config.block == "official" else nn.LayerNorm(config.width, eps=1e-6)
 
-    def forward(self, sequence: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        """Return the sequence after positions, blocks and the final norm."""
+    def forward(
+        self, sequence: Float[Tensor, "B N D"], before: Float[Tensor, "1 1 D"] | None = None
+    ) -> Float[Tensor, "B M D"]:
+        """Return the sequence after positions, blocks and the final norm.
+
+        Args:
+            sequence: patch vectors.
+            before: a vector without position in front of them, returned in front of them.
+        """
         sequence = sequence + self.positions
+        if before is not None:
+            sequence = torch.cat([before.to(sequence.dtype).expand(len(sequence), -1, -1), sequence], dim=1)
         for block in self.blocks:
             sequence = block(sequence)
         normed: Tensor = self.norm(sequence)
@@ -44,13 +60,16 @@ class Trunk(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Image to one vector per patch (Dosovitskiy et al. 2020, without class token).
+    """Image to one vector per patch (Dosovitskiy et al. 2020, where asked for with a class token among them).
 
     Args:
         config: width, depth, heads and kind of block.
         image_size: side of the image in pixels.
         patch_size: side of a patch in pixels.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: VisionConfig, image_size: int, patch_size: int) -> None:
         super().__init__()
@@ -61,6 +80,14 @@ class ImageEncoder(nn.Module):
         self.trunk = Trunk(config, image_size // patch_size)
         self.apply(initialize)
         nn.init.normal_(self.trunk.positions, std=0.02)
+        # With its position.
+        self.class_token = (
+            nn.Parameter(0.02 * torch.randn(1, 1, config.width)) if config.class_token else None
+        )
+        self.normalizes = config.pixels != "none"
+        mean, std = PIXELS[config.pixels]
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
         """Return one vector per patch, rows of the grid first.
@@ -72,8 +99,11 @@ class ImageEncoder(nn.Module):
             ValueError: when the images are not of the configured size.
         """
         _check_size(images, self.image_size)
-        sequence: Tensor = self.trunk(self.patches(images).flatten(2).transpose(1, 2))
-        return sequence
+        if self.normalizes:
+            images = (images - self.mean) / self.std
+        patches = self.patches(images).flatten(2).transpose(1, 2)
+        sequence: Tensor = self.trunk(patches, self.class_token)
+        return sequence if self.class_token is None else sequence[:, 1:]
 
 
 class ClassTokenEncoder(nn.Module):

@@ -90,14 +90,14 @@ def test_an_untrained_copy_has_fresh_weights_and_the_same_language(
         assert fresh.tokenize(images).unique().numel() > unmeasured.tokenize(images).unique().numel()
 
 
-def test_repeats_make_codes_as_wide_as_the_layers(lqae: LQAE, vqvae: VQVAE) -> None:
-    assert default_repeats(vqvae, lqae) == 2 * 32 // 8
-    assert default_repeats(vqvae, None) == 1
-    assert default_repeats(lqae, lqae) == 1
+def test_repeats_make_a_vqvae_as_wide_as_the_layers(lqae: LQAE, vqvae: VQVAE) -> None:
+    """The number of layers where both are equally wide: here 2 of 32, at the paper's sizes 13 of 768."""
+    assert default_repeats(vqvae, lqae) == {"encoder": 2, "codes": 2 * 32 // 8}
+    assert default_repeats(vqvae, None) == default_repeats(lqae, lqae) == {}
 
 
 def test_which_features_are_probed(lqae: LQAE, vqvae: VQVAE) -> None:
-    assert planned_kinds([lqae, vqvae], None) == [("layers",), ("codes",)]
+    assert planned_kinds([lqae, vqvae], None) == [("layers",), ("encoder", "codes")]
     asked = planned_kinds([lqae, vqvae], ["layers", "codes", "pixels", "codes"])
     assert asked == [("layers", "codes", "pixels"), ("codes",)]
     assert set(kinds_of(vqvae)) < set(kinds_of(lqae))

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from pixlex.config.cbvila import CBViLAConfig
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.inference import Precision
 from pixlex.models.lqae import LQAE
@@ -24,10 +25,15 @@ PIXEL_GRID = 8
 
 
 def kinds_of(model: Tokenizer) -> tuple[Kind, ...]:
-    """Return the kinds of features that a model has; the first is the one the paper probes."""
+    """Return the kinds of features that a model has."""
     if isinstance(model, LQAE):
         return ("layers", "last", "encoder", "codes", "pixels")
     return ("codes", "encoder", "pixels")
+
+
+def default_kinds(model: Tokenizer) -> tuple[Kind, ...]:
+    """Return what the paper probes (figure 4): LQAE's layers, a VQ-VAE's encoder; beside it, its codewords."""
+    return ("layers",) if isinstance(model, LQAE) else ("encoder", "codes")
 
 
 def image_features(
@@ -91,21 +97,27 @@ def weights_fingerprint(model: Tokenizer, precision: Precision = "fp32") -> str:
     return digest.hexdigest()
 
 
-def default_repeats(model: Tokenizer, compared: Tokenizer | None) -> int:
-    """Return how often a VQ-VAE's codeword features stand side by side, so that widths match.
+def default_repeats(model: Tokenizer, compared: Tokenizer | None) -> dict[str, int]:
+    """Return how often features of a VQ-VAE stand side by side, so that widths match.
 
     LQAE, section 4: "replicate the feature dimensions by the number of RoBERTa layers", which gives both
-    classifiers as many parameters where codewords are as wide as hidden states.
+    classifiers as many parameters where patch vectors are as wide as hidden states. Elsewhere the number is
+    what gives them as many: the least that makes the features at least as wide.
 
     Args:
         model: whose features are repeated.
         compared: the LQAE whose `layers` they are compared with; None for none.
 
     Returns:
-        The least number that makes them at least as wide; 1 where nothing is repeated.
+        The number for `encoder` and for `codes`; nothing where nothing is repeated.
     """
     if isinstance(model, LQAE) or not isinstance(compared, LQAE):
-        return 1
+        return {}
     width = (compared.language.num_layers + 1) * compared.language.hidden_width
-    own = model.config.codebook.dim if isinstance(model, CBViLA) else model.config.codebook_dim
-    return max(1, -(-width // own))
+    config = model.config
+    widths = (
+        {"encoder": config.image.width, "codes": config.codebook.dim}
+        if isinstance(config, CBViLAConfig)
+        else {"encoder": config.encoder.width, "codes": config.codebook_dim}
+    )
+    return {kind: max(1, -(-width // own)) for kind, own in widths.items()}

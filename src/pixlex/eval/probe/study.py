@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from pixlex.data.decoding import UnreadableImage, decode_record
 from pixlex.data.sources import ImageSource
 from pixlex.data.transforms import evaluation_transform
 from pixlex.eval.probe.cache import Features, extract, prepare
-from pixlex.eval.probe.features import Kind, kinds_of
+from pixlex.eval.probe.features import Kind, default_kinds, kinds_of
 from pixlex.eval.probe.probe import ProbeResult, linear_probe
 from pixlex.eval.probe.sets import LabeledImages, check_apart, check_counts, in_classes_of, survey
 from pixlex.models.inference import Precision
@@ -133,14 +133,14 @@ def planned_kinds(models: Sequence[Tokenizer], kinds: Sequence[Kind] | None) -> 
 
     Args:
         models: the models.
-        kinds: what is asked for; None for the kind the paper probes. A kind is passed over for a model that
+        kinds: what is asked for; None for those of `default_kinds`. A kind is passed over for a model that
             does not have it.
 
     Raises:
         ValueError: a kind that none of the models has, or a model that has none of the kinds.
     """
     if kinds is None:
-        return [kinds_of(model)[:1] for model in models]
+        return [default_kinds(model) for model in models]
     known = [kinds_of(model) for model in models]
     for kind in kinds:
         if not any(kind in some for some in known):
@@ -190,7 +190,7 @@ def probe_rows(
     folder: Path,
     *,
     per_layer: bool = False,
-    repeats: int = 1,
+    repeats: Mapping[str, int] | None = None,
     seed: int = 0,
     precision: Precision = "fp32",
     max_broken_share: float = 0.05,
@@ -205,7 +205,7 @@ def probe_rows(
         sets: the images.
         folder: where features are kept (see `extract`).
         per_layer: add a row for every single layer of `layers`.
-        repeats: how often the columns of `codes` stand side by side (see `default_repeats`).
+        repeats: how often the columns of a kind stand side by side, once unless said (see `default_repeats`).
         seed: of the validation split and of mini-batches.
         precision: of the networks.
         max_broken_share: share of unreadable images, in [0, 1], that is put up with.
@@ -242,7 +242,7 @@ def probe_rows(
             test.of(kind),
             len(sets.train.class_names),
             validation=None if validation is None else validation.of(kind),
-            repeats=repeats if kind == "codes" else 1,
+            repeats=(repeats or {}).get(kind, 1),
             seed=seed,
             device=next(model.parameters()).device,
             progress=progress,
