@@ -126,7 +126,7 @@ def test_another_shape_is_refused(tmp_path: Path, changes: dict[str, int], messa
 
 
 def test_what_holds_no_vision_transformer_is_refused(tmp_path: Path, language: Path) -> None:
-    with pytest.raises(ValueError, match="expected a ViT, DeiT, ViTMAE or SigLIP"):
+    with pytest.raises(ValueError, match="expected a ViT, DeiT, ViTMAE, DINOv2 "):
         _start(str(language), heads=2)
     with pytest.raises(ValueError, match="holds no pretrained weights"):
         _start(str(tmp_path))
