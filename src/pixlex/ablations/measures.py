@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -81,6 +82,9 @@ def few_shot_measure(
                 reader, client, template=template, scorer=scorer
             )
         cells = run_few_shot(list(answerers.values()), episode_sets, images, cache / "answers" / row.name)
+        for cell in cells:
+            if cell.does_not_fit:
+                warnings.warn(f"row {row.name}: {cell.does_not_fit}", stacklevel=2)
         titles = [name for name in answerers for _ in episode_sets]
         return {
             f"{title}, {cell.setting.ways}-way {cell.setting.column}": Measured(

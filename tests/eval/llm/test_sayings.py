@@ -226,6 +226,71 @@ def test_far_more_than_was_asked_for_is_cut_or_refused(gpt2: SlowModel) -> None:
         assert found[2].finish != "failed"
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        {},
+        {"tokens": [1, 2], "token_logprobs": [None, -1.0], "text_offset": [0, 1]},
+        {"tokens": ["a", "b"], "token_logprobs": [None, "-1"], "text_offset": [0, 1]},
+        {"tokens": ["a", "b"], "token_logprobs": [None, -1.0], "text_offset": ["0", None]},
+        {"tokens": {"a": 1}, "token_logprobs": {"a": 1}, "text_offset": {"a": 1}},
+    ],
+)
+def test_scores_that_are_none_fail_alone(gpt2: SlowModel, told: Any) -> None:
+    with serving(Endpoint(gpt2, abilities=frozenset({"completions", "echo"}))) as endpoint:
+        client = ask(endpoint)
+        said = json.dumps({"choices": [{"text": PROMPTS[0], "logprobs": told}]}).encode()
+        endpoint.fault = lambda text, times: said if text.startswith(PROMPTS[0]) else None
+        found = dict(client.score(PROMPTS[:2], [[" dax", " wug"]] * 2))
+        assert found[0].log_probabilities == ()
+        assert found[0].reason
+        assert len(found[1].log_probabilities) == 2
+
+
+def test_what_would_break_a_report_or_a_budget(gpt2: SlowModel) -> None:
+    """Halves of characters, endless nesting, tokens below zero."""
+    with serving(Endpoint(gpt2, abilities=CHAT)) as endpoint:
+        client = ask(endpoint)
+        spent = client.budget.spent.total
+        below = {**json.loads(chat("x")), "usage": {"prompt_tokens": -(10**9), "completion_tokens": -1}}
+        said = {
+            PROMPTS[0]: chat("a \ud800 boat"),
+            PROMPTS[1]: b"[" * 100_000 + b"]" * 100_000,
+            PROMPTS[2]: json.dumps(below).encode(),
+        }
+        endpoint.fault = lambda text, times: said.get(text)
+        found = generate(client, PROMPTS[:3])
+        assert found[0].text == "a ? boat"
+        assert found[1].finish == "failed"
+        assert client.budget.spent.total > spent
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (400, "This model's maximum context length is 4097 tokens, however you requested 5000 tokens"),
+        (400, "The decoder prompt (length 5000) is longer than the maximum model length of 4096"),
+        (400, "the request exceeds the available context size. try increasing the context size"),
+        (400, "prompt is too long: 210000 tokens > 200000 maximum"),
+        (400, "The input token count (40000) exceeds the maximum number of tokens allowed (32768)"),
+        (400, "Please reduce the length of the messages or completion"),
+        (422, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096"),
+        (413, "Payload Too Large"),
+    ],
+)
+def test_servers_say_in_their_own_words_what_does_not_fit(gpt2: SlowModel, status: int, message: str) -> None:
+    with serving(Endpoint(gpt2, abilities=CHAT)) as endpoint:
+        client = ask(endpoint)
+        endpoint.fault = lambda text, times: (status, error("bad", message))
+        (answer,) = generate(client, PROMPTS[:1]).values()
+        assert answer.reason.startswith("does not fit: ")
+        for other in ("max_tokens is too large: 5000, at most 4096", "flagged", "unknown parameter 'stop'"):
+            endpoint.fault = lambda text, times, other=other: (400, error("bad", other))
+            (answer,) = generate(client, [f"{PROMPTS[0]} {other}"]).values()
+            assert not answer.reason.startswith("does not fit")
+
+
 # The key.
 
 FORMS = {

@@ -175,7 +175,9 @@ def read_choice(facts: EndpointFacts, answer: Answer, candidates: Sequence[str])
         return written
     text = written.text
     if facts.choice == "json_schema":
-        with suppress(ValueError, TypeError, KeyError):  # what is no such object is reported as it came
+        with suppress(
+            ValueError, TypeError, KeyError, RecursionError
+        ):  # what is no such object is reported as it came
             text = f"{json.loads(text)['answer']}"
     for candidate in candidates:
         if text == shown(facts, candidate):
@@ -220,6 +222,13 @@ def _told_scores(answer: Answer) -> tuple[list[str], list[float | None], list[in
     if not isinstance(told, dict):
         raise ValueError("no log-probabilities")
     tokens, scores, offsets = (told.get(name) or [] for name in ("tokens", "token_logprobs", "text_offset"))
+    for name, values, kinds in (
+        ("tokens", tokens, str),
+        ("scores", scores, float | int | None),
+        ("places", offsets, int),
+    ):
+        if not isinstance(values, list) or not all(isinstance(value, kinds) for value in values):
+            raise ValueError(f"{name} of another kind in {json.dumps(told)[:80]}")
     if not len(tokens) == len(scores) == len(offsets) or not tokens:
         raise ValueError(f"{len(tokens)} tokens with {len(scores)} scores and {len(offsets)} places")
     return tokens, scores, offsets

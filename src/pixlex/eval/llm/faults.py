@@ -16,7 +16,8 @@ _REFUSED = frozenset({401, 403})
 _PAYMENT_REQUIRED = 402
 _OUT_OF_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 # How servers say that prompt and answer are longer than the context; each has words of its own.
-_MAY_BE_TOO_LONG = frozenset({400, 413, 422})
+_MAY_BE_TOO_LONG = frozenset({400, 422})
+_TOO_LARGE = 413
 _TOO_LONG = re.compile(
     r"context[ _-]?(length|size|window)|maximum model length|too long|reduce the length|inputs`? tokens"
     r"|exceed\w*\b.{0,40}\b(tokens?|context)\b|\btokens?\b.{0,40}exceed",
@@ -87,7 +88,7 @@ def status_fault(
         return Refused(f"refused: {reason}", status)
     if status in _PASSING or (status >= 500 and status != _NOT_IMPLEMENTED):
         return MayPass(reason, status, wait=_retry_after(retry_after))
-    if status in _MAY_BE_TOO_LONG and _TOO_LONG.search(reason):
+    if status == _TOO_LARGE or (status in _MAY_BE_TOO_LONG and _TOO_LONG.search(reason)):
         return RequestFailed(f"{DOES_NOT_FIT}: {reason}", status)
     return RequestFailed(reason, status)
 

@@ -168,5 +168,5 @@ def context_size(models: Answer, model: str) -> int | None:
             meta = entry.get("meta")
             known = {**(meta if isinstance(meta, dict) else {}), **entry}
             sizes = [known[field] for field in _CONTEXT_FIELDS if isinstance(known.get(field), int)]
-            return min(sizes, default=None)
+            return min((size for size in sizes if size > 1), default=None)
     return None

@@ -14,6 +14,7 @@ _SHORTEST_SECRET = 6
 _PIECE = 8
 _HIDDEN = "***"
 _MOST_SHOWN = 300
+_USER = re.compile(r"//[^/@\s]+@")  # who logs in at an address, a proxy's for example
 _BASE64 = r"[A-Za-z0-9+/_=-]*"
 
 
@@ -55,38 +56,41 @@ class Quoter:
 
     def show(self, said: object) -> str:
         """Return what was said as one line for a message: without the key, printable, not too long."""
-        hidden = self.hide(f"{said}")
+        hidden = _USER.sub(f"//{_HIDDEN}@", self.hide(f"{said}"))
         line = "".join(letter if letter.isprintable() else " " for letter in hidden)
         return line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]} ..."
 
     def parse(self, said: bytes) -> Any:
         """Return a JSON text's values without the key, whatever escapes it was written with.
 
+        Halves of characters come out as question marks.
+
         Raises:
             ValueError: it is no JSON; the message quotes nothing.
         """
         try:
-            values = json.loads(said)
+            return self._hidden_in(json.loads(said))
         except (ValueError, RecursionError):
-            values = None
-        else:
-            return self._hidden_in(values)
+            pass
         raise ValueError("expected JSON")  # outside: the decoder's own error holds the whole text
 
     def _hidden_in(self, values: Any) -> Any:
         plain = json.dumps(values, ensure_ascii=False)
-        if self.hide(plain) == plain:
+        if self._clean(plain) == plain:
             return values
         return self._walk(values)
 
     def _walk(self, values: Any) -> Any:
         if isinstance(values, str):
-            return self.hide(values)
+            return self._clean(values)
         if isinstance(values, list):
             return [self._walk(value) for value in values]
         if isinstance(values, dict):
-            return {self.hide(key): self._walk(value) for key, value in values.items()}
+            return {self._clean(key): self._walk(value) for key, value in values.items()}
         return values
+
+    def _clean(self, text: str) -> str:
+        return self.hide(text.encode(errors="replace").decode())
 
 
 def _base64_cores(data: bytes) -> set[str]:

@@ -309,6 +309,6 @@ def _usage(answer: Answer) -> Usage | None:
     if not isinstance(told, dict):
         return None
     counts = told.get("prompt_tokens"), told.get("completion_tokens", 0)
-    if not all(isinstance(count, int) for count in counts):
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
         return None
     return Usage(*(int(count or 0) for count in counts))
