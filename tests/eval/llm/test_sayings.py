@@ -418,4 +418,5 @@ def test_a_placeholder_of_a_key_hides_no_word() -> None:
     """Servers that want no key are given "none" or "EMPTY": no secret, and perhaps an answer."""
     assert Quoter("dog").hide("a dog") == "a dog"
     assert Quoter("sk-no-key-required").hide("a required parameter") == "a required parameter"
+    assert Quoter(SECRET).hide("a" * 2**18 + FORMS["header"]).startswith("aaa")  # in no time
     assert Quoter(None).show("a\x1b[2Jb\n" + "c" * 1000).startswith("a [2Jb cc")

@@ -175,9 +175,8 @@ def read_choice(facts: EndpointFacts, answer: Answer, candidates: Sequence[str])
         return written
     text = written.text
     if facts.choice == "json_schema":
-        with suppress(
-            ValueError, TypeError, KeyError, RecursionError
-        ):  # what is no such object is reported as it came
+        # What is no such object is reported as it came.
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
             text = f"{json.loads(text)['answer']}"
     for candidate in candidates:
         if text == shown(facts, candidate):

@@ -15,7 +15,6 @@ _PIECE = 8
 _HIDDEN = "***"
 _MOST_SHOWN = 300
 _USER = re.compile(r"//[^/@\s]+@")  # who logs in at an address, a proxy's for example
-_BASE64 = r"[A-Za-z0-9+/_=-]*"
 
 
 class Quoter:
@@ -38,17 +37,16 @@ class Quoter:
         self._pieces = tuple({one.lower() for one in pieces if not (one.isalpha() and one.islower())})
         plain = {key, quote(key, safe=""), quote_plus(key, safe=""), key.encode().hex()}
         cores = {core for text in (key, quote(key, safe="")) for core in _base64_cores(text.encode())}
-        forms = [re.escape(one) for one in sorted(plain, key=len, reverse=True)]
-        forms += [f"{_BASE64}{re.escape(one)}{_BASE64}" for one in sorted(cores)]
-        self._pattern = re.compile("|".join(forms), re.IGNORECASE)
-        self._searched = tuple({one.lower() for one in (*plain, *cores)})
+        forms = sorted(plain | cores, key=len, reverse=True)
+        self._pattern = re.compile("|".join(re.escape(one) for one in forms), re.IGNORECASE)
+        self._forms = tuple({one.lower() for one in forms})
 
     def hide(self, said: str) -> str:
         """Return a text without the key."""
         if self._pattern is None:
             return said
         lowered = said.lower()
-        if any(form in lowered for form in self._searched):
+        if any(form in lowered for form in self._forms):
             said = self._pattern.sub(_HIDDEN, said)
             lowered = said.lower()
         found = [piece for piece in self._pieces if piece in lowered]
