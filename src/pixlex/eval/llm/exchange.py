@@ -177,12 +177,12 @@ class Exchange:
         self._key_works = True
 
     def _key_refused(self, refusal: Refused) -> ValueError:
-        variable = self.options.connection.key_variable
+        variable, said = self.options.connection.key_variable, f"{refusal}".removeprefix("refused: ")
         if not self._sender.has_key:
             return ValueError(
-                f"{self.address} asks for a key: expected one in the environment variable {variable}; {refusal}"
+                f"{self.address} asks for a key: expected one in the environment variable {variable}; {said}"
             )
-        return ValueError(f"{self.address}: the key of {variable} is refused: {refusal}")
+        return ValueError(f"{self.address}: the key of {variable} is refused: {said}")
 
     def _request(self, route: Route, body: dict[str, Any]) -> dict[str, Any]:
         return {"endpoint": self.address, "path": route, "body": body}
