@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 import pixlex
 from pixlex import runs
-from pixlex.config.run import Run, run_from
+from pixlex.config.run import Run, run_from, write_run
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.train.checkpoint import checkpoints
@@ -257,6 +257,37 @@ def test_reconstruct_draws_figure_2(call: Call, trained: Path, tmp_path: Path) -
     code, out, error = call("reconstruct", "embedded:digits:test", *arguments, "--limit", 2)
     assert (code, "texts" in json.loads(out), "from their codes alone" in error) == (0, False, True)
     assert (tmp_path / "grid.png").is_file()
+
+
+def test_ablate_makes_table_iv(call: Call, language: Path, tmp_path: Path) -> None:
+    """Three combinations of objectives, re-ranked retrieval of each, the paper's values beside COCO's."""
+    from tests.tiny import write_images
+
+    write_run(
+        _run(language, train__steps=2, objective__burn_in_steps=1, eval__limit=4), tmp_path / "recipe.yaml"
+    )
+    write_images(tmp_path, ["0.png", "1.png"])
+    pairs, out = tmp_path / "coco_test.csv", tmp_path / "out"
+    pairs.write_text("path,caption\n0.png,and\n1.png,all\n")
+    code, text, _ = call("ablate", tmp_path / "recipe.yaml", "--out", out, "--retrieval", pairs, "--quiet")
+    assert code == 0
+    rows = {row["name"]: row["numbers"] for row in json.loads((out / "results.json").read_text())["rows"]}
+    assert list(rows) == ["base", "mlm-itm", "mlm-itm-pixel"]
+    assert [name for name in rows if "masked_image_gain" in rows[name]] == ["base"]
+    assert [name for name in rows if "hidden_mse" in rows[name]] == ["base", "mlm-itm-pixel"]
+    assert "- mlm-itm, text_recall_at_1: paper lower, here " in text
+    assert "row C" not in text
+    (line,) = (line for line in text.splitlines() if line.startswith("| published: MLM+ITM |"))
+    assert "CB-ViLA, Table IV: zero-shot on COCO's 5,000 test images" in line
+    cells = ["65.2 %", "86.4 %", "91.5 %", "47.2 %", "73.1 %", "81.3 % |"]
+    assert [cell for cell in line.split(" | ") if "%" in cell] == cells
+    arguments = ("evaluate", "retrieval", "--model", out / "rows/base", "--data", pairs, "--json", "--quiet")
+    found = json.loads(call(*arguments)[1])
+    for name, one in rows["base"].items():
+        if name.startswith("retrieval/"):
+            assert one["value"] == found[name.removeprefix("retrieval/")]
+    code, _, error = call("ablate", tmp_path / "recipe.yaml", "--out", out, "--rows", "A")
+    assert (code, "expected groups (base, IV)" in error) == (2, True)
 
 
 def test_gallery_command(call: Call, trained: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pixlex.config.mae import MAERun
 from pixlex.config.reasoning import ReasoningRun
 from pixlex.config.run import LQAERun, Run, VQVAERun, describe_fields, read_run, value_at, write_run
 from pixlex.data.answers import build_answers
-from pixlex.data.broken import BrokenImages
+from pixlex.data.broken import BrokenImages, require_readable
 from pixlex.data.images import ImageSource, open_source
 from pixlex.data.item_batches import training_items
 from pixlex.data.items import open_items
@@ -93,6 +93,7 @@ def _train(run: Run, folder: Path, resume: bool) -> Path | None:
     is_first = distributed.rank() == 0
     source = _open(run, run.data.train)
     validation = _open(run, run.data.validation) if run.data.validation else None
+    _check_images(source, validation)
     if isinstance(run, ReasoningRun):
         assert isinstance(source, ReasoningSource)
         run = completed(run, source)
@@ -113,6 +114,20 @@ def _train(run: Run, folder: Path, resume: bool) -> Path | None:
     if steps < run.train.steps or not is_first:
         return None
     return _finish(run, objective, folder, progress)
+
+
+def _check_images(source: Source, validation: Source | None) -> None:
+    """Require what training and its evaluations will read."""
+    for one in (source, validation):
+        if one is not None:
+            require_readable(one.images if isinstance(one, ReasoningSource) else one)
+    if not isinstance(source, ReasoningSource) or not isinstance(validation, ReasoningSource):
+        return
+    if validation.num_images != source.num_images:
+        raise ValueError(
+            f"{validation.name} has {validation.num_images} images with each text, {source.name}, which is "
+            f"trained on, has {source.num_images}"
+        )
 
 
 def _batches(run: Run, objective: Objective, source: Source) -> Callable[[int], Iterator[ImageBatch]]:

@@ -70,8 +70,8 @@ def test_commands_and_program_run(
     ]
     assert [command[1] for command in commands] == [
         "doctor", "train", "encode", "decode", "reconstruct", "evaluate", "evaluate", "evaluate", "ablate",
-        "doctor", "convert", "train", "evaluate", "gallery", "explain", "finetune", "evaluate", "ask", "explain",
-        "index", "search", "search", "encode",
+        "doctor", "convert", "train", "evaluate", "evaluate", "reconstruct", "gallery", "explain", "finetune",
+        "evaluate", "ask", "explain", "index", "search", "search", "encode",
     ]  # fmt: skip
     small_model = [f"model.language.name={language}", *SMALLER]
     extras = {
@@ -100,6 +100,7 @@ def test_commands_and_program_run(
     assert (tmp_path / "pairs.parquet").is_file()
     assert (tmp_path / "runs/pairs/report.html").is_file()
     assert (tmp_path / "codewords.png").is_file()
+    assert (tmp_path / "masked.png").is_file()
     assert (tmp_path / "why.png").is_file()
     assert (tmp_path / "runs/vqa/report.html").is_file()
     assert (tmp_path / "found.png").is_file()

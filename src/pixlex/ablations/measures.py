@@ -1,4 +1,4 @@
-"""What an ablation measures on every row's model besides its reconstructions: linear probe and few-shot."""
+"""What an ablation measures on every row's model besides the run's own numbers: probe, few-shot, retrieval."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pixlex.ablations.rows import Measure, Measured
 from pixlex.config.ablation import AblationRow
+from pixlex.data.pairs import PairSource
 from pixlex.data.sources import ImageSource
 from pixlex.distributed import pick_device
 from pixlex.eval.few_shot.answers import Answerer
@@ -17,8 +18,11 @@ from pixlex.eval.few_shot.prompted import PromptedAnswerer, Scorer
 from pixlex.eval.few_shot.prompts import Template
 from pixlex.eval.few_shot.run import run_few_shot
 from pixlex.eval.few_shot.word_answerers import embedded_encoder, model_reader, word_answerers
+from pixlex.eval.intervals import wilson_interval
 from pixlex.eval.llm.client import LanguageClient
 from pixlex.eval.probe.study import ProbeSets, probe_rows
+from pixlex.eval.published import TABLE_TOP_K, benchmark_of
+from pixlex.eval.retrieval import evaluate_retrieval, gallery
 from pixlex.models import pretrained
 from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Tokenizer
@@ -101,6 +105,36 @@ def few_shot_measure(
     # Numbers of versions that did not count their episodes are measured again; the answers are there.
     parts = ["counted", *(one.identity for one in episode_sets), *asked]
     return Measure(name="few_shot", identity=digest(*parts), of=measure)
+
+
+def retrieval_measure(
+    pairs: PairSource, *, max_words: int, limit: int | None, device: str = "auto"
+) -> Measure:
+    """Return zero-shot retrieval, both directions re-ranked by matching (CB-ViLA, Table IV).
+
+    Args:
+        pairs: images with captions that no row is trained on, as they are to be read.
+        max_words: longest caption in words (tokens).
+        limit: most images; None for all.
+        device: where to compute.
+    """
+    top_k = TABLE_TOP_K[benchmark_of(pairs.name) or "flickr30k"]
+
+    def measure(folder: Path, row: AblationRow) -> Mapping[str, Measured]:
+        model = pretrained.load_cbvila(str(folder)).to(pick_device(device))
+        items = gallery(model, pairs, max_words=max_words, limit=limit)
+        # Without contrast similarities mean nothing: all pairs are matched.
+        result = evaluate_retrieval(model, items, top_k=top_k if model.compares else len(items.image_of))
+        found = {}
+        for name, value in result.numbers.items():
+            if "recall_at" in name:
+                count = result.num_images if "text_recall" in name else result.num_captions
+                low, high = wilson_interval(value, count)
+                found[name.removeprefix("eval/")] = Measured(value=value, low=low, high=high)
+        return found
+
+    asked = f"top {top_k}, {max_words} words, limit {limit}"
+    return Measure(name="retrieval", identity=digest(pairs.identity, asked), of=measure)
 
 
 def _load(folder: Path, device: str) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""The ablations of LQAE: one recipe trained once for each row, measured alike, put into one table."""
+"""The ablations of LQAE and CB-ViLA: one recipe trained once for each row, measured alike, put into one table."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pixlex.config.ablation import AblationRow, Claim
+from pixlex.config.cbvila import CBViLARun
 from pixlex.config.lqae import VQVAEConfig
 from pixlex.config.run import LQAERun, Run, VQVAERun, read_run
 from pixlex.files import write_atomically
@@ -18,10 +19,14 @@ from pixlex.progress import bar_or_lines
 from pixlex.runs import run_training, settled
 from pixlex.train.loop import LossNotFinite
 
+AblatedRun = LQAERun | VQVAERun | CBViLARun
 # Codewords of the VQ-VAE of row I, as many as the baseline's.
 CODES_ASSIGNED = 1024
 # What the table shows of a run's own evaluation.
-RECONSTRUCTION = ("mse", "masked_mse", "psnr", "distinct_codewords", "perplexity")
+RECONSTRUCTION = (
+    "mse", "masked_mse", "psnr", "image_text_matching", "masked_language", "masked_image_gain", "hidden_mse",
+    "distinct_codewords", "perplexity",
+)  # fmt: skip
 # Of fewer episodes the interval is wider than what rows differ by.
 _FEWEST_EPISODES = 100
 
@@ -41,7 +46,7 @@ class Measure:
     """Something measured on every row's model.
 
     Attributes:
-        name: `linear_probe` or `few_shot`.
+        name: `linear_probe`, `few_shot` or `retrieval`.
         identity: all that decides its numbers besides model and row; a stored number of another identity is
             measured again.
         of: given a model directory and the row, the numbers by their column.
@@ -86,24 +91,24 @@ class RowResult:
         }
 
 
-def plan(recipe: str, overrides: Sequence[str], rows: Sequence[AblationRow]) -> dict[str, LQAERun | VQVAERun]:
+def plan(recipe: str, overrides: Sequence[str], rows: Sequence[AblationRow]) -> dict[str, AblatedRun]:
     """Return the run of each row that trains, checked before anything is computed.
 
     Raises:
-        ValueError: a recipe of another family, without validation images, or a row that does not fit it.
+        ValueError: a recipe of another family, without validation data, or a row that does not fit it.
     """
-    runs: dict[str, LQAERun | VQVAERun] = {}
+    runs: dict[str, AblatedRun] = {}
     for row in rows:
         if not row.trains:
             continue
         run: Run = read_run(recipe, [*overrides, *row.changes])
-        if not isinstance(run, LQAERun):
+        if not isinstance(run, LQAERun | CBViLARun):
             raise ValueError(
-                f"ablations are rows of LQAE: expected a recipe of family lqae, got {run.family}"
+                f"ablations are of LQAE or CB-ViLA: expected a recipe of family lqae or cbvila, got {run.family}"
             )
         if not run.data.validation:
-            raise ValueError("ablations compare reconstructions: name images with data.validation=DATA")
-        runs[row.name] = _vqvae_of(run) if row.family == "vqvae" else run
+            raise ValueError("ablations compare what is held out: name it with data.validation=DATA")
+        runs[row.name] = _vqvae_of(run) if row.family == "vqvae" and isinstance(run, LQAERun) else run
     return runs
 
 
@@ -137,7 +142,7 @@ def run_ablations(
     whose loss diverges is reported as failed and does not stop the others.
 
     Args:
-        recipe: file or name of an LQAE recipe.
+        recipe: file or name of a recipe of LQAE or CB-ViLA.
         overrides: settings shared by all rows, `key=value`.
         rows: `base` first.
         folder: where all is kept.
@@ -177,7 +182,7 @@ def run_ablations(
     return tuple(dataclasses.replace(one, verdicts=_verdicts(one, results[0])) for one in results)
 
 
-def _is_finished(run: LQAERun | VQVAERun, place: Path) -> bool:
+def _is_finished(run: AblatedRun, place: Path) -> bool:
     """Whether a row's folder holds the finished run of just these settings.
 
     The evaluation is asked for too: a row measured on other images cannot stand in one table.

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from pixlex.cli.options import overrides_of
 from pixlex.cli.output import answer, remark
 from pixlex.cli.training import INTERRUPTED, bars
-from pixlex.config.ablation import AblationRow, ablation_rows, select_rows
+from pixlex.config.ablation import Ablated, AblationRow, ablation_rows, select_rows
+from pixlex.config.cbvila import CBViLARun
+from pixlex.config.run import read_run
 
 if TYPE_CHECKING:
     from pixlex.ablations.rows import Measure
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 
 def ablate(options: Namespace) -> int:
     """Train and measure the rows of the ablation table; a second call goes on with an interrupted one."""
-    rows = select_rows(options.rows)
+    family: Ablated = "lqae"
+    if options.recipe is not None and read_run(options.recipe, options.overrides).family == "cbvila":
+        family = "cbvila"
+    rows = select_rows(options.rows, family)
     if options.list:
         values = [asdict(row) for row in rows]
         answer(options, values, "\n".join(f"{row.name:<10} {row.title}" for row in rows))
@@ -28,29 +33,54 @@ def ablate(options: Namespace) -> int:
         raise ValueError("ablate needs RECIPE and --out DIR, or --list")
     from pixlex import report
     from pixlex.ablations.rows import plan, run_ablations
+    from pixlex.eval.published import objectives_table
 
-    rows = _with_finished(rows, options.out)
+    rows = _with_finished(rows, family, options.out)
     overrides = overrides_of(options)
-    device = plan(options.recipe, overrides, rows)["base"].train.device
+    base = plan(options.recipe, overrides, rows)["base"]
+    pairs = (options.retrieval or base.data.validation) if isinstance(base, CBViLARun) else ""
     with bars(options):
-        measures = list(_measures(options, device))
+        if isinstance(base, CBViLARun):
+            measures = [_retrieval_measure(options, base, pairs)]
+        else:
+            measures = list(_measures(options, base.train.device))
         results = run_ablations(options.recipe, overrides, rows, options.out, measures)
     if results is None:
         remark(options, "interrupted; the same command goes on")
         return INTERRUPTED
     table = [one.values() for one in results]
-    files = report.write_ablation(options.out, table, [options.command_line])
-    answer(options, {"folder": str(options.out), "rows": table}, report.ablation_table(table))
+    published = objectives_table(pairs)
+    files = report.write_ablation(options.out, table, [options.command_line], published)
+    answer(options, {"folder": str(options.out), "rows": table}, report.ablation_table(table, published))
     for path in files:
         remark(options, f"wrote {path}")
     return 0
 
 
-def _with_finished(rows: Sequence[AblationRow], folder: Path) -> tuple[AblationRow, ...]:
+def _with_finished(rows: Sequence[AblationRow], family: Ablated, folder: Path) -> tuple[AblationRow, ...]:
     """Return the rows asked for and those that the folder holds finished, so that one table shows them all."""
     left = [*folder.glob("rows/*/results.json"), *folder.glob("rows/*/measures.json")]
     names = {row.name for row in rows} | {path.parent.name for path in left}
-    return tuple(row for row in ablation_rows() if row.name in names)
+    return tuple(row for row in ablation_rows(family) if row.name in names)
+
+
+def _retrieval_measure(options: Namespace, run: CBViLARun, description: str) -> Measure:
+    """Return what is measured on every row of CB-ViLA; the pairs are opened before anything is trained."""
+    from pixlex.ablations.measures import retrieval_measure
+    from pixlex.data.pairs import open_pairs
+    from pixlex.eval.published import TABLE_WORDS
+
+    if options.probe is not None or options.few_shot is not None or options.llm:
+        raise ValueError(
+            "rows of CB-ViLA are measured by retrieval: --probe, --few-shot and --llm are for LQAE's"
+        )
+    pairs = open_pairs(description)
+    return retrieval_measure(
+        pairs.cleaned() if run.data.clean_captions else pairs,
+        max_words=min(run.model.text.positions, max(TABLE_WORDS, run.data.max_words)),
+        limit=None if options.retrieval else run.eval.limit or None,
+        device=run.train.device,
+    )
 
 
 def _measures(options: Namespace, device: str) -> Iterator[Measure]:
@@ -58,6 +88,8 @@ def _measures(options: Namespace, device: str) -> Iterator[Measure]:
     from pixlex.ablations.measures import few_shot_measure, probe_measure
     from pixlex.data.images import open_source
 
+    if options.retrieval is not None:
+        raise ValueError("rows of LQAE find no images by texts: --retrieval is for CB-ViLA's")
     if options.probe is not None:
         from pixlex.eval.probe.study import open_sets
 

@@ -14,7 +14,7 @@ def ablate_command(commands: Any) -> None:
     parser = add_command(
         commands, "ablate", "ablating:ablate", "train and measure a recipe with one change at a time"
     )
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="an LQAE recipe: file or name")
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="of LQAE or CB-ViLA: file or name")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of every row")
     parser.add_argument("--out", type=Path, metavar="DIR", help="one folder for all; the same one goes on")
     parser.add_argument(
@@ -22,8 +22,8 @@ def ablate_command(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="ROW",
-        help="letters of the paper's Table 3 (A B D E F G I), mask-ratio (Figure 5), or names; default all. "
-        "Rows that DIR holds finished stand in the table as well",
+        help="letters of LQAE's Table 3 (A B D E F G I), mask-ratio (Figure 5), IV (of CB-ViLA), or names; "
+        "default all. Rows that DIR holds finished stand in the table as well",
     )
     parser.add_argument("--list", action="store_true", help="list the rows and what they change")
     probe = parser.add_argument_group("linear probe of every row")
@@ -32,6 +32,11 @@ def ablate_command(commands: Any) -> None:
     )
     probe.add_argument("--probe-limit", type=positive, metavar="N", help="most training images; default all")
     probe.add_argument("--probe-test-limit", type=positive, metavar="N", help="most test images; default all")
+    parser.add_argument_group("retrieval by every row of CB-ViLA").add_argument(
+        "--retrieval",
+        metavar="PAIRS",
+        help="held-out images with captions; default the recipe's data.validation",
+    )
     few_shot = parser.add_argument_group("few-shot classification by every row's words")
     few_shot.add_argument("--few-shot", metavar="DATA", help="labeled images of classes not trained on")
     few_shot.add_argument("--ways", type=positive, nargs="+", default=[2, 5], help="default 2 5")

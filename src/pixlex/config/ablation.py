@@ -1,4 +1,4 @@
-"""The rows of LQAE's Table 3 and of Figure 5: what each changes, and what the paper says of it."""
+"""The rows of LQAE's Table 3 and Figure 5 and of CB-ViLA's Table IV: what each changes, what the papers say."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Claim:
         expected: where the row's value lies.
     """
 
-    measure: Literal["linear_probe", "few_shot"]
+    measure: Literal["linear_probe", "few_shot", "retrieval"]
     expected: Expected
 
 
@@ -29,7 +29,7 @@ class AblationRow:
     Attributes:
         name: short and unique; the name of its folder.
         title: what it changes.
-        group: the letter of its row in Table 3, `base`, or `mask-ratio` for Figure 5.
+        group: the letter of its row in Table 3, `base`, `mask-ratio` for Figure 5, or `IV` for CB-ViLA's Table IV.
         changes: overrides of the recipe.
         family: "vqvae" trains a VQ-VAE of the same networks, whose code k is then the k-th codeword's word.
         trains: whether it is a model of its own; otherwise it uses that of `base`.
@@ -47,12 +47,31 @@ class AblationRow:
     claims: tuple[Claim, ...] = ()
 
 
+Ablated = Literal["lqae", "cbvila"]
 # The paper gives no values for Table 3 that could be found, only what its text says of them.
 NOT_DESCRIBED = {"C": "the paper lists row C in Table 3 and does not describe it"}
 MASK_RATIOS = (0.0, 0.15, 0.3, 0.5, 0.7, 0.85)
 MASKED_LANGUAGE_WEIGHTS = (0.0, 0.001, 0.01, 0.1)
 KEEP_SHARES = (0.75, 0.5, 0.25)
 
+# CB-ViLA's Table IV, from below; the contrastive term, where the recipe has one, stays.
+_OBJECTIVES = (
+    AblationRow(name="base", title="the recipe, unchanged: MLM+ITM+Pixel+MIM", group="base"),
+    AblationRow(
+        name="mlm-itm",
+        title="MLM+ITM",
+        group="IV",
+        changes=("objective.pixel_weight=0", "objective.masked_image_weight=0"),
+        claims=(Claim(measure="retrieval", expected="lower"),),
+    ),
+    AblationRow(
+        name="mlm-itm-pixel",
+        title="MLM+ITM+Pixel",
+        group="IV",
+        changes=("objective.masked_image_weight=0",),
+        claims=(Claim(measure="retrieval", expected="lower"),),
+    ),
+)
 _WORSE = (Claim(measure="linear_probe", expected="lower"), Claim(measure="few_shot", expected="lower"))
 _NO_HELP = (
     Claim(measure="linear_probe", expected="not higher"),
@@ -61,15 +80,18 @@ _NO_HELP = (
 _LEVEL = (Claim(measure="linear_probe", expected="level"), Claim(measure="few_shot", expected="level"))
 
 
-def ablation_rows(entropy_weight: float = 0.05) -> tuple[AblationRow, ...]:
-    """Return every row that can be run, the unchanged recipe first.
+def ablation_rows(family: Ablated = "lqae", entropy_weight: float = 0.05) -> tuple[AblationRow, ...]:
+    """Return every row that can be run of a family's recipe, the unchanged one first.
 
     Row H, the size of the prompted language model, is no row here: each language model that few-shot
     classification is run with makes a column. Row C is not described (`NOT_DESCRIBED`).
 
     Args:
+        family: of the recipe.
         entropy_weight: weight of the entropy regularization in row D.
     """
+    if family == "cbvila":
+        return _OBJECTIVES
     return (
         AblationRow(name="base", title="the recipe, unchanged", group="base"),
         AblationRow(
@@ -127,27 +149,30 @@ def _masked_language_row(weight: float) -> AblationRow:
     )  # fmt: skip
 
 
-def select_rows(wanted: Sequence[str]) -> tuple[AblationRow, ...]:
+def select_rows(wanted: Sequence[str], family: Ablated = "lqae") -> tuple[AblationRow, ...]:
     """Return the rows of some groups or names, `base` always among them, in the order of the table.
 
     Args:
         wanted: groups ("A", "mask-ratio") or names ("E-0.01"); nothing for all.
+        family: of the recipe.
 
     Raises:
         ValueError: an unknown one, or row C; the message lists what there is.
     """
-    rows = ablation_rows()
+    rows = ablation_rows(family)
     known = {row.name for row in rows} | {row.group for row in rows}
     for one in wanted:
-        if one in NOT_DESCRIBED:
+        if one in NOT_DESCRIBED and family == "lqae":
             raise ValueError(f"row {one} cannot be run: {NOT_DESCRIBED[one]}")
-        if one == "H":
+        if one == "H" and family == "lqae":
             raise ValueError(
                 "row H is no model to train: name several language models, each makes a column of few-shot"
             )
         if one not in known:
             groups = ", ".join(dict.fromkeys(row.group for row in rows))
-            raise ValueError(f"rows: expected groups ({groups}) or names of them such as E-0.01, got {one!r}")
+            raise ValueError(
+                f"rows: expected groups ({groups}) or names of them such as {rows[-1].name}, got {one!r}"
+            )
     return tuple(
         row for row in rows if not wanted or row.group == "base" or row.name in wanted or row.group in wanted
     )

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pixlex.batch import ImageBatch, Skipped
+from pixlex.data.decoding import UnreadableImage
 from pixlex.data.sources import ImageSource
 
 FILE_NAME = "skipped.jsonl"
 
 # Before this many images were visited, their broken share says little about the source.
 _MIN_VISITED = 100
+# Images that are read before a run begins, until one can be.
+_TRIED = 16
 
 # Standard errors that the broken share of visits must lie above the limit: a source just below the limit
 # would else be stopped by the chance of which images come first.
@@ -100,6 +103,28 @@ class BrokenImages:
             if file.tell() and not _ends_with_newline(self.path):
                 file.write(b"\n")
             file.write("".join(lines).encode())
+
+
+def require_readable(source: ImageSource) -> None:
+    """Read images here and there: a wrong folder must be found before hours of training, not at their end.
+
+    Raises:
+        TooManyBroken: none of them can be read.
+    """
+    count = min(len(source), _TRIED)
+    fault = None
+    for number in range(count):
+        try:
+            source.read(number * len(source) // count)
+        except UnreadableImage as one:
+            fault = fault or one
+        else:
+            return
+    if fault is not None:
+        raise TooManyBroken(
+            f"{source.name}: none of {count} images tried can be read, the first {fault.key}: {fault.reason}; say "
+            "where they lie, such as ?images=FOLDER behind a file that lists them"
+        )
 
 
 def _listed_keys(path: Path, source: str) -> set[str]:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from pixlex.config.ablation import NOT_DESCRIBED
+from pixlex.eval.published import PublishedTable
 from pixlex.report.measures import measure_of
 
 Row = Mapping[str, Any]  # name, title, group, failure, verdicts, numbers: column -> Measured
 Measured = Mapping[str, float | None]  # value, low, high
 
 
-def ablation_table(rows: Sequence[Row]) -> str:
-    """Return the rows as a Markdown table, failed ones and those that the paper does not describe included."""
+def ablation_table(rows: Sequence[Row], published: PublishedTable | None = None) -> str:
+    """Return the rows as a Markdown table, failed ones and those that the paper does not describe included.
+
+    Args:
+        rows: in the order of the table, `base` first.
+        published: the paper's own values of the recalls, in percent; None where it has none for the data.
+    """
     columns = _columns(rows)
     head = ["row", "changes", *(_label(column) for column in columns)]
     lines = [_line(head), _line(["---"] * len(head))]
@@ -27,28 +34,40 @@ def ablation_table(rows: Sequence[Row]) -> str:
             continue
         cells = (_cell(column, row["numbers"].get(column)) for column in columns)
         lines.append(_line([row["name"], row["title"], *cells]))
-    lines += [_line([name, why]) for name, why in NOT_DESCRIBED.items()]
+    if not any(row["group"] == "IV" for row in rows):
+        lines += [_line([name, why]) for name, why in NOT_DESCRIBED.items()]
+    if published is not None:
+        recalls = [column for column in columns if column.startswith("retrieval/")]
+        for name, values in published.rows.items():
+            numbers = dict(zip(recalls, values, strict=False))
+            cells = (f"{numbers[column]} %" if column in numbers else "" for column in columns)
+            lines.append(_line([f"published: {name}", f"{published.source}: {published.of}", *cells]))
     verdicts = [f"- {row['name']}, {verdict}" for row in rows for verdict in row["verdicts"]]
     if verdicts:
         lines += ["", "What the paper says of the rows, against `base` here:", "", *verdicts]
     return "\n".join(lines) + "\n"
 
 
-def write_ablation(folder: Path, rows: Sequence[Row], commands: Sequence[str]) -> list[Path]:
+def write_ablation(
+    folder: Path, rows: Sequence[Row], commands: Sequence[str], published: PublishedTable | None = None
+) -> list[Path]:
     """Write `results.json`, `table.md`, `rows.png` and, with two or more mask ratios, `mask-ratio.png`.
 
     Args:
         folder: where to.
         rows: in the order of the table, `base` first.
         commands: what was typed to get this.
+        published: as for `ablation_table`.
 
     Returns:
         The files.
     """
     results, table = folder / "results.json", folder / "table.md"
-    results.write_text(json.dumps({"commands": list(commands), "rows": list(rows)}, indent=2) + "\n", "utf-8")
+    printed = None if published is None else asdict(published)
+    values = {"commands": list(commands), "rows": list(rows), "published": printed}
+    results.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
     shown = "\n".join(f"    {command}" for command in commands)
-    table.write_text(f"# Ablations\n\n{shown}\n\n{ablation_table(rows)}", "utf-8")
+    table.write_text(f"# Ablations\n\n{shown}\n\n{ablation_table(rows, published)}", "utf-8")
     done = [row for row in rows if not row["failure"]]
     written = [results, table, _bars(folder / "rows.png", done)]
     ratios = {float(row["name"].removeprefix("mask-")): row for row in done if row["group"] == "mask-ratio"}
