@@ -17,17 +17,18 @@ from pixlex.report.rebuilt import rebuilt_images
 
 
 def test_rebuilt_images_stand_in_their_columns(tmp_path: Path) -> None:
-    """Four columns of one color each, two rows, a caption below each."""
+    """Four columns of one color each, two rows, both texts below each."""
     columns = [torch.full((2, 3, 16, 16), shade) for shade in (0.0, 0.25, 0.5, 1.0)]
     examples = RebuiltExamples(("a", "b"), ("a text", "a very long text " * 40), ("another", ""), *columns)
     sheet = np.asarray(Image.open(rebuilt_images(examples, tmp_path / "rebuilt.png")))
     side = 256
     for column, shade in enumerate((0, 64, 128, 255)):
         for row in range(2):
-            top, left = 16 + 30 + row * (side + 42), 16 + column * (side + 12)
+            top, left = 16 + 30 + row * (side + 62), 16 + column * (side + 12)
             assert (sheet[top : top + side, left : left + side] == shade).all()
-    below = sheet[16 + 30 + side : 16 + 30 + side + 30]
-    assert (below < 128).any()  # the caption
+    below = sheet[16 + 30 + side : 16 + 30 + side + 62]
+    assert (below[:24] < 128).any()  # the caption
+    assert (below[26:44] < 128).any()  # the other text
     assert (sheet[:, -10:] == 255).all()  # the long one is cut
 
 

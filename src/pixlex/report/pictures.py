@@ -17,6 +17,7 @@ from torch import Tensor
 _MARGIN = 16
 _GAP = 12
 _TITLE = 30
+_LINE = 20
 _SMALLEST_CELL = 80
 _SMALLEST_CELL_OF_MANY = 64
 _SMALLEST_PANEL = 256
@@ -95,11 +96,11 @@ def image_columns(columns: Mapping[str, Float[Tensor, "E 3 H W"]], path: Path) -
 
 
 def labeled_rows(columns: Mapping[str, Float[Tensor, "E 3 H W"]], labels: Sequence[str], path: Path) -> Path:
-    """Write a PNG with one column of images under each title and a line of text below each row.
+    """Write a PNG with one column of images under each title and lines of text below each row.
 
     Args:
         columns: as `image_columns`.
-        labels: a text for each row, cut to the width.
+        labels: a text for each row, its lines cut to the width.
         path: where to write.
 
     Returns:
@@ -109,7 +110,8 @@ def labeled_rows(columns: Mapping[str, Float[Tensor, "E 3 H W"]], labels: Sequen
     scale = _scale(images.shape[-1], 1)
     side = scale * images.shape[-1]
     width = 2 * _MARGIN + len(columns) * (side + _GAP) - _GAP
-    step = side + _TITLE + _GAP
+    lines = [label.split("\n") for label in labels]
+    step = side + _TITLE + _GAP + _LINE * (max(map(len, lines), default=1) - 1)
     sheet = Image.new("RGB", (width, 2 * _MARGIN + _TITLE + len(images) * step), _PAPER)
     draw = ImageDraw.Draw(sheet)
     letters = int((width - 2 * _MARGIN) / 8.2)
@@ -118,9 +120,9 @@ def labeled_rows(columns: Mapping[str, Float[Tensor, "E 3 H W"]], labels: Sequen
         draw.text((left, _MARGIN), title, fill=_INK, font=font(18))
         for row, image in enumerate(rows):
             sheet.paste(enlarged(image, scale), (left, _MARGIN + _TITLE + row * step))
-    for row, label in enumerate(labels):
-        text = label if len(label) <= letters else label[: letters - 3] + "..."
-        draw.text((_MARGIN, _MARGIN + _TITLE + row * step + side + 4), text, fill=_INK, font=font(15))
+    for row, texts in enumerate(lines):
+        shown = "\n".join(text if len(text) <= letters else text[: letters - 3] + "..." for text in texts)
+        draw.text((_MARGIN, _MARGIN + _TITLE + row * step + side + 4), shown, fill=_INK, font=font(15))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, format="PNG")
     return path

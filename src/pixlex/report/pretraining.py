@@ -170,6 +170,7 @@ def pretraining_page(
             result.indices,
             result.codes,
             image_size=model.image_size,
+            cut=model.cut,
             grid=model.grid,
             num_codewords=_SHOWN_CODEWORDS,
             path=folder / "codewords.png",

@@ -9,7 +9,7 @@ from pixlex.report.pictures import labeled_rows
 
 
 def rebuilt_images(examples: RebuiltExamples, path: Path) -> Path:
-    """Write a PNG with one row for each image: original, seen, rebuilt, rebuilt with another text; both texts.
+    """Write a PNG with one row for each image: original, masked, rebuilt, rebuilt with another text; both texts.
 
     Args:
         examples: one or more images.
@@ -20,9 +20,9 @@ def rebuilt_images(examples: RebuiltExamples, path: Path) -> Path:
     """
     columns = {
         "original": examples.originals,
-        "seen": examples.visible,
+        "masked": examples.visible,
         "rebuilt": examples.rebuilt,
         "with another text": examples.rebuilt_otherwise,
     }
     pairs = zip(examples.texts, examples.other_texts, strict=True)
-    return labeled_rows(columns, [f"{text} | {other or '(no text)'}" for text, other in pairs], path)
+    return labeled_rows(columns, [f"{text}\nother text: {other or '(none)'}" for text, other in pairs], path)
