@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -438,6 +439,9 @@ def test_paths_it_refuses(run: Callable[..., Outcome], model: str, photos: Path,
     end = ("--model", model)
     assert "is empty" in refused(run("encode", tmp_path / "empty", *end))
     assert "does not exist" in refused(run("encode", photos / "0.png", photos / "9.png", *end))
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe is no file" in refused(run("encode", photos / "0.png", tmp_path / "pipe", *end))
+    assert "neither a file nor a folder" in refused(run("encode", tmp_path / "pipe", *end))
     message = refused(run("encode", photos / "0.png", photos, *end))
     assert "expected image files, or one folder" in message
     message = refused(run("encode", photos, *end, "--to", "parquet"))
@@ -479,6 +483,9 @@ def test_decode_refuses(run: Callable[..., Outcome], model: str, tmp_path: Path)
     assert "the word 'xylophone' is not one of the 300" in refused(run("decode", *["xylophone"] * 16, *end))
     assert "words.txt does not exist: expected a file" in refused(run("decode", "words.txt", *end))
     assert "expected 16 words" in refused(run("decode", "about " * 400, *end))
+    for name in ("pipe", "pipe.parquet"):
+        os.mkfifo(tmp_path / name)
+        assert f"{name} is no file but a pipe" in refused(run("decode", tmp_path / name, *end))
     assert not (tmp_path / "out").exists()
 
 

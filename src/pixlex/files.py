@@ -10,6 +10,9 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+# The largest file that is read whole, unless told otherwise; known annotation files have up to 0.7 GB.
+MAX_BYTES = 1 << 33
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write(temporary_path)` make a file, flush it to disk and give it its name in one move.
@@ -65,7 +68,7 @@ def open_regular(path: Path) -> io.BufferedReader:
     return file
 
 
-def read_regular(path: Path, limit: int) -> bytes:
+def read_regular(path: Path, limit: int = MAX_BYTES) -> bytes:
     """Return the content of a regular file.
 
     Args:

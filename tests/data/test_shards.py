@@ -158,11 +158,16 @@ def test_what_is_not_a_sample(tmp_path: Path, picture: Picture) -> None:
     added(path, "e.png", tarfile.LNKTYPE, "e.png")
     added(path, "null.png", tarfile.CHRTYPE)
     added(path, "folder", tarfile.DIRTYPE)
+    with tarfile.open(path, "a", format=tarfile.PAX_FORMAT) as shard:
+        sparse = tarfile.TarInfo("sparse.png")
+        sparse.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": "9000", "GNU.sparse.numblocks": "1"}
+        shard.addfile(sparse)
     keys, rest = keys_and_rest(path)
     assert keys == ["a.png"]
     assert rest == {
         "hidden": (2, "._a.png"), "without an ending": (1, "text"), ".json": (1, "c.json"),
         "further picture": (1, "a.seg.png"), ".npy": (2, "x.npy"), "no regular file": (1, "null.png"),
+        "sparse file": (1, "sparse.png"),
         "link": (2, "d.png: leads to /etc/passwd, which is no file here"),
     }  # fmt: skip
 

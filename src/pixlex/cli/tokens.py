@@ -162,7 +162,7 @@ def open_paths(paths: Sequence[str]) -> ImageSource:
                 "such as 'shards/*.tar'"
             )
         if not path.is_file():
-            raise ValueError(f"{name} does not exist")
+            raise ValueError(f"{name} {'is no file' if os.path.lexists(name) else 'does not exist'}")
     return open_image_files([Path(name) for name in paths])
 
 

@@ -15,8 +15,6 @@ from pixlex.data.text import id_text, json_value, texts_in, whole_number
 from pixlex.files import read_regular
 from pixlex.messages import quoted
 
-# No annotation file is larger: Visual Genome's region descriptions have 0.7 GB.
-_MAX_BYTES = 1 << 33
 GENOME_FOLDERS = ("VG_100K", "VG_100K_2")
 _EXPECTED = (
     "expected ALBEF's list of {image, caption}, Karpathy's {images: [{filename, split, sentences}]}, COCO's "
@@ -74,7 +72,7 @@ def read_annotations(path: Path, images: Path, index: Path | None = None) -> Ann
 def load_json(path: Path, kept: Callable[[dict[str, Any]], Any]) -> Any:
     """Return what is in a .json file, objects as `kept` returns them; raises `ValueError` if it cannot be read."""
     try:
-        data = read_regular(path, _MAX_BYTES)
+        data = read_regular(path)
     except OSError as fault:
         raise ValueError(f"{path} cannot be read: {fault.strerror or fault}") from fault
     return json_value(data, path, kept)

@@ -13,6 +13,7 @@ from pixlex.data.decoding import ImageRecord, UnreadableImage
 from pixlex.data.labels import Labels, labels_of_known_classes, resolve_labels, row_label
 from pixlex.data.sources import fingerprint, stored_bytes
 from pixlex.data.text import json_value
+from pixlex.files import read_regular
 from pixlex.messages import not_installed, quoted
 
 
@@ -103,7 +104,7 @@ def open_saved(folder: Path, *, numbered: bool = False) -> DatasetSource:
     """Open a folder written by `Dataset.save_to_disk`; raises as `open_hub` does."""
     if (folder / "dataset_dict.json").is_file():
         path = folder / "dataset_dict.json"
-        found = json_value(path.read_bytes(), path)
+        found = json_value(read_regular(path), path)
         splits = found.get("splits") if isinstance(found, dict) else None
         if not isinstance(splits, list):
             raise ValueError(f"{path}: expected a list of splits, got {quoted(found)}")

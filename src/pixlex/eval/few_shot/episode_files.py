@@ -12,6 +12,7 @@ from typing import Any
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.episodes import Episode, Setting, Shown
 from pixlex.eval.few_shot.fingerprints import digest, source_identity
+from pixlex.files import read_regular
 
 _FORMAT = 1
 
@@ -86,7 +87,7 @@ def load_episodes(path: Path, images: ImageSource) -> EpisodeSet:
         ValueError: the file cannot be read, is no set of episodes, or belongs to other images.
     """
     try:
-        entry = json.loads(path.read_text(encoding="utf-8-sig"))
+        entry = json.loads(read_regular(path).decode("utf-8-sig"))
     except (OSError, ValueError) as fault:
         raise ValueError(f"{path} cannot be read as a file of episodes: {fault}") from fault
     if not isinstance(entry, dict) or entry.get("format") != _FORMAT:

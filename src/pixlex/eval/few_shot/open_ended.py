@@ -14,6 +14,7 @@ from pixlex.data.text import json_value, plain_text
 from pixlex.eval.few_shot.episode_files import EpisodeSet
 from pixlex.eval.few_shot.episodes import Episode, Naming, Setting, Shown
 from pixlex.eval.few_shot.fingerprints import source_identity
+from pixlex.files import read_regular
 from pixlex.messages import quoted
 
 _QUESTIONS = re.compile(r"(?P<task>.+)_shots_(?P<shots>\d+)_ways_(?P<ways>\d+)_all_questions\.json")
@@ -96,7 +97,7 @@ class _Questions:
     def __init__(self, path: Path, ways: int, shots: int, limit: int | None) -> None:
         self.path, self.ways, self.count = path, ways, ways * shots
         try:
-            data = path.read_bytes()
+            data = read_regular(path)
         except OSError as fault:
             raise ValueError(f"{path} cannot be read: {fault.strerror or fault}") from fault
         questions = json_value(data, path)
