@@ -142,8 +142,11 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
         (["quickstrat"], "did you mean quickstart?"),
         (["evaluate", "retreival"], "invalid choice: 'retreival': did you mean retrieval?"),
         (["encode", "a.png", "--model", "m", "--to", "jsonlines"], "did you mean jsonl?"),
-        (["train", "lqae/tinny"], "no recipe 'lqae/tinny': did you mean lqae/tiny"),
-        (["train", "lqae/zzzzzzz.yaml"], "no recipe 'lqae/zzzzzzz.yaml': known: cbvila/captions, "),
+        (
+            ["train", "lqae/tinny"],
+            "no recipe 'lqae/tinny', neither a YAML file nor a name: did you mean lqae/tiny",
+        ),
+        (["train", "lqae/zzzzzzz.yaml"], "a YAML file nor a name: known: cbvila/captions, "),
         (["train", "lqae/tiny", "--batchsize", "3"], "--batchsize 3; did you mean --batch-size?"),
         (["train", "lqae/tiny", "train.sed=3"], "unknown key train.sed; did you mean train.seed?"),
         (["describe", "lqea"], "no recipe or family 'lqea': did you mean lqae?"),
@@ -162,6 +165,12 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
         ),
         (["train", "finetune/vqa"], "expected `pixlex finetune` with --from MODEL (or --untrained"),
         (["train", "finetune/coco"], "goes on with a trained model"),
+        (["train"], "the following arguments are required: RECIPE (see pixlex train --help)"),
+        (["finetune", "lqae/tiny", "--untrained"], "is a recipe of family lqae: expected one of cbvila"),
+        (
+            ["gallery", "--model", "m", "--data", "d", "--out", "x.jpg"],
+            "expected the name of a .png file, got 'x.jpg'",
+        ),
         (["finetune", "finetune/vqa"], "expected --from MODEL, the model to go on with, or --untrained"),
         (["encode", "a.png", "--mod", "m"], "required: --model (see pixlex encode --help)"),
         (["describe", "lqae", "--jsn"], "unrecognized arguments: --jsn; did you mean --json?"),
@@ -232,6 +241,50 @@ def test_the_package_is_a_program() -> None:
     program = "import pixlex, sys; names = dir(pixlex); assert 'torch' not in sys.modules; print(*names)"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert set(pixlex.__all__) <= set(answer.stdout.split())
+
+
+FOLDERS = {
+    "train": ["lqae/tiny"], "quickstart": [], "finetune": ["finetune/vqa", "--untrained"], "ablate": ["lqae/tiny"],
+    "decode": ["a", "--model", "m"], "index": ["d", "--model", "m"],
+    "evaluate reconstruction": ["--model", "m", "--data", "d"],
+    "evaluate retrieval": ["--model", "m", "--data", "d"], "evaluate vqa": ["--model", "m", "--data", "d"],
+    "evaluate few-shot": ["--data", "d"], "evaluate linear-probe": ["--model", "m", "--data", "d", "--test", "t"],
+}  # fmt: skip
+FILES = {
+    "encode": ["a", "--model", "m"], "convert": ["d"], "reconstruct": ["a", "--model", "m"],
+    "gallery": ["--model", "m", "--data", "d"], "explain": ["a", "text", "--model", "m"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [*FOLDERS, *FILES])
+def test_where_nothing_can_be_written_is_found_first(
+    run: Callable[..., Outcome], command: str, tmp_path: Path
+) -> None:
+    """Not after all was computed; what must be there is not even looked for."""
+    (tmp_path / "file").touch()
+    given = FOLDERS.get(command) or FILES.get(command) or []
+    for out in (tmp_path / "file" / "deeper" / "x.png", *([tmp_path / "file"] if command in FOLDERS else [])):
+        message = refused(run(*command.split(), *given, "--out", out))
+        assert f"argument --out: expected a folder, but '{tmp_path / 'file'}' is none" in message
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "message"),
+    [
+        (FileExistsError(17, "File exists", "runs"), 2, "runs: File exists"),
+        (NotADirectoryError(20, "Not a directory", "a/b"), 2, "a/b: Not a directory"),
+        (OSError(28, "No space left on device", "x.pt"), 1, "x.pt: No space left on device"),
+        (OSError("no such thing"), 1, "no such thing"),
+    ],
+)
+def test_faults_of_the_system_name_the_file(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, fault: OSError, code: int, message: str
+) -> None:
+    def failing(options: Any) -> int:
+        raise fault
+
+    monkeypatch.setattr(facts, "version", failing)
+    assert refused(run("version"), code=code) == message
 
 
 def test_version(run: Callable[..., Outcome]) -> None:

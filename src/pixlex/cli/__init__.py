@@ -53,7 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(fault), FAILED if _data_failed(fault) else BAD_INPUT, debug)
     except MemoryError:
         return _complain("out of memory", FAILED, debug)
-    except (OSError, ArithmeticError, RuntimeError, ImportError) as fault:
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as fault:
+        return _complain(f"{fault.filename}: {fault.strerror}", BAD_INPUT, debug)
+    except OSError as fault:
+        named = fault.filename is not None and fault.strerror is not None
+        return _complain(f"{fault.filename}: {fault.strerror}" if named else str(fault), FAILED, debug)
+    except (ArithmeticError, RuntimeError, ImportError) as fault:
         return _complain(str(fault) or type(fault).__name__, FAILED, debug)
 
 

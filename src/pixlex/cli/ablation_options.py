@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pixlex.cli.few_shot_options import SCORERS, TEMPLATES
-from pixlex.cli.options import DATA, add_command, machine_options, positive, training_options
+from pixlex.cli.options import (
+    DATA,
+    add_command,
+    folder_path,
+    machine_options,
+    positive,
+    training_options,
+)
 
 
 def ablate_command(commands: Any) -> None:
@@ -15,8 +21,10 @@ def ablate_command(commands: Any) -> None:
         commands, "ablate", "ablating:ablate", "train and measure a recipe with one change at a time"
     )
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="of LQAE or CB-ViLA: file or name")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of every row")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="one folder for all; the same one goes on")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings of every row")
+    parser.add_argument(
+        "--out", type=folder_path, metavar="DIR", help="one folder for all; the same one goes on"
+    )
     parser.add_argument(
         "--rows",
         nargs="+",

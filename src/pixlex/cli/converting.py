@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 from pixlex.cli.data_reports import listed
-from pixlex.cli.options import PAIRS, add_command, machine_options, positive
+from pixlex.cli.options import (
+    PAIRS,
+    add_command,
+    file_path,
+    machine_options,
+    positive,
+)
 from pixlex.cli.output import answer
 
 
@@ -17,7 +22,9 @@ def convert_command(commands: Any) -> None:
         commands, "convert", "converting:convert", "write images with captions to one .parquet or .jsonl file"
     )
     convert.add_argument("data", metavar="SOURCE", help=PAIRS)
-    convert.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .parquet or .jsonl file")
+    convert.add_argument(
+        "--out", type=file_path, required=True, metavar="FILE", help="a .parquet or .jsonl file"
+    )
     convert.add_argument("--split", metavar="S", help="of Karpathy's files or hf:NAME; several joined by +")
     convert.add_argument(
         "--image-size",

@@ -13,6 +13,7 @@ from pixlex.cli.options import (
     add_command,
     batch_options,
     broken_option,
+    folder_path,
     machine_options,
     model_options,
     positive,
@@ -48,7 +49,10 @@ def _reconstruction(measures: Any) -> None:
     reconstruction.add_argument("--data", required=True, metavar="DATA", help=DATA)
     reconstruction.add_argument("--limit", type=positive, help="most images, evenly spaced; default all")
     reconstruction.add_argument(
-        "--out", type=Path, metavar="DIR", help="write results.json, reconstruction.png and report.html there"
+        "--out",
+        type=folder_path,
+        metavar="DIR",
+        help="write results.json, reconstruction.png and report.html there",
     )
     reconstruction.add_argument(
         "--mask-ratio", type=share, default=0.5, help="words hidden for masked_mse; default %(default)s"
@@ -101,7 +105,7 @@ def _retrieval(measures: Any) -> None:
     )
     retrieval.add_argument(
         "--out",
-        type=Path,
+        type=folder_path,
         metavar="DIR",
         help="write results.json there; an interrupted evaluation goes on there",
     )
@@ -130,7 +134,7 @@ def _pretraining(measures: Any) -> None:
     )
     pretraining.add_argument("--seed", type=int, default=0, help="of what is hidden; default %(default)s")
     pretraining.add_argument(
-        "--out", type=Path, metavar="DIR", help="write results.json, pictures and report.html there"
+        "--out", type=folder_path, metavar="DIR", help="write results.json, pictures and report.html there"
     )
     batch_options(pretraining)
     broken_option(pretraining)
@@ -180,13 +184,13 @@ def _linear_probe(measures: Any) -> None:
     )
     probe.add_argument(
         "--out",
-        type=Path,
+        type=folder_path,
         required=True,
         metavar="DIR",
         help="write results.json, pictures and report.html there",
     )
     probe.add_argument(
-        "--cache", type=Path, metavar="DIR", help="where features are kept; default OUT/features"
+        "--cache", type=folder_path, metavar="DIR", help="where features are kept; default OUT/features"
     )
     broken_option(probe)
     machine_options(probe)

@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pixlex.cli.options import add_command, machine_options, model_options, positive, size_options
+from pixlex.cli.options import (
+    add_command,
+    folder_path,
+    machine_options,
+    model_options,
+    picture_path,
+    positive,
+    size_options,
+)
 
 
 def explain_command(commands: Any) -> None:
@@ -26,7 +34,7 @@ def explain_command(commands: Any) -> None:
     explain.add_argument(
         "--answer", metavar="TEXT", help="of a fine-tuned model: the answer to explain; default its own"
     )
-    explain.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    explain.add_argument("--out", type=picture_path, required=True, metavar="FILE.png")
     _what_is_explained(explain)
     explain.add_argument("--raw-text", action="store_true", help="the text as it is, not cleaned")
     machine_options(explain)
@@ -52,7 +60,7 @@ def pointing_command(measures: Any) -> None:
         action="store_true",
         help="the same configuration untrained, from the same pretrained parts, seed 0",
     )
-    pointing.add_argument("--out", type=Path, metavar="DIR", help="write results.json there")
+    pointing.add_argument("--out", type=folder_path, metavar="DIR", help="write results.json there")
     machine_options(pointing)
 
 

@@ -96,8 +96,8 @@ def _fields(subject: str) -> list[dict[str, Any]]:
     try:
         find_recipe(subject)
     except ValueError as fault:
-        known = [*FAMILIES, *recipe_names()]
-        raise ValueError(f"no recipe or family {quoted(subject)}: {nearest(subject, known)}") from fault
+        hint = nearest(subject, [*FAMILIES, *recipe_names()])
+        raise ValueError(f"no recipe or family {quoted(subject)}: {hint}") from fault
     run = read_run(subject)
     values = asdict(run)
     return [

@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pixlex.cli.options import DATA, add_command, machine_options, positive, share, zero_or_more
+from pixlex.cli.options import (
+    DATA,
+    add_command,
+    folder_path,
+    machine_options,
+    positive,
+    share,
+    zero_or_more,
+)
 
 COLUMNS = ("bare:1/0", "1/0", "3/0", "5/0", "1/1", "1/3", "1/5")
 ANSWERERS = ("sentence", "layers", "last-layer", "bag", "linear", "pixels", "chance")
@@ -67,7 +75,11 @@ def _episode_options(parser: argparse.ArgumentParser) -> None:
     episodes = parser.add_argument_group("episodes")
     episodes.add_argument("--data", metavar="DATA", help=f"labeled images: {DATA}")
     episodes.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="results; a run that was killed there goes on"
+        "--out",
+        type=folder_path,
+        required=True,
+        metavar="DIR",
+        help="results; a run that was killed there goes on",
     )
     episodes.add_argument("--ways", type=positive, nargs="+", default=[2, 5], help="classes; default 2 5")
     episodes.add_argument(
@@ -141,7 +153,7 @@ def _language_model_options(parser: argparse.ArgumentParser) -> None:
     llm.add_argument(
         "--llm-timeout", type=float, default=120.0, metavar="SECONDS", help="default %(default)s"
     )
-    llm.add_argument("--llm-cache", type=Path, metavar="DIR", help="default: a folder in --out")
+    llm.add_argument("--llm-cache", type=folder_path, metavar="DIR", help="default: a folder in --out")
     llm.add_argument("--llm-input-price", type=float, metavar="P", help="of a million tokens of prompts")
     llm.add_argument("--llm-output-price", type=float, metavar="P", help="of a million tokens of answers")
     llm.add_argument("--llm-max-cost", type=float, metavar="P", help="spending stops before it exceeds this")

@@ -7,15 +7,18 @@ from typing import Any
 
 from pixlex.cli.options import overrides_of
 from pixlex.cli.training import train_run
-from pixlex.config.run import find_recipe, read_run
+from pixlex.config.run import find_recipe, read_run, recipe_values
 
 
 def finetune(options: Namespace) -> int:
     """Train a recipe from a model's weights, in the model's shape where the recipe says nothing."""
-    import yaml
-
     from pixlex.models.pretrained import read_config
 
+    family = recipe_values(find_recipe(options.recipe)).get("family")
+    if family not in ("cbvila", "reasoning"):
+        raise ValueError(
+            f"{options.recipe} is a recipe of family {family}: expected one of cbvila (retrieval) or reasoning"
+        )
     if options.start is None:
         if options.untrained:
             return train_run(options, read_run(options.recipe, overrides_of(options)))
@@ -26,11 +29,6 @@ def finetune(options: Namespace) -> int:
         raise ValueError(
             f"{options.start} holds a model of family {before}: fine-tuning starts from one of cbvila, or from a "
             "fine-tuned one"
-        )
-    family = yaml.safe_load(find_recipe(options.recipe).read_text(encoding="utf-8")).get("family")
-    if family not in ("cbvila", "reasoning"):
-        raise ValueError(
-            f"{options.recipe} is a recipe of family {family}: expected one of cbvila (retrieval) or reasoning"
         )
     if family == "cbvila" != before:
         raise ValueError(

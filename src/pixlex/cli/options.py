@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from pixlex.messages import nearest, quoted
@@ -165,6 +167,34 @@ def json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="the answer as JSON on stdout, and nothing else there"
     )
+
+
+def folder_path(text: str) -> Path:
+    """Read the path of a folder to write in; found out now, not after hours of work."""
+    return _writable(Path(text))
+
+
+def file_path(text: str) -> Path:
+    """Read the path of a file to write; a folder that is there may become one of parts."""
+    _writable(Path(text).absolute().parent)
+    return Path(text)
+
+
+def picture_path(text: str) -> Path:
+    """Read the path of a picture to write."""
+    path = file_path(text)
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected the name of a .png file, got {quoted(text)}")
+    return path
+
+
+def _writable(folder: Path) -> Path:
+    there = next((one for one in (folder, *folder.absolute().parents) if os.path.lexists(one)), folder)
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a folder, but {quoted(str(there))} is none")
+    if not os.access(there, os.W_OK):
+        raise argparse.ArgumentTypeError(f"nothing may be written in {quoted(str(there))}")
+    return folder
 
 
 def positive(text: str) -> int:

@@ -20,10 +20,13 @@ from pixlex.cli.options import (
     add_command,
     batch_options,
     broken_option,
+    file_path,
+    folder_path,
     json_option,
     machine_options,
     model_options,
     path_arguments,
+    picture_path,
     positive,
     training_options,
     zero_or_more,
@@ -89,8 +92,12 @@ def build_parser() -> argparse.ArgumentParser:
 def _training_commands(commands: Any) -> None:
     train = add_command(commands, "train", "training:train", "train a model from a recipe", processes="own")
     train.add_argument("recipe", metavar="RECIPE", help="a YAML file or a name such as lqae/tiny")
-    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as train.steps=100")
-    train.add_argument("--out", type=Path, metavar="DIR", help="the run folder; default runs/RECIPE-NUMBER")
+    train.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings, such as train.steps=100"
+    )
+    train.add_argument(
+        "--out", type=folder_path, metavar="DIR", help="the run folder; default runs/RECIPE-NUMBER"
+    )
     train.add_argument(
         "--resume",
         action="store_true",
@@ -105,7 +112,7 @@ def _training_commands(commands: Any) -> None:
         "train the tiny recipe for minutes, end with a page",
         processes="own",
     )
-    quickstart.add_argument("--out", type=Path, default=Path("runs/quickstart"), metavar="DIR")
+    quickstart.add_argument("--out", type=folder_path, default=Path("runs/quickstart"), metavar="DIR")
     quickstart.set_defaults(overrides=[])
     training_options(quickstart)
     machine_options(quickstart)
@@ -123,7 +130,7 @@ def _tokenizing_commands(commands: Any) -> None:
         help="default: words, or codes where the model has no words",
     )
     encode.add_argument(
-        "--out", type=Path, metavar="FILE", help="default: print; a file is written resumably"
+        "--out", type=file_path, metavar="FILE", help="default: print; a file is written resumably"
     )
     encode.add_argument(
         "--part-size",
@@ -144,7 +151,9 @@ def _tokenizing_commands(commands: Any) -> None:
         help="a file or a folder of parts that encode wrote, - for lines from stdin, or the words of one image",
     )
     model_options(decode)
-    decode.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the PNG files")
+    decode.add_argument(
+        "--out", type=folder_path, required=True, metavar="DIR", help="folder of the PNG files"
+    )
     decode.add_argument("--overwrite", action="store_true", help="replace pictures of the same names")
     batch_options(decode)
     machine_options(decode)
@@ -157,7 +166,7 @@ def _tokenizing_commands(commands: Any) -> None:
     )
     path_arguments(reconstruct)
     model_options(reconstruct)
-    reconstruct.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    reconstruct.add_argument("--out", type=picture_path, required=True, metavar="FILE.png")
     reconstruct.add_argument("--limit", type=positive, default=8, help="most images; default %(default)s")
     machine_options(reconstruct)
 
@@ -172,7 +181,7 @@ def _gallery(commands: Any) -> None:
     )
     model_options(gallery)
     gallery.add_argument("--data", required=True, metavar="DATA", help=DATA)
-    gallery.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    gallery.add_argument("--out", type=picture_path, required=True, metavar="FILE.png")
     gallery.add_argument("--codewords", type=positive, default=12, help="rows; default %(default)s")
     gallery.add_argument("--limit", type=positive, help="most images, evenly spaced; default all")
     gallery.add_argument("--seed", type=zero_or_more, default=0, help="of the draw; default %(default)s")

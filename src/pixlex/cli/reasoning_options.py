@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from pixlex.cli.options import (
     add_command,
     batch_options,
     broken_option,
+    folder_path,
     machine_options,
     model_options,
     positive,
@@ -41,7 +41,7 @@ def finetune_command(commands: Any) -> None:
     )
     finetune.add_argument("recipe", metavar="RECIPE", help="a YAML file or a name such as finetune/vqa")
     finetune.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as train.steps=100"
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings, such as train.steps=100"
     )
     finetune.add_argument(
         "--from",
@@ -57,7 +57,7 @@ def finetune_command(commands: Any) -> None:
         "recipe's own shape",
     )
     finetune.add_argument(
-        "--out", type=Path, metavar="DIR", help="the run folder; default runs/RECIPE-NUMBER"
+        "--out", type=folder_path, metavar="DIR", help="the run folder; default runs/RECIPE-NUMBER"
     )
     finetune.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     training_options(finetune)
@@ -97,7 +97,7 @@ def reasoning_commands(measures: Any) -> None:
         )
         measure.add_argument("--limit", type=positive, help="most items, evenly spaced; default all")
         measure.add_argument(
-            "--out", type=Path, metavar="DIR", help="write numbers, answers and a page there"
+            "--out", type=folder_path, metavar="DIR", help="write numbers, answers and a page there"
         )
         batch_options(measure)
         broken_option(measure)

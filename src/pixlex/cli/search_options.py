@@ -10,8 +10,10 @@ from pixlex.cli.options import (
     add_command,
     batch_options,
     broken_option,
+    folder_path,
     machine_options,
     model_options,
+    picture_path,
     positive,
     zero_or_more,
 )
@@ -25,7 +27,7 @@ def search_commands(commands: Any) -> None:
     index.add_argument("data", metavar="SOURCE", help=f"the images: {DATA}")
     model_options(index)
     index.add_argument(
-        "--out", type=Path, required=True, metavar="INDEX", help="folder of the index; made if missing"
+        "--out", type=folder_path, required=True, metavar="INDEX", help="folder of the index; made if missing"
     )
     index.add_argument(
         "--moved", action="store_true", help="the images of this index lie at SOURCE now, under the same keys"
@@ -59,7 +61,7 @@ def search_commands(commands: Any) -> None:
         action="store_true",
         help="search a graph (HNSW), made at the first such search, instead of all vectors",
     )
-    search.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw the hits")
+    search.add_argument("--sheet", type=picture_path, metavar="FILE.png", help="draw the hits")
     search.add_argument("--model", metavar="M", help="where the model lies now; default where it was")
     search.add_argument("--revision", help="branch, tag or commit of a hub repository")
     search.add_argument("--language-model", metavar="M", help="where its tokenizer lies now")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from pixlex.messages import quoted
@@ -51,5 +51,6 @@ class Check:
     def rule(self, name: str, holds: bool, sentence: str) -> None:
         """Raise `ValueError` unless `holds`."""
         if not holds:
-            kind = type(self.owner).__name__
-            raise ValueError(f"{kind}.{name} {sentence}, got {quoted(getattr(self.owner, name))}")
+            kind, value = type(self.owner).__name__, getattr(self.owner, name)
+            got = "" if is_dataclass(value) else f", got {quoted(value)}"  # a whole part says nothing
+            raise ValueError(f"{kind}.{name} {sentence}{got}")

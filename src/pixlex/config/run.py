@@ -80,7 +80,8 @@ def find_recipe(name: str) -> Path:
     for candidate in (Path(name), recipes_folder() / f"{bare}.yaml"):
         if candidate.is_file():
             return candidate
-    raise ValueError(f"no recipe {quoted(name)}: {nearest(bare, recipe_names())}")
+    hint = nearest(bare, recipe_names())
+    raise ValueError(f"no recipe {quoted(name)}, neither a YAML file nor a name: {hint}")
 
 
 def read_run(
@@ -98,6 +99,18 @@ def read_run(
             of its range, a file that is not YAML.
     """
     path = find_recipe(str(recipe))
+    values = recipe_values(path)
+    for override in overrides:
+        _apply_override(values, override)
+    return run_from(_over(beneath or {}, values), str(path))
+
+
+def recipe_values(path: Path) -> dict[str, Any]:
+    """Return what a recipe says, unchecked.
+
+    Raises:
+        ValueError: the file is not YAML, or holds no keys and values.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -106,9 +119,7 @@ def read_run(
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold keys and values, got {type(values).__name__}")
-    for override in overrides:
-        _apply_override(values, override)
-    return run_from(_over(beneath or {}, values), str(path))
+    return values
 
 
 def run_from(values: Mapping[str, Any], origin: str) -> Run:

@@ -14,7 +14,6 @@ from pixlex.config.run import Run
 from pixlex.distributed import num_announced, num_on_this_machine, pick_device
 
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Needed:
         return max(self.state, self.state * 3 // 4 + self.activations)
 
     def __str__(self) -> str:
-        return f"at least {self.parameters / 1e6:,.1f} million parameters, {self.memory / _GIB:,.1f} GiB of memory"
+        return f"at least {self.parameters / 1e6:,.1f} million parameters, {_size(self.memory)} of memory"
 
 
 def needed(run: Run) -> Needed:
@@ -75,9 +74,9 @@ def check_memory(run: Run) -> None:
     if there is not None and least.memory * processes > there:
         raise ValueError(
             f"this run cannot fit: its {least.parameters / 1e6:,.1f} million parameters need at least "
-            f"{least.state * processes / _GIB:,.1f} GiB with gradients and moments, activations of "
-            f"{least.images * processes:,} images {least.activations * processes / _GIB:,.1f} GiB, and "
-            f"{device} has {there / _GIB:,.1f} GiB: expected a smaller train.batch_size, "
+            f"{_size(least.state * processes)} with gradients and moments, activations of "
+            f"{least.images * processes:,} images {_size(least.activations * processes)}, and "
+            f"{device} has {_size(there)}: expected a smaller train.batch_size, "
             "train.checkpoint_activations=true or a smaller model"
         )
 
@@ -127,3 +126,8 @@ def _lines(path: str) -> list[str]:
         return Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes for people."""
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
