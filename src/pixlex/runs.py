@@ -28,6 +28,7 @@ from pixlex.data.loader import training_batches
 from pixlex.data.pairs import PairSource, open_pairs, training_pairs
 from pixlex.data.reasoning import CLASSES, ReasoningSource
 from pixlex.distributed import pick_device
+from pixlex.messages import quoted
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.frozen import Frozen
@@ -273,7 +274,7 @@ def _differences(before: Run, now: Run) -> list[str]:
     old, new = dataclasses.asdict(before), dataclasses.asdict(now)
     names = [name for name, _, _ in describe_fields(type(now)) if not name.startswith(_FREE)]
     pairs = [(name, value_at(old, name), value_at(new, name)) for name in names]
-    return [f"{name}: {then!r} -> {value!r}" for name, then, value in pairs if then != value]
+    return [f"{name}: {quoted(then)} -> {quoted(value)}" for name, then, value in pairs if then != value]
 
 
 def _finish(run: Run, objective: Objective, folder: Path, progress: report.Progress | None) -> Path:

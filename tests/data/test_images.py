@@ -112,6 +112,13 @@ def test_a_name_that_is_too_long_does_not_exist(opened: Callable[[str], object])
         opened("x" * 999)
 
 
+def test_backslashes_are_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"does not exist .*; paths are written with /, not with backslashes"
+    ):
+        open_source("data\\images")
+
+
 def test_a_folder_of_two_kinds_is_refused_and_metadata_is_not_a_kind(
     tmp_path: Path, picture: Picture
 ) -> None:

@@ -112,7 +112,8 @@ def _opened(description: str, captioned: bool) -> ImageSource:
         raise ValueError(
             f"{path} is neither a file nor a folder (a pipe, a device or a dead link); {_EXPECTED}"
         )
-    raise ValueError(f"{path} does not exist (looked for {path.absolute()}); {_EXPECTED}")
+    slashes = "; paths are written with /, not with backslashes" if "\\" in description else ""
+    raise ValueError(f"{path} does not exist (looked for {path.absolute()}){slashes}; {_EXPECTED}")
 
 
 def _open_file(path: Path, captioned: bool) -> ImageSource:

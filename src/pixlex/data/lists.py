@@ -20,6 +20,7 @@ from pixlex.messages import quoted
 _TRIES = 16
 # Of any system that we know; longer ones are something else.
 _LONGEST_PATH = 4096
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:/")
 _HALVES = re.compile("[\\0\ud800-\udc7f\udd00-\udfff]")
 
 
@@ -89,7 +90,7 @@ def below(paths: Sequence[str], folder: Path) -> list[str]:
     found = []
     for path in paths:
         above, _, name = path.rpartition("/")
-        if path.startswith("/") and above not in known and tries.get(above, 0) < _TRIES:
+        if _ABSOLUTE.match(path) and above not in known and tries.get(above, 0) < _TRIES:
             tries[above] = tries.get(above, 0) + 1
             tails = [
                 PurePosixPath(*PurePosixPath(above).parts[drop:]) for drop in range(1, above.count("/") + 2)

@@ -20,6 +20,7 @@ from pixlex.config.mae import MAEConfig
 from pixlex.config.reasoning import ReasonerConfig
 from pixlex.config.run import run_from
 from pixlex.files import write_atomically
+from pixlex.messages import quoted
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.frozen import Frozen
 from pixlex.models.hub import find_model
@@ -203,7 +204,8 @@ def _config_of(folder: Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder / CONFIG} cannot be read: {error}") from error
     if config.get("format") != FORMAT and config.get("model_type") != _PUBLISHED:
-        raise ValueError(f"{folder / CONFIG}: expected model format {FORMAT}, got {config.get('format')!r}")
+        found = quoted(config.get("format"))
+        raise ValueError(f"{folder / CONFIG}: expected model format {FORMAT}, got {found}")
     return config
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pixlex.config.cbvila import CBViLAConfig
 from pixlex.config.data import Cut
+from pixlex.config.run import describe_fields, value_at
+from pixlex.messages import quoted
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.reasoner import Reasoner
 
@@ -63,7 +65,9 @@ def started(config: CBViLAConfig, model: CBViLA) -> CBViLA:
     wanted, there = _shape(config), _shape(model.config)
     if wanted != there:
         names = ", ".join(
-            f"{key} {there[key]!r} -> {wanted[key]!r}" for key in wanted if wanted[key] != there[key]
+            f"{key} {quoted(there[key])} -> {quoted(wanted[key])}"
+            for key in wanted
+            if wanted[key] != there[key]
         )
         raise ValueError(f"the model to start from is of another shape: {names}")
     fresh = CBViLA(config, model.tokenizer)
@@ -77,12 +81,12 @@ def started(config: CBViLAConfig, model: CBViLA) -> CBViLA:
 
 
 def _shape(config: CBViLAConfig) -> dict[str, object]:
-    """Return what the shapes of the weights depend on."""
+    """Return what the shapes of the weights depend on, by dotted names."""
     values = dataclasses.asdict(config)
-    for part in ("image", "text", "fusion"):
-        values[part].pop("pretrained")
-    values["text"].pop("tokenizer")
-    return {name: value for name, value in values.items() if name not in _FREE}
+    names = [name for name, _, _ in describe_fields(type(config)) if name.split(".")[0] not in _FREE]
+    return {
+        name: value_at(values, name) for name in names if not name.endswith((".pretrained", ".tokenizer"))
+    }
 
 
 def _on_grid(weights: Float[Tensor, "..."], before: int, grid: int) -> Float[Tensor, "..."]:
