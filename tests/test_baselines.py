@@ -15,6 +15,7 @@ from PIL import Image
 
 from pixlex import runs
 from pixlex.config.run import Run, run_from
+from pixlex.files import CHECKSUM, read_json
 from pixlex.models import pretrained
 from pixlex.models.frozen import Frozen
 from pixlex.models.mae import MAE
@@ -95,7 +96,7 @@ def test_a_masked_autoencoder_leaves_a_run_folder(tmp_path: Path, pictures: Path
         with Image.open(folder / name) as picture:
             assert picture.width > 100
     results = json.loads((folder / "results.json").read_text())
-    assert set(results) == {"eval/num_images", "eval/masked_patches", "eval/flat_patches"}
+    assert set(results) == {"eval/num_images", "eval/masked_patches", "eval/flat_patches", CHECKSUM}
     assert results["eval/num_images"] == 10
     assert [
         line["step"] for line in read_metrics(folder / "metrics.jsonl") if "eval/masked_patches" in line
@@ -109,7 +110,7 @@ def test_a_masked_autoencoder_leaves_a_run_folder(tmp_path: Path, pictures: Path
 def test_a_masked_autoencoder_without_validation_images(tmp_path: Path, pictures: Path) -> None:
     """A model, and no numbers."""
     assert runs.run_training(_mae_run(pictures, ""), tmp_path) == tmp_path / "model"
-    assert json.loads((tmp_path / "results.json").read_text()) == {}
+    assert read_json(tmp_path / "results.json") == {}
     assert not (tmp_path / "report.html").exists()
 
 
@@ -134,7 +135,7 @@ def test_frozen_leaves_a_run_folder(tmp_path: Path, captions: Path, causal_langu
         with Image.open(folder / name) as picture:
             assert picture.width > 100
     results = json.loads((folder / "results.json").read_text())
-    assert set(results) == {"eval/num_images", "eval/caption", "eval/other_image_caption"}
+    assert set(results) == {"eval/num_images", "eval/caption", "eval/other_image_caption", CHECKSUM}
     loaded = pretrained.load_any(str(folder))
     assert isinstance(loaded, Frozen)
     assert loaded.language.fingerprint in (folder / "model/README.md").read_text()

@@ -211,7 +211,7 @@ def test_a_fine_tuned_model_goes_on(
     heads = set(new) - bodies
     assert heads
     assert still >= heads if before == task else not still & heads
-    assert json.loads((tmp_path / "trained-on.json").read_text())[0] == "the beginning"
+    assert json.loads((tmp_path / "trained-on.json").read_text())["trained_on"][0] == "the beginning"
 
 
 def test_retrieval_is_tuned_at_a_larger_size_and_resumed(start: Path, tmp_path: Path, call: Call) -> None:

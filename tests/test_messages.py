@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixlex.messages import quoted
+from pixlex.messages import printable, quoted
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,18 @@ def test_short_and_printable(value: object) -> None:
     assert len(text) <= 80
     assert text.isprintable()
     assert text == repr(value) or text.endswith("...")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("caf\u00e9 \u65e5\u672c.png", "caf\u00e9 \u65e5\u672c.png"),
+        ("caf\udce9.png", r"caf\xe9.png"),
+        ("\x1b[31mred\n", r"\x1b[31mred\n"),
+        ("\u202egnp.exe", r"\u202egnp.exe"),
+        ("\ud83d", r"\ud83d"),
+    ],
+)
+def test_names_as_they_are_shown(name: str, shown: str) -> None:
+    assert printable(name) == shown
+    assert printable(name, keep="\n") == shown.replace(r"\n", "\n")

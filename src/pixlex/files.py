@@ -1,14 +1,25 @@
-"""Files that are written whole or not at all, and opened only where they are files."""
+"""Files that are written whole or not at all, opened only where they are files, with checksums that tell damage."""
 
 from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import stat
+import struct
 import uuid
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+CHECKSUM = "crc32"
+
+
+class Damaged(ValueError):
+    """A file does not hold what was written."""
 
 # The largest file that is read whole, unless told otherwise; known annotation files have up to 0.7 GB.
 MAX_BYTES = 1 << 33
@@ -98,3 +109,90 @@ def _check_regular(path: Path, mode: int) -> None:
         stat.S_IFBLK: "a device",
     }
     raise io.UnsupportedOperation(f"{path} is no file but {kinds.get(stat.S_IFMT(mode), 'something else')}")
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a JSON object with a checksum of them, which `unsealed` looks at."""
+    return {**values, CHECKSUM: _checksum(values)}
+
+
+def unsealed(text: str | bytes) -> dict[str, Any]:
+    """Return the JSON object that a text holds, without its checksum; see `verified`.
+
+    Raises:
+        Damaged: it is no JSON object, or not the one that was sealed.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as fault:
+        raise Damaged(f"it is not JSON: {fault}") from fault
+    if not isinstance(values, dict):
+        raise Damaged(f"expected a JSON object, got {type(values).__name__}")
+    return verified(values)
+
+
+def verified(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of an object that was `sealed`, without the checksum.
+
+    One that has none, because an older version or somebody else wrote it, is taken as it is.
+
+    Raises:
+        Damaged: they are not those that were sealed.
+    """
+    bare = {name: value for name, value in values.items() if name != CHECKSUM}
+    told = values.get(CHECKSUM)
+    if any(_nearly(name) for name in values):
+        raise Damaged(f"expected a field {CHECKSUM!r}, got {', '.join(filter(_nearly, values))!r}")
+    if not isinstance(told, str):
+        return dict(values)
+    if told != _checksum(bare):
+        raise Damaged(
+            f"its checksum does not fit; if it was changed on purpose, remove the field {CHECKSUM!r}"
+        )
+    return bare
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object with its checksum, in one move."""
+    text = json.dumps(sealed(values), indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what `write_json` wrote; see `unsealed`.
+
+    Raises:
+        Damaged: naming the file.
+        OSError: it cannot be read at all.
+    """
+    try:
+        return unsealed(path.read_bytes())
+    except Damaged as fault:
+        raise Damaged(f"{path} is damaged: {fault}") from fault
+
+
+def check_zip(path: Path) -> None:
+    """Compare all that a zip archive holds (a checkpoint, arrays of NumPy) with the checksums in it.
+
+    Raises:
+        Damaged: it is not what was written.
+        OSError: it cannot be read at all.
+    """
+    try:
+        with ZipFile(path) as archive:
+            bad = archive.testzip()
+    # A flipped bit may also claim an encryption, a compression or a place that there is not.
+    except (BadZipFile, zlib.error, struct.error, ValueError, EOFError, RuntimeError, LookupError) as fault:
+        raise Damaged(f"{path} is damaged: {fault}") from fault
+    if bad is not None:
+        raise Damaged(f"{path} is damaged: the checksum of {bad} does not fit")
+
+
+def _nearly(name: str) -> bool:
+    """Whether a name is that of the checksum but for one character."""
+    return len(name) == len(CHECKSUM) and sum(map(str.__ne__, name, CHECKSUM)) == 1
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    """Return the CRC-32 of values, whatever the order and the spacing they are written in."""
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"

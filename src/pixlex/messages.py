@@ -1,4 +1,4 @@
-"""How values of users and their data stand in messages."""
+"""How values of users and their data stand in messages, and their names wherever they are shown."""
 
 from __future__ import annotations
 
@@ -45,3 +45,22 @@ def not_installed(what: str, package: str, extra: str) -> ModuleNotFoundError:
         extra: of pixlex, that brings it.
     """
     return ModuleNotFoundError(f"{what} needs {package}: pip install 'pixlex[{extra}]'", name=package)
+
+
+def printable(text: object, keep: str = "") -> str:
+    r"""Return a text as it may be shown: on a terminal, in a log, on a page, in a picture.
+
+    File names may hold bytes that are no UTF-8, and characters that move the cursor or turn the direction of
+    writing. They are shown as Python writes them, such as `\xff` and `\x1b`; what is data keeps them.
+
+    Args:
+        text: a name, or a text with names in it.
+        keep: characters that may pass, such as the line ends of a text of several lines.
+    """
+    return "".join(mark if mark.isprintable() or mark in keep else _escaped(mark) for mark in str(text))
+
+
+def _escaped(mark: str) -> str:
+    """Return a character as an escape; a byte that is no UTF-8 as that byte."""
+    number = ord(mark)
+    return f"\\x{number - 0xDC00:02x}" if 0xDC80 <= number <= 0xDCFF else ascii(mark)[1:-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -28,7 +29,8 @@ from pixlex.data.loader import training_batches
 from pixlex.data.pairs import PairSource, open_pairs, training_pairs
 from pixlex.data.reasoning import CLASSES, ReasoningSource
 from pixlex.distributed import pick_device
-from pixlex.messages import quoted
+from pixlex.files import unsealed, write_json
+from pixlex.messages import printable, quoted
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.frozen import Frozen
@@ -53,6 +55,7 @@ from pixlex.train.tracking import METRICS, write_environment
 Source = ImageSource | ReasoningSource
 
 CONFIG = "config.yaml"
+_COMMANDS = "commands.txt"
 # What all trainings of the model read, that of the model it starts from included.
 _DATA = "trained-on.json"
 # What may differ when a run goes on: nothing that its weights depend on, but for rounding.
@@ -258,13 +261,10 @@ def _prepare_folder(run: Run, folder: Path, resume: bool) -> None:
             raise ValueError(f"{folder} cannot be resumed, its run differs in {'; '.join(differing)}")
     folder.mkdir(parents=True, exist_ok=True)
     write_run(run, folder / CONFIG)
-    if not has_checkpoints or not (folder / _DATA).is_file():
-        start = run.start if isinstance(run, CBViLARun | ReasoningRun) else ""
-        before = pretrained.read_config(start).get("trained_on", []) if start else []
-        (folder / _DATA).write_text(json.dumps([*before, run.data.train]) + "\n", encoding="utf-8")
+    write_json(folder / _DATA, {"trained_on": _trained_on(run, folder, begun=has_checkpoints)})
     write_environment(folder)
-    with (folder / "commands.txt").open("a", encoding="utf-8") as file:
-        file.write(shlex.join(["pixlex", *sys.argv[1:]]) + "\n")
+    with (folder / _COMMANDS).open("a", encoding="utf-8") as file:
+        file.write(printable(shlex.join(["pixlex", *sys.argv[1:]])) + "\n")
 
 
 def _differences(before: Run, now: Run) -> list[str]:
@@ -278,24 +278,41 @@ def _differences(before: Run, now: Run) -> list[str]:
 
 
 def _finish(run: Run, objective: Objective, folder: Path, progress: report.Progress | None) -> Path:
-    """Write the model directory with its card, the curves and the page of a finished run."""
+    """Write model directory and numbers of a finished run, then its card, curves and page."""
     model = objective.model
     assert isinstance(model, pretrained.Model)
     if progress is not None and not progress.numbers:  # resumed behind its last step
         with distributed.alone():
             progress(run.train.steps)
     target = folder / "model"
-    pretrained.save(model, target, trained_on=json.loads((folder / _DATA).read_text(encoding="utf-8")))
-    report.curves(folder / METRICS, folder / "curves.png")
+    pretrained.save(model, target, trained_on=_trained_on(run, folder, begun=True))
     numbers = {} if progress is None else dict(progress.numbers)
-    commands = (folder / "commands.txt").read_text(encoding="utf-8").splitlines()
+    write_json(folder / "results.json", numbers)
+    commands = (folder / _COMMANDS).read_text(encoding="utf-8", errors="replace").splitlines()
     language = pretrained.language_of(model)
-    card = report.model_card(dataclasses.asdict(run), numbers, commands, language)
-    (target / "README.md").write_text(card, encoding="utf-8")
-    (folder / "results.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    report.drawn(
+        target / "README.md",
+        lambda path: path.write_text(
+            report.model_card(dataclasses.asdict(run), numbers, commands, language), encoding="utf-8"
+        ),
+    )
+    report.drawn(folder / "curves.png", lambda path: report.curves(folder / METRICS, path))
     if progress is not None:
-        progress.write_page(commands)
+        report.drawn(folder / "report.html", lambda path: progress.write_page(path, commands))
     return target
+
+
+def _trained_on(run: Run, folder: Path, *, begun: bool) -> list[str]:
+    """Return what all trainings read: as written down when the run began, or as the run says."""
+    if begun:
+        # A bare list was written by older versions, which is no JSON object.
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+            values = json.loads((folder / _DATA).read_bytes())
+            found = unsealed(json.dumps(values))["trained_on"] if isinstance(values, dict) else values
+            return [str(one) for one in found]
+    start = run.start if isinstance(run, CBViLARun | ReasoningRun) else ""
+    before = pretrained.read_config(start).get("trained_on", []) if start else []
+    return [*before, run.data.train]
 
 
 def quickstart(folder: Path, *, resume: bool = False, overrides: Sequence[str] = ()) -> Path | None:

@@ -127,7 +127,7 @@ def test_files(tmp_path: Path) -> None:
     assert (tmp_path / "table.md").read_text().count("published: ") == len(PUBLISHED) - 1  # V2L has 3/0 alone
     figure = draw_accuracies(cells, tmp_path / "accuracy.png")
     page = write_few_shot_page(
-        tmp_path,
+        tmp_path / "report.html",
         cells,
         title="A <title>",
         commands=["pixlex <x>"],

@@ -179,7 +179,7 @@ def test_the_page_of_a_run(family: str, tmp_path: Path) -> None:
         if family == "lqae"
         else VQVAERun(model=VQVAEConfig(**sizes), data=data)
     )
-    path = run_page(tmp_path, result(family == "lqae"), run, ["pixlex train it"])
+    path = run_page(tmp_path / "report.html", result(family == "lqae"), run, ["pixlex train it"])
     assert path == tmp_path / "report.html"
     text = "".join(read(path).text)
     assert f"{'LQAE' if family == 'lqae' else 'VQ-VAE'}, 16 px, 2 x 2: folder <of> images" in text
@@ -189,7 +189,9 @@ def test_the_page_of_a_run(family: str, tmp_path: Path) -> None:
     assert "Curves" not in text
     assert yaml.safe_load(text[text.index("family:") :]) == dataclasses.asdict(run)
     Image.new("RGB", (5, 3)).save(tmp_path / "curves.png")
-    assert "Curves" in "".join(read(run_page(tmp_path, result(True), run, [])).text)
+    assert "Curves" in "".join(
+        read(run_page(tmp_path / "report.html", result(True), run, [], tmp_path / "curves.png")).text
+    )
 
 
 def result(words: bool) -> ReconstructionResult:

@@ -22,12 +22,16 @@ def test_newest_is_loaded_and_old_ones_go(tmp_path: Path) -> None:
     assert state["step"] == 3
 
 
-def test_a_damaged_one_falls_back_to_the_one_before(tmp_path: Path) -> None:
-    """A truncated file is passed over; with nothing readable the error names every file."""
+@pytest.mark.parametrize("damage", ["cut off", "one bit of a weight"])
+def test_a_damaged_one_falls_back_to_the_one_before(tmp_path: Path, damage: str) -> None:
+    """A damaged file is passed over with a word; with nothing readable the error names every file."""
     save_checkpoint(tmp_path, 1, {"weights": torch.ones(1000)}, keep=3)
     newest = save_checkpoint(tmp_path, 2, {"weights": torch.ones(1000)}, keep=3)
-    newest.write_bytes(newest.read_bytes()[:500])
-    state = load_newest(tmp_path)
+    content = bytearray(newest.read_bytes())
+    content[content.index(torch.ones(1000).numpy().tobytes()) + 402] ^= 64
+    newest.write_bytes(content if damage == "one bit of a weight" else content[:500])
+    with pytest.warns(UserWarning, match=r"step-00000002.pt: .*; going on from step-00000001.pt"):
+        state = load_newest(tmp_path)
     assert state is not None
     assert state["step"] == 1
     checkpoints(tmp_path)[0].write_bytes(b"nothing")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from pixlex.config.ablation import AblationRow, Claim
 from pixlex.config.cbvila import CBViLARun
 from pixlex.config.lqae import VQVAEConfig
 from pixlex.config.run import LQAERun, Run, VQVAERun, read_run
-from pixlex.files import write_atomically
+from pixlex.files import Damaged, read_json, write_json
 from pixlex.progress import bar_or_lines
 from pixlex.runs import run_training, settled
 from pixlex.train.loop import LossNotFinite
@@ -198,16 +198,20 @@ def _is_finished(run: AblatedRun, place: Path) -> bool:
 
 
 def _reconstruction(place: Path) -> dict[str, float]:
-    numbers = json.loads((place / "results.json").read_text(encoding="utf-8"))
+    numbers = read_json(place / "results.json")
     return {name: numbers[f"eval/{name}"] for name in RECONSTRUCTION if f"eval/{name}" in numbers}
 
 
 def _measured(measure: Measure, place: Path, model: Path, row: AblationRow) -> Mapping[str, Measured]:
     """Return a measure's numbers, from the row's folder where they are there already."""
     path = place / "measures.json"
-    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        stored = read_json(path) if path.is_file() else {}
+    except Damaged as fault:
+        warnings.warn(f"{fault}; measured again", stacklevel=2)
+        stored = {}
     known = stored.get(measure.name)
-    if known is not None and known["identity"] == measure.identity:
+    if isinstance(known, dict) and known.get("identity") == measure.identity:
         return {column: Measured(**values) for column, values in known["numbers"].items()}
     numbers = measure.of(model, row)
     stored[measure.name] = {
@@ -215,8 +219,7 @@ def _measured(measure: Measure, place: Path, model: Path, row: AblationRow) -> M
         "numbers": {column: dataclasses.asdict(values) for column, values in numbers.items()},
     }
     place.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(stored, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_json(path, stored)
     return numbers
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from pixlex.api.pictures import Codes, Images, are_codes, are_texts, batches_of, codes_of, texts_of
 from pixlex.distributed import pick_device
 from pixlex.models import pretrained
+from pixlex.models.described import CONFIG
 from pixlex.models.inference import compute_rows
 from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Tokenizer
@@ -301,6 +302,6 @@ class ImageTokenizer:
 def _card_beside(folder: Path) -> str | None:
     """Return the model card of a model directory or a run folder."""
     for path in (folder / CARD, folder / "model" / CARD):
-        if (path.parent / pretrained.CONFIG).is_file() and path.is_file():
-            return path.read_text(encoding="utf-8")
+        if (path.parent / CONFIG).is_file() and path.is_file():
+            return path.read_text(encoding="utf-8", errors="replace")
     return None

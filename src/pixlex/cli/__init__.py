@@ -20,6 +20,7 @@ from typing import Any
 
 from pixlex.cli.output import remark
 from pixlex.cli.parser import parse
+from pixlex.messages import printable
 
 FINE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.formatwarning = _remark_of
     debug = "--debug" in given or os.environ.get("PIXLEX_DEBUG", "") not in ("", "0")
     try:
         options = parse(given)
@@ -110,8 +112,17 @@ def _complain(message: str, code: int, debug: bool) -> int:
     process = os.environ.get("RANK", "0")
     who = "pixlex" if process == "0" else f"pixlex (process {process})"
     what = "" if code == INTERRUPTED else "error: "
-    print(f"{who}: {what}{' '.join(message.split())}", file=sys.stderr)
+    print(f"{who}: {what}{printable(' '.join(message.split()))}", file=sys.stderr)
     return code
+
+
+def _remark_of(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return a warning of ours as a remark, without the place in our code; others as Python writes them."""
+    if Path(__file__).parents[1] in Path(filename).parents:
+        return f"pixlex: {printable(' '.join(str(message).split()))}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _data_failed(fault: ValueError) -> bool:

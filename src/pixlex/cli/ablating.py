@@ -50,9 +50,8 @@ def ablate(options: Namespace) -> int:
         return INTERRUPTED
     table = [one.values() for one in results]
     published = objectives_table(pairs)
-    files = report.write_ablation(options.out, table, [options.command_line], published)
     answer(options, {"folder": str(options.out), "rows": table}, report.ablation_table(table, published))
-    for path in files:
+    for path in report.write_ablation(options.out, table, [options.command_line], published):
         remark(options, f"wrote {path}")
     return 0
 

@@ -24,6 +24,7 @@ from pixlex.eval.gradcam import Explanation
 from pixlex.eval.pointing import pointing_game
 from pixlex.messages import quoted
 from pixlex.models.reasoner import Reasoner
+from pixlex.report.drawing import drawn
 from pixlex.report.heat import explained_image
 from pixlex.report.measures import measure_of
 
@@ -50,7 +51,8 @@ def explain_pair(options: Namespace) -> int:
         pick_device(options.device).type, torch.bfloat16, enabled=options.precision == "bf16"
     ):
         (found,) = explain(model, images, [text], score=options.score or "matching", layer=options.layer)
-    path = explained_image(images, [found], options.out)
+    path = options.out
+    answer(options, _values(found, str(path)), f"{path}: {_said(found)}")
     _remark(options, found, model.config.text.positions)
     if not found.maps.any():
         remark(
@@ -58,7 +60,7 @@ def explain_pair(options: Namespace) -> int:
             f"no word has any heat in layer {found.layer}: behind the last layer matching reads the first vector "
             "alone, so choose a lower --layer where there is one, or --score masked_language",
         )
-    answer(options, _values(found, str(path)), f"{path}: {_said(found)}")
+    drawn(path, lambda place: explained_image(images, [found], place))
     return 0
 
 
@@ -70,13 +72,7 @@ def _explain_answer(options: Namespace, model: Reasoner, images: Tensor) -> int:
         raise ValueError(f"{options.model} was fine-tuned to answer: --raw-text is for a pretrained model")
     reasoner = ImageReasoner(model, device=pick_device(options.device), precision=options.precision)
     found = reasoner.explain(images, options.text, answer=options.answer, layer=options.layer)
-    path = explained_image(images, found.images, options.out, answer=found.answer)
-    first = found.images[0]
-    _remark(options, first, model.config.body.text.positions)
-    if not any(one.maps.any() for one in found.images):
-        remark(
-            options, f"no word has any heat in layer {first.layer}: choose a lower --layer where there is one"
-        )
+    path, first = options.out, found.images[0]
     values = {
         **_values(first, str(path)),
         "answer": found.answer,
@@ -86,6 +82,12 @@ def _explain_answer(options: Namespace, model: Reasoner, images: Tensor) -> int:
     answer(
         options, values, f"{path}: answer {found.answer!r}, log-likelihood {found.log_likelihood:.3f} nats"
     )
+    _remark(options, first, model.config.body.text.positions)
+    if not any(one.maps.any() for one in found.images):
+        remark(
+            options, f"no word has any heat in layer {first.layer}: choose a lower --layer where there is one"
+        )
+    drawn(path, lambda place: explained_image(images, found.images, place, answer=found.answer))
     return 0
 
 
@@ -145,10 +147,10 @@ def pointing(options: Namespace) -> int:
         "layer": result.layer,
         **{name.removeprefix("eval/"): value for name, value in result.numbers.items()},
     }
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
     head = f"{source.name}: words that name one object alone; {result.score}, fusion layer {result.layer}"
     answer(options, values, f"{head}\n{table(rows)}")
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return 0

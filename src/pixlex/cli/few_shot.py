@@ -5,11 +5,12 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pixlex.cli.few_shot_rows import Reading, answerers_of, models_of, readings_of
-from pixlex.cli.output import answer, remark
+from pixlex.cli.output import answer, remark, remark_page
 from pixlex.data.images import ImageSource, open_source
 from pixlex.eval.few_shot.answers import Answerer
 from pixlex.eval.few_shot.episode_files import EpisodeSet, load_episodes, save_episodes
@@ -18,6 +19,7 @@ from pixlex.eval.few_shot.open_ended import read_open_ended
 from pixlex.eval.few_shot.prompted import PromptedAnswerer
 from pixlex.eval.few_shot.run import Cell, run_few_shot
 from pixlex.eval.few_shot.sampling import sample_episodes
+from pixlex.report.drawing import drawn
 from pixlex.report.episodes import draw_episode_examples
 from pixlex.report.few_shot import draw_accuracies, write_few_shot_page, write_results
 from pixlex.report.few_shot_tables import markdown_table, table_lines, warnings_of, ways_of
@@ -37,11 +39,11 @@ def evaluate_few_shot(options: Namespace) -> int:
         save_episodes(episodes, folder / _EPISODES / episodes.file_name)
     _remark_cost(options, answerers, episode_sets, images)
     cells = run_few_shot(answerers, episode_sets, images, folder, progress=not options.quiet)
-    _write(options, images, episode_sets, readings, cells)
     tables = "\n\n".join(f"{ways}-way\n{markdown_table(table_lines(cells, ways))}" for ways in ways_of(cells))
     answer(options, [_plain(cell) for cell in cells], tables)
     for warning in warnings_of(cells):
         remark(options, warning)
+    _write(options, images, episode_sets, readings, cells)
     return 0
 
 
@@ -118,21 +120,25 @@ def _write(
         "command": options.command_line,
     }
     write_results(folder, cells, about)
-    pictures = [("Accuracy", draw_accuracies(cells, folder / "accuracy.png"))]
+    pictures = {"Accuracy": drawn(folder / "accuracy.png", lambda path: draw_accuracies(cells, path))}
     for episodes in _smallest(episode_sets):
-        path = folder / f"episodes-{episodes.setting.ways}-way.png"
         reader = readings[0].reader if readings else None
-        draw_episode_examples(episodes, cells, images, reader, path)
-        pictures.append((f"Episodes: {episodes.setting.label}", path))
-    page = write_few_shot_page(
-        folder,
-        cells,
-        title=f"Few-shot classification of {images.name}",
-        commands=[options.command_line],
-        about=about,
-        pictures=pictures,
+        pictures[f"Episodes: {episodes.setting.label}"] = drawn(
+            folder / f"episodes-{episodes.setting.ways}-way.png",
+            partial(draw_episode_examples, episodes, cells, images, reader),
+        )
+    page = drawn(
+        folder / "report.html",
+        lambda path: write_few_shot_page(
+            path,
+            cells,
+            title=f"Few-shot classification of {images.name}",
+            commands=[options.command_line],
+            about=about,
+            pictures=[(title, picture) for title, picture in pictures.items() if picture is not None],
+        ),
     )
-    remark(options, f"page {page}")
+    remark_page(options, page)
 
 
 def _smallest(episode_sets: Sequence[EpisodeSet]) -> list[EpisodeSet]:

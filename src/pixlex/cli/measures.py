@@ -15,7 +15,7 @@ from torch import Tensor
 from pixlex import distributed, report
 from pixlex.api import ImageTokenizer
 from pixlex.batch import ImageBatch
-from pixlex.cli.output import answer, remark, table
+from pixlex.cli.output import answer, remark, remark_page, table
 from pixlex.cli.pair_measures import reconstruct_pairs
 from pixlex.cli.tokens import load_tokenizer, open_paths, remark_skipped
 from pixlex.data.broken import BrokenImages
@@ -96,13 +96,13 @@ def evaluate(options: Namespace) -> int:
         "notes": list(result.notes),
         "skipped": [asdict(one) for one in result.skipped],
     }
-    if options.out is not None:
-        _write_evaluation(options, tokenizer, values, result)
+    rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
+    answer(options, values, table(rows))
     remark_skipped(options, result.skipped)
     for note in result.notes:
         remark(options, note)
-    rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
-    answer(options, values, table(rows))
+    if options.out is not None:
+        _write_evaluation(options, tokenizer, values, result)
     return 0
 
 
@@ -114,20 +114,25 @@ def _write_evaluation(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     examples = result.examples
-    picture = folder / "reconstruction.png"
-    report.reconstruction_grid(
-        examples.originals, examples.reconstructions, examples.words, tokenizer.grid, picture
+    report.drawn(
+        folder / "reconstruction.png",
+        lambda path: report.reconstruction_grid(
+            examples.originals, examples.reconstructions, examples.words, tokenizer.grid, path
+        ),
     )
-    page = report.write_page(
+    page = report.drawn(
         folder / "report.html",
-        title=f"Reconstruction of {values['data']}",
-        numbers=result.numbers,
-        examples=examples,
-        commands=[options.command_line],
-        config={"family": tokenizer.family, "model": asdict(tokenizer.model.config)},
-        notes=result.notes,
+        lambda path: report.write_page(
+            path,
+            title=f"Reconstruction of {values['data']}",
+            numbers=result.numbers,
+            examples=examples,
+            commands=[options.command_line],
+            config={"family": tokenizer.family, "model": asdict(tokenizer.model.config)},
+            notes=result.notes,
+        ),
     )
-    remark(options, f"page {page}")
+    remark_page(options, page)
 
 
 def _accounted(batches: Iterator[ImageBatch], source: ImageSource, limit: float) -> Iterator[ImageBatch]:

@@ -11,7 +11,7 @@ import torch
 
 from pixlex import distributed
 from pixlex.cli.models import cbvila_of, remark_without_contrast, run_of
-from pixlex.cli.output import answer, remark, table
+from pixlex.cli.output import answer, remark, remark_page, table
 from pixlex.cli.tokens import remark_skipped
 from pixlex.config.cbvila import CBViLAObjectiveConfig, CBViLARun
 from pixlex.config.data import SQUARE
@@ -28,6 +28,7 @@ from pixlex.models import pretrained
 from pixlex.models.inference import compute_rows, computing
 from pixlex.nn.masking import split_patches
 from pixlex.objectives.cbvila import CBViLAObjective
+from pixlex.report.drawing import drawn
 from pixlex.report.gallery import codeword_gallery
 from pixlex.report.measures import measure_of
 from pixlex.report.pretraining import pretraining_page
@@ -79,15 +80,15 @@ def retrieval(options: Namespace) -> int:
         "skipped": [asdict(one) for one in result.skipped],
         "published": None if published is None else asdict(published),
     }
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    remark_skipped(options, result.skipped)
     rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
     lines = [f"{setting}: {result.protocol} ({TABLE_SETTINGS})", table(rows)]
     if published is not None:
         lines.append(published.text(f"{result.num_images:,} images"))
     answer(options, values, "\n".join(lines))
+    remark_skipped(options, result.skipped)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
@@ -124,18 +125,17 @@ def pretraining(options: Namespace) -> int:
         **{name.removeprefix("eval/"): value for name, value in result.numbers.items()},
         "skipped": [asdict(one) for one in result.skipped],
     }
+    rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
+    answer(options, values, f"{protocol}\n{table(rows)}")
+    remark_skipped(options, result.skipped)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    remark_skipped(options, result.skipped)
-    rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
-    answer(options, values, f"{protocol}\n{table(rows)}")
-    if options.out is not None:
         page = pretraining_page(
             options.out, result, source, model.config, protocol,
             commands=[options.command_line], config={"model": asdict(model.config), "objective": asdict(config)},
         )  # fmt: skip
-        remark(options, f"page {page}")
+        remark_page(options, page)
     return 0
 
 
@@ -219,10 +219,6 @@ def draw_gallery(options: Namespace) -> int:
     skipped = [one for part in everyone for one in part[3]]
     if not len(found):
         raise TooManyBroken(f"{source.name}: none of {len(skipped)} images can be read")
-    codeword_gallery(
-        source, indices, found, image_size=model.config.image_size, cut=model.config.cut, grid=model.grid,
-        num_codewords=options.codewords, seed=options.seed, path=options.out,
-    )  # fmt: skip
     values: dict[str, Any] = {"path": str(options.out), "num_images": len(found)}
     lines = [f"{options.out}: {options.codewords} codewords of {len(found)} images"]
     if (classes >= 0).any():
@@ -232,6 +228,13 @@ def draw_gallery(options: Namespace) -> int:
         lines.append(table(rows))
     else:
         remark(options, "the images have no classes, so no purity is measured")
-    remark_skipped(options, skipped)
     answer(options, values, "\n".join(lines))
+    remark_skipped(options, skipped)
+    drawn(
+        options.out,
+        lambda path: codeword_gallery(
+            source, indices, found, image_size=model.config.image_size, cut=model.config.cut,
+            grid=model.grid, num_codewords=options.codewords, seed=options.seed, path=path,
+        ),
+    )  # fmt: skip
     return 0

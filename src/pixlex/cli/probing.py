@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pixlex import distributed
 from pixlex.api import ImageTokenizer
-from pixlex.cli.output import answer, remark, table
+from pixlex.cli.output import answer, remark, remark_page, table
 from pixlex.cli.tokens import load_tokenizer, remark_skipped
 from pixlex.data.images import open_source
 from pixlex.eval.probe.features import Kind, default_repeats
@@ -68,13 +68,8 @@ def linear_probe(options: Namespace) -> int:
             rows.append(row)
             remark(options, f"{row.name}: {row_text(row)}")
     notes = [*sets.notes, *_notes(rows)]
-    page = write_linear_probe(options.out, rows, sets, commands=[options.command_line], notes=notes)
-    remark_skipped(options, list(dict.fromkeys(one for row in rows for one in row.skipped)))
-    for note in [*notes, *(f"{row.name}: {note}" for row in rows for note in row.result.notes)]:
-        remark(options, note)
-    remark(options, f"page {page}")
     values = {
-        "page": str(page),
+        "page": str(options.out / "report.html"),
         "rows": [row_values(row, sets.train.class_names) for row in rows],
         "notes": notes,
     }
@@ -83,6 +78,11 @@ def linear_probe(options: Namespace) -> int:
     lines.append(("chance", f"top-1 {100 * rows[0].result.chance:.3g} %"))
     lines += [(name, f"top-1 {100 * top1:.1f} % ({PUBLISHED_NOTE})") for name, top1 in PUBLISHED]
     answer(options, values, table(lines))
+    remark_skipped(options, list(dict.fromkeys(one for row in rows for one in row.skipped)))
+    for note in [*notes, *(f"{row.name}: {note}" for row in rows for note in row.result.notes)]:
+        remark(options, note)
+    page = write_linear_probe(options.out, rows, sets, commands=[options.command_line], notes=notes)
+    remark_page(options, page)
     return 0
 
 

@@ -25,6 +25,7 @@ from pixlex.eval.vqa_score import write_vqa_submission
 from pixlex.files import write_atomically
 from pixlex.models.resized import resized
 from pixlex.report.captions import captioned_images
+from pixlex.report.drawing import drawn
 from pixlex.report.measures import measure_of
 from pixlex.report.page import write_page
 from pixlex.report.reasoning import answer_notes, answered_items
@@ -69,10 +70,7 @@ def evaluate(options: Namespace) -> int:
     BrokenImages(None, items.images, options.max_broken_share).record(result.skipped, len(result.answered))
     if not distributed.is_first():
         return 0
-    remark_skipped(options, result.skipped)
     values = _values(options, items, result)
-    if options.out is not None:
-        _write(options.out, options, items, result, values)
     rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
     if result.interval is not None:
         rows.append(
@@ -83,6 +81,9 @@ def evaluate(options: Namespace) -> int:
     if (published := task_table(task, items)) is not None:
         lines.append(published.text(f"{len(result.answered):,} items of {items.name}"))
     answer(options, values, "\n".join(lines))
+    remark_skipped(options, result.skipped)
+    if options.out is not None:
+        _write(options.out, options, items, result, values)
     return 0
 
 
@@ -159,16 +160,18 @@ def _write(
     if result.task == "vqa":
         found = ((items.ids[one.item], one.answers[0]) for one in result.answered)
         write_vqa_submission(folder / "submission.json", found)
-    shown = answered_items(result, items)
-    captioned_images(shown, folder / "answers.png")
-    write_page(
+    drawn(folder / "answers.png", lambda path: captioned_images(answered_items(result, items), path))
+    drawn(
         folder / "report.html",
-        title=f"{result.task}: {items.name}",
-        introduction=result.protocol,
-        numbers=result.numbers,
-        examples=None,
-        commands=[f"pixlex evaluate {result.task} --model {options.model} --data {options.data}"],
-        config={"model": options.model, "data": options.data},
-        notes=answer_notes(result),
-        captioned=shown,
+        lambda path: write_page(
+            path,
+            title=f"{result.task}: {items.name}",
+            introduction=result.protocol,
+            numbers=result.numbers,
+            examples=None,
+            commands=[f"pixlex evaluate {result.task} --model {options.model} --data {options.data}"],
+            config={"model": options.model, "data": options.data},
+            notes=answer_notes(result),
+            captioned=answered_items(result, items),
+        ),
     )

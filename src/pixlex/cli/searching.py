@@ -12,7 +12,9 @@ from pixlex.cli.models import cbvila_of, remark_without_contrast
 from pixlex.cli.output import answer, remark, table
 from pixlex.cli.tokens import remark_skipped
 from pixlex.data.images import UnreadableImage
+from pixlex.messages import printable
 from pixlex.report.contact_sheet import Thumbnail, contact_sheet
+from pixlex.report.drawing import drawn
 from pixlex.search import Hit, ImageIndex, SearchResult
 
 
@@ -82,9 +84,10 @@ def search(options: Namespace) -> int:
         "skipped": [asdict(one) for one in result.skipped],
         "sheet": None if options.sheet is None else str(options.sheet),
     }
-    if options.sheet is not None:
-        contact_sheet(text or str(options.image), _thumbnails(options, found, result), options.sheet)
     answer(options, values, hits_table(result.hits))
+    if options.sheet is not None:
+        title = text or str(options.image)
+        drawn(options.sheet, lambda path: contact_sheet(title, _thumbnails(options, found, result), path))
     return 0
 
 
@@ -94,8 +97,7 @@ def hits_table(hits: Sequence[Hit]) -> str:
     lines = [f"rank  similarity  {'matching  ' if matched else ''}key"]
     for hit in hits:
         matching = "" if not matched else f"{'' if hit.matching is None else f'{hit.matching:.4f}':>8}  "
-        key = hit.key.encode("utf-8", "backslashreplace").decode()
-        lines.append(f"{hit.rank:>4}  {hit.similarity:>10.4f}  {matching}{key}")
+        lines.append(f"{hit.rank:>4}  {hit.similarity:>10.4f}  {matching}{printable(hit.key)}")
     return "\n".join(lines)
 
 

@@ -27,6 +27,7 @@ from pixlex.encoding import (
     format_line,
     read_lines,
 )
+from pixlex.messages import printable
 from pixlex.models.lqae import LQAE
 from pixlex.progress import bar_or_lines
 
@@ -180,8 +181,10 @@ def _print_codes(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind, opt
             for batch in batches:
                 for image in batch.images:
                     # File names may be bytes that are no UTF-8; they come out as the same bytes.
-                    line = format_line(image, kind, tokenizer).encode("utf-8", "surrogateescape")
-                    sys.stdout.buffer.write(line + b"\n")
+                    line = format_line(image, kind, tokenizer)
+                    if sys.stdout.isatty():  # which would obey what a file name holds
+                        line = printable(line, keep="\t")
+                    sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape") + b"\n")
                 sys.stdout.buffer.flush()
                 skipped += batch.skipped
                 bar.update(len(batch.images) + len(batch.skipped))

@@ -51,7 +51,8 @@ def train_run(options: Namespace, run: Run) -> int:
     if model is None:
         _say(options, f"interrupted; the same command with --out {folder} --resume goes on")
         return INTERRUPTED
-    answer(options, {"folder": str(folder), "model": str(model)}, f"model   {model}\npage    {_page(folder)}")
+    page = _page(folder, bool(run.data.validation))
+    answer(options, {"folder": str(folder), "model": str(model)}, f"model   {model}\npage    {page}")
     return 0
 
 
@@ -76,7 +77,7 @@ def quickstart(options: Namespace) -> int:
     answer(
         options,
         {"folder": str(folder), "model": str(model), "page": str(page)},
-        f"page    {page}\nmodel   {model}\n"
+        f"page    {_page(folder, True)}\nmodel   {model}\n"
         f"try     pixlex reconstruct PICTURES --model {folder} --out grid.png",
     )
     return 0
@@ -99,9 +100,11 @@ def _default_folder(recipe: str, resume: bool) -> Path:
     return Path("runs") / f"{stem}-{max(numbers, default=0) + (0 if resume else 1)}"
 
 
-def _page(folder: Path) -> str:
+def _page(folder: Path, has_validation: bool) -> str:
     page = folder / "report.html"
-    return str(page) if page.is_file() else "(none: the run has no data.validation)"
+    if page.is_file():
+        return str(page)
+    return f"(none: {'it could not be made' if has_validation else 'the run has no data.validation'})"
 
 
 def _is_first() -> bool:

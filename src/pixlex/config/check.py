@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
@@ -30,14 +31,14 @@ class Check:
     owner: Any
 
     def positive(self, *names: str) -> None:
-        """Require each named field to be above 0."""
+        """Require each named field to be above 0, and finite."""
         for name in names:
-            self.rule(name, getattr(self.owner, name) > 0, "must be above 0")
+            self.rule(name, 0 < getattr(self.owner, name) < math.inf, "must be above 0")
 
     def not_negative(self, *names: str) -> None:
-        """Require each named field to be 0 or more."""
+        """Require each named field to be 0 or more, and finite."""
         for name in names:
-            self.rule(name, getattr(self.owner, name) >= 0, "must be 0 or more")
+            self.rule(name, 0 <= getattr(self.owner, name) < math.inf, "must be 0 or more")
 
     def share(self, *names: str) -> None:
         """Require each named field to lie in [0, 1]."""

@@ -220,10 +220,14 @@ class VQVAEObjectiveConfig:
         )
 
 
+_LARGEST = 65_536  # pixels
+
+
 def check_sizes(check: Check) -> None:
     """Require an image that its patches tile exactly, a known way to make it square, a decoder without a start."""
     check.one_of("cut", get_args(Cut))
     check.positive("image_size", "patch_size")
+    check.rule("image_size", check.owner.image_size <= _LARGEST, f"must be at most {_LARGEST}")
     decoder = getattr(check.owner, "decoder", None)
     check.rule(
         "decoder",

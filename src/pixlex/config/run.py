@@ -115,8 +115,8 @@ def recipe_values(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected UTF-8 text: {error}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error!s:.300}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold keys and values, got {type(values).__name__}")
     return values
@@ -191,7 +191,13 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
             raise ValueError(f"{quoted(override)}: {parent} holds a value, not further keys")
-    place[last] = yaml.safe_load(text) if text else ""  # nothing is an empty text, not a null
+    # Nothing is an empty text, not a null; a path may hold bytes that are no UTF-8, which YAML does not read.
+    is_text = not text or any("\udc80" <= mark <= "\udcff" for mark in text)
+    try:
+        place[last] = text if is_text else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
+        raise ValueError(f"{key}: {quoted(text)} is not valid YAML ({reason})") from error
     # YAML 1.1 reads 3e-4 as text; a number is meant.
     if isinstance(place[last], str):
         with contextlib.suppress(ValueError):
@@ -203,7 +209,11 @@ def _check_keys(kind: type[Any], values: Mapping[str, Any], prefix: str, origin:
     hints = get_type_hints(kind)
     for key, value in values.items():
         if key not in hints:
-            raise ValueError(f"{origin}: unknown key {prefix}{key}; {nearest(str(key), hints, prefix)}")
+            raise ValueError(f"{origin}: unknown key {prefix}{key!s:.80}; {nearest(str(key), hints, prefix)}")
+        if value is None:
+            raise ValueError(
+                f"{origin}: {prefix}{key} must have a value, got null; leave it out for its default"
+            )
         if dataclasses.is_dataclass(hints[key]):
             part_kind = hints[key]
             assert isinstance(part_kind, type)

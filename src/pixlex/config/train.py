@@ -73,6 +73,7 @@ class TrainConfig:
             "seed",
             "evaluate_every",
         )
+        check.rule("seed", self.seed < 2**63, "must be below 2 ** 63")
         check.rule("beta1", 0 <= self.beta1 < 1, "must lie in [0, 1)")
         check.rule("beta2", 0 <= self.beta2 < 1, "must lie in [0, 1)")
         check.one_of("precision", ("auto", "bf16", "fp32"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from pixlex.batch import ImageBatch, Skipped
 from pixlex.data.decoding import UnreadableImage
 from pixlex.data.sources import ImageSource
+from pixlex.files import Damaged, sealed, unsealed
 
 FILE_NAME = "skipped.jsonl"
 
@@ -94,7 +95,7 @@ class BrokenImages:
         if self.path is None or not images:
             return
         lines = [
-            json.dumps({"source": self._source_name, "key": key, "reason": reason}) + "\n"
+            json.dumps(sealed({"source": self._source_name, "key": key, "reason": reason})) + "\n"
             for key, reason in images.items()
         ]
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,16 +129,16 @@ def require_readable(source: ImageSource) -> None:
 
 
 def _listed_keys(path: Path, source: str) -> set[str]:
-    """Return the keys of a source that a file lists already, leaving out a line cut off by a kill."""
+    """Return the keys of a source that a file lists already, leaving out lines cut off by a kill, or damaged."""
     if not path.is_file():
         return set()
     keys = set()
     for line in path.read_bytes().splitlines():
         try:
-            entry = json.loads(line)
-        except ValueError:
+            entry = unsealed(line)
+        except Damaged:
             continue
-        if isinstance(entry, dict) and entry.get("source") == source:
+        if entry.get("source") == source:
             keys.add(str(entry.get("key")))
     return keys
 

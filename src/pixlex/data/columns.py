@@ -55,8 +55,15 @@ def open_parquet(path: Place) -> Any:
     try:
         if not isinstance(path, Address):
             open_regular(path).close()
-        parquet = pq.ParquetFile(RangeFile(path) if isinstance(path, Address) else path, memory_map=True)
+        parquet = pq.ParquetFile(
+            RangeFile(path) if isinstance(path, Address) else path,
+            memory_map=True,
+            page_checksum_verification=True,
+        )
         check_columns(parquet.schema_arrow.names, path)
+        about = parquet.metadata
+        if sum(about.row_group(one).num_rows for one in range(about.num_row_groups)) != about.num_rows:
+            raise ValueError(f"{path} is damaged: its row groups have not as many rows as the whole")
     except (pa.ArrowException, OSError) as fault:
         raise ValueError(f"{path} cannot be read as parquet: {quoted(str(fault), 200)}") from fault
     return parquet

@@ -180,11 +180,12 @@ def _counted(
 
 
 def _write_parquet(path: Path, rows: Iterator[_Row]) -> None:
-    with pq.ParquetWriter(path, _SCHEMA) as writer:
+    with pq.ParquetWriter(path, _SCHEMA, write_page_checksum=True) as writer:
         for group in _row_groups(rows):
             columns = {
                 "image": [row.image for row in group],
-                "image_id": [row.image_id for row in group],
+                # Parquet's text is UTF-8; a file name that is not keeps its bytes as \udc80 and the like.
+                "image_id": [row.image_id.encode("utf-8", "backslashreplace").decode() for row in group],
                 "captions": [list(row.captions) for row in group],
             }
             writer.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=len(group))
@@ -210,7 +211,9 @@ def _write_jsonl(path: Path, rows: Iterator[_Row]) -> None:
         for row in rows:
             assert row.path is not None
             where = Path(os.path.relpath(row.path.absolute(), folder)).as_posix()
-            file.write(json.dumps({"path": where, "captions": row.captions}, ensure_ascii=False) + "\n")
+            # A file name that is no UTF-8 is written in escapes, which JSON reads back as its bytes.
+            escapes = any("\udc80" <= mark <= "\udcff" for mark in where)
+            file.write(json.dumps({"path": where, "captions": row.captions}, ensure_ascii=escapes) + "\n")
 
 
 def _list_skipped(path: Path, skipped: list[Skipped]) -> None:

@@ -162,10 +162,11 @@ def _notes(table: pa.Table) -> dict[str, Any]:
     return notes
 
 
-def _told_of(ignored: Any, told: dict[str, Any]) -> dict[str, Any]:
+def _told_of(table: pa.Table, told: dict[str, Any]) -> dict[str, Any]:
     """Return what is written beside the pages, which have checksums of their own."""
+    ignored = _notes(table).get("ignored")
     checksum = hashlib.sha256(json.dumps(ignored).encode()).hexdigest()
-    return {**told, "ignored": ignored, "checksum": checksum}
+    return {**told, "images": table.num_rows, "ignored": ignored, "checksum": checksum}
 
 
 def _kept(path: Path, told: dict[str, Any]) -> pa.Table | None:
@@ -173,16 +174,14 @@ def _kept(path: Path, told: dict[str, Any]) -> pa.Table | None:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read(use_threads=False)
-            same = table.schema.equals(_SCHEMA) and _notes(table) == _told_of(
-                _notes(table).get("ignored"), told
-            )
+            same = table.schema.equals(_SCHEMA) and _notes(table) == _told_of(table, told)
             return table if same else None
-    except (pa.ArrowException, OSError, ValueError):
+    except (pa.ArrowException, OSError, ValueError, RecursionError):
         return None
 
 
 def _keep(table: pa.Table, path: Path, told: dict[str, Any]) -> None:
-    notes = _told_of(_notes(table)["ignored"], told)
+    notes = _told_of(table, told)
     table = table.replace_schema_metadata({"pixlex": json.dumps(notes)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from pixlex.data.broken import BrokenImages
 from pixlex.data.decoding import ImageRecord, decode_record
 from pixlex.data.sources import ImageSource
 from pixlex.data.transforms import evaluation_transform
-from pixlex.encoding.files import EncodedImage, Kind, check_kind, write_codes
+from pixlex.encoding.files import EncodedImage, Kind, check_kind, write_checksum, write_codes
 from pixlex.encoding.journal import Journal, journal_header
 from pixlex.files import write_atomically
 from pixlex.progress import bar_or_lines
@@ -73,7 +73,8 @@ def encode_source(
     The kinds, with one line or row for each image in the order of the source: words `key<TAB>words`; codes
     `key<TAB>integers`; jsonl `{"key", "label"?, "codes", "words"?}`; parquet with the columns key, label
     (null if unknown), codes, words (null without words). Tabs, line ends and backslashes in the keys of the
-    first two are written as in Python (`\t`).
+    first two are written as in Python (`\t`). Damage is found when a file is read back: by the field or column
+    `crc32` of each image, and by the checksum in OUT.sha256 of words and codes.
 
     Args:
         tokenizer: the model.
@@ -133,6 +134,7 @@ def encode_into(
     batches = _encoded(tokenizer, source, remaining, batch_size, broken)
     skipped = _fill(journal, batches, skipped_list, bar)
     write_atomically(out, lambda temporary: write_codes(temporary, journal, kind, tokenizer))
+    write_checksum(out, kind)
     journal.delete()
     return EncodingResult(out, len(journal), resumed, tuple(skipped))
 

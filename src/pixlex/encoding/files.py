@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,17 @@ import torch
 
 from pixlex.api import ImageTokenizer
 from pixlex.data.text import decode_text
-from pixlex.files import open_regular
-from pixlex.messages import quoted
+from pixlex.files import (
+    CHECKSUM,
+    Damaged,
+    open_regular,
+    read_json,
+    sealed,
+    unsealed,
+    verified,
+    write_atomically,
+)
+from pixlex.messages import printable, quoted
 
 Kind = Literal["words", "codes", "jsonl", "parquet"]
 Codes = tuple[int, ...]
@@ -68,7 +78,7 @@ def format_line(image: EncodedImage, kind: Kind, tokenizer: ImageTokenizer) -> s
     entry["codes"] = list(image.codes)
     if words is not None:
         entry["words"] = words
-    return json.dumps(entry)
+    return json.dumps(sealed(entry))
 
 
 def write_codes(path: Path, images: Iterable[EncodedImage], kind: Kind, tokenizer: ImageTokenizer) -> None:
@@ -92,8 +102,8 @@ def read_codes(path: Path, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Cod
         tokenizer: the model that the codes belong to.
 
     Raises:
-        ValueError: naming file and line: not of these kinds, a wrong number of codes or words, an unknown
-            word, a code out of range.
+        ValueError: naming file and line: not of these kinds, not what was written, a wrong number of codes or
+            words, an unknown word, a code out of range.
     """
     if path.is_dir():
         for part in _parts(path):
@@ -101,8 +111,39 @@ def read_codes(path: Path, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Cod
     elif path.suffix.lower() == ".parquet":
         yield from _read_parquet(path, tokenizer)
     else:
+        _verify_text(path)
         with open_regular(path) as file:
             yield from read_lines(file, path.name, tokenizer)
+
+
+def checksum_file(path: Path) -> Path:
+    """Return where the checksum of a file of words or codes lies, whose lines have no room for one."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def write_checksum(path: Path, kind: Kind) -> None:
+    """Write the SHA-256 of a file of words or codes beside it, as `sha256sum --check` reads it."""
+    beside = checksum_file(path)
+    if kind not in ("words", "codes"):
+        beside.unlink(missing_ok=True)  # of a file of another kind that was replaced
+        return
+    line = f"{_sha256(path)}  {printable(path.name)}\n"
+    write_atomically(beside, lambda temporary: temporary.write_text(line, encoding="utf-8"))
+
+
+def _verify_text(path: Path) -> None:
+    """Raise `Damaged` where a file is not the one whose checksum lies beside it."""
+    beside = checksum_file(path)
+    if beside.is_file() and not beside.read_bytes().startswith(_sha256(path).encode()):
+        raise Damaged(
+            f"{path} is not what was written, by the checksum in {beside.name}: delete that if it was changed on "
+            "purpose"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parts(folder: Path) -> list[Path]:
@@ -111,9 +152,14 @@ def _parts(folder: Path) -> list[Path]:
     if not parts:
         raise ValueError(f"{folder}: expected parts of codes, part-00000.parquet and so on, found none")
     head = folder / PARTS
-    told = json_object(head.read_text(encoding="utf-8")) if head.is_file() else None
-    if told is not None:
-        expected = -(-told["images"] // told["part_size"])
+    if head.is_file():
+        told = read_json(head)
+        images, size = told.get("images"), told.get("part_size")
+        if type(images) is not int or type(size) is not int or size < 1:
+            raise Damaged(
+                f"{head} is damaged: expected numbers of images, got {images!r:.40} and {size!r:.40}"
+            )
+        expected = -(-images // size)
         if len(parts) < expected:
             raise ValueError(
                 f"{folder}: expected {expected} parts, found {len(parts)}: encode has not finished"
@@ -143,13 +189,13 @@ def json_object(line: str) -> dict[str, Any] | None:
         return None
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None
 
 
 def _read_line(line: str, tokenizer: ImageTokenizer) -> tuple[str | None, Codes]:
-    entry = json_object(line)
+    entry = unsealed(line) if f'"{CHECKSUM}"' in line else json_object(line)
     if entry is not None:
         return str(entry["key"]) if "key" in entry else None, _codes_of(entry, tokenizer)
     key, tab, payload = line.rpartition("\t")
@@ -200,37 +246,47 @@ def _write_parquet(path: Path, images: Iterator[EncodedImage], tokenizer: ImageT
             ("label", pa.int64()),
             ("codes", pa.list_(pa.int32())),
             ("words", pa.string()),
+            (CHECKSUM, pa.string()),
         ]
     )
-    with pq.ParquetWriter(path, schema) as writer:
-        while rows := list(islice(images, _ROWS_AT_ONCE)):
-            columns = {
-                # Parquet's text is UTF-8; a file name that is not keeps its bytes as \udc80 and the like.
-                "key": [image.key.encode("utf-8", "backslashreplace").decode() for image in rows],
-                "label": [image.label if image.label >= 0 else None for image in rows],
-                "codes": [image.codes for image in rows],
-                "words": [_words(image, tokenizer) for image in rows],
-            }
-            writer.write_table(pa.table(columns, schema=schema))
+    # The checksums of pages say nothing of what stands around them, such as the names of columns.
+    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
+        while chunk := list(islice(images, _ROWS_AT_ONCE)):
+            rows = [sealed(_row(image, tokenizer)) for image in chunk]
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def _row(image: EncodedImage, tokenizer: ImageTokenizer) -> dict[str, Any]:
+    return {
+        # Parquet's text is UTF-8; a file name that is not keeps its bytes as \udc80 and the like.
+        "key": image.key.encode("utf-8", "backslashreplace").decode(),
+        "label": image.label if image.label >= 0 else None,
+        "codes": list(image.codes),
+        "words": _words(image, tokenizer),
+    }
 
 
 def _read_parquet(path: Path, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Codes]]:
     try:
-        with open_regular(path) as stream, pq.ParquetFile(stream) as file:
-            columns = [name for name in ("key", "codes", "words") if name in file.schema_arrow.names]
+        with open_regular(path) as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
+            named = ("key", "label", "codes", "words", CHECKSUM)
+            columns = [name for name in named if name in file.schema_arrow.names]
             rows = (
                 row
                 for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns)
                 for row in batch.to_pylist()
             )
+            groups = range(file.metadata.num_row_groups)
+            if sum(file.metadata.row_group(one).num_rows for one in groups) != file.metadata.num_rows:
+                raise Damaged(f"{path} is damaged: its parts have not as many rows as the whole")
             for number, row in enumerate(rows):
                 try:
-                    codes = _codes_of(row, tokenizer)
+                    codes = _codes_of(verified(row), tokenizer)
                 except ValueError as fault:
                     raise ValueError(f"{path.name} row {number}: {fault}") from fault
                 yield str(row.get("key", number)), codes
-    except pa.ArrowException as fault:
-        raise ValueError(f"{path} cannot be read as parquet: {fault}") from fault
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as fault:
+        raise ValueError(f"{path} cannot be read as parquet: {fault!s:.200}") from fault
 
 
 def _escape(key: str) -> str:

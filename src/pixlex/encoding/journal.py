@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 
 from pixlex.api import ImageTokenizer
 from pixlex.data.sources import ImageSource
-from pixlex.encoding.files import EncodedImage, json_object
+from pixlex.encoding.files import EncodedImage
+from pixlex.files import Damaged, sealed, unsealed
 from pixlex.models.pretrained import fingerprint
 
 _FORMAT = 1
@@ -26,7 +28,8 @@ class JournalHeld(ValueError):
 class Journal:
     """The codes of the images that are done, appended a batch at a time and never changed.
 
-    The first line says what the codes belong to. A line that a kill cut off is dropped at the next opening.
+    The first line says what the codes belong to. A line that a kill cut off is dropped at the next opening, and so
+    is one that is not what was written: its image is encoded again.
 
     Args:
         path: the file; it is locked while open.
@@ -60,20 +63,28 @@ class Journal:
         """Read what is there, cut off what a kill left unfinished, begin where there is nothing."""
         self._file.seek(0)
         first = self._file.readline()
-        begun = f"{json.dumps(header)}\n".encode()
+        begun = f"{json.dumps(sealed(header))}\n".encode()
         if first != begun and begun.startswith(first):  # nothing yet, or not even the whole first line
             self._file.truncate(0)
             self._write(begun)
             return
-        _check(json_object(first.decode("utf-8", "replace")), header, self.path)
-        end = len(first)
+        _check(first, header, self.path)
+        end, damaged = len(first), 0
         for line in iter(self._file.readline, b""):
-            entry = json_object(line.decode("utf-8", "replace")) if line.endswith(b"\n") else None
-            if entry is None or not isinstance(entry.get("index"), int):
+            if not line.endswith(b"\n"):
                 break
-            self._places[entry["index"]] = end
+            image = _image(line)
+            if image is None:
+                damaged += 1
+            else:
+                self._places[image.index] = end
             end += len(line)
         self._file.truncate(end)
+        if damaged:
+            warnings.warn(
+                f"{self.path}: {damaged} damaged lines are passed over, their images are encoded again",
+                stacklevel=2,
+            )
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
@@ -83,7 +94,7 @@ class Journal:
     def append(self, images: Sequence[EncodedImage]) -> None:
         """Write down images that are done; on return they are on the disk."""
         place = self._file.seek(0, os.SEEK_END)
-        lines = [f"{json.dumps(asdict(image))}\n".encode() for image in images]
+        lines = [f"{json.dumps(sealed(asdict(image)))}\n".encode() for image in images]
         self._write(b"".join(lines))
         for image, line in zip(images, lines, strict=True):
             self._places[image.index] = place
@@ -99,8 +110,10 @@ class Journal:
         """Yield the images in the order of the source."""
         for index in sorted(self._places):
             self._file.seek(self._places[index])
-            entry = json.loads(self._file.readline())
-            yield EncodedImage(index, entry["key"], entry["label"], tuple(entry["codes"]))
+            image = _image(self._file.readline())
+            if image is None:
+                raise Damaged(f"{self.path} is damaged: the line of image {index} is not what was written")
+            yield image
 
     def delete(self) -> None:
         """Remove the file: the work is finished."""
@@ -125,9 +138,26 @@ def journal_header(tokenizer: ImageTokenizer, source: ImageSource) -> dict[str, 
     }
 
 
-def _check(found: Mapping[str, Any] | None, expected: Mapping[str, Any], path: Path) -> None:
-    """Raise `ValueError` where a journal belongs to other codes."""
-    if found is None or found.get("journal") != _FORMAT:
+def _image(line: bytes) -> EncodedImage | None:
+    """Return the image of a whole line, None where it is not what was written."""
+    try:
+        entry = unsealed(line)
+        image = EncodedImage(entry["index"], entry["key"], entry["label"], tuple(entry["codes"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+    numbers = (image.index, image.label, *image.codes)
+    return image if isinstance(image.key, str) and all(type(one) is int for one in numbers) else None
+
+
+def _check(first: bytes, expected: Mapping[str, Any], path: Path) -> None:
+    """Raise `ValueError` where a journal belongs to other codes, or its first line is damaged."""
+    try:
+        found = unsealed(first)
+    except Damaged as fault:
+        raise ValueError(
+            f"{path} is not a journal that this version of pixlex reads, or damaged ({fault}); move it away"
+        ) from fault
+    if found.get("journal") != _FORMAT:
         raise ValueError(f"{path} is not a journal that this version of pixlex reads; move it away")
     if other := other_work(found, expected):
         raise ValueError(

@@ -23,6 +23,7 @@ from pixlex.data.sources import ImageSource
 from pixlex.encoding.encode import encode_into
 from pixlex.encoding.files import PARTS
 from pixlex.encoding.journal import Journal, JournalHeld, journal_header, other_work
+from pixlex.files import read_json, sealed
 from pixlex.progress import bar_or_lines
 
 _NAME = "part-{:05d}.parquet"
@@ -175,11 +176,8 @@ def _agree(folder: Path, expected: dict[str, Any]) -> None:
     """Write down what the parts of a folder belong to, or see that it is the same."""
     path = folder / PARTS
     if not path.exists():
-        _write_first(path, json.dumps(expected, indent=2) + "\n")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as fault:
-        raise ValueError(f"{path} cannot be read: {fault}") from fault
+        _write_first(path, json.dumps(sealed(expected), indent=2) + "\n")
+    found = read_json(path)
     if other := other_work(found, expected):
         raise ValueError(f"{folder} holds parts of {other}: choose another folder")
     if found.get("part_size") != expected["part_size"]:

@@ -6,7 +6,8 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Never
+from typing import Any, Literal, Never
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from pixlex import distributed
 from pixlex.eval.passes import evaluating, progress_bar
-from pixlex.files import write_atomically
+from pixlex.files import check_zip, write_atomically
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.pretrained import fingerprint
 
@@ -40,27 +41,37 @@ class KeptScores:
 
     def read(self, first: int, count: int) -> Float[Tensor, " P"] | None:
         """Return the scores of the images from one on; None where there are none, or not so many."""
-        try:
-            found = np.load(self._path(first), allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+        found = read_arrays(self._path(first)).get("scores")
+        if found is None or found.shape != (count,) or found.dtype != np.float32:
             return None
-        return torch.from_numpy(found) if found.shape == (count,) and found.dtype == np.float32 else None
+        return torch.from_numpy(found)
 
     def write(self, first: int, scores: Float[Tensor, " P"]) -> None:
         """Keep the scores of the images from one on."""
-
-        def save(path: Path) -> None:
-            with path.open("wb") as file:
-                np.save(file, scores.numpy())
-
-        write_atomically(self._path(first), save)
+        write_atomically(self._path(first), lambda path: write_arrays(path, scores=scores.numpy()))
 
     def remove(self) -> None:
         """Remove them all: the evaluation is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, first: int) -> Path:
-        return self.folder / f"{first:07d}.npy"
+        return self.folder / f"{first:07d}.npz"
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write arrays, which `read_arrays` compares with their checksums."""
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return what `write_arrays` wrote; nothing where there is no file, or not what was written."""
+    try:
+        check_zip(path)
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except (OSError, ValueError, EOFError, LookupError, BadZipFile):
+        return {}
 
 
 @torch.no_grad()

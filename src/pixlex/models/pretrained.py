@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -19,21 +19,26 @@ from pixlex.config.lqae import LQAEConfig, VQVAEConfig
 from pixlex.config.mae import MAEConfig
 from pixlex.config.reasoning import ReasonerConfig
 from pixlex.config.run import run_from
-from pixlex.files import write_atomically
-from pixlex.messages import quoted
+from pixlex.files import write_atomically, write_json
 from pixlex.models.cbvila import CBViLA
+from pixlex.models.described import (
+    CHECKSUM,
+    CONFIG,
+    FORMAT,
+    PUBLISHED,
+    WEIGHTS,
+    ModelConfig,
+    check_shapes,
+    read_description,
+    verify_weights,
+    weights_checksum,
+)
 from pixlex.models.frozen import Frozen
 from pixlex.models.hub import find_model
 from pixlex.models.lqae import LQAE
 from pixlex.models.mae import MAE
 from pixlex.models.reasoner import Reasoner
 from pixlex.models.vqvae import VQVAE
-
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-FORMAT = 1
-# What transformers calls the published masked autoencoder, in its `config.json`.
-_PUBLISHED = "vit_mae"
 
 Tokenizer = LQAE | VQVAE | CBViLA
 Model = Tokenizer | MAE | Frozen | Reasoner
@@ -99,21 +104,21 @@ def save(model: Model, folder: Path, *, trained_on: Sequence[str] = ()) -> None:
         trained_on: descriptions of the data, of all trainings that it went through, the last one at the end.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
     config: dict[str, Any] = {
         "format": FORMAT,
         "family": _FAMILIES[type(model)],
         "model": dataclasses.asdict(model.config),
         "trained_on": list(trained_on),
+        CHECKSUM: weights_checksum(folder),
     }
     if isinstance(model, Tokenizer):
         config["num_codewords"] = model.num_codewords
     language = language_of(model)
     if language is not None:
         config["language"] = {"name": language[0], "fingerprint": language[1]}
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    text = json.dumps(config, indent=2) + "\n"
-    write_atomically(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
-    write_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(folder / CONFIG, config)
 
 
 def load(name: str, *, language_model: str | None = None, revision: str | None = None) -> Tokenizer:
@@ -155,25 +160,18 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
         revision: branch, tag or commit of a repository on the hub.
 
     Raises:
-        ValueError: no such model, files missing or damaged, weights that do not fit the configuration, or a
-            language model whose word embeddings are not those the codes were made with.
+        ValueError: no such model, files missing or damaged, a configuration that is none or does not fit the
+            weights (which is found before anything is built), or a language model whose word embeddings are not
+            those the codes were made with.
     """
     folder = find_model(name, "model", needs=(CONFIG,), files=(CONFIG, WEIGHTS), revision=revision)
-    config = _config_of(folder)
-    if config.get("model_type") == _PUBLISHED:
+    config = read_description(folder)
+    if config.get("model_type") == PUBLISHED:
         return MAE.published(folder, name).eval().requires_grad_(False)
-    values = config["model"]
-    if language_model is not None and "language" in values:
-        values["language"]["name"] = language_model
-    described = {"family": config["family"], "model": values}
-    body = {"cbvila": values, "reasoning": values.get("body")}.get(config["family"])
-    if body is not None:
-        if language_model is not None:
-            body["text"]["tokenizer"] = language_model
-        # A run's texts fit the model; here there is no run.
-        described["data"] = {"max_words": body["text"]["positions"]}
-    run = run_from(described, str(folder / CONFIG))
-    model = build(run.model)
+    settings = _model_config(config, language_model, folder)
+    verify_weights(folder, config)
+    check_shapes(settings, folder)
+    model = build(settings)
     language = language_of(model)
     if language is not None and language[1] != config["language"]["fingerprint"]:
         what, consequence = _CONSEQUENCES[type(model)]
@@ -189,24 +187,29 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder / WEIGHTS} does not hold this model's weights: {error}") from error
+        raise ValueError(f"{folder / WEIGHTS} does not hold this model's weights: {error!s:.400}") from error
     return model.eval().requires_grad_(False)
 
 
 def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     """Return what `config.json` of a model directory says, the weights unread; see `load_any`."""
-    return _config_of(find_model(name, "model", needs=(CONFIG,), files=(CONFIG, WEIGHTS), revision=revision))
+    return read_description(
+        find_model(name, "model", needs=(CONFIG,), files=(CONFIG, WEIGHTS), revision=revision)
+    )
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / CONFIG} cannot be read: {error}") from error
-    if config.get("format") != FORMAT and config.get("model_type") != _PUBLISHED:
-        found = quoted(config.get("format"))
-        raise ValueError(f"{folder / CONFIG}: expected model format {FORMAT}, got {found}")
-    return config
+def _model_config(config: Mapping[str, Any], language_model: str | None, folder: Path) -> ModelConfig:
+    """Return the network that `config.json` tells of, its language model named anew where that lies elsewhere."""
+    values = config["model"]
+    described = {"family": config["family"], "model": values}
+    body = {"cbvila": values, "reasoning": values.get("body")}.get(config["family"])
+    named, key = (values.get("language"), "name") if body is None else (body.get("text"), "tokenizer")
+    if language_model is not None and isinstance(named, dict):
+        named[key] = language_model
+    if body is not None and isinstance(named, dict) and "positions" in named:
+        # A run's texts fit the model; here there is no run.
+        described["data"] = {"max_words": named["positions"]}
+    return run_from(described, str(folder / CONFIG)).model
 
 
 def parameter_count(model: torch.nn.Module) -> int:

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pixlex.files import read_json
+from pixlex.models.described import CHECKSUM, verify_weights
 from pixlex.models.hub import find_model
 from pixlex.nn.embedded import EMBEDDED, EMBEDDED_HEAD, embedded_directory
 
@@ -37,6 +39,10 @@ def read_weights(name: str) -> Weights:
     index = folder / _INDEX
     files = [_SINGLE]
     try:
+        path = folder / "config.json"
+        told = read_json(path) if path.is_file() else {}
+        if told.keys() >= {"format", CHECKSUM}:  # a model directory of ours
+            verify_weights(folder, told)
         if index.is_file():
             files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         weights = {**more, **{key: one for file in files for key, one in load_file(folder / file).items()}}
@@ -59,7 +65,7 @@ def described(name: str) -> dict[str, object]:
     path = _folder_of(name) / "config.json"
     if not path.is_file():
         return {}
-    found: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, object] = read_json(path)
     for inner in ("vision_config", "model", "encoder"):  # SigLIP's; a model directory of ours
         part = found.get(inner)
         found = part if isinstance(part, dict) else found

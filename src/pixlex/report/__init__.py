@@ -2,6 +2,7 @@
 
 from pixlex.report.ablations import ablation_table, write_ablation
 from pixlex.report.card import model_card
+from pixlex.report.drawing import drawn
 from pixlex.report.measuring import Progress
 from pixlex.report.page import run_page, write_page
 from pixlex.report.pictures import image_columns, reconstruction_grid
@@ -12,6 +13,7 @@ __all__ = [
     "Progress",
     "ablation_table",
     "curves",
+    "drawn",
     "image_columns",
     "model_card",
     "progress_of",

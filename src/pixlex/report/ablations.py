@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 
 from pixlex.config.ablation import NOT_DESCRIBED
 from pixlex.eval.published import PublishedTable
+from pixlex.messages import printable
+from pixlex.report.drawing import drawn
 from pixlex.report.measures import measure_of
 
 Row = Mapping[str, Any]  # name, title, group, failure, verdicts, numbers: column -> Measured
@@ -53,6 +55,8 @@ def write_ablation(
 ) -> list[Path]:
     """Write `results.json`, `table.md`, `rows.png` and, with two or more mask ratios, `mask-ratio.png`.
 
+    The pictures show the rows that did not fail.
+
     Args:
         folder: where to.
         rows: in the order of the table, `base` first.
@@ -67,13 +71,16 @@ def write_ablation(
     values = {"commands": list(commands), "rows": list(rows), "published": printed}
     results.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
     shown = "\n".join(f"    {command}" for command in commands)
-    table.write_text(f"# Ablations\n\n{shown}\n\n{ablation_table(rows, published)}", "utf-8")
+    text = printable(f"# Ablations\n\n{shown}\n\n{ablation_table(rows, published)}", keep="\n")
+    table.write_text(text, "utf-8")
     done = [row for row in rows if not row["failure"]]
-    written = [results, table, _bars(folder / "rows.png", done)]
+    written: list[Path | None] = [results, table]
+    if _columns(done):
+        written.append(drawn(folder / "rows.png", lambda path: _bars(path, done)))
     ratios = {float(row["name"].removeprefix("mask-")): row for row in done if row["group"] == "mask-ratio"}
     if len(ratios) > 1:
-        written.append(_ratios(folder / "mask-ratio.png", ratios))
-    return written
+        written.append(drawn(folder / "mask-ratio.png", lambda path: _ratios(path, ratios)))
+    return [path for path in written if path is not None]
 
 
 def _columns(rows: Iterable[Row]) -> list[str]:
@@ -117,7 +124,7 @@ def _bars(path: Path, rows: Sequence[Row]) -> Path:
         axes.set_xticks(places, [row["name"] for row in shown], rotation=45, ha="right", fontsize=8)
         axes.set_title(_label(column), fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, format="png", dpi=120)
     return path
 
 
@@ -136,7 +143,7 @@ def _ratios(path: Path, ratios: Mapping[float, Row]) -> Path:
         axes.set_xlabel("share of words hidden")
         axes.set_title(_label(column), fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, format="png", dpi=120)
     return path
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from pixlex.messages import printable
 from pixlex.report.pictures import font
 
 # Sides in pixels.
@@ -85,7 +86,7 @@ def _place(
 
 def _fitting(text: str, width: int) -> str:
     """Return a text, of which the front is left out where it is too wide; a path's end tells more."""
-    shown = text.encode("utf-8", "backslashreplace").decode().replace("\n", " ")
+    shown = printable(text.replace("\n", " "))
     letters = font(_LETTERS)
     if letters.getlength(shown) <= width:
         return shown

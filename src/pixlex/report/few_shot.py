@@ -6,7 +6,6 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -19,6 +18,8 @@ from matplotlib.figure import Figure
 
 from pixlex.eval.few_shot.published import published_rows
 from pixlex.eval.few_shot.run import Cell
+from pixlex.messages import printable
+from pixlex.report.drawing import escape, plotted
 from pixlex.report.few_shot_tables import (
     Row,
     column_title,
@@ -52,7 +53,8 @@ def write_results(folder: Path, cells: Sequence[Cell], about: Mapping[str, Any])
     (folder / "results.json").write_text(f"{text}\n", encoding="utf-8")
     parts = [f"## {ways}-way\n\n{markdown_table(table_lines(cells, ways))}" for ways in ways_of(cells)]
     notes = "\n".join(f"- {note}" for note in notes_of(cells))
-    (folder / "table.md").write_text("\n\n".join([*parts, notes]) + "\n", encoding="utf-8")
+    tables = printable("\n\n".join([*parts, notes]), keep="\n")
+    (folder / "table.md").write_text(f"{tables}\n", encoding="utf-8")
 
 
 def draw_accuracies(cells: Sequence[Cell], path: Path) -> Path:
@@ -64,7 +66,7 @@ def draw_accuracies(cells: Sequence[Cell], path: Path) -> Path:
     for axes, number in zip(panels, ways, strict=True):
         _draw_panel(axes, [row for row in rows_of(cells, number) if row.scorer != "exact"], columns, number)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, format="png", dpi=130)
     return path
 
 
@@ -80,7 +82,7 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], columns: Sequence[str], ways: i
         above = [100 * (cell.high or 0.0) - value for value, (_, cell) in zip(values, known, strict=True)]
         axes.errorbar(
             places, values, yerr=[below, above], fmt="o", ms=4, lw=1.3, capsize=2,
-            color=colors[number % len(colors)], label=f"{row.name} ({row.scorer})",
+            color=colors[number % len(colors)], label=plotted(f"{row.name} ({row.scorer})"),
         )  # fmt: skip
     axes.axhline(100 / ways, color="0.4", ls="--", lw=1, label="chance among the names")
     axes.set_xticks(range(len(columns)), [column_title(column) for column in columns], fontsize=8)
@@ -94,7 +96,7 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], columns: Sequence[str], ways: i
 
 
 def write_few_shot_page(
-    folder: Path,
+    path: Path,
     cells: Sequence[Cell],
     *,
     title: str,
@@ -102,10 +104,10 @@ def write_few_shot_page(
     about: Mapping[str, Any],
     pictures: Sequence[tuple[str, Path]] = (),
 ) -> Path:
-    """Write report.html: tables, pictures, the numbers one by one; one file that needs nothing else.
+    """Write a page: tables, pictures, the numbers one by one; one file that needs nothing else.
 
     Args:
-        folder: where.
+        path: the HTML file to write.
         cells: what was measured.
         title: heading of the page.
         commands: what to type to get this result, exactly.
@@ -131,8 +133,6 @@ def write_few_shot_page(
         commands=escape("\n".join(commands)),
         config=escape(yaml.safe_dump(dict(about), sort_keys=False, allow_unicode=True)),
     )
-    path = folder / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
 

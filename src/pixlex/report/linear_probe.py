@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from html import escape
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 
 from pixlex.eval.probe.study import ProbeRow, ProbeSets
+from pixlex.report.drawing import drawn, escape
 from pixlex.report.probe_pictures import draw_confusion, draw_layers, draw_rows, draw_strengths
 
 # (row, top-1) as quoted in QLIP (Zhao et al. 2025, arXiv:2502.05178), Table 10.
@@ -66,7 +67,7 @@ def _percent(share: float, interval: tuple[float, float] | None) -> str:
 
 def write_linear_probe(
     folder: Path, rows: Sequence[ProbeRow], sets: ProbeSets, *, commands: Sequence[str], notes: Sequence[str]
-) -> Path:
+) -> Path | None:
     """Write results.json, the pictures and report.html.
 
     Args:
@@ -77,7 +78,7 @@ def write_linear_probe(
         notes: what is to be known of all rows.
 
     Returns:
-        The path of the page.
+        The path of the page; None where it could not be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = sets.train.class_names
@@ -97,17 +98,20 @@ def write_linear_probe(
     )
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     whole = [row for row in rows if not row.features.startswith("layer ")]
-    pictures = {"Accuracy": draw_rows(whole, folder / "accuracy.png")}
+    pictures = {"Accuracy": drawn(folder / "accuracy.png", lambda path: draw_rows(whole, path))}
     if len(whole) < len(rows):
-        pictures["Single layers"] = draw_layers(rows, folder / "layers.png")
-    pictures["Choice of the strength"] = draw_strengths(whole, folder / "strength.png")
+        pictures["Single layers"] = drawn(folder / "layers.png", lambda path: draw_layers(rows, path))
+    pictures["Choice of the strength"] = drawn(
+        folder / "strength.png", lambda path: draw_strengths(whole, path)
+    )
     best = max(whole, key=lambda row: row.result.top1)
     for row in whole:
-        path = folder / f"confusion-{re.sub(r'[^a-z0-9]+', '-', row.name.lower()).strip('-')}.png"
-        draw_confusion(row, names, path)
+        name = f"confusion-{re.sub(r'[^a-z0-9]+', '-', row.name.lower()).strip('-')}.png"
+        confusion = drawn(folder / name, partial(draw_confusion, row, names))
         if row is best:
-            pictures[f"Who is taken for whom: {row.name}"] = path
-    return _write_page(folder / "report.html", values, rows, pictures)
+            pictures[f"Who is taken for whom: {row.name}"] = confusion
+    there = {title: picture for title, picture in pictures.items() if picture is not None}
+    return drawn(folder / "report.html", lambda path: _write_page(path, values, rows, there))
 
 
 def _write_page(

@@ -15,6 +15,7 @@ from pixlex.data.loader import evaluation_batches
 from pixlex.data.sources import ImageSource
 from pixlex.distributed import pick_device
 from pixlex.models.inference import Precision
+from pixlex.report.drawing import drawn
 from pixlex.report.plots import curves
 from pixlex.train.parallel import pick_precision
 from pixlex.train.tracking import METRICS
@@ -45,11 +46,11 @@ class Progress(ABC):
         self.numbers = self._measure(step)
         if distributed.is_first():
             self._draw(step)
-            curves(self.folder / METRICS, self.folder / "curves.png")
+            drawn(self.folder / "curves.png", lambda path: curves(self.folder / METRICS, path))
         return self.numbers
 
     @abstractmethod
-    def write_page(self, commands: Sequence[str]) -> Path:
+    def write_page(self, path: Path, commands: Sequence[str]) -> Path:
         """Write the page of the newest evaluation; `commands` is what was typed, exactly."""
 
     @abstractmethod
@@ -58,7 +59,7 @@ class Progress(ABC):
 
     @abstractmethod
     def _draw(self, step: int) -> None:
-        """Leave the pictures of what was measured."""
+        """Leave the pictures of what was measured; see `drawn`."""
 
     def batches(self) -> Iterator[ImageBatch]:
         """Return this process's share of the images, each once."""

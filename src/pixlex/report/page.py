@@ -7,7 +7,6 @@ import dataclasses
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -22,6 +21,7 @@ from pixlex.config.run import LQAERun, Run
 from pixlex.eval.examples import Examples
 from pixlex.eval.reconstruction import ReconstructionResult
 from pixlex.report.captions import Captioned
+from pixlex.report.drawing import escape
 from pixlex.report.measures import measure_of
 from pixlex.report.pictures import BREAK, Color, fitted, ink_on, line_width, patch_colors, to_bytes
 
@@ -32,14 +32,21 @@ _SHOWN_AS_PIXELS = 128
 _MAP = 560
 
 
-def run_page(folder: Path, result: ReconstructionResult, run: Run, commands: Sequence[str]) -> Path:
-    """Write the page of a finished run, `report.html`, into its folder.
+def run_page(
+    path: Path,
+    result: ReconstructionResult,
+    run: Run,
+    commands: Sequence[str],
+    curves: Path | None = None,
+) -> Path:
+    """Write the page of a finished run.
 
     Args:
-        folder: the run's folder; its `curves.png` is shown where there is one.
+        path: the HTML file to write.
         result: the last evaluation.
         run: the configuration.
         commands: what was typed to get this result, exactly.
+        curves: PNG of the curves; None shows none.
 
     Returns:
         The path of the page.
@@ -58,9 +65,8 @@ def run_page(folder: Path, result: ReconstructionResult, run: Run, commands: Seq
         notes.append(
             f"{len(result.skipped)} images could not be read; the first: {first.key}, {first.reason}"
         )
-    curves = folder / "curves.png"
     return write_page(
-        folder / "report.html",
+        path,
         title=f"{_FAMILIES[run.family]}, {run.model.image_size} px, {grid} x {grid}: {run.data.train}",
         introduction=introduction,
         numbers=result.numbers,
@@ -68,7 +74,7 @@ def run_page(folder: Path, result: ReconstructionResult, run: Run, commands: Seq
         commands=commands,
         config=dataclasses.asdict(run),
         notes=notes,
-        curves=curves if curves.is_file() else None,
+        curves=curves,
     )
 
 

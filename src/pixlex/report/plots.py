@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 
 from pixlex.report.measures import measure_of
+from pixlex.train.tracking import read_metrics
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 
@@ -54,8 +54,8 @@ _BASELINE_COLOR = "#7d7d7d"
 def read_log(path: Path) -> dict[str, Curve]:
     """Read the curves of a log: one JSON object a line, with "step" and numbers by name.
 
-    A line that is no JSON (the last one of a killed run, say) is passed over, and so is what is not a
-    finite number. Where a step occurs twice, after a resumed run, the later line counts.
+    A line that is not what was written (the last one of a killed run, say) is passed over, and so is what is not
+    a finite number. Where a step occurs twice, after a resumed run, the later line counts.
 
     Args:
         path: the log, `metrics.jsonl`.
@@ -64,12 +64,10 @@ def read_log(path: Path) -> dict[str, Curve]:
         Steps in ascending order and values, for each name.
     """
     found: dict[str, dict[float, float]] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        step = entry.get("step") if isinstance(entry, dict) else None
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: there is no log")
+    for entry in read_metrics(path):
+        step = entry["step"]
         if not _is_number(step):
             continue
         for name, value in entry.items():

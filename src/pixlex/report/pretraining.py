@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -17,10 +15,11 @@ from pixlex import distributed
 from pixlex.config.cbvila import CBViLAConfig, CBViLARun
 from pixlex.data.pairs import PairSource, evaluation_pairs
 from pixlex.distributed import pick_device
+from pixlex.eval.pair_scores import read_arrays, write_arrays
 from pixlex.eval.pretraining import PretrainingResult, RebuiltExamples, evaluate_pretraining
 from pixlex.eval.retrieval import evaluate_retrieval, gallery
-from pixlex.files import write_atomically
 from pixlex.objectives.cbvila import CBViLAObjective
+from pixlex.report.drawing import drawn
 from pixlex.report.gallery import codeword_gallery
 from pixlex.report.measuring import Progress, unreadable
 from pixlex.report.page import write_page
@@ -89,43 +88,47 @@ class PretrainingProgress(Progress):
 
     def _previous(self, step: int) -> Tensor | None:
         """Return the codes of an earlier step; none where a run was resumed behind them, or they are damaged."""
-        path = self.folder / _CODES
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                return torch.from_numpy(stored["codes"]) if int(stored["step"]) < step else None
-        except (OSError, ValueError, EOFError, KeyError, BadZipFile):
+        stored = read_arrays(self.folder / _CODES)
+        if not {"codes", "step"} <= stored.keys() or int(stored["step"]) >= step:
             return None
+        return torch.from_numpy(stored["codes"])
 
     def _draw(self, step: int) -> None:
         codes, examples = self.result.codes, self.result.examples
         if codes is None:
             return
-        with io.BytesIO() as stream:
-            np.savez(stream, codes=codes.numpy(), step=np.array(step))
-            content = stream.getvalue()
-        write_atomically(self.folder / _CODES, lambda temporary: temporary.write_bytes(content))
+        drawn(self.folder / _CODES, lambda path: write_arrays(path, codes=codes.numpy(), step=np.array(step)))
         if examples is not None:
             self._draw_rebuilt(examples, step)
-        drawn = codeword_gallery(
-            self.pairs,
-            self.result.indices,
-            codes,
-            image_size=self.run.model.image_size,
-            cut=self.run.model.cut,
-            grid=self.run.model.grid,
-            num_codewords=_SHOWN_CODEWORDS,
-            path=self.picture("codewords", step),
+        gallery_of_codewords = drawn(
+            self.picture("codewords", step),
+            lambda path: codeword_gallery(
+                self.pairs,
+                self.result.indices,
+                codes,
+                image_size=self.run.model.image_size,
+                cut=self.run.model.cut,
+                grid=self.run.model.grid,
+                num_codewords=_SHOWN_CODEWORDS,
+                path=path,
+            ),
         )
-        self._pictures[CODEWORDS] = drawn
+        self._show(CODEWORDS, gallery_of_codewords)
 
     def _draw_rebuilt(self, examples: RebuiltExamples, step: int) -> None:
-        self._pictures[REBUILT] = rebuilt_images(examples, self.picture("rebuilt", step))
+        self._show(REBUILT, drawn(self.picture("rebuilt", step), lambda path: rebuilt_images(examples, path)))
 
-    def write_page(self, commands: Sequence[str]) -> Path:
+    def _show(self, heading: str, picture: Path | None) -> None:
+        """Have the page show a picture, if there is one."""
+        self._pictures.pop(heading, None)
+        if picture is not None:
+            self._pictures[heading] = picture
+
+    def write_page(self, path: Path, commands: Sequence[str]) -> Path:
         """Write the page of the newest evaluation."""
         config, objective = self.run.model, self.run.objective
         return write_page(
-            self.folder / "report.html",
+            path,
             title=f"CB-ViLA, {config.image_size} px, {config.grid} x {config.grid}: {self.run.data.train}",
             introduction=f"A vision-language model with {config.codebook.num_codewords} visual codewords. "
             f"{objective.mask_ratio:.0%} of the patches are hidden where pixels and codes are foretold. "
@@ -149,7 +152,7 @@ def pretraining_page(
     *,
     commands: Sequence[str],
     config: Mapping[str, Any],
-) -> Path:
+) -> Path | None:
     """Draw what an evaluation found, and write its page.
 
     Args:
@@ -160,29 +163,38 @@ def pretraining_page(
         protocol: what the numbers mean.
         commands: what was typed to get this result, exactly.
         config: the settings, of plain values.
+
+    Returns:
+        The page; None where it could not be made.
     """
-    pictures = {}
-    if result.examples is not None:
-        pictures[REBUILT] = rebuilt_images(result.examples, folder / "rebuilt.png")
-    if result.codes is not None:
-        pictures[CODEWORDS] = codeword_gallery(
-            pairs,
-            result.indices,
-            result.codes,
-            image_size=model.image_size,
-            cut=model.cut,
-            grid=model.grid,
-            num_codewords=_SHOWN_CODEWORDS,
-            path=folder / "codewords.png",
+    pictures, examples, codes = {}, result.examples, result.codes
+    if examples is not None:
+        pictures[REBUILT] = drawn(folder / "rebuilt.png", lambda path: rebuilt_images(examples, path))
+    if codes is not None:
+        pictures[CODEWORDS] = drawn(
+            folder / "codewords.png",
+            lambda path: codeword_gallery(
+                pairs,
+                result.indices,
+                codes,
+                image_size=model.image_size,
+                cut=model.cut,
+                grid=model.grid,
+                num_codewords=_SHOWN_CODEWORDS,
+                path=path,
+            ),
         )
-    return write_page(
+    return drawn(
         folder / "report.html",
-        title=f"CB-ViLA, {model.image_size} px, {model.grid} x {model.grid}: {pairs.name}",
-        introduction=f"{protocol}.",
-        numbers=result.numbers,
-        examples=None,
-        commands=commands,
-        config=config,
-        notes=unreadable(result.skipped),
-        pictures=pictures,
+        lambda path: write_page(
+            path,
+            title=f"CB-ViLA, {model.image_size} px, {model.grid} x {model.grid}: {pairs.name}",
+            introduction=f"{protocol}.",
+            numbers=result.numbers,
+            examples=None,
+            commands=commands,
+            config=config,
+            notes=unreadable(result.skipped),
+            pictures={heading: picture for heading, picture in pictures.items() if picture is not None},
+        ),
     )

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pixlex.eval.probe.study import ProbeRow
+from pixlex.report.drawing import plotted
 
 # Confusion matrices of so few classes have their numbers written in; those of more than the second number
 # have no names, which nobody could read.
@@ -30,8 +31,7 @@ def draw_rows(rows: Sequence[ProbeRow], out: Path) -> Path:
     models = list(dict.fromkeys(row.model for row in rows))
     colors = [_COLORS[models.index(row.model) % len(_COLORS)] for row in rows]
     axes.barh(places, top1, color=colors, height=0.65)
-    # Rounding may put an end of 0 or 1 on the wrong side.
-    spread = np.abs(np.stack([top1 - ends[:, 0], ends[:, 1] - top1]))
+    spread = np.stack([top1 - ends[:, 0], ends[:, 1] - top1])
     axes.errorbar(top1, places, xerr=spread, fmt="none", ecolor="#1c1c21", capsize=3, lw=1)
     for place, end, value in zip(places, ends[:, 1], top1, strict=True):
         axes.annotate(
@@ -46,7 +46,7 @@ def draw_rows(rows: Sequence[ProbeRow], out: Path) -> Path:
         lw=1.4,
         label=f"majority class {100 * result.majority:.3g} %",
     )
-    axes.set_yticks(places, [row.name for row in rows], fontsize=8)
+    axes.set_yticks(places, [plotted(row.name) for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, min(1.0, 1.15 * float(ends.max())))
     axes.set_xlabel("top-1 accuracy on test images, 95 % interval", fontsize=8)
@@ -73,7 +73,7 @@ def draw_strengths(rows: Sequence[ProbeRow], out: Path) -> Path:
             marker="o",
             ms=3,
             lw=1.4,
-            label=row.name,
+            label=plotted(row.name),
         )
         best = result.validation_accuracy[result.penalties.index(result.penalty)]
         axes.plot([result.penalty], [best], color=color, marker="o", ms=9, mfc="none", ls="")
@@ -98,11 +98,13 @@ def draw_layers(rows: Sequence[ProbeRow], out: Path) -> Path:
         layers = [int(row.features.removeprefix("layer ")) for row in single]
         top1 = np.array([row.result.top1 for row in single])
         ends = np.array([row.result.top1_interval for row in single]).reshape(-1, 2)
-        axes.plot(layers, top1, color=color, marker="o", ms=4, lw=1.4, label=f"{model}, one layer")
+        axes.plot(layers, top1, color=color, marker="o", ms=4, lw=1.4, label=plotted(f"{model}, one layer"))
         axes.fill_between(layers, ends[:, 0], ends[:, 1], color=color, alpha=0.15, lw=0)
         for row in rows:
             if row.model == model and row.features == "layers":
-                axes.axhline(row.result.top1, color=color, ls="--", lw=1, label=f"{model}, all layers")
+                axes.axhline(
+                    row.result.top1, color=color, ls="--", lw=1, label=plotted(f"{model}, all layers")
+                )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layer of the language model (0: the words before the first layer)", fontsize=8)
     axes.set_ylabel("top-1 accuracy on test images, 95 % interval", fontsize=8)
@@ -146,7 +148,7 @@ def draw_confusion(row: ProbeRow, class_names: Sequence[str], out: Path) -> Path
                 column, line, str(counts[line, column]), ha="center", va="center", fontsize=7, color=ink
             )
     sorting = ", classes from best to worst" if count > _MOST_WRITTEN else ""
-    axes.set_title(f"{row.name}{sorting}", fontsize=10, loc="left")
+    axes.set_title(plotted(f"{row.name}{sorting}"), fontsize=10, loc="left")
     axes.set_xlabel("taken for", fontsize=9)
     axes.set_ylabel("class", fontsize=9)
     bar = figure.colorbar(shown, ax=axes, shrink=0.4, format=PercentFormatter(1.0))
@@ -157,7 +159,7 @@ def draw_confusion(row: ProbeRow, class_names: Sequence[str], out: Path) -> Path
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= 22 else f"{name[:20]}..."
+    return plotted(name if len(name) <= 22 else f"{name[:20]}...")
 
 
 def _finish(figure: Figure, axes: Any, out: Path) -> None:

@@ -30,6 +30,7 @@ from pixlex.models.vqvae import VQVAE
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.phase import Objective
 from pixlex.report.captions import Captioned, captioned_images
+from pixlex.report.drawing import drawn
 from pixlex.report.measuring import Progress, unreadable
 from pixlex.report.page import run_page, write_page
 from pixlex.report.pictures import image_columns, reconstruction_grid
@@ -58,14 +59,17 @@ class TokenizerProgress(Progress):
 
     def _draw(self, step: int) -> None:
         assert isinstance(self.model, LQAE | VQVAE)
-        examples, picture = self.result.examples, self.picture("reconstruction", step)
-        reconstruction_grid(
-            examples.originals, examples.reconstructions, examples.words, self.model.grid, picture
+        examples, grid = self.result.examples, self.model.grid
+        drawn(
+            self.picture("reconstruction", step),
+            lambda path: reconstruction_grid(
+                examples.originals, examples.reconstructions, examples.words, grid, path
+            ),
         )
 
-    def write_page(self, commands: Sequence[str]) -> Path:
+    def write_page(self, path: Path, commands: Sequence[str]) -> Path:
         """Write the page of the newest evaluation."""
-        return run_page(self.folder, self.result, self.run, commands)
+        return run_page(path, self.result, self.run, commands, self.curves)
 
 
 class MaskedProgress(Progress):
@@ -90,9 +94,9 @@ class MaskedProgress(Progress):
     def _draw(self, step: int) -> None:
         result = self.result
         columns = {"original": result.originals, "seen": result.seen, "rebuilt": result.rebuilt}
-        image_columns(columns, self.picture("masked", step))
+        drawn(self.picture("masked", step), lambda path: image_columns(columns, path))
 
-    def write_page(self, commands: Sequence[str]) -> Path:
+    def write_page(self, path: Path, commands: Sequence[str]) -> Path:
         """Write the page of the newest evaluation."""
         assert isinstance(self.run, MAERun)
         model, result = self.run.model, self.result
@@ -102,7 +106,7 @@ class MaskedProgress(Progress):
                 " Each hidden patch is drawn with its own mean and spread, which the network need not know."
             )
         return write_page(
-            self.folder / "report.html",
+            path,
             title=f"MAE, {model.image_size} px, {model.grid} x {model.grid}: {self.run.data.train}",
             introduction=note,
             numbers=result.numbers,
@@ -151,7 +155,7 @@ class CaptionProgress(Progress):
         return self.result.numbers
 
     def _draw(self, step: int) -> None:
-        captioned_images(self._said(), self.picture("captions", step))
+        drawn(self.picture("captions", step), lambda path: captioned_images(self._said(), path))
 
     def _said(self) -> list[Captioned]:
         rows = zip(self.result.originals, self.result.written, self.result.texts, strict=True)
@@ -160,11 +164,11 @@ class CaptionProgress(Progress):
             for image, written, text in rows
         ]
 
-    def write_page(self, commands: Sequence[str]) -> Path:
+    def write_page(self, path: Path, commands: Sequence[str]) -> Path:
         """Write the page of the newest evaluation."""
         model, result = self.run.model, self.result
         return write_page(
-            self.folder / "report.html",
+            path,
             title=f"Frozen, {model.image_size} px: {self.run.data.train}",
             introduction="A vision encoder speaks through a language model that was not changed.",
             numbers=result.numbers,

@@ -14,6 +14,7 @@ from pixlex.distributed import pick_device
 from pixlex.eval.reasoning import Answered, ReasoningResult, evaluate_reasoning
 from pixlex.models.reasoner import Reasoner
 from pixlex.report.captions import Captioned, captioned_images
+from pixlex.report.drawing import drawn
 from pixlex.report.measuring import Progress, unreadable
 from pixlex.report.page import write_page
 
@@ -77,13 +78,16 @@ class ReasoningProgress(Progress):
         return self.result.numbers
 
     def _draw(self, step: int) -> None:
-        captioned_images(answered_items(self.result, self.items), self.picture("answers", step))
+        drawn(
+            self.picture("answers", step),
+            lambda path: captioned_images(answered_items(self.result, self.items), path),
+        )
 
-    def write_page(self, commands: Sequence[str]) -> Path:
+    def write_page(self, path: Path, commands: Sequence[str]) -> Path:
         """Write the page of the newest evaluation."""
         result, run = self.result, self.run
         return write_page(
-            self.folder / "report.html",
+            path,
             title=f"{_TITLES[result.task]}, {run.model.image_size} px: {run.data.train}",
             introduction=f"{result.protocol}. "
             + (

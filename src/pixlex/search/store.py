@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from pixlex.files import write_atomically
+from pixlex.files import Damaged, read_json, write_json
 from pixlex.models.inference import Precision
 from pixlex.search.parts import (
     DamagedIndex,
@@ -72,12 +70,19 @@ def read_head(folder: Path) -> Head:
         there = "it holds no index.json" if folder.is_dir() else "there is no such folder"
         raise ValueError(f"{folder} is no index, {there}: make one with `pixlex index SOURCE --out {folder}`")
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         found = values.pop("format")
         if found != _FORMAT:
-            raise ValueError(f"{path}: expected index format {_FORMAT}, got {found!r}")
-        return Head(**values)
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as fault:
+            raise ValueError(f"{path}: expected index format {_FORMAT}, got {found!r:.80}")
+        head = Head(**values)
+        if (
+            type(head.width) is not int
+            or not isinstance(head.fingerprint, str)
+            or not isinstance(head.model, str)
+        ):
+            raise TypeError("a field is of another type")
+        return head
+    except (KeyError, TypeError, Damaged) as fault:
         raise DamagedIndex(
             f"{path} is damaged ({fault}): move {folder} away and make the index anew"
         ) from fault
@@ -85,8 +90,7 @@ def read_head(folder: Path) -> Head:
 
 def write_head(folder: Path, head: Head) -> None:
     """Write what an index is of, in one move."""
-    text = json.dumps({"format": _FORMAT, **asdict(head)}, indent=2) + "\n"
-    write_atomically(folder / HEAD, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_json(folder / HEAD, {"format": _FORMAT, **asdict(head)})
 
 
 @contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pixlex.files import write_atomically
+from pixlex.files import Damaged, check_zip, write_atomically
+from pixlex.messages import printable
 
 _NAME = re.compile(r"step-(\d+)\.pt")
 
@@ -32,17 +34,28 @@ def checkpoints(folder: Path) -> list[Path]:
 def load_newest(folder: Path) -> dict[str, Any] | None:
     """Return the state of the newest checkpoint that can be read, None where there is none.
 
+    torch writes checksums into its archives and does not look at them: here they are compared first.
+
+    Warns:
+        UserWarning: naming those that were passed over, and the one that is gone on from.
+
     Raises:
         ValueError: when there are checkpoints and none can be read.
     """
     found = checkpoints(folder)
-    reasons = []
+    reasons: list[str] = []
     for path in reversed(found):
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            return state
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reasons.append(f"{path.name}: {error}")
+            check_zip(path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or type(state.get("step")) is not int:
+                raise Damaged("it is no checkpoint of a run")
+        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            reasons.append(f"{path.name}: {printable(str(error).removeprefix(f'{path} is '))[:200]}")
+            continue
+        if reasons:
+            warnings.warn(f"{'; '.join(reasons)}; going on from {path.name}", stacklevel=2)
+        return state
     if found:
         raise ValueError(f"no checkpoint in {folder} can be read: {'; '.join(reasons)}")
     return None

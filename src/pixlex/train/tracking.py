@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pixlex.files import Damaged, sealed, unsealed
 from pixlex.messages import not_installed
 
 METRICS = "metrics.jsonl"
@@ -37,13 +38,13 @@ class Tracker:
         self._wandb = _start_wandb(folder, config) if wandb else None
         path = folder / METRICS
         kept = [line for line in read_metrics(path) if line["step"] <= first_step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        path.write_text("".join(json.dumps(sealed(line)) + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write the values of one step; keys read `phase/term`."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(json.dumps(sealed({"step": step, **values})) + "\n")
         self._file.flush()
         for key, value in values.items():
             self._events.add_scalar(key, value, step)
@@ -59,14 +60,16 @@ class Tracker:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics file; a last line cut off by a kill is left out."""
+    """Return the lines of a metrics file; one cut off by a kill, or damaged, is left out."""
     lines = []
     if path.is_file():
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for text in path.read_bytes().splitlines():
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
+                line = unsealed(text)
+            except Damaged:
                 continue
+            if isinstance(line.get("step"), int | float):
+                lines.append(line)
     return lines
 
 

@@ -19,6 +19,7 @@ from pixlex.data.labels import Labels
 from pixlex.eval.few_shot.episode_files import EpisodeSet, load_episodes, save_episodes
 from pixlex.eval.few_shot.episodes import PAPER_COLUMNS, Setting, paper_settings, setting_of
 from pixlex.eval.few_shot.sampling import NONSENSE_NAMES, sample_episodes
+from pixlex.files import read_json, sealed
 
 
 @pytest.fixture(scope="module")
@@ -195,8 +196,7 @@ def test_a_set_fits_a_copy_and_no_other_images(tmp_path: Path, saved: tuple[Epis
 def test_files_it_refuses(
     images: ImageSource, saved: tuple[EpisodeSet, Path], change: dict[str, Any], message: str
 ) -> None:
-    entry = json.loads(saved[1].read_text())
-    saved[1].write_text(json.dumps({**entry, **change}))
+    saved[1].write_text(json.dumps(sealed({**read_json(saved[1]), **change})))
     with pytest.raises(ValueError, match=message):
         load_episodes(saved[1], images)
 
@@ -204,7 +204,7 @@ def test_files_it_refuses(
 def test_a_question_among_its_own_examples_is_refused(
     images: ImageSource, saved: tuple[EpisodeSet, Path]
 ) -> None:
-    entry = json.loads(saved[1].read_text())
+    entry = read_json(saved[1])
     entry["episodes"][4]["query"] = entry["episodes"][4]["support"][0][0]
     saved[1].write_text(json.dumps(entry))
     with pytest.raises(ValueError, match="episode 4 is none of"):

@@ -12,7 +12,7 @@ from typing import Any
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.episodes import Episode, Setting, Shown
 from pixlex.eval.few_shot.fingerprints import digest, source_identity
-from pixlex.files import read_regular
+from pixlex.files import read_regular, sealed, unsealed, write_atomically
 
 _FORMAT = 1
 
@@ -69,11 +69,11 @@ class EpisodeSet:
 
 def save_episodes(episodes: EpisodeSet, path: Path) -> None:
     """Write a set of episodes as one JSON file, one line for each episode."""
-    entry = _entry(episodes)
+    entry = sealed(_entry(episodes))
     lines = ",\n".join(json.dumps(one) for one in entry.pop("episodes"))
-    head = json.dumps(entry)[:-1]
+    text = f'{json.dumps(entry)[:-1]}, "episodes": [\n{lines}\n]}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'{head}, "episodes": [\n{lines}\n]}}\n', encoding="utf-8")
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def load_episodes(path: Path, images: ImageSource) -> EpisodeSet:
@@ -87,14 +87,14 @@ def load_episodes(path: Path, images: ImageSource) -> EpisodeSet:
         ValueError: the file cannot be read, is no set of episodes, or belongs to other images.
     """
     try:
-        entry = json.loads(read_regular(path).decode("utf-8-sig"))
+        entry = unsealed(read_regular(path).decode("utf-8-sig"))
     except (OSError, ValueError) as fault:
         raise ValueError(f"{path} cannot be read as a file of episodes: {fault}") from fault
-    if not isinstance(entry, dict) or entry.get("format") != _FORMAT:
+    if entry.get("format") != _FORMAT:
         raise ValueError(f"{path}: expected a file of episodes of format {_FORMAT}")
     try:
         episodes = _episodes(entry)
-    except (KeyError, TypeError) as fault:
+    except (KeyError, TypeError, ValueError) as fault:
         raise ValueError(f"{path} is no file of episodes: {type(fault).__name__} {fault}") from fault
     episodes.check(images)
     _check_episodes(episodes, len(images), path)

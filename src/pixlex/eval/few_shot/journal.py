@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from pixlex.eval.few_shot.answers import Answer
 from pixlex.eval.few_shot.fingerprints import digest
+from pixlex.files import Damaged, sealed, unsealed
 
 _FORMAT = 1
 
@@ -18,8 +20,8 @@ _FORMAT = 1
 class AnswerJournal:
     """A file of JSON lines, one for each answer, under the fingerprints of answerer and question.
 
-    Lines are added and never changed; a line that a kill cut off is dropped at the next opening. A failure is
-    written down too, and the later answer of the same episode counts.
+    Lines are added and never changed; a line that a kill cut off is dropped at the next opening, one that is not
+    what was written is passed over. A failure is written down too; the later answer of the same episode counts.
 
     Args:
         path: the file; it is locked while open.
@@ -55,13 +57,21 @@ class AnswerJournal:
         if first != begun:
             raise ValueError(f"{self.path} is no journal of answers that this version reads; move it away")
         end = len(first)
+        damaged = 0
         for line in iter(self._file.readline, b""):
+            if not line.endswith(b"\n"):
+                break
             entry = _entry(line)
             if entry is None:
-                break
-            self._keep(entry)
+                damaged += 1
+            else:
+                self._keep(entry)
             end += len(line)
         self._file.truncate(end)
+        if damaged:
+            warnings.warn(
+                f"{self.path}: {damaged} damaged lines are passed over and asked again", stacklevel=2
+            )
 
     def _keep(self, entry: dict[str, Any]) -> None:
         fields = ("episode", "credit", "text", "detail")
@@ -79,7 +89,7 @@ class AnswerJournal:
     def add(self, answerer: str, question: str, answer: Answer) -> None:
         """Write down an answer; it survives the end of this process on return, not a power failure."""
         entry = {"key": _key(answerer, question), **vars(answer)}
-        self._file.write(f"{json.dumps(entry)}\n".encode())
+        self._file.write(f"{json.dumps(sealed(entry))}\n".encode())
         self._file.flush()
         self._keep(entry)
 
@@ -101,12 +111,11 @@ def _key(answerer: str, question: str) -> str:
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
-    """Return what a whole line holds, None where it was cut off."""
-    if not line.endswith(b"\n"):
-        return None
+    """Return what a whole line holds, None where that is not what was written."""
     try:
-        entry = json.loads(line)
-    except ValueError:
+        entry = unsealed(line)
+    except Damaged:
         return None
-    fields = {"key", "episode", "credit", "text", "detail"}
-    return entry if isinstance(entry, dict) and fields <= entry.keys() else None
+    kinds = {"key": str, "episode": int, "credit": int | float | None, "text": str, "detail": str}
+    fits = all(name in entry and isinstance(entry[name], kind) for name, kind in kinds.items())
+    return entry if fits else None

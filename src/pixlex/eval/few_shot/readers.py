@@ -18,6 +18,8 @@ from pixlex.data.decoding import UnreadableImage, decode_record
 from pixlex.data.sources import ImageSource
 from pixlex.data.transforms import evaluation_transform
 from pixlex.eval.few_shot.fingerprints import digest, source_identity
+from pixlex.files import Damaged, sealed, unsealed
+from pixlex.messages import printable
 from pixlex.models.inference import Precision, compute_rows
 from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Tokenizer, fingerprint
@@ -122,7 +124,7 @@ def read_pixels(
     # Sources read forward faster than back and forth.
     order = sorted(indices)
     with bar_or_lines(
-        total=len(order), unit=" images", desc=f"read: {title}", delay=1, leave=False, disable=None
+        total=len(order), unit=" images", desc=f"read: {printable(title)}", delay=1, leave=False, disable=None
     ) as bar:
         for first in range(0, len(order), _BATCH_SIZE):
             positions, rows = [], []
@@ -185,7 +187,7 @@ class CachedReader:
     """Another reader whose texts are kept in a folder, so that each image is read once, over all runs.
 
     There is a file of JSON lines for each pair of reader and source, told apart by their fingerprints. A line
-    that a kill cut off is left out; images that cannot be read are tried again.
+    that a kill cut off, or that is not what was written, is left out; images that cannot be read are tried again.
 
     Args:
         reader: who reads what is not there yet.
@@ -214,19 +216,20 @@ def _load(path: Path) -> dict[int, str]:
     if not path.is_file():
         return {}
     texts = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            entry = json.loads(line)
-            texts[int(entry["image"])] = str(entry["text"])
-        except (ValueError, KeyError, TypeError):
-            continue  # cut off by a kill
+            entry = unsealed(line)
+        except Damaged:
+            continue  # cut off by a kill, or damaged: the image is read again
+        if type(entry.get("image")) is int and isinstance(entry.get("text"), str):
+            texts[entry["image"]] = entry["text"]
     return texts
 
 
 def _append(path: Path, texts: dict[int, str]) -> None:
     """Add texts to a file in one piece."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"image": index, "text": text}) for index, text in texts.items()]
+    lines = [json.dumps(sealed({"image": index, "text": text})) for index, text in texts.items()]
     with path.open("a", encoding="utf-8") as file:
         # The empty line first: a line that was cut off has no end.
         file.write("\n".join(["", *lines, ""]))

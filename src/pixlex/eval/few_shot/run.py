@@ -16,6 +16,7 @@ from pixlex.eval.few_shot.episode_files import EpisodeSet
 from pixlex.eval.few_shot.episodes import Episode, Setting
 from pixlex.eval.few_shot.journal import AnswerJournal
 from pixlex.eval.intervals import wilson_interval
+from pixlex.messages import printable
 from pixlex.progress import bar_or_lines
 
 JOURNAL = "answers.jsonl"
@@ -106,7 +107,7 @@ def run_few_shot(
         ) as bar:
             for one in open_questions:
                 setting = one.episodes.setting
-                bar.set_postfix_str(f"{one.answerer.name}: {setting.ways}-way {setting.column}")
+                bar.set_postfix_str(f"{printable(one.answerer.name)}: {setting.ways}-way {setting.column}")
                 if one.numbers and not one.does_not_fit:
                     one.does_not_fit = _ask(journal, one, images, bar)
         return [_cell(journal, one) for one in open_questions]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from tokenize import TokenError
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64, UInt64
 from torch import Tensor
 
 from pixlex import __version__, distributed
@@ -25,6 +27,8 @@ from pixlex.data.transforms import evaluation_transform
 from pixlex.eval.probe.classifier import Part
 from pixlex.eval.probe.features import columns_of, image_features, weights_fingerprint
 from pixlex.eval.probe.sets import LabeledImages
+from pixlex.files import Damaged, read_json, write_json
+from pixlex.messages import printable
 from pixlex.models.inference import Precision, compute_rows
 from pixlex.models.pretrained import Tokenizer
 from pixlex.progress import bar_or_lines
@@ -78,9 +82,10 @@ def extract(
 
     Below `folder` each pair of model and images has a folder of its own, named by a hash of all that decides
     the numbers: weights, language model, stored bytes of the images, sizes, precision, kind of device,
-    version of pixlex. It holds `features.npy` (float32), `done.npy` and, once complete, `features.json`. A
-    run that was killed goes on where it was. Several processes share the images; the first one writes, and all
-    must be able to read the folder (see `prepare` where they cannot).
+    version of pixlex. It holds `features.npy` (float32), `done.npy` (a checksum of each row that is done) and,
+    once complete, `features.json`. A run that was killed goes on where it was, rows that are not what was
+    written are computed again. Several processes share the images; the first one writes, and all must be able to
+    read the folder (see `prepare` where they cannot).
 
     Args:
         model: where it computes; it is put into evaluation mode and nothing else of it changes.
@@ -144,12 +149,12 @@ def _prepared(
         if distributed.is_first():
             place.mkdir(parents=True, exist_ok=True)
             held.enter_context(_locked(place / "lock"))
-        finished = distributed.from_first(lambda: _read(place / "features.json"))
-        if finished is not None and finished["header"] == header:
+        width = sum(extraction.widths.values())
+        finished = distributed.from_first(lambda: _read(place, header, (len(images), width)))
+        if finished is not None:
             # A limit may be stricter than that of the run which computed them.
             extraction.broken.record([Skipped(**one) for one in finished["skipped"]], finished["num_images"])
             return place, extraction.widths, finished, 0
-        width = sum(extraction.widths.values())
         arrays = _open_arrays(place, len(images), width) if distributed.is_first() else None
         missing = distributed.from_first(lambda: _missing(arrays))
         skipped = extraction.run(missing, arrays, progress, description)
@@ -160,7 +165,7 @@ def _prepared(
             "skipped": [asdict(one) for one in skipped],
         }
         written = finished
-        distributed.from_first(lambda: _write(place / "features.json", written))  # before others read it
+        distributed.from_first(lambda: write_json(place / "features.json", written))  # before others read it
         return place, extraction.widths, finished, len(missing) - len(skipped)
 
 
@@ -216,7 +221,11 @@ class _Extraction:
         skipped: list[Skipped] = []
         hidden = not progress or not distributed.is_first()
         with bar_or_lines(
-            total=total, initial=total - len(missing), unit=" images", desc=description, disable=hidden
+            total=total,
+            initial=total - len(missing),
+            unit=" images",
+            desc=printable(description),
+            disable=hidden,
         ) as bar:
             for first in range(0, len(parts), together):
                 own = [self._rows(part) for part in distributed.my_turns(parts[first : first + together])]
@@ -257,7 +266,7 @@ class _Extraction:
 def _missing(arrays: _Arrays | None) -> Int64[np.ndarray, " rows"]:
     """Return the rows that are not done; only the first process has the arrays, and only it is asked."""
     assert arrays is not None
-    return np.flatnonzero(~arrays[1])
+    return np.flatnonzero(arrays[1] == 0)
 
 
 def _keep(arrays: _Arrays, rows: list[int], computed: Float32[np.ndarray, "rows columns"]) -> None:
@@ -266,7 +275,7 @@ def _keep(arrays: _Arrays, rows: list[int], computed: Float32[np.ndarray, "rows 
     values[rows] = computed
     # The rows must be on the disk before it says that they are done.
     values.flush()
-    done[rows] = True
+    done[rows] = _checksums(computed)
     done.flush()
 
 
@@ -274,35 +283,67 @@ def _open_arrays(place: Path, num_images: int, width: int) -> _Arrays:
     """Open the arrays of an unfinished extraction, or make them; `done.npy` is there only after its rows."""
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "features.npy": ((num_images, width), np.float32),
-        "done.npy": ((num_images,), np.bool_),
+        "done.npy": ((num_images,), np.uint64),
     }
-    if not (place / "done.npy").is_file():
+    arrays = _mapped(place, (num_images, width), "r+")
+    if arrays is None:
         for name, (shape, dtype) in shapes.items():
             new = place / f".{name}.partial"
             np.lib.format.open_memmap(new, mode="w+", dtype=dtype, shape=shape).flush()
             new.replace(place / name)
-    values, done = (np.load(place / name, mmap_mode="r+") for name in shapes)
-    assert values.shape == (num_images, width)
+        arrays = _mapped(place, (num_images, width), "r+")
+        assert arrays is not None
+    values, done = arrays
+    if done.dtype == np.bool_:  # of an older version, which wrote no checksums
+        sums = np.where(done, _checksums(values), 0).astype(np.uint64)
+        np.save(place / "done.npy", sums)
+        done = np.load(place / "done.npy", mmap_mode="r+")
+    damaged = _damaged(values, done)
+    if len(damaged):
+        warnings.warn(f"{place}: {len(damaged)} damaged rows of features are computed again", stacklevel=2)
+        done[damaged] = 0
     return values, done
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return what is written down of a finished extraction."""
+def _mapped(place: Path, shape: tuple[int, int], mode: Literal["r", "r+"]) -> _Arrays | None:
+    """Return the arrays of an extraction; None where there are none of this shape."""
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        values, done = (np.load(place / name, mmap_mode=mode) for name in ("features.npy", "done.npy"))
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError, TypeError, OverflowError):
         return None
-    return entry if isinstance(entry, dict) and "header" in entry else None
+    fits = values.shape == shape and done.shape == shape[:1] and values.dtype == np.float32
+    return (values, done) if fits and done.dtype in (np.uint64, np.bool_) else None
 
 
-def _write(path: Path, entry: Mapping[str, Any]) -> None:
-    """Write JSON in one move."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(entry, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _checksums(values: Iterable[Float32[np.ndarray, " columns"]]) -> UInt64[np.ndarray, " rows"]:
+    """Return the CRC-32 of each row plus 1: 0 says that a row is not done."""
+    return np.array([zlib.crc32(row.tobytes()) + 1 for row in values], np.uint64)
+
+
+def _damaged(values: np.ndarray, done: np.ndarray) -> Int64[np.ndarray, " rows"]:
+    """Return the rows that are done and not what was written; none of an older version's, which cannot be told."""
+    if done.dtype == np.bool_:
+        return np.empty(0, np.int64)
+    rows: Int64[np.ndarray, " done"] = np.flatnonzero(done)
+    damaged: Int64[np.ndarray, " rows"] = rows[_checksums(values[row] for row in rows) != done[rows]]
+    return damaged
+
+
+def _read(place: Path, header: Mapping[str, Any], shape: tuple[int, int]) -> dict[str, Any] | None:
+    """Return what is written down of a finished extraction, if its features are what was written."""
+    try:
+        entry = read_json(place / "features.json")
+        skipped = [Skipped(**one) for one in entry["skipped"]]
+        arrays = _mapped(place, shape, "r")
+        whole = (
+            entry["header"] == header
+            and arrays is not None
+            and entry["num_images"] == np.count_nonzero(arrays[1]) == shape[0] - len(skipped)
+            and not len(_damaged(*arrays))
+        )
+    except (OSError, Damaged, KeyError, TypeError):
+        return None
+    return entry if whole else None
 
 
 @contextmanager
