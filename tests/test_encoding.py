@@ -38,6 +38,7 @@ from pixlex.encoding import (
     picture_names,
     read_codes,
 )
+from pixlex.files import CHECKSUM, sealed
 
 KINDS = ("words", "codes", "jsonl", "parquet")
 NAMES = tuple(f"{group}/{number:02d}.png" for group in ("cats", "dogs") for number in range(10))
@@ -128,7 +129,8 @@ def test_what_is_written_is_read_back(
     result = quietly(lqae, open_source(str(photos)), out, kind, batch_size=7)
     assert list(read_codes(out, lqae)) == expected
     assert (result.path, result.num_images, result.num_resumed, result.skipped) == (out, 20, 0, ())
-    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    beside = [f"{out.name}.sha256"] if kind in ("words", "codes") else []
+    assert sorted(path.name for path in out.parent.iterdir()) == [out.name, *beside]
 
 
 @pytest.mark.parametrize("kind", ["codes", "jsonl", "parquet"])
@@ -149,10 +151,10 @@ def test_the_forms(lqae: ImageTokenizer, photos: Path, expected: Sequence[Any], 
     assert (tmp_path / "words").read_text().splitlines()[13] == f"{key}\t{words}"
     assert (tmp_path / "codes").read_text().splitlines()[13] == f"{key}\t{' '.join(map(str, codes))}"
     entry = json.loads((tmp_path / "jsonl").read_text().splitlines()[13])
-    assert entry == {"key": key, "label": 1, "codes": list(codes), "words": words}
+    assert entry == sealed({"key": key, "label": 1, "codes": list(codes), "words": words})
     table = pq.read_table(tmp_path / "parquet")
     types = {"key": pa.string(), "label": pa.int64(), "codes": pa.list_(pa.int32()), "words": pa.string()}
-    assert {column.name: column.type for column in table.schema} == types
+    assert {column.name: column.type for column in table.schema} == types | {CHECKSUM: pa.string()}
     assert table.slice(13, 1).to_pylist()[0] == entry
 
 
@@ -160,7 +162,7 @@ def test_what_is_unknown_is_left_out(vqvae: ImageTokenizer, photos: Path, tmp_pa
     source = open_source(str(photos / "cats"))
     quietly(vqvae, source, tmp_path / "jsonl", "jsonl")
     quietly(vqvae, source, tmp_path / "parquet", "parquet")
-    assert set(json.loads((tmp_path / "jsonl").read_text().splitlines()[0])) == {"key", "codes"}
+    assert set(json.loads((tmp_path / "jsonl").read_text().splitlines()[0])) == {"key", "codes", CHECKSUM}
     row = pq.read_table(tmp_path / "parquet").slice(0, 1).to_pylist()[0]
     assert (row["label"], row["words"]) == (None, None)
 
@@ -357,7 +359,7 @@ def test_a_full_disk_costs_nothing(
     assert quietly(lqae, source, out).num_resumed == 20
     assert source.reads == []
     assert list(read_codes(out, lqae)) == expected
-    assert [path.name for path in tmp_path.iterdir()] == ["out.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.txt", "out.txt.sha256"]
 
 
 @pytest.fixture
@@ -398,7 +400,7 @@ def test_too_many_broken_images_stop_and_may_be_repaired(
     assert result.num_resumed == 10 - len(source.reads) > 0
     assert 3 in source.reads
     assert [key for key, _ in read_codes(out, lqae)] == [f"{number}.png" for number in range(10)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mixed", "out.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mixed", "out.txt", "out.txt.sha256"]
 
 
 def test_only_broken_images_are_left(lqae: ImageTokenizer, mixed: Path, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_folders_of_something_else_are_refused(lqae: ImageTokenizer, photos: Pat
     with pytest.raises(ValueError, match="part_size must be 1 or more, got 0"):
         quietly(lqae, photos, tmp_path / "new", part_size=0)
     (tmp_path / "parts/_parts.json").write_text("[")
-    with pytest.raises(ValueError, match=r"_parts\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"_parts\.json is damaged"):
         quietly(lqae, photos, tmp_path / "parts")
     (tmp_path / "empty").mkdir()
     with pytest.raises(

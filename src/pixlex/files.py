@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, opened only where they are files, with checksums that tell damage."""
+"""Files written whole or not at all, opened only where they are files, with checksums that tell damage."""
 
 from __future__ import annotations
 
