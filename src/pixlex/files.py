@@ -21,6 +21,7 @@ CHECKSUM = "crc32"
 class Damaged(ValueError):
     """A file does not hold what was written."""
 
+
 # The largest file that is read whole, unless told otherwise; known annotation files have up to 0.7 GB.
 MAX_BYTES = 1 << 33
 
