@@ -27,7 +27,8 @@ from pixlex.progress import bar_or_lines
 # Bytes of images that are collected before they are written as one row group.
 ROW_GROUP_BYTES = 64 << 20
 _QUALITY = 90
-_WINDOW = 64
+# Read ahead, and held as they are stored: few, for files may be large.
+_WINDOW = 8
 _SCHEMA = pa.schema([("image", pa.binary()), ("image_id", pa.string()), ("captions", pa.list_(pa.string()))])
 
 
