@@ -44,7 +44,7 @@ def _reading_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="[NAME=]M",
-        help="model directories, run folders or hub repositories, of any family; each gives rows",
+        help="model directories, run folders or hub repositories, of any family or a ViTMAE; each gives rows",
     )
     models.add_argument(
         "--untrained",
