@@ -21,6 +21,7 @@ from pixlex.eval.few_shot.episodes import setting_of
 from pixlex.eval.few_shot.sampling import sample_episodes
 from pixlex.models import pretrained
 from pixlex.nn.language import load_language_model
+from pixlex.runs import sole_writer
 from pixlex.train.loop import LossNotFinite
 
 
@@ -219,5 +220,8 @@ def test_the_command_leaves_table_and_figures(
     assert main(["ablate", recipe, "--out", str(out), "--rows", "mask-0.5", "--json", "--quiet"]) == 0
     rows = [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]]
     assert rows == ["base", "mask-0", "mask-0.3", "mask-0.5"]  # what is there stays in the table
+    with sole_writer(out):
+        assert main(["ablate", recipe, "--out", str(out), "--quiet"]) == 2
+    assert "being written by another process" in capsys.readouterr().err
     assert main(["ablate", recipe]) == 2
     assert "--out DIR" in capsys.readouterr().err

@@ -1,11 +1,16 @@
-"""Files are opened only where they are files, read up to a bound, and written with the rights of new files."""
+"""Files are opened only where they are files, read up to a bound, written whole; locks end with their process."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import resource
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,8 +18,18 @@ import torch
 from safetensors.torch import save_file
 from tests.tiny import tiny_vqvae
 
-from pixlex.files import open_regular, read_regular, write_atomically
+from pixlex.files import (
+    locked,
+    naming,
+    open_regular,
+    read_regular,
+    remove_partial,
+    write_atomically,
+    write_text,
+)
 from pixlex.models import pretrained
+from pixlex.train.checkpoint import load_newest, save_checkpoint
+from pixlex.train.tracking import Tracker
 
 
 def test_regular_files_and_links_to_them_are_read_up_to_a_bound(tmp_path: Path) -> None:
@@ -76,3 +91,97 @@ def test_a_saved_model_is_readable_by_the_group(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").iterdir()} == {0o640}
+
+
+# Holds a lock, has a child that lives on, and waits to be killed.
+_HOLDER = """
+import os, sys, time
+from pathlib import Path
+from pixlex.files import locked
+with locked(Path(sys.argv[1]), "held"):
+    if os.fork() == 0:
+        print("holds", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def full_disk(most: int) -> Iterator[None]:
+    """Let no file grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_the_disk_refuses_names_file_and_cause(tmp_path: Path) -> None:
+    """A checkpoint, a model, a line of the log, any file: the old one stays and nothing half-written."""
+    save_checkpoint(tmp_path, 1, {"weights": torch.ones(3)}, keep=2)
+    model = tiny_vqvae()
+    pretrained.save(model, tmp_path / "model")
+    tracker = Tracker(tmp_path / "run", 0)
+    write_text(tmp_path / "text", "before")
+    before = {
+        path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "run" not in path.parts
+    }
+    with full_disk(8192):
+        for write, name in (
+            (
+                lambda: save_checkpoint(tmp_path, 2, {"weights": torch.ones(10_000)}, keep=2),
+                "step-00000002.pt",
+            ),
+            (lambda: pretrained.save(model, tmp_path / "model"), "model.safetensors"),
+            (lambda: write_text(tmp_path / "text", "x" * 10_000), "text"),
+            (lambda: tracker.log(1, {"x" * 10_000: 1.0}), "metrics.jsonl"),
+        ):
+            with pytest.raises(OSError, match=f"File too large: '.*{name}'") as found:
+                write()
+            assert found.value.errno == errno.EFBIG
+    assert before == {path: path.read_bytes() for path in before}
+    assert not list(tmp_path.rglob("*.partial"))
+    state = load_newest(tmp_path)
+    assert state is not None
+    assert state["step"] == 1
+
+
+def test_faults_of_other_files_keep_their_names(tmp_path: Path) -> None:
+    """What is read meanwhile is not taken for what is written."""
+    with pytest.raises(OSError, match="other"), naming(tmp_path / "mine"):
+        raise OSError(errno.EIO, "broken", "other")
+    with pytest.raises(RuntimeError, match="else"), naming(tmp_path / "mine"):
+        raise RuntimeError("something else")
+    with pytest.raises(FileNotFoundError, match="absent"):
+        write_atomically(tmp_path / "mine", lambda temporary: (tmp_path / "absent").read_bytes())
+
+
+def test_only_our_own_leftovers_go(tmp_path: Path) -> None:
+    """What a killed write left is removed, at any depth; nothing that somebody else may have named so."""
+    (tmp_path / "a").mkdir()
+    ours = [tmp_path / f".x.{'0' * 32}.partial", tmp_path / "a" / f".step-1.pt.{'f' * 32}.partial"]
+    theirs = [tmp_path / ".x.partial", tmp_path / f"x.{'0' * 32}.partial"]
+    for path in ours + theirs:
+        path.touch()
+    remove_partial(tmp_path)
+    assert not any(path.exists() for path in ours)
+    assert all(path.exists() for path in theirs)
+
+
+def test_a_lock_is_refused_and_dies_with_its_process(tmp_path: Path) -> None:
+    """Even where a child of the killed process lives on."""
+    path = tmp_path / "lock"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, str(path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "holds\n"
+        with pytest.raises(ValueError, match="somebody holds it"), locked(path, "somebody holds it"):
+            pass
+        holder.kill()
+        holder.wait()
+        with locked(path, "still held"):
+            pass
+    finally:
+        os.killpg(holder.pid, 9)

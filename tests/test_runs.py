@@ -161,3 +161,16 @@ def test_a_batch_that_does_not_divide_is_named(
     monkeypatch.setattr(runs.distributed, "world_size", lambda: 3)
     with pytest.raises(ValueError, match="multiple of the 3 processes, got 4"):
         runs.run_training(_run(language, pictures), tmp_path)
+
+
+def test_a_run_folder_has_one_writer(tmp_path: Path, language: Path, pictures: Path) -> None:
+    """A second one is refused meanwhile; what a killed write left goes at the next start."""
+    folder, run = tmp_path / "run", _run(language, pictures, steps=2)
+    with runs.sole_writer(folder), pytest.raises(ValueError, match="being written by another process"):
+        runs.run_training(run, folder, resume=True)
+    assert [path.name for path in folder.iterdir()] == ["lock"]
+    leftover = folder / "checkpoints" / f".step-00000002.pt.{'0' * 32}.partial"
+    leftover.parent.mkdir()
+    leftover.touch()
+    assert runs.run_training(run, folder, resume=True) is not None
+    assert not leftover.exists()

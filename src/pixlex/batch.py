@@ -13,6 +13,19 @@ from torch import Tensor
 Batch = TypeVar("Batch", bound="ImageBatch")
 
 
+class NotFinite(ArithmeticError):
+    """Numbers of a network became infinite or not a number, which a search or a result cannot be made of.
+
+    Args:
+        message: what was expected and what came.
+        row: the first row concerned, of what the caller gave; None where it is none of those.
+    """
+
+    def __init__(self, message: str, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
+
+
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Return a tensor on `device` without waiting for what that device is busy with."""
     if torch.device(device).type == "cuda" and tensor.device.type == "cpu":

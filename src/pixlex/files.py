@@ -1,16 +1,19 @@
-"""Files written whole or not at all, opened only where they are files, with checksums that tell damage."""
+"""Files written whole or not at all, by one process at a time, opened only where they are files; checksums."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import os
+import re
 import stat
 import struct
 import uuid
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -24,6 +27,20 @@ class Damaged(ValueError):
 
 # The largest file that is read whole, unless told otherwise; known annotation files have up to 0.7 GB.
 MAX_BYTES = 1 << 33
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
+# What the disk, not the program, refuses.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_held: set[int] = set()
+
+
+def _drop_locks() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+# Workers that outlive their parent for a moment must not keep its locks.
+os.register_at_fork(after_in_child=_drop_locks)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -35,18 +52,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Args:
         path: the final name.
         write: called with a path in the same folder.
+
+    Raises:
+        OSError: the disk is full, or refuses otherwise; with `path`.
     """
     # Unique: processes in containers often share a number.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        temporary.touch()  # with the rights that the umask, or the folder, gives to new files
-        rights = temporary.stat().st_mode
-        write(temporary)
-        if temporary.stat().st_mode != rights:
-            temporary.chmod(rights)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with naming(path):
+            temporary.touch()  # with the rights that the umask, or the folder, gives to new files
+            rights = temporary.stat().st_mode
+            write(temporary)
+            if temporary.stat().st_mode != rights:
+                temporary.chmod(rights)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -54,6 +75,60 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; see `write_atomically`."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed writes of `write_atomically` left in a folder; nobody else may be writing there."""
+    for leftover in folder.rglob(".*.partial"):
+        if _PARTIAL.search(leftover.name):
+            leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let what the disk refuses name the file that was being written.
+
+    Raises:
+        OSError: what was raised inside, or what torch made a RuntimeError of.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as fault:
+        cause = fault if isinstance(fault, OSError) else fault.__context__
+        if not isinstance(cause, OSError) or cause.errno not in _DISK:
+            raise
+        if cause.filename is not None and not str(cause.filename).endswith(".partial"):
+            raise  # another file's, which is read meanwhile
+        raise OSError(cause.errno, os.strerror(cause.errno), str(path)) from fault
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock that ends with the process, however it ends.
+
+    Args:
+        path: an empty file that stays; its folder exists.
+        refusal: what is said where another process holds it.
+
+    Raises:
+        ValueError: with the refusal.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    _held.add(descriptor)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as fault:
+            raise ValueError(refusal) from fault
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
 
 
 def open_regular(path: Path) -> io.BufferedReader:

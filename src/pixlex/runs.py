@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ from pixlex.data.loader import training_batches
 from pixlex.data.pairs import PairSource, open_pairs, training_pairs
 from pixlex.data.reasoning import CLASSES, ReasoningSource
 from pixlex.distributed import pick_device
-from pixlex.files import unsealed, write_json
+from pixlex.files import locked, remove_partial, unsealed, write_json
 from pixlex.messages import printable, quoted
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
@@ -101,9 +102,30 @@ def _train(run: Run, folder: Path, resume: bool) -> Path | None:
     if isinstance(run, ReasoningRun):
         assert isinstance(source, ReasoningSource)
         run = completed(run, source)
-    if is_first:
-        _prepare_folder(run, folder, resume)
-    distributed.barrier()
+    with sole_writer(folder) if is_first else nullcontext():
+        if is_first:
+            _prepare_folder(run, folder, resume)
+        distributed.barrier()
+        return _fit(run, folder, source, validation)
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if missing, for one command; remove what killed writes left there.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    refusal = f"{folder} is being written by another process: let it end, or pass another --out"
+    with locked(folder / "lock", refusal):
+        remove_partial(folder)
+        yield
+
+
+def _fit(run: Run, folder: Path, source: Source, validation: Source | None) -> Path | None:
+    """Train in a folder that is prepared."""
+    is_first = distributed.rank() == 0
     torch.manual_seed(run.train.seed)
     objective = build_objective(run, begun=bool(checkpoints(folder / "checkpoints")))
     images = source.images if isinstance(source, ReasoningSource) else source
@@ -185,17 +207,26 @@ def build_objective(run: Run, *, begun: bool = False) -> Objective:
         run: the configuration.
         begun: weights are about to come from a checkpoint: what they started from is not looked at.
     """
+    fresh = not begun
     match run:
         case LQAERun():
-            return LQAEObjective(_started(LQAE.build(run.model), begun=begun), run.objective, run.train.steps)
+            return LQAEObjective(
+                _started(LQAE.build(run.model, initialize=fresh), begun=begun), run.objective, run.train.steps
+            )
         case VQVAERun():
             return VQVAEObjective(
-                _started(VQVAE.build(run.model), begun=begun), run.objective, run.train.steps
+                _started(VQVAE.build(run.model, initialize=fresh), begun=begun),
+                run.objective,
+                run.train.steps,
             )
         case MAERun():
-            return MAEObjective(_started(MAE.build(run.model), begun=begun), run.objective, run.train.steps)
+            return MAEObjective(
+                _started(MAE.build(run.model, initialize=fresh), begun=begun), run.objective, run.train.steps
+            )
         case FrozenRun():
-            return FrozenObjective(_started(Frozen.build(run.model), begun=begun), run.train.steps)
+            return FrozenObjective(
+                _started(Frozen.build(run.model, initialize=fresh), begun=begun), run.train.steps
+            )
         case CBViLARun():
             return CBViLAObjective(
                 _body(run.model, run.start, begun=begun), run.objective, run.train.steps, run.data.max_words
@@ -218,7 +249,7 @@ def _started(model: _ImageModel, *, begun: bool) -> _ImageModel:
 def _body(config: CBViLAConfig, start: str, *, begun: bool) -> CBViLA:
     """Return the network that a run begins with."""
     if begun:
-        return CBViLA.build(config)
+        return CBViLA.build(config, initialize=False)
     return started(config, pretrained.load_cbvila(start)) if start else CBViLA.start(config)
 
 

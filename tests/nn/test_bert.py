@@ -13,7 +13,7 @@ from pixlex.config.cbvila import CBViLAConfig, FusionConfig, ImageTowerConfig, T
 from pixlex.models.heads import MaskedWordHead
 from pixlex.models.starts import start_from_pretrained
 from pixlex.models.weights import read_weights
-from pixlex.nn.bert import FusionEncoder, TextEncoder
+from pixlex.nn.bert import BertLayer, FusionEncoder, TextEncoder
 from pixlex.nn.vit import ClassTokenEncoder
 
 WIDTH, HEADS = 32, 4
@@ -165,3 +165,14 @@ def test_the_embedded_bert_foretells_hidden_words_from_the_start() -> None:
             model.masked_word_head.bias,
         )
     assert float(loss) < 8.0  # ln 30,522 is 10.3
+
+
+def test_attention_is_dropped_in_training_as_in_bert() -> None:
+    """The probabilities of both attentions, apart from what each part adds; nothing in evaluation."""
+    layer = _random(BertLayer(WIDTH, HEADS, 2.0, 0.5, looks=True))
+    assert isinstance(layer, BertLayer)
+    queries, context = torch.randn(2, 5, WIDTH), layer.project(torch.randn(2, 7, WIDTH))
+    for part, given in ((layer.attention, ()), (layer.cross_attention, (context,))):
+        assert torch.equal(part(queries, *given), part(queries, *given))
+        part.train()
+        assert not torch.equal(part(queries, *given), part(queries, *given))

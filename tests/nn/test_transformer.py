@@ -112,6 +112,16 @@ def test_bfloat16_attention_on_the_cpu_matches_the_fused_one() -> None:
     torch.testing.assert_close(explicit.float(), expected, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropped_attention_is_attention_on_the_average(dtype: torch.dtype) -> None:
+    """Probabilities are dropped and the others grow, in the fused path and in the explicit one."""
+    q, k, v = torch.randn(3, 1, 2, 5, 8).to(dtype)
+    expected = attend(q, k, v)
+    draws = torch.stack([attend(q, k, v, dropout_rate=0.3).float() for _ in range(1000)])
+    assert not torch.equal(draws[0], draws[1])
+    torch.testing.assert_close(draws.mean(0), expected.float(), rtol=0.1, atol=0.15)
+
+
 def test_block_sees_every_position() -> None:
     """Attention is bidirectional: a change of the last patch reaches the first, and the other way round."""
     block = Block(16, 2)

@@ -15,6 +15,7 @@ from tests.tiny import tiny_cbvila, write_images
 
 from pixlex.config.run import find_recipe, read_run, recipe_names
 from pixlex.models import pretrained
+from pixlex.train.optimizers import learning_rate
 from pixlex.train.tracking import read_metrics
 
 Call = Callable[..., tuple[int, str, str]]
@@ -182,3 +183,26 @@ def test_what_a_run_needs_later_is_opened_before_its_first_step(
     assert code in (1, 2)
     assert message in error
     assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "peak", "last", "warmup"),
+    [
+        ("coco", 1e-5, 1e-5, 1e-6, 0),
+        ("flickr30k", 1e-5, 1e-5, 1e-6, 0),
+        ("vqa", 1e-5, 2e-5, 1e-6, 400),
+        ("nlvr2", 1e-5, 2e-5, 1e-6, 100),
+        ("entailment", 1e-5, 2e-5, 1e-6, 100),
+        ("assignment", 1e-5, 1e-5, 1e-5, 0),
+    ],
+)
+def test_fine_tuning_has_the_rates_of_albef(
+    name: str, first: float, peak: float, last: float, warmup: int
+) -> None:
+    """Its configurations say warmup_lr, lr, min_lr; 100 steps for each epoch of warm-up; nothing is clipped."""
+    run = read_run(f"finetune/{name}")
+    rates = [learning_rate(step, run.train) for step in (0, warmup, run.train.steps - 1)]
+    assert rates == pytest.approx([first, peak, last], rel=0.02)
+    assert run.train.warmup_steps == warmup
+    assert run.train.clip_norm == 0
+    assert (run.model.body if run.family == "reasoning" else run.model).dropout_rate == 0.1

@@ -22,12 +22,14 @@ from tests.search.conftest import NAMES, Indexed, contents
 from tests.tiny import tiny_cbvila, write_images
 from tqdm import tqdm
 
+from pixlex.batch import NotFinite
 from pixlex.data.images import TooManyBroken, open_source
 from pixlex.data.sources import FileSource, ImageRecord
 from pixlex.models.cbvila import CBViLA
 from pixlex.search import DamagedIndex, ImageIndex
 from pixlex.search import update as update_module
 from pixlex.search.parts import listed_parts
+from pixlex.search.store import writing
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.search.test_update"])
@@ -410,12 +412,22 @@ def test_a_folder_of_other_things_is_left_alone(photos: Path, model: CBViLA, tmp
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_two_that_begin_at_once(model: CBViLA, tmp_path: Path) -> None:
+    """The second is told that another writes; what a killed first left is no obstacle."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    (folder / f".index.json.{'0' * 32}.partial").touch()
+    with writing(folder), pytest.raises(ValueError, match="is being written by another process"):
+        ImageIndex.open(folder, model, create=True)
+    assert len(ImageIndex.open(folder, model, create=True)) == 0
+
+
 def test_a_model_without_finite_vectors_is_refused(photos: Path, language: Path, tmp_path: Path) -> None:
     broken = tiny_cbvila(language)
     with torch.no_grad():
         broken.image_contrast.bias[0] = math.nan
     index = ImageIndex.open(tmp_path / "index", broken, create=True)
-    with pytest.raises(ValueError, match="vectors that are not finite, first for cats"):
+    with pytest.raises(NotFinite, match=r"^cats.*not finite"):
         index.update(str(photos), progress=False)
     assert len(index) == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -16,9 +17,11 @@ import torch.distributed as dist
 from tests.train.running import STEPS, digest, interrupted_before, objective, run, settings
 
 from pixlex.config.train import TrainConfig
+from pixlex.data.images import open_source
+from pixlex.data.loader import evaluation_batches
 from pixlex.objectives.phase import Phase
 from pixlex.train.checkpoint import checkpoints
-from pixlex.train.loop import Callbacks, LossNotFinite
+from pixlex.train.loop import Callbacks, LossNotFinite, fit
 from pixlex.train.tracking import METRICS, read_metrics
 
 # Children inherit imports, so that ten of them start in the time of one, but none of this process's locks: a
@@ -163,6 +166,36 @@ def test_a_loss_that_is_not_finite_stops_and_is_written_down(
     assert "reconstruction" in record["not_finite"]
     assert len(record["images"]) == 4
     assert checkpoints(tmp_path / "checkpoints")[-1].name == "step-00000002.pt"
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        ("model.encoder.patches.weight", "z: expected finite values"),
+        ("model.codebook.weight", "codebook: expected finite values"),
+    ],
+)
+def test_a_search_that_meets_what_is_not_finite_first_is_reported_alike(
+    key: str, what: str, tmp_path: Path, pictures: Path
+) -> None:
+    """Step and images are named, in training and in evaluation."""
+    trained = objective(None, settings())
+    trained.get_parameter(key).data.fill_(torch.nan)
+    images = evaluation_batches(open_source(str(pictures)), image_size=32, batch_size=4, limit=4)
+    (batch,) = images
+    with pytest.raises(LossNotFinite, match=rf"step 0: patches or codewords \({what}.*train.learning_rate"):
+        fit(trained, lambda first: itertools.repeat(batch), settings(), tmp_path)
+    record = json.loads((tmp_path / "not-finite.json").read_text())
+    assert record["step"] == 0
+    assert record["images"] == list(batch.keys)
+    good = objective(None, settings())
+
+    def evaluate(step: int) -> dict[str, float]:
+        return {"eval/loss": float(trained.model.quantize(batch.images).codes.sum())}
+
+    callbacks = Callbacks(evaluate=evaluate)
+    with pytest.raises(LossNotFinite, match=rf"step 1: the evaluation \({what}"):
+        fit(good, lambda first: itertools.repeat(batch), settings(evaluate_every=1), tmp_path, callbacks)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, pictures: Path, language: Path) -> None:

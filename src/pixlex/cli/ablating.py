@@ -13,7 +13,7 @@ from pixlex.cli.output import answer, remark
 from pixlex.cli.training import INTERRUPTED, bars
 from pixlex.config.ablation import Ablated, AblationRow, ablation_rows, select_rows
 from pixlex.config.cbvila import CBViLARun
-from pixlex.config.run import read_run
+from pixlex.config.run import Run, read_run
 
 if TYPE_CHECKING:
     from pixlex.ablations.rows import Measure
@@ -31,13 +31,22 @@ def ablate(options: Namespace) -> int:
         return 0
     if options.recipe is None or options.out is None:
         raise ValueError("ablate needs RECIPE and --out DIR, or --list")
-    from pixlex import report
-    from pixlex.ablations.rows import plan, run_ablations
-    from pixlex.eval.published import objectives_table
+    from pixlex.ablations.rows import plan
+    from pixlex.runs import sole_writer
 
     rows = _with_finished(rows, family, options.out)
     overrides = overrides_of(options)
     base = plan(options.recipe, overrides, rows)["base"]
+    with sole_writer(options.out):
+        return _ablate(options, rows, overrides, base)
+
+
+def _ablate(options: Namespace, rows: Sequence[AblationRow], overrides: Sequence[str], base: Run) -> int:
+    """Train and measure rows in a folder that nobody else writes."""
+    from pixlex import report
+    from pixlex.ablations.rows import run_ablations
+    from pixlex.eval.published import objectives_table
+
     pairs = (options.retrieval or base.data.validation) if isinstance(base, CBViLARun) else ""
     with bars(options):
         if isinstance(base, CBViLARun):

@@ -135,7 +135,9 @@ class CBViLAConfig:
         "What names a hidden patch's codeword: patch: its own vector through a head; tied: the same compared with "
         "the codewords; class: the class vector and the patch's position (as figure 1 says).",
     )
-    dropout_rate: float = describe(0.0, "Dropout of text and fusion encoder, in [0, 1); BERT's 0.1.")
+    dropout_rate: float = describe(
+        0.0, "Dropout of text and fusion encoder, of their attention too, in [0, 1); BERT's 0.1."
+    )
 
     def __post_init__(self) -> None:
         """Raise `ValueError` naming the field, the rule and the value."""

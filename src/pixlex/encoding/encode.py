@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pixlex.api import ImageTokenizer
-from pixlex.batch import Skipped
+from pixlex.batch import NotFinite, Skipped
 from pixlex.data.ahead import prepared_batches
 from pixlex.data.broken import BrokenImages
 from pixlex.data.decoding import ImageRecord, decode_record
@@ -188,7 +188,10 @@ def _encoded(
         rows: list[list[int]] = []
         if readable:
             pixels = torch.stack([one.pixels for one in readable])
-            rows = tokenizer.tokenize(pixels, batch_size=batch_size).tolist()
+            try:
+                rows = tokenizer.tokenize(pixels, batch_size=batch_size).tolist()
+            except NotFinite as fault:
+                raise NotFinite(f"{readable[fault.row or 0].key}: {fault}", fault.row) from fault
         images = tuple(
             EncodedImage(one.index, one.key, one.label, tuple(row))
             for one, row in zip(readable, rows, strict=True)

@@ -18,7 +18,7 @@ from pixlex.nn.bert import Context, FusionEncoder, TextEncoder
 from pixlex.nn.codebook import Quantized
 from pixlex.nn.learned_codebook import LearnedCodebook
 from pixlex.nn.masking import SplitPatches
-from pixlex.nn.transformer import initialize, initializer
+from pixlex.nn.transformer import initialize, initializer, initializing
 from pixlex.nn.vit import PIXELS, ClassTokenEncoder, sine_positions, take
 from pixlex.nn.wordpiece import TextTokenizer, load_tokenizer
 
@@ -85,9 +85,10 @@ class CBViLA(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     @classmethod
-    def build(cls, config: CBViLAConfig) -> CBViLA:
+    def build(cls, config: CBViLAConfig, *, initialize: bool = True) -> CBViLA:
         """Build the model with fresh weights; the counterpart of `LQAE.build`."""
-        return cls(config, load_tokenizer(config.text.tokenizer))
+        with initializing(initialize):
+            return cls(config, load_tokenizer(config.text.tokenizer))
 
     @classmethod
     def start(cls, config: CBViLAConfig) -> CBViLA:

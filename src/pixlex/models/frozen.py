@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pixlex.batch import Words
 from pixlex.config.frozen import FrozenConfig
 from pixlex.nn.causal import CausalLanguageModel, load_causal_language_model
+from pixlex.nn.transformer import initializing
 from pixlex.nn.vit import ImageEncoder
 
 
@@ -45,9 +46,11 @@ class Frozen(nn.Module):
         nn.init.zeros_(self.projector.bias)
 
     @classmethod
-    def build(cls, config: FrozenConfig) -> Frozen:
-        """Load the language model that the configuration names, and build the model."""
-        return cls(config, load_causal_language_model(config.language.name))
+    def build(cls, config: FrozenConfig, *, initialize: bool = True) -> Frozen:
+        """Load the language model that the configuration names, and build the model; see `LQAE.build`."""
+        language = load_causal_language_model(config.language.name)
+        with initializing(initialize):
+            return cls(config, language)
 
     @property
     def language(self) -> CausalLanguageModel:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pixlex.nn.transformer import initialize, initializer
+from pixlex.nn.transformer import initialize, initializer, take_rows
 from pixlex.nn.vit import sine_positions
 
 
@@ -83,5 +83,7 @@ class ClassPatchHead(nn.Module):
     ) -> Float[Tensor, "B m D"]:
         """Return one vector for each hidden patch."""
         whole = class_vectors.unsqueeze(1).expand(-1, hidden.shape[1], -1)
-        mixed: Tensor = self.mix(torch.cat([whole, self.positions[hidden].to(whole.dtype)], dim=-1))
+        mixed: Tensor = self.mix(
+            torch.cat([whole, take_rows(self.positions, hidden).to(whole.dtype)], dim=-1)
+        )
         return mixed

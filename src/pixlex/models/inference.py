@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pixlex.batch import NotFinite
+
 Precision = Literal["fp32", "bf16"]
 
 # A matrix product rounds by the shape of the matrix (on a CPU, patch vectors differ between batch sizes by up
@@ -57,22 +59,34 @@ def compute_rows(
 
     Raises:
         RuntimeError: the GPU's memory does not hold such a pass.
+        NotFinite: what comes of an input is not finite; with its number.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     size = rows_at_once(grid, device, batch_size)
     parts = []
     with computing(device, precision):
-        for chunk in torch.split(inputs, size):
+        for number, chunk in enumerate(torch.split(inputs, size)):
             filler = chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])
             try:
-                parts.append(compute(torch.cat([chunk, filler]).to(device))[: len(chunk)].cpu())
+                part = compute(torch.cat([chunk, filler]).to(device))[: len(chunk)].cpu()
+            except NotFinite as fault:  # in the row of a patch
+                place = None if fault.row is None else min(fault.row // grid**2, len(chunk) - 1)
+                raise _not_finite(len(inputs), None if place is None else number * size + place) from fault
             except torch.OutOfMemoryError as fault:
                 # No smaller pass is tried: codes would depend on what else the memory holds at the moment.
                 raise RuntimeError(
                     f"{device} does not hold a pass of {size} images: a smaller batch size may fit"
                 ) from fault
+            if not (finite := part.isfinite().view(len(part), -1).all(1)).all():
+                raise _not_finite(len(inputs), number * size + int((~finite).nonzero()[0, 0]))
+            parts.append(part)
     return torch.cat(parts)
+
+
+def _not_finite(count: int, row: int | None) -> NotFinite:
+    which = "" if row is None else f", first of number {row + 1} of {count}"
+    return NotFinite(f"the model's numbers are not finite{which}: its weights are damaged or diverged", row)
 
 
 @contextmanager

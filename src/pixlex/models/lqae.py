@@ -14,6 +14,7 @@ from torch.nn import functional
 from pixlex.config.lqae import LQAEConfig
 from pixlex.nn.codebook import Quantized, WordQuantizer, straight_through
 from pixlex.nn.language import LanguageModel, LanguageOutput, load_language_model
+from pixlex.nn.transformer import initializing
 from pixlex.nn.vit import ImageEncoder, PixelDecoder
 from pixlex.nn.vocabulary import Vocabulary, build_vocabulary
 
@@ -45,6 +46,7 @@ class LQAE(nn.Module):
         config: shapes and switches.
         language: the frozen masked language model.
         vocabulary: the words that may be codewords.
+        initialize: False where weights are read at once: the search computes nothing that they hold.
 
     Raises:
         ValueError: when the language model cannot read as many words as the image has patches.
@@ -52,7 +54,9 @@ class LQAE(nn.Module):
 
     _word_ids: Tensor
 
-    def __init__(self, config: LQAEConfig, language: LanguageModel, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, config: LQAEConfig, language: LanguageModel, vocabulary: Vocabulary, *, initialize: bool = True
+    ) -> None:
         super().__init__()
         num_patches = config.grid**2
         if num_patches > language.max_words:
@@ -66,7 +70,7 @@ class LQAE(nn.Module):
         # Moves with the model, so that no step copies it to a GPU anew.
         self.register_buffer("_word_ids", vocabulary.word_ids, persistent=False)
         embedding = language.word_embedding[vocabulary.word_ids]
-        self.quantizer = WordQuantizer(embedding, config.quantizer)
+        self.quantizer = WordQuantizer(embedding, config.quantizer, initialize=initialize)
         self.encoder = ImageEncoder(config.encoder, config.image_size, config.patch_size)
         self.projector = (
             nn.Identity()
@@ -83,13 +87,20 @@ class LQAE(nn.Module):
             self.layer_weights = nn.Parameter(torch.zeros(language.num_layers + 1))
 
     @classmethod
-    def build(cls, config: LQAEConfig) -> LQAE:
-        """Load the language model and the vocabulary that the configuration names, and build the model."""
+    def build(cls, config: LQAEConfig, *, initialize: bool = True) -> LQAE:
+        """Load the language model and the vocabulary that the configuration names, and build the model.
+
+        Args:
+            config: shapes and switches.
+            initialize: False where weights are read at once: none are drawn or computed.
+        """
         part = config.language
         language = load_language_model(
             part.name, random_weights=part.random_weights, random_seed=part.random_seed
         )
-        return cls(config, language, build_vocabulary(language, part.vocabulary))
+        vocabulary = build_vocabulary(language, part.vocabulary)
+        with initializing(initialize):
+            return cls(config, language, vocabulary, initialize=initialize)
 
     @property
     def language(self) -> LanguageModel:

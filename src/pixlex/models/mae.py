@@ -13,6 +13,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from pixlex.config.lqae import VisionConfig
 from pixlex.config.mae import MAEConfig
+from pixlex.nn.transformer import initializing
 from pixlex.nn.vit import IMAGENET_MEAN, IMAGENET_STD, sine_positions
 
 
@@ -49,9 +50,10 @@ class MAE(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     @classmethod
-    def build(cls, config: MAEConfig) -> MAE:
+    def build(cls, config: MAEConfig, *, initialize: bool = True) -> MAE:
         """Build the model; the counterpart of `LQAE.build`."""
-        return cls(config)
+        with initializing(initialize):
+            return cls(config)
 
     @classmethod
     def published(cls, folder: Path, name: str) -> MAE:

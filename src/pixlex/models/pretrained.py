@@ -11,7 +11,8 @@ from typing import Any, overload
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
 from pixlex.config.cbvila import CBViLAConfig
 from pixlex.config.frozen import FrozenConfig
@@ -59,26 +60,35 @@ _CONSEQUENCES: dict[type[Model], tuple[str, str]] = {
 
 
 @overload
-def build(config: LQAEConfig | VQVAEConfig | CBViLAConfig) -> Tokenizer: ...
+def build(config: LQAEConfig | VQVAEConfig | CBViLAConfig, *, initialize: bool = True) -> Tokenizer: ...
 @overload
-def build(config: MAEConfig | FrozenConfig | ReasonerConfig) -> MAE | Frozen | Reasoner: ...
+def build(
+    config: MAEConfig | FrozenConfig | ReasonerConfig, *, initialize: bool = True
+) -> MAE | Frozen | Reasoner: ...
 def build(
     config: LQAEConfig | VQVAEConfig | MAEConfig | FrozenConfig | CBViLAConfig | ReasonerConfig,
+    *,
+    initialize: bool = True,
 ) -> Model:
-    """Build an untrained model from the configuration of its family."""
+    """Build an untrained model from the configuration of its family.
+
+    Args:
+        config: of one of the families.
+        initialize: False where weights are read into the model at once: none are drawn or computed.
+    """
     match config:
         case LQAEConfig():
-            return LQAE.build(config)
+            return LQAE.build(config, initialize=initialize)
         case VQVAEConfig():
-            return VQVAE.build(config)
+            return VQVAE.build(config, initialize=initialize)
         case MAEConfig():
-            return MAE.build(config)
+            return MAE.build(config, initialize=initialize)
         case FrozenConfig():
-            return Frozen.build(config)
+            return Frozen.build(config, initialize=initialize)
         case CBViLAConfig():
-            return CBViLA.build(config)
+            return CBViLA.build(config, initialize=initialize)
         case ReasonerConfig():
-            return Reasoner.build(config)
+            return Reasoner.build(config, initialize=initialize)
 
 
 def family_of(model: Model) -> str:
@@ -105,7 +115,8 @@ def save(model: Model, folder: Path, *, trained_on: Sequence[str] = ()) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    content = to_bytes(weights, metadata={"format": "pt"})
+    write_atomically(folder / WEIGHTS, lambda path: path.write_bytes(content))
     config: dict[str, Any] = {
         "format": FORMAT,
         "family": _FAMILIES[type(model)],
@@ -171,7 +182,7 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
     settings = _model_config(config, language_model, folder)
     verify_weights(folder, config)
     check_shapes(settings, folder)
-    model = build(settings)
+    model = build(settings, initialize=False)
     language = language_of(model)
     if language is not None and language[1] != config["language"]["fingerprint"]:
         what, consequence = _CONSEQUENCES[type(model)]
@@ -188,6 +199,11 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"{folder / WEIGHTS} does not hold this model's weights: {error!s:.400}") from error
+    for key, weight in model.state_dict().items():
+        if weight.is_floating_point() and not weight.sum().isfinite() and not weight.isfinite().all():
+            raise ValueError(
+                f"{folder / WEIGHTS}: {key} is not finite; the training diverged, or it is damaged"
+            )
     return model.eval().requires_grad_(False)
 
 

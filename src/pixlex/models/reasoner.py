@@ -16,7 +16,7 @@ from pixlex.config.reasoning import ReasonerConfig
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.heads import MaskedWordHead
 from pixlex.nn.bert import AnswerDecoder, Context
-from pixlex.nn.transformer import initializer
+from pixlex.nn.transformer import initializer, initializing
 from pixlex.nn.wordpiece import TextTokenizer, load_tokenizer
 
 # Positions of answers whose logits over all words exist at the same time.
@@ -75,9 +75,10 @@ class Reasoner(nn.Module):
             self.class_head.apply(initializer(text.width))
 
     @classmethod
-    def build(cls, config: ReasonerConfig) -> Reasoner:
-        """Build the model with fresh weights."""
-        return cls(config, load_tokenizer(config.body.text.tokenizer))
+    def build(cls, config: ReasonerConfig, *, initialize: bool = True) -> Reasoner:
+        """Build the model with fresh weights; see `LQAE.build`."""
+        with initializing(initialize):
+            return cls(config, load_tokenizer(config.body.text.tokenizer))
 
     @classmethod
     def start(cls, config: ReasonerConfig, body: CBViLA, before: Reasoner | None = None) -> Reasoner:
@@ -92,7 +93,10 @@ class Reasoner(nn.Module):
         Raises:
             ValueError: the body's weights do not fit the configuration.
         """
-        model = cls(config, body.tokenizer)
+        with initializing(False):
+            model = cls(config, body.tokenizer)
+        if model.class_head is not None:
+            model.class_head.apply(initializer(config.body.text.width))
         try:
             model.body.load_state_dict(body.state_dict())
         except RuntimeError as error:

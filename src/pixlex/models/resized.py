@@ -16,6 +16,7 @@ from pixlex.config.run import describe_fields, value_at
 from pixlex.messages import quoted
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.reasoner import Reasoner
+from pixlex.nn.transformer import initializing
 
 # Parameters with a row for each patch -> the number of rows in front of those.
 _ON_GRID = {"image_encoder.positions": 1, "query.positions": 0, "class_patch_head.positions": 0}
@@ -70,7 +71,8 @@ def started(config: CBViLAConfig, model: CBViLA) -> CBViLA:
             if wanted[key] != there[key]
         )
         raise ValueError(f"the model to start from is of another shape: {names}")
-    fresh = CBViLA(config, model.tokenizer)
+    with initializing(False):
+        fresh = CBViLA(config, model.tokenizer)
     weights = model.state_dict()
     if config.grid != model.grid:
         for name, before in _ON_GRID.items():

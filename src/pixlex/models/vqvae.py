@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pixlex.config.lqae import VQVAEConfig
 from pixlex.nn.codebook import Quantized
 from pixlex.nn.learned_codebook import LearnedCodebook
+from pixlex.nn.transformer import initializing
 from pixlex.nn.vit import ImageEncoder, PixelDecoder
 
 
@@ -42,9 +43,10 @@ class VQVAE(nn.Module):
         self.decoder = PixelDecoder(config.decoder, config.image_size, config.patch_size, config.codebook_dim)
 
     @classmethod
-    def build(cls, config: VQVAEConfig) -> VQVAE:
+    def build(cls, config: VQVAEConfig, *, initialize: bool = True) -> VQVAE:
         """Build the model; the counterpart of `LQAE.build`."""
-        return cls(config)
+        with initializing(initialize):
+            return cls(config)
 
     @property
     def grid(self) -> int:

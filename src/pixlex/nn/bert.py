@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pixlex.nn.transformer import Attention, attend, initializer
+from pixlex.nn.transformer import Attention, attend, initializer, take_rows
 
 _EPSILON = 1e-12
 
@@ -32,9 +32,7 @@ class KeysValues:
 
     def rows(self, numbers: Int[Tensor, " R"]) -> KeysValues:
         """Return those of the contexts with these numbers."""
-        if self.keys.device.type == "cpu":  # several times faster backward, but not repeatable on a GPU
-            return KeysValues(self.keys.index_select(0, numbers), self.values.index_select(0, numbers))
-        return KeysValues(self.keys[numbers], self.values[numbers])
+        return KeysValues(take_rows(self.keys, numbers), take_rows(self.values, numbers))
 
 
 @dataclass(frozen=True)
@@ -84,11 +82,12 @@ class CrossAttention(nn.Module):
     Args:
         width: D, the width of queries and context.
         heads: number of heads; must divide the width.
+        dropout_rate: of the probabilities in training, in [0, 1).
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, dropout_rate: float = 0.0) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.dropout_rate = heads, dropout_rate
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
@@ -120,7 +119,8 @@ class CrossAttention(nn.Module):
         together = self.query(queries).view(groups).transpose(0, 1).reshape(num_contexts, -1, width)
         heads = together.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         if watch is None:
-            attended = attend(heads, context.keys, context.values, bias)
+            rate = self.dropout_rate if self.training else 0.0
+            attended = attend(heads, context.keys, context.values, bias, dropout_rate=rate)
         else:
             scores = heads @ context.keys.transpose(-1, -2) * heads.shape[-1] ** -0.5
             shares = torch.softmax(scores if bias is None else scores + bias, dim=-1)
@@ -137,7 +137,7 @@ class BertLayer(nn.Module):
         width: D, the width of the vectors.
         heads: attention heads.
         mlp_ratio: width of the hidden layer over D.
-        dropout_rate: of what each part adds, in [0, 1); attention scores are never dropped.
+        dropout_rate: of attention's probabilities and of what each part adds, in [0, 1), as in BERT.
         looks: whether there is cross-attention, as ALBEF places it between the two other parts.
     """
 
@@ -145,9 +145,9 @@ class BertLayer(nn.Module):
         self, width: int, heads: int, mlp_ratio: float, dropout_rate: float = 0.0, *, looks: bool = False
     ) -> None:
         super().__init__()
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, dropout_rate=dropout_rate)
         self.attention_norm = nn.LayerNorm(width, eps=_EPSILON)
-        self.cross_attention = CrossAttention(width, heads) if looks else None
+        self.cross_attention = CrossAttention(width, heads, dropout_rate) if looks else None
         self.cross_attention_norm = nn.LayerNorm(width, eps=_EPSILON) if looks else None
         self.expand = nn.Linear(width, int(width * mlp_ratio))
         self.contract = nn.Linear(int(width * mlp_ratio), width)
@@ -199,7 +199,7 @@ class TextEncoder(nn.Module):
         depth: number of layers.
         heads: attention heads.
         mlp_ratio: width of the feed-forward part over D.
-        dropout_rate: of embeddings and of what each part adds.
+        dropout_rate: of embeddings, of attention and of what each part adds.
     """
 
     def __init__(
@@ -261,7 +261,7 @@ class FusionEncoder(nn.Module):
         depth: number of layers.
         heads: attention heads.
         mlp_ratio: width of the feed-forward part over D.
-        dropout_rate: of what each part adds.
+        dropout_rate: of attention and of what each part adds.
     """
 
     def __init__(

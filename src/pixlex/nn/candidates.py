@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pixlex.batch import NotFinite
+
 BLOCK = 2048  # codewords compared at a time
 GROUP = 64  # codewords whose best score is looked at before their own; divides BLOCK
 ROW_MULTIPLE = 128  # rows of a product: oneDNN keeps about 1 MB for every shape it has met
@@ -121,7 +123,7 @@ def codeword_blocks(codebook: Tensor, center: Tensor | None, dtype: torch.dtype)
         dtype: bfloat16 or float32.
 
     Raises:
-        ValueError: a codeword holds a value that is not finite.
+        NotFinite: a codeword holds a value that is not finite.
     """
     width, device = codebook.shape[1], codebook.device
     exact = dtype == torch.float32
@@ -181,7 +183,7 @@ def _require_finite(block: Tensor, start: int) -> None:
     finite = torch.isfinite(block).all(1)
     if not finite.all():
         code = start + int((~finite).nonzero()[0, 0])
-        raise ValueError(f"codebook: expected finite values, got others in codeword {code}")
+        raise NotFinite(f"codebook: expected finite values, got others in codeword {code}")
 
 
 class Screening:

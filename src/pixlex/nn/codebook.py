@@ -14,6 +14,7 @@ from pixlex.batch import send
 from pixlex.config.lqae import QuantizerConfig
 from pixlex.nn.fused import available
 from pixlex.nn.nearest import PreparedCodebook, nearest_codeword, nearest_codewords
+from pixlex.nn.transformer import take_rows
 from pixlex.nn.whitening import Moments, Whitening
 
 
@@ -59,6 +60,7 @@ class WordQuantizer(nn.Module):
     Args:
         embedding: the word embeddings that may be codewords.
         config: the search.
+        initialize: False where principal directions are read at once: none are computed.
     """
 
     embedding: Tensor
@@ -66,7 +68,9 @@ class WordQuantizer(nn.Module):
     directions: Tensor
     scales: Tensor
 
-    def __init__(self, embedding: Float[Tensor, "K D"], config: QuantizerConfig) -> None:
+    def __init__(
+        self, embedding: Float[Tensor, "K D"], config: QuantizerConfig, *, initialize: bool = True
+    ) -> None:
         super().__init__()
         num_codewords, width = embedding.shape
         if config.search == "whitened" and config.search_dim > min(num_codewords, width):
@@ -84,7 +88,15 @@ class WordQuantizer(nn.Module):
         self.input_dim = config.search_dim if config.search == "whitened" else width
         if config.search == "whitened":
             self.whitening = Whitening(config.search_dim)
-            center, directions, scales = _principal_directions(self.embedding, config.search_dim)
+            center, directions, scales = (
+                _principal_directions(self.embedding, config.search_dim)
+                if initialize
+                else (
+                    torch.zeros(width),
+                    torch.zeros(width, config.search_dim),
+                    torch.ones(config.search_dim),
+                )
+            )
             # Saved with the model: signs of principal directions differ between machines, codes must not.
             self.register_buffer("center", center)
             self.register_buffer("directions", directions)
@@ -135,7 +147,7 @@ class WordQuantizer(nn.Module):
             candidates = self._search(z.detach(), codebook.detach(), generator)
             codes = candidates[..., 0]
             values = self.embedding[candidates].mean(2)
-            codewords = codebook[candidates].mean(2)
+            codewords = take_rows(codebook, candidates).mean(2)
             return Quantized(straight_through(back, values), codes, z, codewords, moments, back)
 
     def _search(self, z: Tensor, codebook: Tensor, generator: torch.Generator | None) -> Int[Tensor, "B N k"]:

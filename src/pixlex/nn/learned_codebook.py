@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pixlex.nn.codebook import Quantized, count_codes, straight_through
 from pixlex.nn.nearest import Metric, nearest_codeword
+from pixlex.nn.transformer import take_rows
 
 _ITERATIONS = 10
 
@@ -41,7 +42,7 @@ class LearnedCodebook(nn.Module):
             z = z.float()
             codes = nearest_codeword(z.detach().flatten(0, 1), self.weight.detach(), self.metric)
             codes = codes.view(z.shape[:2])
-            codewords = self.weight[codes]
+            codewords = take_rows(self.weight, codes)
             return Quantized(straight_through(z, codewords), codes, z, codewords)
 
     def sample(

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pixlex.batch import NotFinite
 from pixlex.nn.candidates import (
     BLOCK,
     Candidates,
@@ -41,7 +42,8 @@ class PreparedCodebook:
         metric: the metric of all its searches.
 
     Raises:
-        ValueError: an empty codebook, an unknown metric, or values that are not finite.
+        ValueError: an empty codebook, or an unknown metric.
+        NotFinite: a codeword holds values that are not finite.
     """
 
     def __init__(self, codebook: Float[Tensor, "K D"], metric: Metric = "cosine") -> None:
@@ -98,7 +100,7 @@ def nearest_codeword(
         Codes in [0, K), int64.
 
     Raises:
-        ValueError: as `nearest_codewords`.
+        ValueError, NotFinite: as `nearest_codewords`.
     """
     if not available(z.device):
         return nearest_codewords(z, codebook, metric, 1)[:, 0]
@@ -134,8 +136,9 @@ def nearest_codewords(
 
     Raises:
         ValueError: an empty codebook; widths or devices that differ; an unknown metric, or another one than
-            the codebook was prepared for; values that are not finite; `top_k` below 1 or above the number of
-            codewords (under `cosine`, of those with a direction).
+            the codebook was prepared for; `top_k` below 1 or above the number of codewords (under `cosine`, of
+            those with a direction).
+        NotFinite: vectors or codewords hold values that are not finite.
     """
     plain = _plain(codebook, metric)
     _check_vectors(z, plain, top_k)
@@ -282,7 +285,7 @@ def _check_vectors(z: Tensor, codebook: Tensor, top_k: int) -> None:
     finite = torch.isfinite(z).all(1)
     if not finite.all():
         row = int((~finite).nonzero()[0, 0])
-        raise ValueError(f"z: expected finite values, got others in row {row} of {len(z)}")
+        raise NotFinite(f"z: expected finite values, got others in row {row} of {len(z)}", row)
 
 
 def _too_few(top_k: int) -> ValueError:

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+def take_rows(rows: Float[Tensor, "N *shape"], numbers: Int[Tensor, "*places"]) -> Tensor:
+    """Return rows by their numbers, (*places, *shape); gradients of a row taken twice are summed in a fixed order.
+
+    Advanced indexing adds them by atomics on a CPU, so that a busy machine rounds otherwise than a quiet one;
+    `index_select` does on a GPU. Each is taken where it is repeatable (docs/decisions.md).
+    """
+    if rows.device.type != "cpu":
+        return rows[numbers]
+    return rows.index_select(0, numbers.flatten()).view(*numbers.shape, *rows.shape[1:])
 
 
 def attend(
@@ -17,6 +30,7 @@ def attend(
     values: Float[Tensor, "B h M d"],
     bias: Float[Tensor, "..."] | None = None,
     scale: float | None = None,
+    dropout_rate: float = 0.0,
 ) -> Float[Tensor, "B h N d"]:
     """Return softmax(q k^T * scale + bias) v.
 
@@ -29,14 +43,17 @@ def attend(
         values: as many heads.
         bias: added to the scores, broadcast; minus infinity hides a position.
         scale: 1 / sqrt(d) when None.
+        dropout_rate: of the probabilities, in [0, 1); what is given counts, in evaluation too.
     """
     if queries.device.type != "cpu" or queries.dtype != torch.bfloat16:
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)
+        return F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=bias, dropout_p=dropout_rate, scale=scale
+        )
     scores = (queries * (queries.shape[-1] ** -0.5 if scale is None else scale)) @ keys.transpose(-1, -2)
     # The dtype is stated because autocast would otherwise compute and keep the scores in float32.
     with torch.autocast("cpu", enabled=False):
         shares = torch.softmax(scores if bias is None else scores + bias.to(scores.dtype), dim=-1)
-        return shares @ values
+        return F.dropout(shares, dropout_rate) @ values
 
 
 class Attention(nn.Module):
@@ -46,11 +63,12 @@ class Attention(nn.Module):
         width: D, the width of the vectors.
         heads: number of heads; must divide the width.
         bias: whether the four linear maps carry biases.
+        dropout_rate: of the probabilities in training, in [0, 1).
     """
 
-    def __init__(self, width: int, heads: int, *, bias: bool = True) -> None:
+    def __init__(self, width: int, heads: int, *, bias: bool = True, dropout_rate: float = 0.0) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.dropout_rate = heads, dropout_rate
         self.query_key_value = nn.Linear(width, 3 * width, bias=bias)
         self.output = nn.Linear(width, width, bias=bias)
 
@@ -59,7 +77,10 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "B N D"]:
         """Return the attended sequence, without residual; `bias` is added to the scores (see `attend`)."""
         queries, keys, values = self.query_key_value(sequence).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        attended = attend(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), bias)
+        queries, keys, values = queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+        attended = attend(
+            queries, keys, values, bias, dropout_rate=self.dropout_rate if self.training else 0.0
+        )
         output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return output
 
@@ -137,6 +158,30 @@ class OfficialBlock(nn.Module):
         hidden = self.neighbors(on_grid).flatten(2).transpose(1, 2)
         output: Tensor = sequence + self.contract(self.hidden_norm(hidden))
         return output
+
+
+# By name: transformers puts functions of its own in the place of torch's.
+_DRAWS = {
+    f"{name}_"
+    for name in ("normal", "uniform", "trunc_normal", "kaiming_uniform", "kaiming_normal", "xavier_uniform")
+}
+
+
+class _NoDraws(TorchFunctionMode):
+    """Tensors keep what their memory held, where random numbers would have been drawn."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__name__", "") in _DRAWS:
+            return args[0] if args else given["tensor"]
+        return (torch.empty if func is torch.randn else func)(*args, **given)
+
+
+def initializing(initialize: bool) -> AbstractContextManager[object]:
+    """Let modules that are built inside draw their weights, or not: those that are read replace them."""
+    return nullcontext() if initialize else _NoDraws()
 
 
 def initializer(width: int) -> Callable[[nn.Module], None]:

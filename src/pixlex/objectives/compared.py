@@ -20,6 +20,7 @@ from pixlex.losses.matching import IGNORED, image_text_matching_loss
 from pixlex.models.cbvila import START_TEMPERATURE, CBViLA
 from pixlex.nn.bert import Context
 from pixlex.nn.masking import mask_words
+from pixlex.nn.transformer import take_rows
 from pixlex.objectives.draws import Draws
 
 
@@ -147,9 +148,8 @@ def _matched(
     """
     other_texts, other_images = opposed
     everyone = _everyone(text)
-    against = TextStates(
-        everyone.vectors[other_texts.clamp_min(0)], everyone.key_padding[other_texts.clamp_min(0)]
-    )
+    numbers = other_texts.clamp_min(0)
+    against = TextStates(take_rows(everyone.vectors, numbers), everyone.key_padding[numbers])
     parts = [text, against] + ([] if masked is None else [TextStates(*masked)])
     length = max(part.vectors.shape[1] for part in parts)
     padded = [_padded(part, length) for part in parts]
@@ -161,7 +161,7 @@ def _matched(
     if distributed.world_size() == 1:
         other = context.rows(other_images.clamp_min(0))
     else:
-        other = model.look_at_images(distributed.gather_rows(seen)[other_images.clamp_min(0)])
+        other = model.look_at_images(take_rows(distributed.gather_rows(seen), other_images.clamp_min(0)))
     elsewhere = model.fusion(text.vectors, other, text.key_padding)
     size = len(seen)
     logits = model.matching_head(torch.cat([fused[: 2 * size, 0], elsewhere[:, 0]]))
@@ -204,7 +204,7 @@ def _masked_language(model: CBViLA, fused: Tensor, word_ids: Tensor, masked: Hid
     """Return the cross-entropy of hidden words (equation 6), the mean over all processes' words."""
     hidden = masked.places
     return masked_word_loss(
-        model.masked_word_head(fused.flatten(0, 1)[hidden]),
+        model.masked_word_head(take_rows(fused.flatten(0, 1), hidden)),
         word_ids.flatten()[hidden],
         model.text_encoder.words.weight,
         model.masked_word_head.bias,

@@ -18,6 +18,7 @@ from pixlex.models.lqae import LQAE, LQAEOutput
 from pixlex.models.vqvae import VQVAE
 from pixlex.nn.codebook import Quantized, count_codes, perplexity
 from pixlex.nn.masking import random_mask
+from pixlex.nn.transformer import take_rows
 from pixlex.objectives.codebook_care import revive
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 
@@ -101,7 +102,7 @@ class LQAEObjective(Objective):
         language = self.model.language
         weight, bias = language.head_weight_and_bias()
         return masked_word_loss(
-            language.predict(output.language.last).flatten(0, 1)[hidden],
+            take_rows(language.predict(output.language.last).flatten(0, 1), hidden),
             self.model.word_ids(output.quantized.codes.flatten()[hidden]),
             weight,
             bias,

@@ -15,6 +15,7 @@ from pixlex.data.answers import agreement_targets
 from pixlex.losses.masked import masked_word_loss
 from pixlex.messages import quoted
 from pixlex.models.reasoner import Reasoner
+from pixlex.nn.transformer import take_rows
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 
 _READ = ("image_encoder.", "text_encoder.", "image_projector.", "fusion.")
@@ -79,7 +80,7 @@ class ReasoningObjective(Objective):
         factors = torch.tensor([weight for _, _, weight in flat]).unsqueeze(1).expand_as(targets)
         assert model.word_head is not None
         return masked_word_loss(
-            vectors.flatten(0, 1)[send(shown.flatten().nonzero()[:, 0], device)],
+            take_rows(vectors.flatten(0, 1), send(shown.flatten().nonzero()[:, 0], device)),
             send(targets[shown], device),
             model.body.text_encoder.words.weight,
             model.word_head.bias,

@@ -28,7 +28,7 @@ from pixlex.search.parts import DamagedIndex, Entry
 from pixlex.search.queries import lasting_description, query_text
 from pixlex.search.rerank import first_stage, second_stage
 from pixlex.search.results import SCORES, Score, SearchResult
-from pixlex.search.store import Head, Store, read_head, write_head, writing
+from pixlex.search.store import Head, Store, is_fresh, read_head, write_head, writing
 from pixlex.search.update import UpdateResult, update_store
 
 # Longest text in words (tokens), as `pixlex evaluate retrieval` takes them.
@@ -87,7 +87,7 @@ class ImageIndex:
             ValueError: the folder is no index, or one of another model; `DamagedIndex` for a damaged file.
         """
         folder = Path(path)
-        fresh = create and (not folder.exists() or (folder.is_dir() and not any(folder.iterdir())))
+        fresh = create and is_fresh(folder)
         if fresh and model is None:
             raise ValueError(f"{folder} is to become an index: expected the model that makes its vectors")
         known = None if fresh else read_head(folder)
@@ -108,7 +108,9 @@ class ImageIndex:
         if known is None:
             folder.mkdir(parents=True, exist_ok=True)
             width = network.config.contrastive_dim
-            write_head(folder, Head(name, digest, precision, width, None, revision, language_model))
+            with writing(folder):
+                if is_fresh(folder):  # two commands may begin at once
+                    write_head(folder, Head(name, digest, precision, width, None, revision, language_model))
         head = read_head(folder)
         if head.fingerprint != digest:
             changed = " (it has changed since, or this version describes it otherwise)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from pixlex.files import Damaged, read_json, write_json
+from pixlex.files import Damaged, locked, read_json, write_json
 from pixlex.models.inference import Precision
 from pixlex.search.parts import (
     DamagedIndex,
@@ -24,6 +23,7 @@ from pixlex.search.parts import (
 )
 
 HEAD, PARTS = "index.json", "parts"
+_LOCK = "lock"
 _FORMAT = 1
 
 # Rows that are looked at, or written into one part, at once: 64 MiB of 256 numbers each.
@@ -88,6 +88,15 @@ def read_head(folder: Path) -> Head:
         ) from fault
 
 
+def is_fresh(folder: Path) -> bool:
+    """Whether an index can begin in a folder: there is nothing, or what a command left that has just begun."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(
+        path.name == _LOCK or path.name.endswith(".partial") for path in folder.iterdir()
+    )
+
+
 def write_head(folder: Path, head: Head) -> None:
     """Write what an index is of, in one move."""
     write_json(folder / HEAD, {"format": _FORMAT, **asdict(head)})
@@ -100,11 +109,7 @@ def writing(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process holds it.
     """
-    with (folder / "lock").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as fault:
-            raise ValueError(f"{folder} is being written by another process") from fault
+    with locked(folder / _LOCK, f"{folder} is being written by another process"):
         for leftover in (folder / PARTS).glob(".*.partial"):
             leftover.unlink(missing_ok=True)
         yield

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from pixlex.batch import Skipped
+from pixlex.batch import NotFinite, Skipped
 from pixlex.config.cbvila import CBViLAConfig
 from pixlex.data.ahead import prepared_batches
 from pixlex.data.broken import FILE_NAME, BrokenImages
@@ -193,15 +193,14 @@ class _Pass:
         """Embed what must be embedded; keep the rest as it is.
 
         Raises:
-            ValueError: the model gives vectors that are not finite.
+            NotFinite: the model gives vectors that are not finite.
         """
         new = [(one, one.pixels) for one in batch if one.pixels is not None]
         if new:
-            vectors = self.embed(torch.stack([pixels for _, pixels in new])).numpy()
-            if not np.isfinite(vectors).all():
-                raise ValueError(
-                    f"the model gives vectors that are not finite, first for {new[0][0].entry.key}"
-                )
+            try:
+                vectors = self.embed(torch.stack([pixels for _, pixels in new])).numpy()
+            except NotFinite as fault:
+                raise NotFinite(f"{new[fault.row or 0][0].entry.key}: {fault}", fault.row) from fault
             for (one, _), vector in zip(new, vectors, strict=True):
                 self.pending.add(one.entry, vector, one.candidate.before)
             self.embedded += len(new)

@@ -20,7 +20,12 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     """Write the state after `step` finished steps and drop all but the `keep` newest checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
-    write_atomically(path, lambda temporary: torch.save({"step": step, **state}, temporary))
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # torch alone would not say what the disk refused
+            torch.save({"step": step, **state}, file)
+
+    write_atomically(path, write)
     for old in checkpoints(folder)[:-keep]:
         old.unlink()
     return path

@@ -38,7 +38,7 @@ from pixlex.train.sharding import (
     whole_state,
 )
 from pixlex.train.tracking import Tracker
-from pixlex.train.waiting import LossNotFinite, Reading, read_ahead
+from pixlex.train.waiting import LossNotFinite, Reading, read_ahead, reporting
 
 __all__ = ["Callbacks", "LossNotFinite", "fit"]
 
@@ -121,7 +121,7 @@ def fit(
             with meter.waiting():
                 batch = next(stream)
             callbacks.observe(batch)
-            with meter.step(phase.name):
+            with meter.step(phase.name), reporting(step_number, batch.keys, folder, "patches or codewords"):
                 unread.append(
                     _step(wrapped, objective, optimizer, batch.to(device), phase, step_number, config)
                 )
@@ -142,7 +142,11 @@ def fit(
             if saves or last or stops:
                 _save(objective, optimizer, folder / "checkpoints", step_number, config.keep_checkpoints)
             if evaluates and callbacks.evaluate is not None:
-                with _put_together(objective, whole, device), torch.compiler.set_stance("force_eager"):
+                with (
+                    _put_together(objective, whole, device),
+                    torch.compiler.set_stance("force_eager"),
+                    reporting(step_number, (), folder, "the evaluation"),
+                ):
                     numbers = callbacks.evaluate(step_number)  # as `pixlex evaluate` will
                 if tracker is not None:
                     tracker.log(step_number, numbers)

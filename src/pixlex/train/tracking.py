@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pixlex.files import Damaged, sealed, unsealed
+from pixlex.files import Damaged, naming, sealed, unsealed, write_text
 from pixlex.messages import not_installed
 
 METRICS = "metrics.jsonl"
@@ -38,14 +38,15 @@ class Tracker:
         self._wandb = _start_wandb(folder, config) if wandb else None
         path = folder / METRICS
         kept = [line for line in read_metrics(path) if line["step"] <= first_step]
-        path.write_text("".join(json.dumps(sealed(line)) + "\n" for line in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+        write_text(path, "".join(json.dumps(sealed(line)) + "\n" for line in kept))
+        self._path, self._file = path, path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write the values of one step; keys read `phase/term`."""
-        self._file.write(json.dumps(sealed({"step": step, **values})) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(sealed({"step": step, **values})) + "\n")
+            self._file.flush()
         for key, value in values.items():
             self._events.add_scalar(key, value, step)
         if self._wandb is not None:

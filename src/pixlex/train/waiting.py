@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pixlex.batch import ImageBatch
+from pixlex.batch import ImageBatch, NotFinite
+from pixlex.files import write_text
 from pixlex.objectives.phase import LossTerms
 
 
@@ -93,16 +95,43 @@ class Reading:
         found = {**self._plain, **dict(zip(self._names, self._numbers.tolist(), strict=True))}
         values = {name: float(found[name]) for name in self._order}
         if not all(math.isfinite(values[name]) for name in self._must_be_finite):
-            self._report(values, folder)
+            bad = [name for name, value in values.items() if not math.isfinite(value)]
+            raise not_finite(self.step, bad, self._keys, folder, values)
         return values
 
-    def _report(self, values: Mapping[str, float], folder: Path) -> None:
-        """Write down step, terms and images, and stop."""
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        record = {"step": self.step, "not_finite": bad, "values": {k: repr(v) for k, v in values.items()}}
-        path = folder / "not-finite.json"
-        path.write_text(json.dumps({**record, "images": list(self._keys)}, indent=2) + "\n", encoding="utf-8")
-        raise LossNotFinite(
-            f"step {self.step}: {', '.join(bad)} not finite; terms and images are in {path}. The newest "
-            "checkpoint is untouched; a lower train.learning_rate or train.precision=fp32 may help"
-        )
+
+@contextmanager
+def reporting(step: int, keys: tuple[str, ...], folder: Path, what: str) -> Iterator[None]:
+    """Report a step whose numbers stopped being finite before there was a loss.
+
+    Args:
+        step: steps finished before this one.
+        keys: names of its images.
+        folder: the run folder.
+        what: what is computed inside.
+
+    Raises:
+        LossNotFinite: in place of `NotFinite`.
+    """
+    try:
+        yield
+    except NotFinite as fault:
+        raise not_finite(step, [f"{what} ({fault})"], keys, folder) from fault
+
+
+def not_finite(
+    step: int,
+    bad: Sequence[str],
+    keys: Sequence[str],
+    folder: Path,
+    values: Mapping[str, float] | None = None,
+) -> LossNotFinite:
+    """Write down step, terms and images in `not-finite.json`; return the error that names it."""
+    shown = {name: repr(value) for name, value in (values or {}).items()}
+    record = {"step": step, "not_finite": list(bad), "values": shown, "images": list(keys)}
+    path = folder / "not-finite.json"
+    write_text(path, json.dumps(record, indent=2) + "\n")
+    return LossNotFinite(
+        f"step {step}: {', '.join(bad)} not finite; terms and images are in {path}. The newest "
+        "checkpoint is untouched; a lower train.learning_rate or train.precision=fp32 may help"
+    )

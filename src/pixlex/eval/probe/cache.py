@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -27,7 +26,7 @@ from pixlex.data.transforms import evaluation_transform
 from pixlex.eval.probe.classifier import Part
 from pixlex.eval.probe.features import columns_of, image_features, weights_fingerprint
 from pixlex.eval.probe.sets import LabeledImages
-from pixlex.files import Damaged, read_json, write_json
+from pixlex.files import Damaged, locked, read_json, write_json
 from pixlex.messages import printable
 from pixlex.models.inference import Precision, compute_rows
 from pixlex.models.pretrained import Tokenizer
@@ -148,7 +147,8 @@ def _prepared(
     with ExitStack() as held:
         if distributed.is_first():
             place.mkdir(parents=True, exist_ok=True)
-            held.enter_context(_locked(place / "lock"))
+            refusal = f"the features in {place} are being computed by another process"
+            held.enter_context(locked(place / "lock", refusal))
         width = sum(extraction.widths.values())
         finished = distributed.from_first(lambda: _read(place, header, (len(images), width)))
         if finished is not None:
@@ -344,16 +344,3 @@ def _read(place: Path, header: Mapping[str, Any], shape: tuple[int, int]) -> dic
     except (OSError, Damaged, KeyError, TypeError):
         return None
     return entry if whole else None
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process, however it ends."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as fault:
-            raise ValueError(
-                f"the features in {path.parent} are being computed by another process"
-            ) from fault
-        yield
