@@ -36,6 +36,7 @@ Codes = tuple[int, ...]
 PARTS = "_parts.json"
 
 _ROWS_AT_ONCE = 4096
+_AROUND = 12  # bytes of a Parquet file around pages and metadata
 # The last is the byte order mark, which would be dropped where it begins a file.
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\ufeff": "\\f"}
 
@@ -277,14 +278,20 @@ def _read_parquet(path: Path, tokenizer: ImageTokenizer) -> Iterator[tuple[str, 
                 for row in batch.to_pylist()
             )
             groups = range(file.metadata.num_row_groups)
-            if sum(file.metadata.row_group(one).num_rows for one in groups) != file.metadata.num_rows:
+            pages = path.stat().st_size - file.metadata.serialized_size - _AROUND
+            rows_of_parts = sum(file.metadata.row_group(one).num_rows for one in groups)
+            if rows_of_parts != file.metadata.num_rows or (pages and not rows_of_parts):
                 raise Damaged(f"{path} is damaged: its parts have not as many rows as the whole")
+            read = 0
             for number, row in enumerate(rows):
                 try:
                     codes = _codes_of(verified(row), tokenizer)
                 except ValueError as fault:
                     raise ValueError(f"{path.name} row {number}: {fault}") from fault
                 yield str(row.get("key", number)), codes
+                read = number + 1
+            if read != file.metadata.num_rows:
+                raise Damaged(f"{path} is damaged: {read} of {file.metadata.num_rows} rows can be read")
     except (pa.ArrowException, OSError, UnicodeDecodeError) as fault:
         raise ValueError(f"{path} cannot be read as parquet: {fault!s:.200}") from fault
 
