@@ -78,7 +78,7 @@ def compute_rows(
                 raise RuntimeError(
                     f"{device} does not hold a pass of {size} images: a smaller batch size may fit"
                 ) from fault
-            if not (finite := part.isfinite().view(len(part), -1).all(1)).all():
+            if not (finite := part.isfinite().reshape(len(part), -1).all(1)).all():
                 raise _not_finite(len(inputs), number * size + int((~finite).nonzero()[0, 0]))
             parts.append(part)
     return torch.cat(parts)
