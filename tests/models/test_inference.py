@@ -121,3 +121,9 @@ def test_too_large_a_pass_is_named() -> None:
         compute_rows(torch.zeros(1, 2), compute, grid=4, device=CPU)
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
         compute_rows(torch.zeros(1, 2), compute, grid=4, device=CPU, batch_size=0)
+
+
+def test_rows_may_lie_in_memory_as_they_like() -> None:
+    """What a decoder folds from patches is not contiguous."""
+    inputs = torch.arange(24.0).reshape(2, 3, 4)
+    assert torch.equal(compute_rows(inputs, lambda rows: rows.mT, grid=14, device=CPU), inputs.mT)
