@@ -263,3 +263,11 @@ def test_no_flipped_bit_is_silent(name: str, tmp_path: Path, unchecked_shapes: N
     paths, draw = kind.write(tmp_path), random.Random(name)
     found = [flip(kind, paths, tmp_path, draw) for _ in range(FLIPS)]
     assert "error" in found or "less" in found
+
+
+def test_a_journal_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    """The first line of a device never ends; another's pipe is left alone."""
+    path = tmp_path / "codes.journal"
+    path.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=r"codes\.journal is no file but a device"):
+        Journal(path, {})

@@ -242,7 +242,7 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: it cannot be read at all.
     """
     try:
-        return unsealed(path.read_bytes())
+        return unsealed(read_regular(path))
     except Damaged as fault:
         raise Damaged(f"{path} is damaged: {fault}") from fault
 

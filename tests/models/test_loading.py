@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,4 +92,19 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"safetensors: network\.decoder\.decoder_pred\.weight is not finite"
     ):
+        pretrained.load_any(str(tmp_path))
+
+
+@pytest.mark.parametrize("checksum", [True, False])
+def test_weights_that_are_no_file_are_never_waited_for(tmp_path: Path, *, checksum: bool) -> None:
+    """Directories from before there were checksums are read for their shapes first."""
+    pretrained.save(tiny_mae(), tmp_path)
+    if not checksum:
+        config = tmp_path / "config.json"
+        values = json.loads(config.read_text())
+        config.write_text(json.dumps({name: values[name] for name in ("format", "family", "model")}))
+    weights = tmp_path / "model.safetensors"
+    weights.unlink()
+    weights.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=r"model\.safetensors is no file but a device"):
         pretrained.load_any(str(tmp_path))

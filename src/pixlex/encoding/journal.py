@@ -15,7 +15,7 @@ from typing import Any
 from pixlex.api import ImageTokenizer
 from pixlex.data.sources import ImageSource
 from pixlex.encoding.files import EncodedImage
-from pixlex.files import Damaged, sealed, unsealed
+from pixlex.files import Damaged, open_regular, sealed, unsealed
 from pixlex.models.pretrained import fingerprint
 
 _FORMAT = 1
@@ -43,6 +43,8 @@ class Journal:
     def __init__(self, path: Path, header: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.path = path
         self._places: dict[int, int] = {}  # index of an image -> where its line begins
+        if path.exists():  # what is no file has no end, or cannot be read again
+            open_regular(path).close()
         self._file = path.open("a+b")
         try:
             self._lock()

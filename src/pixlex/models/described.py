@@ -15,7 +15,7 @@ from pixlex.config.lqae import LQAEConfig, VisionConfig, VQVAEConfig
 from pixlex.config.mae import MAEConfig
 from pixlex.config.reasoning import ReasonerConfig
 from pixlex.config.run import FAMILIES
-from pixlex.files import read_json
+from pixlex.files import open_regular, read_json
 from pixlex.messages import printable
 
 CONFIG = "config.json"
@@ -98,7 +98,7 @@ def weights_checksum(folder: Path) -> str:
         ValueError: they cannot be read.
     """
     try:
-        with (folder / WEIGHTS).open("rb") as file:
+        with open_regular(folder / WEIGHTS) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ValueError(f"{folder / WEIGHTS} cannot be read: {error}") from error
@@ -115,7 +115,7 @@ def check_shapes(config: ModelConfig, folder: Path) -> None:
     """
     path = folder / WEIGHTS
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_regular(path), safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} does not hold this model's weights: {error!s:.200}") from error
