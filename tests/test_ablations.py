@@ -21,6 +21,7 @@ from pixlex.eval.few_shot.episodes import setting_of
 from pixlex.eval.few_shot.sampling import sample_episodes
 from pixlex.models import pretrained
 from pixlex.nn.language import load_language_model
+from pixlex.report.ablations import ablation_table
 from pixlex.runs import sole_writer
 from pixlex.train.loop import LossNotFinite
 
@@ -202,6 +203,14 @@ def test_recipes_that_do_not_fit(recipe: str) -> None:
         plan(recipe, ["data.validation="], select_rows(["B"]))
 
 
+@pytest.mark.parametrize(
+    ("group", "shown"), [("A", True), ("mask-ratio", False), ("base", False), ("IV", False)]
+)
+def test_row_c_is_spoken_of_among_rows_of_its_table(group: str, shown: bool) -> None:
+    row = {"name": "x", "title": "", "group": group, "failure": "", "verdicts": [], "numbers": {}}
+    assert ("| C | the paper lists row C" in ablation_table([row])) == shown
+
+
 def test_the_command_leaves_table_and_figures(
     tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,7 +222,6 @@ def test_the_command_leaves_table_and_figures(
     assert [row["name"] for row in answer["rows"]] == ["base", "mask-0", "mask-0.3"]
     table = (out / "table.md").read_text()
     assert "| mask-0.3 | 30% of the words hidden in training |" in table
-    assert "| C | the paper lists row C" in table
     for name in ("rows.png", "mask-ratio.png"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 200

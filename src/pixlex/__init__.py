@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pixlex import search as search
     from pixlex.api import ImageReasoner as ImageReasoner
     from pixlex.api import ImageTokenizer as ImageTokenizer
     from pixlex.api import load as load
@@ -20,6 +22,8 @@ def __getattr__(name: str) -> Any:
         from pixlex import api
 
         return getattr(api, name)
+    if name == "search":
+        return import_module("pixlex.search")
     raise AttributeError(f"module 'pixlex' has no attribute {name!r}")
 
 

@@ -15,7 +15,14 @@ from pixlex.data.decoding import UnreadableImage, load_image
 from pixlex.data.doctor import inspect_source
 from pixlex.data.images import open_source
 from pixlex.data.lists import open_list
-from pixlex.data.sources import FileSource, ImageSource, PassedOverWarning, open_folder, open_image_files
+from pixlex.data.sources import (
+    FileSource,
+    ImageSource,
+    PassedOverWarning,
+    open_folder,
+    open_image_files,
+    read_file,
+)
 
 Picture = Callable[..., bytes]
 
@@ -78,6 +85,9 @@ def test_links_are_followed_and_each_folder_is_read_once(tmp_path: Path, picture
     for index, sentence in ((2, "the file does not exist"), (3, "Too many levels of symbolic links")):
         with pytest.raises(UnreadableImage, match=sentence):
             source.read(index)
+    with pytest.raises(UnreadableImage) as fault:
+        read_file(Path("nowhere.png"), "nowhere.png")
+    assert str(fault.value) == "nowhere.png: the file does not exist"
 
 
 def test_only_regular_files_are_read(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,6 +54,14 @@ def test_answers_that_the_words_tell_need_no_image() -> None:
         "same", ScenesSource("train", 40), 1, ("is it so",) * 40, answers, tuple(map(str, range(40)))
     )
     assert text_alone("vqa", same, same).words == 0.5
+
+
+def test_few_texts_with_many_answers_are_no_matter_for_warnings() -> None:
+    one = tuple(map(str, range(6)))
+    items = ReasoningSource("items", ScenesSource("train", 6), 1, one, tuple((name,) for name in one), one)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert text_alone("vqa", items, items).words is not None
 
 
 def test_the_classifier_learns_from_some_items(monkeypatch: pytest.MonkeyPatch) -> None:

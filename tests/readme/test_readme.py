@@ -111,6 +111,9 @@ def test_commands_and_program_run(
     exec(program, names)
     assert isinstance(names["images"], torch.Tensor)
     assert names["images"].shape == (1, 3, 32, 32)
+    (line,) = re.findall(r"`(pixlex\.search\.[^`]+)`", (checkout / "README.md").read_text())
+    monkeypatch.delattr("pixlex.search")  # as before its first import
+    assert eval(line, names)
 
 
 def test_named_recipes_and_documents_exist(checkout: Path) -> None:

@@ -66,6 +66,16 @@ def test_a_row_is_original_words_reconstruction(tmp_path: Path) -> None:
             assert abs(np.argwhere(written).mean(0) - CELL / 2).max() < 8
 
 
+def test_titles_keep_to_their_columns(tmp_path: Path) -> None:
+    images = two_images(32)[:, :, ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3)
+    words = [["a"] * 4] * 2
+    sheet = pixels(reconstruction_grid(images, images, words, 2, tmp_path / "grid.png"))
+    side = (sheet.shape[1] - 2 * MARGIN - 2 * GAP) // 3
+    for column in (1, 2):
+        gap = MARGIN + column * (side + GAP) - GAP
+        assert len(np.unique(sheet[: MARGIN + TITLE, gap : gap + GAP])) == 1
+
+
 def test_without_words_there_are_two_columns(tmp_path: Path) -> None:
     images = two_images(32)
     sheet = pixels(reconstruction_grid(images, images, None, 4, tmp_path / "grid.png"))

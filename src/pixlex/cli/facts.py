@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import textwrap
 from argparse import Namespace
 from dataclasses import asdict
@@ -113,7 +114,7 @@ def _first_sentence(recipe: str) -> str:
         if not line.startswith("#"):
             break
         comment.append(line.removeprefix("#").strip())
-    return " ".join(comment).split(". ")[0].removesuffix(".")
+    return re.split(r"(?<!et al)\. ", " ".join(comment))[0].removesuffix(".")
 
 
 def _shown(value: Any) -> str:

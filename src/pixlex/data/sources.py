@@ -182,7 +182,7 @@ def read_file(path: Place, key: str) -> bytes:
     except Unreachable:
         raise
     except (FileNotFoundError, NoSuchFile) as fault:
-        raise UnreadableImage(key, f"{NO_FILE}: {path}") from fault
+        raise UnreadableImage(key, NO_FILE if str(path) == key else f"{NO_FILE}: {path}") from fault
     except OSError as fault:
         raise UnreadableImage(key, f"the file cannot be read: {fault.strerror or fault}") from fault
     except ValueError as fault:  # a zero byte in a path

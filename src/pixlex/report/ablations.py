@@ -36,7 +36,7 @@ def ablation_table(rows: Sequence[Row], published: PublishedTable | None = None)
             continue
         cells = (_cell(column, row["numbers"].get(column)) for column in columns)
         lines.append(_line([row["name"], row["title"], *cells]))
-    if not any(row["group"] == "IV" for row in rows):
+    if {row["group"] for row in rows} - {"base", "mask-ratio", "IV"}:  # LQAE's Table 3
         lines += [_line([name, why]) for name, why in NOT_DESCRIBED.items()]
     if published is not None:
         recalls = [column for column in columns if column.startswith("retrieval/")]

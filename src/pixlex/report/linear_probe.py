@@ -123,7 +123,7 @@ def _write_page(
     introduction = (
         f"A linear classifier of {result.num_classes} classes on features of frozen models: fitted on "
         f"{result.num_train:,} images of {values['train']}, measured on {result.num_test:,} of "
-        f"{values['test']}. The strength of its regularization was chosen on {result.num_validation:,} other "
+        f"{values['test']}. The strength of its regularization was chosen on {result.num_validation:,} "
         "images, never on the test images. Intervals are 95 % (Wilson), for the draw of the test images."
     )
     blocks = [
@@ -203,7 +203,11 @@ def _confused(row: ProbeRow, class_names: Sequence[str]) -> Iterator[str]:
     np.fill_diagonal(wrong, 0)
     worst = np.argsort(-wrong, axis=None, kind="stable")[:10]
     pairs = [divmod(int(place), len(class_names)) for place in worst]
-    texts = [f"{class_names[a]} for {class_names[b]}, {wrong[a, b]} times" for a, b in pairs if wrong[a, b]]
+    texts = [
+        f"{class_names[a]} for {class_names[b]}, {'once' if wrong[a, b] == 1 else f'{wrong[a, b]} times'}"
+        for a, b in pairs
+        if wrong[a, b]
+    ]
     yield f"<h2>Classes: {escape(row.name)}</h2>"
     yield _list(
         [f"best: {named(order[:count])}", f"worst: {named(order[::-1][:count])}"]

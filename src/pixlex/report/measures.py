@@ -44,7 +44,7 @@ MEASURES = {
     "image_text_contrastive": Measure("contrast of images and texts", "nats", "lower"),
     "image_text_matching": Measure("matching of images and texts", "nats", "lower"),
     "masked_image": Measure("cross-entropy of hidden codes", "nats", "lower"),
-    "masked_image_gain": Measure("entropy of the codes less that", "nats", "higher"),
+    "masked_image_gain": Measure("entropy of the codes less cross-entropy of hidden ones", "nats", "higher"),
     "pixel": Measure("error of normalized pixels", "MSE", "lower"),
     "quantization_error_share": Measure("quantization error over variance", "%", "lower"),
     "temperature": Measure("temperature of the contrast"),

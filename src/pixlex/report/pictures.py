@@ -117,7 +117,7 @@ def labeled_rows(columns: Mapping[str, Float[Tensor, "E 3 H W"]], labels: Sequen
     letters = int((width - 2 * _MARGIN) / 8.2)
     for column, (title, rows) in enumerate(columns.items()):
         left = _MARGIN + column * (side + _GAP)
-        draw.text((left, _MARGIN), title, fill=_INK, font=font(18))
+        _draw_title(draw, title, left, side)
         for row, image in enumerate(rows):
             sheet.paste(enlarged(image, scale), (left, _MARGIN + _TITLE + row * step))
     for row, texts in enumerate(lines):
@@ -136,7 +136,7 @@ def _write_sheet(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], p
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
-        draw.text((_MARGIN + column * (side + _GAP), _MARGIN), title, fill=_INK, font=font(18))
+        _draw_title(draw, title, _MARGIN + column * (side + _GAP), side)
     for row, panels in enumerate(rows):
         top = _MARGIN + _TITLE + row * (side + _GAP)
         for column, panel in enumerate(panels):
@@ -144,6 +144,12 @@ def _write_sheet(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], p
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, format="PNG")
     return path
+
+
+def _draw_title(draw: ImageDraw.ImageDraw, title: str, left: int, side: int) -> None:
+    """Write the title of a column no wider than the column."""
+    size = next((size for size in range(18, 8, -1) if font(size).getlength(title) <= side), 8)
+    draw.text((left, _MARGIN), title, fill=_INK, font=font(size))
 
 
 def _check(

@@ -38,7 +38,7 @@ class Needed:
         return max(self.state, self.state * 3 // 4 + self.activations)
 
     def __str__(self) -> str:
-        return f"at least {self.parameters / 1e6:,.1f} million parameters, {_size(self.memory)} of memory"
+        return f"at least {_count(self.parameters)} parameters, {_size(self.memory)} of memory"
 
 
 def needed(run: Run) -> Needed:
@@ -73,7 +73,7 @@ def check_memory(run: Run) -> None:
     there = memory_of(device)
     if there is not None and least.memory * processes > there:
         raise ValueError(
-            f"this run cannot fit: its {least.parameters / 1e6:,.1f} million parameters need at least "
+            f"this run cannot fit: its {_count(least.parameters)} parameters need at least "
             f"{_size(least.state * processes)} with gradients and moments, activations of "
             f"{least.images * processes:,} images {_size(least.activations * processes)}, and "
             f"{device} has {_size(there)}: expected a smaller train.batch_size, "
@@ -126,6 +126,11 @@ def _lines(path: str) -> list[str]:
         return Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
+
+
+def _count(count: int) -> str:
+    """Return a number of parameters for people."""
+    return f"{count / 1e6:,.1f} million" if count >= 1e5 else f"{count:,}"
 
 
 def _size(count: int) -> str:
