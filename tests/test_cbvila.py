@@ -18,6 +18,7 @@ import torch.distributed as dist
 import pixlex
 from pixlex import runs
 from pixlex.config.run import Run, run_from, write_run
+from pixlex.files import read_json
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.train.checkpoint import checkpoints
@@ -222,7 +223,7 @@ def test_a_model_without_contrast_says_so(call: Call, trained: Path, language: P
 def test_pretraining_command(call: Call, trained: Path, tmp_path: Path) -> None:
     """The numbers of the run's own evaluation at its end, retrieval aside; pictures and a page."""
     arguments = ("--data", "embedded:scenes:test:12", "--batch-size", 5, "--quiet", "--json", "--precision")
-    run = json.loads((trained / "results.json").read_text())
+    run = read_json(trained / "results.json")
     precision = "bf16" if "precision: bf16" in (trained / "config.yaml").read_text() else "fp32"
     code, out, _ = call(
         "evaluate", "pretraining", "--model", trained, *arguments, precision, "--out", tmp_path / "out"

@@ -228,7 +228,10 @@ def test_missing_extras_fail_and_are_named(
     run: Callable[..., Outcome],
 ) -> None:  # fmt: skip
     """Nothing that was typed is wrong: exit code 1."""
-    monkeypatch.setitem(sys.modules, package, None)
+    for name in [package, *sys.modules]:
+        if name == package or name.startswith(f"{package}."):
+            monkeypatch.setitem(sys.modules, name, None)
+    embedded._digits.cache_clear()
     monkeypatch.setattr(facts, "version", lambda options: call(tmp_path))
     assert f"pip install 'pixlex[{extra}]'" in refused(run("version"), code=1)
 

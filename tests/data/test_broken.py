@@ -13,6 +13,7 @@ import torch
 from pixlex.batch import ImageBatch, Skipped
 from pixlex.data.broken import BrokenImages, TooManyBroken
 from pixlex.data.sources import ImageSource, open_folder
+from pixlex.files import unsealed
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def skipped(*numbers: int) -> tuple[Skipped, ...]:
 
 
 def lines(folder: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
+    return [unsealed(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
 
 
 def test_each_image_is_listed_once_over_resumed_runs(tmp_path: Path, source: ImageSource) -> None:

@@ -107,7 +107,7 @@ def game(
         monkeypatch.setattr(pointing, "explain", planted)
 
         class Model:
-            config = type("Config", (), {"image_size": 24})
+            config = type("Config", (), {"image_size": 24, "cut": "center"})
 
         return pointing_game(Model(), source, batch_size=7, progress=False)  # type: ignore[arg-type]
 

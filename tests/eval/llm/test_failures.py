@@ -164,7 +164,10 @@ def test_an_unknown_model(gpt2: SlowModel) -> None:
 
 def test_without_the_openai_client(gpt2: SlowModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    with serving(Endpoint(gpt2)) as endpoint, pytest.raises(ValueError, match=r"pip install 'pixlex\[llm\]'"):
+    with (
+        serving(Endpoint(gpt2)) as endpoint,
+        pytest.raises(ModuleNotFoundError, match=r"pip install 'pixlex\[llm\]'"),
+    ):
         ask(endpoint)
 
 
