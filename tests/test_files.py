@@ -9,6 +9,7 @@ import resource
 import stat
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +23,11 @@ from pixlex.files import (
     locked,
     naming,
     open_regular,
+    read_json,
     read_regular,
     remove_partial,
     write_atomically,
+    write_json,
     write_text,
 )
 from pixlex.models import pretrained
@@ -185,3 +188,15 @@ def test_a_lock_is_refused_and_dies_with_its_process(tmp_path: Path) -> None:
             pass
     finally:
         os.killpg(holder.pid, 9)
+
+
+def test_small_files_take_little_memory(tmp_path: Path) -> None:
+    """The bound on bytes is not what is set aside."""
+    path = tmp_path / "config.json"
+    write_json(path, {"one": 1})
+    tracemalloc.start()
+    try:
+        assert read_json(path) == {"one": 1}
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

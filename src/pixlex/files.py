@@ -167,7 +167,9 @@ def read_regular(path: Path, limit: int = MAX_BYTES) -> bytes:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        data = file.read(limit + 1) if size <= limit else b""
+        data = file.read(size + 1) if size <= limit else b""  # memory is taken for as much as is asked for
+        if len(data) > size:  # it grows, or tells no size, as those of /proc
+            data += file.read(limit + 1 - len(data))
     if size > limit or len(data) > limit:
         raise io.UnsupportedOperation(f"{path} is larger than {limit:,} bytes")
     return data
