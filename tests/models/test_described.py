@@ -112,7 +112,7 @@ MALFORMED: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a list for a number": (_set("model.encoder.depth", [1]), "model.encoder.depth"),
     "an unknown field": (_set("model.encoder.widht", 5), r"unknown key model\.encoder\.widht; did you mean"),
     "a negative size": (_set("model.encoder.width", -32), "VisionConfig.width must be above 0, got -32"),
-    "no end of a size": (_set("model.encoder.mlp_ratio", float("inf")), "mlp_ratio must be above 0, got inf"),
+    "no end of a size": (_set("model.encoder.mlp_ratio", float("inf")), "mlp_ratio must be finite, got inf"),
     "a size of another world": (_set("model.image_size", 8 * 10**400), "image_size must be at most"),
     "codewords that are a text": (_set("num_codewords", "64"), "a whole number in num_codewords, got '64'"),
     "data that are a text": (_set("trained_on", "x"), "expected list|a list in trained_on"),

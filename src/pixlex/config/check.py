@@ -32,13 +32,20 @@ class Check:
 
     def positive(self, *names: str) -> None:
         """Require each named field to be above 0, and finite."""
+        self._finite(*names)
         for name in names:
-            self.rule(name, 0 < getattr(self.owner, name) < math.inf, "must be above 0")
+            self.rule(name, getattr(self.owner, name) > 0, "must be above 0")
 
     def not_negative(self, *names: str) -> None:
         """Require each named field to be 0 or more, and finite."""
+        self._finite(*names)
         for name in names:
-            self.rule(name, 0 <= getattr(self.owner, name) < math.inf, "must be 0 or more")
+            self.rule(name, getattr(self.owner, name) >= 0, "must be 0 or more")
+
+    def _finite(self, *names: str) -> None:
+        """Require each named field to be a number that is not infinite."""
+        for name in names:
+            self.rule(name, -math.inf < getattr(self.owner, name) < math.inf, "must be finite")
 
     def share(self, *names: str) -> None:
         """Require each named field to lie in [0, 1]."""
