@@ -223,7 +223,7 @@ def _shard(folder: Path) -> list[Path]:
 
 def _kept_rows(folder: Path) -> dict[str, Any] | None:
     table = _kept(folder / "index.parquet", TOLD)
-    return None if table is None else {"rows": table.to_pylist(), "about": table.schema.metadata[b"pixlex"]}
+    return None if table is None else {"rows": table.to_pylist(), "about": table.schema.metadata}
 
 
 def _head(folder: Path) -> list[Path]:

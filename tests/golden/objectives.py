@@ -1,0 +1,207 @@
+"""Every objective over its settings: two steps each on fixed images and texts, boiled down to numbers."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pixlex.batch import ImageBatch, ImageTextBatch, ReasoningBatch
+from pixlex.config.run import run_from
+from pixlex.objectives.phase import Objective, Step
+from pixlex.runs import build_objective
+
+TEXTS = ("about the class", "and any other class", "about the class", "also an argument of another")
+ANSWERS = {
+    "vqa": (("about", "about", "also"), ("class and",), ("other", "any", "other"), ("also",)),
+    "nlvr2": (("true",), ("false",), ("true",), ("true",)),
+    "entailment": (("neutral",), ("entailment",), ("contradiction",), ("neutral",)),
+    "assignment": (("first",), ("second",), ("first",), ("second",)),
+}
+TOWER = {"width": 32, "depth": 2, "heads": 2, "mlp_ratio": 2.0}
+SIZES = {"image_size": 32, "patch_size": 8}
+# Name of a case -> family and the settings that differ from the family's own, with dots.
+CASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "lqae": ("lqae", {}),
+    "lqae raw cosine": ("lqae", {"model.quantizer.search": "raw"}),
+    "lqae raw euclidean": ("lqae", {"model.quantizer.search": "raw", "model.quantizer.metric": "euclidean"}),
+    "lqae whitened euclidean": ("lqae", {"model.quantizer.metric": "euclidean"}),
+    "lqae assigned": ("lqae", {"model.quantizer.search": "assigned"}),
+    "lqae three nearest, mean": ("lqae", {"model.quantizer.top_k": 3}),
+    "lqae three nearest, drawn": (
+        "lqae", {"model.quantizer.top_k": 3, "model.quantizer.top_k_mode": "random"},
+    ),
+    "lqae all rows": ("lqae", {"model.language.vocabulary": "all"}),
+    "lqae random language model": ("lqae", {"model.language.random_weights": True}),
+    "lqae mixed layers": ("lqae", {"model.decoder_input": "mixed"}),
+    "lqae predicted words": ("lqae", {"model.decoder_input": "predicted"}),
+    "lqae entropy": ("lqae", {"objective.entropy_weight": 0.3, "objective.entropy_temperature": 0.5}),
+    "lqae ratio drawn": ("lqae", {"objective.mask_ratio_min": 0.0, "objective.mask_ratio_max": 0.75}),
+    "lqae no words": ("lqae", {"objective.masked_language_weight": 0.0}),
+    "lqae official blocks": (
+        "lqae", {"model.encoder.block": "official", "model.decoder.block": "official"},
+    ),
+    "vqvae": ("vqvae", {}),
+    "vqvae cosine": ("vqvae", {"model.metric": "cosine", "objective.restart_after": 1}),
+    "mae": ("mae", {}),
+    "mae pixels": ("mae", {"objective.normalize_targets": False}),
+    "frozen": ("frozen", {}),
+    "cbvila": ("cbvila", {}),
+    "cbvila burn-in": ("cbvila", {"objective.burn_in_steps": 1}),
+    "cbvila in turn": ("cbvila", {"objective.alternate_every": 1}),
+    "cbvila gumbel": ("cbvila", {"model.codebook.estimator": "gumbel"}),
+    "cbvila gumbel in turn": (
+        "cbvila", {"model.codebook.estimator": "gumbel", "objective.alternate_every": 1},
+    ),
+    "cbvila cosine, projected": ("cbvila", {"model.codebook.metric": "cosine", "model.codebook.dim": 8}),
+    "cbvila averages": ("cbvila", {"objective.codebook_update": "ema", "objective.restart_after": 1}),
+    "cbvila random codewords": ("cbvila", {"objective.codebook_start": "random"}),
+    "cbvila latent": ("cbvila", {"objective.mask_stage": "latent"}),
+    "cbvila hidden pixels": ("cbvila", {"objective.pixel_patches": "masked"}),
+    "cbvila visible pixels": ("cbvila", {"objective.pixel_patches": "visible"}),
+    "cbvila tied head": ("cbvila", {"model.masked_image_head": "tied"}),
+    "cbvila class head": ("cbvila", {"model.masked_image_head": "class"}),
+    "cbvila dropout": ("cbvila", {"model.dropout_rate": 0.1}),
+    "cbvila equation 7": ("cbvila", {"objective.image_text_contrastive_weight": 0.0}),
+    "cbvila words and matching": (
+        "cbvila",
+        {
+            "objective.pixel_weight": 0.0, "objective.masked_image_weight": 0.0,
+            "objective.codebook_weight": 0.0, "objective.commitment_weight": 0.0,
+        },
+    ),
+    "cbvila no codes": ("cbvila", {"objective.masked_image_weight": 0.0}),
+    "vqa": ("reasoning", {"model.task": "vqa", "model.answers": ["about", "also", "any"]}),
+    "vqa soft": (
+        "reasoning",
+        {"model.task": "vqa", "model.answers": ["about", "also", "any"], "objective.answer_weights": "soft"},
+    ),
+    "nlvr2": ("reasoning", {"model.task": "nlvr2", "model.answers": ["false", "true"], "model.num_images": 2}),
+    "entailment": (
+        "reasoning",
+        {"model.task": "entailment", "model.answers": ["entailment", "neutral", "contradiction"]},
+    ),
+    "assignment": (
+        "reasoning", {"model.task": "assignment", "model.answers": ["first", "second"], "model.num_images": 2},
+    ),
+}  # fmt: skip
+
+
+def objective_numbers(name: str, language: Path, causal_language: Path) -> dict[str, float]:
+    """Return loss, terms, measures, gradients and housekeeping of two steps of a case."""
+    family, changes = CASES[name]
+    torch.manual_seed(0)
+    objective = build_objective(run_from(_settings(family, changes, language, causal_language), name))
+    _spread(objective.model)
+    numbers: dict[str, float] = {}
+    for number in (0, 1):
+        step = Step(number, torch.Generator().manual_seed(number))
+        torch.manual_seed(number)
+        phase = objective.phase_at(number)
+        for one, parameter in objective.named_parameters():
+            parameter.requires_grad_(one.startswith(phase.trains))
+            parameter.grad = None
+        loss = objective.train()(_batch(family, changes, objective), phase, step)
+        loss.total.backward()
+        found = {"total": loss.total, **loss.terms, **loss.measures, **dict(_gradients(objective))}
+        with torch.no_grad():
+            for parameter in objective.parameters():
+                if parameter.grad is not None:
+                    parameter.sub_(0.1 * parameter.grad)
+        found |= objective.after_step(step)
+        numbers |= {
+            f"{phase.name} {number} {key}": float(torch.as_tensor(value).detach())
+            for key, value in found.items()
+        }
+    return numbers
+
+
+def _spread(model: nn.Module) -> None:
+    """Let images decide: the codes of an untrained encoder are nearly the same for all patches."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("patches.weight"):
+            parameter.data.mul_(20)
+
+
+def _gradients(objective: Objective) -> Iterator[tuple[str, float]]:
+    """Yield for each part of the model its gradient's norm and its product with a fixed random direction."""
+    squares: dict[str, float] = {}
+    products: dict[str, float] = {}
+    for name, parameter in objective.named_parameters():
+        if parameter.grad is None:
+            continue
+        part = ".".join(name.split(".")[1:-1][:2]) or name
+        direction = torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        )
+        gradient = parameter.grad.double()
+        squares[part] = squares.get(part, 0.0) + float(gradient.square().sum())
+        products[part] = products.get(part, 0.0) + float((gradient * direction).sum())
+    for part, square in squares.items():
+        yield f"|gradient of {part}|", square**0.5
+        yield f"gradient of {part}, projected", products[part]
+
+
+def _settings(
+    family: str, changes: Mapping[str, Any], language: Path, causal_language: Path
+) -> dict[str, Any]:
+    """Return the nested settings of a run of the smallest size."""
+    pairs: dict[str, Any] = {
+        **SIZES,
+        "image": TOWER,
+        "text": {**TOWER, "tokenizer": str(language), "positions": 40},
+        "fusion": {"depth": 2},
+        "codebook": {"num_codewords": 16, "dim": 32},
+        "contrastive_dim": 8,
+    }
+    own_parts = {"encoder": TOWER, "decoder": TOWER}
+    model: dict[str, Any] = {
+        "lqae": {
+            **SIZES, **own_parts, "language": {"name": str(language)}, "quantizer": {"search_dim": 4},
+        },
+        "vqvae": {**SIZES, **own_parts, "num_codewords": 64, "codebook_dim": 8},
+        "mae": {**SIZES, **own_parts},
+        "frozen": {**SIZES, "encoder": TOWER, "language": {"name": str(causal_language)}},
+        "cbvila": pairs,
+        "reasoning": {"body": pairs},
+    }[family]  # fmt: skip
+    values: dict[str, Any] = {
+        "family": family,
+        "model": model,
+        "train": {"steps": 2, "batch_size": 4, "precision": "fp32", "device": "cpu", "warmup_steps": 1},
+    }
+    if family == "lqae":
+        values["objective"] = {"masked_language_weight": 0.1, "commitment_weight": 0.1}
+    if family == "cbvila":
+        values["objective"] = {"burn_in_steps": 0, "masked_language_ratio": 0.4}
+        values["data"] = {"max_words": 12}
+    values = copy.deepcopy(values)  # sides share their sizes
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        place = values
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return values
+
+
+def _batch(family: str, changes: Mapping[str, Any], objective: Objective) -> ImageBatch:
+    """Return four images of noise with what the family reads beside them."""
+    each = changes.get("model.num_images", 1)
+    count = len(TEXTS) * each
+    images = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(7))
+    parts = (images, torch.zeros(count, dtype=torch.long), tuple(map(str, range(count))), torch.arange(count))
+    if family in ("lqae", "vqvae", "mae"):
+        return ImageBatch(*parts)
+    words = objective.model.encode_texts(TEXTS, 12)
+    texts = {"texts": TEXTS, "word_ids": words.word_ids, "key_padding": words.key_padding}
+    if family != "reasoning":
+        return ImageTextBatch(*parts, **texts, image_ids=torch.arange(count))
+    given = ANSWERS[changes["model.task"]]
+    shares = tuple({text: one.count(text) / len(one) for text in one} for one in given)
+    return ReasoningBatch(*parts, **texts, items=torch.arange(len(TEXTS)), answers=given, targets=shares)
