@@ -232,8 +232,7 @@ def verified(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON object with its checksum, in one move."""
-    text = json.dumps(sealed(values), indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(sealed(values), indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pixlex.config.lqae import LQAEConfig, LQAEObjectiveConfig, VQVAEConfig, VQV
 from pixlex.config.mae import MAERun
 from pixlex.config.reasoning import ReasoningRun
 from pixlex.config.train import EvalConfig, TrainConfig
-from pixlex.files import write_atomically
+from pixlex.files import write_text
 from pixlex.messages import nearest, quoted
 
 
@@ -148,7 +148,7 @@ def run_from(values: Mapping[str, Any], origin: str) -> Run:
 def write_run(run: Run, path: Path) -> None:
     """Write the full configuration, defaults included, as YAML that `read_run` reads back."""
     text = yaml.safe_dump(dataclasses.asdict(run), sort_keys=False, allow_unicode=True)
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def describe_fields(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, Any, str]]:
