@@ -10,8 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pixlex.losses.captions import caption_loss
-from pixlex.losses.masked import masked_word_loss
+from pixlex.losses.cross_entropy import caption_loss, masked_word_loss
 from pixlex.losses.quantization import codebook_loss, commitment_loss, entropy_regularization
 from pixlex.losses.reconstruction import masked_patch_loss, normalized_patches, pixel_loss, restored_patches
 

@@ -139,7 +139,7 @@ def test_names_of_old_files_are_understood(tmp_path: Path) -> None:
 
 def test_the_embedded_bert_foretells_hidden_words_from_the_start() -> None:
     """Before any training: three layers of MiniLM for text, three in the fusion encoder, its fitted head."""
-    from pixlex.losses.masked import masked_word_loss
+    from pixlex.losses.cross_entropy import masked_word_loss
     from pixlex.models.cbvila import CBViLA
 
     config = CBViLAConfig(

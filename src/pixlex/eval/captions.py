@@ -13,7 +13,7 @@ from torch import Tensor
 from pixlex import distributed
 from pixlex.batch import ImageTextBatch, Skipped
 from pixlex.eval.passes import evaluating, progress_bar
-from pixlex.losses.captions import caption_loss
+from pixlex.losses.cross_entropy import caption_loss
 from pixlex.models.frozen import Frozen
 
 

@@ -1,4 +1,4 @@
-"""Images and texts of pairs are alike, those of different pairs are not."""
+"""Contrast of images and texts, and whether the two belong together."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+IGNORED = -100  # label of a row that does not count in matching
+
 
 def image_text_contrastive_loss(
     image_to_text: Float[Tensor, "B A"], text_to_image: Float[Tensor, "B A"], same: Bool[Tensor, "B A"]
 ) -> Float[Tensor, ""]:
     """Return the mean of both cross-entropies over the batch in nats (Li et al. 2021, ALBEF, equation 2).
 
-    Without the momentum encoders and queue of ALBEF; the target is shared evenly by all pairs that are the same.
+    Without the momentum encoders and queue of ALBEF; the target is spread evenly over all pairs that are the same.
 
     Args:
         image_to_text: similarity of each image of this process to each text of all, over the temperature.
@@ -51,3 +53,18 @@ def hard_negatives(
     # Rounding may lead behind the last column that can be drawn.
     last = weights.shape[1] - 1 - (weights > 0).flip(1).int().argmax(1)
     return torch.where((~same).any(1), torch.minimum(drawn, last), -1)
+
+
+def image_text_matching_loss(
+    logits: Float[Tensor, "R 2"], labels: Int[Tensor, " R"], *, total: float | Float[Tensor, ""] | None = None
+) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy of "does not belong" and "belongs" in nats (CB-ViLA, equation 5).
+
+    Args:
+        logits: for each image with a text.
+        labels: 1 where they belong together, 0 where not, `IGNORED` where a row does not count; not all.
+        total: divides the sum; None = the rows that count here. With several processes, those of all over the
+            number of processes makes their mean exact.
+    """
+    summed = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+    return summed / ((labels != IGNORED).sum() if total is None else total)

@@ -1,4 +1,4 @@
-"""What ties patch vectors and codewords to each other."""
+"""Losses between patch vectors and codewords."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def entropy_regularization(
         temperature: divides the distances; above 0.
         metric: of the search.
         all_mean: mean of a tensor over all processes, keeping gradients; the identity when None.
-        block: rows taken at a time; what a block needs is recomputed in the backward pass.
+        block: Number of rows per block; each is recomputed in the backward pass.
     """
 
     def located(vectors: Tensor) -> Tensor:
@@ -63,15 +63,15 @@ def entropy_regularization(
 
     def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
         # Of the squared distance, what is the same for all codewords of a row is left out.
-        log_share = F.log_softmax((2 * located(rows) @ codewords.T - lengths) / temperature, dim=-1)
-        share = log_share.exp()
-        return -(share * log_share).sum(), share.sum(0)
+        log_p = F.log_softmax((2 * located(rows) @ codewords.T - lengths) / temperature, dim=-1)
+        p = log_p.exp()
+        return -(p * log_p).sum(), p.sum(0)
 
-    entropies, shares = zip(
+    entropies, sums_of_p = zip(
         *(checkpoint(sums, rows, use_reentrant=False) for rows in torch.split(z, block)), strict=True
     )
-    mean_share = torch.stack(shares).sum(0) / len(z)
+    mean_p = torch.stack(sums_of_p).sum(0) / len(z)
     if all_mean is not None:
-        mean_share = all_mean(mean_share)
-    of_mean = -(mean_share * mean_share.clamp_min(1e-12).log()).sum()
+        mean_p = all_mean(mean_p)
+    of_mean = -(mean_p * mean_p.clamp_min(1e-12).log()).sum()
     return torch.stack(entropies).sum() / len(z) - of_mean

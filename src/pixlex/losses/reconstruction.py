@@ -1,4 +1,4 @@
-"""How far a picture rebuilt from words is from the picture itself."""
+"""Squared errors of reconstructed images and patches."""
 
 from __future__ import annotations
 

@@ -14,9 +14,13 @@ from torch import Tensor
 from pixlex import distributed
 from pixlex.batch import ImageTextBatch, send
 from pixlex.config.cbvila import CBViLAObjectiveConfig
-from pixlex.losses.contrastive import hard_negatives, image_text_contrastive_loss
-from pixlex.losses.masked import masked_word_loss
-from pixlex.losses.matching import IGNORED, image_text_matching_loss
+from pixlex.losses.contrastive import (
+    IGNORED,
+    hard_negatives,
+    image_text_contrastive_loss,
+    image_text_matching_loss,
+)
+from pixlex.losses.cross_entropy import masked_word_loss
 from pixlex.models.cbvila import START_TEMPERATURE, CBViLA
 from pixlex.nn.bert import Context
 from pixlex.nn.masking import mask_words

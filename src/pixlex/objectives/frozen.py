@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pixlex import distributed
 from pixlex.batch import ImageTextBatch
-from pixlex.losses.captions import caption_loss
+from pixlex.losses.cross_entropy import caption_loss
 from pixlex.models.frozen import Frozen
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pixlex import distributed
 from pixlex.batch import ImageBatch, send
 from pixlex.config.lqae import LQAEObjectiveConfig, VQVAEObjectiveConfig
-from pixlex.losses.masked import masked_word_loss
+from pixlex.losses.cross_entropy import masked_word_loss
 from pixlex.losses.quantization import codebook_loss, commitment_loss, entropy_regularization
 from pixlex.losses.reconstruction import pixel_loss
 from pixlex.models.lqae import LQAE, LQAEOutput

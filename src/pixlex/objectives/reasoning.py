@@ -12,7 +12,7 @@ from pixlex import distributed
 from pixlex.batch import ReasoningBatch, send
 from pixlex.config.reasoning import ReasoningObjectiveConfig
 from pixlex.data.answers import agreement_targets
-from pixlex.losses.masked import masked_word_loss
+from pixlex.losses.cross_entropy import masked_word_loss
 from pixlex.messages import quoted
 from pixlex.models.reasoner import Reasoner
 from pixlex.nn.transformer import take_rows

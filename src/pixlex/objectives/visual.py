@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pixlex.batch import ImageTextBatch
 from pixlex.config.cbvila import CBViLAObjectiveConfig
-from pixlex.losses.masked import masked_word_loss
+from pixlex.losses.cross_entropy import masked_word_loss
 from pixlex.losses.quantization import codebook_loss, commitment_loss
 from pixlex.losses.reconstruction import masked_patch_loss
 from pixlex.models.cbvila import CBViLA

@@ -1,4 +1,4 @@
-"""Cross-entropy of hidden words."""
+"""Cross-entropy of words: hidden ones, and those of captions."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _ROWS = 128
+_IGNORED = -100
 
 
 def masked_word_loss(
@@ -25,19 +26,19 @@ def masked_word_loss(
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of hidden words in nats, -log p(z | z_m) (LQAE, equation 2).
 
-    The paper prints `+ alpha log p`, which would maximize surprise; this is the cross-entropy. Logits exist for
-    one block of positions at a time, and once: gradients are made of them in the forward pass and wait in the size
-    of vectors and weights. Under autocast matrix products are in low precision, the softmax always in float32.
-    torch's own chunked linear cross-entropy was several times as slow here (docs/decisions.md).
+    The paper prints `+ alpha log p`, which would maximize surprise. Logits exist once, for a block of positions
+    at a time: their gradients are made in the forward pass and wait in the size of vectors and weights. Under
+    autocast products are in low precision, the softmax in float32. torch's chunked linear cross-entropy was
+    several times as slow here (docs/decisions.md).
 
     Args:
         vectors: what the language model's head compares with word embeddings, hidden positions only.
-        word_ids: the words that were hidden, in [0, V).
+        word_ids: the hidden words, in [0, V).
         weight: output matrix.
         bias: output bias.
-        total: what the sum is divided by; the number of hidden words here when None. With several processes,
-            the hidden words of the whole batch over the number of processes makes their mean exact.
-        factors: what the cross-entropy of each word counts; 1 when None.
+        total: divides the sum; None = the hidden words here. With several processes, those of the whole batch over
+            the number of processes makes their mean exact.
+        factors: weight of each word; None = 1.
         block: positions whose logits exist at the same time.
 
     Returns:
@@ -50,8 +51,7 @@ def masked_word_loss(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
     if factors is None:
         factors = torch.ones(len(word_ids), device=vectors.device)
-    # Rows are filled up to a few fixed numbers: the CPU's matrix library keeps a packed copy of the matrix for
-    # every shape it has seen, and the number of hidden words is another one at every step.
+    # The CPU's matrix library keeps a packed copy of the matrix for every shape: rows are filled up to few shapes.
     missing = -len(word_ids) % _ROWS
     vectors = F.pad(vectors.float(), (0, 0, 0, missing))
     word_ids, factors = F.pad(word_ids, (0, missing)), F.pad(factors, (0, missing))
@@ -60,6 +60,30 @@ def masked_word_loss(
             vectors, weight, bias, word_ids, factors, block, dtype, torch.is_grad_enabled()
         )
     return summed / total
+
+
+def caption_loss(
+    logits: Float[Tensor, "B T V"],
+    word_ids: Int[Tensor, "B T"],
+    key_padding: Bool[Tensor, "B T"],
+    *,
+    total: float | Float[Tensor, ""] | None = None,
+) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy of caption words in nats (Tsimpoukelli et al. 2021, section 3).
+
+    The paper sums over a caption's words; this is the mean over all words of the batch, the end included.
+
+    Args:
+        logits: of each word, given the image and the words before it.
+        word_ids: the words, in [0, V); anything where padded.
+        key_padding: True = padding, which does not count.
+        total: as in `masked_word_loss`.
+    """
+    targets = word_ids.masked_fill(key_padding, _IGNORED)
+    summed = F.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=_IGNORED
+    )
+    return summed / ((~key_padding).sum() if total is None else total)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
