@@ -24,13 +24,13 @@ IGNORED = -100
 def terms_of(model: CBViLA, word_ratio: float, pairs: ImageTextBatch, draws: Draws) -> dict[str, Tensor]:
     """Return all terms, by their names, of pairs that have neither image nor text in common."""
     words, padding, patches = pairs.word_ids, pairs.key_padding, draws.patches
-    seen, text = model.see(pairs.images), model.read(words, padding)
+    seen, text = model.encode_image(pairs.images), model.read(words, padding)
     similarity = model.log_scale.exp() * model.image_vectors(seen) @ model.text_vectors(text).T
     everyone = torch.arange(len(words), device=words.device)
     contrast = F.cross_entropy(similarity, everyone) + F.cross_entropy(similarity.T, everyone)
 
     codes, whole, whole_codewords = quantized(model, seen[:, 1:])
-    visible = model.see(pairs.images, patches.visible)
+    visible = model.encode_image(pairs.images, patches.visible)
     _, z, visible_codewords = quantized(model, visible[:, 1:])
     all_z = torch.cat([whole, z], dim=1)
     all_codewords = torch.cat([whole_codewords, visible_codewords], dim=1)

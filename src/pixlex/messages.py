@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
 
 _MOST_CHARACTERS = 80
 
@@ -45,6 +47,16 @@ def not_installed(what: str, package: str, extra: str) -> ModuleNotFoundError:
         extra: of pixlex, that brings it.
     """
     return ModuleNotFoundError(f"{what} needs {package}: pip install 'pixlex[{extra}]'", name=package)
+
+
+def renamed(old: str, new: str) -> Callable[..., Any]:
+    """Return a method by its old name, which warns and calls the one of the new name."""
+
+    def method(self: Any, *given: Any, **named: Any) -> Any:
+        warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=2)
+        return getattr(self, new)(*given, **named)
+
+    return method
 
 
 def printable(text: object, keep: str = "") -> str:

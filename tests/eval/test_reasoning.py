@@ -83,13 +83,13 @@ def test_images_of_several_items_are_encoded_once(language_folder: Path) -> None
     answers = (("entailment",),) * 6
     source = ReasoningSource("shared", choose(images, about), 1, TEXTS, answers, tuple(map(str, range(6))))
     seen: list[int] = []
-    original = model.body.see
+    original = model.body.encode_image
 
-    def see(images: Tensor, visible: Tensor | None = None) -> Tensor:
+    def encode_image(images: Tensor, visible: Tensor | None = None) -> Tensor:
         seen.append(len(images))
         return original(images, visible)
 
-    model.body.see = see  # type: ignore[method-assign]
+    model.body.encode_image = encode_image  # type: ignore[method-assign]
     result = _evaluate(model, source)
     assert seen == [2, 2]  # scenes 2 and 0 in the first four items, 1 and 0 in the others
     assert [one.item for one in result.answered] == list(range(6))

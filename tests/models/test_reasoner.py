@@ -147,7 +147,7 @@ def test_a_resized_model_is_the_same_but_for_its_positions(language: Path) -> No
     model = tiny_cbvila(language, num_codewords=16, dim=32)
     images = torch.rand(2, 3, model.config.image_size, model.config.image_size)
     same = resized(model, model.config.image_size)
-    assert torch.equal(same.see(images), model.eval().see(images))
+    assert torch.equal(same.encode_image(images), model.eval().encode_image(images))
     twice = resized(model, 2 * model.config.image_size)
     assert twice.grid == 2 * model.grid
     before, after = model.image_encoder.positions, twice.image_encoder.positions
@@ -155,7 +155,9 @@ def test_a_resized_model_is_the_same_but_for_its_positions(language: Path) -> No
     on_grid = after[0, 1:].view(model.grid, 2, model.grid, 2, -1).mean((1, 3)).flatten(0, 1)
     assert (on_grid - before[0, 1:]).abs().mean() < 0.5 * before[0, 1:].abs().mean()
     assert (
-        twice.see(torch.rand(1, 3, 2 * model.config.image_size, 2 * model.config.image_size)).isfinite().all()
+        twice.encode_image(torch.rand(1, 3, 2 * model.config.image_size, 2 * model.config.image_size))
+        .isfinite()
+        .all()
     )
     tuned = tiny_reasoner(language, "nlvr2")
     squashed = resized(tuned, 2 * model.config.image_size, "squash")

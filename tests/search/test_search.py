@@ -51,14 +51,14 @@ def logit(model: CBViLA, text: str, image: torch.Tensor) -> float:
     """The whole network at once, one pair."""
     words = model.encode_texts([text], 16)
     read = model.read(words.word_ids, words.key_padding)
-    fused = model.fusion(read, model.look_at_images(model.see(image[None])), words.key_padding)
+    fused = model.fusion(read, model.look_at_images(model.encode_image(image[None])), words.key_padding)
     return float(model.matching_head(fused[:, 0])[0, 1])
 
 
 def test_texts_find_the_nearest_images(index: ImageIndex, model: CBViLA, images: torch.Tensor) -> None:
     """The order of all products, whatever is searched together; another text, another order."""
     with torch.no_grad():
-        vectors = model.image_vectors(model.see(images))
+        vectors = model.image_vectors(model.encode_image(images))
     together = index.search(texts=TEXTS, top_k=12)
     orders = set()
     for text, result in zip(TEXTS, together, strict=True):

@@ -96,7 +96,7 @@ def test_vectors_are_the_models(update: Indexed, model: CBViLA, photos: Path, tm
     assert (len(index), result.num_images, result.num_embedded) == (12, 12, 12)
     (batch,) = evaluation_batches(open_source(str(photos)), image_size=32, batch_size=12)
     with torch.no_grad():
-        expected = model.image_vectors(model.see(batch.images)).numpy()
+        expected = model.image_vectors(model.encode_image(batch.images)).numpy()
     found = contents(tmp_path / "index")
     assert list(found) == list(batch.keys) == list(NAMES)
     stacked = np.stack([np.frombuffer(found[key], np.float32) for key in NAMES])

@@ -68,7 +68,7 @@ def explain(
     place = next(model.parameters()).device
     layer = default_layer(len(model.fusion.layers)) if layer is None else layer
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
-        seen = model.see(images.to(place))
+        seen = model.encode_image(images.to(place))
         if score == "masked_language":
             rows = [seen[number : number + 1] if len(seen) > 1 else seen for number in range(len(read))]
             pairs = zip(read, rows, strict=True)

@@ -169,7 +169,7 @@ def gallery(
         for batch in batches:
             vectors = torch.empty(0, model.config.contrastive_dim)
             if len(batch.images):
-                seen = model.see(batch.images.to(place))
+                seen = model.encode_image(batch.images.to(place))
                 states_of_own.append(seen.cpu() if states else seen[:, :0].cpu())
                 vectors = model.image_vectors(seen).cpu()
             pixels = tuple(hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch.images)

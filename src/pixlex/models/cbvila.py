@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pixlex.batch import Words
 from pixlex.config.cbvila import CBViLAConfig
+from pixlex.messages import renamed
 from pixlex.models.heads import ClassPatchHead, MaskedPatchHead, MaskedWordHead
 from pixlex.models.starts import start_from_pretrained
 from pixlex.nn.bert import Context, FusionEncoder, TextEncoder
@@ -123,7 +124,7 @@ class CBViLA(nn.Module):
         """Return texts as the text encoder reads them, each cut to so many words (tokens)."""
         return self.tokenizer.encode(texts, max_words)
 
-    def see(
+    def encode_image(
         self, images: Float[Tensor, "B 3 H W"], visible: Int[Tensor, "B n"] | None = None
     ) -> Float[Tensor, "B n1 I"]:
         """Return the class vector of images, then their patch vectors.
@@ -163,7 +164,7 @@ class CBViLA(nn.Module):
 
     def quantize(self, images: Float[Tensor, "B 3 H W"]) -> Quantized:
         """Return the nearest codeword of each patch of images, nothing hidden; pixels in [0, 1]."""
-        return self.quantize_vectors(self.see(images)[:, 1:])
+        return self.quantize_vectors(self.encode_image(images)[:, 1:])
 
     def masked_codes_head(
         self, fused: Float[Tensor, "B N1 D"], hidden: Int[Tensor, "B m"]
@@ -200,7 +201,7 @@ class CBViLA(nn.Module):
     @torch.no_grad()
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B I"]:
         """Return the class vector of images, in float32; `images` holds RGB pixels in [0, 1]."""
-        return self.see(images)[:, 0].float()
+        return self.encode_image(images)[:, 0].float()
 
     @torch.no_grad()
     def tokenize(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B N"]:
@@ -232,9 +233,11 @@ class CBViLA(nn.Module):
             words: one text for each image.
             split: which patches are seen; the others are predicted.
         """
-        seen = self.see(images, split.visible)
+        seen = self.encode_image(images, split.visible)
         codewords = self.quantize_vectors(seen[:, 1:]).values
         return self._drawn(self.query(codewords, self.image_projector(seen[:, 0]), split.visible), words)
+
+    see = renamed("see", "encode_image")
 
     def _drawn(self, query: Float[Tensor, "B N1 D"], words: Words) -> Float[Tensor, "B 3 H W"]:
         """Return the images, in [0, 1], that the fusion encoder makes of its queries and of texts."""

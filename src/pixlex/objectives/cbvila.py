@@ -113,7 +113,7 @@ class CBViLAObjective(Objective):
         )
         terms: dict[str, Tensor] = {}
         measures: dict[str, Tensor | float] = {}
-        seen = model.see(batch.images)
+        seen = model.encode_image(batch.images)
         text = None
         predicts = any(name in active for name in _PREDICTED)
         if predicts or any(name in active for name in _COMPARED):

@@ -47,7 +47,7 @@ def predicted_terms(
     """
     (seen, text), split = states, draws.patches
     if config.mask_stage == "input":
-        visible = model.see(batch.images, split.visible)
+        visible = model.encode_image(batch.images, split.visible)
     else:
         visible = torch.cat([seen[:, :1], take(seen[:, 1:], split.visible)], dim=1)
     quantized = model.quantize_vectors(visible[:, 1:])

@@ -64,7 +64,7 @@ from pixlex.models import pretrained
 
 model = pretrained.load_any("this directory, or its name on the hub")
 words = model.encode_texts(["two dogs in the snow"], max_words=30)
-images = model.image_vectors(model.see(images))  # images: (B, 3, H, W) in [0, 1]
+images = model.image_vectors(model.encode_image(images))  # images: (B, 3, H, W) in [0, 1]
 texts = model.text_vectors(model.read(words.word_ids, words.key_padding))
 similarity = images @ texts.T"""
 

@@ -254,7 +254,7 @@ class ImageIndex:
         place = next(self.model.parameters()).device
 
         def compute(some: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b e"]:
-            return self.model.image_vectors(self.model.see(some))
+            return self.model.image_vectors(self.model.encode_image(some))
 
         return compute_rows(
             images, compute, grid=self.model.grid, device=place, precision=self.head.precision,

@@ -54,7 +54,7 @@ def image_features(
         language model; `encoder`, patch vectors of the image encoder; `codes`, codewords; `pixels`, colors
         of 8 x 8 fields.
     """
-    vectors = model.see(images)[:, 1:] if isinstance(model, CBViLA) else model.encoder(images)
+    vectors = model.encode_image(images)[:, 1:] if isinstance(model, CBViLA) else model.encoder(images)
     features: dict[str, Tensor] = {}
     if isinstance(model, LQAE):
         quantized = model.quantizer(model.projector(vectors))
