@@ -91,7 +91,7 @@ def straightforward(model: LQAE, images: torch.Tensor, mask: torch.Tensor) -> to
     one_hot = F.one_hot(codes, len(codebook)).float()
     values = (one_hot @ codebook).view_as(z)
     passed = z + (values - z).detach()
-    language = model.read(passed, mask)
+    language = model.encode_text(passed, mask)
     reconstruction = model.decoder(language.last)
     direct = model.decoder(passed)
     logits = model.language.logits(language.last).float().flatten(0, 1)

@@ -24,7 +24,7 @@ IGNORED = -100
 def terms_of(model: CBViLA, word_ratio: float, pairs: ImageTextBatch, draws: Draws) -> dict[str, Tensor]:
     """Return all terms, by their names, of pairs that have neither image nor text in common."""
     words, padding, patches = pairs.word_ids, pairs.key_padding, draws.patches
-    seen, text = model.encode_image(pairs.images), model.read(words, padding)
+    seen, text = model.encode_image(pairs.images), model.encode_text(words, padding)
     similarity = model.log_scale.exp() * model.image_vectors(seen) @ model.text_vectors(text).T
     everyone = torch.arange(len(words), device=words.device)
     contrast = F.cross_entropy(similarity, everyone) + F.cross_entropy(similarity.T, everyone)
@@ -89,7 +89,7 @@ def masked_language(model: CBViLA, seen: Tensor, pairs: ImageTextBatch, ratio: f
     host, device = pairs.on_host, seen.device
     special = model.tokenizer.special(host.word_ids, host.key_padding)
     masked = mask_words(host.word_ids, special, ratio, model.tokenizer.mask_id, draws.words)
-    text = model.read(masked.word_ids.to(device), pairs.key_padding)
+    text = model.encode_text(masked.word_ids.to(device), pairs.key_padding)
     fused = model.fusion(text, model.look_at_images(seen), pairs.key_padding)
     head = model.masked_word_head
     logits = F.linear(head(fused), model.text_encoder.words.weight, head.bias).float()

@@ -31,7 +31,7 @@ QUESTION = "how many large red circles are left of the small blue square?"
 
 def batch_of(model: Reasoner, items: int, shared: int) -> ReasoningBatch:
     """Return questions, so many of them about each image."""
-    words = model.encode_texts([QUESTION] * items, 30)
+    words = model.tokenize_texts([QUESTION] * items, 30)
     count, size = items // shared, model.config.image_size
     return ReasoningBatch(
         torch.rand(count, 3, size, size),

@@ -244,7 +244,7 @@ def test_embedding_is_the_mean_of_the_language_models_hidden_states(lqae: ImageT
     model = lqae.model
     assert isinstance(model, pretrained.LQAE)
     with torch.no_grad():
-        states = model.read(model.quantizer.embedding[codes]).hidden_states
+        states = model.encode_text(model.quantizer.embedding[codes]).hidden_states
     last, every = lqae.embed(images(3)), lqae.embed(images(3), layer="all")
     assert torch.allclose(last, states[-1].mean(1), atol=1e-5)
     assert torch.allclose(every, torch.cat([state.mean(1) for state in states], dim=1), atol=1e-5)

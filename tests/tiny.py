@@ -238,7 +238,7 @@ def tiny_reasoner(
 
 def pair_batch(model: CBViLA, texts: Sequence[str], *, seed: int = 0, max_words: int = 12) -> ImageTextBatch:
     """Return images of noise, one with each text."""
-    words, count = model.encode_texts(texts, max_words), len(texts)
+    words, count = model.tokenize_texts(texts, max_words), len(texts)
     return ImageTextBatch(
         torch.rand(count, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(seed)),
         torch.zeros(count, dtype=torch.long),

@@ -177,7 +177,7 @@ def _batches(run: Run, objective: Objective, source: Source) -> Callable[[int], 
         assert isinstance(model, Frozen | CBViLA | Reasoner)
 
         def encode(texts: Sequence[str]) -> Words:
-            return model.encode_texts(texts, max_words)
+            return model.tokenize_texts(texts, max_words)
 
         if isinstance(source, ReasoningSource):
             assert isinstance(run, ReasoningRun)

@@ -17,7 +17,7 @@ def test_the_score_is_the_likelihood_that_ranking_finds(task: ReasoningTask, lan
     """Of the model's own answer, and of another one; two images have one score."""
     model = tiny_reasoner(language_folder, task)
     images = torch.rand(model.config.num_images, 3, model.config.image_size, model.config.image_size)
-    ranked = model.rank(images, model.encode_texts(["about all and"], 12))
+    ranked = model.rank(images, model.tokenize_texts(["about all and"], 12))
     numbers, scores = ranked.numbers[0].tolist(), ranked.log_likelihoods[0].tolist()
     found = explain_answer(model, images, "about all and")
     assert found.answer == model.config.answers[numbers[0]]

@@ -119,10 +119,10 @@ def test_twice_the_score_has_twice_the_heat() -> None:
 def test_the_score_is_the_models_own_and_maps_have_the_grid(model: CBViLA, images: Tensor) -> None:
     """One image for each text, and one for all: rows do not mix."""
     found = explain(model, images, TEXTS)
-    words = model.encode_texts(TEXTS, 16)
+    words = model.tokenize_texts(TEXTS, 16)
     with torch.no_grad():
         fused = model.fusion(
-            model.read(words.word_ids, words.key_padding),
+            model.encode_text(words.word_ids, words.key_padding),
             model.look_at_images(model.encode_image(images)),
             words.key_padding,
         )
@@ -155,7 +155,7 @@ def test_pieces_of_a_word_are_joined(score: str, monkeypatch: pytest.MonkeyPatch
     image = torch.rand(1, 3, IMAGE_SIZE, IMAGE_SIZE)
     (found,) = explain(model, image, ["a rhombicuboctahedron here"], score=score)  # type: ignore[arg-type]
     assert found.words == ("a", "rhombicuboctahedron", "here")
-    pieces = model.tokenizer.words(model.encode_texts(["a rhombicuboctahedron here"], 16).word_ids[0])
+    pieces = model.tokenizer.words(model.tokenize_texts(["a rhombicuboctahedron here"], 16).word_ids[0])
     count = sum(piece.startswith("##") for piece in pieces) + 1
     assert count > 1
     maps = heats[0].maps[0 if score == "matching" else 1]
@@ -166,7 +166,7 @@ def test_pieces_of_a_word_are_joined(score: str, monkeypatch: pytest.MonkeyPatch
 def test_hidden_words_are_scored_as_pseudo_log_likelihood(model: CBViLA, images: Tensor) -> None:
     """Each word hidden alone, by the model's ordinary path."""
     (found,) = explain(model, images[:1], ["any also add"], score="masked_language", layer=2)
-    words = model.encode_texts(["any also add"], 16)
+    words = model.tokenize_texts(["any also add"], 16)
     assert model.tokenizer.tokenizer.unk_token_id not in words.word_ids
     total = 0.0
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_hidden_words_are_scored_as_pseudo_log_likelihood(model: CBViLA, images:
         for place in (1, 2, 3):
             hidden = words.word_ids.clone()
             hidden[0, place] = model.tokenizer.mask_id
-            fused = model.fusion(model.read(hidden, words.key_padding), context, words.key_padding)
+            fused = model.fusion(model.encode_text(hidden, words.key_padding), context, words.key_padding)
             vectors = model.masked_word_head(fused[:, place])
             logits = model.text_encoder.words.weight @ vectors[0] + model.masked_word_head.bias
             total += float(logits.log_softmax(-1)[words.word_ids[0, place]])

@@ -32,7 +32,7 @@ def _source(answers: Sequence[tuple[str, ...]], **settings: tuple[str, ...]) -> 
 def _evaluate(model: Reasoner, source: ReasoningSource, **settings: object) -> ReasoningResult:
     batches = evaluation_items(
         source,
-        encode=lambda texts: model.encode_texts(texts, 12),
+        encode=lambda texts: model.tokenize_texts(texts, 12),
         image_size=model.config.image_size,
         batch_size=4,
     )

@@ -112,10 +112,10 @@ def _results(folder: Path, scratch: Path) -> dict[str, Any]:
     )
     model = tiny_cbvila(language)
     objective = CBViLAObjective(model, CBViLAObjectiveConfig(), 10, 12)
-    few = evaluation_pairs(pairs, encode=lambda texts: model.encode_texts(texts, 12), **batch)
+    few = evaluation_pairs(pairs, encode=lambda texts: model.tokenize_texts(texts, 12), **batch)
     found["pretraining"] = evaluate_pretraining(objective, few, save_examples=4, progress=False)
     frozen = tiny_frozen(folder / "causal")
-    few = evaluation_pairs(pairs, encode=lambda texts: frozen.encode_texts(texts, 12), **batch)
+    few = evaluation_pairs(pairs, encode=lambda texts: frozen.tokenize_texts(texts, 12), **batch)
     found["captions"] = evaluate_captions(frozen, few, max_words=4, save_examples=4, progress=False)
     items = gallery(model, pairs.by_caption(), max_words=12, batch_size=3, progress=False)
     assert len(items.seen) == len(items.own) == {1: (16,), 2: (11, 5)}[share["world_size"]][share["rank"]]
@@ -144,7 +144,7 @@ def _answers(folder: Path, batch: dict[str, Any]) -> Any:
     answers = [(model.config.answers[number % 5],) for number in range(11)]
     ids = tuple(map(str, range(11)))
     source = ReasoningSource("items", images, 1, (*TEXTS, *TEXTS[:5]), tuple(answers), ids)
-    items = evaluation_items(source, encode=lambda texts: model.encode_texts(texts, 12), **batch)
+    items = evaluation_items(source, encode=lambda texts: model.tokenize_texts(texts, 12), **batch)
     return evaluate_reasoning(model, source, items, training=source, save_examples=4, progress=False)
 
 

@@ -198,7 +198,7 @@ def _batch(family: str, changes: Mapping[str, Any], objective: Objective) -> Ima
     parts = (images, torch.zeros(count, dtype=torch.long), tuple(map(str, range(count))), torch.arange(count))
     if family in ("lqae", "vqvae", "mae"):
         return ImageBatch(*parts)
-    words = objective.model.encode_texts(TEXTS, 12)
+    words = objective.model.tokenize_texts(TEXTS, 12)
     texts = {"texts": TEXTS, "word_ids": words.word_ids, "key_padding": words.key_padding}
     if family != "reasoning":
         return ImageTextBatch(*parts, **texts, image_ids=torch.arange(count))

@@ -32,7 +32,7 @@ def test_decoding_the_codes_is_the_reconstruction(model: LQAE) -> None:
 def test_the_language_model_reads_word_embeddings_at_its_own_positions(model: LQAE) -> None:
     """The hidden states equal those of the language model called with the ids of the words."""
     quantized = model.quantize(IMAGES)
-    read = model.read(quantized.values).last
+    read = model.encode_text(quantized.values).last
     reference = model.language.model if hasattr(model.language, "model") else None
     ids = model.word_ids(quantized.codes)
     again = model.language(model.language.word_embedding[ids]).last
@@ -47,9 +47,9 @@ def test_hidden_words_are_unknown_to_everything_after(model: LQAE) -> None:
     mask[:, 5] = True
     values = quantized.values.detach().clone()
     values[:, 5] = values[:, 5].roll(1, 0) + 1
-    before = model.rebuild(model.read(quantized.values, mask))
-    torch.testing.assert_close(model.rebuild(model.read(values, mask)), before)
-    assert not torch.allclose(model.rebuild(model.read(values)), before)
+    before = model.rebuild(model.encode_text(quantized.values, mask))
+    torch.testing.assert_close(model.rebuild(model.encode_text(values, mask)), before)
+    assert not torch.allclose(model.rebuild(model.encode_text(values)), before)
 
 
 def test_masked_words_get_no_gradient_and_seen_ones_do(model: LQAE) -> None:
@@ -57,7 +57,7 @@ def test_masked_words_get_no_gradient_and_seen_ones_do(model: LQAE) -> None:
     mask = torch.zeros(3, 16, dtype=torch.bool)
     mask[:, :8] = True
     values = model.quantize(IMAGES).values.detach().requires_grad_()
-    model.rebuild(model.read(values, mask)).square().sum().backward()
+    model.rebuild(model.encode_text(values, mask)).square().sum().backward()
     assert values.grad is not None
     assert (values.grad[:, :8] == 0).all()
     assert (values.grad[:, 8:].abs().sum(-1) > 0).all()
@@ -146,7 +146,7 @@ def test_random_weights_keep_the_words(language: Path) -> None:
     assert torch.equal(trained.quantizer.embedding, untrained.quantizer.embedding)
     assert trained.language.fingerprint == untrained.language.fingerprint
     words = trained.quantizer.embedding[:16][None]
-    assert not torch.allclose(trained.read(words).last, untrained.read(words).last)
+    assert not torch.allclose(trained.encode_text(words).last, untrained.encode_text(words).last)
 
 
 def test_too_many_patches_for_the_language_model_are_refused(language: Path) -> None:

@@ -17,7 +17,7 @@ from pixlex.nn.bert import AnswerDecoder, Context
 
 
 def _questions(model: Reasoner, *texts: str) -> Words:
-    return model.encode_texts(texts, 12)
+    return model.tokenize_texts(texts, 12)
 
 
 def _images(model: Reasoner, count: int) -> torch.Tensor:

@@ -149,7 +149,7 @@ def test_the_embedded_bert_foretells_hidden_words_from_the_start() -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     model = CBViLA.start(config).eval()
-    words = model.encode_texts(
+    words = model.tokenize_texts(
         ["a man is riding a horse on the beach", "the dog plays with a ball in the park"], 32
     )
     hidden = torch.zeros_like(words.key_padding)
@@ -157,7 +157,7 @@ def test_the_embedded_bert_foretells_hidden_words_from_the_start() -> None:
     shown = words.word_ids.masked_fill(hidden, model.tokenizer.mask_id)
     with torch.no_grad():
         context = model.look_at_images(model.encode_image(torch.zeros(2, 3, 16, 16)))
-        fused = model.fusion(model.read(shown, words.key_padding), context, words.key_padding)
+        fused = model.fusion(model.encode_text(shown, words.key_padding), context, words.key_padding)
         loss = masked_word_loss(
             model.masked_word_head(fused[hidden]),
             words.word_ids[hidden],

@@ -191,7 +191,7 @@ def test_matching_sees_the_right_pairs(language: Path, monkeypatch: pytest.Monke
     """Logits of the one pass with shared contexts equal those of pairs fused one by one."""
     model = tiny_cbvila(language)
     batch = pair_batch(model, TEXTS)
-    seen, text = model.encode_image(batch.images), model.read(batch.word_ids, batch.key_padding)
+    seen, text = model.encode_image(batch.images), model.encode_text(batch.word_ids, batch.key_padding)
     other_texts, other_images = torch.tensor([1, 2, 3, 0]), torch.tensor([2, 3, 0, 1])
     monkeypatch.setattr(compared, "_opposed", lambda *arguments: (other_texts, other_images))
     found = {}
@@ -345,7 +345,7 @@ def test_similarities_are_float32_under_autocast(language: Path) -> None:
         model.log_scale.fill_(math.log(1000))
     batch = pair_batch(model, TEXTS)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        seen, text = model.encode_image(batch.images), model.read(batch.word_ids, batch.key_padding)
+        seen, text = model.encode_image(batch.images), model.encode_text(batch.word_ids, batch.key_padding)
         found = compared._similarity(model, seen, text, learned=True)
         images, texts = model.image_vectors(seen), model.text_vectors(text)
     torch.testing.assert_close(found.image_to_text, 1000 * images @ texts.T, rtol=1e-5, atol=1e-3)

@@ -36,7 +36,7 @@ def _objective(
 
 
 def _batch(model: Reasoner, given: Sequence[tuple[str, ...]]) -> ReasoningBatch:
-    words = model.encode_texts(QUESTIONS, 12)
+    words = model.tokenize_texts(QUESTIONS, 12)
     count = len(QUESTIONS) * model.config.num_images
     return ReasoningBatch(
         torch.rand(count, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0)),
@@ -89,7 +89,7 @@ def _written_out(model: Reasoner, batch: ReasoningBatch, weights: Sequence[dict[
         one = slice(row, row + 1)
         context = model.look_at_question(batch.images[one], batch.word_ids[one], batch.key_padding[one])
         for text, weight in answers.items():
-            ids = model.encode_texts([text], 10).word_ids[0]
+            ids = model.tokenize_texts([text], 10).word_ids[0]
             logits = model.word_logits(model.write(ids[None, :-1], context)[0])
             total += weight * float(F.cross_entropy(logits, ids[1:], reduction="sum"))
     return total / len(weights)
@@ -159,6 +159,6 @@ def test_a_few_steps_learn_an_answer_by_heart(language: Path) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     model = objective.model.eval()
-    ranked = model.rank(batch.images, model.encode_texts(QUESTIONS, 12))
+    ranked = model.rank(batch.images, model.tokenize_texts(QUESTIONS, 12))
     assert [model.config.answers[number] for number in ranked.numbers[:, 0]] == [one for (one,) in given]
-    assert model.generate(batch.images, model.encode_texts(QUESTIONS, 12)) == [one for (one,) in given]
+    assert model.generate(batch.images, model.tokenize_texts(QUESTIONS, 12)) == [one for (one,) in given]

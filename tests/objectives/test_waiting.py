@@ -45,7 +45,7 @@ def _images(count: int = 4) -> ImageBatch:
 
 def _items(objective: ReasoningObjective) -> ReasoningBatch:
     model = objective.model
-    words = model.encode_texts(TEXTS, 12)
+    words = model.tokenize_texts(TEXTS, 12)
     given = ("about", "about class") if model.decoder is not None else ("true",)
     return ReasoningBatch(
         **vars(_images(4 * model.config.num_images)), items=torch.arange(4), texts=TEXTS,

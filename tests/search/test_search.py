@@ -42,15 +42,15 @@ def keys(result: SearchResult) -> list[str]:
 
 @torch.no_grad()
 def text_vector(model: CBViLA, text: str) -> torch.Tensor:
-    words = model.encode_texts([text], 16)
-    return model.text_vectors(model.read(words.word_ids, words.key_padding))[0]
+    words = model.tokenize_texts([text], 16)
+    return model.text_vectors(model.encode_text(words.word_ids, words.key_padding))[0]
 
 
 @torch.no_grad()
 def logit(model: CBViLA, text: str, image: torch.Tensor) -> float:
     """The whole network at once, one pair."""
-    words = model.encode_texts([text], 16)
-    read = model.read(words.word_ids, words.key_padding)
+    words = model.tokenize_texts([text], 16)
+    read = model.encode_text(words.word_ids, words.key_padding)
     fused = model.fusion(read, model.look_at_images(model.encode_image(image[None])), words.key_padding)
     return float(model.matching_head(fused[:, 0])[0, 1])
 

@@ -87,7 +87,7 @@ def _run(
 
     def batches(first_step: int) -> Iterator[ImageTextBatch]:
         return training_pairs(
-            source, encode=lambda texts: model.encode_texts(texts, 12), config=CBViLADataConfig(),
+            source, encode=lambda texts: model.tokenize_texts(texts, 12), config=CBViLADataConfig(),
             image_size=IMAGE_SIZE, batch_size=config.batch_size, seed=config.seed, first_step=first_step,
             rank=distributed.rank(), world_size=distributed.world_size(),
         )  # fmt: skip

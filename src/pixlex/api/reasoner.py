@@ -205,7 +205,7 @@ class ImageReasoner:
         pixels = batches_of(several, at_once, config.image_size, config.cut)
         about_all = next(pixels).to(self.device) if shared else None
         for first in range(0, len(cleaned), batch_size):
-            words = self.model.encode_texts(cleaned[first : first + batch_size], config.body.text.positions)
+            words = self.model.tokenize_texts(cleaned[first : first + batch_size], config.body.text.positions)
             asked = Words(words.word_ids.to(self.device), words.key_padding.to(self.device))
             if about_all is None:
                 yield next(pixels).to(self.device), asked, None

@@ -230,7 +230,7 @@ class ImageTokenizer:
         def pooled(batch: Tensor) -> Tensor:
             values = self.model.quantize(batch).values
             if isinstance(self.model, LQAE):
-                language = self.model.read(values)
+                language = self.model.encode_text(values)
                 states = language.hidden_states if layer == "all" else (language.last,)
                 return torch.cat([state.float().mean(1) for state in states], dim=1)
             return values.float().mean(1)

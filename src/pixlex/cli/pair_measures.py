@@ -101,7 +101,7 @@ def pretraining(options: Namespace) -> int:
     max_words = min(_trained_words(options.model), model.config.text.positions)
     objective = CBViLAObjective(model, config, 1, max_words).to(pick_device(options.device))
     batches = evaluation_pairs(
-        source, encode=lambda texts: model.encode_texts(texts, max_words), image_size=model.config.image_size,
+        source, encode=lambda texts: model.tokenize_texts(texts, max_words), image_size=model.config.image_size,
         cut=model.config.cut, batch_size=options.batch_size, limit=options.limit,
         rank=distributed.rank(), world_size=distributed.world_size(),
     )  # fmt: skip
@@ -149,7 +149,7 @@ def reconstruct_pairs(options: Namespace, source: PairSource) -> int:
         )
     max_words = min(_trained_words(options.model), model.config.text.positions)
     (batch,) = evaluation_pairs(
-        source, encode=lambda texts: model.encode_texts(texts, max_words), image_size=model.config.image_size,
+        source, encode=lambda texts: model.tokenize_texts(texts, max_words), image_size=model.config.image_size,
         cut=model.config.cut, batch_size=options.limit, limit=options.limit,
     )  # fmt: skip
     remark_skipped(options, batch.skipped)

@@ -47,7 +47,7 @@ def evaluate(options: Namespace) -> int:
     max_words = model.config.body.text.positions
     batches = evaluation_items(
         items,
-        encode=lambda texts: model.encode_texts(texts, max_words),
+        encode=lambda texts: model.tokenize_texts(texts, max_words),
         image_size=model.config.image_size,
         cut=model.config.cut,
         batch_size=options.batch_size,

@@ -71,7 +71,7 @@ def explain_answer(
         score_of = _score_of(model, plain_text(answer), words.key_padding)
         found = attention_heat(
             body.fusion,
-            body.read(words.word_ids, words.key_padding).repeat(num_images, 1, 1),
+            body.encode_text(words.word_ids, words.key_padding).repeat(num_images, 1, 1),
             body.look_at_images(body.encode_image(images)),
             words.key_padding.repeat(num_images, 1),
             score_of,
@@ -97,7 +97,7 @@ def _score_of(model: Reasoner, answer: str, key_padding: Tensor) -> ScoreOf:
 
         return of_class
     # One more than fits, so that what is too long is seen.
-    ids = model.encode_texts([answer], model.config.max_answer_words + 1).word_ids.to(key_padding.device)
+    ids = model.tokenize_texts([answer], model.config.max_answer_words + 1).word_ids.to(key_padding.device)
     if not 3 <= ids.shape[1] <= model.config.max_answer_words:
         raise ValueError(
             f"expected an answer of 1 to {model.config.max_answer_words - 2} words (tokens), got {quoted(answer)}"

@@ -79,7 +79,7 @@ def explain(
 def _of_matching(model: CBViLA, read: Sequence[ReadText], seen: Tensor, layer: int) -> list[Explanation]:
     words = _padded([text.word_ids for text in read], model.tokenizer.pad_id, seen.device)
     found = attention_heat(
-        model.fusion, model.read(words.word_ids, words.key_padding), model.look_at_images(seen),
+        model.fusion, model.encode_text(words.word_ids, words.key_padding), model.look_at_images(seen),
         words.key_padding, lambda fused: model.matching_head(fused[:, 0])[:, 1], layer=layer,
     )  # fmt: skip
     rows = zip(read, found.maps[..., 1:], found.scores.tolist(), strict=True)
@@ -96,7 +96,7 @@ def _of_hidden_words(model: CBViLA, text: ReadText, seen: Tensor, layer: int) ->
             row[places] = model.tokenizer.mask_id
         words = _padded(list(rows), model.tokenizer.pad_id, seen.device)
         found = attention_heat(
-            model.fusion, model.read(words.word_ids, words.key_padding), context, words.key_padding,
+            model.fusion, model.encode_text(words.word_ids, words.key_padding), context, words.key_padding,
             _foretold(model, text.word_ids.to(seen.device), hidden), layer=layer,
         )  # fmt: skip
         heat = found.maps[..., 1:]

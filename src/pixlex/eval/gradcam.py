@@ -139,7 +139,7 @@ class ReadText:
 
     def __init__(self, model: CBViLA, text: str, number: int) -> None:
         tokenizer = model.tokenizer
-        bare = model.encode_texts([text], _ENDLESS).word_ids[0, 1:-1]
+        bare = model.tokenize_texts([text], _ENDLESS).word_ids[0, 1:-1]
         if not len(bare):
             raise ValueError(f"text {number}: expected one word or more, got {quoted(text)}")
         room = model.config.text.positions - 2

@@ -161,7 +161,7 @@ def rebuilt_examples(
     if rebuilt is None:
         rebuilt = model.rebuild(batch.images, Words(batch.word_ids, batch.key_padding), split)
     other_texts = (*batch.texts[1:], batch.texts[0]) if len(batch.texts) > 1 else ("",)
-    words = model.encode_texts(other_texts, batch.word_ids.shape[1])
+    words = model.tokenize_texts(other_texts, batch.word_ids.shape[1])
     others = Words(words.word_ids.to(batch.images.device), words.key_padding.to(batch.images.device))
     shown = _visible_pixels(model, split)
     gray = shown * batch.images + 0.5 * (1 - shown)

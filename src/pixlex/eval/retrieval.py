@@ -182,7 +182,7 @@ def gallery(
         raise TooManyBroken(f"{source.name}: none of {len(rows)} images can be read")
     captions = [[text for row in rows[image] for text in source.captions[row]] for image in kept.tolist()]
     texts = [text for several in captions for text in several]
-    words = model.encode_texts(texts, max_words)
+    words = model.tokenize_texts(texts, max_words)
     with evaluating(model), torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
         text, text_vectors = _read(model, words, batch_size, place, states=states, progress=progress)
     image_of = [number for number, several in enumerate(captions) for _ in several]
@@ -238,7 +238,7 @@ def _read(
     with bar:
         for first in distributed.my_turns(firsts):
             part = slice(first, first + batch_size)
-            text = model.read(words.word_ids[part].to(place), words.key_padding[part].to(place))
+            text = model.encode_text(words.word_ids[part].to(place), words.key_padding[part].to(place))
             found.append((text.cpu() if states else text[:, :0].cpu(), model.text_vectors(text).cpu()))
             bar.update()
     everyone = distributed.in_turn(found)

@@ -120,7 +120,7 @@ class CBViLA(nn.Module):
         # Nothing else moves the temperature.
         return self.log_scale.item() != torch.tensor(math.log(1 / START_TEMPERATURE)).item()
 
-    def encode_texts(self, texts: Sequence[str], max_words: int) -> Words:
+    def tokenize_texts(self, texts: Sequence[str], max_words: int) -> Words:
         """Return texts as the text encoder reads them, each cut to so many words (tokens)."""
         return self.tokenizer.encode(texts, max_words)
 
@@ -136,7 +136,9 @@ class CBViLA(nn.Module):
         seen: Tensor = self.image_encoder((images - self.mean) / self.std, visible)
         return seen
 
-    def read(self, word_ids: Int[Tensor, "B T"], key_padding: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+    def encode_text(
+        self, word_ids: Int[Tensor, "B T"], key_padding: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T D"]:
         """Return the vectors of words, that of the start first; `key_padding` is True where padded."""
         text: Tensor = self.text_encoder(word_ids, key_padding)
         return text
@@ -215,7 +217,7 @@ class CBViLA(nn.Module):
         Training has a class vector and a caption beside the codes. Here there is neither: the vector of hidden
         patches stands for the one, an empty text for the other.
         """
-        words = self.encode_texts([""] * len(codes), 3)
+        words = self.tokenize_texts([""] * len(codes), 3)
         word_ids, key_padding = words.word_ids.to(codes.device), words.key_padding.to(codes.device)
         everywhere = torch.arange(codes.shape[1], device=codes.device).expand(len(codes), -1)
         unknown = self.query.hidden[0].expand(len(codes), -1)
@@ -238,10 +240,12 @@ class CBViLA(nn.Module):
         return self._drawn(self.query(codewords, self.image_projector(seen[:, 0]), split.visible), words)
 
     see = renamed("see", "encode_image")
+    read = renamed("read", "encode_text")
+    encode_texts = renamed("encode_texts", "tokenize_texts")
 
     def _drawn(self, query: Float[Tensor, "B N1 D"], words: Words) -> Float[Tensor, "B 3 H W"]:
         """Return the images, in [0, 1], that the fusion encoder makes of its queries and of texts."""
-        text = self.read(words.word_ids, words.key_padding)
+        text = self.encode_text(words.word_ids, words.key_padding)
         fused = self.fusion(query, self.look_at_texts(text, words.key_padding))
         return self.images(self.pixel_head(fused[:, 1:])).clamp(0, 1)
 

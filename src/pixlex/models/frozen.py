@@ -62,7 +62,7 @@ class Frozen(nn.Module):
         """Patches along one side of the image."""
         return self.config.grid
 
-    def encode_texts(self, texts: Sequence[str], max_words: int) -> Words:
+    def tokenize_texts(self, texts: Sequence[str], max_words: int) -> Words:
         """Return texts as the language model reads them, each cut to so many words (tokens) with its end."""
         return self.language.encode(texts, max_words)
 

@@ -139,7 +139,9 @@ class LQAE(nn.Module):
         quantized: Quantized = self.quantizer(self.projector(self.encoder(images)), generator)
         return quantized
 
-    def read(self, values: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None) -> LanguageOutput:
+    def encode_text(
+        self, values: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None
+    ) -> LanguageOutput:
         """Run the frozen language model over word embeddings, hidden ones replaced by its mask word."""
         if mask is not None:
             hidden_word = self.language.word_embedding[self.language.mask_id].to(values.dtype)
@@ -186,7 +188,7 @@ class LQAE(nn.Module):
             generator: needed with random top-k only.
         """
         quantized = self.quantize(images, generator)
-        language = self.read(quantized.values, mask)
+        language = self.encode_text(quantized.values, mask)
         return LQAEOutput(self.rebuild(language), quantized, language, mask)
 
     @torch.no_grad()
@@ -197,7 +199,7 @@ class LQAE(nn.Module):
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
         """Return the images that words stand for, in [0, 1]: through the language model, nothing hidden."""
-        return self.rebuild(self.read(self.quantizer.embedding[codes])).float().clamp(0, 1)
+        return self.rebuild(self.encode_text(self.quantizer.embedding[codes])).float().clamp(0, 1)
 
     def description(self) -> dict[str, Any]:
         """Return what identifies the language model that the codes belong to."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pixlex.batch import Words
 from pixlex.config.reasoning import ReasonerConfig
+from pixlex.messages import renamed
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.heads import MaskedWordHead
 from pixlex.nn.bert import AnswerDecoder, Context
@@ -114,7 +115,9 @@ class Reasoner(nn.Module):
         """Patches along one side of the image."""
         return self.body.grid
 
-    def encode_texts(self, texts: Sequence[str], max_words: int) -> Words:
+    encode_texts = renamed("encode_texts", "tokenize_texts")
+
+    def tokenize_texts(self, texts: Sequence[str], max_words: int) -> Words:
         """Return texts as the text encoder reads them, each cut to so many words (tokens)."""
         return self.tokenizer.encode(texts, max_words)
 
@@ -143,7 +146,7 @@ class Reasoner(nn.Module):
         if looks_at is not None:
             each = torch.arange(num_images, device=images.device)
             context = context.rows((looks_at.unsqueeze(1) * num_images + each).flatten())
-        text = body.read(word_ids, key_padding).repeat_interleave(num_images, dim=0)
+        text = body.encode_text(word_ids, key_padding).repeat_interleave(num_images, dim=0)
         fused: Tensor = body.fusion(text, context, key_padding.repeat_interleave(num_images, dim=0))
         return fused.view(-1, num_images, *fused.shape[1:])
 

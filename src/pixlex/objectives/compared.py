@@ -85,10 +85,12 @@ def compared_terms(
     word_ids, key_padding = batch.word_ids, batch.key_padding
     if "masked_language" in active:
         masked = _masked(model, config, batch, draws)
-        both = model.read(torch.cat([word_ids, masked.word_ids]), torch.cat([key_padding, key_padding]))
+        both = model.encode_text(
+            torch.cat([word_ids, masked.word_ids]), torch.cat([key_padding, key_padding])
+        )
         vectors, masked_vectors = both.chunk(2)
     else:
-        vectors = model.read(word_ids, key_padding)
+        vectors = model.encode_text(word_ids, key_padding)
         masked_vectors = vectors[:0]
     text = TextStates(vectors, key_padding)
     terms: dict[str, Tensor] = {}

@@ -73,7 +73,7 @@ class ReasoningObjective(Objective):
         ]
         flat = [(row, text, weight) for row, found in enumerate(weights) for text, weight in found.items()]
         context = model.look_at_question(batch.images, batch.word_ids, batch.key_padding, batch.looks_at)
-        words = model.encode_texts([text for _, text, _ in flat], model.config.max_answer_words)
+        words = model.tokenize_texts([text for _, text, _ in flat], model.config.max_answer_words)
         rows = send(torch.tensor([row for row, _, _ in flat]), device)
         vectors = model.write(send(words.word_ids[:, :-1], device), context.rows(rows))
         targets, shown = words.word_ids[:, 1:], ~words.key_padding[:, 1:]

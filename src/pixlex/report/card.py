@@ -63,9 +63,9 @@ _CBVILA_USAGE = """\
 from pixlex.models import pretrained
 
 model = pretrained.load_any("this directory, or its name on the hub")
-words = model.encode_texts(["two dogs in the snow"], max_words=30)
+words = model.tokenize_texts(["two dogs in the snow"], max_words=30)
 images = model.image_vectors(model.encode_image(images))  # images: (B, 3, H, W) in [0, 1]
-texts = model.text_vectors(model.read(words.word_ids, words.key_padding))
+texts = model.text_vectors(model.encode_text(words.word_ids, words.key_padding))
 similarity = images @ texts.T"""
 
 _REASONING = """\
@@ -84,7 +84,7 @@ _REASONING_USAGE = """\
 from pixlex.models import pretrained
 
 model = pretrained.load_any("this directory, or its name on the hub")
-words = model.encode_texts(["what color is the dog"], max_words=30)
+words = model.tokenize_texts(["what color is the dog"], max_words=30)
 ranked = model.rank(images, words)  # images: (B, 3, H, W) in [0, 1]
 answers = [model.config.answers[number] for number in ranked.numbers[:, 0]]"""
 

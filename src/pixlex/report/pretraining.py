@@ -63,7 +63,7 @@ class PretrainingProgress(Progress):
         }
         batches = evaluation_pairs(
             self.pairs,
-            encode=lambda texts: model.encode_texts(texts, most),
+            encode=lambda texts: model.tokenize_texts(texts, most),
             image_size=run.model.image_size,
             cut=run.model.cut,
             rank=distributed.rank(),

@@ -136,7 +136,7 @@ class CaptionProgress(Progress):
         config, max_words, model = self.run.eval, self.run.data.max_words, self.model
         batches = evaluation_pairs(
             self.validation,
-            encode=lambda texts: model.encode_texts(texts, max_words),
+            encode=lambda texts: model.tokenize_texts(texts, max_words),
             image_size=self.run.model.image_size,
             cut=self.run.model.cut,
             batch_size=config.batch_size,

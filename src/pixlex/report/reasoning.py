@@ -56,7 +56,7 @@ class ReasoningProgress(Progress):
         model, limit = self.reasoner.to(pick_device(run.train.device)), config.limit or None
         batches = evaluation_items(
             self.items,
-            encode=lambda texts: model.encode_texts(texts, run.data.max_words),
+            encode=lambda texts: model.tokenize_texts(texts, run.data.max_words),
             image_size=model.config.image_size,
             cut=model.config.cut,
             batch_size=config.batch_size,

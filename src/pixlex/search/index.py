@@ -264,11 +264,11 @@ class ImageIndex:
     def _read(self, texts: Sequence[str]) -> tuple[Float[Tensor, "Q T D"], Bool[Tensor, "Q T"]]:
         """Return the words of queries after the text encoder, and which of them are padding."""
         most = min(_MOST_WORDS, self.model.config.text.positions)
-        words = self.model.encode_texts([query_text(text) for text in texts], most)
+        words = self.model.tokenize_texts([query_text(text) for text in texts], most)
         place = next(self.model.parameters()).device
         key_padding = words.key_padding.to(place)
         with computing(place, self.head.precision):
-            return self.model.read(words.word_ids.to(place), key_padding), key_padding
+            return self.model.encode_text(words.word_ids.to(place), key_padding), key_padding
 
     def _ready(self, top_k: int, rerank: int, score: str) -> None:
         """Raise `ValueError` for what cannot be searched, or not so."""

@@ -27,7 +27,7 @@ from pixlex.models.vqvae import VQVAE
 @torch.no_grad()
 def test_every_patch_of_every_layer_counts(lqae: LQAE, images: Tensor) -> None:
     """The released code leaves the first patch out."""
-    hidden = lqae.read(lqae.quantizer.embedding[lqae.tokenize(images)]).hidden_states
+    hidden = lqae.encode_text(lqae.quantizer.embedding[lqae.tokenize(images)]).hidden_states
     features = image_features(lqae, images)
     assert len(hidden) == 2
     for number, states in enumerate(hidden):

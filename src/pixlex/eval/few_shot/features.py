@@ -186,7 +186,7 @@ class LayerFeatures:
         codes = torch.tensor(rows, dtype=torch.long)
         device = next(self.model.parameters()).device
         with computing(device, "fp32"):
-            states = self.model.read(self.model.quantizer.embedding[codes.to(device)]).hidden_states
+            states = self.model.encode_text(self.model.quantizer.embedding[codes.to(device)]).hidden_states
         if self.layers == "last":
             return states[-1].float().mean(1).cpu().numpy()
         means = [torch.nn.functional.normalize(state.float().mean(1), dim=1) for state in states]

@@ -58,7 +58,7 @@ def image_features(
     features: dict[str, Tensor] = {}
     if isinstance(model, LQAE):
         quantized = model.quantizer(model.projector(vectors))
-        for number, hidden in enumerate(model.read(quantized.values).hidden_states):
+        for number, hidden in enumerate(model.encode_text(quantized.values).hidden_states):
             features[f"layer {number}"] = hidden.float().mean(1)
     elif isinstance(model, CBViLA):
         quantized = model.quantize_vectors(vectors)
