@@ -78,7 +78,7 @@ def matching(
         (text[other_texts], padding[other_texts], seen),
         (text, padding, seen[other_images]),
     )
-    fused = [model.fusion(one, model.look_at_images(image), pad)[:, 0] for one, pad, image in passes]
+    fused = [model.fusion(one, model.image_context(image), pad)[:, 0] for one, pad, image in passes]
     labels = torch.zeros(3 * len(text), dtype=torch.long, device=text.device)
     labels[: len(text)] = 1
     return F.cross_entropy(model.matching_head(torch.cat(fused)).float(), labels)
@@ -90,7 +90,7 @@ def masked_language(model: CBViLA, seen: Tensor, pairs: ImageTextBatch, ratio: f
     special = model.tokenizer.special(host.word_ids, host.key_padding)
     masked = mask_words(host.word_ids, special, ratio, model.tokenizer.mask_id, draws.words)
     text = model.encode_text(masked.word_ids.to(device), pairs.key_padding)
-    fused = model.fusion(text, model.look_at_images(seen), pairs.key_padding)
+    fused = model.fusion(text, model.image_context(seen), pairs.key_padding)
     head = model.masked_word_head
     logits = F.linear(head(fused), model.text_encoder.words.weight, head.bias).float()
     targets = pairs.word_ids.masked_fill(~masked.mask.to(device), IGNORED)

@@ -54,7 +54,7 @@ def caption_major(model: CBViLA, seen: Tensor, text: Tensor, padding: Tensor, wa
         images = column.nonzero().flatten()
         if len(images):
             rows = torch.full_like(images, caption)
-            fused = model.fusion(text[rows], model.look_at_images(seen[images]), padding[rows])
+            fused = model.fusion(text[rows], model.image_context(seen[images]), padding[rows])
             logits[images, caption] = model.matching_head(fused[:, 0])[:, 1]
     return logits
 

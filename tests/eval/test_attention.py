@@ -123,7 +123,7 @@ def test_the_score_is_the_models_own_and_maps_have_the_grid(model: CBViLA, image
     with torch.no_grad():
         fused = model.fusion(
             model.encode_text(words.word_ids, words.key_padding),
-            model.look_at_images(model.encode_image(images)),
+            model.image_context(model.encode_image(images)),
             words.key_padding,
         )
         logits = model.matching_head(fused[:, 0])[:, 1]
@@ -170,7 +170,7 @@ def test_hidden_words_are_scored_as_pseudo_log_likelihood(model: CBViLA, images:
     assert model.tokenizer.tokenizer.unk_token_id not in words.word_ids
     total = 0.0
     with torch.no_grad():
-        context = model.look_at_images(model.encode_image(images[:1]))
+        context = model.image_context(model.encode_image(images[:1]))
         for place in (1, 2, 3):
             hidden = words.word_ids.clone()
             hidden[0, place] = model.tokenizer.mask_id

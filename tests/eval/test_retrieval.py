@@ -114,7 +114,7 @@ def test_the_second_stage_equals_pairs_one_by_one(
             for caption in range(6):
                 words = ~items.key_padding[caption]
                 text = items.text[caption : caption + 1, words]
-                fused = model.fusion(text, model.look_at_images(items.seen[image : image + 1]))
+                fused = model.fusion(text, model.image_context(items.seen[image : image + 1]))
                 expected[image, caption] = model.matching_head(fused[0, 0])[1]
     if score == "matching+contrastive":
         expected = expected + similarity
@@ -149,7 +149,7 @@ def test_an_interrupted_second_stage_goes_on(
     """Scores of images that were done are not computed again; numbers as without; nothing is left behind."""
     monkeypatch.setattr(pair_scores, "_IMAGES_A_FILE", 1)
     seen: list[int] = []
-    look = model.look_at_images
+    look = model.image_context
 
     def counted(image: torch.Tensor) -> Context:
         if len(seen) == 2:
@@ -157,13 +157,13 @@ def test_an_interrupted_second_stage_goes_on(
         seen.append(1)
         return look(image)
 
-    monkeypatch.setattr(model, "look_at_images", counted)
+    monkeypatch.setattr(model, "image_context", counted)
     with pytest.raises(KeyboardInterrupt):
         evaluate_retrieval(model, items, keep=tmp_path, progress=False)
     (folder,) = tmp_path.iterdir()
     first, second = sorted(folder.iterdir())
     second.write_bytes(b"damaged")  # by a full disk, say
-    monkeypatch.setattr(model, "look_at_images", lambda image: seen.append(1) or look(image))
+    monkeypatch.setattr(model, "image_context", lambda image: seen.append(1) or look(image))
     whole = evaluate_retrieval(model, items, keep=tmp_path, progress=False)
     assert len(seen) == 2 + 2  # the damaged one and the third
     assert list(tmp_path.iterdir()) == []

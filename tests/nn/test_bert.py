@@ -156,7 +156,7 @@ def test_the_embedded_bert_foretells_hidden_words_from_the_start() -> None:
     hidden[0, 4] = hidden[1, 3] = hidden[1, 9] = True
     shown = words.word_ids.masked_fill(hidden, model.tokenizer.mask_id)
     with torch.no_grad():
-        context = model.look_at_images(model.encode_image(torch.zeros(2, 3, 16, 16)))
+        context = model.image_context(model.encode_image(torch.zeros(2, 3, 16, 16)))
         fused = model.fusion(model.encode_text(shown, words.key_padding), context, words.key_padding)
         loss = masked_word_loss(
             model.masked_word_head(fused[hidden]),

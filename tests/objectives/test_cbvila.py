@@ -204,7 +204,7 @@ def test_matching_sees_the_right_pairs(language: Path, monkeypatch: pytest.Monke
 
     def logit(image: int, caption: int) -> torch.Tensor:
         rows = slice(caption, caption + 1)
-        context = model.look_at_images(seen[image : image + 1])
+        context = model.image_context(seen[image : image + 1])
         return model.matching_head(model.fusion(text[rows], context, batch.key_padding[rows])[0, 0])
 
     pairs = [(i, i) for i in range(4)]

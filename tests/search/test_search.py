@@ -51,7 +51,7 @@ def logit(model: CBViLA, text: str, image: torch.Tensor) -> float:
     """The whole network at once, one pair."""
     words = model.tokenize_texts([text], 16)
     read = model.encode_text(words.word_ids, words.key_padding)
-    fused = model.fusion(read, model.look_at_images(model.encode_image(image[None])), words.key_padding)
+    fused = model.fusion(read, model.image_context(model.encode_image(image[None])), words.key_padding)
     return float(model.matching_head(fused[:, 0])[0, 1])
 
 

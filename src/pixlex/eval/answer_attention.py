@@ -72,7 +72,7 @@ def explain_answer(
         found = attention_heat(
             body.fusion,
             body.encode_text(words.word_ids, words.key_padding).repeat(num_images, 1, 1),
-            body.look_at_images(body.encode_image(images)),
+            body.image_context(body.encode_image(images)),
             words.key_padding.repeat(num_images, 1),
             score_of,
             layer=layer,

@@ -79,7 +79,7 @@ def explain(
 def _of_matching(model: CBViLA, read: Sequence[ReadText], seen: Tensor, layer: int) -> list[Explanation]:
     words = _padded([text.word_ids for text in read], model.tokenizer.pad_id, seen.device)
     found = attention_heat(
-        model.fusion, model.encode_text(words.word_ids, words.key_padding), model.look_at_images(seen),
+        model.fusion, model.encode_text(words.word_ids, words.key_padding), model.image_context(seen),
         words.key_padding, lambda fused: model.matching_head(fused[:, 0])[:, 1], layer=layer,
     )  # fmt: skip
     rows = zip(read, found.maps[..., 1:], found.scores.tolist(), strict=True)
@@ -87,7 +87,7 @@ def _of_matching(model: CBViLA, read: Sequence[ReadText], seen: Tensor, layer: i
 
 
 def _of_hidden_words(model: CBViLA, text: ReadText, seen: Tensor, layer: int) -> Explanation:
-    context = model.look_at_images(seen)
+    context = model.image_context(seen)
     maps, wholes, total = [], [], 0.0
     for first in range(0, len(text.words), _TEXTS_AT_ONCE):
         hidden = [places for _, places in text.words[first : first + _TEXTS_AT_ONCE]]

@@ -161,7 +161,7 @@ def _of_image(
     texts: Int[Tensor, " P"] = row.nonzero().flatten()
     if not len(texts):
         return
-    context = model.look_at_images(seen)
+    context = model.image_context(seen)
     for part in torch.split(texts, _TEXTS_AT_ONCE):
         padding = key_padding[part]
         length = int((~padding).sum(1).max())  # no text is longer

@@ -143,7 +143,7 @@ class CBViLA(nn.Module):
         text: Tensor = self.text_encoder(word_ids, key_padding)
         return text
 
-    def look_at_images(self, seen: Float[Tensor, "B M I"]) -> Context:
+    def image_context(self, seen: Float[Tensor, "B M I"]) -> Context:
         """Return images as the fusion encoder looks at them, for texts as queries."""
         return self.fusion.project(self.image_projector(seen))
 

@@ -142,7 +142,7 @@ class Reasoner(nn.Module):
             looks_at: which group of n images each text looks at; the i-th text at the i-th group when None.
         """
         body, num_images = self.body, self.config.num_images
-        context = body.look_at_images(body.encode_image(images))
+        context = body.image_context(body.encode_image(images))
         if looks_at is not None:
             each = torch.arange(num_images, device=images.device)
             context = context.rows((looks_at.unsqueeze(1) * num_images + each).flatten())

@@ -102,7 +102,7 @@ def compared_terms(
                 similarity.image_to_text, similarity.text_to_image, same
             )
     if "image_text_matching" in active:
-        context = model.look_at_images(seen)
+        context = model.image_context(seen)
         queries = (masked_vectors, key_padding) if masked is not None else None
         logits, labels, fused = _matched(
             model, seen, text, context, _opposed(similarity, same, draws), queries
@@ -110,7 +110,7 @@ def compared_terms(
         count = distributed.all_mean((labels != IGNORED).sum().float())
         terms["image_text_matching"] = image_text_matching_loss(logits, labels, total=count)
     elif masked is not None:
-        fused = model.fusion(masked_vectors, model.look_at_images(seen), key_padding)
+        fused = model.fusion(masked_vectors, model.image_context(seen), key_padding)
     if masked is not None:
         terms["masked_language"] = _masked_language(model, fused, word_ids, masked)
     return terms, text
@@ -167,7 +167,7 @@ def _matched(
     if distributed.world_size() == 1:
         other = context.rows(other_images.clamp_min(0))
     else:
-        other = model.look_at_images(take_rows(distributed.gather_rows(seen), other_images.clamp_min(0)))
+        other = model.image_context(take_rows(distributed.gather_rows(seen), other_images.clamp_min(0)))
     elsewhere = model.fusion(text.vectors, other, text.key_padding)
     size = len(seen)
     logits = model.matching_head(torch.cat([fused[: 2 * size, 0], elsewhere[:, 0]]))

@@ -97,7 +97,7 @@ def matching_logits(
         if not numbers:
             continue
         with computing(place, precision):
-            context = model.look_at_images(model.encode_image(torch.stack(pixels).to(place)))
+            context = model.image_context(model.encode_image(torch.stack(pixels).to(place)))
             fused = model.fusion(words.expand(len(numbers), -1, -1), context)
             found: list[float] = model.matching_head(fused[:, 0]).float()[:, 1].tolist()
         for number, logit in zip(numbers, found, strict=True):
