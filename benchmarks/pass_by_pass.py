@@ -38,7 +38,7 @@ def terms_of(model: CBViLA, word_ratio: float, pairs: ImageTextBatch, draws: Dra
 
     def look_at_text() -> Tensor:
         query = model.query(values, model.image_projector(visible[:, 0]), patches.visible)
-        return model.fusion(query, model.look_at_texts(text, padding))[:, 1:]
+        return model.fusion(query, model.text_context(text, padding))[:, 1:]
 
     pixels = model.pixel_head(look_at_text()).float()
     hidden = patches.hidden.unsqueeze(-1)

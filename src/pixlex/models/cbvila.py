@@ -147,7 +147,7 @@ class CBViLA(nn.Module):
         """Return images as the fusion encoder looks at them, for texts as queries."""
         return self.fusion.project(self.image_projector(seen))
 
-    def look_at_texts(self, text: Float[Tensor, "B T D"], key_padding: Bool[Tensor, "B T"]) -> Context:
+    def text_context(self, text: Float[Tensor, "B T D"], key_padding: Bool[Tensor, "B T"]) -> Context:
         """Return texts as the fusion encoder looks at them, for images as queries."""
         return self.fusion.project(text, key_padding)
 
@@ -246,7 +246,7 @@ class CBViLA(nn.Module):
     def _drawn(self, query: Float[Tensor, "B N1 D"], words: Words) -> Float[Tensor, "B 3 H W"]:
         """Return the images, in [0, 1], that the fusion encoder makes of its queries and of texts."""
         text = self.encode_text(words.word_ids, words.key_padding)
-        fused = self.fusion(query, self.look_at_texts(text, words.key_padding))
+        fused = self.fusion(query, self.text_context(text, words.key_padding))
         return self.images(self.pixel_head(fused[:, 1:])).clamp(0, 1)
 
 

@@ -58,7 +58,7 @@ def predicted_terms(
         pair = model.codebook.sample(quantized.z, temperature, noise)
     else:
         pair = (quantized.values, quantized.values)
-    context = model.look_at_texts(text.vectors, text.key_padding)
+    context = model.text_context(text.vectors, text.key_padding)
     values = [value for value, term in zip(pair, ("pixel", "masked_image"), strict=True) if term in active]
     queries = [model.query(value, class_vectors, split.visible) for value in dict.fromkeys(values)]
     fused = model.fusion(torch.cat(queries), context)
