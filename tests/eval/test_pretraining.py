@@ -62,12 +62,12 @@ def test_rebuilding_sees_the_visible_patches_and_the_text_alone(language_folder:
     batch = pair_batch(model, TEXTS)
     words = Words(batch.word_ids, batch.key_padding)
     split = split_patches(4, model.grid**2, 4, torch.Generator().manual_seed(0))
-    before = model.rebuild(batch.images, words, split)
+    before = model.reconstruct(batch.images, words, split)
     patches = model.patches(batch.images)
     patches.scatter_(1, split.hidden.unsqueeze(-1).expand(-1, -1, patches.shape[-1]), 0.3)
-    torch.testing.assert_close(model.rebuild(model.images(patches), words, split), before)
+    torch.testing.assert_close(model.reconstruct(model.images(patches), words, split), before)
     other = Words(batch.word_ids.roll(1, 0), batch.key_padding.roll(1, 0))
-    assert not torch.allclose(model.rebuild(batch.images, other, split), before)
+    assert not torch.allclose(model.reconstruct(batch.images, other, split), before)
 
 
 def test_patches_and_images_undo_each_other(language_folder: Path) -> None:

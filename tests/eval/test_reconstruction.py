@@ -36,11 +36,11 @@ def slow_reference(model: LQAE, images: Tensor) -> dict[str, float]:
     rebuilt, masked, codes, log_probability, correct = [], [], [], 0.0, 0
     for row, image in enumerate(images):
         quantized = model.quantize(image[None])
-        output = model.rebuild(model.encode_text(quantized.values))
+        output = model.reconstruct(model.encode_text(quantized.values))
         mask = torch.from_numpy(np.random.default_rng((9, 0, 100 + row)).random(16) < 0.5)[None]
         codes.append(quantized.codes)
         rebuilt.append(output.clamp(0, 1))
-        masked.append(model.rebuild(model.encode_text(quantized.values, mask)).clamp(0, 1))
+        masked.append(model.reconstruct(model.encode_text(quantized.values, mask)).clamp(0, 1))
         folds = word_folds([100 + row], 16, 2, seed=9)
         scores = score_words(model.language, model.vocabulary.word_ids[quantized.codes], folds)
         log_probability += scores.log_probability
@@ -235,7 +235,7 @@ def test_nothing_and_everything_hidden(lqae: LQAE, images: Tensor) -> None:
     hidden = evaluate_reconstruction(lqae, batches_of(images, 4), mask_ratio=1.0, progress=False)
     with torch.no_grad():
         some = lqae.quantizer.embedding[torch.zeros(1, 16, dtype=torch.long)]
-        nothing = lqae.rebuild(lqae.encode_text(some, torch.ones(1, 16, dtype=torch.bool)))
+        nothing = lqae.reconstruct(lqae.encode_text(some, torch.ones(1, 16, dtype=torch.bool)))
     expected = (images - nothing.clamp(0, 1)).square().mean().item()
     assert hidden.masked_mse == pytest.approx(expected, rel=1e-5)
 

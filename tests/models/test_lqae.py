@@ -47,9 +47,9 @@ def test_hidden_words_are_unknown_to_everything_after(model: LQAE) -> None:
     mask[:, 5] = True
     values = quantized.values.detach().clone()
     values[:, 5] = values[:, 5].roll(1, 0) + 1
-    before = model.rebuild(model.encode_text(quantized.values, mask))
-    torch.testing.assert_close(model.rebuild(model.encode_text(values, mask)), before)
-    assert not torch.allclose(model.rebuild(model.encode_text(values)), before)
+    before = model.reconstruct(model.encode_text(quantized.values, mask))
+    torch.testing.assert_close(model.reconstruct(model.encode_text(values, mask)), before)
+    assert not torch.allclose(model.reconstruct(model.encode_text(values)), before)
 
 
 def test_masked_words_get_no_gradient_and_seen_ones_do(model: LQAE) -> None:
@@ -57,7 +57,7 @@ def test_masked_words_get_no_gradient_and_seen_ones_do(model: LQAE) -> None:
     mask = torch.zeros(3, 16, dtype=torch.bool)
     mask[:, :8] = True
     values = model.quantize(IMAGES).values.detach().requires_grad_()
-    model.rebuild(model.encode_text(values, mask)).square().sum().backward()
+    model.reconstruct(model.encode_text(values, mask)).square().sum().backward()
     assert values.grad is not None
     assert (values.grad[:, :8] == 0).all()
     assert (values.grad[:, 8:].abs().sum(-1) > 0).all()

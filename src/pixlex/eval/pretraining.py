@@ -159,13 +159,13 @@ def rebuilt_examples(
         rebuilt: with their own texts, where that was done already.
     """
     if rebuilt is None:
-        rebuilt = model.rebuild(batch.images, Words(batch.word_ids, batch.key_padding), split)
+        rebuilt = model.reconstruct(batch.images, Words(batch.word_ids, batch.key_padding), split)
     other_texts = (*batch.texts[1:], batch.texts[0]) if len(batch.texts) > 1 else ("",)
     words = model.tokenize_texts(other_texts, batch.word_ids.shape[1])
     others = Words(words.word_ids.to(batch.images.device), words.key_padding.to(batch.images.device))
     shown = _visible_pixels(model, split)
     gray = shown * batch.images + 0.5 * (1 - shown)
-    pictures = (batch.images, gray, rebuilt, model.rebuild(batch.images, others, split))
+    pictures = (batch.images, gray, rebuilt, model.reconstruct(batch.images, others, split))
     return RebuiltExamples(
         batch.keys[:most], batch.texts[:most], other_texts[:most], *(one[:most].cpu() for one in pictures)
     )
@@ -236,7 +236,7 @@ class _Sums:
         self, batch: ImageTextBatch, split: SplitPatches
     ) -> tuple[tuple[float, ...], RebuiltExamples | None]:
         """Rebuild images; return the errors of hidden and visible patches and of a flat color, and examples."""
-        rebuilt = self.model.rebuild(batch.images, Words(batch.word_ids, batch.key_padding), split)
+        rebuilt = self.model.reconstruct(batch.images, Words(batch.word_ids, batch.key_padding), split)
         shown = _visible_pixels(self.model, split)
         mean_color = (shown * batch.images).sum((2, 3), keepdim=True) / shown.sum((2, 3), keepdim=True)
         hidden_share, visible_share = (1 - shown).mean(), shown.mean()

@@ -246,7 +246,7 @@ class _Evaluation:
         if self.mask_ratio is not None:
             mask = _masks(indices, codes.shape[1], self.mask_ratio, self.seed).to(codes.device)
             language = model.encode_text(model.quantizer.embedding[codes], mask)
-            measures["masked_mse"] = mse(images, model.rebuild(language).float().clamp(0, 1))
+            measures["masked_mse"] = mse(images, model.reconstruct(language).float().clamp(0, 1))
         return measures
 
     def _guessed(self, model: LQAE, codes: Tensor, indices: list[int]) -> WordScores:

@@ -225,7 +225,7 @@ class CBViLA(nn.Module):
         return self._drawn(query, Words(word_ids, key_padding))
 
     @torch.no_grad()
-    def rebuild(
+    def reconstruct(
         self, images: Float[Tensor, "B 3 H W"], words: Words, split: SplitPatches
     ) -> Float[Tensor, "B 3 H W"]:
         """Return images rebuilt from the codewords of their visible patches and their texts, in [0, 1].

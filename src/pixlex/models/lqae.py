@@ -149,7 +149,7 @@ class LQAE(nn.Module):
         output: LanguageOutput = self.language(values)
         return output
 
-    def rebuild(self, language: LanguageOutput) -> Float[Tensor, "B 3 H W"]:
+    def reconstruct(self, language: LanguageOutput) -> Float[Tensor, "B 3 H W"]:
         """Return the image that the decoder sees in the language model's output, not clipped."""
         if self.config.decoder_input == "mixed":
             hidden = self._mixed(language.hidden_states)
@@ -189,7 +189,7 @@ class LQAE(nn.Module):
         """
         quantized = self.quantize(images, generator)
         language = self.encode_text(quantized.values, mask)
-        return LQAEOutput(self.rebuild(language), quantized, language, mask)
+        return LQAEOutput(self.reconstruct(language), quantized, language, mask)
 
     @torch.no_grad()
     def tokenize(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B N"]:
@@ -199,7 +199,7 @@ class LQAE(nn.Module):
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
         """Return the images that words stand for, in [0, 1]: through the language model, nothing hidden."""
-        return self.rebuild(self.encode_text(self.quantizer.embedding[codes])).float().clamp(0, 1)
+        return self.reconstruct(self.encode_text(self.quantizer.embedding[codes])).float().clamp(0, 1)
 
     def description(self) -> dict[str, Any]:
         """Return what identifies the language model that the codes belong to."""
