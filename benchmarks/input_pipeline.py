@@ -3,8 +3,7 @@
 Photographs of 500 x 375 pixels as JPEG, crops of those that come with scikit-image, written to a temporary folder
 as files, as tar shards and as Parquet with row groups that do not fit the cache together. Each contestant yields
 training batches (a random area, flipped by chance) at the given size, in turn, several rounds; medians. "By
-blocks": with data.shuffle_blocks, which reads forward; "decoded ones kept": the second epoch and later ones with
-data.keep_decoded.
+blocks": with data.shuffle_blocks, which reads forward.
 
     python benchmarks/input_pipeline.py [--images 2000] [--size 224] [--batches 8] [--rounds 3] [--workers 0]
 """
@@ -103,13 +102,10 @@ def plain(folder: Path, size: int, workers: int) -> Iterator[Tensor]:
         )
 
 
-def ours(description: str, size: int, workers: int, blocks: int = 0, keep: int = 0) -> Iterator[Tensor]:
-    config = DataConfig(workers=workers, shuffle_blocks=blocks, keep_decoded=keep)
+def ours(description: str, size: int, workers: int, blocks: int = 0) -> Iterator[Tensor]:
+    config = DataConfig(workers=workers, shuffle_blocks=blocks)
     source = open_source(description)
     batches = training_batches(source, config=config, image_size=size, batch_size=BATCH, seed=0)
-    if keep:  # the first epoch does not count
-        for _ in islice(batches, -(-len(source) // BATCH)):
-            pass
     return (batch.images for batch in batches)
 
 
@@ -136,11 +132,9 @@ def main() -> None:
         tables.CACHE_BYTES = int(stored * CACHED)
         shards, table = str(folder / "shard-*.tar"), str(folder / "table.parquet")
         size, workers = given.size, given.workers
-        room = 1 + given.images * 500 * 375 * 3 // 2**20  # for all of them
         contestants: dict[str, Callable[[], Iterator[Tensor]]] = {
             "plain Pillow loop, files": lambda: plain(folder, size, workers),
             "ours, files": lambda: ours(str(folder / "files"), size, workers),
-            "ours, files, decoded ones kept": lambda: ours(str(folder / "files"), size, workers, keep=room),
             "ours, tar shards": lambda: ours(shards, size, workers),
             "ours, tar shards by blocks": lambda: ours(shards, size, workers, 2),
             "ours, Parquet": lambda: ours(table, size, workers),

@@ -104,7 +104,7 @@ def test_a_folder_in_use_is_not_overwritten(tmp_path: Path, language: Path, pict
     with pytest.raises(ValueError, match=r"train.seed: 0 -> 1"):
         runs.run_training(_run(language, pictures, seed=1), tmp_path, resume=True)
     free = _run(language, pictures, log_every=2, shard_parameters=True)
-    free = dataclasses.replace(free, data=dataclasses.replace(free.data, keep_decoded=1))
+    free = dataclasses.replace(free, data=dataclasses.replace(free.data, max_broken_share=0.5))
     assert runs.run_training(free, tmp_path, resume=True) is not None
 
 

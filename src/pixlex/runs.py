@@ -63,7 +63,7 @@ _DATA = "trained-on.json"
 _FREE = (
     "train.device", "train.checkpoint_activations", "train.compile", "train.shard_parameters", "train.log_every",
     "train.checkpoint_every", "train.keep_checkpoints", "train.evaluate_every", "train.wandb", "data.workers",
-    "data.keep_decoded", "data.max_broken_share", "eval.",
+    "data.max_broken_share", "eval.",
 )  # fmt: skip
 
 

@@ -125,3 +125,11 @@ def test_recipes_state_the_papers_values() -> None:
     ]
     assert prepared[:2] == [("squash", "resize", False, 1.5e-4)] * 2
     assert prepared[2] == ("center", "random_resized_crop", True, 3e-4)
+
+
+def test_a_setting_of_an_earlier_version_is_ignored() -> None:
+    values = {"family": "lqae", "data": {"keep_decoded": 0, "workers": 2}}
+    assert run_from(values, "here").data.workers == 2
+    values["data"] = {"keep_decoded": 5}
+    with pytest.warns(UserWarning, match=r"here: data\.keep_decoded is no longer a setting, ignored"):
+        run_from(values, "here")

@@ -13,10 +13,11 @@ from PIL import Image
 
 from pixlex.config.data import DataConfig
 from pixlex.data.transforms import (
+    evaluation_crop,
     evaluation_transform,
     minimum_decoded_side,
     random_box,
-    train_transform,
+    training_crop,
 )
 
 PLAIN = DataConfig(augment="resize", horizontal_flip=False)
@@ -65,7 +66,7 @@ def test_without_randomness_training_is_evaluation() -> None:
     image = Image.fromarray(noise(30, 40))
     generator = np.random.default_rng(0)
     state = generator.bit_generator.state
-    assert torch.equal(train_transform(image, 16, PLAIN, generator), evaluation_transform(image, 16))
+    assert torch.equal(training_crop(image, 16, PLAIN, generator), evaluation_crop(image, 16))
     assert generator.bit_generator.state == state
 
 
@@ -102,8 +103,8 @@ def test_areas_and_shapes_of_random_boxes_are_spread_as_documented() -> None:
 def test_half_of_the_images_are_mirrored() -> None:
     config = DataConfig(augment="resize", horizontal_flip=True)
     image = Image.fromarray(noise(12, 12))
-    plain = evaluation_transform(image, 12)
-    outs = [train_transform(image, 12, config, np.random.default_rng(seed)) for seed in range(400)]
+    plain = evaluation_crop(image, 12)
+    outs = [training_crop(image, 12, config, np.random.default_rng(seed)) for seed in range(400)]
     mirrored = [torch.equal(out, plain.flip(-1)) for out in outs]
     assert all(flip or torch.equal(out, plain) for flip, out in zip(mirrored, outs, strict=True))
     assert 160 < sum(mirrored) < 240
@@ -125,8 +126,8 @@ def test_a_squashed_image_keeps_all_of_it() -> None:
     for place in range(3):
         pixels[:, 30 * place : 30 * place + 30, place] = 255
     image = Image.fromarray(pixels)
-    squashed = evaluation_transform(image, 30, "squash")
+    squashed = evaluation_crop(image, 30, "squash")
     assert [int(squashed[:, 15, column].argmax()) for column in (3, 15, 27)] == [0, 1, 2]
-    assert int(evaluation_transform(image, 30)[1].min() * 255) == 255
+    assert int(evaluation_crop(image, 30)[1].min()) == 255
     config = DataConfig(augment="resize", horizontal_flip=False)
-    assert torch.equal(train_transform(image, 30, config, np.random.default_rng(0), "squash"), squashed)
+    assert torch.equal(training_crop(image, 30, config, np.random.default_rng(0), "squash"), squashed)

@@ -49,11 +49,6 @@ class DataConfig:
         "Parts of the images that each fill their share of a batch. With shuffle_blocks, and as many streams as "
         "processes or a multiple, processes read different shards; the batch is the same for all such numbers.",
     )
-    keep_decoded: int = describe(
-        0,
-        "Memory for decoded training images, in MiB, taken at once, one for all workers of a process of torchrun: "
-        "an image that found room in it is neither read nor decoded again. 0 keeps none.",
-    )
     workers: int = describe(0, "Processes that decode images; 0 decodes in the training process.")
 
     def __post_init__(self) -> None:
@@ -63,7 +58,7 @@ class DataConfig:
         check.one_of("augment", ("random_resized_crop", "resize"))
         check.rule("crop_scale_min", 0 < self.crop_scale_min <= 1, "must lie in (0, 1]")
         check.share("max_broken_share")
-        check.not_negative("workers", "shuffle_blocks", "keep_decoded")
+        check.not_negative("workers", "shuffle_blocks")
         check.positive("streams")
 
 

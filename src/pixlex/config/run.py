@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,9 @@ FAMILIES: Mapping[str, type[Run]] = {
     "cbvila": CBViLARun,
     "reasoning": ReasoningRun,
 }
+
+# Settings of earlier versions, which their config.yaml still has.
+_RETIRED = (("data", "keep_decoded"),)
 
 
 def recipes_folder() -> Path:
@@ -132,6 +136,7 @@ def run_from(values: Mapping[str, Any], origin: str) -> Run:
     if family not in FAMILIES:
         raise ValueError(f"{origin}: family must be one of {', '.join(FAMILIES)}, got {quoted(family)}")
     kind = FAMILIES[family]
+    values = _without_retired(values, origin)
     _check_keys(kind, values, "", origin)
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -143,6 +148,18 @@ def run_from(values: Mapping[str, Any], origin: str) -> Run:
         raise ValueError(f"{origin}: {_readable(str(error))}") from error
     assert isinstance(built, kind)
     return built
+
+
+def _without_retired(values: Mapping[str, Any], origin: str) -> Mapping[str, Any]:
+    """Return nested values without fields of earlier versions; warn of those that were used."""
+    kept = dict(values)
+    for part_name, name in _RETIRED:
+        part_values = kept.get(part_name)
+        if isinstance(part_values, Mapping) and name in part_values:
+            if part_values[name]:
+                warnings.warn(f"{origin}: {part_name}.{name} is no longer a setting, ignored", stacklevel=4)
+            kept[part_name] = {key: value for key, value in part_values.items() if key != name}
+    return kept
 
 
 def write_run(run: Run, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -17,10 +17,9 @@ from pixlex.config.data import Cut, DataConfig
 from pixlex.data.broken import BrokenImages, TooManyBroken
 from pixlex.data.decoding import UnreadableImage, decode_record
 from pixlex.data.fetch_ahead import fetched_ahead
-from pixlex.data.kept import Decoded, KeptImages
 from pixlex.data.order import TrainingOrder
 from pixlex.data.sources import ImageSource
-from pixlex.data.transforms import evaluation_transform, minimum_decoded_side, train_transform
+from pixlex.data.transforms import evaluation_crop, float_images, minimum_decoded_side, training_crop
 
 __all__ = ["BrokenImages", "TooManyBroken", "evaluation_batches", "training_batches"]
 
@@ -78,10 +77,7 @@ def training_batches(
         blocks=_blocks(source, together) if config.shuffle_blocks else (),
         window=config.shuffle_blocks, streams=config.streams,
     )  # fmt: skip
-    kept = None
-    if config.keep_decoded:
-        kept = KeptImages(source, config.keep_decoded, shared=config.workers > 0)
-    images = _TrainingImages(source, config, image_size, seed, together, cut, kept)
+    images = _TrainingImages(source, config, image_size, seed, together, cut)
     return _load(images, order, config.workers)
 
 
@@ -136,7 +132,7 @@ def evaluation_batches(
 class _Row:
     """One image on its way into a batch; None where it could not be read and was not replaced."""
 
-    image: Float[Tensor, "3 H W"] | None
+    image: UInt8[Tensor, "3 H W"] | None
     label: int
     key: str
     index: int
@@ -154,7 +150,6 @@ class _TrainingImages(Dataset[list[_Row]]):
     seed: int
     together: int
     cut: Cut
-    kept: KeptImages | None
 
     def __getitem__(self, item: tuple[int, int]) -> list[_Row]:
         epoch, group = item
@@ -176,23 +171,13 @@ class _TrainingImages(Dataset[list[_Row]]):
 
     def _row(self, group: int, place: int, asked: tuple[int, int]) -> _Row:
         position = group * self.together + place
-        decoded = self._decoded(position)
+        record = self.source.read(position)
+        image = decode_record(record, minimum_side=minimum_decoded_side(self.image_size, self.config))
         # The image that was asked for decides, so that a replacement is cut unlike the image itself.
         epoch, wanted = asked
         generator = np.random.default_rng((self.seed, epoch, wanted * self.together + place))
-        pixels = train_transform(decoded.image, self.image_size, self.config, generator, self.cut)
-        return _Row(pixels, decoded.label, self.source.key(position), position, (), epoch)
-
-    def _decoded(self, position: int) -> Decoded:
-        """Return an image, kept or read anew."""
-        if self.kept is not None and (found := self.kept.get(position)) is not None:
-            return found
-        record = self.source.read(position)
-        minimum_side = minimum_decoded_side(self.image_size, self.config)
-        decoded = Decoded(decode_record(record, minimum_side=minimum_side), record.label)
-        if self.kept is not None:
-            self.kept.put(position, decoded)
-        return decoded
+        pixels = training_crop(image, self.image_size, self.config, generator, self.cut)
+        return _Row(pixels, record.label, record.key, position, (), epoch)
 
 
 @dataclass(frozen=True)
@@ -209,7 +194,7 @@ class _EvaluationImages(Dataset[list[_Row]]):
         for index in range(group * self.together, (group + 1) * self.together):
             try:
                 record = self.source.read(index)
-                pixels = evaluation_transform(decode_record(record), self.image_size, self.cut)
+                pixels = evaluation_crop(decode_record(record), self.image_size, self.cut)
             except UnreadableImage as fault:
                 return [_Row(None, -1, fault.key, index, (Skipped(fault.key, fault.reason),))]
             rows.append(_Row(pixels, record.label, record.key, index, ()))
@@ -245,8 +230,8 @@ def _load(
     batches = iter(loader)  # worker processes begin before the thread does
     with fetched_ahead(images.source, _images_of(order, images.together)) as ahead:
         try:
-            for batch in batches:
-                yield batch
+            for stack in batches:
+                yield stack.batch()
                 if ahead is not None:
                     ahead.batch_done()
         except ValueError as fault:
@@ -264,16 +249,39 @@ def _images_of(order: Sampler[Any], together: int) -> Iterator[list[int]]:
         yield [group * together + place for group in groups for place in range(together)]
 
 
-def _collate(groups: Sequence[Sequence[_Row]]) -> ImageBatch:
+@dataclass(frozen=True)
+class _Stack:
+    """A batch as a worker process sends it: one tensor, of bytes, and lists."""
+
+    pixels: UInt8[Tensor, "B 3 H W"]
+    labels: list[int]
+    keys: tuple[str, ...]
+    indices: list[int]
+    epochs: list[int]
+    skipped: tuple[Skipped, ...]
+
+    def batch(self) -> ImageBatch:
+        """Return the batch, its pixels converted to float once."""
+        return ImageBatch(
+            images=float_images(self.pixels),
+            labels=torch.tensor(self.labels, dtype=torch.int64),
+            keys=self.keys,
+            indices=torch.tensor(self.indices, dtype=torch.int64),
+            epochs=torch.tensor(self.epochs, dtype=torch.int64),
+            skipped=self.skipped,
+        )
+
+
+def _collate(groups: Sequence[Sequence[_Row]]) -> _Stack:
     rows = [row for group in groups for row in group]
     readable = [row for row in rows if row.image is not None]
     images = [row.image for row in readable if row.image is not None]
-    return ImageBatch(
-        images=torch.stack(images) if images else torch.empty(0, 3, 1, 1),
-        labels=torch.tensor([row.label for row in readable], dtype=torch.int64),
+    return _Stack(
+        pixels=torch.stack(images) if images else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
+        labels=[row.label for row in readable],
         keys=tuple(row.key for row in readable),
-        indices=torch.tensor([row.index for row in readable], dtype=torch.int64),
-        epochs=torch.tensor([row.epoch for row in readable], dtype=torch.int64),
+        indices=[row.index for row in readable],
+        epochs=[row.epoch for row in readable],
         skipped=tuple(skipped for row in rows for skipped in row.skipped),
     )
 
