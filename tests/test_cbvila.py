@@ -146,7 +146,7 @@ def test_retrieval_command(call: Call, trained: Path, tmp_path: Path) -> None:
     assert code == 0
     assert values["protocol"].startswith("12 images, 60 captions, each against all; ")
     assert "ranked by the top 3 of each by contrast, then matching" in values["protocol"]
-    assert values == json.loads((tmp_path / "out/results.json").read_text())
+    assert values == read_json(tmp_path / "out/results.json")
     assert 12 * 3 <= values["num_scored"] <= 12 * 3 + 60 * 3
     code, other, _ = call("evaluate", "retrieval", *arguments, "--score", "contrastive", "--untrained")
     assert code == 0
@@ -230,7 +230,7 @@ def test_pretraining_command(call: Call, trained: Path, tmp_path: Path) -> None:
     )
     values = json.loads(out)
     assert code == 0
-    assert values == json.loads((tmp_path / "out/results.json").read_text())
+    assert values == read_json(tmp_path / "out/results.json")
     assert "75% of the patches hidden; pairs compared within batches of 5" in values["protocol"]
     for name, value in run.items():
         if "recall" not in name and "churn" not in name:

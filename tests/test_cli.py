@@ -29,6 +29,7 @@ from pixlex.config.run import FAMILIES, describe_fields, read_run, recipe_names
 from pixlex.data import embedded, hub
 from pixlex.encoding import read_codes
 from pixlex.eval.few_shot import linear
+from pixlex.files import read_json
 from pixlex.search import nearest
 from pixlex.train.loop import LossNotFinite
 from pixlex.train.tracking import Tracker
@@ -563,7 +564,7 @@ def test_evaluate(run: Callable[..., Outcome], model: str, photos: Path, tmp_pat
     values = json.loads(out)
     assert (code, values["num_images"], values["words_per_image"]) == (0, 5, 16)
     assert {"mse", "psnr", "perplexity", "notes", "skipped"} <= set(values)
-    assert json.loads((tmp_path / "results" / "results.json").read_text()) == values
+    assert read_json(tmp_path / "results" / "results.json") == values
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == [
         "reconstruction.png", "report.html", "results.json",
     ]  # fmt: skip

@@ -12,6 +12,7 @@ from PIL import Image
 from tests.tiny import tiny_cbvila, tiny_mae, tiny_reasoner, write_images
 
 from pixlex.config.reasoning import ReasoningTask
+from pixlex.files import read_json
 from pixlex.models import pretrained
 
 Call = Callable[..., tuple[int, str, str]]
@@ -129,7 +130,7 @@ def test_pointing(call: Call, folder: Path, tmp_path: Path) -> None:
     code, out, _ = call(*arguments, "--json", "--out", tmp_path / "out")
     values = json.loads(out)
     assert code == 0
-    assert values == json.loads((tmp_path / "out/results.json").read_text())
+    assert values == read_json(tmp_path / "out/results.json")
     assert values["num_scenes"] <= 6 <= values["num_words"]
     assert values["pointed_low"] <= values["pointed"] <= values["pointed_high"]
     assert 0 < values["pointed_chance"] < values["any_object_chance"] < 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import json
 import os
@@ -11,36 +10,34 @@ import re
 import stat
 import struct
 import uuid
+import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import BadZipFile, ZipFile
 
+from filelock import FileLock, Timeout
+
 CHECKSUM = "crc32"
-
-
-class Damaged(ValueError):
-    """A file does not hold what was written."""
-
-
 # The largest file that is read whole, unless told otherwise; known annotation files have up to 0.7 GB.
 MAX_BYTES = 1 << 33
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
 # What the disk, not the program, refuses.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-_held: set[int] = set()
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_NUMBERS = re.compile(r"\[\n[\s\d,.e+-]+\]")
+_Journal = TypeVar("_Journal", bound="Journal")
 
 
-def _drop_locks() -> None:
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-# Workers that outlive their parent for a moment must not keep its locks.
-os.register_at_fork(after_in_child=_drop_locks)
+class Damaged(ValueError):
+    """A file does not hold what was written."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -70,11 +67,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and need not be flushed
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -108,27 +106,156 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path, refusal: str) -> Iterator[None]:
-    """Hold a lock that ends with the process, however it ends.
+def locked(path: Path, refusal: str, *, remove: bool = False) -> Iterator[None]:
+    """Hold a lock that ends with the process, however it ends; forked children do not keep it.
 
     Args:
-        path: an empty file that stays; its folder exists.
-        refusal: what is said where another process holds it.
+        path: an empty file; its folder exists.
+        refusal: the message where another process holds it.
+        remove: remove the file in the end.
 
     Raises:
         ValueError: with the refusal.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    _held.add(descriptor)
+    lock = FileLock(path, blocking=False)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as fault:
-            raise ValueError(refusal) from fault
+        lock.acquire()
+    except Timeout as fault:
+        raise ValueError(refusal) from fault
+    try:
         yield
     finally:
-        _held.discard(descriptor)
-        os.close(descriptor)
+        if remove and os.name == "posix":  # while it is held; elsewhere the release removes it
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
+class Journal:
+    """JSON lines that are appended and never changed, under a first line that says what they belong to.
+
+    A line that a kill cut off is dropped at the next opening; one that is not what was written is passed over with
+    a warning. Of entries of one name the last counts.
+
+    Args:
+        path: the file; `PATH.lock` beside it is locked while it is open.
+        header: the first line of a new journal; its first field names the kind and the version of the journal.
+        name: the field of an entry that names it.
+        fits: whether an entry has the fields that were written.
+        overwrite: forget what is there.
+
+    Attributes:
+        header: the first line.
+
+    Raises:
+        ValueError: another process holds it, it is no file, or no journal of this kind.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        header: Mapping[str, Any],
+        name: str,
+        fits: Callable[[dict[str, Any]], bool],
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        self.path, self._name, self._fits = path, name, fits
+        self._places: dict[Any, int] = {}  # name of an entry -> where its line begins
+        with ExitStack() as stack:
+            lock = path.with_name(f"{path.name}.lock")
+            refusal = f"{path} is being written by another process"
+            stack.enter_context(locked(lock, refusal, remove=True))
+            if path.exists():  # what is no file has no end, or cannot be read again
+                open_regular(path).close()
+            self._file = stack.enter_context(path.open("a+b"))
+            if overwrite:
+                self._file.truncate(0)
+            self.header = self._open(header)
+            self._held = stack.pop_all()
+
+    def _open(self, header: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Note where entries are, cut off what a kill left unfinished, begin where there is nothing."""
+        self._file.seek(0)
+        first, begun = self._file.readline(), _line(header)
+        if first != begun and begun.startswith(first):  # nothing yet, or not even the whole first line
+            self._file.truncate(0)
+            self._file.write(begun)
+            self.sync()
+            return header
+        kind, found = next(iter(header)), _entry(first)
+        if found is None or found.get(kind) != header[kind]:
+            raise ValueError(
+                f"{self.path} is not a journal that this version of pixlex reads, or damaged; move it away"
+            )
+        end, damaged = len(first), 0
+        for line in iter(self._file.readline, b""):
+            if not line.endswith(b"\n"):
+                break
+            entry = self._whole(line)
+            if entry is None:
+                damaged += 1
+            else:
+                self._places[entry[self._name]] = end
+            end += len(line)
+        self._file.truncate(end)
+        if damaged:
+            warnings.warn(f"{self.path}: {damaged} damaged lines are passed over and made anew", stacklevel=3)
+        return found
+
+    def _whole(self, line: bytes) -> dict[str, Any] | None:
+        entry = _entry(line)
+        return entry if entry is not None and self._fits(entry) else None
+
+    def append(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Write entries down; they survive the end of this process, after `sync` also that of the machine."""
+        place = self._file.seek(0, os.SEEK_END)
+        lines = [_line(sealed(entry)) for entry in entries]
+        self._file.write(b"".join(lines))
+        self._file.flush()
+        for entry, line in zip(entries, lines, strict=True):
+            self._places[entry[self._name]] = place
+            place += len(line)
+
+    def sync(self) -> None:
+        """Have the disk hold all that was written."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the names of all entries, sorted."""
+        return iter(sorted(self._places))
+
+    def __getitem__(self, name: Any) -> dict[str, Any]:
+        """Read an entry.
+
+        Raises:
+            Damaged: it is no longer what was written.
+        """
+        self._file.seek(self._places[name])
+        entry = self._whole(self._file.readline())
+        if entry is None:
+            raise Damaged(f"{self.path} is damaged: the line of {name} is not what was written")
+        return entry
+
+    def delete(self) -> None:
+        """Remove the file: the work is finished."""
+        self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._held.close()
+
+    def __enter__(self: _Journal) -> _Journal:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self.close()
 
 
 def open_regular(path: Path) -> io.BufferedReader:
@@ -138,17 +265,11 @@ def open_regular(path: Path) -> io.BufferedReader:
         io.UnsupportedOperation: it is something else (an `OSError` and a `ValueError`).
         OSError: it cannot be opened.
     """
-    _check_regular(
-        path, os.stat(path).st_mode
-    )  # before it is opened: opening a device may already do something
-    flags = (
-        os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    )
-    file = os.fdopen(os.open(path, flags), "rb")
+    _check_regular(path, os.stat(path).st_mode)  # before: opening a device may already do something
+    flags = (getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+    file = os.fdopen(os.open(path, os.O_RDONLY | sum(flags)), "rb")
     try:
-        _check_regular(
-            path, os.fstat(file.fileno()).st_mode
-        )  # what was opened may be another than was looked at
+        _check_regular(path, os.fstat(file.fileno()).st_mode)  # it may be another by now
     except OSError:
         file.close()
         raise
@@ -176,17 +297,11 @@ def read_regular(path: Path, limit: int = MAX_BYTES) -> bytes:
 
 
 def _check_regular(path: Path, mode: int) -> None:
-    if stat.S_ISREG(mode):
-        return
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
-    kinds = {
-        stat.S_IFIFO: "a pipe",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a device",
-        stat.S_IFBLK: "a device",
-    }
-    raise io.UnsupportedOperation(f"{path} is no file but {kinds.get(stat.S_IFMT(mode), 'something else')}")
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise io.UnsupportedOperation(f"{path} is no file but {kind}")
 
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,8 +346,9 @@ def verified(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object with its checksum, in one move."""
-    write_text(path, json.dumps(sealed(values), indent=2) + "\n")
+    """Write a JSON object with its checksum, in one move; lists of numbers stand on one line."""
+    text = json.dumps(sealed(values), indent=2)
+    write_text(path, _NUMBERS.sub(lambda found: " ".join(found[0].split()), text) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -263,6 +379,18 @@ def check_zip(path: Path) -> None:
         raise Damaged(f"{path} is damaged: {fault}") from fault
     if bad is not None:
         raise Damaged(f"{path} is damaged: the checksum of {bad} does not fit")
+
+
+def _line(values: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(values)}\n".encode()
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """Return the object of a line, None where it is not what was written."""
+    try:
+        return unsealed(line)
+    except Damaged:
+        return None
 
 
 def _nearly(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from typing import Any
 
@@ -22,6 +21,7 @@ from pixlex.distributed import pick_device
 from pixlex.eval.attention import explain
 from pixlex.eval.gradcam import Explanation
 from pixlex.eval.pointing import pointing_game
+from pixlex.files import write_json
 from pixlex.messages import quoted
 from pixlex.models.reasoner import Reasoner
 from pixlex.report.drawing import drawn
@@ -152,5 +152,5 @@ def pointing(options: Namespace) -> int:
     answer(options, values, f"{head}\n{table(rows)}")
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_json(options.out / "results.json", values)
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from pixlex.data.images import ImageSource, open_source
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.pairs import NoCaptions, PairSource, open_pairs
 from pixlex.eval.reconstruction import ReconstructionResult, evaluate_reconstruction
+from pixlex.files import write_json
 from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import read_config
 from pixlex.report.measures import measure_of
@@ -112,7 +112,7 @@ def _write_evaluation(
     """Write results.json, reconstruction.png and report.html."""
     folder: Path = options.out
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", values)
     examples = result.examples
     report.drawn(
         folder / "reconstruction.png",

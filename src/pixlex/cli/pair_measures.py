@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from dataclasses import asdict, replace
 from typing import Any
@@ -24,6 +23,7 @@ from pixlex.eval.codewords import codeword_purity
 from pixlex.eval.pretraining import evaluate_pretraining, rebuilt_examples
 from pixlex.eval.published import TABLE_SETTINGS, TABLE_TOP_K, TABLE_WORDS, benchmark_of, retrieval_table
 from pixlex.eval.retrieval import evaluate_retrieval, gallery, setting_of
+from pixlex.files import write_json
 from pixlex.models import pretrained
 from pixlex.models.inference import compute_rows, computing
 from pixlex.nn.masking import split_patches
@@ -88,7 +88,7 @@ def retrieval(options: Namespace) -> int:
     remark_skipped(options, result.skipped)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_json(options.out / "results.json", values)
     return 0
 
 
@@ -130,7 +130,7 @@ def pretraining(options: Namespace) -> int:
     remark_skipped(options, result.skipped)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_json(options.out / "results.json", values)
         page = pretraining_page(
             options.out, result, source, model.config, protocol,
             commands=[options.command_line], config={"model": asdict(model.config), "objective": asdict(config)},

@@ -22,7 +22,7 @@ from pixlex.data.reasoning import ReasoningSource
 from pixlex.eval.published import TABLE_IMAGES, TABLE_WORDS, task_table
 from pixlex.eval.reasoning import ReasoningResult, evaluate_reasoning
 from pixlex.eval.vqa_score import write_vqa_submission
-from pixlex.files import write_atomically
+from pixlex.files import write_json, write_text
 from pixlex.models.resized import resized
 from pixlex.report.captions import captioned_images
 from pixlex.report.drawing import drawn
@@ -150,13 +150,13 @@ def _write(
 ) -> None:
     """Write numbers, all answers, the official submission for questions, a picture and a page."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", values)
     lines = [
         json.dumps({**asdict(one), "id": items.ids[one.item], "text": items.texts[one.item]})
         for one in result.answered
     ]
     content = "\n".join(lines) + "\n"
-    write_atomically(folder / "answers.jsonl", lambda path: path.write_text(content, encoding="utf-8"))
+    write_text(folder / "answers.jsonl", content)
     if result.task == "vqa":
         found = ((items.ids[one.item], one.answers[0]) for one in result.answered)
         write_vqa_submission(folder / "submission.json", found)

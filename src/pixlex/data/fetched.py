@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from pixlex.data.addresses import Address, FileState, NotWritten
 from pixlex.messages import quoted
 
@@ -23,11 +25,10 @@ _DEFAULT_GB = 50.0
 
 
 def cache_folder() -> Path:
-    """Return the folder of what can be made or fetched again: of the environment, or ~/.cache/pixlex."""
+    """Return the folder of what can be made or fetched again: of the environment, or the system's for caches."""
     if named := os.environ.get(FOLDER_VARIABLE, "").strip():
         return Path(named).expanduser()
-    above = os.environ.get("XDG_CACHE_HOME", "").strip()
-    return (Path(above) if above else Path.home() / ".cache") / "pixlex"
+    return user_cache_path("pixlex", appauthor=False)
 
 
 def cache_bytes() -> int:

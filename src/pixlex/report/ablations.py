@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from pixlex.config.ablation import NOT_DESCRIBED
 from pixlex.eval.published import PublishedTable
+from pixlex.files import write_json, write_text
 from pixlex.messages import printable
 from pixlex.report.drawing import drawn
 from pixlex.report.measures import measure_of
@@ -69,10 +69,10 @@ def write_ablation(
     results, table = folder / "results.json", folder / "table.md"
     printed = None if published is None else asdict(published)
     values = {"commands": list(commands), "rows": list(rows), "published": printed}
-    results.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+    write_json(results, values)
     shown = "\n".join(f"    {command}" for command in commands)
     text = printable(f"# Ablations\n\n{shown}\n\n{ablation_table(rows, published)}", keep="\n")
-    table.write_text(text, "utf-8")
+    write_text(table, text)
     done = [row for row in rows if not row["failure"]]
     written: list[Path | None] = [results, table]
     if _columns(done):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 
 from pixlex.eval.few_shot.published import published_rows
 from pixlex.eval.few_shot.run import Cell
+from pixlex.files import write_json, write_text
 from pixlex.messages import printable
 from pixlex.report.drawing import escape, plotted
 from pixlex.report.few_shot_tables import (
@@ -49,12 +49,11 @@ def write_results(folder: Path, cells: Sequence[Cell], about: Mapping[str, Any])
         for cell in cells
     ]
     published = [asdict(row) for ways in ways_of(cells) for row in published_rows(ways)]
-    text = json.dumps({**about, "results": values, "published": published}, indent=2)
-    (folder / "results.json").write_text(f"{text}\n", encoding="utf-8")
+    write_json(folder / "results.json", {**about, "results": values, "published": published})
     parts = [f"## {ways}-way\n\n{markdown_table(table_lines(cells, ways))}" for ways in ways_of(cells)]
     notes = "\n".join(f"- {note}" for note in notes_of(cells))
     tables = printable("\n\n".join([*parts, notes]), keep="\n")
-    (folder / "table.md").write_text(f"{tables}\n", encoding="utf-8")
+    write_text(folder / "table.md", f"{tables}\n")
 
 
 def draw_accuracies(cells: Sequence[Cell], path: Path) -> Path:
@@ -133,7 +132,7 @@ def write_few_shot_page(
         commands=escape("\n".join(commands)),
         config=escape(yaml.safe_dump(dict(about), sort_keys=False, allow_unicode=True)),
     )
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

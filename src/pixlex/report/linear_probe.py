@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 import yaml
 
 from pixlex.eval.probe.study import ProbeRow, ProbeSets
+from pixlex.files import write_json, write_text
 from pixlex.report.drawing import drawn, escape
 from pixlex.report.probe_pictures import draw_confusion, draw_layers, draw_rows, draw_strengths
 
@@ -92,11 +92,7 @@ def write_linear_probe(
         "notes": list(notes),
         "commands": list(commands),
     }
-    # Numbers on one line: a confusion matrix would else have a line for each.
-    text = re.sub(
-        r"\[\n[\s\d,.e+-]+\]", lambda found: " ".join(found[0].split()), json.dumps(values, indent=2)
-    )
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    write_json(folder / "results.json", values)
     whole = [row for row in rows if not row.features.startswith("layer ")]
     pictures = {"Accuracy": drawn(folder / "accuracy.png", lambda path: draw_rows(whole, path))}
     if len(whole) < len(rows):
@@ -147,7 +143,7 @@ def _write_page(
         commands=escape("\n".join(values["commands"])),
         config=escape(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)),
     )
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from pixlex.config.run import LQAERun, Run
 from pixlex.eval.examples import Examples
 from pixlex.eval.reconstruction import ReconstructionResult
+from pixlex.files import write_text
 from pixlex.report.captions import Captioned
 from pixlex.report.drawing import escape
 from pixlex.report.measures import measure_of
@@ -125,7 +126,7 @@ def write_page(
         config=escape(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

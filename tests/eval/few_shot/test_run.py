@@ -175,7 +175,7 @@ def test_the_journal(tmp_path: Path) -> None:
         with AnswerJournal(path) as journal:
             assert journal.get("who", "after") == answer
     path.write_text(json.dumps({"something": "else"}) + "\n")
-    with pytest.raises(ValueError, match="no journal of answers"):
+    with pytest.raises(ValueError, match="is not a journal that"):
         AnswerJournal(path)
 
 
