@@ -38,7 +38,7 @@ def chosen_model(name: str | None, *, paper: bool) -> CBViLA:
     if name is not None:
         model = pretrained.load_any(name)
         if not isinstance(model, CBViLA):
-            raise ValueError(f"{name} holds a model of family {pretrained.family_of(model)}, expected cbvila")
+            raise ValueError(f"{name} holds a model of family {model.family}, expected cbvila")
         return model
     torch.manual_seed(0)
     if paper:

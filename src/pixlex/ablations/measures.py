@@ -24,7 +24,6 @@ from pixlex.eval.probe.study import ProbeSets, probe_rows
 from pixlex.eval.published import TABLE_TOP_K, benchmark_of
 from pixlex.eval.retrieval import evaluate_retrieval, gallery
 from pixlex.models import pretrained
-from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Tokenizer
 
 
@@ -39,7 +38,7 @@ def probe_measure(sets: ProbeSets, cache: Path, *, device: str = "auto") -> Meas
 
     def measure(folder: Path, row: AblationRow) -> Mapping[str, Measured]:
         model = _load(folder, device)
-        if not row.trains or not isinstance(model, LQAE):
+        if not row.trains or model.vocabulary is None:
             return {}
         (found,) = probe_rows(row.name, model, ["layers"], sets, cache)
         low, high = found.result.top1_interval
@@ -74,7 +73,7 @@ def few_shot_measure(
     def measure(folder: Path, row: AblationRow) -> Mapping[str, Measured]:
         model = _load(folder, device)
         place = next(model.parameters()).device
-        words = None if isinstance(model, LQAE) else _words_of_base(folder)
+        words = _words_of_base(folder) if model.vocabulary is None else None
         reader = model_reader(
             model, row.name, words=words, keep_share=row.keep_share, cache=cache / "words", device=place
         )
@@ -144,5 +143,5 @@ def _load(folder: Path, device: str) -> Tokenizer:
 def _words_of_base(folder: Path) -> tuple[str, ...]:
     """Return the words of the unchanged recipe, which lies beside the row whose codes they stand for."""
     base = pretrained.load(str(folder.parents[1] / "base" / "model"))
-    assert isinstance(base, LQAE)
+    assert base.vocabulary is not None
     return base.vocabulary.words

@@ -57,11 +57,11 @@ def load_reasoner(
         ValueError: no such model, one that answers nothing, damaged files, or no such device.
     """
     model = pretrained.load_any(os.fspath(name_or_dir), language_model=language_model, revision=revision)
-    if not isinstance(model, Reasoner):
-        raise ValueError(
-            f"{name_or_dir} holds a model of family {pretrained.family_of(model)}, which answers nothing: "
-            "fine-tune a CB-ViLA first, with pixlex finetune"
-        )
+    refusal = (
+        f"{name_or_dir} holds a model of family {model.family}, which answers nothing: fine-tune a CB-ViLA "
+        "first, with pixlex finetune"
+    )
+    model = pretrained.require(Reasoner, model, refusal)
     return ImageReasoner(model, device=pick_device(device), precision=precision)
 
 

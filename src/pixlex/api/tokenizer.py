@@ -19,7 +19,6 @@ from pixlex.distributed import pick_device
 from pixlex.models import pretrained
 from pixlex.models.described import CONFIG
 from pixlex.models.inference import compute_rows
-from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Tokenizer
 from pixlex.nn.vocabulary import Vocabulary
 
@@ -100,7 +99,7 @@ class ImageTokenizer:
     @property
     def family(self) -> str:
         """The kind of model: "lqae", "vqvae" or "cbvila"."""
-        return pretrained.family_of(self.model)
+        return self.model.family
 
     @property
     def image_size(self) -> int:
@@ -120,7 +119,7 @@ class ImageTokenizer:
     @property
     def has_words(self) -> bool:
         """Whether codes are words of a language model."""
-        return isinstance(self.model, LQAE)
+        return self.model.vocabulary is not None
 
     def tokenize(self, images: Images, *, batch_size: int = 64) -> Int[Tensor, "B N"]:
         """Return the codes of images, rows of the grid first.
@@ -229,7 +228,7 @@ class ImageTokenizer:
 
         def pooled(batch: Tensor) -> Tensor:
             values = self.model.quantize(batch).values
-            if isinstance(self.model, LQAE):
+            if self.model.vocabulary is not None:
                 language = self.model.encode_text(values)
                 states = language.hidden_states if layer == "all" else (language.last,)
                 return torch.cat([state.float().mean(1) for state in states], dim=1)
@@ -257,7 +256,7 @@ class ImageTokenizer:
         Returns:
             The address of the repository.
         """
-        if isinstance(self.model, LQAE) and Path(self.model.language.name).is_dir():
+        if self.model.vocabulary is not None and Path(self.model.language.name).is_dir():
             warnings.warn(
                 f"the language model is the local directory {self.model.language.name!r}: whoever loads "
                 f"{repo_id} has to say where it lies (language_model=)",
@@ -275,7 +274,7 @@ class ImageTokenizer:
 
     def _vocabulary(self) -> Vocabulary:
         """Return the words, or say that there are none."""
-        if not isinstance(self.model, LQAE):
+        if self.model.vocabulary is None:
             raise ValueError(f"a {self.family} has no words: its codes are rows of a learned codebook")
         return self.model.vocabulary
 

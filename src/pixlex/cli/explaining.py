@@ -38,7 +38,7 @@ def explain_pair(options: Namespace) -> int:
     model = model_of(options)
     size, cut = model.config.image_size, model.config.cut
     images = torch.stack([evaluation_transform(picture, size, cut) for picture in pictures])
-    if isinstance(model, Reasoner):
+    if model.task is not None:
         return _explain_answer(options, model, images)
     if options.answer is not None:
         raise ValueError(f"{options.model} gives no answers: expected a fine-tuned model with --answer")

@@ -24,11 +24,8 @@ from pixlex.eval.few_shot.word_answerers import WordAnswerer, model_reader, word
 from pixlex.eval.llm import connect
 from pixlex.eval.llm.client import LanguageClient
 from pixlex.models import pretrained
-from pixlex.models.cbvila import CBViLA
-from pixlex.models.frozen import Frozen
 from pixlex.models.pretrained import Model, Tokenizer
 from pixlex.models.untrained import untrained_copy
-from pixlex.models.vqvae import VQVAE
 from pixlex.nn.language import load_language_model
 
 # Images that the statistics of an untrained model's search are measured on.
@@ -66,11 +63,11 @@ def models_of(options: Namespace, images: ImageSource) -> dict[str, Model]:
 def readings_of(options: Namespace, models: Mapping[str, Model]) -> list[Reading]:
     """Say how images become text."""
     code_words = None
-    if any(isinstance(model, VQVAE | CBViLA) for model in models.values()):
+    if any(model.has_codes and model.vocabulary is None for model in models.values()):
         code_words = load_language_model(options.code_words)
     readings = []
     for name, model in models.items():
-        if isinstance(model, Tokenizer):
+        if model.has_codes:
             reader = model_reader(
                 model,
                 name,
@@ -128,7 +125,7 @@ def answerers_of(
 def _of_model(options: Namespace, name: str, model: Model, *, linear: bool) -> list[Answerer]:
     """Return the rows that need a model's networks rather than its words."""
     device = pick_device(options.device)
-    if isinstance(model, Frozen):
+    if model.speaks:
         return [
             FrozenAnswerer(
                 model, name=name, scorer=scorer, template=template, device=device, precision=options.precision

@@ -24,7 +24,6 @@ from pixlex.data.loader import evaluation_batches
 from pixlex.data.pairs import NoCaptions, PairSource, open_pairs
 from pixlex.eval.reconstruction import ReconstructionResult, evaluate_reconstruction
 from pixlex.files import write_json
-from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import read_config
 from pixlex.report.measures import measure_of
 
@@ -43,7 +42,7 @@ def reconstruct(options: Namespace) -> int:
     originals: Tensor = torch.cat([batch.images for batch in batches])
     codes = tokenizer.tokenize(originals)
     words = None
-    if isinstance(tokenizer.model, LQAE):
+    if tokenizer.model.vocabulary is not None:
         names = tokenizer.model.vocabulary.words
         words = [[names[code] for code in row] for row in codes.tolist()]
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -25,9 +25,9 @@ def model_of(options: Namespace) -> CBViLA | Reasoner:
     model = pretrained.load_any(
         options.model, language_model=options.language_model, revision=options.revision
     )
-    if not isinstance(model, CBViLA | Reasoner):
+    if not model.fuses:
         raise ValueError(
-            f"{options.model} holds a model of family {pretrained.family_of(model)}, expected one of cbvila or a "
+            f"{options.model} holds a model of family {model.family}, expected one of cbvila or a "
             "fine-tuned one"
         )
     return resized(model, options.image_size, options.resize_mode).to(pick_device(options.device))

@@ -21,7 +21,6 @@ from pixlex.eval.probe.study import (
     prepare_features,
     probe_rows,
 )
-from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Tokenizer
 from pixlex.models.untrained import untrained_copy
 from pixlex.report.linear_probe import (
@@ -103,7 +102,7 @@ def _rows(
 ) -> Iterator[ProbeRow]:
     """Yield the rows of each model, and of the same without training where that is asked for."""
     models = [tokenizer.model for tokenizer in tokenizers]
-    compared = next((model for model in models if isinstance(model, LQAE)), None)
+    compared = next((model for model in models if model.vocabulary is not None), None)
     for version, model, kinds in _versions(options, names, tokenizers, plan, sets):
         yield from probe_rows(
             version,

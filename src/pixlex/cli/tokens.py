@@ -28,7 +28,6 @@ from pixlex.encoding import (
     read_lines,
 )
 from pixlex.messages import printable
-from pixlex.models.lqae import LQAE
 from pixlex.progress import bar_or_lines
 
 
@@ -52,7 +51,8 @@ def encode(options: Namespace) -> int:
     source = open_paths(options.paths)
     tokenizer = load_tokenizer(options)
     kind: Kind = options.to or ("words" if tokenizer.has_words else "codes")
-    if kind == "words" and isinstance(tokenizer.model, LQAE) and not tokenizer.model.vocabulary.is_exact:
+    vocabulary = tokenizer.model.vocabulary
+    if kind == "words" and vocabulary is not None and not vocabulary.is_exact:
         remark(
             options,
             "vocabulary 'all': words are text as the language model's tokenizer writes it, which is not read back "

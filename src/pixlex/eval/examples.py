@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pixlex.batch import ImageBatch
-from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Tokenizer
 
 # Random number, position in the source, key, image, reconstruction, codes.
@@ -74,7 +73,7 @@ class ExampleSample:
         """Return the sample in the order of the set."""
         kept = sorted(self._kept, key=lambda one: one[1])
         words = None
-        if isinstance(model, LQAE):
+        if model.vocabulary is not None:
             names = model.vocabulary.words
             words = tuple(tuple(names[code] for code in one[5].tolist()) for one in kept)
         size, num_words = model.config.image_size, model.grid**2

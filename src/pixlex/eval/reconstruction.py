@@ -229,7 +229,7 @@ class _Evaluation:
             self.mean_image.update(images)
         self.usage.update(codes)
         words = WordScores()
-        if isinstance(self.model, LQAE):
+        if self.model.vocabulary is not None:
             measures |= self._of_words(self.model, images, codes, indices)
             words = self._guessed(self.model, codes, indices)
         self.examples.update(batch, reconstructions, codes)
@@ -310,7 +310,7 @@ class _Evaluation:
             notes.append(
                 f"SSIM was not computed: it needs images of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels"
             )
-        if isinstance(self.model, LQAE) and self.num_folds and not self.model.language.has_head:
+        if self.model.vocabulary is not None and self.num_folds and not self.model.language.has_head:
             notes.append(
                 f"no measure of word sequences: {self.model.language.name} has no masked-language-model head"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,12 @@ class CBViLA(nn.Module):
         log_scale: logarithm of what similarities are multiplied by, 1 over the temperature.
     """
 
+    family: ClassVar[str] = "cbvila"
+    has_codes: ClassVar[Literal[True]] = True
+    speaks: ClassVar[Literal[False]] = False
+    fuses: ClassVar[Literal[True]] = True
+    vocabulary: ClassVar[None] = None  # its codes are no words
+    task: ClassVar[None] = None
     mean: Tensor
     std: Tensor
 
@@ -167,6 +174,16 @@ class CBViLA(nn.Module):
     def quantize(self, images: Float[Tensor, "B 3 H W"]) -> Quantized:
         """Return the nearest codeword of each patch of images, nothing hidden; pixels in [0, 1]."""
         return self.quantize_vectors(self.encode_image(images)[:, 1:])
+
+    @property
+    def feature_widths(self) -> dict[str, int]:
+        """Widths of what `patch_features` returns."""
+        return {"encoder": self.config.image.width, "codes": self.config.codebook.dim}
+
+    def patch_features(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B N columns"]]:
+        """Return one vector for each patch: `encoder`, then `codes`, its codeword."""
+        vectors = self.encode_image(images)[:, 1:]
+        return {"encoder": vectors, "codes": self.quantize_vectors(vectors).values}
 
     def masked_codes_head(
         self, fused: Float[Tensor, "B N1 D"], hidden: Int[Tensor, "B m"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -29,6 +30,11 @@ class Frozen(nn.Module):
     Raises:
         ValueError: the language model cannot read as many embeddings as an image becomes, and a word.
     """
+
+    family: ClassVar[str] = "frozen"
+    has_codes: ClassVar[Literal[False]] = False
+    speaks: ClassVar[Literal[True]] = True
+    fuses: ClassVar[Literal[False]] = False
 
     def __init__(self, config: FrozenConfig, language: CausalLanguageModel) -> None:
         super().__init__()
@@ -71,6 +77,12 @@ class Frozen(nn.Module):
         self.language._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+    @torch.no_grad()
+    def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Return the mean of the encoder's patch vectors, in float32; `images` holds pixels in [0, 1]."""
+        vectors: Tensor = self.encoder(images)
+        return vectors.float().mean(1)
 
     def prefix(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B prefix D"]:
         """Return the embeddings that stand for images: the mean patch vector, mapped linearly.

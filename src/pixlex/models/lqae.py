@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -52,6 +52,10 @@ class LQAE(nn.Module):
         ValueError: when the language model cannot read as many words as the image has patches.
     """
 
+    family: ClassVar[str] = "lqae"
+    has_codes: ClassVar[Literal[True]] = True
+    speaks: ClassVar[Literal[False]] = False
+    fuses: ClassVar[Literal[False]] = False
     _word_ids: Tensor
 
     def __init__(
@@ -138,6 +142,20 @@ class LQAE(nn.Module):
         """
         quantized: Quantized = self.quantizer(self.projector(self.encoder(images)), generator)
         return quantized
+
+    @torch.no_grad()
+    def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Return the mean of the encoder's patch vectors, in float32; `images` holds pixels in [0, 1]."""
+        vectors: Tensor = self.encoder(images)
+        return vectors.float().mean(1)
+
+    def patch_features(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B N columns"]]:
+        """Return one vector for each patch and part of the model: `layer 0` to `layer L`, `encoder`, `codes`."""
+        vectors = self.encoder(images)
+        quantized = self.quantizer(self.projector(vectors))
+        layers = self.encode_text(quantized.values).hidden_states
+        named = {f"layer {number}": hidden for number, hidden in enumerate(layers)}
+        return {**named, "encoder": vectors, "codes": quantized.values}
 
     def encode_text(
         self, values: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,6 +37,10 @@ class MAE(nn.Module):
         config: shapes of the networks and the share of hidden patches.
     """
 
+    family: ClassVar[str] = "mae"
+    has_codes: ClassVar[Literal[False]] = False
+    speaks: ClassVar[Literal[False]] = False
+    fuses: ClassVar[Literal[False]] = False
     mean: Tensor
     std: Tensor
 

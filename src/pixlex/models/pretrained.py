@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from safetensors import SafetensorError
@@ -43,14 +43,7 @@ from pixlex.models.vqvae import VQVAE
 
 Tokenizer = LQAE | VQVAE | CBViLA
 Model = Tokenizer | MAE | Frozen | Reasoner
-_FAMILIES: dict[type[Model], str] = {
-    LQAE: "lqae",
-    VQVAE: "vqvae",
-    MAE: "mae",
-    Frozen: "frozen",
-    CBViLA: "cbvila",
-    Reasoner: "reasoning",
-}
+_Kind = TypeVar("_Kind")
 _CONSEQUENCES: dict[type[Model], tuple[str, str]] = {
     LQAE: ("word embeddings", "codes mean nothing in another vocabulary"),
     Frozen: ("weights", "an image's embeddings mean nothing to another language model"),
@@ -91,11 +84,6 @@ def build(
             return Reasoner.build(config, initialize=initialize)
 
 
-def family_of(model: Model) -> str:
-    """Return the family of a model, as recipes name it."""
-    return _FAMILIES[type(model)]
-
-
 def language_of(model: Model) -> tuple[str, str] | None:
     """Return name and fingerprint of what a model's words are those of, None where it has no words."""
     if isinstance(model, LQAE | Frozen):
@@ -119,12 +107,12 @@ def save(model: Model, folder: Path, *, trained_on: Sequence[str] = ()) -> None:
     write_atomically(folder / WEIGHTS, lambda path: path.write_bytes(content))
     config: dict[str, Any] = {
         "format": FORMAT,
-        "family": _FAMILIES[type(model)],
+        "family": model.family,
         "model": dataclasses.asdict(model.config),
         "trained_on": list(trained_on),
         CHECKSUM: weights_checksum(folder),
     }
-    if isinstance(model, Tokenizer):
+    if model.has_codes:
         config["num_codewords"] = model.num_codewords
     language = language_of(model)
     if language is not None:
@@ -139,11 +127,11 @@ def load(name: str, *, language_model: str | None = None, revision: str | None =
         ValueError: as `load_any`, or a model of another family, which writes no codes.
     """
     model = load_any(name, language_model=language_model, revision=revision)
-    if not isinstance(model, Tokenizer):
-        other = "; pixlex.load_reasoner loads this one" if isinstance(model, Reasoner) else ""
+    if not model.has_codes:
+        other = "; pixlex.load_reasoner loads this one" if model.family == "reasoning" else ""
         raise ValueError(
-            f"{name} holds a model of family {_FAMILIES[type(model)]}, which writes no codes: expected an image "
-            f"tokenizer, lqae, vqvae or cbvila{other}"
+            f"{name} holds a model of family {model.family}, which writes no codes: expected an image tokenizer, "
+            f"lqae, vqvae or cbvila{other}"
         )
     return model
 
@@ -155,8 +143,13 @@ def load_cbvila(name: str, *, language_model: str | None = None, revision: str |
         ValueError: as `load_any`, or a model of another family.
     """
     model = load_any(name, language_model=language_model, revision=revision)
-    if not isinstance(model, CBViLA):
-        raise ValueError(f"{name} holds a model of family {_FAMILIES[type(model)]}, expected one of cbvila")
+    return require(CBViLA, model, f"{name} holds a model of family {model.family}, expected one of cbvila")
+
+
+def require(kind: type[_Kind], model: object, refusal: str) -> _Kind:
+    """Return a model of a kind; raise `ValueError` with the refusal where it is none."""
+    if not isinstance(model, kind):
+        raise ValueError(refusal)
     return model
 
 
@@ -190,7 +183,7 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
             f"{folder} was trained with {what} {config['language']['fingerprint'][:12]} of "
             f"{config['language']['name']!r}, but {language[0]!r} has {language[1][:12]}: {consequence}"
         )
-    if isinstance(model, Tokenizer) and model.num_codewords != config["num_codewords"]:
+    if model.has_codes and model.num_codewords != config["num_codewords"]:
         raise ValueError(
             f"{folder} was trained with {config['num_codewords']} codewords, but this vocabulary has "
             f"{model.num_codewords}: the tokenizer is another version"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,11 @@ class Reasoner(nn.Module):
         config: shapes of the networks, and the answers.
         tokenizer: what texts are read with.
     """
+
+    family: ClassVar[str] = "reasoning"
+    has_codes: ClassVar[Literal[False]] = False
+    speaks: ClassVar[Literal[False]] = False
+    fuses: ClassVar[Literal[True]] = True
 
     def __init__(self, config: ReasonerConfig, tokenizer: TextTokenizer) -> None:
         super().__init__()
@@ -114,6 +120,15 @@ class Reasoner(nn.Module):
     def grid(self) -> int:
         """Patches along one side of the image."""
         return self.body.grid
+
+    @property
+    def task(self) -> str:
+        """What it was fine-tuned to."""
+        return self.config.task
+
+    def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B I"]:
+        """Return the class vector of images, in float32; `images` holds pixels in [0, 1]."""
+        return self.body.embed(images)
 
     encode_texts = renamed("encode_texts", "tokenize_texts")
 

@@ -41,14 +41,17 @@ def resized(
     Raises:
         ValueError: the patch size does not divide the image size.
     """
-    body = model if isinstance(model, CBViLA) else model.body
+    body = model if model.task is None else model.body
     config = dataclasses.replace(body.config, image_size=image_size or body.config.image_size,
                                  cut=cut or body.config.cut)  # fmt: skip
     if config == body.config:
         return model
-    moved: CBViLA | Reasoner = started(config, body)
-    if isinstance(model, Reasoner) and isinstance(moved, CBViLA):
-        moved = Reasoner.start(dataclasses.replace(model.config, body=config), moved, model)
+    fresh = started(config, body)
+    moved = (
+        fresh
+        if model.task is None
+        else Reasoner.start(dataclasses.replace(model.config, body=config), fresh, model)
+    )
     place = next(model.parameters())
     return moved.to(place.device).eval().requires_grad_(place.requires_grad)
 

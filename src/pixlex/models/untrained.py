@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Model, build
 
 SomeModel = TypeVar("SomeModel", bound=Model)
@@ -30,7 +29,7 @@ def untrained_copy(model: SomeModel, images: Float[Tensor, "B 3 H W"], seed: int
         torch.manual_seed(seed)
         fresh = build(model.config)
         fresh.requires_grad_(False)
-        if isinstance(fresh, LQAE) and fresh.config.quantizer.search == "whitened":
+        if fresh.has_codes and fresh.vocabulary is not None and fresh.config.quantizer.search == "whitened":
             moments = fresh.train().quantize(images).moments
             assert moments is not None
             fresh.quantizer.whitening.update(moments)

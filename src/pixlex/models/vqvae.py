@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +30,12 @@ class VQVAE(nn.Module):
     Args:
         config: shapes of the networks and of the codebook.
     """
+
+    family: ClassVar[str] = "vqvae"
+    has_codes: ClassVar[Literal[True]] = True
+    speaks: ClassVar[Literal[False]] = False
+    fuses: ClassVar[Literal[False]] = False
+    vocabulary: ClassVar[None] = None  # its codes are no words
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
@@ -62,6 +69,22 @@ class VQVAE(nn.Module):
         """Return the nearest codeword of each patch; `images` holds pixels in [0, 1]."""
         quantized: Quantized = self.codebook(self.projector(self.encoder(images)))
         return quantized
+
+    @property
+    def feature_widths(self) -> dict[str, int]:
+        """Widths of what `patch_features` returns."""
+        return {"encoder": self.config.encoder.width, "codes": self.config.codebook_dim}
+
+    @torch.no_grad()
+    def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Return the mean of the encoder's patch vectors, in float32; `images` holds pixels in [0, 1]."""
+        vectors: Tensor = self.encoder(images)
+        return vectors.float().mean(1)
+
+    def patch_features(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B N columns"]]:
+        """Return one vector for each patch: `encoder`, then `codes`, its codeword."""
+        vectors = self.encoder(images)
+        return {"encoder": vectors, "codes": self.codebook(self.projector(vectors)).values}
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> VQVAEOutput:
         """Image to codewords and back; `images` holds pixels in [0, 1]."""

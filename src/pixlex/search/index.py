@@ -99,10 +99,8 @@ class ImageIndex:
             model = pretrained.load_cbvila(name, language_model=language_model, revision=revision)
             model = model.to(pick_device(device))
         network = model.model if isinstance(model, ImageTokenizer) else model
-        if not isinstance(network, CBViLA):
-            raise ValueError(
-                f"expected a CB-ViLA, which compares texts and images, got {type(network).__name__}"
-            )
+        refusal = f"expected a CB-ViLA, which compares texts and images, got {type(network).__name__}"
+        network = pretrained.require(CBViLA, network, refusal)
         precision = precision or (known.precision if known is not None else "fp32")
         digest = pretrained.fingerprint(network, precision=precision)
         if known is None:

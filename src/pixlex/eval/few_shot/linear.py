@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.answers import Answer
@@ -19,11 +18,8 @@ from pixlex.eval.few_shot.fingerprints import digest
 from pixlex.eval.few_shot.nearest import Classes, Values, Vector, Vectors, answer_by
 from pixlex.eval.few_shot.readers import read_pixels
 from pixlex.messages import not_installed
-from pixlex.models.cbvila import CBViLA
 from pixlex.models.inference import Precision, compute_rows
-from pixlex.models.mae import MAE
 from pixlex.models.pretrained import Model, fingerprint
-from pixlex.models.reasoner import Reasoner
 
 # Decision values nearer than this are equal: the solver stops that near to the optimum.
 _TIE = 1e-6
@@ -57,22 +53,13 @@ class EncoderFeatures:
         for positions, pixels in read_pixels(images, indices, config.image_size, self.name, config.cut):
             rows = compute_rows(
                 pixels,
-                _embedding(self.model),
+                self.model.embed,
                 grid=self.model.grid,
                 device=self.device,
                 precision=self.precision,
             )
             vectors.update(zip(positions, rows.numpy(), strict=True))
         return DenseTable(vectors)
-
-
-def _embedding(model: Model) -> Callable[[Tensor], Tensor]:
-    """Return what maps images to one vector each."""
-    if isinstance(model, MAE | CBViLA):
-        return model.embed
-    if isinstance(model, Reasoner):
-        return model.body.embed
-    return lambda images: model.encoder(images).float().mean(1)
 
 
 class LinearPerEpisode:

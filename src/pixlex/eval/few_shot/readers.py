@@ -21,7 +21,6 @@ from pixlex.eval.few_shot.fingerprints import digest, source_identity
 from pixlex.files import Damaged, sealed, unsealed
 from pixlex.messages import printable
 from pixlex.models.inference import Precision, compute_rows
-from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Tokenizer, fingerprint
 from pixlex.progress import bar_or_lines
 
@@ -72,7 +71,7 @@ class ModelWords:
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
     ) -> None:
-        vocabulary = model.vocabulary if isinstance(model, LQAE) else None
+        vocabulary = model.vocabulary
         if vocabulary is not None:
             if words is not None:
                 raise ValueError("an LQAE has words of its own; expected no list of words")

@@ -13,7 +13,6 @@ from pixlex.eval.few_shot.features import BagOfWords, LayerFeatures, SentenceFea
 from pixlex.eval.few_shot.nearest import NearestClassMean
 from pixlex.eval.few_shot.readers import CachedReader, ModelWords, Shortened, TextReader
 from pixlex.models.inference import Precision
-from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Tokenizer
 from pixlex.nn.language import LanguageModel, load_language_model
 from pixlex.nn.vocabulary import build_vocabulary
@@ -49,7 +48,7 @@ def model_reader(
     Raises:
         ValueError: a VQ-VAE without words or with too few, or a share out of range.
     """
-    if not isinstance(model, LQAE) and code_words is not None:
+    if model.vocabulary is None and code_words is not None:
         words = build_vocabulary(code_words).words
     reader: TextReader = ModelWords(model, name=name, words=words, device=device, precision=precision)
     if cache is not None:
@@ -82,7 +81,7 @@ def word_answerers(
             answerers.append(NearestClassMean(features))
         elif kind == "bag":
             answerers.append(NearestClassMean(BagOfWords(reader)))
-        elif isinstance(model, LQAE):
+        elif model is not None and model.vocabulary is not None:
             layers = LayerFeatures(model, reader, "all" if kind == "layers" else "last")
             answerers.append(NearestClassMean(layers))
     return answerers

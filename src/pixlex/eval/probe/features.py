@@ -11,10 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from pixlex.config.cbvila import CBViLAConfig
-from pixlex.models.cbvila import CBViLA
 from pixlex.models.inference import Precision
-from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Tokenizer, fingerprint
 
 Kind = Literal["layers", "last", "encoder", "codes", "pixels"]
@@ -26,14 +23,14 @@ PIXEL_GRID = 8
 
 def kinds_of(model: Tokenizer) -> tuple[Kind, ...]:
     """Return the kinds of features that a model has."""
-    if isinstance(model, LQAE):
+    if model.vocabulary is not None:
         return ("layers", "last", "encoder", "codes", "pixels")
     return ("codes", "encoder", "pixels")
 
 
 def default_kinds(model: Tokenizer) -> tuple[Kind, ...]:
     """Return what the paper probes (figure 4): LQAE's layers, a VQ-VAE's encoder; beside it, its codewords."""
-    return ("layers",) if isinstance(model, LQAE) else ("encoder", "codes")
+    return ("layers",) if model.vocabulary is not None else ("encoder", "codes")
 
 
 def image_features(
@@ -54,18 +51,7 @@ def image_features(
         language model; `encoder`, patch vectors of the image encoder; `codes`, codewords; `pixels`, colors
         of 8 x 8 fields.
     """
-    vectors = model.encode_image(images)[:, 1:] if isinstance(model, CBViLA) else model.encoder(images)
-    features: dict[str, Tensor] = {}
-    if isinstance(model, LQAE):
-        quantized = model.quantizer(model.projector(vectors))
-        for number, hidden in enumerate(model.encode_text(quantized.values).hidden_states):
-            features[f"layer {number}"] = hidden.float().mean(1)
-    elif isinstance(model, CBViLA):
-        quantized = model.quantize_vectors(vectors)
-    else:
-        quantized = model.codebook(model.projector(vectors))
-    features["encoder"] = vectors.float().mean(1)
-    features["codes"] = quantized.values.float().mean(1)
+    features = {name: values.float().mean(1) for name, values in model.patch_features(images).items()}
     features["pixels"] = functional.adaptive_avg_pool2d(images.float(), PIXEL_GRID).flatten(1)
     return features
 
@@ -90,7 +76,7 @@ def columns_of(widths: Mapping[str, int]) -> dict[str, slice]:
 def weights_fingerprint(model: Tokenizer, precision: Precision = "fp32") -> str:
     """Return a hash of all that decides the features: what decides the codes, and the whole language model."""
     digest = hashlib.sha256(fingerprint(model, precision=precision).encode())
-    if isinstance(model, LQAE):
+    if model.vocabulary is not None:
         for name, tensor in sorted(model.language.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -111,13 +97,7 @@ def default_repeats(model: Tokenizer, compared: Tokenizer | None) -> dict[str, i
     Returns:
         The number for `encoder` and for `codes`; nothing where nothing is repeated.
     """
-    if isinstance(model, LQAE) or not isinstance(compared, LQAE):
+    if model.vocabulary is not None or compared is None or compared.vocabulary is None:
         return {}
     width = (compared.language.num_layers + 1) * compared.language.hidden_width
-    config = model.config
-    widths = (
-        {"encoder": config.image.width, "codes": config.codebook.dim}
-        if isinstance(config, CBViLAConfig)
-        else {"encoder": config.encoder.width, "codes": config.codebook_dim}
-    )
-    return {kind: max(1, -(-width // own)) for kind, own in widths.items()}
+    return {kind: max(1, -(-width // own)) for kind, own in model.feature_widths.items()}
