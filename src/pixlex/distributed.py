@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -36,6 +37,12 @@ def initialize() -> None:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
+def shutdown() -> None:
+    """Leave the process group, where there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def pick_device(name: str | torch.device) -> torch.device:
     """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` names; `auto` is this process's own GPU, if any.
 
@@ -45,8 +52,8 @@ def pick_device(name: str | torch.device) -> torch.device:
     count = torch.cuda.device_count()
     if name == "auto":
         # torchrun numbers the processes of a machine; other launchers may number all of them alone.
-        place = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
-        return torch.device("cuda", place % count) if count else _CPU
+        number = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
+        return torch.device("cuda", number % count) if count else _CPU
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -62,21 +69,12 @@ def pick_device(name: str | torch.device) -> torch.device:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Let this process count as the only one meanwhile: what it computes waits for no other.
-
-    For what one process does by itself, such as an evaluation that computes a loss.
-    """
+    """Let this process count as the only one meanwhile: what it computes waits for no other."""
     _ALONE.append(True)
     try:
         yield
     finally:
         _ALONE.pop()
-
-
-def shutdown() -> None:
-    """Leave the process group, where there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -99,36 +97,11 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        summed = tensor.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        return summed
+        return all_sum(tensor)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        summed = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        return summed
-
-
-def all_mean(tensor: Tensor) -> Tensor:
-    """Return the mean of a tensor over all processes, with gradients to each of them."""
-    if world_size() == 1:
-        return tensor
-    summed: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
-    return summed / world_size()
-
-
-def mean_numbers(numbers: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """Return the mean over all processes of each number; all must have the same names.
-
-    Args:
-        numbers: of this process.
-        device: one that the process group can reach.
-    """
-    if world_size() == 1:
-        return dict(numbers)
-    together = all_sum(torch.tensor(list(numbers.values()), dtype=torch.float64, device=device))
-    return dict(zip(numbers, (together / world_size()).tolist(), strict=True))
+        return all_sum(gradient)
 
 
 class _Gather(torch.autograd.Function):
@@ -136,33 +109,50 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        ctx.rows = len(tensor)
         return all_gather(tensor)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        summed = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        first = rank() * ctx.rows
-        return summed[first : first + ctx.rows]
+        return all_sum(gradient).chunk(world_size())[rank()]
 
 
-def gather_rows(tensor: Tensor) -> Tensor:
-    """Return the tensors of all processes, joined along the first axis in order of rank, with gradients."""
-    if world_size() == 1:
-        return tensor
-    gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
-    return gathered
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share a batch, as many rows of it each, and what they compute together.
+
+    Attributes:
+        rank: number of this one, in [0, size).
+        size: how many there are: all of torchrun's, or 1.
+    """
+
+    rank: int
+    size: int
+
+    def all_mean(self, tensor: Tensor) -> Tensor:
+        """Return the mean of a tensor over the processes, with gradients to each of them."""
+        if self.size == 1:
+            return tensor
+        summed: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
+        return summed / self.size
+
+    def gather_rows(self, tensor: Tensor) -> Tensor:
+        """Return the rows of all processes in order of rank, with gradients."""
+        if self.size == 1:
+            return tensor
+        gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
+        return gathered
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Return the rows of all processes in order of rank, without gradients."""
+        return tensor if self.size == 1 else all_gather(tensor)
 
 
-def all_max(number: int) -> int:
-    """Return the largest of one number from each process; found out on the CPU, so no GPU is waited for."""
-    return number if world_size() == 1 else int(all_gather(torch.tensor([number])).max())
+ALONE = Processes(0, 1)
 
 
-def anywhere(condition: bool) -> bool:
-    """Return whether something holds on any process; found out as `all_max` does."""
-    return bool(all_max(int(condition)))
+def all_processes() -> Processes:
+    """Return the processes of torchrun; this one alone without it."""
+    return Processes(rank(), world_size())
 
 
 @torch.no_grad()
@@ -198,18 +188,28 @@ def pick_rows(rows: Tensor, numbers: Tensor) -> Tensor:
     return all_sum(rows[own.clamp(0, len(rows) - 1)] * mine.unsqueeze(-1).to(rows.dtype))
 
 
+def anywhere(condition: bool) -> bool:
+    """Return whether something holds on any process; exchanged on the CPU, so that no GPU is waited for."""
+    return condition if world_size() == 1 else bool(all_gather(torch.tensor([int(condition)])).any())
+
+
+def mean_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return the mean of each number over all processes; all must have the same names."""
+    summed = all_sum(torch.tensor(list(numbers.values()), dtype=torch.float64))
+    return dict(zip(numbers, (summed / world_size()).tolist(), strict=True))
+
+
 def my_turns(work: Sequence[T]) -> Sequence[T]:
-    """Return what this process does of some work that all deal out in turn; all of it when alone."""
+    """Return this process's part of some work that is assigned in turn; all of it when alone."""
     return work[rank() :: world_size()]
 
 
 def in_turn(own: Sequence[T]) -> list[T]:
-    """Return what all processes found of work that was dealt out in turn, in the order of the work.
+    """Return what all processes found of work that was assigned in turn, in the order of the work.
 
     The i-th piece of work of process r was the (i * world_size + r)-th of all. So whole batches of an evaluation
-    go to one process each, each is what one process alone would have computed of it, and sums over them in this
-    order are the same for any number of processes. Every process gets the whole. A process that fails must exit:
-    whoever started them ends those that wait here.
+    go to one process each, and sums over them in this order are the same for any number of processes. A process
+    that fails must exit: whoever started them ends those that wait here.
 
     Args:
         own: what this process found of its pieces, one for each, in order; of any type that can be pickled,

@@ -15,7 +15,7 @@ from pixlex.config.lqae import QuantizerConfig
 from pixlex.nn.fused import available
 from pixlex.nn.nearest import PreparedCodebook, nearest_codeword, nearest_codewords
 from pixlex.nn.transformer import take_rows
-from pixlex.nn.whitening import Moments, Whitening
+from pixlex.nn.whitening import AllMean, Moments, Whitening
 
 
 @dataclass(frozen=True)
@@ -126,18 +126,24 @@ class WordQuantizer(nn.Module):
             return (self.embedding - self.center) @ self.directions / self.scales
         return self.learned if self.config.search == "assigned" else self.embedding
 
-    def forward(self, vectors: Float[Tensor, "B N D"], generator: torch.Generator | None = None) -> Quantized:
+    def forward(
+        self,
+        vectors: Float[Tensor, "B N D"],
+        generator: torch.Generator | None = None,
+        all_mean: AllMean = lambda tensor: tensor,
+    ) -> Quantized:
         """Return the nearest words of patch vectors.
 
         Args:
             vectors: patch vectors of width `input_dim`.
             generator: draws among the k nearest where the configuration asks for it.
+            all_mean: mean over the processes that share the batch, keeping gradients.
         """
         with torch.autocast(vectors.device.type, enabled=False):
             vectors = vectors.float()
             moments, z = None, vectors
             if self.config.search == "whitened":
-                z, moments = self.whitening(vectors)
+                z, moments = self.whitening(vectors, all_mean)
                 back = (z * self.scales) @ self.directions.T + self.center
             elif self.config.search == "assigned":
                 z, back = self.to_search(vectors), vectors

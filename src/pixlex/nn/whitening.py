@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+AllMean = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -36,25 +38,27 @@ class Whitening(nn.Module):
     def __init__(self, width: int, momentum: float = 0.2) -> None:
         super().__init__()
         self.momentum = momentum
-        self.all_mean: Callable[[Tensor], Tensor] | None = None
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("covariance", torch.eye(width))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
-    def forward(self, z: Float[Tensor, "B N S"]) -> tuple[Float[Tensor, "B N S"], Moments | None]:
+    def forward(
+        self, z: Float[Tensor, "B N S"], all_mean: AllMean = lambda tensor: tensor
+    ) -> tuple[Float[Tensor, "B N S"], Moments | None]:
         """Return the whitened vectors, and the moments of the batch when training.
 
-        Set `all_mean` to the mean over processes (keeping gradients) when a batch is spread over several.
+        Args:
+            z: patch vectors.
+            all_mean: mean over the processes that share the batch, keeping gradients.
         """
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
             if not self.training:
                 return _whiten(z, self.mean, self.covariance), None
             rows = z.flatten(0, 1)
-            average = self.all_mean or (lambda tensor: tensor)
-            mean = average(rows.mean(0))
+            mean = all_mean(rows.mean(0))
             centered = rows - mean
-            covariance = average(centered.T @ centered / len(rows))
+            covariance = all_mean(centered.T @ centered / len(rows))
             return _whiten(z, mean, covariance), Moments(mean.detach(), covariance.detach())
 
     @torch.no_grad()

@@ -1,52 +1,64 @@
-"""The loss of CB-ViLA: which terms a phase minimizes, and what each of them trains."""
+"""The loss of CB-ViLA: one training step on image-text pairs, from top to bottom."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pixlex.batch import ImageTextBatch
+from pixlex.batch import ImageTextBatch, send
 from pixlex.config.cbvila import CBViLAObjectiveConfig
-from pixlex.models.cbvila import CBViLA
-from pixlex.objectives.codebook_care import CodebookCare
-from pixlex.objectives.compared import compared_terms, same_pairs
-from pixlex.objectives.draws import Draws
+from pixlex.distributed import Processes
+from pixlex.losses.contrastive import (
+    IGNORED,
+    hard_negatives,
+    image_text_contrastive_loss,
+    image_text_matching_loss,
+)
+from pixlex.losses.cross_entropy import masked_word_loss
+from pixlex.losses.quantization import codebook_loss, commitment_loss
+from pixlex.losses.reconstruction import masked_patch_loss
+from pixlex.models.cbvila import START_TEMPERATURE, CBViLA
+from pixlex.nn.codebook import Quantized
+from pixlex.nn.masking import SplitPatches, WordDraws, mask_words, split_patches
+from pixlex.nn.transformer import take_rows
+from pixlex.nn.vit import take
+from pixlex.objectives.codebook import CodebookMaintenance
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
-from pixlex.objectives.visual import codebook_terms, predicted_terms
 
 BURN_IN, JOINT, CODEBOOK, ENCODERS = "burn_in", "joint", "codebook", "encoders"
+_ITC, _ITM, _MLM, _MIM = "image_text_contrastive", "image_text_matching", "masked_language", "masked_image"
 
 _IMAGE, _TEXT, _FUSED = "image_encoder", "text_encoder", ("image_projector", "fusion")
-# What each term trains: the table of docs/equations.md, held to the gradients by tests/objectives/test_cbvila.py.
+# What each term trains: the table of docs/equations.md, checked by tests/objectives/test_cbvila.py.
 TRAINS: Mapping[str, tuple[str, ...]] = {
-    "image_text_contrastive": (_IMAGE, _TEXT, "image_contrast", "text_contrast", "log_scale"),
-    "image_text_matching": (_IMAGE, _TEXT, *_FUSED, "matching_head"),
-    "masked_language": (_IMAGE, _TEXT, *_FUSED, "masked_word_head"),
+    _ITC: (_IMAGE, _TEXT, "image_contrast", "text_contrast", "log_scale"),
+    _ITM: (_IMAGE, _TEXT, *_FUSED, "matching_head"),
+    _MLM: (_IMAGE, _TEXT, *_FUSED, "masked_word_head"),
     "pixel": (_IMAGE, _TEXT, *_FUSED, "code_projector", "query", "pixel_head"),
-    "masked_image": (
-        _IMAGE, _TEXT, *_FUSED, "code_projector", "query", "masked_patch_head", "class_patch_head",
-    ),
+    _MIM: (_IMAGE, _TEXT, *_FUSED, "code_projector", "query", "masked_patch_head", "class_patch_head"),
     "codebook": ("codebook",),
     "commitment": (_IMAGE, "code_projector"),
-}  # fmt: skip
-_COMPARED = ("image_text_contrastive", "image_text_matching", "masked_language")
-_PREDICTED = ("pixel", "masked_image")
-# The learned temperature stays between these (ALBEF's code).
-_MOST, _LEAST = 0.5, 0.001
+}
+# Bounds of the learned temperature (ALBEF's code).
+_MAX_TEMPERATURE, _MIN_TEMPERATURE = 0.5, 0.001
 
 
 class CBViLAObjective(Objective):
-    """L = codebook + masked codes + matching + masked words (Guo et al. 2022, equation 7) + contrast (ALBEF).
+    """L = codebook + masked codes + matching + masked words (Guo et al. 2022, equation 7) + contrastive (ALBEF).
 
-    Phases: burn-in without the masked terms, then all terms jointly, or codebook and encoders in turn. Terms whose
-    weight is 0 are not computed; without pixels and masked codes nothing is quantized.
+    Phases: burn-in without the masked terms, then all terms jointly, or codebook and encoders in turn. Terms of
+    weight 0 are not computed; without the pixel and masked-image terms nothing is quantized.
 
     Args:
         model: the network.
-        config: weights, what is hidden, the care of the codebook.
+        config: weights, mask ratios, codebook maintenance.
         steps: length of the training.
         max_words: longest text, in words (tokens).
     """
@@ -57,17 +69,156 @@ class CBViLAObjective(Objective):
         super().__init__()
         self.model, self.config = model, config
         self.steps, self.max_words = steps, max_words
-        self.care = CodebookCare(model.codebook, config)
+        self.care = CodebookMaintenance(model.codebook, config)  # named so in checkpoints
         self.num_visible = model.grid**2 - round(model.grid**2 * config.mask_ratio)
-        self.phases = tuple(
-            Phase(name, end, self.trained_in(name)) for name, end in _stretches(config, steps)
-        )
+        self.phases = tuple(Phase(name, end, self.trained_in(name)) for name, end in _schedule(config, steps))
         for phase in self.phases:
             if not self.terms_of(phase.name):
                 raise ValueError(
                     f"the phase {phase.name} has nothing to minimize: give one of its terms a weight above 0, or "
                     "set objective.burn_in_steps or objective.alternate_every to 0"
                 )
+
+    def forward(self, batch: ImageTextBatch, phase: Phase, step: Step) -> LossTerms:
+        """Return the loss of this process's part of a batch."""
+        model, config, processes = self.model, self.config, self.processes
+        active = self.terms_of(phase.name)
+        predicts_patches = "pixel" in active or _MIM in active
+        random = StepRandom.draw(self, batch, step.generator)
+        terms: dict[str, Tensor] = {}
+        measures: dict[str, Tensor | float] = {}
+
+        image = model.encode_image(batch.images)
+        if predicts_patches or _ITC in active or _ITM in active or _MLM in active:
+            positions, text, masked_text = self._encode_texts(batch, random, mask=_MLM in active)
+        if _ITC in active or _ITM in active:
+            same = same_pairs(batch, processes)
+            scores = similarities(model, image, text, processes, learned=_ITC in active)
+        if _ITC in active:
+            terms[_ITC] = image_text_contrastive_loss(*scores, same)
+            measures["temperature"] = torch.exp(-model.log_scale.detach())
+        if _ITM in active:
+            texts, images = (hard_negatives(scores[i].detach(), same, random.negatives[:, i]) for i in (0, 1))
+            queries = torch.cat([text, masked_text])
+            logits, fused = match(model, image, queries, batch.key_padding, texts, images, processes)
+            labels = torch.where(torch.cat([texts, images]) < 0, IGNORED, 0)
+            labels = torch.cat([torch.ones_like(texts), labels])
+            count = processes.all_mean((labels != IGNORED).sum().float())
+            terms[_ITM] = image_text_matching_loss(logits, labels, total=count)
+        elif _MLM in active:
+            fused = model.fusion(masked_text, model.image_context(image), batch.key_padding)
+        if _MLM in active:
+            terms[_MLM] = self._masked_language(batch, fused, positions)
+
+        quantized = None
+        if config.has_codebook_terms:
+            quantized = model.quantize_vectors(image[:, 1:])
+            z, codewords = quantized.z, quantized.codewords
+            if predicts_patches:
+                visible, found = self._predict_patches(batch, image, text, quantized, random, active, step)
+                z, codewords = torch.cat([z, visible.z], 1), torch.cat([codewords, visible.codewords], 1)
+                terms |= found
+            if "codebook" in active:
+                terms["codebook"] = codebook_loss(z, codewords)
+            if "commitment" in active:
+                terms["commitment"] = commitment_loss(z, codewords)
+            measures["quantization_error_share"] = relative_error(quantized)
+        total = torch.stack([getattr(config, f"{name}_weight") * terms[name] for name in active]).sum()
+        return LossTerms(total, terms, measures, quantized)
+
+    @torch.no_grad()
+    def after_step(self, step: Step, loss: LossTerms) -> Mapping[str, Tensor | float]:
+        """Clamp the temperature; initialize, move and restart codewords; return the codebook's health.
+
+        `masked_image_gain` is the entropy of the codes less the cross-entropy of the hidden ones, in nats, which a
+        collapse cannot raise.
+        """
+        self.model.log_scale.clamp_(-math.log(_MAX_TEMPERATURE), -math.log(_MIN_TEMPERATURE))
+        if loss.quantized is None:
+            return {}
+        trained = self.phase_at(step.number).name != ENCODERS
+        health = self.care.after_step(self.model.codebook, loss.quantized, step, trained=trained)
+        if _MIM in loss.terms:
+            entropy = torch.as_tensor(health["perplexity"]).log()
+            health["masked_image_gain"] = entropy - self.processes.all_mean(loss.terms[_MIM].detach())
+        return health
+
+    def _encode_texts(
+        self, batch: ImageTextBatch, random: StepRandom, *, mask: bool
+    ) -> tuple[Int[Tensor, " m"], Float[Tensor, "B T D"], Float[Tensor, "M T D"]]:
+        """Return the positions of masked words, the texts, and the texts with masked words: M = B, or 0 without.
+
+        One pass of the text encoder serves both. Words are masked on the CPU: how many there are decides shapes.
+        """
+        host, tokenizer, device = batch.on_host, self.model.tokenizer, batch.images.device
+        if not mask:
+            text = self.model.encode_text(batch.word_ids, batch.key_padding)
+            return torch.zeros(0, dtype=torch.long), text, text[:0]
+        special = tokenizer.special(host.word_ids, host.key_padding)
+        ratio = self.config.masked_language_ratio
+        masked = mask_words(host.word_ids, special, ratio, tokenizer.mask_id, random.words)
+        word_ids = torch.cat([batch.word_ids, send(masked.word_ids, device)])
+        both = self.model.encode_text(word_ids, torch.cat([batch.key_padding] * 2))
+        return send(masked.mask.flatten().nonzero()[:, 0], device), *both.chunk(2)
+
+    def _masked_language(
+        self, batch: ImageTextBatch, fused: Float[Tensor, "B T D"], positions: Int[Tensor, " m"]
+    ) -> Tensor:
+        """Return the cross-entropy of masked words (equation 6), the mean over the words of all processes."""
+        head = self.model.masked_word_head
+        count = torch.full((), float(len(positions)), device=fused.device)
+        return masked_word_loss(
+            head(take_rows(fused.flatten(0, 1), positions)),
+            batch.word_ids.flatten()[positions],
+            self.model.text_encoder.words.weight,
+            head.bias,
+            total=self.processes.all_mean(count),
+        )
+
+    def _predict_patches(
+        self,
+        batch: ImageTextBatch,
+        image: Float[Tensor, "B N1 I"],
+        text: Float[Tensor, "B T D"],
+        quantized: Quantized,
+        random: StepRandom,
+        active: tuple[str, ...],
+        step: Step,
+    ) -> tuple[Quantized, dict[str, Tensor]]:
+        """Return the quantized visible patches; pixel loss (equation 3), cross-entropy of hidden codes (4).
+
+        One pass of the fusion encoder serves both terms; two with the Gumbel-softmax, whose codewords learn from
+        pixels and not from codes.
+        """
+        model, config, patches = self.model, self.config, random.patches
+        if config.mask_stage == "input":
+            seen = model.encode_image(batch.images, patches.visible)
+        else:
+            seen = torch.cat([image[:, :1], take(image[:, 1:], patches.visible)], dim=1)
+        visible = model.quantize_vectors(seen[:, 1:])
+        class_vectors = model.image_projector(seen[:, 0])
+        values = {"pixel": visible.values, _MIM: visible.values}
+        # Sampled in training only: an evaluation measures what the codes stand for.
+        if model.config.codebook.estimator == "gumbel" and model.training:
+            noise = random.gumbel(patches.visible.shape[1], model.num_codewords, image.device)
+            values["pixel"], values[_MIM] = model.codebook.sample(visible.z, self._temperature(step), noise)
+        distinct = dict.fromkeys(value for name, value in values.items() if name in active)
+        context = model.text_context(text, batch.key_padding)
+        queries = [model.query(value, class_vectors, patches.visible) for value in distinct]
+        fused = model.fusion(torch.cat(queries), context)
+        terms = {}
+        if "pixel" in active:
+            targets = model.patches(batch.images.float())
+            counted = torch.ones(targets.shape[:2], dtype=torch.bool, device=image.device)
+            if config.pixel_patches != "all":
+                left_out = patches.visible if config.pixel_patches == "masked" else patches.hidden
+                counted.scatter_(1, left_out, False)
+            terms["pixel"] = masked_patch_loss(model.pixel_head(fused[: len(image), 1:]), targets, counted)
+        if _MIM in active:
+            vectors, weight, bias = model.masked_codes_head(fused[-len(image) :], patches.hidden)
+            codes = quantized.codes.gather(1, patches.hidden).flatten()
+            terms[_MIM] = masked_word_loss(vectors, codes, weight, bias)
+        return visible, terms
 
     def terms_of(self, phase: str) -> tuple[str, ...]:
         """Return the terms that a phase minimizes."""
@@ -78,14 +229,14 @@ class CBViLAObjective(Objective):
         if config.codebook_update == "ema" or phase == ENCODERS:
             active = [name for name in active if name != "codebook"]
         if phase == BURN_IN:
-            active = [name for name in active if name not in ("masked_language", "masked_image")]
+            active = [name for name in active if name not in (_MLM, _MIM)]
         if phase == CODEBOOK:  # nothing else reaches the codewords
             reach = ("codebook", "pixel") if self._pixels_reach_codewords(phase) else ("codebook",)
             active = [name for name in active if name in reach]
         return tuple(active)
 
     def trained_in(self, phase: str) -> tuple[str, ...]:
-        """Return how the names of the parameters begin that a phase trains."""
+        """Return the name prefixes of the parameters that a phase trains."""
         active, config = self.terms_of(phase), self.config
         parts = {"codebook"} if phase == CODEBOOK else {part for term in active for part in TRAINS[term]}
         if "pixel" in active and self._pixels_reach_codewords(phase):
@@ -97,67 +248,153 @@ class CBViLAObjective(Objective):
     def _pixels_reach_codewords(self, phase: str) -> bool:
         return self.model.config.codebook.estimator == "gumbel" and phase != ENCODERS
 
-    def forward(self, batch: ImageTextBatch, phase: Phase, step: Step) -> LossTerms:
-        """Return the loss of one process's part of a batch."""
-        model, config = self.model, self.config
-        active = self.terms_of(phase.name)
-        draws = Draws.draw(
-            num_pairs=len(batch.images),
-            num_patches=model.grid**2,
-            num_visible=self.num_visible,
-            max_words=self.max_words,
-            num_words=batch.word_ids.shape[1],
-            vocab_size=model.tokenizer.vocab_size,
-            generator=step.generator,
-            device=batch.images.device,
-        )
-        terms: dict[str, Tensor] = {}
-        measures: dict[str, Tensor | float] = {}
-        seen = model.encode_image(batch.images)
-        text = None
-        predicts = any(name in active for name in _PREDICTED)
-        if predicts or any(name in active for name in _COMPARED):
-            found, text = compared_terms(model, config, active, batch, seen, draws, same_pairs(batch))
-            terms |= found
-        if "image_text_contrastive" in terms:
-            measures["temperature"] = torch.exp(-model.log_scale.detach())
-        if config.has_codebook_terms:
-            full = model.quantize_vectors(seen[:, 1:])
-            visible = None
-            if predicts:
-                assert text is not None
-                found, visible = predicted_terms(
-                    model, config, active, batch, (seen, text), full.codes, draws, self._temperature(step)
-                )
-                terms |= found
-            found, shown = codebook_terms(active, full, visible)
-            terms, measures = terms | found, measures | shown
-            self.care.observe(full, terms.get("masked_image"))
-        total = torch.stack([getattr(config, f"{name}_weight") * terms[name] for name in active]).sum()
-        return LossTerms(total, terms, measures)
-
-    @torch.no_grad()
-    def after_step(self, step: Step) -> Mapping[str, Tensor | float]:
-        """Keep the temperature in bounds; start, move and revive codewords; return the codebook's health."""
-        self.model.log_scale.clamp_(-math.log(_MOST), -math.log(_LEAST))
-        moves = self.phase_at(step.number).name != ENCODERS
-        return self.care.after_step(self.model.codebook, step, moves=moves)
-
     def _temperature(self, step: Step) -> float:
         """Return the temperature of the Gumbel-softmax at a step."""
         config = self.config
-        share = min(1.0, step.number / max(1, self.steps - 1))
-        return float(config.temperature_start ** (1 - share) * config.temperature_end**share)
+        progress = min(1.0, step.number / max(1, self.steps - 1))
+        return float(config.temperature_start ** (1 - progress) * config.temperature_end**progress)
 
 
-def _stretches(config: CBViLAObjectiveConfig, steps: int) -> list[tuple[str, int]]:
-    """Return the name of each phase with the step that is no longer part of it."""
+@dataclass(frozen=True)
+class StepRandom:
+    """The random numbers of a step for this process's pairs; the same for any number of processes.
+
+    Attributes:
+        patches: which patches are visible.
+        words: which words are masked, and by what; on the CPU.
+        negatives: uniform in [0, 1): the negative text of each image, the negative image of each text.
+        noise_seeds: seed of the Gumbel noise of each image.
+    """
+
+    patches: SplitPatches
+    words: WordDraws
+    negatives: Float[Tensor, "B 2"]
+    noise_seeds: Int[Tensor, " B"]
+
+    @classmethod
+    def draw(
+        cls, objective: CBViLAObjective, batch: ImageTextBatch, generator: torch.Generator
+    ) -> StepRandom:
+        """Draw for the batch of all processes, keep this process's part."""
+        model, processes, device = objective.model, objective.processes, batch.images.device
+        size = len(batch.images)
+        total, first = size * processes.size, size * processes.rank
+        own = slice(first, first + size)
+        patches = split_patches(total, model.grid**2, objective.num_visible, generator)
+        words = WordDraws.draw(total, objective.max_words, model.tokenizer.vocab_size, generator)
+        negatives = torch.rand(total, 2, generator=generator)
+        seeds = torch.randint(2**62, (total,), generator=generator)
+        return cls(
+            SplitPatches(patches.visible[own], patches.hidden[own]).to(device),
+            words.part(first, size, batch.word_ids.shape[1]),
+            send(negatives[own], device),
+            seeds[own],
+        )
+
+    def gumbel(self, num_rows: int, num_codewords: int, device: torch.device) -> Float[Tensor, "B n K"]:
+        """Return Gumbel(0, 1) noise for `num_rows` patches of each image."""
+        noise = []
+        for seed in self.noise_seeds.tolist():
+            generator = torch.Generator(device).manual_seed(seed)
+            uniform = torch.rand(num_rows, num_codewords, generator=generator, device=device)
+            noise.append(-torch.log(-torch.log(uniform.clamp(1e-10, 1 - 1e-7))))
+        return torch.stack(noise)
+
+
+def same_pairs(batch: ImageTextBatch, processes: Processes) -> Bool[Tensor, "B A"]:
+    """Return which pairs of all processes share the image or the caption of each pair of this process."""
+    digests = (hashlib.sha256(text.encode()).digest()[:8] for text in batch.texts)
+    captions = torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
+    own = send(torch.stack([batch.on_host.image_ids, captions], dim=1), batch.images.device)
+    return (own.unsqueeze(1) == processes.all_gather(own).unsqueeze(0)).any(-1)
+
+
+def similarities(
+    model: CBViLA,
+    image: Float[Tensor, "B N1 I"],
+    text: Float[Tensor, "B T D"],
+    processes: Processes,
+    *,
+    learned: bool,
+) -> tuple[Float[Tensor, "B A"], Float[Tensor, "B A"]]:
+    """Return image-to-text and text-to-image similarities over the temperature, in float32.
+
+    Without a contrastive term nothing learns the projections: the class vectors then choose the negatives.
+    """
+    if learned:
+        images, texts = model.image_vectors(image), model.text_vectors(text)
+        scale: Tensor | float = model.log_scale.exp()
+    else:
+        images = F.normalize(model.image_projector(image[:, 0]).detach().float(), dim=-1)
+        texts = F.normalize(text[:, 0].detach().float(), dim=-1)
+        scale = 1 / START_TEMPERATURE
+    every_image, every_text = processes.gather_rows(images), processes.gather_rows(texts)
+    with torch.autocast(images.device.type, enabled=False):
+        return scale * images @ every_text.T, scale * texts @ every_image.T
+
+
+def match(
+    model: CBViLA,
+    image: Float[Tensor, "B N1 I"],
+    queries: Float[Tensor, "Q T D"],
+    padding: Bool[Tensor, "B T"],
+    other_texts: Int[Tensor, " B"],
+    other_images: Int[Tensor, " B"],
+    processes: Processes,
+) -> tuple[Float[Tensor, "R 2"], Float[Tensor, "m T D"]]:
+    """Return the logits of pairs, images with other texts, texts with other images; and masked texts after fusion.
+
+    All texts of one image share a pass of the fusion encoder, so its keys and values are computed once.
+
+    Args:
+        model: the network.
+        image: after the image encoder.
+        queries: the texts after the text encoder, then, if any, those with masked words.
+        padding: of the texts.
+        other_texts: for each image, a text of all processes; -1 for none.
+        other_images: for each text, an image of all processes; -1 for none.
+        processes: that share the batch.
+    """
+    size, length = padding.shape
+    text, context = queries[:size], model.image_context(image)
+    numbers, missing = other_texts.clamp_min(0), 0
+    every_text, every_padding = text, padding
+    if processes.size > 1:  # texts of other processes may be longer
+        missing = int(processes.all_gather(torch.tensor([length])).max()) - length
+        every_text = processes.gather_rows(F.pad(text, (0, 0, 0, missing)))
+        every_padding = processes.all_gather(F.pad(padding, (0, missing), value=True).long()).bool()
+    padded = F.pad(queries, (0, 0, 0, missing))
+    own_padding = F.pad(padding, (0, missing), value=True)
+    paddings = [own_padding, every_padding[numbers], own_padding[: len(queries) - size]]
+    fused = model.fusion(
+        torch.cat([padded[:size], take_rows(every_text, numbers), padded[size:]]), context, torch.cat(paddings)
+    )
+    numbers = other_images.clamp_min(0)
+    if processes.size == 1:
+        context = context.rows(numbers)
+    else:
+        context = model.image_context(take_rows(processes.gather_rows(image), numbers))
+    elsewhere = model.fusion(text, context, padding)
+    logits = model.matching_head(torch.cat([fused[: 2 * size, 0], elsewhere[:, 0]]))
+    return logits, fused[2 * size :, :length]
+
+
+@torch.no_grad()
+def relative_error(quantized: Quantized) -> Float[Tensor, ""]:
+    """Return the quantization error over the variance of z: 1 means codewords tell no more than the mean."""
+    rows = quantized.z.float().flatten(0, 1)
+    error = (quantized.z.float() - quantized.codewords.float()).square().mean()
+    return error / rows.var(0, unbiased=False).mean().clamp_min(1e-12)
+
+
+def _schedule(config: CBViLAObjectiveConfig, steps: int) -> list[tuple[str, int]]:
+    """Return the name of each phase with the first step after it."""
     first = min(config.burn_in_steps, steps)
-    stretches = [(BURN_IN, first)] if first else []
+    phases = [(BURN_IN, first)] if first else []
     if first == steps:
-        return stretches
+        return phases
     if not config.alternate_every or not config.has_codebook_terms:
-        return [*stretches, (JOINT, steps)]
+        return [*phases, (JOINT, steps)]
     names = (CODEBOOK, ENCODERS)
     ends = range(first + config.alternate_every, steps + config.alternate_every, config.alternate_every)
-    return stretches + [(names[number % 2], min(end, steps)) for number, end in enumerate(ends)]
+    return phases + [(names[number % 2], min(end, steps)) for number, end in enumerate(ends)]

@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pixlex.distributed import ALONE, Processes, all_processes
+from pixlex.nn.codebook import Quantized
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -42,26 +45,27 @@ class Step:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """What a step minimizes and what it shows.
+    """What a step minimizes, what it logs, and what `after_step` needs of it.
 
     Attributes:
         total: the weighted sum that is minimized.
         terms: its parts before weighting, by the names of the log.
-        measures: other numbers worth a line in the log.
+        measures: other numbers for the log.
+        quantized: the patches of this process's images, where they are quantized.
     """
 
     total: Float[Tensor, ""]
     terms: Mapping[str, Tensor]
     measures: Mapping[str, Tensor | float] = field(default_factory=dict)
+    quantized: Quantized | None = None
 
 
 class Objective(nn.Module, ABC):
     """What is minimized, with which weights, in which order; what DistributedDataParallel wraps.
 
-    Neither `forward` nor `after_step` may read a number from the device, or a GPU stands still until the next
-    operation is asked for: what is decided by counts and positions is decided from `batch.on_host`, or has a fixed
-    shape. tests/objectives/test_waiting.py holds every family to it but Frozen, whose language model reads its
-    mask of padding.
+    Neither `forward` nor `after_step` may read a number from the device, or a GPU stands idle until the next
+    operation arrives: what depends on counts and positions is decided from `batch.on_host`, or has a fixed shape.
+    Frozen is excepted, whose language model reads its padding mask.
 
     Attributes:
         model: the network.
@@ -73,15 +77,17 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Any, phase: Phase, step: Step) -> LossTerms:
-        """Return the loss of one process's part of a batch."""
+        """Return the loss of this process's part of a batch; it changes nothing."""
 
-    @abstractmethod
-    def after_step(self, step: Step) -> Mapping[str, Tensor | float]:
-        """Do the housekeeping that lies outside autograd; return what it found, for the log."""
+    def after_step(self, step: Step, loss: LossTerms) -> Mapping[str, Tensor | float]:
+        """Do the housekeeping outside autograd, after the optimizer's step; return numbers for the log."""
+        return {}
+
+    @property
+    def processes(self) -> Processes:
+        """Those that share a batch: all in training; an evaluation's batch belongs to one process."""
+        return all_processes() if self.training else ALONE
 
     def phase_at(self, step: int) -> Phase:
         """Return the phase that a step belongs to."""
-        for phase in self.phases:
-            if step < phase.last_step:
-                return phase
-        return self.phases[-1]
+        return next((phase for phase in self.phases if step < phase.last_step), self.phases[-1])
