@@ -45,8 +45,7 @@ from pixlex.config.cbvila import (
 )
 from pixlex.distributed import pick_device
 from pixlex.models.cbvila import CBViLA
-from pixlex.objectives.cbvila import CBViLAObjective
-from pixlex.objectives.draws import Draws
+from pixlex.objectives.cbvila import CBViLAObjective, StepRandom
 from pixlex.objectives.phase import Step
 from pixlex.train.layers import prepare_layers
 from pixlex.train.parallel import mixed_precision
@@ -109,16 +108,7 @@ def pairs_of(model: CBViLA, batch: int) -> ImageTextBatch:
 def terms_pass_by_pass(objective: CBViLAObjective, pairs: ImageTextBatch, step: Step) -> dict[str, Tensor]:
     """Return all terms pass by pass, with the draws of our objective."""
     model = objective.model
-    draws = Draws.draw(
-        num_pairs=len(pairs.images),
-        num_patches=model.grid**2,
-        num_visible=objective.num_visible,
-        max_words=WORDS,
-        num_words=WORDS,
-        vocab_size=model.tokenizer.vocab_size,
-        generator=step.generator,
-        device=pairs.images.device,
-    )
+    draws = StepRandom.draw(objective, pairs, step.generator)
     return pass_by_pass.terms_of(model, objective.config.masked_language_ratio, pairs, draws)
 
 
@@ -155,14 +145,15 @@ def measure(row: str, sizes: Sizes, batch: int, steps: int, device: torch.device
         step = Step(number, torch.Generator().manual_seed(number))
         with mixed_precision(device, "auto"):
             if row == PLAIN:
-                loss = weighted(objective, terms_pass_by_pass(objective, pairs, step))
+                total = weighted(objective, terms_pass_by_pass(objective, pairs, step))
             else:
-                loss = objective(pairs, objective.phases[-1], step).total
+                loss = objective(pairs, objective.phases[-1], step)
+                total = loss.total
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        total.backward()
         optimizer.step()
         if row != PLAIN:
-            objective.after_step(step)
+            objective.after_step(step, loss)
 
     return measured_steps(take_step, device, steps, batch)
 

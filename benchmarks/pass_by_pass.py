@@ -16,12 +16,12 @@ from pixlex.batch import ImageTextBatch
 from pixlex.losses.contrastive import hard_negatives
 from pixlex.models.cbvila import CBViLA
 from pixlex.nn.masking import mask_words
-from pixlex.objectives.draws import Draws
+from pixlex.objectives.cbvila import StepRandom
 
 IGNORED = -100
 
 
-def terms_of(model: CBViLA, word_ratio: float, pairs: ImageTextBatch, draws: Draws) -> dict[str, Tensor]:
+def terms_of(model: CBViLA, word_ratio: float, pairs: ImageTextBatch, draws: StepRandom) -> dict[str, Tensor]:
     """Return all terms, by their names, of pairs that have neither image nor text in common."""
     words, padding, patches = pairs.word_ids, pairs.key_padding, draws.patches
     seen, text = model.encode_image(pairs.images), model.encode_text(words, padding)
@@ -67,7 +67,7 @@ def quantized(model: CBViLA, patch_vectors: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 def matching(
-    model: CBViLA, seen: Tensor, text: Tensor, padding: Tensor, similarity: Tensor, draws: Draws
+    model: CBViLA, seen: Tensor, text: Tensor, padding: Tensor, similarity: Tensor, draws: StepRandom
 ) -> Tensor:
     """Return whether texts belong to images: three passes, each with keys and values of its own."""
     own = torch.eye(len(text), dtype=torch.bool, device=text.device)
@@ -84,7 +84,9 @@ def matching(
     return F.cross_entropy(model.matching_head(torch.cat(fused)).float(), labels)
 
 
-def masked_language(model: CBViLA, seen: Tensor, pairs: ImageTextBatch, ratio: float, draws: Draws) -> Tensor:
+def masked_language(
+    model: CBViLA, seen: Tensor, pairs: ImageTextBatch, ratio: float, draws: StepRandom
+) -> Tensor:
     """Return the cross-entropy of hidden words, with the logits of all positions."""
     host, device = pairs.on_host, seen.device
     special = model.tokenizer.special(host.word_ids, host.key_padding)

@@ -98,7 +98,7 @@ def measure(family: str, batch: int, steps: int, *, small: bool) -> dict[str, fl
         "exchange": longer / whole,
         "loss": loss,
     }
-    return distributed.mean_numbers(numbers, CPU)
+    return distributed.mean_numbers(numbers)
 
 
 def in_processes(count: int, family: str, given: argparse.Namespace) -> dict[str, float]:

@@ -21,8 +21,8 @@ from pixlex.config.cbvila import CBViLARun
 from pixlex.config.reasoning import ReasonerConfig, ReasoningObjectiveConfig
 from pixlex.config.run import read_run
 from pixlex.models.reasoner import Reasoner
+from pixlex.objectives.finetune import ReasoningObjective
 from pixlex.objectives.phase import Step
-from pixlex.objectives.reasoning import ReasoningObjective
 from pixlex.train.parallel import mixed_precision, pick_precision
 
 SHARED = (1, 4, 8)

@@ -41,12 +41,11 @@ from pixlex.models.reasoner import Reasoner
 from pixlex.models.resized import started
 from pixlex.models.vision_starts import start_encoder
 from pixlex.models.vqvae import VQVAE
+from pixlex.objectives.baselines import FrozenObjective, MAEObjective
 from pixlex.objectives.cbvila import CBViLAObjective
-from pixlex.objectives.frozen import FrozenObjective
+from pixlex.objectives.finetune import ReasoningObjective
 from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
-from pixlex.objectives.mae import MAEObjective
 from pixlex.objectives.phase import Objective
-from pixlex.objectives.reasoning import ReasoningObjective
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.loop import Callbacks, fit
 from pixlex.train.memory import check_memory

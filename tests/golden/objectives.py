@@ -113,7 +113,7 @@ def objective_numbers(name: str, language: Path, causal_language: Path) -> dict[
             for parameter in objective.parameters():
                 if parameter.grad is not None:
                     parameter.sub_(0.1 * parameter.grad)
-        found |= objective.after_step(step)
+        found |= objective.after_step(step, loss)
         numbers |= {
             f"{phase.name} {number} {key}": float(torch.as_tensor(value).detach())
             for key, value in found.items()

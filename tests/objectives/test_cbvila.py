@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +13,11 @@ import torch
 from tests.tiny import pair_batch, tiny_cbvila
 
 from pixlex.config.cbvila import CBViLAObjectiveConfig
+from pixlex.distributed import ALONE
 from pixlex.losses.contrastive import hard_negatives
 from pixlex.models.cbvila import CBViLA
-from pixlex.objectives import compared
-from pixlex.objectives.cbvila import BURN_IN, CODEBOOK, ENCODERS, JOINT, TRAINS, CBViLAObjective
-from pixlex.objectives.compared import same_pairs
+from pixlex.objectives import cbvila as module
+from pixlex.objectives.cbvila import BURN_IN, CODEBOOK, ENCODERS, JOINT, TRAINS, CBViLAObjective, same_pairs
 from pixlex.objectives.phase import LossTerms, Phase, Step
 
 TEXTS = ("about the class", "and all", "class and any other", "also")
@@ -48,7 +49,7 @@ def test_untrained_terms_are_the_logarithms_of_what_is_chosen_from(language: Pat
     assert terms["masked_image"] == pytest.approx(math.log(64), abs=0.1)
     assert terms["masked_language"] == pytest.approx(math.log(model.tokenizer.vocab_size), abs=0.1)
     assert terms["image_text_matching"] == pytest.approx(math.log(2), abs=0.1)
-    same = same_pairs(pair_batch(model, TEXTS * 4))
+    same = same_pairs(pair_batch(model, TEXTS * 4), ALONE)
     assert same.sum(1).tolist() == [4] * 16  # the same caption belongs to four
     assert terms["image_text_contrastive"] == pytest.approx(math.log(16), abs=0.2)
     assert set(terms) == set(TRAINS)
@@ -153,12 +154,13 @@ def test_terms_without_weight_are_not_computed(language: Path, monkeypatch: pyte
         raise AssertionError("computed to be multiplied by zero")
 
     monkeypatch.setattr(model, "quantize_vectors", fail)
-    monkeypatch.setattr(compared, "image_text_contrastive_loss", fail)
+    monkeypatch.setattr(module, "image_text_contrastive_loss", fail)
     objective = _objective(
         model, pixel_weight=0.0, masked_image_weight=0.0, image_text_contrastive_weight=0.0
     )
-    assert set(_loss(objective).terms) == {"image_text_matching", "masked_language"}
-    assert objective.after_step(_step()) == {}
+    loss = _loss(objective)
+    assert set(loss.terms) == {"image_text_matching", "masked_language"}
+    assert objective.after_step(_step(), loss) == {}
 
 
 def test_the_same_image_and_the_same_caption_are_never_negatives(language: Path) -> None:
@@ -166,7 +168,7 @@ def test_the_same_image_and_the_same_caption_are_never_negatives(language: Path)
     model = tiny_cbvila(language)
     batch = pair_batch(model, ("about", "and", "class", "and"))
     batch = type(batch)(**{**vars(batch), "image_ids": torch.tensor([7, 1, 7, 3])})
-    same = same_pairs(batch)
+    same = same_pairs(batch, ALONE)
     assert same.tolist() == [
         [True, False, True, False], [False, True, False, True],
         [True, False, True, False], [False, True, False, True],
@@ -193,10 +195,11 @@ def test_matching_sees_the_right_pairs(language: Path, monkeypatch: pytest.Monke
     batch = pair_batch(model, TEXTS)
     seen, text = model.encode_image(batch.images), model.encode_text(batch.word_ids, batch.key_padding)
     other_texts, other_images = torch.tensor([1, 2, 3, 0]), torch.tensor([2, 3, 0, 1])
-    monkeypatch.setattr(compared, "_opposed", lambda *arguments: (other_texts, other_images))
+    chosen = itertools.cycle([other_texts, other_images])
+    monkeypatch.setattr(module, "hard_negatives", lambda *arguments: next(chosen))
     found = {}
     monkeypatch.setattr(
-        compared,
+        module,
         "image_text_matching_loss",
         lambda logits, labels, total: found.update(logits=logits, labels=labels) or logits.sum(),
     )
@@ -256,8 +259,7 @@ def test_a_planted_dead_codebook_recovers(language: Path) -> None:
         objective = _objective(model, **settings)
         health: dict[str, float] = {}
         for number in range(5):
-            _loss(objective)
-            health = objective.after_step(_step(number))
+            health = objective.after_step(_step(number), _loss(objective))
         assert model.codebook.weight.abs().max() < 1e3
         assert health["distinct_codewords"] > 4
 
@@ -273,7 +275,7 @@ def test_collapse_cannot_raise_the_gain(language: Path) -> None:
     objective = _objective(model, codebook_start="random", restart_after=0)
     loss = _loss(objective)
     assert float(loss.terms["masked_image"].detach()) < 1e-3
-    health = objective.after_step(_step())
+    health = objective.after_step(_step(), loss)
     assert health["perplexity"] == pytest.approx(1.0)
     assert health["masked_image_gain"] == pytest.approx(0.0, abs=1e-3)
 
@@ -281,10 +283,11 @@ def test_collapse_cannot_raise_the_gain(language: Path) -> None:
 def test_moving_averages_move_the_codewords_in_place_of_the_gradient(language: Path) -> None:
     model = tiny_cbvila(language)
     objective = _objective(model, codebook_update="ema", codebook_start="random", restart_after=0)
-    assert "codebook" not in _loss(objective).terms
+    loss = _loss(objective)
+    assert "codebook" not in loss.terms
     assert not any(prefix.startswith("model.codebook") for prefix in objective.phases[0].trains)
     before = model.codebook.weight.detach().clone()
-    objective.after_step(_step(1))
+    objective.after_step(_step(1), loss)
     used = torch.unique(model.tokenize(pair_batch(model, TEXTS).images))
     assert (model.codebook.weight[used] != before[used]).any()
 
@@ -292,10 +295,10 @@ def test_moving_averages_move_the_codewords_in_place_of_the_gradient(language: P
 def test_the_temperature_stays_in_bounds(language: Path) -> None:
     model = tiny_cbvila(language)
     objective = _objective(model)
-    _loss(objective)
+    loss = _loss(objective)
     for value, bound in ((50.0, 0.001), (-50.0, 0.5)):
         model.log_scale.data.fill_(value)
-        objective.after_step(_step(1))
+        objective.after_step(_step(1), loss)
         assert math.exp(-float(model.log_scale.detach())) == pytest.approx(bound)
 
 
@@ -346,6 +349,6 @@ def test_similarities_are_float32_under_autocast(language: Path) -> None:
     batch = pair_batch(model, TEXTS)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         seen, text = model.encode_image(batch.images), model.encode_text(batch.word_ids, batch.key_padding)
-        found = compared._similarity(model, seen, text, learned=True)
+        image_to_text, _ = module.similarities(model, seen, text, ALONE, learned=True)
         images, texts = model.image_vectors(seen), model.text_vectors(text)
-    torch.testing.assert_close(found.image_to_text, 1000 * images @ texts.T, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(image_to_text, 1000 * images @ texts.T, rtol=1e-5, atol=1e-3)

@@ -10,7 +10,7 @@ import torch
 from tests.tiny import tiny_frozen
 
 from pixlex.batch import ImageTextBatch
-from pixlex.objectives.frozen import FrozenObjective
+from pixlex.objectives.baselines import FrozenObjective
 from pixlex.objectives.phase import Step
 
 
@@ -41,7 +41,7 @@ def test_the_loss_is_the_mean_over_all_words_and_ends(causal_language: Path) -> 
     expected = -float(scores.sum()) / int((~batch.key_padding).sum())
     assert float(loss.total.detach()) == pytest.approx(expected, rel=1e-5)
     assert set(loss.terms) == {"caption"}
-    assert objective.after_step(step) == {}
+    assert objective.after_step(step, loss) == {}
 
 
 def test_an_untrained_language_model_is_near_the_log_of_its_vocabulary(causal_language: Path) -> None:

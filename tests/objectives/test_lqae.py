@@ -97,9 +97,9 @@ def test_housekeeping_moves_running_statistics_and_counts(language: Path) -> Non
     objective = LQAEObjective(model, LQAEObjectiveConfig(), 10)
     objective.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    objective(BATCH, objective.phases[0], _step())
+    loss = objective(BATCH, objective.phases[0], _step())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    measures = objective.after_step(_step())
+    measures = objective.after_step(_step(), loss)
     assert not torch.equal(model.quantizer.whitening.mean, before["quantizer.whitening.mean"])
     assert 1 <= measures["perplexity"] <= measures["distinct_codewords"] <= 64
 
@@ -126,7 +126,7 @@ def test_vqvae_objective_restarts_dead_codewords() -> None:
     for number in range(3):
         loss = objective(BATCH, objective.phases[0], _step(number))
         assert set(loss.terms) == {"reconstruction", "codebook", "commitment"}
-        restarted += objective.after_step(_step(number))["restarted"]
+        restarted += objective.after_step(_step(number), loss)["restarted"]
     assert restarted >= 56
     assert model.codebook.weight.abs().max() < 1e3
 

@@ -8,7 +8,7 @@ from tests.tiny import tiny_mae
 
 from pixlex.batch import ImageBatch
 from pixlex.config.mae import MAEObjectiveConfig
-from pixlex.objectives.mae import MAEObjective
+from pixlex.objectives.baselines import MAEObjective
 from pixlex.objectives.phase import LossTerms, Step
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

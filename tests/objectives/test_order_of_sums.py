@@ -17,8 +17,8 @@ from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.config.lqae import LQAEObjectiveConfig
 from pixlex.models.cbvila import CBViLA
 from pixlex.nn.transformer import take_rows
+from pixlex.objectives.baselines import FrozenObjective
 from pixlex.objectives.cbvila import CBViLAObjective
-from pixlex.objectives.frozen import FrozenObjective
 from pixlex.objectives.lqae import LQAEObjective
 from pixlex.objectives.phase import Objective, Step
 
@@ -76,8 +76,9 @@ def _check(objective: Objective, batch: ImageBatch) -> None:
     for phase in objective.phases:
         number = phase.last_step - 1
         with _Sums() as sums:
-            objective(batch, phase, Step(number, torch.Generator().manual_seed(number))).total.backward()
-            objective.after_step(Step(number, torch.Generator().manual_seed(number)))
+            loss = objective(batch, phase, Step(number, torch.Generator().manual_seed(number)))
+            loss.total.backward()
+            objective.after_step(Step(number, torch.Generator().manual_seed(number)), loss)
         assert not sums.found
 
 

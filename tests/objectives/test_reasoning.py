@@ -16,8 +16,8 @@ from tests.tiny import IMAGE_SIZE, tiny_cbvila
 from pixlex.batch import ReasoningBatch
 from pixlex.config.reasoning import ReasonerConfig, ReasoningObjectiveConfig
 from pixlex.models.reasoner import Reasoner
+from pixlex.objectives.finetune import ReasoningObjective
 from pixlex.objectives.phase import Step
-from pixlex.objectives.reasoning import ReasoningObjective
 
 QUESTIONS = ("about the class", "and any other class", "also")
 GIVEN = (("about", "about", "about", "also"), ("class and",), ("other", "about class", "other"))

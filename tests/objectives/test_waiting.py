@@ -24,11 +24,11 @@ from pixlex.config.lqae import LQAEObjectiveConfig, VQVAEObjectiveConfig
 from pixlex.config.mae import MAEObjectiveConfig
 from pixlex.config.reasoning import ReasoningObjectiveConfig
 from pixlex.nn.codebook import count_codes
+from pixlex.objectives.baselines import MAEObjective
 from pixlex.objectives.cbvila import CBViLAObjective
+from pixlex.objectives.finetune import ReasoningObjective
 from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
-from pixlex.objectives.mae import MAEObjective
 from pixlex.objectives.phase import Objective, Step
-from pixlex.objectives.reasoning import ReasoningObjective
 
 TEXTS = ("about the class", "and all", "class and any other", "also")
 META = torch.device("meta")
@@ -98,7 +98,7 @@ def test_a_step_waits_for_nothing(family: str, language: Path, monkeypatch: pyte
     loss.total.backward()
     trained = [one for one in objective.parameters() if one.grad is not None]
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
-    shown = objective.after_step(step)
+    shown = objective.after_step(step, loss)
     assert loss.total.device == META
     assert all(isinstance(one, torch.Tensor) for one in loss.terms.values())
     assert not any(isinstance(one, torch.Tensor) and one.device != META for one in shown.values())

@@ -18,7 +18,7 @@ WORK = torch.arange(7)
 def _one_of_two(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     mine = ROWS.chunk(2)[rank].clone().requires_grad_()
-    gathered = distributed.gather_rows(mine)
+    gathered = distributed.all_processes().gather_rows(mine)
     # Each process weighs the rows of all in its own way: the gradient is the sum of both.
     (gathered * torch.arange(1.0, 7.0).view(6, 1) * (rank + 1)).sum().backward()
     torch.save(
@@ -27,7 +27,7 @@ def _one_of_two(rank: int, folder: Path) -> None:
             "gradient": mine.grad,
             "picked": distributed.pick_rows(mine.detach(), torch.tensor([5, 0, 0, 3])),
             "sum": distributed.all_sum(mine.detach()),
-            "max": distributed.all_max(10 * rank),
+            "anywhere": [distributed.anywhere(rank == number) for number in (1, 2)],
             "in turn": distributed.in_turn([(one, WORK[:one]) for one in distributed.my_turns(range(7))]),
             "uneven": distributed.in_turn(["only"] if rank == 0 else []),
             "objects": distributed.gather_objects({"rank": rank}),
@@ -61,7 +61,7 @@ def test_two_processes(tmp_path: Path) -> None:
         assert torch.equal(found["gradient"], gradient.chunk(2)[rank])
         assert torch.equal(found["picked"], ROWS[[5, 0, 0, 3]])
         assert torch.equal(found["sum"], ROWS[:3] + ROWS[3:])
-        assert found["max"] == 10
+        assert found["anywhere"] == [True, False]
         assert [one for one, _ in found["in turn"]] == list(range(7))
         assert all(torch.equal(rows, WORK[:one]) for one, rows in found["in turn"])
         assert found["uneven"] == ["only"]
@@ -72,10 +72,11 @@ def test_two_processes(tmp_path: Path) -> None:
 
 def test_alone_they_do_nothing() -> None:
     rows = ROWS.clone().requires_grad_()
-    assert distributed.gather_rows(rows) is rows
+    assert distributed.all_processes() == distributed.ALONE
+    assert distributed.ALONE.gather_rows(rows) is distributed.ALONE.all_mean(rows) is rows
     assert distributed.all_sum(rows) is rows
     assert torch.equal(distributed.pick_rows(ROWS, torch.tensor([4, 1])), ROWS[[4, 1]])
-    assert distributed.all_max(3) == 3
+    assert distributed.anywhere(True)
     assert distributed.in_turn([4, 1]) == distributed.my_turns([4, 1]) == [4, 1]
     assert distributed.gather_objects(7) == [7]
     assert distributed.from_first(lambda: 7) == 7

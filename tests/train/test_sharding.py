@@ -17,9 +17,9 @@ from torch.distributed.tensor import DTensor
 from pixlex.config.lqae import LQAEObjectiveConfig
 from pixlex.config.reasoning import ReasoningObjectiveConfig
 from pixlex.nn.bert import BertLayer
+from pixlex.objectives.finetune import ReasoningObjective
 from pixlex.objectives.lqae import LQAEObjective
 from pixlex.objectives.phase import Objective
-from pixlex.objectives.reasoning import ReasoningObjective
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.layers import LAYERS
 from pixlex.train.sharding import clip_gradients, sharded_copy, shared_like, whole_state

@@ -128,9 +128,8 @@ def evaluate_pretraining(
     sums = _Sums(objective, seed, save_examples)
     place = next(objective.parameters()).device
     bar = progress_bar(total, "images", "evaluate", shown=progress)
-    # Alone: pairs are compared within a batch, and processes may have different numbers of batches.
+    # An objective that is not training compares pairs within its own batch: processes may have fewer batches.
     with (
-        distributed.alone(),
         evaluating(objective),
         bar,
         torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"),

@@ -17,6 +17,7 @@ from pixlex.nn.language import LanguageModel, LanguageOutput, load_language_mode
 from pixlex.nn.transformer import initializing
 from pixlex.nn.vit import ImageEncoder, PixelDecoder
 from pixlex.nn.vocabulary import Vocabulary, build_vocabulary
+from pixlex.nn.whitening import AllMean
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,19 @@ class LQAE(nn.Module):
         return self._word_ids[codes]
 
     def quantize(
-        self, images: Float[Tensor, "B 3 H W"], generator: torch.Generator | None = None
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        generator: torch.Generator | None = None,
+        all_mean: AllMean = lambda tensor: tensor,
     ) -> Quantized:
         """Return the nearest word of each patch.
 
         Args:
             images: pixels in [0, 1].
             generator: needed with random top-k only.
+            all_mean: mean over the processes that share the batch, keeping gradients.
         """
-        quantized: Quantized = self.quantizer(self.projector(self.encoder(images)), generator)
+        quantized: Quantized = self.quantizer(self.projector(self.encoder(images)), generator, all_mean)
         return quantized
 
     @torch.no_grad()

@@ -99,8 +99,8 @@ class CBViLAObjective(Objective):
             measures["temperature"] = torch.exp(-model.log_scale.detach())
         if _ITM in active:
             texts, images = (hard_negatives(scores[i].detach(), same, random.negatives[:, i]) for i in (0, 1))
-            queries = torch.cat([text, masked_text])
-            logits, fused = match(model, image, queries, batch.key_padding, texts, images, processes)
+            padding = batch.key_padding
+            logits, fused = match(model, image, text, masked_text, padding, texts, images, processes)
             labels = torch.where(torch.cat([texts, images]) < 0, IGNORED, 0)
             labels = torch.cat([torch.ones_like(texts), labels])
             count = processes.all_mean((labels != IGNORED).sum().float())
@@ -159,7 +159,8 @@ class CBViLAObjective(Objective):
         masked = mask_words(host.word_ids, special, ratio, tokenizer.mask_id, random.words)
         word_ids = torch.cat([batch.word_ids, send(masked.word_ids, device)])
         both = self.model.encode_text(word_ids, torch.cat([batch.key_padding] * 2))
-        return send(masked.mask.flatten().nonzero()[:, 0], device), *both.chunk(2)
+        text, masked_text = both.chunk(2)
+        return send(masked.mask.flatten().nonzero()[:, 0], device), text, masked_text
 
     def _masked_language(
         self, batch: ImageTextBatch, fused: Float[Tensor, "B T D"], positions: Int[Tensor, " m"]
@@ -336,7 +337,8 @@ def similarities(
 def match(
     model: CBViLA,
     image: Float[Tensor, "B N1 I"],
-    queries: Float[Tensor, "Q T D"],
+    text: Float[Tensor, "B T D"],
+    masked_text: Float[Tensor, "m T D"],
     padding: Bool[Tensor, "B T"],
     other_texts: Int[Tensor, " B"],
     other_images: Int[Tensor, " B"],
@@ -349,26 +351,25 @@ def match(
     Args:
         model: the network.
         image: after the image encoder.
-        queries: the texts after the text encoder, then, if any, those with masked words.
+        text: after the text encoder.
+        masked_text: the same with masked words; m = B, or 0 without.
         padding: of the texts.
         other_texts: for each image, a text of all processes; -1 for none.
         other_images: for each text, an image of all processes; -1 for none.
         processes: that share the batch.
     """
     size, length = padding.shape
-    text, context = queries[:size], model.image_context(image)
-    numbers, missing = other_texts.clamp_min(0), 0
-    every_text, every_padding = text, padding
+    context, numbers = model.image_context(image), other_texts.clamp_min(0)
+    every_text, every_padding, missing = text, padding, 0
     if processes.size > 1:  # texts of other processes may be longer
         missing = int(processes.all_gather(torch.tensor([length])).max()) - length
         every_text = processes.gather_rows(F.pad(text, (0, 0, 0, missing)))
         every_padding = processes.all_gather(F.pad(padding, (0, missing), value=True).long()).bool()
-    padded = F.pad(queries, (0, 0, 0, missing))
+    negatives = take_rows(every_text, numbers)
+    own, masked = (F.pad(one, (0, 0, 0, missing)) for one in (text, masked_text))
     own_padding = F.pad(padding, (0, missing), value=True)
-    paddings = [own_padding, every_padding[numbers], own_padding[: len(queries) - size]]
-    fused = model.fusion(
-        torch.cat([padded[:size], take_rows(every_text, numbers), padded[size:]]), context, torch.cat(paddings)
-    )
+    paddings = torch.cat([own_padding, every_padding[numbers], own_padding[: len(masked)]])
+    fused = model.fusion(torch.cat([own, negatives, masked]), context, paddings)
     numbers = other_images.clamp_min(0)
     if processes.size == 1:
         context = context.rows(numbers)

@@ -134,7 +134,7 @@ def fit(
             while len(unread) > (0 if logs or saves or evaluates or stops else in_flight):
                 values = unread.popleft().checked(folder)
             if logs or last:
-                values = distributed.mean_numbers(values, device)
+                values = distributed.mean_numbers(values)
                 line = {f"{phase.name}/{name}": value for name, value in values.items()} | meter.line()
                 bar.set_postfix({"loss": f"{values['total']:.4f}", **_shown(line)})
                 if tracker is not None:
@@ -200,7 +200,7 @@ def _step(
     gradient_norm = clip(trained, limit)
     optimizer.step()
     return Reading(
-        number, batch.keys, loss, gradient_norm, {**objective.after_step(step), "learning_rate": rate}
+        number, batch.keys, loss, gradient_norm, {**objective.after_step(step, loss), "learning_rate": rate}
     )
 
 
