@@ -19,7 +19,8 @@ from tests.tiny import tiny_vqvae
 
 from pixlex.api import ImageTokenizer
 from pixlex.data.images import open_source
-from pixlex.data.shard_index import _keep, _kept, _scan
+from pixlex.data.shards import read_index, write_index
+from pixlex.data.tar import scan_shard
 from pixlex.encoding.files import EncodedImage, Kind, read_codes, write_checksum, write_codes
 from pixlex.encoding.journal import Journal
 from pixlex.eval.few_shot.answers import Answer
@@ -217,12 +218,14 @@ def _shard(folder: Path) -> list[Path]:
             entry = tarfile.TarInfo(name)
             entry.size = 4
             archive.addfile(entry, io.BytesIO(b"data"))
-    _keep(_scan(folder / "s.tar", "s", False), folder / "index.parquet", TOLD)
+    with (folder / "s.tar").open("rb") as file:
+        table = scan_shard(file, folder / "s.tar", "s", captioned=False)
+    write_index(table, folder / "index.parquet", TOLD)
     return [folder / "index.parquet"]
 
 
 def _kept_rows(folder: Path) -> dict[str, Any] | None:
-    table = _kept(folder / "index.parquet", TOLD)
+    table = read_index(folder / "index.parquet", TOLD)
     return None if table is None else {"rows": table.to_pylist(), "about": table.schema.metadata}
 
 

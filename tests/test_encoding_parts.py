@@ -18,8 +18,8 @@ import pytest
 from tests.tiny import tiny_language, tiny_lqae, write_images
 
 from pixlex.api import ImageTokenizer
-from pixlex.data.chosen import choose
 from pixlex.data.images import TooManyBroken, open_source
+from pixlex.data.sources import subset
 from pixlex.encoding import encode_parts, encode_source, parts, read_codes
 from pixlex.encoding.journal import Journal, journal_header
 
@@ -123,7 +123,7 @@ def test_a_part_that_another_holds_is_waited_for(lqae: ImageTokenizer, photos: P
     quietly(lqae, photos, tmp_path)
     for number in (1, 3):
         (tmp_path / f"part-{number:05d}.parquet").unlink()
-    header = journal_header(lqae, choose(open_source(str(photos)), range(5, 10)))
+    header = journal_header(lqae, subset(open_source(str(photos)), range(5, 10)))
     holder = Journal(tmp_path / "_part-00001.journal", header)
 
     def let_go() -> None:
@@ -143,10 +143,10 @@ def test_folders_of_something_else_are_refused(lqae: ImageTokenizer, photos: Pat
     with pytest.raises(ValueError, match="holds parts of 5 images, got a part size of 6"):
         quietly(lqae, photos, tmp_path / "parts", part_size=6)
     others = write_images(tmp_path / "others", NAMES[:7])
-    with pytest.raises(ValueError, match="holds parts of other images: choose another folder"):
+    with pytest.raises(ValueError, match="holds parts of other images: subset another folder"):
         quietly(lqae, others, tmp_path / "parts")
     rounded = ImageTokenizer(lqae.model, precision="bf16")
-    with pytest.raises(ValueError, match="parts of another model or precision: choose another folder"):
+    with pytest.raises(ValueError, match="parts of another model or precision: subset another folder"):
         quietly(rounded, photos, tmp_path / "parts")
     (tmp_path / "parts/part-00003.parquet").unlink()
     with pytest.raises(ValueError, match="expected 5 parts, found 4: encode has not finished"):

@@ -22,13 +22,13 @@ from pixlex.config.mae import MAERun
 from pixlex.config.reasoning import ReasoningRun
 from pixlex.config.run import LQAERun, Run, VQVAERun, describe_fields, read_run, value_at, write_run
 from pixlex.data.answers import build_answers
-from pixlex.data.broken import BrokenImages, require_readable
 from pixlex.data.images import ImageSource, open_source
 from pixlex.data.item_batches import training_items
 from pixlex.data.items import open_items
 from pixlex.data.loader import training_batches
 from pixlex.data.pairs import PairSource, open_pairs, training_pairs
 from pixlex.data.reasoning import CLASSES, ReasoningSource
+from pixlex.data.sources import BrokenImages, require_readable
 from pixlex.distributed import pick_device
 from pixlex.files import locked, remove_partial, unsealed, write_json
 from pixlex.messages import printable, quoted

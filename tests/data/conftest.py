@@ -55,6 +55,6 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     from tests.data.far import far_folder
 
     monkeypatch.setenv("PIXLEX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("pixlex.data.addresses._WAITS", (0.0, 0.0))
+    monkeypatch.setattr("pixlex.data.remote._WAITS", (0.0, 0.0))
     (tmp_path / "far").mkdir()
     yield from far_folder(tmp_path / "far", tmp_path / "asked.log")

@@ -16,12 +16,12 @@ from tests.data.far import Far, asked
 from tests.data.test_shards import write_tar
 
 from pixlex.config.data import DataConfig
-from pixlex.data.addresses import Address, NoSuchFile, RangeFile, Unreachable
 from pixlex.data.decoding import UnreadableImage
 from pixlex.data.images import open_source
 from pixlex.data.items import open_items
 from pixlex.data.loader import training_batches
 from pixlex.data.pairs import open_pairs
+from pixlex.data.remote import NoSuchFile, RangeFile, RemotePath, Unreachable
 
 Picture = Callable[..., bytes]
 
@@ -163,8 +163,8 @@ def test_images_that_a_table_names_lie_beside_it(far: Path, picture: Picture) ->
     ],
 )
 def test_parts_of_addresses(url: str, place: str, parent: str) -> None:
-    address = Address(url)
-    assert (address.place, address.suffix, str(address.parent)) == (PurePosixPath(place), ".tar", parent)
+    address = RemotePath(url)
+    assert (address.path, address.suffix, str(address.parent)) == (PurePosixPath(place), ".tar", parent)
     assert (address.parent / "c.csv").name == "c.csv"
 
 
@@ -233,12 +233,12 @@ def test_faults_of_packages_behind_fsspec_count(stored: Path, monkeypatch: pytes
     module.ClientError = ClientError  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "aiohttp", module)
     Far.faults.append(ClientError("busy"))
-    assert Address("far://shards/set-0.tar").state().size
+    assert RemotePath("far://shards/set-0.tar").state().size
     refused = ClientError("forbidden")
     refused.status = 403
     Far.faults.extend([refused, OSError("not reached")])
     with pytest.raises(Unreachable, match="cannot be read: ClientError: forbidden"):
-        Address("far://shards/set-0.tar").state()
+        RemotePath("far://shards/set-0.tar").state()
 
 
 def test_a_file_is_missing_only_where_a_server_says_so(stored: Path) -> None:
@@ -253,10 +253,10 @@ def test_a_file_is_missing_only_where_a_server_says_so(stored: Path) -> None:
     answered.status = 404  # type: ignore[attr-defined]
     Far.faults.append(missing(answered))
     with pytest.raises(NoSuchFile, match="does not exist"):
-        Address("far://shards/set-0.tar").state()
+        RemotePath("far://shards/set-0.tar").state()
     Far.faults.extend([missing(ConnectionRefusedError("refused"))] * 3)
     with pytest.raises(Unreachable, match="after 3 tries: ConnectionRefusedError: refused"):
-        Address("far://shards/set-0.tar").state()
+        RemotePath("far://shards/set-0.tar").state()
 
 
 def test_a_server_that_sends_whole_files_alone(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +301,7 @@ def test_a_table_is_read_by_row_groups(far: Path) -> None:
 
 def test_a_file_read_in_ranges(far: Path) -> None:
     (far / "x").write_bytes(bytes(range(100)))
-    file = RangeFile(Address("far://x"))
+    file = RangeFile(RemotePath("far://x"))
     assert file.seekable()
     assert file.readable()
     assert (file.seek(-3, os.SEEK_END), file.read(), file.read(5), file.tell()) == (97, b"abc", b"", 100)

@@ -8,9 +8,9 @@ import pytest
 
 from pixlex.data.assignment import assignment_items
 from pixlex.data.captioned import PairSource, pair
-from pixlex.data.chosen import choose
 from pixlex.data.items import open_items
 from pixlex.data.scenes import ScenesSource
+from pixlex.data.sources import subset
 
 TEXTS = [("one", "uno"), ("two",), ("one", "three"), ("four",), ("five",)]
 
@@ -48,7 +48,7 @@ def test_an_image_with_the_same_caption_is_no_partner() -> None:
 
 def test_rows_of_one_image_are_no_partners_of_each_other() -> None:
     """A source that lists an image more than once, with other captions each time."""
-    images = choose(ScenesSource("test", 3), [0, 0, 0, 1, 2])
+    images = subset(ScenesSource("test", 3), [0, 0, 0, 1, 2])
     items = assignment_items(pair(images, [("a",), ("b",), ("c",), ("d",), ("e",)]))
     for item in range(len(items)):
         assert items.images.key(2 * item) != items.images.key(2 * item + 1)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pixlex.batch import ImageBatch, Skipped
-from pixlex.data.broken import BrokenImages, TooManyBroken
-from pixlex.data.sources import ImageSource, open_folder
+from pixlex.data.folders import open_folder
+from pixlex.data.sources import BrokenImages, ImageSource, TooManyBroken
 from pixlex.files import unsealed
 
 

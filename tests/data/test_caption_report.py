@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from pixlex.cli.data_reports import caption_text
-from pixlex.data.caption_report import EXPECTED_SPLITS, inspect_captions
 from pixlex.data.captioned import AnnotatedSplits
-from pixlex.data.doctor import Spread
+from pixlex.data.convert import EXPECTED_SPLITS, Spread, inspect_captions
 from pixlex.data.pairs import open_pairs
 
 

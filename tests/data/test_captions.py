@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pixlex.data.chosen import ChosenImages
+from pixlex.data.folders import FileSource
 from pixlex.data.images import open_source
 from pixlex.data.pairs import NoCaptions, PairSource, open_pairs
-from pixlex.data.sources import FileSource
+from pixlex.data.sources import ImageSubset
 
 Picture = Callable[..., bytes]
 
@@ -159,7 +159,7 @@ def test_a_folder_as_imagefolder_writes_it(tmp_path: Path, picture: Picture) -> 
     assert isinstance(images, FileSource)
     assert images.labels.indices.tolist() == [1, 0, 1, -1, -1]
     assert images.class_names == ("0", "1")
-    assert isinstance(source.images, ChosenImages)
+    assert isinstance(source.images, ImageSubset)
     assert isinstance(source.images.parts[0], FileSource)
     assert source.images.parts[0].ignored == ()
 

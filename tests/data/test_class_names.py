@@ -12,9 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pixlex.data.class_names import imagenet_classes, spoken_names
 from pixlex.data.images import open_source
-from pixlex.data.labels import labels_of_known_classes, resolve_labels, row_label
+from pixlex.data.labels import (
+    imagenet_classes,
+    labels_of_known_classes,
+    resolve_labels,
+    row_label,
+    spoken_names,
+)
 
 Picture = Callable[..., bytes]
 FOX = "kit fox, Vulpes macrotis"

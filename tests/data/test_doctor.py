@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pixlex.data.doctor import Spread, inspect_source
+from pixlex.data.convert import Spread, inspect_source
 from pixlex.data.images import open_source
 
 Picture = Callable[..., bytes]

@@ -13,13 +13,11 @@ from tests.data.far import Far, asked
 from tests.data.test_shards import write_tar
 
 from pixlex.config.data import DataConfig
-from pixlex.data.addresses import NoSuchFile, Unreachable
 from pixlex.data.ahead import prepared_batches
-from pixlex.data.chosen import choose
-from pixlex.data.fetched import cache_folder
 from pixlex.data.images import open_source
 from pixlex.data.loader import evaluation_batches, training_batches
-from pixlex.data.sources import ImageSource
+from pixlex.data.remote import NoSuchFile, Unreachable, cache_folder
+from pixlex.data.sources import ImageSource, subset
 
 Picture = Callable[..., bytes]
 SHARDS, EACH = 6, 4
@@ -88,7 +86,7 @@ def test_no_more_than_half_of_what_is_kept(
 
 
 def test_evaluation_and_encoding_fetch_ahead_too(source: ImageSource) -> None:
-    chosen = choose(source, [0, 1, 9, 17])  # of three shards
+    chosen = subset(source, [0, 1, 9, 17])  # of three shards
     for batches in (
         evaluation_batches(chosen, image_size=4, batch_size=1),
         prepared_batches(chosen, range(4), 1, lambda _, record: record.key),

@@ -14,22 +14,21 @@ import pytest
 from tests.data.far import Far, asked
 from tests.data.test_shards import write_tar
 
-from pixlex.data import addresses
-from pixlex.data.addresses import Address, FileState, Unreachable
-from pixlex.data.fetched import FetchedFile, cache_bytes, cache_folder
+from pixlex.data import remote
 from pixlex.data.images import open_source
+from pixlex.data.remote import CachedFile, FileState, RemotePath, Unreachable, cache_bytes, cache_folder
 
 Picture = Callable[..., bytes]
 FORK = multiprocessing.get_context("fork")  # children see what the test told the file system
 
 
-def fetched(name: str) -> FetchedFile:
-    address = Address(f"far://{name}")
-    return FetchedFile(address, address.state())
+def fetched(name: str) -> CachedFile:
+    address = RemotePath(f"far://{name}")
+    return CachedFile(address, address.state())
 
 
 def content(name: str) -> bytes:
-    with fetched(name).open("rb") as file:
+    with fetched(name).open() as file:
         return file.read()
 
 
@@ -86,7 +85,7 @@ def _fetch_a_part_and_hang(ready: object) -> None:
         time.sleep(60)
 
     Far.breaks_at = 600
-    addresses.time = type("Time", (), {"sleep": staticmethod(hang)})
+    remote.time = type("Time", (), {"sleep": staticmethod(hang)})
     content("a.tar")
 
 
@@ -112,7 +111,7 @@ def test_content_of_another_size_is_an_error(far: Path) -> None:
         with pytest.raises(Unreachable, match=rf"far://a\.tar cannot be .*expected 500 bytes, got {size}"):
             file.open()
     (far / "a.tar").write_bytes(b"y" * 500)
-    assert FetchedFile(file.address, FileState(None, "")).open().read() == b"y" * 500
+    assert CachedFile(file.remote, FileState(None, "")).open().read() == b"y" * 500
 
 
 def test_the_least_recently_used_goes_first(far: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,11 @@ import torch
 
 from pixlex.batch import ReasoningBatch, Words
 from pixlex.config.data import DataConfig
-from pixlex.data.chosen import choose
 from pixlex.data.grouped import group_items
 from pixlex.data.item_batches import training_items
 from pixlex.data.reasoning import ReasoningSource
 from pixlex.data.scenes.source import ScenesSource
+from pixlex.data.sources import subset
 
 CONFIG = DataConfig(augment="resize", horizontal_flip=False)
 # Which of five scenes each question is about: 0 has one, 1 three, 4 five.
@@ -32,7 +32,7 @@ def pairs() -> ReasoningSource:
 
 
 def _source(about: object, together: int) -> ReasoningSource:
-    images = choose(ScenesSource("train", 5), np.array(about))
+    images = subset(ScenesSource("train", 5), np.array(about))
     count = len(images) // together
     return ReasoningSource(
         name="items", images=images, num_images=together, texts=tuple(f"text {k}" for k in range(count)),

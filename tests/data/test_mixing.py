@@ -12,10 +12,10 @@ import pytest
 from tests.data.test_pairs import encode
 
 from pixlex.config.data import DataConfig
-from pixlex.data.chosen import ChosenImages, first_of_each
 from pixlex.data.decoding import UnreadableImage
 from pixlex.data.descriptions import SetDescription, read_descriptions, with_split
 from pixlex.data.pairs import open_pairs, training_pairs
+from pixlex.data.sources import ImageSubset, distinct_images
 
 Picture = Callable[..., bytes]
 
@@ -74,7 +74,7 @@ def test_repeated_images_keep_one_identity() -> None:
     source = open_pairs("2 * b/set.csv + a/set.csv")
     assert [source.image_of(row) for row in range(8)] == [0, 1, 0, 1, 2, 3, 4, 5]
     assert [source.key(row) for row in (0, 2)] == ["4.png", "4.png"]
-    distinct = first_of_each(source.images)
+    distinct = distinct_images(source.images)
     assert [distinct.key(row) for row in range(len(distinct))] == [
         "4.png", "5.png", "0.png", "1.png", "2.png", "3.png",
     ]  # fmt: skip
@@ -135,7 +135,7 @@ def test_ids_and_ignored_images_of_a_mixture(sets: Path) -> None:
     source = open_pairs("b/set.csv + set.parquet")
     assert source.ids == ("4.png", "5.png", "x")
     assert source.ignored == ("set.parquet#1",)
-    assert isinstance(source.images, ChosenImages)
+    assert isinstance(source.images, ImageSubset)
 
 
 @pytest.mark.parametrize(

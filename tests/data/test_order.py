@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pixlex.config.data import DataConfig
-from pixlex.data.chosen import choose, join
 from pixlex.data.images import open_source
 from pixlex.data.loader import training_batches
 from pixlex.data.order import TrainingOrder
+from pixlex.data.sources import concatenate, subset
 
 BLOCKS = (5, 1, 9, 4, 4, 7, 2, 8)
 
@@ -154,10 +154,10 @@ def test_blocks_of_sources(shards: Path, tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "table.parquet", row_group_size=4)
     rows = open_source(str(tmp_path / "table.parquet"))
     assert rows.blocks == (4, 4, 2)
-    assert choose(tar, [0, 1, 1, 5, 11]).blocks == (3, 1, 1)
-    assert choose(tar, [0, 5, 1]).blocks == ()
-    assert join("both", [tar, rows]).blocks == (4, 3, 5, 4, 4, 2)
-    assert join("both", [tar, open_source("embedded:digits:test")]).blocks == ()
+    assert subset(tar, [0, 1, 1, 5, 11]).blocks == (3, 1, 1)
+    assert subset(tar, [0, 5, 1]).blocks == ()
+    assert concatenate("both", [tar, rows]).blocks == (4, 3, 5, 4, 4, 2)
+    assert concatenate("both", [tar, open_source("embedded:digits:test")]).blocks == ()
 
 
 def test_training_reads_shard_by_shard(shards: Path) -> None:

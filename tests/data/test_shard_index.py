@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data.test_shards import write_tar
 
-from pixlex.data.fetched import cache_folder
 from pixlex.data.images import open_source
 from pixlex.data.labels import Labels, resolve_labels, row_label
 from pixlex.data.pairs import open_pairs
+from pixlex.data.remote import cache_folder
 from pixlex.data.shards import TarSource
 
 Picture = Callable[..., bytes]

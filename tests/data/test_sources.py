@@ -11,18 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from pixlex.data.convert import inspect_source
 from pixlex.data.decoding import UnreadableImage, load_image
-from pixlex.data.doctor import inspect_source
+from pixlex.data.folders import FileSource, open_folder, open_image_files, open_list
 from pixlex.data.images import open_source
-from pixlex.data.lists import open_list
-from pixlex.data.sources import (
-    FileSource,
-    ImageSource,
-    PassedOverWarning,
-    open_folder,
-    open_image_files,
-    read_file,
-)
+from pixlex.data.sources import ImageSource, PassedOverWarning, read_file
 
 Picture = Callable[..., bytes]
 

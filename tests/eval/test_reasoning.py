@@ -11,10 +11,10 @@ import torch
 from tests.tiny import tiny_reasoner
 from torch import Tensor
 
-from pixlex.data.chosen import choose
 from pixlex.data.item_batches import evaluation_items
 from pixlex.data.reasoning import ReasoningSource
 from pixlex.data.scenes import ScenesSource
+from pixlex.data.sources import subset
 from pixlex.eval import reasoning
 from pixlex.eval.reasoning import ReasoningResult, evaluate_reasoning, text_alone
 from pixlex.models.reasoner import Reasoner
@@ -81,7 +81,7 @@ def test_images_of_several_items_are_encoded_once(language_folder: Path) -> None
     about = [2, 0, 2, 2, 1, 0]
     images = ScenesSource("test", 3)
     answers = (("entailment",),) * 6
-    source = ReasoningSource("shared", choose(images, about), 1, TEXTS, answers, tuple(map(str, range(6))))
+    source = ReasoningSource("shared", subset(images, about), 1, TEXTS, answers, tuple(map(str, range(6))))
     seen: list[int] = []
     original = model.body.encode_image
 
@@ -95,7 +95,7 @@ def test_images_of_several_items_are_encoded_once(language_folder: Path) -> None
     assert [one.item for one in result.answered] == list(range(6))
     for item, place in enumerate(about):
         alone = ReasoningSource(
-            "alone", choose(images, [place]), 1, TEXTS[item : item + 1], answers[:1], ("0",)
+            "alone", subset(images, [place]), 1, TEXTS[item : item + 1], answers[:1], ("0",)
         )
         (expected,) = _evaluate(model, alone).answered
         assert result.answered[item].answers == expected.answers

@@ -36,13 +36,13 @@ from pixlex import distributed
 from pixlex.api import ImageTokenizer
 from pixlex.cli import main
 from pixlex.config.cbvila import CBViLAObjectiveConfig
-from pixlex.data.chosen import choose
 from pixlex.data.images import open_source
 from pixlex.data.item_batches import evaluation_items
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.pairs import evaluation_pairs, open_pairs
 from pixlex.data.reasoning import ReasoningSource
 from pixlex.data.scenes import ScenesSource
+from pixlex.data.sources import subset
 from pixlex.eval import pair_scores
 from pixlex.eval.captions import evaluate_captions
 from pixlex.eval.masked_patches import evaluate_masked_patches
@@ -140,7 +140,7 @@ def _results(folder: Path, scratch: Path) -> dict[str, Any]:
 
 def _answers(folder: Path, batch: dict[str, Any]) -> Any:
     model = tiny_reasoner(folder / "language", "vqa")
-    images = choose(open_source(str(folder / "pairs.parquet")), [0, 0, 1, 3, 4, 5, 0, 6, 7, 8, 8])
+    images = subset(open_source(str(folder / "pairs.parquet")), [0, 0, 1, 3, 4, 5, 0, 6, 7, 8, 8])
     answers = [(model.config.answers[number % 5],) for number in range(11)]
     ids = tuple(map(str, range(11)))
     source = ReasoningSource("items", images, 1, (*TEXTS, *TEXTS[:5]), tuple(answers), ids)

@@ -23,8 +23,9 @@ from tests.tiny import tiny_cbvila, write_images
 from tqdm import tqdm
 
 from pixlex.batch import NotFinite
+from pixlex.data.folders import FileSource
 from pixlex.data.images import TooManyBroken, open_source
-from pixlex.data.sources import FileSource, ImageRecord
+from pixlex.data.sources import ImageRecord
 from pixlex.models.cbvila import CBViLA
 from pixlex.search import DamagedIndex, ImageIndex
 from pixlex.search import update as update_module

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from pixlex.cli.output import table
 
 if TYPE_CHECKING:
-    from pixlex.data.caption_report import CaptionReport
-    from pixlex.data.doctor import DataReport, Spread
+    from pixlex.data.convert import CaptionReport, DataReport, Spread
 
 _SHOWN = 10
 _LONGEST_TEXT = 60

@@ -45,11 +45,10 @@ def describe(options: Namespace) -> int:
 
 def doctor(options: Namespace) -> int:
     """Read every image of a source and report."""
-    from pixlex.data.caption_report import inspect_captions
-    from pixlex.data.chosen import first_of_each
-    from pixlex.data.doctor import inspect_source
+    from pixlex.data.convert import inspect_captions, inspect_source
     from pixlex.data.images import ImageSource, open_source
     from pixlex.data.pairs import NoCaptions, open_pairs
+    from pixlex.data.sources import distinct_images
     from pixlex.progress import bar_or_lines
 
     source: ImageSource
@@ -59,7 +58,7 @@ def doctor(options: Namespace) -> int:
     except NoCaptions:
         source = open_source(options.data)
     else:
-        source, captions = first_of_each(pairs.images), inspect_captions(pairs)
+        source, captions = distinct_images(pairs.images), inspect_captions(pairs)
     with bar_or_lines(total=len(source), unit=" images", desc="read", disable=options.quiet) as bar:
         report = inspect_source(source, lambda done, total: _advance(bar, done))
     values = {

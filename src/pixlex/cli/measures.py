@@ -17,11 +17,11 @@ from pixlex.batch import ImageBatch
 from pixlex.cli.output import answer, remark, remark_page, table
 from pixlex.cli.pair_measures import reconstruct_pairs
 from pixlex.cli.tokens import load_tokenizer, open_paths, remark_skipped
-from pixlex.data.broken import BrokenImages
 from pixlex.data.decoding import IMAGE_SUFFIXES
 from pixlex.data.images import ImageSource, open_source
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.pairs import NoCaptions, PairSource, open_pairs
+from pixlex.data.sources import BrokenImages
 from pixlex.eval.reconstruction import ReconstructionResult, evaluate_reconstruction
 from pixlex.files import write_json
 from pixlex.models.pretrained import read_config

@@ -14,10 +14,10 @@ from pixlex.cli.output import answer, remark, remark_page, table
 from pixlex.cli.tokens import remark_skipped
 from pixlex.config.cbvila import CBViLAObjectiveConfig, CBViLARun
 from pixlex.config.data import SQUARE
-from pixlex.data.broken import BrokenImages, TooManyBroken
 from pixlex.data.images import open_source
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.pairs import PairSource, evaluation_pairs, open_pairs
+from pixlex.data.sources import BrokenImages, TooManyBroken
 from pixlex.distributed import pick_device
 from pixlex.eval.codewords import codeword_purity
 from pixlex.eval.pretraining import evaluate_pretraining, rebuilt_examples

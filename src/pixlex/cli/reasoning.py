@@ -15,10 +15,10 @@ from pixlex.cli.models import run_of
 from pixlex.cli.output import answer, remark, table
 from pixlex.cli.tokens import remark_skipped
 from pixlex.config.reasoning import ReasoningRun, ReasoningTask
-from pixlex.data.broken import BrokenImages
 from pixlex.data.item_batches import evaluation_items
 from pixlex.data.items import open_items
 from pixlex.data.reasoning import ReasoningSource
+from pixlex.data.sources import BrokenImages
 from pixlex.eval.published import TABLE_IMAGES, TABLE_WORDS, task_table
 from pixlex.eval.reasoning import ReasoningResult, evaluate_reasoning
 from pixlex.eval.vqa_score import write_vqa_submission

@@ -14,8 +14,8 @@ from pixlex import distributed
 from pixlex.api import ImageTokenizer, load
 from pixlex.batch import Skipped
 from pixlex.cli.output import answer, remark
+from pixlex.data.folders import is_image_file, is_image_name
 from pixlex.data.images import ImageSource, open_image_files, open_source
-from pixlex.data.sources import is_image_file, is_image_name
 from pixlex.encoding import (
     Kind,
     check_kind,

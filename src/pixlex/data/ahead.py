@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pixlex.batch import Skipped
 from pixlex.data.decoding import ImageRecord, UnreadableImage, decoding_bytes
-from pixlex.data.fetch_ahead import fetched_ahead
+from pixlex.data.shards import Prefetch
 from pixlex.data.sources import ImageSource
 
 # Pillow decodes without holding Python's lock; more threads than this only wait for the disk.
@@ -65,7 +65,7 @@ def prepared_batches(
 
     threads = min(_MOST_DECODERS, os.cpu_count() or 1)
     memory = _BytesInFlight(MAX_BYTES)
-    with fetched_ahead(source, batches()) as ahead, ThreadPoolExecutor(threads) as pool:
+    with Prefetch(source, batches()) as prefetch, ThreadPoolExecutor(threads) as pool:
 
         def submit(index: int) -> Future[T | Skipped]:
             # Read here and decoded there: sources are not made for threads.
@@ -78,8 +78,7 @@ def prepared_batches(
 
         for batch in batches():
             waiting.append([submit(index) for index in batch])
-            if ahead is not None:
-                ahead.batch_done()
+            prefetch.batch_done()
             if len(waiting) > 1:
                 yield [future.result() for future in waiting.popleft()]
         for futures in waiting:

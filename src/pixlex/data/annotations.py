@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pixlex.data.captioned import AnnotatedSplits
-from pixlex.data.lists import image_path
+from pixlex.data.folders import image_path
 from pixlex.data.text import id_text, json_value, texts_in, whole_number
 from pixlex.files import read_regular
 from pixlex.messages import quoted

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from pixlex.data.captioned import PairSource
-from pixlex.data.chosen import choose
 from pixlex.data.reasoning import CLASSES, ReasoningSource
+from pixlex.data.sources import subset
 from pixlex.messages import quoted
 
 # Sets the generator of an item's partners apart from others that are seeded with a number.
@@ -47,7 +47,7 @@ def assignment_items(pairs: PairSource) -> ReasoningSource:
             ids.append(f"{pairs.image_id(row)}#{place}")
     return ReasoningSource(
         name=pairs.name,
-        images=choose(pairs.images, images),
+        images=subset(pairs.images, images),
         num_images=2,
         texts=tuple(texts),
         answers=tuple(answers),

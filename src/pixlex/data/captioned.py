@@ -9,9 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
-from pixlex.data.chosen import ChosenImages, choose
 from pixlex.data.decoding import ImageRecord
-from pixlex.data.sources import ImageSource, remark_left_out
+from pixlex.data.sources import ImageSource, ImageSubset, remark_left_out, subset
 from pixlex.data.text import clean_caption
 from pixlex.messages import quoted
 
@@ -85,7 +84,7 @@ class PairSource:
 
     def image_of(self, index: int) -> int:
         """Return the number of a row's image among the distinct images: rows of one image share it."""
-        return int(self.images.distinct[index]) if isinstance(self.images, ChosenImages) else index
+        return int(self.images.distinct[index]) if isinstance(self.images, ImageSubset) else index
 
     def image_id(self, index: int) -> str:
         """Return the data set's own name of an image, or its key."""
@@ -125,7 +124,7 @@ class PairSource:
         rows = np.repeat(np.arange(len(self)), counts)
         captions = tuple((text,) for texts in self.captions for text in texts)
         return replace(
-            self, images=choose(self.images, rows), captions=captions, ids=_taken(self.ids, rows.tolist())
+            self, images=subset(self.images, rows), captions=captions, ids=_taken(self.ids, rows.tolist())
         )
 
 
@@ -158,7 +157,7 @@ def pair(
         () if kept is None else tuple(images.key(row) for row in range(len(captions)) if row not in kept)
     )
     return PairSource(
-        choose(images, rows), tuple(captions[row] for row in rows), _taken(ids, rows), ignored, splits
+        subset(images, rows), tuple(captions[row] for row in rows), _taken(ids, rows), ignored, splits
     )
 
 

@@ -9,18 +9,17 @@ from typing import Any
 
 from pixlex.data.annotations import Annotations, Entry, read_annotations
 from pixlex.data.captioned import NoCaptions, PairSource, pair
-from pixlex.data.columns import columns_without_images, table_rows
 from pixlex.data.descriptions import SetDescription
+from pixlex.data.folders import FileSource, below, image_path
 from pixlex.data.hub import DatasetSource
 from pixlex.data.images import open_source
 from pixlex.data.labels import RowLabel, no_labels, resolve_labels, row_label
-from pixlex.data.lists import below, image_path, list_rows
 from pixlex.data.scenes import ScenesSource
 from pixlex.data.shards import TarSource
 from pixlex.data.side_files import CAPTION_COLUMNS, read_metadata, side_captions, without_side_files
-from pixlex.data.sources import FileSource, remark_passed_over
-from pixlex.data.tables import ParquetSource
-from pixlex.data.text import id_text, texts_in
+from pixlex.data.sources import remark_passed_over
+from pixlex.data.tables import ParquetSource, columns_without_images, table_rows
+from pixlex.data.text import id_text, list_rows, texts_in
 
 PATH_COLUMNS = ("path", "filepath", "image", "file_name")
 _ADDRESS_COLUMNS = ("url", "image_url", "image_urls", "link")

@@ -1,4 +1,4 @@
-"""Images with captions, from whatever holds them, into one file of our own layout."""
+"""Images with captions, from whatever holds them, into one file; what a source is like, for `pixlex doctor`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median_low
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,31 +17,39 @@ from PIL import Image
 
 from pixlex.batch import Skipped
 from pixlex.data.ahead import prepared_batches
-from pixlex.data.broken import TooManyBroken
 from pixlex.data.captioned import PairSource
-from pixlex.data.chosen import ChosenImages
-from pixlex.data.decoding import ImageRecord, decode_record
-from pixlex.data.sources import FileSource, ImageSource
-from pixlex.files import write_atomically
+from pixlex.data.decoding import ImageRecord, UnreadableImage, decode_record, stored_form
+from pixlex.data.folders import FileSource
+from pixlex.data.sources import NO_FILE, ImageSource, ImageSubset, PassedOver, TooManyBroken
+from pixlex.files import write_atomically, write_text
 from pixlex.progress import bar_or_lines
 
 # Bytes of images that are collected before they are written as one row group.
 ROW_GROUP_BYTES = 64 << 20
 _QUALITY = 90
-# Read ahead, and held as they are stored: few, for files may be large.
+# Images that are read ahead, and held as they are stored: few, for files may be large.
 _WINDOW = 8
 _SCHEMA = pa.schema([("image", pa.binary()), ("image_id", pa.string()), ("captions", pa.list_(pa.string()))])
+
+# Images of each split of Karpathy and Fei-Fei 2015, "Deep Visual-Semantic Alignments".
+EXPECTED_SPLITS: Mapping[str, Mapping[str, int]] = {
+    "coco": {"train": 82_783, "restval": 30_504, "val": 5_000, "test": 5_000},
+    "flickr30k": {"train": 29_000, "val": 1_014, "test": 1_000},
+    "flickr8k": {"train": 6_000, "val": 1_000, "test": 1_000},
+}
+_TITLES = {"coco": "COCO", "flickr30k": "Flickr30k", "flickr8k": "Flickr8k"}
+_MOST_REPEATED = 10
 
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """What `convert_pairs` did.
+    """What `convert_pairs` wrote.
 
     Attributes:
-        path: the file.
-        num_images: images in it.
-        num_captions: captions in it.
-        skipped: images that cannot be read and are not in it.
+        path: The file.
+        num_images: Images in it.
+        num_captions: Captions in it.
+        skipped: Images that cannot be read and are not in it.
     """
 
     path: Path
@@ -74,28 +83,49 @@ def convert_pairs(
     when it is complete. Images that cannot be read are listed in `OUT.skipped.jsonl` (key, reason).
 
     Args:
-        source: images and captions.
-        out: the file; its folder is made if missing.
-        image_size: if given, images are stored as JPEG of quality 90 whose short side has at most this many
+        source: Images and captions.
+        out: The file; its folder is made if missing.
+        image_size: If given, images are stored as JPEG of quality 90 whose short side has at most this many
             pixels; else their bytes are copied (pixels without a file as PNG).
-        overwrite: replace the file.
-        progress: show a bar with rate and time left.
+        overwrite: Replace the file.
+        progress: Show a bar with rate and time left.
 
     Raises:
-        ValueError: the name ends otherwise, the file exists, image_size is below 1, or `.jsonl` is asked for
+        ValueError: The name ends otherwise, the file exists, image_size is below 1, or `.jsonl` is asked for
             where images are no files of their own or are to be stored anew.
-        TooManyBroken: no image can be read.
+        TooManyBroken: No image can be read.
     """
     _check(source, out, image_size, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     skipped: dict[str, Skipped] = {}
     counts: Counter[str] = Counter()
-    rows = _counted(_readable_rows(source, image_size, skipped, progress), counts, source.name, skipped)
+    bar = bar_or_lines(
+        total=len(source), unit=" images", desc="convert", disable=not progress, smoothing=0.05
+    )
+
+    def prepare(index: int, record: ImageRecord) -> _Row:
+        image = _stored(record, image_size)
+        return _Row(image, source.image_id(index), source.captions[index], _file_of(source.images, index))
+
+    def rows() -> Iterator[_Row]:
+        with bar:
+            for batch in prepared_batches(source, range(len(source)), _WINDOW, prepare):
+                bar.update(len(batch))
+                skipped.update({row.key: row for row in batch if isinstance(row, Skipped)})
+                for row in batch:
+                    if isinstance(row, _Row):
+                        counts.update(images=1, captions=len(row.captions))
+                        yield row
+        if not counts["images"]:
+            first = next(iter(skipped.values()))
+            raise TooManyBroken(
+                f"{source.name}: none of {len(skipped)} images can be read, the first is {first.key} "
+                f"({first.reason})"
+            )
+
+    write = _write_parquet if out.suffix.lower() == ".parquet" else _write_jsonl
     try:
-        if out.suffix.lower() == ".parquet":
-            write_atomically(out, lambda temporary: _write_parquet(temporary, rows))
-        else:
-            write_atomically(out, lambda temporary: _write_jsonl(temporary, rows))
+        write_atomically(out, lambda temporary: write(temporary, rows()))
     finally:
         _list_skipped(out.with_name(f"{out.name}.skipped.jsonl"), list(skipped.values()))
     return ConversionResult(out, counts["images"], counts["captions"], tuple(skipped.values()))
@@ -108,46 +138,22 @@ def _check(source: PairSource, out: Path, image_size: int | None, overwrite: boo
         raise ValueError(f"the file must end in .parquet or .jsonl, got {out}")
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be 1 or more, got {image_size}")
-    if suffix == ".jsonl":
-        remedy = f"convert to {out.with_suffix('.parquet').name}, which holds the images"
-        if image_size is not None:
-            raise ValueError(f".jsonl names the images as they are, they cannot get another size: {remedy}")
-        if _file_of(source.images, 0) is None:
-            raise ValueError(
-                f".jsonl names image files, those of {source.name} are no files of their own: {remedy}"
-            )
+    remedy = f"convert to {out.with_suffix('.parquet').name}, which holds the images"
+    if suffix == ".jsonl" and image_size is not None:
+        raise ValueError(f".jsonl names the images as they are, they cannot get another size: {remedy}")
+    if suffix == ".jsonl" and _file_of(source.images, 0) is None:
+        raise ValueError(
+            f".jsonl names image files, those of {source.name} are no files of their own: {remedy}"
+        )
     if out.is_dir() or (out.exists() and not overwrite):
         raise ValueError(f"{out} exists; choose another name, or replace it with --overwrite")
 
 
 def _file_of(images: ImageSource, index: int) -> Path | None:
     """Return where an image lies, None if it is no file of its own."""
-    if isinstance(images, ChosenImages):
-        part, row = images.place(index)
-        return _file_of(part, row)
+    if isinstance(images, ImageSubset):
+        return _file_of(*images.place(index))
     return images.root / images.paths[index] if isinstance(images, FileSource) else None
-
-
-def _readable_rows(
-    source: PairSource, image_size: int | None, skipped: dict[str, Skipped], progress: bool
-) -> Iterator[_Row]:
-    """Yield the rows whose image can be read; the others are put into `skipped`."""
-    bar = bar_or_lines(
-        total=len(source), unit=" images", desc="convert", disable=not progress, smoothing=0.05
-    )
-
-    def prepare(index: int, record: ImageRecord) -> _Row:
-        image = _stored(record, image_size)
-        return _Row(image, source.image_id(index), source.captions[index], _file_of(source.images, index))
-
-    with bar:
-        for batch in prepared_batches(source, range(len(source)), _WINDOW, prepare):
-            bar.update(len(batch))
-            for row in batch:
-                if isinstance(row, Skipped):
-                    skipped[row.key] = row
-                else:
-                    yield row
 
 
 def _stored(record: ImageRecord, image_size: int | None) -> bytes:
@@ -164,20 +170,6 @@ def _stored(record: ImageRecord, image_size: int | None) -> bytes:
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=_QUALITY)
     return buffer.getvalue()
-
-
-def _counted(
-    rows: Iterator[_Row], counts: Counter[str], name: str, skipped: dict[str, Skipped]
-) -> Iterator[_Row]:
-    """Count rows on their way; raise `TooManyBroken` if there were none."""
-    for row in rows:
-        counts.update(images=1, captions=len(row.captions))
-        yield row
-    if not counts["images"]:
-        first = next(iter(skipped.values()))
-        raise TooManyBroken(
-            f"{name}: none of {len(skipped)} images can be read, the first is {first.key} ({first.reason})"
-        )
 
 
 def _write_parquet(path: Path, rows: Iterator[_Row]) -> None:
@@ -220,7 +212,183 @@ def _write_jsonl(path: Path, rows: Iterator[_Row]) -> None:
 def _list_skipped(path: Path, skipped: list[Skipped]) -> None:
     """Write the list of images that could not be read; remove that of an earlier run if there are none."""
     if skipped:
-        text = "".join(f"{json.dumps(asdict(one))}\n" for one in skipped)
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(path, "".join(f"{json.dumps(asdict(one))}\n" for one in skipped))
     else:
         path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Smallest, middle and largest of some numbers: lengths in pixels, counts."""
+
+    smallest: int
+    middle: int
+    largest: int
+
+    @classmethod
+    def of(cls, numbers: Sequence[int]) -> Spread | None:
+        """Return that of some numbers; None if there are none."""
+        return cls(min(numbers), median_low(numbers), max(numbers)) if numbers else None
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What a source of images holds.
+
+    Attributes:
+        name: The source.
+        identity: Fingerprint of its listing.
+        num_images: Images listed, readable or not.
+        width: Widths of the readable images, upright; None if none is readable.
+        height: Their heights.
+        formats: File format -> number of readable images; "array" for pixels without a file.
+        modes: Pixel layout as stored, such as "RGB" or "CMYK" -> number of readable images.
+        broken: Images that cannot be read, with the reason.
+        images_per_class: Class name -> number of readable images; empty without labels.
+        unlabeled: Readable images without a class.
+        duplicate_keys: Keys that occur more than once -> how often.
+        ignored: Files beside the images that are not looked at.
+        empty_folders: Class folders without images.
+    """
+
+    name: str
+    identity: str
+    num_images: int
+    width: Spread | None
+    height: Spread | None
+    formats: dict[str, int]
+    modes: dict[str, int]
+    broken: tuple[Skipped, ...]
+    images_per_class: dict[str, int]
+    unlabeled: int
+    duplicate_keys: dict[str, int]
+    ignored: tuple[PassedOver, ...]
+    empty_folders: tuple[str, ...]
+
+    @property
+    def num_missing(self) -> int:
+        """How many of the broken images are files that do not exist."""
+        return sum(image.reason.startswith(NO_FILE) for image in self.broken)
+
+    @property
+    def broken_share(self) -> float:
+        """The fraction of images that cannot be read, in [0, 1]."""
+        return len(self.broken) / self.num_images
+
+
+def inspect_source(source: ImageSource, progress: Callable[[int, int], None] | None = None) -> DataReport:
+    """Decode every image of a source once and report what was found.
+
+    Args:
+        source: The images.
+        progress: Called after each image with the number of images done and of all images.
+    """
+    sizes: list[tuple[int, int]] = []
+    formats, modes, keys = Counter[str](), Counter[str](), Counter[str]()
+    classes: Counter[int] = Counter()
+    broken: list[Skipped] = []
+    for index in range(len(source)):
+        keys[source.key(index)] += 1
+        try:
+            record = source.read(index)
+            form = stored_form(record)
+            image = decode_record(record)
+        except UnreadableImage as fault:
+            broken.append(Skipped(fault.key, fault.reason))
+        else:
+            formats[form.file_format] += 1
+            modes[form.mode] += 1
+            classes[record.label] += 1
+            sizes.append(image.size)
+        if progress is not None:
+            progress(index + 1, len(source))
+    unlabeled = classes.pop(-1, 0)
+    return DataReport(
+        name=source.name,
+        identity=source.identity,
+        num_images=len(source),
+        width=Spread.of([width for width, _ in sizes]),
+        height=Spread.of([height for _, height in sizes]),
+        formats=dict(formats.most_common()),
+        modes=dict(modes.most_common()),
+        broken=tuple(broken),
+        images_per_class=_named(classes, source.class_names),
+        unlabeled=unlabeled,
+        duplicate_keys={key: count for key, count in keys.items() if count > 1},
+        ignored=tuple(one for one in getattr(source, "ignored", ()) if isinstance(one, PassedOver)),
+        empty_folders=source.empty_folders if isinstance(source, FileSource) else (),
+    )
+
+
+def _named(classes: Counter[int], names: tuple[str, ...]) -> dict[str, int]:
+    """Count images by class name; a name that several classes have gets their numbers."""
+    counts = Counter(names)
+    return {
+        f"{name} ({label})" if counts[name] > 1 else name: classes[label]
+        for label, name in enumerate(names)
+        if name
+    }
+
+
+@dataclass(frozen=True)
+class CaptionReport:
+    """What the captions of a source are like.
+
+    Attributes:
+        num_captions: Captions of all images.
+        captions_per_image: How many an image has.
+        words_per_caption: Words of a caption, between blanks.
+        num_duplicates: Captions whose text, but for case and blanks, is that of an earlier one.
+        most_repeated: The texts that occur most often, at most ten -> how often.
+        without_captions: Keys of images that have none and are left out.
+        splits: Images in each split of the annotation file; empty without splits.
+        expected_splits: Images that the split should have; empty where that is not known.
+        remarks: A sentence for each split that has other images than expected.
+    """
+
+    num_captions: int
+    captions_per_image: Spread
+    words_per_caption: Spread
+    num_duplicates: int
+    most_repeated: dict[str, int]
+    without_captions: tuple[str, ...]
+    splits: dict[str, int]
+    expected_splits: dict[str, int]
+    remarks: tuple[str, ...]
+
+
+def inspect_captions(source: PairSource) -> CaptionReport:
+    """Count the captions of a source; rows that repeat an image with the same captions count once."""
+    rows_of: dict[int, dict[tuple[str, ...], None]] = {}
+    for row, texts in enumerate(source.captions):
+        rows_of.setdefault(source.image_of(row), {})[texts] = None
+    captions = [text for rows in rows_of.values() for texts in rows for text in texts]
+    words = Spread.of([len(text.split()) for text in captions])
+    per_image = Spread.of([sum(map(len, rows)) for rows in rows_of.values()])
+    assert words is not None  # a source of pairs has captions
+    assert per_image is not None
+    counts = Counter(" ".join(text.lower().split()) for text in captions)
+    sizes = {} if source.splits is None else dict(source.splits.sizes)
+    dataset = "" if source.splits is None else source.splits.dataset
+    expected = dict(EXPECTED_SPLITS.get(dataset, {}))
+    return CaptionReport(
+        num_captions=len(captions),
+        captions_per_image=per_image,
+        words_per_caption=words,
+        num_duplicates=len(captions) - len(counts),
+        most_repeated={text: count for text, count in counts.most_common(_MOST_REPEATED) if count > 1},
+        without_captions=source.ignored,
+        splits=sizes,
+        expected_splits=expected,
+        remarks=tuple(_remarks(dataset, sizes, expected)),
+    )
+
+
+def _remarks(dataset: str, sizes: dict[str, int], expected: dict[str, int]) -> Iterator[str]:
+    """Say of each split in how far it is not the expected one."""
+    for split in [*expected, *sorted(sizes.keys() - expected.keys())] if expected else ():
+        found, wanted = sizes.get(split, 0), expected.get(split, 0)
+        if found != wanted:
+            yield (
+                f"Karpathy's split of {_TITLES[dataset]} has {wanted:,} images in {split}, this file {found:,}."
+            )

@@ -18,7 +18,7 @@ T = TypeVar("T")
 # A whitelist: Pillow knows some fifty formats, and its rarely used readers are where its faults were found.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
-# Of several pictures of a sample in a shard the first of these is taken.
+# Of several images of a sample in a shard the first of these is taken.
 IMAGE_EXTENSIONS = (
     "jpg", "jpeg", "png", "webp", "jpe", "jfif", "jif", "pjpeg", "pjp", "mpo", "apng", "gif", "bmp", "dib",
     "tif", "tiff", "ppm", "pgm", "pbm", "pnm",
@@ -40,22 +40,9 @@ _BAND_PIXELS = 1 << 20
 
 # What Pillow is known to raise on damaged files. `Warning` is there for users who turn warnings into errors.
 _FAULTS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    EOFError,
-    MemoryError,
-    RuntimeError,
-    AssertionError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Warning,
-)
+    OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, EOFError,
+    MemoryError, RuntimeError, AssertionError, struct.error, zlib.error, Image.DecompressionBombError, Warning,
+)  # fmt: skip
 
 _ADOBE_BYTES = 16  # of the segment that says how the colors of a JPEG are meant
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -75,8 +62,8 @@ class UnreadableImage(ValueError):
     """An image that could not be read.
 
     Args:
-        key: the stable name of the image inside its source.
-        reason: why it could not be read, in one sentence.
+        key: The stable name of the image inside its source.
+        reason: Why it could not be read, in one sentence.
     """
 
     def __init__(self, key: str, reason: str) -> None:
@@ -93,9 +80,9 @@ class ImageRecord:
     """One image as its source stores it.
 
     Attributes:
-        data: the bytes of an image file, or RGB pixels in 0..255.
-        label: class index, -1 where unknown.
-        key: the stable name of the image inside its source.
+        data: The bytes of an image file, or RGB pixels in 0..255.
+        label: Class index, -1 where unknown.
+        key: The stable name of the image inside its source.
     """
 
     data: bytes | UInt8[np.ndarray, "H W 3"]
@@ -110,54 +97,38 @@ class StoredForm:
     Attributes:
         file_format: Pillow's name of the format, "array" for pixels without a file.
         mode: Pillow's name of the pixel layout, such as "RGB", "L", "P", "CMYK" or "I;16".
+        pixels: Width times height.
     """
 
     file_format: str
     mode: str
+    pixels: int
 
 
 def stored_form(record: ImageRecord) -> StoredForm:
-    """Return format and mode of a stored image.
-
-    Raises:
-        UnreadableImage: if the bytes are not an image of a format that is read.
-    """
+    """Return how an image is stored; raises `UnreadableImage` for bytes that are no image that is read."""
     if isinstance(record.data, np.ndarray):
-        return StoredForm("array", "RGB")
-
-    def form(data: bytes) -> StoredForm:
-        with _open(data) as image:
-            return StoredForm(image.format or "unknown", image.mode)
-
-    return _tried(record.data, form, record.key)
+        return StoredForm("array", "RGB", record.data.shape[0] * record.data.shape[1])
+    return _tried(record.data, _form, record.key)
 
 
 def decoding_bytes(record: ImageRecord) -> int:
     """Return about how many bytes it takes to hold a record and to decode and scale its image."""
-
-    def pixels(data: bytes) -> int:
-        with _open(data) as image:
-            return image.width * image.height
-
     if isinstance(record.data, np.ndarray):
         return record.data.nbytes
     try:
-        return len(record.data) + _BYTES_A_PIXEL * _tried(record.data, pixels, record.key)
+        return len(record.data) + _BYTES_A_PIXEL * stored_form(record).pixels
     except UnreadableImage:
         return len(record.data)
 
 
 def holds_image(file: io.BufferedIOBase) -> bool:
     """Whether bytes begin like an image of a format that is read."""
-
-    def opened(data: bytes) -> bool:
-        with _open(data):
-            return True
-
     try:
-        return _tried(file.read(_HEAD_BYTES), opened, "")
+        _tried(file.read(_HEAD_BYTES), _form, "")
     except UnreadableImage:
         return False
+    return True
 
 
 def decode_record(record: ImageRecord, *, minimum_side: int = 0) -> Image.Image:
@@ -176,19 +147,24 @@ def load_image(data: bytes, key: str, *, minimum_side: int = 0) -> Image.Image:
     very large texts and profiles of a PNG or JPEG say is not looked at.
 
     Args:
-        data: the whole file; formats: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM.
-        key: name of the image, for the error.
-        minimum_side: if above 0, a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, but not
+        data: The whole file; formats: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM.
+        key: Name of the image, for the error.
+        minimum_side: If above 0, a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, but not
             smaller than this many pixels on its short side; 0 decodes at full size.
 
     Returns:
         An image of mode "RGB".
 
     Raises:
-        UnreadableImage: if the bytes are damaged, truncated, not an image of these formats, or would decode
+        UnreadableImage: The bytes are damaged, truncated, not an image of these formats, or would decode
             to more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
     """
     return _tried(data, lambda sound: _decoded(sound, minimum_side), key)
+
+
+def _form(data: bytes) -> StoredForm:
+    with _open(data) as image:
+        return StoredForm(image.format or "unknown", image.mode, image.width * image.height)
 
 
 def _decoded(data: bytes, minimum_side: int) -> Image.Image:
@@ -271,11 +247,8 @@ def _reason(fault: BaseException) -> str:
     if isinstance(fault, UnidentifiedImageError):  # its own message holds a memory address
         return f"not an image in a format that is read ({', '.join(FORMATS)})"
     sentence = " ".join(str(fault).split())
-    return (
-        sentence
-        if isinstance(fault, OSError | ValueError) and sentence
-        else f"{type(fault).__name__}: {sentence}"
-    )
+    is_clear = isinstance(fault, OSError | ValueError) and sentence
+    return sentence if is_clear else f"{type(fault).__name__}: {sentence}"
 
 
 def _orientation(image: Image.Image) -> int:

@@ -32,8 +32,8 @@ PHOTOGRAPHS = {
 # Wider photographs are halved first, or a crop of them would show no more than a texture.
 _MAX_WIDTH = 800
 
-# Share of the width, from the left, that the training crops lie in; the test crops lie right of it.
-_TRAIN_SHARE = 0.75
+# Fraction of the width, from the left, that the training crops lie in; the test crops lie right of it.
+_TRAIN_FRACTION = 0.75
 _CROPS_PER_PHOTOGRAPH = {"train": 500, "test": 40}
 _CROP_SIDES = (96, 160)
 
@@ -42,14 +42,7 @@ _FIRST_TEST_DIGIT = 1437
 
 @dataclass(frozen=True)
 class Region:
-    """A square of a photograph, in pixels of the photograph as `photograph` returns it.
-
-    Attributes:
-        name: class name of the photograph.
-        left: first column.
-        top: first row.
-        side: width and height, in 96..160.
-    """
+    """A square of a photograph: class name, first column, first row and side (96..160), in pixels."""
 
     name: str
     left: int
@@ -90,8 +83,7 @@ class DigitsSource:
 
     @cached_property
     def _labels(self) -> Labels:
-        _, labels = _digits()
-        return Labels(labels[self._rows], tuple(str(digit) for digit in range(10)))
+        return Labels(_digits()[1][self._rows], tuple(str(digit) for digit in range(10)))
 
     @property
     def _rows(self) -> slice:
@@ -103,8 +95,7 @@ class DigitsSource:
 
     def read(self, index: int) -> ImageRecord:
         """Return the pixels of a digit."""
-        pixels, _ = _digits()
-        grey = pixels[self._rows][index]
+        grey = _digits()[0][self._rows][index]
         return ImageRecord(np.stack([grey] * 3, axis=-1), int(self._labels.indices[index]), self.key(index))
 
 
@@ -148,7 +139,7 @@ class PhotographsSource:
         number, label = divmod(index, len(PHOTOGRAPHS))
         name = self.class_names[label]
         height, width, _ = photograph(name).shape
-        border = int(width * _TRAIN_SHARE)
+        border = int(width * _TRAIN_FRACTION)
         first, end = (0, border) if self.split == "train" else (border, width)
         smallest, largest = _CROP_SIDES
         largest = min(largest, end - first, height)
@@ -164,21 +155,18 @@ class PhotographsSource:
 
     def read(self, index: int) -> ImageRecord:
         """Return the pixels of a crop."""
-        place = self.region(index)
-        rows = slice(place.top, place.top + place.side)
-        columns = slice(place.left, place.left + place.side)
-        pixels = np.ascontiguousarray(photograph(place.name)[rows, columns])
+        crop = self.region(index)
+        rows, columns = slice(crop.top, crop.top + crop.side), slice(crop.left, crop.left + crop.side)
+        pixels = np.ascontiguousarray(photograph(crop.name)[rows, columns])
         return ImageRecord(pixels, index % len(PHOTOGRAPHS), self.key(index))
 
 
 def open_embedded(description: str) -> DigitsSource | PhotographsSource | ScenesSource:
-    """Open digits, photographs or scenes by set and split, such as "digits:train".
-
-    Scenes may be followed by a count, such as "scenes:train:5000".
+    """Open digits, photographs or scenes by set and split, such as "digits:train" or "scenes:train:5000".
 
     Raises:
-        ValueError: if it is no such set, split or count.
-        ModuleNotFoundError: if scikit-learn or scikit-image is not installed.
+        ValueError: It is no such set, split or count.
+        ModuleNotFoundError: scikit-learn or scikit-image is not installed.
     """
     match description.split(":"):
         case ["digits", "train" | "test" as split]:
@@ -187,10 +175,8 @@ def open_embedded(description: str) -> DigitsSource | PhotographsSource | Scenes
         case ["photographs", "train" | "test" as split]:
             photograph("cat")
             return PhotographsSource(split)
-        case ["scenes", "train" | "test" as split]:
-            return open_scenes(split)
-        case ["scenes", "train" | "test" as split, count]:
-            return open_scenes(split, count)
+        case ["scenes", "train" | "test" as split, *count] if len(count) <= 1:
+            return open_scenes(split, *count)
     raise ValueError(
         "expected embedded:digits:train, embedded:digits:test, embedded:photographs:train, "
         "embedded:photographs:test, embedded:scenes:train[:COUNT] or embedded:scenes:test[:COUNT], "
@@ -203,11 +189,11 @@ def photograph(name: str) -> UInt8[np.ndarray, "H W 3"]:
     """Return a bundled photograph, halved if it is wider than 800 pixels.
 
     Args:
-        name: a key of `PHOTOGRAPHS`.
+        name: A key of `PHOTOGRAPHS`.
 
     Raises:
-        ModuleNotFoundError: if scikit-image is not installed.
-        ValueError: if the installed scikit-image does not bundle the photograph.
+        ModuleNotFoundError: scikit-image is not installed.
+        ValueError: The installed scikit-image does not bundle the photograph.
     """
     # The files are opened where they lie: skimage.data would download what it does not find.
     package = importlib.util.find_spec("skimage")

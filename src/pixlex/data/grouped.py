@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from pixlex.data.chosen import ChosenImages, choose
 from pixlex.data.reasoning import ReasoningSource
-from pixlex.data.sources import ImageSource
+from pixlex.data.sources import ImageSource, ImageSubset, subset
 
 # Sets the generator of a group's order apart from those of an epoch's order and of its images.
 _ITEMS = 1 << 62
@@ -57,14 +56,14 @@ class Groups:
 def group_items(source: ReasoningSource) -> Groups:
     """Bring items of the same images, in the same order, together; groups are in the order of their images."""
     images, together = source.images, source.num_images
-    distinct = images.distinct if isinstance(images, ChosenImages) else np.arange(len(images))
+    distinct = images.distinct if isinstance(images, ImageSubset) else np.arange(len(images))
     rows = distinct.reshape(-1, together)
     _, first, group, counts = np.unique(
         rows, axis=0, return_index=True, return_inverse=True, return_counts=True
     )
     places = (first[:, None] * together + np.arange(together)).ravel().astype(np.int64)
     return Groups(
-        images=choose(images, places),
+        images=subset(images, places),
         places=places,
         items=np.argsort(group.ravel(), kind="stable").astype(np.int64),
         ends=np.cumsum(counts).astype(np.int64),

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pixlex.data.decoding import ImageRecord, UnreadableImage
 from pixlex.data.labels import Labels, labels_of_known_classes, resolve_labels, row_label
 from pixlex.data.sources import fingerprint, stored_bytes
+from pixlex.data.tables import unreadable_column
 from pixlex.data.text import json_value
 from pixlex.files import read_regular
 from pixlex.messages import not_installed, quoted
@@ -22,11 +23,11 @@ class DatasetSource:
     """Images of a data set of the `datasets` library.
 
     Args:
-        name: what to call the source.
-        column: the name of its image column.
-        images: the data set with that column alone, undecoded.
-        labels: class index of each image and the class names.
-        table: the data set without its image columns.
+        name: What to call the source.
+        column: The name of its image column.
+        images: The data set with that column alone, undecoded.
+        labels: Class index of each image and the class names.
+        table: The data set without its image columns.
     """
 
     name: str
@@ -54,17 +55,11 @@ class DatasetSource:
         return tuple(self.table.column_names)
 
     def values(self, name: str) -> list[Any]:
-        """Return the values of a column.
-
-        Raises:
-            ValueError: they cannot be read.
-        """
+        """Return the values of a column; raises `ValueError` if they cannot be read."""
         try:
             return list(self.table[name])
         except (pa.ArrowException, OSError, ValueError) as fault:
-            raise ValueError(
-                f"{self.name}: the column {name} cannot be read: {quoted(str(fault), 200)}"
-            ) from fault
+            raise unreadable_column(self.name, name, fault) from fault
 
     def key(self, index: int) -> str:
         """Return the row of an image, such as "#17"."""
@@ -84,17 +79,16 @@ def open_hub(description: str, *, numbered: bool = False) -> DatasetSource:
     """Open NAME[:SPLIT] of the Hugging Face Hub through `datasets`; the split is "train" by default.
 
     Args:
-        description: name and split.
-        numbered: call classes without a name by their number, see `pixlex.data.labels.resolve_labels`.
+        description: Name and split.
+        numbered: Call classes without a name by their number, see `pixlex.data.labels.resolve_labels`.
 
     Raises:
-        ModuleNotFoundError: if `datasets` is not installed.
-        ValueError: if the data set or split cannot be had, or has no image column.
+        ModuleNotFoundError: `datasets` is not installed.
+        ValueError: The data set or split cannot be had, or has no image column.
     """
-    datasets = _datasets()
     name, _, split = description.partition(":")
     try:
-        dataset = datasets.load_dataset(name, split=split or "train")
+        dataset = _datasets().load_dataset(name, split=split or "train")
     except (OSError, ValueError, RuntimeError) as fault:
         raise ValueError(f"hf:{description} cannot be loaded: {fault}") from fault
     return _dataset_source(f"hf:{name}:{split or 'train'}", dataset, None, numbered)
@@ -102,8 +96,7 @@ def open_hub(description: str, *, numbered: bool = False) -> DatasetSource:
 
 def open_saved(folder: Path, *, numbered: bool = False) -> DatasetSource:
     """Open a folder written by `Dataset.save_to_disk`; raises as `open_hub` does."""
-    if (folder / "dataset_dict.json").is_file():
-        path = folder / "dataset_dict.json"
+    if (path := folder / "dataset_dict.json").is_file():
         found = json_value(read_regular(path), path)
         splits = found.get("splits") if isinstance(found, dict) else None
         if not isinstance(splits, list):
@@ -126,8 +119,7 @@ def _datasets() -> Any:
 
 
 def _dataset_source(name: str, dataset: Any, folder: Path | None, numbered: bool) -> DatasetSource:
-    datasets = _datasets()
-    features = dataset.features
+    datasets, features = _datasets(), dataset.features
     columns = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     columns = columns or [
         column
@@ -140,15 +132,19 @@ def _dataset_source(name: str, dataset: Any, folder: Path | None, numbered: bool
         raise ValueError(f"{name}: expected one image column or one named 'image', found {found:.400}")
     if not len(dataset):
         raise ValueError(f"{name} has no rows")
-    classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    label = "label" if "label" in features else classes[0] if len(classes) == 1 else None
-    values = [None] * len(dataset) if label is None else list(dataset[label])
-    if label in classes:
-        labels = labels_of_known_classes(values, features[label].names, f"{name}, column {label}", folder)
-    else:
-        names = list(dataset["class_name"]) if "class_name" in features else [None] * len(dataset)
-        pairs = enumerate(zip(values, names, strict=True))
-        rows = [row_label(*pair, f"{name} row {row}") for row, pair in pairs]
-        labels = resolve_labels(rows, name, folder, numbered=numbered)
+    labels = _dataset_labels(name, dataset, folder, numbered)
     images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     return DatasetSource(name, column, images, labels, dataset.remove_columns(columns))
+
+
+def _dataset_labels(name: str, dataset: Any, folder: Path | None, numbered: bool) -> Labels:
+    features, nothing = dataset.features, [None] * len(dataset)
+    classes = [column for column, one in features.items() if isinstance(one, _datasets().ClassLabel)]
+    label = "label" if "label" in features else classes[0] if len(classes) == 1 else None
+    values = nothing if label is None else list(dataset[label])
+    if label in classes:
+        return labels_of_known_classes(values, features[label].names, f"{name}, column {label}", folder)
+    names = list(dataset["class_name"]) if "class_name" in features else nothing
+    pairs = enumerate(zip(values, names, strict=True))
+    rows = [row_label(*pair, f"{name} row {row}") for row, pair in pairs]
+    return resolve_labels(rows, name, folder, numbered=numbered)

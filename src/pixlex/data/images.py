@@ -10,30 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pixlex.data.addresses import Address, Place, as_local, is_address
-from pixlex.data.broken import TooManyBroken
-from pixlex.data.class_names import SIDECAR
-from pixlex.data.decoding import (
-    IMAGE_SUFFIXES,
-    ImageRecord,
-    UnreadableImage,
-    load_image,
-)
+from pixlex.data.decoding import IMAGE_SUFFIXES, ImageRecord, UnreadableImage, load_image
 from pixlex.data.embedded import open_embedded
+from pixlex.data.folders import is_image_file, is_image_name, open_folder, open_image_files, open_list
 from pixlex.data.hub import open_hub, open_saved
-from pixlex.data.lists import open_list
+from pixlex.data.labels import CLASSES_FILE
+from pixlex.data.remote import AnyPath, RemotePath, as_local, is_url
 from pixlex.data.shards import TarSource, open_shards
 from pixlex.data.side_files import with_metadata_labels
-from pixlex.data.sources import (
-    ImageSource,
-    PassedOver,
-    is_image_file,
-    is_image_name,
-    kind_of,
-    open_folder,
-    open_image_files,
-    remark_passed_over,
-)
+from pixlex.data.sources import ImageSource, PassedOver, TooManyBroken, kind_of, remark_passed_over
 from pixlex.data.tables import ParquetSource
 
 __all__ = [
@@ -64,26 +49,26 @@ def open_source(description: str, *, captioned: bool = False) -> ImageSource:
     `datasets.Dataset.save_to_disk`. Files of a folder or a pattern are taken in sorted order; a pattern
     with braces, such as `{000..009}` or `{a,b}`, names each file, and all must exist.
 
-    Shards and .parquet files may lie at an address that fsspec reads (s3://, gs://, https://, hf://, ...): a file,
+    Shards and .parquet files may lie at a URL that fsspec reads (s3://, gs://, https://, hf://, ...): a file,
     a folder or a pattern, as far as files are listed there; braces need no listing. They make the same source as
     the same files on a disk.
 
     Images in .parquet files are bytes of any type, structs of them, lists of uint8, or texts in base64. Labels of
     a folder are those of its metadata.jsonl or .csv where that has some. Class names become names that can be
-    answers (see `pixlex.data.class_names.spoken_names`).
+    answers (see `pixlex.data.labels.spoken_names`).
 
     Args:
-        description: a path or an address, a pattern of such, "hf:NAME[:SPLIT]" or "embedded:SET:SPLIT".
-        captioned: the images are opened for their captions: classes without a name are called by their
-            number instead of refused, and shards keep their texts (see `pixlex.data.pairs.open_pairs`).
+        description: A path or a URL, a pattern of such, "hf:NAME[:SPLIT]" or "embedded:SET:SPLIT".
+        captioned: The images are opened for their captions: classes without a name are called by their
+            number instead of refused, and shards keep their texts.
 
     Raises:
-        ValueError: if there is nothing of the kind, no image in it, or it is malformed.
-        ModuleNotFoundError: if the kind of source needs a package that is not installed.
-        Unreachable: if an address does not answer.
+        ValueError: There is nothing of the kind, no image in it, or it is malformed.
+        ModuleNotFoundError: The kind of source needs a package that is not installed.
+        Unreachable: A URL does not answer.
 
     Warns:
-        UserWarning: files among the images are passed over (where captioned, `open_pairs` does).
+        UserWarning: Files among the images are passed over (where captioned, `open_pairs` does).
     """
     source = _opened(as_local(description.strip()), captioned)
     if not captioned:
@@ -94,9 +79,9 @@ def open_source(description: str, *, captioned: bool = False) -> ImageSource:
 def _opened(description: str, captioned: bool) -> ImageSource:
     if description.startswith("embedded:"):
         return open_embedded(description.removeprefix("embedded:"))
-    if is_address(description):
+    if is_url(description):
         others: list[str] = []
-        return _open_files(description, _addresses(description, others), captioned, others)
+        return _open_files(description, _remote_files(description, others), captioned, others)
     if description.startswith("hf:"):
         return open_hub(description.removeprefix("hf:"), numbered=captioned)
     if not description:
@@ -144,7 +129,7 @@ def _open_directory(folder: Path, captioned: bool) -> ImageSource:
             f"name them with a pattern such as {folder}/*{present[-1]}, or put them into folders of their own"
         )
     if tables or shards:
-        used = {*(tables or shards), folder / SIDECAR}
+        used = {*(tables or shards), folder / CLASSES_FILE}
         others = [f"{path.name}/" if path.is_dir() else path.name for path in entries if path not in used]
         return _open_files(str(folder), tables or shards, captioned, others)
     return with_metadata_labels(open_folder(folder))
@@ -161,7 +146,7 @@ def _open_pattern(pattern: str, captioned: bool) -> ImageSource:
 
 
 def _open_files(
-    pattern: str, files: Sequence[Place], captioned: bool, others: Sequence[str] = ()
+    pattern: str, files: Sequence[AnyPath], captioned: bool, others: Sequence[str] = ()
 ) -> ParquetSource | TarSource:
     """Open tables or shards; `others` are the names of what lies beside them."""
     beside = tuple(PassedOver("folder" if name.endswith("/") else kind_of(name), name) for name in others)
@@ -179,55 +164,53 @@ def _open_files(
             )
 
 
-def parquet_addresses(description: str) -> list[Address]:
-    """Return the .parquet files that a description of files at addresses means; none if it means others.
+def remote_tables(description: str) -> list[RemotePath]:
+    """Return the .parquet files that a description of remote files means; none if it means others.
 
     Raises:
-        ValueError: it means no file.
-        Unreachable: the address does not answer.
+        ValueError: It means no file.
+        Unreachable: The URL does not answer.
     """
-    if not is_address(description):
-        return []
-    files = _addresses(description)
+    files = _remote_files(description) if is_url(description) else []
     return files if all(file.suffix.lower() == ".parquet" for file in files) else []
 
 
-def _addresses(description: str, others: list[str] | None = None) -> list[Address]:
+def _remote_files(description: str, others: list[str] | None = None) -> list[RemotePath]:
     """Return the files of a description with a protocol, in the order in which files of a disk would be taken.
 
     Names of files in a folder that are none of them go to `others`.
     """
-    found: set[Address] = set()
-    for part in map(Address, _expand_braces(description)):
+    found: set[RemotePath] = set()
+    for part in map(RemotePath, _expand_braces(description)):
         if part.is_pattern:
-            files = part.listing()
+            files = part.list_files()
         elif part.suffix.lower() in (".tar", ".parquet"):
             files = [part]
         else:
-            listing = part.listing()
-            files = [file for file in listing if _is_stored_set(file)]
+            listing = part.list_files()
+            files = list(filter(_is_stored_set, listing))
             if others is not None:
-                others += [file.name for file in listing if not _is_stored_set(file)]
+                others += [file.name for file in listing if file not in files]
         if not files:
             nothing = "no file matches" if part.is_pattern else "expected a .tar or .parquet file, or some in"
             raise ValueError(f"{nothing} {part}")
         found.update(files)
-    return sorted(found, key=lambda file: file.place)
+    return sorted(found, key=lambda file: file.path)
 
 
-def _is_stored_set(file: Place) -> bool:
+def _is_stored_set(file: AnyPath) -> bool:
     """Whether a file of a folder is a shard or a table; some folders hold a metadata.parquet beside."""
-    suffix = file.suffix.lower()
-    return not file.name.startswith(".") and (
-        suffix == ".tar" or (suffix == ".parquet" and file.name.lower() != "metadata.parquet")
+    return (
+        not file.name.startswith(".")
+        and file.suffix.lower() in (".tar", ".parquet")
+        and file.name.lower() != "metadata.parquet"
     )
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:
     """Yield the patterns that {000..009} and {a,b} stand for, in order."""
-    pieces = _BRACES.split(pattern)  # text and content of braces in turn
     options = []
-    for position, piece in enumerate(pieces):
+    for position, piece in enumerate(_BRACES.split(pattern)):  # text and content of braces in turn
         if position % 2 == 0:
             options.append([piece])
         elif span := _RANGE.fullmatch(piece):
@@ -238,5 +221,4 @@ def _expand_braces(pattern: str) -> Iterator[str]:
             options.append([f"{number:0{width}d}" for number in range(int(first), int(last) + 1)])
         else:
             options.append(piece.split(","))
-    for combination in itertools.product(*options):
-        yield "".join(combination)
+    return map("".join, itertools.product(*options))

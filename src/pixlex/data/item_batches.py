@@ -11,11 +11,11 @@ from jaxtyping import Int64
 
 from pixlex.batch import ImageBatch, ReasoningBatch
 from pixlex.config.data import Cut, DataConfig
-from pixlex.data.chosen import ChosenImages
 from pixlex.data.grouped import group_items
 from pixlex.data.loader import evaluation_batches, training_batches
 from pixlex.data.pairs import Encode, encoded
 from pixlex.data.reasoning import ReasoningSource
+from pixlex.data.sources import ImageSubset
 
 
 def training_items(
@@ -108,7 +108,7 @@ def evaluation_items(
     images, together = source.images, source.num_images
     for batch in batches:
         whole = _of_items(source, batch, _numbers(source, batch), encode)
-        if not isinstance(images, ChosenImages) or not batch.keys:
+        if not isinstance(images, ImageSubset) or not batch.keys:
             yield whole
             continue
         groups = images.distinct[batch.indices.numpy()].reshape(-1, together)

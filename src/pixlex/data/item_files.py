@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from pixlex.data import entailment_files, nlvr_files, vqa_files
-from pixlex.data.addresses import Place
 from pixlex.data.annotations import found_in, load_json
-from pixlex.data.columns import columns_without_images, image_columns, table_rows
 from pixlex.data.descriptions import SetDescription
-from pixlex.data.images import open_source, parquet_addresses
+from pixlex.data.images import open_source, remote_tables
 from pixlex.data.item_images import ID_FIELDS, PATH_FIELDS, ItemImages, RowImages, Table, images_of
 from pixlex.data.listed import ReadRow, Rows, read_listing
-from pixlex.data.lists import json_lines, list_rows
 from pixlex.data.reasoning import ListedTask, ReasoningSource
+from pixlex.data.remote import AnyPath
 from pixlex.data.sources import remark_passed_over
-from pixlex.data.tables import ParquetSource
-from pixlex.data.text import json_value
+from pixlex.data.tables import ParquetSource, columns_without_images, image_columns, table_rows
+from pixlex.data.text import json_lines, json_value, list_rows
 from pixlex.files import open_regular
 
 _FIELDS = {"vqa": vqa_files.FIELDS, "nlvr2": nlvr_files.FIELDS, "entailment": entailment_files.FIELDS}
@@ -106,8 +104,8 @@ def _open_rows_with_images(described: SetDescription, task: ListedTask) -> Reaso
 def _tables(description: str) -> tuple[Table, ...]:
     """Open the columns of images of a table, in the order of their names."""
     path = Path(description).expanduser()
-    files: Sequence[Place] = sorted(path.glob("*.parquet")) if os.path.isdir(path) else [path]
-    remote = parquet_addresses(description)
+    files: Sequence[AnyPath] = sorted(path.glob("*.parquet")) if os.path.isdir(path) else [path]
+    remote = remote_tables(description)
     if remote or (files and files[0].suffix.lower() == ".parquet" and os.path.isfile(str(files[0]))):
         files = remote or files
         names = sorted(image_columns(files[0]))

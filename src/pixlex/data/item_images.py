@@ -12,14 +12,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import Int64
 
-from pixlex.data.chosen import join
+from pixlex.data.folders import FileSource, below, image_path, is_image_name, open_folder
 from pixlex.data.hub import DatasetSource
 from pixlex.data.images import open_source
 from pixlex.data.labels import no_labels
 from pixlex.data.listed import Listing, Row, id_of, is_nothing
-from pixlex.data.lists import below, image_path
 from pixlex.data.reasoning import ReasoningSource
-from pixlex.data.sources import FileSource, ImageSource, is_image_name, open_folder, remark_passed_over
+from pixlex.data.sources import ImageSource, concatenate, remark_passed_over
 from pixlex.data.tables import ParquetSource
 from pixlex.data.text import id_text, list_in
 from pixlex.messages import quoted
@@ -168,7 +167,7 @@ class RowImages(ItemImages):
 
     def find(self, names: Sequence[str | int]) -> tuple[ImageSource, Int64[np.ndarray, " names"]]:
         """Return the tables one after the other; every image is there."""
-        images = self.tables[0] if len(self.tables) == 1 else join(self.name, self.tables)
+        images = self.tables[0] if len(self.tables) == 1 else concatenate(self.name, self.tables)
         return images, np.array(names, dtype=np.int64)
 
 

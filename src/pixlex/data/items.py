@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 
 from pixlex.data.assignment import assignment_items
-from pixlex.data.chosen import choose, join
 from pixlex.data.descriptions import read_descriptions
 from pixlex.data.embedded import open_embedded
 from pixlex.data.item_files import open_item_file
@@ -16,7 +15,7 @@ from pixlex.data.pairs import open_pairs
 from pixlex.data.reasoning import ListedTask, ReasoningSource, Task
 from pixlex.data.scenes.source import ScenesSource
 from pixlex.data.scenes.tasks import SceneEntailment, ScenePairs, SceneQuestions
-from pixlex.data.sources import remark_left_out
+from pixlex.data.sources import concatenate, remark_left_out, subset
 from pixlex.data.text import clean_caption, clean_question
 from pixlex.messages import quoted
 
@@ -131,7 +130,7 @@ def join_items(name: str, sources: Sequence[ReasoningSource]) -> ReasoningSource
     )
     return ReasoningSource(
         name=name,
-        images=join(name, [source.images for source in sources]),
+        images=concatenate(name, [source.images for source in sources]),
         num_images=sources[0].num_images,
         texts=tuple(text for source in sources for text in source.texts),
         answers=tuple(given for source in sources for given in source.answers),
@@ -159,7 +158,7 @@ def _open_scenes(description: str, task: ListedTask, texts: str) -> ReasoningSou
     places = np.array([item.images for item in items], dtype=np.int64)
     return ReasoningSource(
         name=description if texts == "1" else f"{description}?texts={texts}",
-        images=choose(images, places.ravel()),
+        images=subset(images, places.ravel()),
         num_images=places.shape[1],
         texts=tuple(item.text for item in items),
         answers=tuple((item.answer,) for item in items),

@@ -1,25 +1,33 @@
-"""Class labels of a source: integers and their names, checked against each other."""
+"""Class labels of a source: integers and their names, checked against each other, as a person would say them."""
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
 
 import numpy as np
 from jaxtyping import Int64
 
-from pixlex.data.addresses import Place
-from pixlex.data.class_names import SIDECAR, imagenet_classes, names_beside, spoken_names
-from pixlex.data.text import whole_number
+from pixlex.data.remote import AnyPath
+from pixlex.data.text import csv_rows, plain_text, whole_number
 from pixlex.messages import quoted
+
+# The file beside a source that names its classes.
+CLASSES_FILE = "classes.csv"
 
 # A larger "class index" is some other number (an identifier, a date) in a column that is called label.
 MAX_CLASSES = 1_000_000
 
-# What is a number, though perhaps no label, and so no name.
+# A number, though perhaps no label, and so no name.
 _NUMBER = re.compile(r"\s*[+-]?\d+(?:\.0*)?\s*")
+# A WordNet id, perhaps with a name behind it, as in n02119789_kit_fox.
+_WORDNET_ID = re.compile(r"(n\d{8})(?:[\s_-]+(.*))?")
+_COMMA = re.compile(r"\s*(?:(?<!\d),|,(?!\d))\s*")
 
 
 @dataclass(frozen=True)
@@ -27,8 +35,8 @@ class Labels:
     """The class of each image of a source.
 
     Attributes:
-        indices: class index of each image, -1 where unknown.
-        class_names: name of each class index, "" for an index that does not occur; empty without labels.
+        indices: Class index of each image, -1 where unknown.
+        class_names: Name of each class index, "" for an index that does not occur; empty without labels.
     """
 
     indices: Int64[np.ndarray, " images"]
@@ -42,6 +50,11 @@ class RowLabel:
     label: int | None
     class_name: str | None
 
+    @property
+    def is_half(self) -> bool:
+        """Whether one of the two is missing."""
+        return (self.label is None) != (self.class_name is None)
+
 
 def no_labels(count: int) -> Labels:
     """Return the labels of `count` images of which none is known."""
@@ -52,13 +65,13 @@ def row_label(label: object, class_name: object, where: str) -> RowLabel:
     """Read the two fields of one row as they come from text, JSON, parquet or a shard.
 
     Args:
-        label: an integer, the text of one, or nothing (None, "", NaN, -1); a text that is no integer is
+        label: An integer, the text of one, or nothing (None, "", NaN, -1); a text that is no integer is
             taken as the class name if there is no other.
-        class_name: a text or nothing (None, "").
-        where: the row, for the error.
+        class_name: A text or nothing (None, "", NaN).
+        where: The row, for the error.
 
     Raises:
-        ValueError: if the label is not an integer or not in [0, 1 000 000), or the name is not a text.
+        ValueError: The label is no integer or not in [0, 1 000 000), or the name is no text.
     """
     if class_name != class_name:  # NaN, as pandas reads an empty cell
         class_name = None
@@ -78,38 +91,35 @@ def row_label(label: object, class_name: object, where: str) -> RowLabel:
 
 
 def labels_of_known_classes(
-    values: Sequence[object], names: Sequence[str], source: str, folder: Place | None = None
+    values: Sequence[object], names: Sequence[str], source: str, folder: AnyPath | None = None
 ) -> Labels:
     """Return labels whose classes are declared beforehand, as in a `datasets.ClassLabel`.
 
     Args:
-        values: class index of each image; None or -1 where unknown.
-        names: name of each class index.
-        source: name of the source, for errors.
-        folder: where `classes.csv` is looked for, see `pixlex.data.class_names.spoken_names`.
+        values: Class index of each image; None or -1 where unknown.
+        names: Name of each class index.
+        source: Name of the source, for errors.
+        folder: Where `classes.csv` is looked for, see `spoken_names`.
 
     Raises:
-        ValueError: if an index is no whole number, or lies outside the names.
+        ValueError: An index is no whole number, or lies outside the names.
     """
     indices = np.full(len(values), -1, dtype=np.int64)
     for row, value in enumerate(values):
-        if value is None:
-            continue
-        number = whole_number(value)
+        number = -1 if value is None else whole_number(value)
         if number is None or not -1 <= number < len(names):
             raise ValueError(
                 f"{source} row {row}: labels must be integers in [0, {len(names)}), for there are {len(names)} "
                 f"class names; got {quoted(value)}"
             )
         indices[row] = number
-    spoken = spoken_names(dict(enumerate(names)), source, folder)
-    return Labels(indices, tuple(spoken.values()))
+    return Labels(indices, tuple(spoken_names(dict(enumerate(names)), source, folder).values()))
 
 
 def resolve_labels(
     rows: Sequence[RowLabel],
     source: str,
-    folder: Place | None = None,
+    folder: AnyPath | None = None,
     *,
     numbered: bool = False,
     positions: Sequence[int] | None = None,
@@ -123,22 +133,22 @@ def resolve_labels(
     index to several names.
 
     Args:
-        rows: what each row says.
-        source: name of the source, for errors.
-        folder: where `classes.csv` is looked for; None: nowhere.
-        numbered: call classes that nothing names by their number, and number names in sorted order where no
+        rows: What each row says.
+        source: Name of the source, for errors.
+        folder: Where `classes.csv` is looked for; None: nowhere.
+        numbered: Call classes that nothing names by their number, and number names in sorted order where no
             image has a number; for sources whose labels are not what they are opened for.
-        positions: what number the error gives each row, where rows that say the same are left out.
+        positions: What number the error gives each row, where rows that say the same are left out.
 
     Raises:
-        ValueError: for labels without names, names without labels, or an index with two names.
+        ValueError: Labels without names, names without labels, or an index with two names.
     """
     rows = list(rows)
     at = range(len(rows)) if positions is None else positions
-    if all(row.label is None and row.class_name is None for row in rows):
-        return no_labels(len(rows))
-    if any((row.label is None) != (row.class_name is None) for row in rows):
-        rows = _completed(rows, source, folder, numbered, at)
+    if any(row.is_half for row in rows):
+        rows = _filled(rows, folder, numbered)
+    if half := next(((place, row) for place, row in zip(at, rows, strict=True) if row.is_half), None):
+        raise ValueError(_half_a_label(*half, source, folder))
     names: dict[int, str] = {}
     for position, row in zip(at, rows, strict=True):
         if row.label is None or row.class_name is None:
@@ -149,33 +159,31 @@ def resolve_labels(
                 f"{source} row {position}: label {row.label} has two names, {quoted(known)} and "
                 f"{quoted(row.class_name)}"
             )
+    if not names:
+        return no_labels(len(rows))
     indices = np.array([-1 if row.label is None else row.label for row in rows], dtype=np.int64)
     spoken = spoken_names(names, source, folder)
     return Labels(indices, tuple(spoken.get(label, "") for label in range(max(names) + 1)))
 
 
-def _completed(
-    rows: Sequence[RowLabel], source: str, folder: Place | None, numbered: bool, positions: Sequence[int]
-) -> list[RowLabel]:
-    """Fill in the half that a row leaves out, from the file of classes beside the source."""
+def _filled(rows: Sequence[RowLabel], folder: AnyPath | None, numbered: bool) -> list[RowLabel]:
+    """Fill in the half that a row leaves out, where the file of classes beside the source has it."""
     beside = names_beside(folder)
     names = {} if beside is None else dict(beside.names)
     if numbered:
         names |= _numbered(rows, names)
     # A name with two labels cannot say which of them is meant.
     occurrences = Counter(names.values())
-    labels = {name: label for label, name in names.items() if occurrences[name] == 1}
-    labels = {wordnet_id: number for wordnet_id, (number, _) in imagenet_classes().items()} | labels
-    complete = []
-    for position, row in zip(positions, rows, strict=True):
+    labels = {wordnet_id: number for wordnet_id, (number, _) in imagenet_classes().items()}
+    labels |= {name: label for label, name in names.items() if occurrences[name] == 1}
+    filled = []
+    for row in rows:
         if row.label is not None and row.class_name is None:
             row = RowLabel(row.label, names.get(row.label))
         elif row.class_name is not None and row.label is None:
             row = RowLabel(labels.get(row.class_name), row.class_name)
-        if (row.label is None) != (row.class_name is None):
-            raise ValueError(_half_a_label(row, position, source, folder))
-        complete.append(row)
-    return complete
+        filled.append(row)
+    return filled
 
 
 def _numbered(rows: Sequence[RowLabel], names: dict[int, str]) -> dict[int, str]:
@@ -190,7 +198,7 @@ def _numbered(rows: Sequence[RowLabel], names: dict[int, str]) -> dict[int, str]
     return {label: given.get(label, str(label)) for label in labels - names.keys()}
 
 
-def _half_a_label(row: RowLabel, position: int, source: str, folder: Place | None) -> str:
+def _half_a_label(position: int, row: RowLabel, source: str, folder: AnyPath | None) -> str:
     given = (
         f"label {row.label} has no name"
         if row.class_name is None
@@ -198,5 +206,139 @@ def _half_a_label(row: RowLabel, position: int, source: str, folder: Place | Non
     )
     remedy = "give each labeled image an integer label and a class_name"
     if folder is not None:
-        remedy += f", or name the classes in {folder / SIDECAR} (columns label,class_name)"
+        remedy += f", or name the classes in {folder / CLASSES_FILE} (columns label,class_name)"
     return f"{source}: {given} (row {position}); {remedy}, or leave out both"
+
+
+@dataclass(frozen=True)
+class ClassesFile:
+    """What a `classes.csv` says: label -> name, and WordNet id -> name."""
+
+    path: AnyPath
+    names: dict[int, str] = field(default_factory=dict)
+    of_wordnet: dict[str, str] = field(default_factory=dict)
+
+
+def names_beside(folder: AnyPath | None) -> ClassesFile | None:
+    """Return what `classes.csv` in a folder says: the `class_name` of each `label`, WordNet id in `wnid`, or both.
+
+    Raises:
+        ValueError: A column is missing, a row is malformed, or a class has two names.
+    """
+    path = None if folder is None else folder / CLASSES_FILE
+    if path is None or not path.is_file():
+        return None
+    found = ClassesFile(path)
+    for line, row in csv_rows(path):
+        where = f"{path} line {line}"
+        if "class_name" not in row or not row.keys() & {"label", "wnid"}:
+            columns = ", ".join(map(str, row))
+            raise ValueError(
+                f"{where}: expected the columns label (or wnid) and class_name, found {columns:.200}"
+            )
+        name, label, wnid = (
+            plain_text(row.get(key) or "").strip() for key in ("class_name", "label", "wnid")
+        )
+        number = whole_number(label)
+        wordnet_id = wnid or (label if _WORDNET_ID.fullmatch(label) else "")
+        if not name or (number is None and not wordnet_id) or (number is not None and number < 0):
+            raise ValueError(f"{where}: expected a label and a class_name, got {quoted(row)}")
+        if number is not None and found.names.setdefault(number, name) != name:
+            raise ValueError(f"{where}: label {number} has two names")
+        if wordnet_id and found.of_wordnet.setdefault(wordnet_id, name) != name:
+            raise ValueError(f"{where}: {wordnet_id} has two names")
+    return found
+
+
+@cache
+def imagenet_classes() -> Mapping[str, tuple[int, str]]:
+    """Return ImageNet's 1,000 classes: WordNet id -> number in 0..999, synonyms ("kit fox, Vulpes macrotis")."""
+    text = resources.files("pixlex.data").joinpath("imagenet_classes.tsv").read_text("utf-8")
+    rows = [line.split("\t") for line in text.splitlines() if not line.startswith("#")]
+    return {wordnet_id: (number, synonyms) for number, (wordnet_id, synonyms) in enumerate(rows)}
+
+
+def spoken_names(
+    names: Mapping[int, str], source: str, folder: AnyPath | None, *, folders: bool = False
+) -> dict[int, str]:
+    """Return class names that can be answers: one name for each class, without synonyms, ids and odd characters.
+
+    WordNet ids of ImageNet's classes, and their lists of synonyms, become the first synonym: `n02119789` and "kit
+    fox, Vulpes macrotis" are "kit fox". Of other names with commas the part before the first is taken, unless two
+    classes would then share it. What `classes.csv` in the folder says of such a class wins. Other names stay. A
+    warning says what was changed.
+
+    Args:
+        names: Label -> name as given.
+        source: Name of the source, for the warning.
+        folder: Where `classes.csv` is looked for; None: nowhere.
+        folders: The labels are the positions of folders in sorted order.
+
+    Raises:
+        ValueError: `classes.csv` is malformed, or numbers classes otherwise than the folders are numbered.
+    """
+    cleaned = {label: " ".join(plain_text(name).split()) for label, name in names.items()}
+    unclear = {label for label, name in cleaned.items() if _COMMA.search(name) or _WORDNET_ID.fullmatch(name)}
+    beside = names_beside(folder) if unclear else None
+    given: dict[int, str] = {}
+    if beside is not None:
+        given = {label: beside.names[label] for label in unclear & beside.names.keys()}
+        if given and folders and beside.names.keys() != names.keys():
+            raise ValueError(
+                f"{beside.path}: expected a column wnid with the names of folders, or the labels 0 to "
+                f"{len(names) - 1} of the {len(names)} folders in sorted order; found {len(beside.names)} labels"
+            )
+        ids = {label: _wordnet_id(cleaned[label]) for label in unclear}
+        given |= {label: beside.of_wordnet[one] for label, one in ids.items() if one in beside.of_wordnet}
+    short = {label: _short(name) if label in unclear else name for label, name in cleaned.items()}
+    # Two of ImageNet's classes may share a name (crane).
+    shared = Counter(short[label] for label in unclear if not _is_of_imagenet(cleaned[label]))
+    spoken = {
+        label: given.get(label, cleaned[label] if shared[name] > 1 else name) for label, name in short.items()
+    }
+    _warn(names, {label: name for label, name in spoken.items() if label not in given}, unclear, source)
+    return spoken
+
+
+def _wordnet_id(name: str) -> str:
+    match = _WORDNET_ID.fullmatch(name)
+    return match[1] if match else ""
+
+
+def _short(name: str) -> str:
+    if match := _WORDNET_ID.fullmatch(name):
+        wordnet_id, behind = match.groups()
+        if wordnet_id in imagenet_classes():
+            name = imagenet_classes()[wordnet_id][1]
+        elif behind:
+            name = behind.replace("_", " ")
+    return _COMMA.split(name, maxsplit=1)[0] or name
+
+
+@cache
+def _synonyms() -> frozenset[str]:
+    return frozenset(synonyms for _, synonyms in imagenet_classes().values())
+
+
+def _is_of_imagenet(name: str) -> bool:
+    return _wordnet_id(name) in imagenet_classes() or name in _synonyms()
+
+
+def _warn(names: Mapping[int, str], spoken: Mapping[int, str], unclear: set[int], source: str) -> None:
+    """Say which names were changed, and that others are no names."""
+    changed = [label for label, name in spoken.items() if name != " ".join(names[label].split())]
+    same = [label for label in spoken if label in unclear and label not in changed]
+    remedy = f"a {CLASSES_FILE} in their folder (label or wnid, and class_name) names them otherwise"
+    if changed:
+        first = f"{quoted(names[changed[0]])} as {quoted(spoken[changed[0]])}"
+        warnings.warn(
+            f"{source}: {len(changed)} of {len(names)} class names are taken by their first synonym, or without "
+            f"characters that no tokenizer reads, such as {first}; {remedy}",
+            stacklevel=4,
+        )
+    if same:
+        warnings.warn(
+            f"{source}: {len(same)} of {len(names)} class names are lists or ids, and answers would be such, the "
+            f"first is {quoted(spoken[same[0]])}; {remedy}",
+            stacklevel=4,
+        )

@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Int64
 
-from pixlex.data.chosen import choose
 from pixlex.data.reasoning import ReasoningSource
-from pixlex.data.sources import ImageSource
+from pixlex.data.sources import ImageSource, subset
 from pixlex.data.text import id_text, plain_text, whole_number
 from pixlex.messages import quoted
 
@@ -121,7 +120,7 @@ class Listing:
         kept = np.flatnonzero(present).tolist()
         return ReasoningSource(
             name=str(self.path),
-            images=choose(images, places[present].ravel()),
+            images=subset(images, places[present].ravel()),
             num_images=self.num_images,
             texts=_taken(self.texts, kept),
             answers=_taken(self.answers, kept),

@@ -14,11 +14,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pixlex.batch import ImageBatch, Skipped
 from pixlex.config.data import Cut, DataConfig
-from pixlex.data.broken import BrokenImages, TooManyBroken
 from pixlex.data.decoding import UnreadableImage, decode_record
-from pixlex.data.fetch_ahead import fetched_ahead
 from pixlex.data.order import TrainingOrder
-from pixlex.data.sources import ImageSource
+from pixlex.data.shards import Prefetch
+from pixlex.data.sources import BrokenImages, ImageSource, TooManyBroken
 from pixlex.data.transforms import evaluation_crop, float_images, minimum_decoded_side, training_crop
 
 __all__ = ["BrokenImages", "TooManyBroken", "evaluation_batches", "training_batches"]
@@ -228,12 +227,11 @@ def _load(
         generator=torch.Generator(),
     )
     batches = iter(loader)  # worker processes begin before the thread does
-    with fetched_ahead(images.source, _images_of(order, images.together)) as ahead:
+    with Prefetch(images.source, _images_of(order, images.together)) as prefetch:
         try:
             for stack in batches:
                 yield stack.batch()
-                if ahead is not None:
-                    ahead.batch_done()
+                prefetch.batch_done()
         except ValueError as fault:
             # PyTorch puts the traceback of a worker process in front of what was said.
             _, name, said = str(fault).rpartition(f"{type(fault).__name__}: ")

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from pixlex.data.captioned import PairSource
-from pixlex.data.chosen import choose, join
+from pixlex.data.sources import concatenate, subset
 
 # A set that is taken more often than this was given a weight by mistake.
 _MAX_REPEATS = 1000
@@ -40,11 +40,11 @@ def mix(name: str, sources: Sequence[PairSource], weights: Sequence[float]) -> P
         _rows(len(source), weight / smallest, number)
         for number, (source, weight) in enumerate(zip(sources, weights, strict=True))
     ]
-    parts = [choose(source.images, taken) for source, taken in zip(sources, rows, strict=True)]
+    parts = [subset(source.images, taken) for source, taken in zip(sources, rows, strict=True)]
     places = [(source, row) for source, taken in zip(sources, rows, strict=True) for row in taken.tolist()]
     has_ids = any(source.ids for source in sources)
     return PairSource(
-        join(name, parts),
+        concatenate(name, parts),
         tuple(source.captions[row] for source, row in places),
         tuple(source.image_id(row) for source, row in places) if has_ids else (),
         tuple(key for source in sources for key in source.ignored),

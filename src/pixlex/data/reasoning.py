@@ -12,9 +12,8 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from pixlex.config.reasoning import ReasoningTask
-from pixlex.data.chosen import choose
 from pixlex.data.scenes.entailment import LABELS
-from pixlex.data.sources import ImageSource
+from pixlex.data.sources import ImageSource, subset
 
 Task = ReasoningTask
 # Those whose items lie in files; those of text assignment are made of captions.
@@ -108,7 +107,7 @@ class ReasoningSource:
         places = np.array(items, dtype=np.int64)[:, None] * self.num_images + np.arange(self.num_images)
         return replace(
             self,
-            images=choose(self.images, places.ravel()),
+            images=subset(self.images, places.ravel()),
             texts=_taken(self.texts, items),
             answers=_taken(self.answers, items),
             ids=_taken(self.ids, items),

@@ -3,46 +3,56 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
+import io
+import json
 import random
+import threading
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int64
+import pyarrow.parquet as pq
 
-from pixlex.data.addresses import Address, Place
+from pixlex import distributed
 from pixlex.data.decoding import IMAGE_EXTENSIONS, ImageRecord, UnreadableImage
-from pixlex.data.fetched import SIZE_VARIABLE, FetchedFile, cache_bytes
 from pixlex.data.labels import Labels, RowLabel, no_labels, resolve_labels
-from pixlex.data.shard_index import ShardIndex, open_shard, shard_index
-from pixlex.data.sources import PassedOver, fingerprint, names_within
+from pixlex.data.remote import (
+    SIZE_VARIABLE,
+    AnyPath,
+    CachedFile,
+    FileState,
+    RemotePath,
+    cache_bytes,
+    cache_folder,
+)
+from pixlex.data.sources import ImageSource, ImageSubset, PassedOver, fingerprint, names_within
+from pixlex.data.tar import SCHEMA, scan_shard
+from pixlex.files import open_regular, write_atomically
 from pixlex.progress import bar_or_lines
 
-# Shards at addresses that are fetched and read at a time when a source is opened.
+Shard = Path | CachedFile
+
+# Remote shards that are downloaded and read at a time when a source is opened.
 _AT_A_TIME = 8
 
+# A file that was written so recently may be written again without a later time of change.
+_SETTLED_SECONDS = 2.0
 
-@dataclass(frozen=True, eq=False)
-class ShardImages:
-    """Where the images of some shards lie, in arrays: some 40 bytes an image, most of them its name.
+# Goes up where an index of before would be read wrongly.
+_FORM = 2
 
-    Attributes:
-        files: name of each image's file in its shard, as bytes, a chunk for each shard.
-        offsets: where its bytes begin, in bytes from the beginning of the shard.
-        sizes: how many they are.
-        firsts: number of the first image of each shard; behind them the number of all images.
-    """
-
-    files: pa.ChunkedArray
-    offsets: Int64[np.ndarray, " images"]
-    sizes: Int64[np.ndarray, " images"]
-    firsts: tuple[int, ...]
+# Batches that `Prefetch` looks ahead: enough for a shard to arrive, and soon looked through.
+_MOST_BATCHES = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,25 +60,27 @@ class TarSource:
     """Images inside uncompressed tar files, read by their position.
 
     Args:
-        name: what to call the source.
-        shards: the tar files, in order.
-        shard_names: what the keys of each begin with.
-        images: where each image lies.
-        labels: class index of each image and the class names.
-        ignored: files that are neither image nor label, one entry for each kind.
-        captions: the texts of each image, where the shards were opened for them; else empty.
+        name: What to call the source.
+        shards: The tar files, in order.
+        shard_names: What the keys of each begin with.
+        rows: Of each image the name of its file, as bytes, where its content begins in the shard, and its size.
+        firsts: Number of the first image of each shard; behind them the number of all images.
+        labels: Class index of each image and the class names.
+        ignored: Files that are neither image nor label, one entry for each kind.
+        captions: The texts of each image, where the shards were opened for them; else empty.
     """
 
     name: str
-    shards: tuple[Path | FetchedFile, ...]
+    shards: tuple[Shard, ...]
     shard_names: tuple[str, ...]
-    images: ShardImages
+    rows: pa.Table
+    firsts: tuple[int, ...]
     labels: Labels
     ignored: tuple[PassedOver, ...] = ()
     captions: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
-        return len(self.images.offsets)
+        return self.firsts[-1]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -83,25 +95,24 @@ class TarSource:
     @cached_property
     def blocks(self) -> tuple[int, ...]:
         """The number of images in each shard that has some."""
-        return tuple(end - first for first, end in pairwise(self.images.firsts) if end > first)
+        return tuple(end - first for first, end in pairwise(self.firsts) if end > first)
 
     def key(self, index: int) -> str:
         """Return shard and file name of an image, such as "shard-000.tar/0017.jpg"."""
-        return self._key(self._shard_number(index), index)
+        return self._key(self._shard_number(index), self.rows["file"][index].as_py())
 
     def read(self, index: int) -> ImageRecord:
-        """Return the bytes of an image; the shard is fetched first where it lies at an address.
+        """Return the bytes of an image; a remote shard is downloaded first.
 
         Raises:
-            UnreadableImage: the shard is gone or shorter than it was.
-            Unreachable: the shard cannot be fetched.
+            UnreadableImage: The shard is gone or shorter than it was.
+            Unreachable: The shard cannot be downloaded.
         """
-        shard = self._shard_number(index)
-        key, size = self._key(shard, index), int(self.images.sizes[index])
+        key, size = self.key(index), self.rows["size"][index].as_py()
         try:
             # Opened for each image: a file kept open would share its position with forked processes.
-            with open_shard(self.shards[shard]) as file:
-                file.seek(int(self.images.offsets[index]))
+            with _open_shard(self.shard_of(index)) as file:
+                file.seek(self.rows["offset"][index].as_py())
                 data = file.read(size)
         except OSError as fault:
             raise UnreadableImage(key, f"the shard cannot be read: {fault.strerror or fault}") from fault
@@ -109,30 +120,27 @@ class TarSource:
             raise UnreadableImage(key, f"the shard is cut off: {size} bytes expected, {len(data)} found")
         return ImageRecord(data, int(self.labels.indices[index]), key)
 
-    def shard_of(self, index: int) -> Path | FetchedFile:
+    def shard_of(self, index: int) -> Shard:
         """Return the shard that an image lies in."""
         return self.shards[self._shard_number(index)]
 
     def _shard_number(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} images, got index {index}")
-        return bisect.bisect_right(self.images.firsts, index) - 1
+        return bisect.bisect_right(self.firsts, index) - 1
 
-    def _key(self, shard: int, index: int) -> str:
-        return self._named(shard, self.images.files[int(index)].as_py())
-
-    def _named(self, shard: int, file: bytes) -> str:
+    def _key(self, shard: int, file: bytes) -> str:
         return f"{self.shard_names[shard]}/{file.decode(errors='surrogateescape')}"
 
     def _keys_and_sizes(self) -> Iterator[str]:
-        for shard, (first, end) in enumerate(pairwise(self.images.firsts)):
-            files = self.images.files.slice(first, end - first).to_pylist()
-            for file, size in zip(files, self.images.sizes[first:end].tolist(), strict=True):
-                yield f"{self._named(shard, file)}:{size}"
+        for shard, (first, end) in enumerate(pairwise(self.firsts)):
+            rows = self.rows.slice(first, end - first)
+            for file, size in zip(rows["file"].to_pylist(), rows["size"].to_pylist(), strict=True):
+                yield f"{self._key(shard, file)}:{size}"
 
 
-def open_shards(name: str, paths: Sequence[Place], *, captioned: bool = False) -> TarSource:
-    """Index tar shards by scanning their headers, once: what is found is kept for later starts.
+def open_shards(name: str, paths: Sequence[AnyPath], *, captioned: bool = False) -> TarSource:
+    """Index tar shards by scanning their headers, once: what is found is cached for later starts.
 
     As in WebDataset, the basename of a file ends at the first dot of its name, and the files of one
     basename within a shard make one sample: an image of any format that a folder reads and its class; an image
@@ -143,62 +151,55 @@ def open_shards(name: str, paths: Sequence[Place], *, captioned: bool = False) -
 
     Captions are `captions`, `caption` or `text` of .json, or else a .txt that is no class.
 
-    Shards at addresses are fetched for it, several at a time, in another order in each process: of processes that
-    share a folder of what is kept, each does a part.
+    Remote shards are downloaded for it, several at a time, in another order in each process: of processes that
+    share a cache, each does a part.
 
     Args:
-        name: what to call the source.
-        paths: the shards, in order.
-        captioned: keep the captions, and call classes without a name by their number.
+        name: What to call the source.
+        paths: The shards, in order.
+        captioned: Keep the captions, and call classes without a name by their number.
 
     Raises:
-        ValueError: if a shard is not an uncompressed tar file, none holds an image, or labels and names do
-            not fit.
-        Unreachable: a shard cannot be fetched.
+        ValueError: A shard is not an uncompressed tar file, none holds an image, or labels and names do not fit.
+        Unreachable: A shard cannot be downloaded.
     """
     names = names_within(paths)
     found = _indexed(name, paths, names, captioned)
-    indexes = [index for _, index in found]
-    ignored = _counted(indexes)
-    if not any(len(index.sizes) for index in indexes):
+    ignored = _counted([table for _, table in found])
+    firsts = tuple(accumulate((table.num_rows for _, table in found), initial=0))
+    if not firsts[-1]:
         others = ", ".join(f"{one.count:,} {one.kind}" for one in ignored) or "nothing else"
         raise ValueError(
             f"no image in the {len(paths)} shards of {name}: expected files ending in "
             f"{', '.join('.' + extension for extension in IMAGE_EXTENSIONS)}; found {others}"
         )
-    labels = _labels(indexes, name, paths[0].parent, captioned)
-    images = ShardImages(
-        files=pa.chunked_array([index.files for index in indexes], pa.binary()),
-        offsets=np.concatenate([index.offsets for index in indexes]),
-        sizes=np.concatenate([index.sizes for index in indexes]),
-        firsts=tuple(accumulate((len(index.sizes) for index in indexes), initial=0)),
+    table = pa.concat_tables(table for _, table in found)
+    captions = (map(_decoded, texts) for texts in table["captions"].to_pylist()) if captioned else ()
+    return TarSource(
+        name,
+        tuple(shard for shard, _ in found),
+        names,
+        table.select(["file", "offset", "size"]).combine_chunks(),
+        firsts,
+        _labels(table, name, paths[0].parent, captioned),
+        ignored,
+        tuple(map(tuple, captions)),
     )
-    captions = tuple(texts for index in indexes for texts in index.captions)
-    return TarSource(name, tuple(shard for shard, _ in found), names, images, labels, ignored, captions)
-
-
-def _counted(indexes: Sequence[ShardIndex]) -> tuple[PassedOver, ...]:
-    """Return what shards pass over, one entry for each kind."""
-    found: dict[str, PassedOver] = {}
-    for one in (one for index in indexes for one in index.ignored):
-        before = found.get(one.kind, replace(one, count=0))
-        found[one.kind] = replace(before, count=before.count + one.count)
-    return tuple(found[kind] for kind in sorted(found))
 
 
 def _indexed(
-    name: str, paths: Sequence[Place], names: Sequence[str], captioned: bool
-) -> list[tuple[Path | FetchedFile, ShardIndex]]:
+    name: str, paths: Sequence[AnyPath], names: Sequence[str], captioned: bool
+) -> list[tuple[Shard, pa.Table]]:
     """Return the shards and what each holds."""
 
-    def index(number: int) -> tuple[Path | FetchedFile, ShardIndex]:
+    def index(number: int) -> tuple[Shard, pa.Table]:
         path = paths[number]
-        shard = FetchedFile(path, path.state()) if isinstance(path, Address) else path
-        return shard, shard_index(shard, names[number], captioned=captioned)
+        shard = CachedFile(path, path.state()) if isinstance(path, RemotePath) else path
+        return shard, index_shard(shard, names[number], captioned=captioned)
 
-    if not any(isinstance(path, Address) for path in paths):
+    if not any(isinstance(path, RemotePath) for path in paths):
         return [index(number) for number in range(len(paths))]
-    found: dict[int, tuple[Path | FetchedFile, ShardIndex]] = {}
+    found: dict[int, tuple[Shard, pa.Table]] = {}
     pool = ThreadPoolExecutor(_AT_A_TIME)
     try:
         order = random.SystemRandom().sample(range(len(paths)), len(paths))
@@ -209,9 +210,8 @@ def _indexed(
             found[waiting[done]] = done.result()
     finally:
         pool.shutdown(cancel_futures=True)
-    fetched = [shard for shard, _ in found.values() if isinstance(shard, FetchedFile)]
-    total, limit = sum(shard.state.size or 0 for shard in fetched), cache_bytes()
-    if total > limit:
+    total = sum(shard.state.size or 0 for shard, _ in found.values() if isinstance(shard, CachedFile))
+    if total > (limit := cache_bytes()):
         warnings.warn(
             f"{name}: {total / 1e9:.1f} GB of shards exceed the {limit / 1e9:.1f} GB that are kept on this "
             "machine; reading in random order would fetch shards again for single images: train with "
@@ -221,20 +221,195 @@ def _indexed(
     return [found[number] for number in range(len(paths))]
 
 
-def _labels(indexes: Sequence[ShardIndex], name: str, folder: Place, numbered: bool) -> Labels:
+def _counted(tables: Sequence[pa.Table]) -> tuple[PassedOver, ...]:
+    """Return what shards pass over, one entry for each kind."""
+    found: dict[str, PassedOver] = {}
+    for one in (PassedOver(*one) for table in tables for one in _notes(table)["ignored"]):
+        before = found.get(one.kind, replace(one, count=0))
+        found[one.kind] = replace(before, count=before.count + one.count)
+    return tuple(found[kind] for kind in sorted(found))
+
+
+def _labels(table: pa.Table, name: str, folder: AnyPath, numbered: bool) -> Labels:
     """Return the labels of all images; each pair of label and class name is looked at once."""
-    numbers: dict[RowLabel, int] = {}
-    positions: list[int] = []
-    codes: list[Int64[np.ndarray, " images"]] = []
-    first = 0
-    for index in indexes:
-        for label, row in zip(index.labels, index.firsts, strict=True):
-            if label not in numbers:
-                numbers[label] = len(numbers)
-                positions.append(first + row)
-        codes.append(np.array([numbers[label] for label in index.labels], dtype=np.int64)[index.codes])
-        first += len(index.codes)
-    if set(numbers) == {RowLabel(None, None)}:
-        return no_labels(first)
-    resolved = resolve_labels(list(numbers), name, folder, numbered=numbered, positions=positions)
-    return Labels(resolved.indices[np.concatenate(codes)], resolved.class_names)
+    named = table["class_name"].combine_chunks().dictionary_encode()
+    names = [None, *(_decoded(text) for text in named.dictionary.to_pylist())]
+    # A label of -1, in front, is none, and so is a name of number 0.
+    labels = table["label"].fill_null(-1).to_numpy()
+    pairs = (labels + 1) * len(names) + named.indices.fill_null(-1).to_numpy() + 1
+    distinct, firsts, codes = np.unique(pairs, return_index=True, return_inverse=True)
+    order = np.argsort(firsts)
+    rows = [
+        RowLabel(pair // len(names) - 1 if pair >= len(names) else None, names[pair % len(names)])
+        for pair in distinct[order].tolist()
+    ]
+    if rows == [RowLabel(None, None)]:
+        return no_labels(len(pairs))
+    resolved = resolve_labels(rows, name, folder, numbered=numbered, positions=firsts[order].tolist())
+    return Labels(resolved.indices[np.argsort(order)[codes]], resolved.class_names)
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode(errors="surrogatepass")
+
+
+def index_shard(shard: Shard, name: str, *, captioned: bool) -> pa.Table:
+    """Return what a shard holds (see `pixlex.data.tar.scan_shard`), as it was cached until the shard changes.
+
+    Args:
+        shard: The tar file.
+        name: What its keys begin with.
+        captioned: See `open_shards`.
+
+    Raises:
+        ValueError: As `scan_shard`, or it cannot be read.
+        Unreachable: It cannot be downloaded.
+    """
+    state = _state_of(shard)
+    where = str(shard) if isinstance(shard, CachedFile) else str(shard.absolute())
+    named = hashlib.sha256(f"{where}\n{captioned}".encode(errors="surrogateescape")).hexdigest()[:32]
+    path = cache_folder() / "indexes" / f"{named}.parquet"
+    expected: dict[str, Any] = {"form": _FORM, "shard": where, "captioned": captioned}
+    if state is not None:
+        expected |= {"size": state.size, "version": state.version}
+        if (table := read_index(path, expected)) is not None:
+            return table
+    try:
+        with _open_shard(shard) as file:
+            table = scan_shard(file, shard, name, captioned=captioned)
+    except OSError as fault:
+        raise ValueError(f"{shard} cannot be read: {fault.strerror or fault}") from fault
+    if state is not None:
+        write_index(table, path, expected)
+    return table
+
+
+def _open_shard(shard: Shard) -> io.BufferedReader:
+    return shard.open() if isinstance(shard, CachedFile) else open_regular(shard)
+
+
+def _state_of(shard: Shard) -> FileState | None:
+    """Return what tells the content of a shard from another; None where nothing does."""
+    if isinstance(shard, CachedFile):
+        return shard.state if shard.state.version else None
+    try:
+        found = shard.stat()
+    except OSError:
+        return None
+    settled = time.time() - found.st_mtime > _SETTLED_SECONDS
+    return FileState(found.st_size, str(found.st_mtime_ns)) if settled else None
+
+
+def _notes(table: pa.Table) -> dict[str, Any]:
+    notes: dict[str, Any] = json.loads((table.schema.metadata or {}).get(b"pixlex", b"{}"))
+    return notes
+
+
+def _sealed_notes(table: pa.Table, expected: dict[str, Any]) -> dict[str, Any]:
+    """Return what is written beside the pages, which have checksums of their own."""
+    ignored = _notes(table).get("ignored")
+    checksum = hashlib.sha256(json.dumps(ignored).encode()).hexdigest()
+    return {**expected, "images": table.num_rows, "ignored": ignored, "checksum": checksum}
+
+
+def read_index(path: Path, expected: dict[str, Any]) -> pa.Table | None:
+    """Read an index; None if there is none, it is of another content, or damaged."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read(use_threads=False)
+            same = table.schema.equals(SCHEMA) and _notes(table) == _sealed_notes(table, expected)
+            return table if same else None
+    except (pa.ArrowException, OSError, ValueError, RecursionError):
+        return None
+
+
+def write_index(table: pa.Table, path: Path, expected: dict[str, Any]) -> None:
+    """Write an index; where the folder cannot be written, or is full, the next start reads the headers again."""
+    table = table.replace_schema_metadata({"pixlex": json.dumps(_sealed_notes(table, expected))})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(
+            path,
+            lambda temporary: pq.write_table(table, temporary, compression="zstd", write_page_checksum=True),
+        )
+    except OSError:
+        return
+
+
+class Prefetch:
+    """Downloads the shards of batches to come in a thread, each as soon as it and those wanted before it fit.
+
+    They fit into half of the cache, which the processes of the machine divide among them. A context manager; it
+    does nothing where the source has no remote shards.
+
+    Args:
+        source: The images.
+        batches: Which images each batch holds, in the order in which they will be wanted.
+    """
+
+    def __init__(self, source: ImageSource, batches: Iterable[Sequence[int]]) -> None:
+        self._source = source
+        self._batches = batches
+        self._limit = 0
+        self._changed = threading.Condition()
+        self._done = 0
+        self._stopped = False
+        self._last: dict[CachedFile, int] = {}  # the last batch, of those looked at, that wants a shard
+
+    def __enter__(self) -> Prefetch:
+        if _has_remote_shards(self._source):
+            self._limit = cache_bytes() // 2 // distributed.num_on_this_machine()
+            # A daemon: the next process resumes what it is downloading when this one ends.
+            threading.Thread(target=self._run, name="shard prefetch", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+
+    def batch_done(self) -> None:
+        """Say that a batch was handed over."""
+        with self._changed:
+            self._done += 1
+            self._changed.notify()
+
+    def _run(self) -> None:
+        for number, batch in enumerate(self._batches):
+            for shard in dict.fromkeys(_remote_shard(self._source, index) for index in batch):
+                if shard is None:
+                    continue
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopped or self._fits(shard, number))  # noqa: B023
+                    if self._stopped:
+                        return
+                    is_wanted = shard not in self._last and number >= self._done
+                    self._last[shard] = number
+                if is_wanted:
+                    try:
+                        shard.open().close()
+                    except ValueError:  # raised when the shard is wanted, if it cannot be had then either
+                        continue
+
+    def _fits(self, shard: CachedFile, number: int) -> bool:
+        self._last = {kept: last for kept, last in self._last.items() if last >= self._done}
+        taken = sum(kept.state.size or 0 for kept in self._last)
+        return number < self._done + _MOST_BATCHES and (
+            not taken or shard in self._last or taken + (shard.state.size or 0) <= self._limit
+        )
+
+
+def _has_remote_shards(source: ImageSource) -> bool:
+    if isinstance(source, ImageSubset):
+        return any(map(_has_remote_shards, source.parts))
+    return isinstance(source, TarSource) and any(isinstance(shard, CachedFile) for shard in source.shards)
+
+
+def _remote_shard(source: ImageSource, index: int) -> CachedFile | None:
+    """Return the remote shard of an image, if there is one."""
+    if isinstance(source, ImageSubset):
+        return _remote_shard(*source.place(index))
+    shard = source.shard_of(index) if isinstance(source, TarSource) else None
+    return shard if isinstance(shard, CachedFile) else None

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pixlex.data.columns import columns_without_images, table_rows
+from pixlex.data.folders import FileSource, image_path
 from pixlex.data.labels import resolve_labels, row_label
-from pixlex.data.lists import image_path, json_lines, list_rows
-from pixlex.data.sources import MAX_TEXT_BYTES, FileSource
-from pixlex.data.text import csv_rows, decode_text, json_value, texts_in
+from pixlex.data.sources import MAX_TEXT_BYTES
+from pixlex.data.tables import columns_without_images, table_rows
+from pixlex.data.text import csv_rows, decode_text, json_lines, json_value, list_rows, texts_in
 from pixlex.files import read_regular
 from pixlex.messages import quoted
 

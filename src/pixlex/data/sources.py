@@ -1,24 +1,27 @@
-"""What a source of images is; sources made of image files: folders, list files, single images."""
+"""What a source of images is, rows of one or several sources, and the account of images that cannot be read."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int64
 
-from pixlex.data.addresses import Address, NoSuchFile, Place, Unreachable
-from pixlex.data.class_names import SIDECAR, spoken_names
-from pixlex.data.decoding import IMAGE_SUFFIXES, MAX_FILE_BYTES, ImageRecord, UnreadableImage, holds_image
-from pixlex.data.labels import Labels, no_labels
-from pixlex.files import open_regular, read_regular
+from pixlex.batch import ImageBatch, Skipped
+from pixlex.data.decoding import IMAGE_SUFFIXES, MAX_FILE_BYTES, ImageRecord, UnreadableImage
+from pixlex.data.labels import Labels
+from pixlex.data.remote import AnyPath, NoSuchFile, RemotePath, Unreachable
+from pixlex.files import Damaged, read_regular, sealed, unsealed
 from pixlex.messages import quoted
 
 NO_FILE = "the file does not exist"
@@ -32,6 +35,15 @@ MAX_TEXT_BYTES = 1 << 20
 
 # Kinds of files that a remark names.
 _SHOWN_KINDS = 5
+
+SKIPPED_FILE = "skipped.jsonl"
+# Before this many images were visited, their broken fraction says little about the source.
+_MIN_VISITED = 100
+# Images that are read before a run begins, until one can be.
+_TRIED = 16
+# Standard errors that the broken fraction of visits must lie above the limit: a source just below the limit
+# would else be stopped by the chance of which images come first.
+_MARGIN = 3.0
 
 
 @runtime_checkable
@@ -68,9 +80,9 @@ class PassedOver:
     """Files of one kind that lie among the images of a source and are not read.
 
     Attributes:
-        kind: ending or what they are, such as ".heic", "link" or "hidden".
-        name: the first of them, and why it is not read where the kind does not say it.
-        count: how many they are.
+        kind: Ending or what they are, such as ".heic", "link" or "hidden".
+        name: The first of them, and why it is not read where the kind does not say it.
+        count: How many they are.
     """
 
     kind: str
@@ -132,53 +144,10 @@ def fingerprint(kind: str, keys: Iterable[str], labels: Labels) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class FileSource:
-    """Images that are files of their own.
-
-    Args:
-        name: what to call the source.
-        root: folder that the paths are relative to.
-        paths: path of each image, with forward slashes; also its key.
-        labels: class index of each image and the class names.
-        ignored: what else lies in the folder, each file.
-        empty_folders: class folders without images, which make no class.
-    """
-
-    name: str
-    root: Path
-    paths: tuple[str, ...]
-    labels: Labels
-    ignored: tuple[PassedOver, ...] = ()
-    empty_folders: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The name of each class index; empty without labels."""
-        return self.labels.class_names
-
-    @cached_property
-    def identity(self) -> str:
-        """A fingerprint of paths, labels and class names."""
-        return fingerprint("files", self.paths, self.labels)
-
-    def key(self, index: int) -> str:
-        """Return the path of an image."""
-        return self.paths[index]
-
-    def read(self, index: int) -> ImageRecord:
-        """Read a file; raises `UnreadableImage` if it is missing or cannot be read."""
-        key = self.paths[index]
-        return ImageRecord(read_file(self.root / key, key), int(self.labels.indices[index]), key)
-
-
-def read_file(path: Place, key: str) -> bytes:
+def read_file(path: AnyPath, key: str) -> bytes:
     """Return the bytes of an image file, or raise `UnreadableImage` saying what the system said."""
     try:
-        return path.read_bytes() if isinstance(path, Address) else read_regular(path, MAX_FILE_BYTES)
+        return path.read_bytes() if isinstance(path, RemotePath) else read_regular(path, MAX_FILE_BYTES)
     except Unreachable:
         raise
     except (FileNotFoundError, NoSuchFile) as fault:
@@ -189,16 +158,16 @@ def read_file(path: Place, key: str) -> bytes:
         raise UnreadableImage(key, f"not a path: {fault}") from fault
 
 
-def stored_bytes(cell: Any, folder: Place, key: str) -> bytes:
+def stored_bytes(cell: Any, folder: AnyPath, key: str) -> bytes:
     """Return the bytes of a table's cell: bytes themselves, or {"bytes", "path"} as `datasets` stores images.
 
     Args:
-        cell: what the cell holds.
-        folder: folder that a path without bytes is relative to.
-        key: name of the image, for the error.
+        cell: What the cell holds.
+        folder: Folder that a path without bytes is relative to.
+        key: Name of the image, for the error.
 
     Raises:
-        UnreadableImage: if the cell holds neither, or the file at the path cannot be read.
+        UnreadableImage: The cell holds neither, or the file at the path cannot be read.
     """
     path = None
     if isinstance(cell, dict):
@@ -213,121 +182,243 @@ def stored_bytes(cell: Any, folder: Place, key: str) -> bytes:
         raise UnreadableImage(key, f"expected bytes, got {quoted(cell)}") from fault
 
 
-def names_within(paths: Sequence[Place]) -> tuple[str, ...]:
+def names_within(paths: Sequence[AnyPath]) -> tuple[str, ...]:
     """Return the paths of files relative to the folder that holds them all, with forward slashes."""
-    places = [path.place if isinstance(path, Address) else path.absolute() for path in paths]
-    folder = os.path.commonpath([place.parent for place in places])
-    return tuple(place.relative_to(folder).as_posix() for place in places)
+    full = [path.path if isinstance(path, RemotePath) else path.absolute() for path in paths]
+    folder = os.path.commonpath([path.parent for path in full])
+    return tuple(path.relative_to(folder).as_posix() for path in full)
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a file name ends like an image of a format that is read."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+@dataclass(frozen=True, eq=False)
+class ImageSubset:
+    """Rows of the concatenation of some sources, any of them more than once; is an `ImageSource` itself.
+
+    Args:
+        name: What to call the source.
+        parts: The sources.
+        rows: Which images of the concatenation, in which order.
+        numbered: Keys begin with the number of the part, for parts share keys.
+    """
+
+    name: str
+    parts: tuple[ImageSource, ...]
+    rows: Int64[np.ndarray, " images"]
+    numbered: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class index; empty if the parts have different classes."""
+        names = {part.class_names for part in self.parts}
+        return names.pop() if len(names) == 1 else ()
+
+    @cached_property
+    def identity(self) -> str:
+        """A fingerprint of the parts and the rows."""
+        digest = hashlib.sha256("\n".join(part.identity for part in self.parts).encode())
+        digest.update(self.rows.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def distinct(self) -> Int64[np.ndarray, " images"]:
+        """The number of each row's image among the distinct images, which are in the order of the parts."""
+        return np.unique(self.rows, return_inverse=True)[1].astype(np.int64)
+
+    @property
+    def ignored(self) -> tuple[PassedOver, ...]:
+        """What the parts pass over."""
+        return tuple(one for part in self.parts for one in getattr(part, "ignored", ()))
+
+    @cached_property
+    def blocks(self) -> tuple[int, ...]:
+        """How many images lie together, stretch by stretch; none where they are in another order."""
+        sizes = [getattr(part, "blocks", ()) for part in self.parts]
+        if not all(sizes) or np.any(np.diff(self.rows) < 0):
+            return ()
+        ends = np.cumsum([size for part in sizes for size in part])
+        counts = np.bincount(np.searchsorted(ends, self.rows, side="right"), minlength=len(ends))
+        return tuple(int(count) for count in counts if count)
+
+    @cached_property
+    def _firsts(self) -> Int64[np.ndarray, " parts"]:
+        return np.cumsum([0, *(len(part) for part in self.parts[:-1])])
+
+    def key(self, index: int) -> str:
+        """Return the name of an image inside its part, behind the number of the part if that is needed."""
+        part, row = self.place(index)
+        return self._named(index, part.key(row))
+
+    def read(self, index: int) -> ImageRecord:
+        """Return a stored image; raises `UnreadableImage` if it cannot be fetched."""
+        part, row = self.place(index)
+        try:
+            record = part.read(row)
+        except UnreadableImage as fault:
+            raise UnreadableImage(self._named(index, fault.key), fault.reason) from fault
+        label = record.label if self.class_names else -1
+        return replace(record, label=label, key=self._named(index, record.key))
+
+    def place(self, index: int) -> tuple[ImageSource, int]:
+        """Return the part in which an image lies, and its row there."""
+        number = self._part_of(index)
+        return self.parts[number], int(self.rows[index]) - int(self._firsts[number])
+
+    def _part_of(self, index: int) -> int:
+        if not 0 <= index < len(self.rows):
+            raise IndexError(f"{self.name} has {len(self.rows)} images, got index {index}")
+        return int(np.searchsorted(self._firsts, self.rows[index], side="right")) - 1
+
+    def _named(self, index: int, key: str) -> str:
+        return f"{self._part_of(index) + 1}:{key}" if self.numbered else key
 
 
-def is_image_file(path: Path) -> bool:
-    """Whether a file is an image by its content; False where it cannot be read."""
-    try:
-        with open_regular(path) as file:
-            return holds_image(file)
-    except OSError:
-        return False
+def subset(source: ImageSource, rows: Sequence[int] | Int64[np.ndarray, " rows"]) -> ImageSource:
+    """Return the given rows of a source, in the order given."""
+    wanted = np.asarray(rows, dtype=np.int64)
+    if isinstance(source, ImageSubset):
+        return replace(source, rows=source.rows[wanted])
+    if len(wanted) == len(source) and np.array_equal(wanted, np.arange(len(source))):
+        return source
+    return ImageSubset(source.name, (source,), wanted)
 
 
-def open_folder(folder: Path) -> FileSource:
-    """List the images below a folder, sorted by path: by their endings, without an ending by their content.
+def distinct_images(source: ImageSource) -> ImageSource:
+    """Return the distinct images of a source that may hold some more than once."""
+    if not isinstance(source, ImageSubset):
+        return source
+    return subset(source, np.sort(np.unique(source.rows, return_index=True)[1]))
 
-    If every image lies in a subfolder, the first level of folders gives the classes, numbered by sorted
-    name. If an image lies in the folder itself, the whole is one flat collection without labels.
-    Hidden files and folders are left out. Symbolic links are followed, each folder is read once.
+
+def concatenate(name: str, sources: Sequence[ImageSource]) -> ImageSubset:
+    """Return sources one after the other; keys are numbered by source if one occurs in two of them."""
+    parts: list[ImageSource] = []
+    rows = []
+    first = 0
+    keys: set[str] = set()
+    numbered = False
+    for source in sources:
+        rows.append(first + (source.rows if isinstance(source, ImageSubset) else np.arange(len(source))))
+        parts += source.parts if isinstance(source, ImageSubset) else [source]
+        first = sum(len(part) for part in parts)
+        if not numbered:
+            distinct = distinct_images(source)
+            new = {distinct.key(index) for index in range(len(distinct))}
+            numbered = bool(keys & new)
+            keys |= new
+    return ImageSubset(name, tuple(parts), np.concatenate(rows).astype(np.int64), numbered)
+
+
+class TooManyBroken(ValueError):
+    """More images cannot be read than the configuration allows."""
+
+
+class BrokenImages:
+    """Collects the images of a source that could not be read and lists them in a file.
+
+    The file holds one JSON object a line (source, key, reason), each image once, also over resumed runs.
+
+    Args:
+        folder: The folder of the run, in which skipped.jsonl lists the images; None keeps no list. Several
+            sources may use it.
+        source: The source that the images belong to.
+        max_broken_share: Fraction of broken images, in [0, 1], above which `record` raises.
+    """
+
+    def __init__(self, folder: Path | None, source: ImageSource, max_broken_share: float) -> None:
+        if not 0 <= max_broken_share <= 1:
+            raise ValueError(f"max_broken_share must lie in [0, 1], got {max_broken_share}")
+        self.path = None if folder is None else folder / SKIPPED_FILE
+        self.visited = 0
+        self.broken: dict[str, str] = {}
+        self._source_name = source.name
+        self._num_images = len(source)
+        self._limit = max_broken_share
+        self._broken_visits = 0
+        # Only for not writing them twice: a run that is resumed after its images were repaired starts anew.
+        self._listed = set() if self.path is None else _listed_keys(self.path, source.name)
+
+    def add(self, batch: ImageBatch) -> None:
+        """Record a batch; see `record`."""
+        self.record(batch.skipped, len(batch.keys))
+
+    def record(self, skipped: Sequence[Skipped], num_readable: int) -> None:
+        """Record images that could not be read and the number of those that could.
+
+        Raises:
+            TooManyBroken: The distinct broken images are more than max_broken_share of the source, or
+                after 100 visits the broken fraction of all visits lies above it by three standard errors.
+        """
+        self.visited += num_readable + len(skipped)
+        self._broken_visits += len(skipped)
+        new = {image.key: image.reason for image in skipped if image.key not in self.broken}
+        self.broken.update(new)
+        self._write({key: reason for key, reason in new.items() if key not in self._listed})
+        if skipped:
+            self._stop_if_too_many()
+
+    def _stop_if_too_many(self) -> None:
+        margin = _MARGIN * math.sqrt(self._limit * (1 - self._limit) * self.visited)
+        of_source = len(self.broken) > self._limit * self._num_images
+        of_visits = self.visited >= _MIN_VISITED and self._broken_visits > self._limit * self.visited + margin
+        if not (of_source or of_visits):
+            return
+        shown = "; ".join(f"{key} ({reason})" for key, reason in list(self.broken.items())[:3])
+        listed = "" if self.path is None else f"; all that were met are listed in {self.path}"
+        raise TooManyBroken(
+            f"{self._source_name}: {len(self.broken)} different images of {self._num_images} cannot be read "
+            f"({self._broken_visits} of {self.visited} visits, {self._broken_visits / self.visited:.1%}), "
+            f"the limit max_broken_share is {self._limit:.1%}: {shown}{listed}"
+        )
+
+    def _write(self, images: dict[str, str]) -> None:
+        self._listed.update(images)
+        if self.path is None or not images:
+            return
+        lines = [
+            json.dumps(sealed({"source": self._source_name, "key": key, "reason": reason})) + "\n"
+            for key, reason in images.items()
+        ]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            # A run that was killed may have left half a line: the next one must not continue it.
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                file.write(b"" if file.read() == b"\n" else b"\n")
+            file.write("".join(lines).encode())
+
+
+def require_readable(source: ImageSource) -> None:
+    """Read images here and there: a wrong folder must be found before hours of training, not at their end.
 
     Raises:
-        ValueError: if there is no image.
+        TooManyBroken: None of them can be read.
     """
-    images, ignored = _listed(folder)
-    if not images:
-        raise ValueError(_nothing_found(folder, ignored))
-    if any("/" not in path for path in images):
-        return FileSource(str(folder), folder, images, no_labels(len(images)), ignored)
-    names = sorted({path.split("/", 1)[0] for path in images})
-    number = {name: index for index, name in enumerate(names)}
-    indices = np.array([number[path.split("/", 1)[0]] for path in images], dtype=np.int64)
-    present = {entry.name for entry in folder.iterdir() if entry.is_dir() and kind_of(entry.name) != HIDDEN}
-    empty = tuple(sorted(present - set(names)))
-    spoken = spoken_names(dict(enumerate(names)), str(folder), folder, numbered_here=True)
-    labels = Labels(indices, tuple(spoken.values()))
-    return FileSource(str(folder), folder, images, labels, ignored, empty)
-
-
-def open_image_files(paths: Sequence[Path]) -> FileSource:
-    """Make a source of single image files, in the order given, without labels."""
-    if not paths:
-        raise ValueError("expected at least one image file, got none")
-    keys = tuple(path.as_posix() for path in paths)
-    name = keys[0] if len(keys) == 1 else f"{len(keys)} image files"
-    return FileSource(name, Path(), keys, no_labels(len(keys)))
-
-
-def _listed(folder: Path) -> tuple[tuple[str, ...], tuple[PassedOver, ...]]:
-    """Return the images below a folder and everything else there, each sorted by path."""
-    images: list[str] = []
-    ignored: list[PassedOver] = []
-    for name in _walk(folder, ignored):
-        kind = kind_of(name)
-        if not kind.startswith(HIDDEN) and (
-            kind in IMAGE_SUFFIXES or (not os.path.splitext(name)[1] and is_image_file(folder / name))
-        ):
-            images.append(name)
-        elif name != SIDECAR:  # it names the classes
-            ignored.append(PassedOver(kind, name))
-    return tuple(sorted(images)), tuple(sorted(ignored, key=lambda one: one.name))
-
-
-def _walk(folder: Path, ignored: list[PassedOver]) -> Iterator[str]:
-    """Yield the paths of all files below a folder, relative to it; folders that are not read go to `ignored`."""
-    # A link that leads back up, to `/` as well, would be walked for ever.
-    seen = {os.path.realpath(folder), *map(str, Path(os.path.realpath(folder)).parents)}
-    waiting, links = [""], list[str]()
-    while waiting or links:
-        prefix = waiting.pop() if waiting else links.pop(0)
-        real = os.path.realpath(folder / prefix)
-        if prefix and real in seen:
-            ignored.append(PassedOver("link", f"{prefix[:-1]}: leads to a folder that is read already"))
-            continue
-        seen.add(real)
+    count = min(len(source), _TRIED)
+    fault = None
+    for number in range(count):
         try:
-            with os.scandir(folder / prefix) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
-        except OSError as fault:
-            if not prefix:
-                raise
-            ignored.append(PassedOver("folder", f"{prefix[:-1]}: cannot be read: {fault.strerror}"))
+            source.read(number * len(source) // count)
+        except UnreadableImage as one:
+            fault = fault or one
+        else:
+            return
+    if fault is not None:
+        raise TooManyBroken(
+            f"{source.name}: none of {count} images tried can be read, the first {fault.key}: {fault.reason}; say "
+            "where they lie, such as ?images=FOLDER behind a file that lists them"
+        )
+
+
+def _listed_keys(path: Path, source: str) -> set[str]:
+    """Return the keys of a source that a file lists already, leaving out lines cut off by a kill, or damaged."""
+    keys = set()
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            entry = unsealed(line)
+        except Damaged:
             continue
-        for entry in entries:
-            name = prefix + entry.name
-            if not _is_folder(entry):
-                yield name
-            elif kind_of(name) == HIDDEN:
-                ignored.append(PassedOver(HIDDEN, f"{name}/"))
-            else:
-                # Behind all folders that are none: which of several ways to a folder is taken never changes.
-                (links if entry.is_symlink() else waiting).append(f"{name}/")
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # links in a circle: a file that cannot be read
-        return False
-
-
-def _nothing_found(folder: Path, ignored: Sequence[PassedOver]) -> str:
-    suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-    found = [one.name for one in ignored if not one.kind.startswith(HIDDEN)]
-    if found:
-        shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
-        return f"no image in {folder}: none of its {len(found)} files ({shown}) ends in {suffixes}"
-    subfolders = any(entry.is_dir() for entry in folder.iterdir())
-    return (
-        f"no image in {folder}: it holds only folders without files" if subfolders else f"{folder} is empty"
-    )
+        if entry.get("source") == source:
+            keys.add(str(entry.get("key")))
+    return keys

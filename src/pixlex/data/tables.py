@@ -1,27 +1,54 @@
-"""Images in a column of parquet files."""
+"""Images in columns of parquet files."""
 
 from __future__ import annotations
 
+import base64
 import bisect
+import io
 import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pixlex.data.addresses import NoSuchFile, Place, Unreachable
-from pixlex.data.columns import declared_names, from_base64, image_column, is_text, open_parquet, read_columns
-from pixlex.data.decoding import ImageRecord, UnreadableImage
-from pixlex.data.labels import Labels, RowLabel, labels_of_known_classes, resolve_labels, row_label
+from pixlex.data.decoding import ImageRecord, UnreadableImage, holds_image
+from pixlex.data.labels import Labels, labels_of_known_classes, resolve_labels, row_label
+from pixlex.data.remote import AnyPath, NoSuchFile, RangeFile, RemotePath, Unreachable
 from pixlex.data.sources import PassedOver, fingerprint, names_within, stored_bytes
+from pixlex.data.text import check_columns, json_value
+from pixlex.files import open_regular
+from pixlex.messages import quoted
 
 # Row groups are decompressed whole and kept, in each process, up to this many bytes of images.
 CACHE_BYTES = 1 << 30
+
+# A column of texts is one of images where more than half of its first ones are images in base64.
+_LOOKED_AT = 32
+
+
+def columns_without_images(path: AnyPath) -> list[str]:
+    """Return the columns of a parquet file if none of them holds images, else nothing."""
+    return [] if image_columns(path) else list(_open_parquet(path).schema_arrow.names)
+
+
+def image_columns(path: AnyPath) -> list[str]:
+    """Return the columns of a parquet file that hold images: bytes, or texts in base64."""
+    return _image_columns(_open_parquet(path), path)
+
+
+def table_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Return the rows of a parquet file, some columns alone; raises `ValueError` if it cannot be read."""
+    parquet = _open_parquet(path)
+    names = list(parquet.schema_arrow.names if columns is None else columns)
+    found = _read_columns(parquet, path, names)
+    return [dict(zip(names, row, strict=True)) for row in zip(*(found[name] for name in names), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -37,47 +64,48 @@ class ParquetSource:
     """Images in a column of parquet files, read by row group when one of its rows is asked for.
 
     Args:
-        name: what to call the source.
-        files: the parquet files, in order.
-        numbered: call classes without a name by their number, see `pixlex.data.labels.resolve_labels`.
-        column: the column of the images, where there are several.
+        name: What to call the source.
+        files: The parquet files, in order.
+        numbered: Call classes without a name by their number, see `pixlex.data.labels.resolve_labels`.
+        column: The column of the images, where there are several.
 
     Raises:
-        ValueError: if a file cannot be read, there are no rows, not exactly one column holds images (one
+        ValueError: A file cannot be read, there are no rows, not exactly one column holds images (one
             named "image" is preferred), the files differ in their columns, or labels and names do not fit.
-        Unreachable: a file at an address cannot be had.
+        Unreachable: A remote file cannot be had.
     """
 
     def __init__(
-        self, name: str, files: Sequence[Place], *, numbered: bool = False, column: str | None = None
+        self, name: str, files: Sequence[AnyPath], *, numbered: bool = False, column: str | None = None
     ) -> None:
         self.name = name
         self.ignored: tuple[PassedOver, ...] = ()  # what lies beside the files, as whoever listed them says
         self._files = tuple(files)
         self._names = names_within(files)
-        self._row_groups: list[_RowGroup] = []
-        self._file_firsts: list[int] = []
         self._forget()
         schema = self._parquet(0).schema_arrow
         self._named = column
-        self._column = column or image_column(self._parquet(0), self._files[0])
-        self._kind = schema.field(self._column).type
-        self._label_columns = [column for column in ("label", "class_name") if column in schema.names]
+        self._column = column or _image_column(self._parquet(0), self._files[0])
+        self._is_text = _is_text(schema.field(self._column).type)
+        label_columns = [column for column in ("label", "class_name") if column in schema.names]
+        self._row_groups: list[_RowGroup] = []
+        self._file_firsts: list[int] = []
         first = image_bytes = 0
         for number, path in enumerate(self._files):
             parquet = self._parquet(number)
-            if missing := {self._column, *self._label_columns} - set(parquet.schema_arrow.names):
+            if missing := {self._column, *label_columns} - set(parquet.schema_arrow.names):
                 raise ValueError(f"{path}: the columns {sorted(missing)} of {self._files[0]} are missing")
             self._file_firsts.append(first)
             for group in range(parquet.num_row_groups):
+                about = parquet.metadata.row_group(group)
                 self._row_groups.append(_RowGroup(number, group, first))
-                first += parquet.metadata.row_group(group).num_rows
-                image_bytes += _uncompressed_size(parquet.metadata.row_group(group), self._column)
+                first += about.num_rows
+                image_bytes += _uncompressed_size(about, self._column)
         if not first:
             raise ValueError(f"{name} has no rows")
         self._firsts = [group.first for group in self._row_groups]
         self._size = first
-        self.labels = self._read_labels(schema, numbered)
+        self.labels = self._read_labels(schema, label_columns, numbered)
         self._forget()
         if image_bytes > CACHE_BYTES:
             warnings.warn(
@@ -117,9 +145,9 @@ class ParquetSource:
         """Return the bytes in a row.
 
         Raises:
-            UnreadableImage: there are none, or the file is damaged.
-            NoSuchFile: nothing is at the address any more.
-            Unreachable: the row group cannot be had from its address.
+            UnreadableImage: There are none, or the file is damaged.
+            NoSuchFile: Nothing is at the URL any more.
+            Unreachable: The row group cannot be had from its URL.
         """
         key = self.key(index)
         where = self._row_group_of(index)
@@ -129,8 +157,8 @@ class ParquetSource:
             raise
         except (pa.ArrowException, OSError, ValueError) as fault:
             raise UnreadableImage(key, f"its row group cannot be read: {fault}") from fault
-        if isinstance(cell, str) and is_text(self._kind):
-            cell = from_base64(cell)
+        if isinstance(cell, str) and self._is_text:
+            cell = _from_base64(cell)
             if cell is None:
                 raise UnreadableImage(key, "its cell is no base64")
         data = stored_bytes(cell, self._files[where.file].parent, key)
@@ -142,17 +170,13 @@ class ParquetSource:
         return tuple(self._parquet(0).schema_arrow.names)
 
     def values(self, name: str) -> list[Any]:
-        """Return the values of a column.
-
-        Raises:
-            ValueError: if a file does not have it.
-        """
+        """Return the values of a column; raises `ValueError` if a file does not have it."""
         values: list[Any] = []
         for number, path in enumerate(self._files):
             parquet = self._parquet(number)
             if name not in (present := parquet.schema_arrow.names):
                 raise ValueError(f"{path}: expected a column {name}, found {', '.join(present):.200}")
-            values += read_columns(parquet, path, [name])[name]
+            values += _read_columns(parquet, path, [name])[name]
         self._forget()
         return values
 
@@ -169,7 +193,7 @@ class ParquetSource:
         if self._process != os.getpid():  # opened before a fork
             self._forget()
         if number not in self._open:
-            self._open[number] = open_parquet(self._files[number])
+            self._open[number] = _open_parquet(self._files[number])
         return self._open[number]
 
     def _row_group_of(self, index: int) -> _RowGroup:
@@ -183,28 +207,72 @@ class ParquetSource:
             self._cache.move_to_end(where)
             return self._cache[where]
         # One thread: pyarrow's pool of threads would not survive the fork of a worker process.
-        table = self._parquet(where.file).read_row_group(
-            where.group, columns=[self._column], use_threads=False
-        )
+        parquet = self._parquet(where.file)
+        table = parquet.read_row_group(where.group, columns=[self._column], use_threads=False)
         images = self._cache[where] = table[self._column]
         while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > CACHE_BYTES:
             self._cache.popitem(last=False)
         return images
 
-    def _read_labels(self, schema: Any, numbered: bool) -> Labels:
-        rows: list[RowLabel] = []
+    def _read_labels(self, schema: Any, columns: Sequence[str], numbered: bool) -> Labels:
+        rows = []
         values: list[object] = []
-        names = declared_names(schema, self._files[0])
+        names = _declared_names(schema, self._files[0])
         for number, path in enumerate(self._files):
-            columns = read_columns(self._parquet(number), path, self._label_columns)
-            count = self._parquet(number).metadata.num_rows
-            labels = columns.get("label", [None] * count)
-            values += labels
-            for row, pair in enumerate(zip(labels, columns.get("class_name", [None] * count), strict=True)):
-                rows.append(row_label(*pair, f"{path} row {row}"))
-        if names and "class_name" not in self._label_columns:
-            return labels_of_known_classes(values, names, f"{self.name}, column label", self._files[0].parent)
-        return resolve_labels(rows, self.name, self._files[0].parent, numbered=numbered)
+            found = _read_columns(self._parquet(number), path, columns)
+            nothing = [None] * self._parquet(number).metadata.num_rows
+            values += found.get("label", nothing)
+            pairs = zip(found.get("label", nothing), found.get("class_name", nothing), strict=True)
+            rows += [row_label(*pair, f"{path} row {row}") for row, pair in enumerate(pairs)]
+        folder = self._files[0].parent
+        if names and "class_name" not in columns:
+            return labels_of_known_classes(values, names, f"{self.name}, column label", folder)
+        return resolve_labels(rows, self.name, folder, numbered=numbered)
+
+
+def _open_parquet(path: AnyPath) -> Any:
+    """Open a parquet file; raises `ValueError` if it cannot be read, or two columns share a name."""
+    try:
+        if not isinstance(path, RemotePath):
+            open_regular(path).close()
+        file = RangeFile(path) if isinstance(path, RemotePath) else path
+        parquet = pq.ParquetFile(file, memory_map=True, page_checksum_verification=True)
+        check_columns(parquet.schema_arrow.names, path)
+        about = parquet.metadata
+        if sum(about.row_group(one).num_rows for one in range(about.num_row_groups)) != about.num_rows:
+            raise ValueError(f"{path} is damaged: its row groups have not as many rows as the whole")
+    except (pa.ArrowException, OSError) as fault:
+        raise ValueError(f"{path} cannot be read as parquet: {quoted(str(fault), 200)}") from fault
+    return parquet
+
+
+def _read_columns(parquet: Any, path: AnyPath, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the values of some columns; raises `ValueError` naming file, column and row that cannot be read."""
+    found: dict[str, list[Any]] = {}
+    for name in names:
+        try:
+            cells = parquet.read(columns=[name], use_threads=False)[name]
+        except (pa.ArrowException, OSError, NotImplementedError) as fault:
+            raise unreadable_column(path, name, fault) from fault
+        try:
+            found[name] = cells.to_pylist()
+        except UnicodeDecodeError:
+            found[name] = [_text(cell, f"{path}#{row}, column {name}") for row, cell in enumerate(cells)]
+    return found
+
+
+def unreadable_column(path: object, name: str, fault: BaseException) -> ValueError:
+    """Return the error of a column that cannot be read."""
+    return ValueError(f"{path}: the column {name} cannot be read: {quoted(str(fault), 200)}")
+
+
+def _text(cell: Any, where: str) -> Any:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError as fault:
+        raise ValueError(
+            f"{where}: expected UTF-8 text, got {quoted(fault.object)} ({fault.reason})"
+        ) from fault
 
 
 def _uncompressed_size(row_group: Any, column: str) -> int:
@@ -212,3 +280,98 @@ def _uncompressed_size(row_group: Any, column: str) -> int:
     return sum(
         chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column
     )
+
+
+def _image_column(parquet: Any, path: AnyPath) -> str:
+    """Return the name of the column of images: "image", or the only one; raises `ValueError` if there is none."""
+    columns = _image_columns(parquet, path)
+    if "image" in columns or len(columns) == 1:
+        return "image" if "image" in columns else columns[0]
+    schema = parquet.schema_arrow
+    several = next(
+        (field for field in schema if _is_list(field.type) and _holds_bytes(field.type.value_type)), None
+    )
+    if several is not None and not columns:
+        raise ValueError(
+            f"{path}: expected one image a row, got a list of them, {several.type!s:.200}, in the column "
+            f"{several.name}; write a row for each"
+        )
+    found = ", ".join(f"{field.name}: {field.type}" for field in schema)
+    raise ValueError(
+        f"{path}: expected one column of image bytes (binary, struct with bytes and path, list of uint8, text in "
+        f"base64), or one of them named 'image'; found {found:.400}"
+    )
+
+
+def _image_columns(parquet: Any, path: AnyPath) -> list[str]:
+    fields = parquet.schema_arrow
+    columns = [field.name for field in fields if _holds_bytes(field.type)]
+    texts = (field.name for field in fields if _is_text(field.type))
+    return columns or [name for name in texts if _is_base64(parquet, path, name)]
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Whether this is a type of bytes: binary of any form, a dictionary, struct or list of it."""
+    if pa.types.is_struct(kind):
+        position = kind.get_field_index("bytes")
+        return bool(position >= 0 and _holds_bytes(kind.field(position).type))
+    if pa.types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
+    if _is_list(kind):
+        return bool(pa.types.is_uint8(kind.value_type))
+    types = pa.types
+    tests = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
+
+
+def _is_list(kind: Any) -> bool:
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in tests)
+
+
+def _is_text(kind: Any) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def _is_base64(parquet: Any, path: AnyPath, column: str) -> bool:
+    """Whether most of the first texts of a column are images in base64."""
+    try:
+        batch = next(parquet.iter_batches(_LOOKED_AT, columns=[column], use_threads=False), None)
+        texts = [] if batch is None else [one for one in batch[column].to_pylist() if one]
+    except UnicodeDecodeError:
+        return False
+    except (pa.ArrowException, OSError) as fault:
+        raise unreadable_column(path, column, fault) from fault
+    return sum(map(_is_image, map(_from_base64, texts))) > len(texts) / 2
+
+
+def _is_image(data: bytes | None) -> bool:
+    return data is not None and holds_image(io.BytesIO(data))
+
+
+def _from_base64(text: str) -> bytes | None:
+    """Return the bytes that base64 stands for, perhaps behind data:image/png;base64, ; None if it is none."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True)
+    except ValueError:
+        return None
+
+
+def _declared_names(schema: Any, path: AnyPath) -> list[str]:
+    """Return the class names that `datasets` writes into the metadata of its parquet files."""
+    text = (schema.metadata or {}).get(b"huggingface")
+    if text is None:
+        return []
+    where = f"{path}, metadata 'huggingface'"
+    found: Any = json_value(text, where)
+    for key in ("info", "features", "label", "names"):
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found or [], list) or not all(isinstance(name, str) for name in found or []):
+        raise ValueError(
+            f"{where}: expected the class names of label to be a list of texts, got {quoted(found)}"
+        )
+    return list(found or [])

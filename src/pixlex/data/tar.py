@@ -1,18 +1,41 @@
-"""What lies in a tar file, also where it is damaged: files with the places of their bytes."""
+"""What tar shards hold: their files, also where they are damaged, and their samples as rows of a table."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import posixpath
 import tarfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple, dataclass, replace
+from typing import Any
 
+import pyarrow as pa
+
+from pixlex.data.decoding import IMAGE_EXTENSIONS, holds_image
+from pixlex.data.labels import MAX_CLASSES, RowLabel, row_label
+from pixlex.data.sources import HIDDEN, MAX_TEXT_BYTES, PassedOver, kind_of
+from pixlex.data.text import decode_text, json_value, texts_in, whole_number
+
+LABEL_EXTENSIONS = ("cls", "json", "txt")
 BLOCK = 512
 
+# A row for each image; names and texts are bytes: file names need not be UTF-8, and JSON may hold halves of
+# characters. The metadata "pixlex" is JSON with what was passed over in `ignored`.
+SCHEMA = pa.schema(
+    {
+        "file": pa.binary(),
+        "offset": pa.int64(),
+        "size": pa.int64(),
+        "label": pa.int64(),
+        "class_name": pa.binary(),
+        "captions": pa.list_(pa.binary()),
+    }
+)
+
 # What every header holds since 1988, and where.
-_MAGIC, _MAGIC_PLACE = b"ustar", 257
+_MAGIC, _MAGIC_OFFSET = b"ustar", 257
 _CHUNK_BYTES = 1 << 20
 
 # Links to links are followed so far.
@@ -29,17 +52,148 @@ Note = Callable[[str, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in a tar file.
-
-    Attributes:
-        name: its name.
-        offset: where its content begins, in bytes from the beginning of the tar file.
-        size: how many bytes it has.
-    """
+    """A file in a tar file: its name, and where its content lies in bytes from the beginning of the tar file."""
 
     name: str
     offset: int
     size: int
+
+
+def scan_shard(file: io.BufferedIOBase, shard: object, name: str, *, captioned: bool) -> pa.Table:
+    """Read the headers of a shard, its labels and captions into a table with a row for each image, see `SCHEMA`.
+
+    Args:
+        file: The shard.
+        shard: What errors call it.
+        name: What its keys begin with.
+        captioned: See `pixlex.data.shards.open_shards`.
+
+    Raises:
+        ValueError: It is not an uncompressed tar file, or holds a malformed label or caption.
+    """
+    ignored: dict[str, PassedOver] = {}
+
+    def note(kind: str, what: str) -> None:
+        before = ignored.get(kind, PassedOver(kind, f"{name}/{what}", 0))
+        ignored[kind] = replace(before, count=before.count + 1)
+
+    rows = []
+    for image, texts in _images(file, shard, note):
+        label, captions = _described(file, texts, f"{name}/{image.name}", captioned)
+        rows.append(
+            {
+                "file": image.name.encode(errors="surrogateescape"),
+                "offset": image.offset,
+                "size": image.size,
+                "label": label.label,
+                "class_name": None if label.class_name is None else _encoded(label.class_name),
+                "captions": [_encoded(caption) for caption in captions],
+            }
+        )
+    notes = json.dumps({"ignored": [astuple(one) for one in ignored.values()]})
+    return pa.Table.from_pylist(rows, SCHEMA.with_metadata({"pixlex": notes}))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")
+
+
+def _images(file: io.BufferedIOBase, shard: object, note: Note) -> Iterator[tuple[Member, dict[str, Member]]]:
+    """Yield the images of a shard with their texts, in the order of their samples' first files.
+
+    The image of a sample is its file with a plain image extension, the first of `IMAGE_EXTENSIONS` if it has
+    several; where it has none, all whose extension ends in one, such as .input.jpg. A name that occurs again
+    begins another sample: tar files may be joined.
+    """
+    try:
+        found = members(file, note)
+    except (tarfile.TarError, OSError, ValueError) as fault:
+        raise ValueError(f"{shard} cannot be read as an uncompressed tar file: {fault}") from fault
+    samples: list[dict[str, Member]] = []
+    latest: dict[str, dict[str, Member]] = {}
+    for member in found:
+        base, extension = _split(member.name)
+        kind = kind_of(member.name)
+        if kind.startswith(HIDDEN) or not (extension or _is_image(file, member)):
+            note(kind, member.name)
+        elif not extension:
+            samples.append({IMAGE_EXTENSIONS[0]: member})  # stands alone
+        else:
+            if base not in latest or extension in latest[base]:
+                latest[base] = {}
+                samples.append(latest[base])
+            latest[base][extension] = member
+    for sample in samples:
+        yield from _images_of(sample, note)
+
+
+def _images_of(sample: Mapping[str, Member], note: Note) -> Iterator[tuple[Member, dict[str, Member]]]:
+    images = [extension for extension in sample if _last(extension) in IMAGE_EXTENSIONS]
+    plain = [extension for extension in images if extension in IMAGE_EXTENSIONS]
+    used = set()
+    for extension in [min(plain, key=IMAGE_EXTENSIONS.index)] if plain else images:
+        front = extension.removesuffix(_last(extension))
+        texts = {}
+        for kind in LABEL_EXTENSIONS:
+            own = next((one for one in (front + kind, kind) if one in sample), None)
+            if own is not None and sample[own].size <= MAX_TEXT_BYTES:
+                texts[kind] = sample[own]
+                used.add(own)
+        used.add(extension)
+        yield sample[extension], texts
+    for extension, member in sample.items():
+        if extension not in used:
+            note("further picture" if extension in images else f".{_last(extension)}", member.name)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return basename and extension of a file, which ends the name from its first dot on, as in WebDataset."""
+    folder, slash, file_name = name.rpartition("/")
+    stem, _, extension = file_name.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def _last(extension: str) -> str:
+    return extension.rpartition(".")[2]
+
+
+def _is_image(file: io.BufferedIOBase, member: Member) -> bool:
+    file.seek(member.offset)
+    return holds_image(file)
+
+
+def _described(
+    file: io.BufferedIOBase, files: Mapping[str, Member], key: str, captioned: bool
+) -> tuple[RowLabel, tuple[str, ...]]:
+    """Return label and captions of an image, from its .cls, .json and .txt files."""
+    texts: dict[str, str] = {}
+    for extension, member in files.items():
+        file.seek(member.offset)
+        texts[extension] = decode_text(file.read(member.size), f"the .{extension} file of {key}").strip()
+    found = json_value(texts["json"], f"the .json file of {key}") if "json" in texts else {}
+    fields: dict[str, Any] = found if isinstance(found, dict) else {}
+    captions: tuple[str, ...] = ()
+    if captioned:
+        text = texts.pop("txt", "") if _is_caption(texts) else ""
+        named = (texts_in(fields.get(name), key) for name in ("captions", "caption", "text"))
+        captions = next(filter(None, named), ()) or texts_in(text, key)
+    return _label(texts, fields, key), captions
+
+
+def _label(texts: Mapping[str, str], fields: Mapping[str, Any], key: str) -> RowLabel:
+    row = row_label(texts.get("cls", fields.get("label")), fields.get("class_name"), key)
+    text = row_label(texts.get("txt"), None, key)
+    if row.label is None:
+        row = RowLabel(text.label, row.class_name)
+    if row.label is not None and row.class_name is None:
+        row = RowLabel(row.label, text.class_name)
+    return row
+
+
+def _is_caption(texts: Mapping[str, str]) -> bool:
+    """Whether the .txt file of a sample is a caption: not an index, nor the name of a class beside one."""
+    number = whole_number(texts.get("txt", ""))
+    return not ("cls" in texts or (number is not None and 0 <= number < MAX_CLASSES))
 
 
 def members(file: io.BufferedIOBase, note: Note) -> list[Member]:
@@ -48,12 +202,12 @@ def members(file: io.BufferedIOBase, note: Note) -> list[Member]:
     It is read on behind the end mark, for tar files may be joined, and behind damage from the next header on.
 
     Args:
-        file: an uncompressed tar file.
-        note: called with what is passed over: a part that is damaged or cut off, or may be cut off for want of an
+        file: An uncompressed tar file.
+        note: Called with what is passed over: a part that is damaged or cut off, or may be cut off for want of an
             end mark; links to elsewhere; sparse files.
 
     Raises:
-        ValueError: it does not begin as a tar file does.
+        ValueError: It does not begin as a tar file does.
     """
     found: list[Member | tuple[str, str]] = []
     targets: dict[str, Member | str] = {}
@@ -62,8 +216,7 @@ def members(file: io.BufferedIOBase, note: Note) -> list[Member]:
         if entry.sparse is not None:
             note("sparse file", entry.name)
         elif entry.isreg():
-            member = Member(entry.name, entry.offset_data, entry.size)
-            targets[name] = member
+            targets[name] = member = Member(entry.name, entry.offset_data, entry.size)
             found.append(member)
         elif entry.issym() or entry.islnk():
             # Hard links name files from the top, symbolic ones from where they lie.
@@ -78,13 +231,13 @@ def members(file: io.BufferedIOBase, note: Note) -> list[Member]:
         if isinstance(one, Member):
             read.append(one)
         elif (linked := _followed(one[1], targets)) is not None:
-            read.append(Member(one[0], linked.offset, linked.size))
+            read.append(replace(linked, name=one[0]))
         else:
             note("link", f"{one[0]}: leads to {one[1]}, which is no file here")
     return read
 
 
-def _followed(target: str, targets: dict[str, Member | str]) -> Member | None:
+def _followed(target: str, targets: Mapping[str, Member | str]) -> Member | None:
     for _ in range(_MOST_LINKS):
         found = targets.get(target)
         if not isinstance(found, str):
@@ -122,7 +275,7 @@ def _entries(file: io.BufferedIOBase, note: Note) -> Iterator[tarfile.TarInfo]:
 def _next_header(file: io.BufferedIOBase, start: int, note: Note | None) -> int | None:
     """Return where the next header begins; what lies before it is noted, unless it is as between joined files."""
     file.seek(start)
-    place, buffer, damaged = start, b"", False
+    offset, buffer, damaged = start, b"", False
     found = None
     while found is None and (piece := file.read(_CHUNK_BYTES)):
         buffer += piece
@@ -130,30 +283,30 @@ def _next_header(file: io.BufferedIOBase, start: int, note: Note | None) -> int 
         # A header may lie across two pieces.
         passed = max(0, len(buffer) - BLOCK + 1) if found is None else found
         damaged |= any(buffer[:passed].strip(b"\0"))
-        place, buffer = place + passed, buffer[passed:]
+        offset, buffer = offset + passed, buffer[passed:]
     if found is None:
         damaged |= any(buffer.strip(b"\0"))
-        place += len(buffer)
-    # Whole files have whole blocks.
-    damaged |= found is not None and (place - start) % BLOCK != 0
+        offset += len(buffer)
+    # Full files have full blocks.
+    damaged |= found is not None and (offset - start) % BLOCK != 0
     if note is not None and damaged:
-        note("damaged part", f"bytes {start:,} to {place:,}")
-    elif note is not None and found is None and (place == start or (place - start) % BLOCK):
+        note("damaged part", f"bytes {start:,} to {offset:,}")
+    elif note is not None and found is None and (offset == start or (offset - start) % BLOCK):
         note("missing end mark", "the end, before which something may have been cut off")
-    return None if found is None else place
+    return None if found is None else offset
 
 
 def _header_in(buffer: bytes) -> int | None:
-    """Return where the first header in some bytes begins; in joined files they need not lie on whole blocks."""
-    at = buffer.find(_MAGIC, _MAGIC_PLACE)
+    """Return where the first header in some bytes begins; in joined files they need not lie on full blocks."""
+    at = buffer.find(_MAGIC, _MAGIC_OFFSET)
     while at >= 0:
-        block = buffer[at - _MAGIC_PLACE :][:BLOCK]
+        block = buffer[at - _MAGIC_OFFSET :][:BLOCK]
         try:
             tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except _FAULTS:
             at = buffer.find(_MAGIC, at + 1)
         else:
-            return at - _MAGIC_PLACE
+            return at - _MAGIC_OFFSET
     return None
 
 

@@ -1,4 +1,4 @@
-"""Texts of users: decoded, freed of what no tokenizer reads, taken from cells, cleaned as ALBEF does."""
+"""Texts of users: decoded, freed of what no tokenizer reads, taken from rows and cells, cleaned as ALBEF does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pixlex.data.addresses import Place
+from pixlex.data.remote import AnyPath
 from pixlex.files import open_regular
 from pixlex.messages import quoted
 
@@ -35,7 +35,7 @@ _PLAIN = {
     **dict.fromkeys(range(0xD800, 0xE000), ""),
 }
 
-# What csv lets a cell hold is 128 KiB unless told otherwise; a list of captions may be longer.
+# csv lets a cell hold 128 KiB unless told otherwise; a list of captions may be longer.
 _MOST_LETTERS = (1 << 31) - 1
 
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -49,17 +49,20 @@ def decode_text(data: bytes, where: object, offset: int = 0) -> str:
     """Return UTF-8 text without its byte order mark.
 
     Args:
-        data: the bytes of a file or a line.
-        where: the file, for the error.
-        offset: how many bytes of the file come before them.
+        data: The bytes of a file or a line.
+        where: The file, for the error.
+        offset: How many bytes of the file come before them.
 
     Raises:
-        ValueError: naming the first byte that is no UTF-8.
+        ValueError: Naming the first byte that is no UTF-8.
     """
     try:
         return data.decode("utf-8" if offset else "utf-8-sig")
     except UnicodeDecodeError as fault:
-        raise ValueError(f"{where}: {_not_utf8(data, fault.start, offset)}") from fault
+        found = f"got 0x{data[fault.start]:02x} at byte {offset + fault.start} (of Latin-1, perhaps)"
+        if offset == 0 and data.startswith(_UTF_16):
+            found = "got the byte order mark of UTF-16 at byte 0"
+        raise ValueError(f"{where}: expected UTF-8 text, {found}; save it as UTF-8") from fault
 
 
 def json_value(
@@ -68,12 +71,12 @@ def json_value(
     """Return what a JSON text holds.
 
     Args:
-        text: it, or the bytes of its file.
-        where: the file, for the error.
-        object_hook: called with each object, returns what is kept of it.
+        text: It, or the bytes of its file.
+        where: The file, for the error.
+        object_hook: Called with each object, returns what is kept of it.
 
     Raises:
-        ValueError: it is no UTF-8, no JSON, or nested too deeply.
+        ValueError: It is no UTF-8, no JSON, or nested too deeply.
     """
     if isinstance(text, bytes):
         text = decode_text(text, where)
@@ -83,49 +86,73 @@ def json_value(
         raise ValueError(f"{where}: not JSON: {fault}") from fault
 
 
-def first_fault(path: Place) -> str:
-    """Say where a file is no UTF-8; nothing if it is."""
+def _lines(path: AnyPath) -> Iterator[tuple[int, str]]:
+    """Yield number and text of each line; raises `ValueError` naming the line that is no UTF-8."""
     offset = 0
     with open_regular(path) if isinstance(path, Path) else io.BytesIO(path.read_bytes()) as file:
         for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as fault:
-                return f"line {number}: {_not_utf8(line, fault.start, offset)}"
+            yield number, decode_text(line, f"{path} line {number}", offset)
             offset += len(line)
-    return ""
 
 
-def csv_rows(path: Place, **form: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a file that has one a line, each with its line; raises `ValueError` for others."""
+    for number, text in _lines(path):
+        if text.strip():
+            row = json_value(text, f"{path} line {number}")
+            if not isinstance(row, dict):
+                raise ValueError(f"{path} line {number}: expected an object, got {quoted(row)}")
+            yield number, row
+
+
+def csv_rows(path: AnyPath, **form: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the rows of a .csv file with a header line, each with the number of its line; cells have any length.
 
     Args:
-        path: the file.
-        form: what `csv.reader` takes, such as delimiter.
+        path: The file.
+        form: What `csv.reader` takes, such as delimiter.
 
     Raises:
-        ValueError: two columns share a name, a row has more cells than the header, or it is no UTF-8.
+        ValueError: Two columns share a name, a row has more cells than the header, or it is no UTF-8.
     """
     csv.field_size_limit(_MOST_LETTERS)
-    opened = open_regular(path) if isinstance(path, Path) else io.BytesIO(path.read_bytes())
-    with io.TextIOWrapper(opened, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True, **form)
-        try:
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            check_columns(columns, path)
-            reader.fieldnames = columns
-            for row in reader:
-                if None in row:
-                    raise ValueError(
-                        f"{path} line {reader.line_num}: expected {len(columns)} columns, found more"
-                    )
-                yield reader.line_num, row
-        except UnicodeDecodeError as fault:
-            raise ValueError(f"{path} {first_fault(path)}") from fault
-        except csv.Error as fault:
-            raise ValueError(
-                f"{path} after line {reader.line_num}: not a readable {path.suffix[1:]} file: {fault}"
-            ) from fault
+    lines = (part for _, line in _lines(path) for part in io.StringIO(line, newline=""))
+    reader = csv.DictReader(lines, strict=True, **form)
+    try:
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        check_columns(columns, path)
+        reader.fieldnames = columns
+        for row in reader:
+            if None in row:
+                raise ValueError(
+                    f"{path} line {reader.line_num}: expected {len(columns)} columns, found more"
+                )
+            yield reader.line_num, row
+    except csv.Error as fault:
+        raise ValueError(
+            f"{path} after line {reader.line_num}: not a readable {path.suffix[1:]} file: {fault}"
+        ) from fault
+
+
+def list_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Return the rows of a .csv, .tsv or .jsonl list, all columns, each with the number of its line.
+
+    Raises:
+        ValueError: The list is empty or a line is malformed.
+    """
+    match path.suffix.lower():
+        case ".csv":
+            rows = list(csv_rows(path))
+        case ".tsv":
+            try:  # quotes as spreadsheets and pandas write them, else as plain letters
+                rows = list(csv_rows(path, delimiter="\t"))
+            except ValueError:
+                rows = list(csv_rows(path, delimiter="\t", quoting=csv.QUOTE_NONE))
+        case _:
+            rows = list(json_lines(path))
+    if not rows:
+        raise ValueError(f"{path} lists no image")
+    return rows
 
 
 def check_columns(columns: Sequence[str], path: object) -> None:
@@ -135,14 +162,6 @@ def check_columns(columns: Sequence[str], path: object) -> None:
         raise ValueError(
             f"{path}: expected columns with names of their own, got {quoted(twice[0])} twice or more"
         )
-
-
-def _not_utf8(data: bytes, place: int, offset: int = 0) -> str:
-    expected = "expected UTF-8 text"
-    if offset == 0 and data.startswith(_UTF_16):
-        return f"{expected}, got the byte order mark of UTF-16 at byte 0; save it as UTF-8"
-    found = f"got 0x{data[place]:02x} at byte {offset + place}"
-    return f"{expected}, {found} (of Latin-1, perhaps); save it as UTF-8"
 
 
 def plain_text(text: str) -> str:
@@ -166,12 +185,8 @@ def _visible(mark: str) -> bool:
 def texts_in(value: object, where: str) -> tuple[str, ...]:
     """Return the captions in a cell: a text, a list of texts (also written as a text), or nothing (None, "", NaN).
 
-    Args:
-        value: what the cell holds.
-        where: the row, for the error.
-
     Raises:
-        ValueError: if it is something else.
+        ValueError: It is something else; `where` names the row.
     """
     if value is None or value != value:
         return ()
@@ -229,32 +244,25 @@ def id_text(value: object) -> str:
 
 
 def clean_caption(text: str, max_words: int = 30) -> str:
-    """Return a caption in lower case, without punctuation, cut to some words.
+    """Return a caption in lower case, without punctuation, cut to some words; may be empty.
 
     The marks ,.'!?"()*#:;~ are dropped, - and / become blanks, <person> (as Conceptual Captions hides names)
-    becomes person, and blanks are collapsed (Li et al. 2021, ALBEF); the rest as `plain_text`. May be empty.
+    becomes person, and blanks are collapsed (Li et al. 2021, ALBEF); the rest as `plain_text`.
 
     Args:
-        text: a caption.
-        max_words: most words kept, 1 or more.
+        text: A caption.
+        max_words: Most words kept, 1 or more.
 
     Raises:
-        ValueError: if max_words is below 1.
+        ValueError: max_words is below 1.
     """
     return _first_words(text.lower().translate(_CLEANED).replace("<person>", "person"), max_words)
 
 
 def clean_question(text: str, max_words: int = 30) -> str:
-    """Return a question in lower case, without punctuation, cut to some words.
+    """Return a question as `clean_caption` would, but for <person>, which stays.
 
-    As `clean_caption`, but <person> stays as it is.
-
-    Args:
-        text: a question.
-        max_words: most words kept, 1 or more; ALBEF keeps 30 in training, 50 in testing.
-
-    Raises:
-        ValueError: if max_words is below 1.
+    ALBEF keeps 30 words in training and 50 in testing.
     """
     return _first_words(text.lower().translate(_CLEANED), max_words)
 

@@ -1,4 +1,4 @@
-"""RGB images -> square tensors: random crops for training, the center for everything else."""
+"""RGB images -> square tensors of bytes: random crops for training, the center for everything else."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ _ATTEMPTS = 10
 # large photograph several times faster, and by Pillow's documentation hardly to be told apart.
 _REDUCING_GAP = 3.0
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
 
 def training_crop(
     image: Image.Image, size: int, config: DataConfig, generator: np.random.Generator, cut: Cut = "center"
 ) -> UInt8[Tensor, "3 H W"]:
     """Crop a training image, scale it bicubically to a square and mirror half of them.
 
-    With `augment="random_resized_crop"` the crop keeps a uniform share of the area in
-    [crop_scale_min, 1], with an aspect ratio log-uniform in [3/4, 4/3], at a uniform place; with "resize"
-    it is that of `evaluation_crop`.
+    With `augment="random_resized_crop"` the crop keeps a uniform fraction of the area in [crop_scale_min, 1],
+    with an aspect ratio log-uniform in [3/4, 4/3], at a uniform place; with "resize" it is that of
+    `evaluation_crop`.
 
     Args:
-        image: an RGB image.
-        size: side of the result, in pixels.
-        config: what to do.
-        generator: the only source of randomness.
-        cut: with "resize", as for `evaluation_crop`.
+        image: An RGB image.
+        size: Side of the result, in pixels.
+        config: What to do.
+        generator: The only source of randomness.
+        cut: With "resize", as for `evaluation_crop`.
     """
     if config.augment == "random_resized_crop":
         box = random_box(image.width, image.height, config.crop_scale_min, generator)
@@ -54,8 +56,8 @@ def evaluation_crop(image: Image.Image, size: int, cut: Cut = "center") -> UInt8
     """Return an image as a square, bicubically scaled.
 
     Args:
-        image: an RGB image.
-        size: side of the result, in pixels.
+        image: An RGB image.
+        size: Side of the result, in pixels.
         cut: "center" cuts out the largest centered square; "squash" keeps all of the image and not its shape
             (ALBEF).
     """
@@ -73,12 +75,6 @@ def float_images(pixels: UInt8[Tensor, "*B 3 H W"]) -> Float[Tensor, "*B 3 H W"]
     return torch.from_numpy(np.divide(pixels.numpy(), np.float32(255), dtype=np.float32))
 
 
-def _whole_box(image: Image.Image, cut: Cut) -> tuple[float, float, float, float]:
-    if cut == "squash":
-        return 0.0, 0.0, float(image.width), float(image.height)
-    return center_box(image.width, image.height)
-
-
 def minimum_decoded_side(size: int, config: DataConfig) -> int:
     """Return the short side that a training image must keep when decoded, for no crop to be enlarged.
 
@@ -90,10 +86,8 @@ def minimum_decoded_side(size: int, config: DataConfig) -> int:
     return math.ceil(size / math.sqrt(ASPECT_RATIOS[0] * config.crop_scale_min))
 
 
-def random_box(
-    width: int, height: int, scale_min: float, generator: np.random.Generator
-) -> tuple[float, float, float, float]:
-    """Draw (left, top, right, bottom) of a crop, in pixels, not rounded: small images have few whole ones."""
+def random_box(width: int, height: int, scale_min: float, generator: np.random.Generator) -> Box:
+    """Draw a crop, not rounded: small images have few whole pixels."""
     for _ in range(_ATTEMPTS):
         area = width * height * generator.uniform(scale_min, 1.0)
         ratio = math.exp(generator.uniform(math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1])))
@@ -109,14 +103,20 @@ def random_box(
     return left, top, left + crop_width, top + crop_height
 
 
-def center_box(width: int, height: int) -> tuple[float, float, float, float]:
-    """Return (left, top, right, bottom) of the largest centered square, on whole pixels."""
+def center_box(width: int, height: int) -> Box:
+    """Return the largest centered square, on whole pixels."""
     side = float(min(width, height))
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
 
 
-def _resize(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> Image.Image:
+def _whole_box(image: Image.Image, cut: Cut) -> Box:
+    if cut == "squash":
+        return 0.0, 0.0, float(image.width), float(image.height)
+    return center_box(image.width, image.height)
+
+
+def _resize(image: Image.Image, size: int, box: Box) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=_REDUCING_GAP)
 
 

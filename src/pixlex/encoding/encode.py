@@ -17,9 +17,8 @@ from tqdm import tqdm
 from pixlex.api import ImageTokenizer
 from pixlex.batch import NotFinite, Skipped
 from pixlex.data.ahead import prepared_batches
-from pixlex.data.broken import BrokenImages
 from pixlex.data.decoding import ImageRecord, decode_record
-from pixlex.data.sources import ImageSource
+from pixlex.data.sources import BrokenImages, ImageSource
 from pixlex.data.transforms import evaluation_transform
 from pixlex.encoding.files import EncodedImage, Kind, check_kind, write_checksum, write_codes
 from pixlex.encoding.journal import Journal, journal_header

@@ -17,9 +17,7 @@ from tqdm import tqdm
 from pixlex import distributed
 from pixlex.api import ImageTokenizer
 from pixlex.batch import Skipped
-from pixlex.data.broken import BrokenImages
-from pixlex.data.chosen import choose
-from pixlex.data.sources import ImageSource
+from pixlex.data.sources import BrokenImages, ImageSource, subset
 from pixlex.encoding.encode import encode_into
 from pixlex.encoding.files import PARTS
 from pixlex.encoding.journal import Journal, JournalHeld, journal_header, other_work
@@ -99,7 +97,7 @@ def encode_parts(
         total=len(source), unit=" images", desc="encode", disable=not progress, smoothing=0.05
     ) as bar:
         for number, out in work.turns(bar):
-            part = choose(source, work.rows(number))
+            part = subset(source, work.rows(number))
             own = {**header, "source": part.identity, "images": len(part)}
             try:
                 with Journal(work.journal(number), own) as journal:
@@ -179,7 +177,7 @@ def _agree(folder: Path, expected: dict[str, Any]) -> None:
         _write_first(path, json.dumps(sealed(expected), indent=2) + "\n")
     found = read_json(path)
     if other := other_work(found, expected):
-        raise ValueError(f"{folder} holds parts of {other}: choose another folder")
+        raise ValueError(f"{folder} holds parts of {other}: subset another folder")
     if found.get("part_size") != expected["part_size"]:
         raise ValueError(
             f"{folder} holds parts of {found.get('part_size')} images, got a part size of {expected['part_size']}"

@@ -15,9 +15,9 @@ from torch import Tensor
 from pixlex import distributed
 from pixlex.batch import Skipped, Words
 from pixlex.config.data import SQUARE, Cut
-from pixlex.data.chosen import choose
 from pixlex.data.loader import TooManyBroken, evaluation_batches
 from pixlex.data.pairs import PairSource
+from pixlex.data.sources import subset
 from pixlex.eval.pair_scores import matching_logits
 from pixlex.eval.passes import evaluating, progress_bar
 from pixlex.models.cbvila import CBViLA
@@ -154,7 +154,7 @@ def gallery(
     place = next(model.parameters()).device
     rows = _rows_of_images(source, limit)
     batches = evaluation_batches(
-        choose(source.images, [first for first, *_ in rows]),
+        subset(source.images, [first for first, *_ in rows]),
         image_size=model.config.image_size,
         batch_size=batch_size,
         workers=workers,

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pixlex.data.decoding import ImageRecord
-from pixlex.data.sources import FileSource, ImageSource
+from pixlex.data.folders import FileSource
+from pixlex.data.sources import ImageSource
 from pixlex.search.parts import Entry
 
 # A file that was written so shortly before it is looked at may be written again without a later time: clocks

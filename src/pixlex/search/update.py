@@ -15,9 +15,8 @@ from torch import Tensor
 from pixlex.batch import NotFinite, Skipped
 from pixlex.config.cbvila import CBViLAConfig
 from pixlex.data.ahead import prepared_batches
-from pixlex.data.broken import FILE_NAME, BrokenImages
 from pixlex.data.decoding import ImageRecord, decode_record
-from pixlex.data.sources import ImageSource
+from pixlex.data.sources import SKIPPED_FILE, BrokenImages, ImageSource
 from pixlex.progress import bar_or_lines
 from pixlex.search.changes import Candidate, Changes, Stamp, compare, digest_of, size_of
 from pixlex.search.parts import Entry
@@ -130,7 +129,7 @@ def update_store(
     """
     store.drop_void()
     listed = store.folder.parent
-    (listed / FILE_NAME).unlink(missing_ok=True)  # all that is broken is tried, and listed, anew
+    (listed / SKIPPED_FILE).unlink(missing_ok=True)  # all that is broken is tried, and listed, anew
     broken = BrokenImages(listed, source, max_broken_share)
     changes = compare(source, store.entries())
     if changes.gone:

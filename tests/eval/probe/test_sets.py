@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from tests.eval.probe.classes import write_classes
 
-from pixlex.data.broken import TooManyBroken
 from pixlex.data.images import open_source
+from pixlex.data.sources import TooManyBroken
 from pixlex.eval.probe.sets import LabeledImages, check_apart, check_counts, in_classes_of, survey
 
 

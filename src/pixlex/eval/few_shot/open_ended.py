@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pixlex.data.folders import FileSource
 from pixlex.data.labels import no_labels
-from pixlex.data.sources import FileSource, ImageSource
+from pixlex.data.sources import ImageSource
 from pixlex.data.text import json_value, plain_text
 from pixlex.eval.few_shot.episode_files import EpisodeSet
 from pixlex.eval.few_shot.episodes import Episode, Naming, Setting, Shown

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from pixlex import __version__, distributed
 from pixlex.batch import Skipped
-from pixlex.data.broken import BrokenImages
 from pixlex.data.decoding import UnreadableImage, decode_record
+from pixlex.data.sources import BrokenImages
 from pixlex.data.transforms import evaluation_transform
 from pixlex.eval.probe.classifier import Part
 from pixlex.eval.probe.features import columns_of, image_features, weights_fingerprint

@@ -12,9 +12,8 @@ from jaxtyping import Int64
 
 from pixlex import distributed
 from pixlex.batch import Skipped
-from pixlex.data.broken import BrokenImages
 from pixlex.data.decoding import ImageRecord, UnreadableImage
-from pixlex.data.sources import ImageSource
+from pixlex.data.sources import BrokenImages, ImageSource
 from pixlex.eval.passes import progress_bar
 
 

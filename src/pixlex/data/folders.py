@@ -1,0 +1,257 @@
+"""Sources of image files: folders, lists (.csv, .tsv, .jsonl), single files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+import numpy as np
+
+from pixlex.data.decoding import IMAGE_SUFFIXES, ImageRecord, holds_image
+from pixlex.data.labels import CLASSES_FILE, Labels, no_labels, resolve_labels, row_label, spoken_names
+from pixlex.data.sources import HIDDEN, PassedOver, fingerprint, kind_of, read_file
+from pixlex.data.text import list_rows
+from pixlex.files import open_regular
+from pixlex.messages import quoted
+
+# Files of one folder that are looked for before the folder is given up.
+_TRIES = 16
+# Of any system that we know; longer ones are something else.
+_LONGEST_PATH = 4096
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:/")
+_HALVES = re.compile("[\\0\ud800-\udc7f\udd00-\udfff]")
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Images that are files of their own.
+
+    Args:
+        name: What to call the source.
+        root: Folder that the paths are relative to.
+        paths: Path of each image, with forward slashes; also its key.
+        labels: Class index of each image and the class names.
+        ignored: What else lies in the folder, each file.
+        empty_folders: Class folders without images, which make no class.
+    """
+
+    name: str
+    root: Path
+    paths: tuple[str, ...]
+    labels: Labels
+    ignored: tuple[PassedOver, ...] = ()
+    empty_folders: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class index; empty without labels."""
+        return self.labels.class_names
+
+    @cached_property
+    def identity(self) -> str:
+        """A fingerprint of paths, labels and class names."""
+        return fingerprint("files", self.paths, self.labels)
+
+    def key(self, index: int) -> str:
+        """Return the path of an image."""
+        return self.paths[index]
+
+    def read(self, index: int) -> ImageRecord:
+        """Read a file; raises `UnreadableImage` if it is missing or cannot be read."""
+        key = self.paths[index]
+        return ImageRecord(read_file(self.root / key, key), int(self.labels.indices[index]), key)
+
+
+def open_folder(folder: Path) -> FileSource:
+    """List the images below a folder, sorted by path: by their endings, without an ending by their content.
+
+    If every image lies in a subfolder, the first level of folders gives the classes, numbered by sorted
+    name. If an image lies in the folder itself, the whole is one flat collection without labels.
+    Hidden files and folders are left out. Symbolic links are followed, each folder is read once.
+
+    Raises:
+        ValueError: There is no image.
+    """
+    images: list[str] = []
+    ignored: list[PassedOver] = []
+    for name in _walk(folder, ignored):
+        kind = kind_of(name)
+        by_content = not os.path.splitext(name)[1]
+        if not kind.startswith(HIDDEN) and (
+            kind in IMAGE_SUFFIXES or (by_content and is_image_file(folder / name))
+        ):
+            images.append(name)
+        elif name != CLASSES_FILE:
+            ignored.append(PassedOver(kind, name))
+    paths, others = tuple(sorted(images)), tuple(sorted(ignored, key=lambda one: one.name))
+    if not paths:
+        raise ValueError(_nothing_found(folder, others))
+    if any("/" not in path for path in paths):
+        return FileSource(str(folder), folder, paths, no_labels(len(paths)), others)
+    names = sorted({path.split("/", 1)[0] for path in paths})
+    number = {name: index for index, name in enumerate(names)}
+    indices = np.array([number[path.split("/", 1)[0]] for path in paths], dtype=np.int64)
+    present = {entry.name for entry in folder.iterdir() if entry.is_dir() and kind_of(entry.name) != HIDDEN}
+    spoken = spoken_names(dict(enumerate(names)), str(folder), folder, folders=True)
+    labels = Labels(indices, tuple(spoken.values()))
+    return FileSource(str(folder), folder, paths, labels, others, tuple(sorted(present - set(names))))
+
+
+def open_image_files(paths: Sequence[Path]) -> FileSource:
+    """Make a source of single image files, in the order given, without labels."""
+    if not paths:
+        raise ValueError("expected at least one image file, got none")
+    keys = tuple(path.as_posix() for path in paths)
+    name = keys[0] if len(keys) == 1 else f"{len(keys)} image files"
+    return FileSource(name, Path(), keys, no_labels(len(keys)))
+
+
+def open_list(path: Path) -> FileSource:
+    """Read a list of images: .csv or .tsv with a header line, or .jsonl with one object a line.
+
+    Columns: `path` (relative to the list file, or absolute), optionally `label` (integer) with
+    `class_name`; other columns are not looked at.
+
+    Raises:
+        ValueError: The list is empty, a line is malformed, `path` is missing, or labels and names do
+            not fit (see `pixlex.data.labels.resolve_labels`).
+    """
+    paths = []
+    pairs = []
+    for line, row in list_rows(path):
+        where = f"{path} line {line}"
+        if "path" not in row:
+            found = f"{', '.join(map(quoted, row)) or 'no column':.200}"
+            raise ValueError(f"{where}: expected a column 'path', found {found}")
+        paths.append(image_path(row["path"], where, path.parent))
+        pairs.append(row_label(row.get("label"), row.get("class_name"), where))
+    return FileSource(str(path), path.parent, tuple(paths), resolve_labels(pairs, str(path), path.parent))
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name ends like an image of a format that is read."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a file is an image by its content; False where it cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return holds_image(file)
+    except OSError:
+        return False
+
+
+def image_path(value: object, where: str, folder: Path) -> str:
+    """Return the path of an image as a cell names it; of a file:// URL what it stands for.
+
+    Args:
+        value: What the cell holds.
+        where: The row, for the error.
+        folder: What paths are relative to.
+
+    Raises:
+        ValueError: It is no text, empty, no path, an address of the web, or written with backslashes.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{where}: expected a path, got {quoted(value)}")
+    path = value.strip()
+    if path.isascii() and path.isprintable() and len(path) < 256 and ":" not in path and "\\" not in path:
+        return path  # nearly all
+    if path.startswith("file:"):
+        path = unquote(re.sub("^file:(//(localhost)?)?(?=/)", "", path))
+    if "://" in path:
+        raise ValueError(
+            f"{where}: the image is a web address ({quoted(path, 60)}): download the pictures first, for example "
+            "with img2dataset, and name what it wrote"
+        )
+    if _HALVES.search(path) or len(path) > _LONGEST_PATH:
+        raise ValueError(f"{where}: expected a path, got {quoted(path)}, which no file can have")
+    if "\\" in path and os.sep == "/" and not os.path.exists(folder / path):
+        raise ValueError(
+            f"{where}: the path {quoted(path)} is written with backslashes, as Windows does, and there is no such "
+            "file; write it with /"
+        )
+    return path
+
+
+def below(paths: Sequence[str], folder: Path) -> list[str]:
+    """Return paths with those that are absolute, but not of this machine, replaced by their tails below a folder.
+
+    ALBEF's lists name images of the machine that they were written on: of `/export/coco/train2014/1.jpg` the
+    longest tail that exists below the folder is taken, such as `train2014/1.jpg`. Where there is none it stays.
+    """
+    known: dict[str, str] = {}
+    tries: dict[str, int] = {}
+    found = []
+    for path in paths:
+        above, _, name = path.rpartition("/")
+        if _ABSOLUTE.match(path) and above not in known and tries.get(above, 0) < _TRIES:
+            tries[above] = tries.get(above, 0) + 1
+            parts = PurePosixPath(above).parts
+            tails = [
+                PurePosixPath(above),
+                *(PurePosixPath(*parts[drop:]) for drop in range(1, len(parts) + 1)),
+            ]
+            here = (str(tail) for tail in tails if os.path.isfile(folder / tail / name))
+            if (tail := next(here, None)) is not None:
+                known[above] = tail
+        found.append(str(PurePosixPath(known[above], name)) if above in known else path)
+    return found
+
+
+def _walk(folder: Path, ignored: list[PassedOver]) -> Iterator[str]:
+    """Yield the paths of all files below a folder, relative to it; folders that are not read go to `ignored`."""
+    # A link that leads back up, to `/` as well, would be walked for ever.
+    seen = {os.path.realpath(folder), *map(str, Path(os.path.realpath(folder)).parents)}
+    waiting, links = [""], list[str]()
+    while waiting or links:
+        prefix = waiting.pop() if waiting else links.pop(0)
+        real = os.path.realpath(folder / prefix)
+        if prefix and real in seen:
+            ignored.append(PassedOver("link", f"{prefix[:-1]}: leads to a folder that is read already"))
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(folder / prefix) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as fault:
+            if not prefix:
+                raise
+            ignored.append(PassedOver("folder", f"{prefix[:-1]}: cannot be read: {fault.strerror}"))
+            continue
+        for entry in entries:
+            name = prefix + entry.name
+            if not _is_folder(entry):
+                yield name
+            elif kind_of(name) == HIDDEN:
+                ignored.append(PassedOver(HIDDEN, f"{name}/"))
+            else:
+                # Behind all folders that are none: which of several ways to a folder is taken never changes.
+                (links if entry.is_symlink() else waiting).append(f"{name}/")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle: a file that cannot be read
+        return False
+
+
+def _nothing_found(folder: Path, ignored: Sequence[PassedOver]) -> str:
+    found = [one.name for one in ignored if not one.kind.startswith(HIDDEN)]
+    if found:
+        shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        return f"no image in {folder}: none of its {len(found)} files ({shown}) ends in {suffixes}"
+    if any(entry.is_dir() for entry in folder.iterdir()):
+        return f"no image in {folder}: it holds only folders without files"
+    return f"{folder} is empty"
