@@ -19,6 +19,7 @@ from pixlex.eval.few_shot.episodes import PAPER_COLUMNS
 from pixlex.eval.few_shot.prompted import SCORERS
 from pixlex.eval.few_shot.prompts import TEMPLATES
 from pixlex.eval.few_shot.word_answerers import WORD_ANSWERERS
+from pixlex.eval.llm import LLMOptions
 from pixlex.models import pretrained
 
 
@@ -116,8 +117,8 @@ def test_a_language_model_gives_rows(
     given: dict[str, Any] = {}
     client = FakeClient(says=" camel")
 
-    def connect(model: str, **settings: Any) -> FakeClient:
-        given.update(settings, model=model)
+    def connect(options: LLMOptions) -> FakeClient:
+        given.update(vars(options))
         return client
 
     monkeypatch.setattr(few_shot_rows, "connect", connect)

@@ -19,7 +19,7 @@ from pixlex.eval.few_shot.prompts import Template
 from pixlex.eval.few_shot.run import run_few_shot
 from pixlex.eval.few_shot.word_answerers import embedded_encoder, model_reader, word_answerers
 from pixlex.eval.intervals import wilson_interval
-from pixlex.eval.llm.client import LanguageClient
+from pixlex.eval.llm import LanguageClient
 from pixlex.eval.probe.study import ProbeSets, probe_rows
 from pixlex.eval.published import TABLE_TOP_K, benchmark_of
 from pixlex.eval.retrieval import evaluate_retrieval, gallery

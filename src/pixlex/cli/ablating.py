@@ -109,14 +109,18 @@ def _measures(options: Namespace, device: str) -> Iterator[Measure]:
     if options.few_shot is not None:
         from pixlex.eval.few_shot.episodes import setting_of
         from pixlex.eval.few_shot.sampling import sample_episodes
-        from pixlex.eval.llm import connect
+        from pixlex.eval.llm import LLMOptions, connect
 
         images = open_source(options.few_shot)
         settings = [setting_of(column, ways) for ways in options.ways for column in options.settings]
         episodes = [sample_episodes(images, setting, count=options.episodes, seed=0) for setting in settings]
         cache = options.out / "few-shot"
         clients = [
-            connect(name, base_url=options.llm_url, cache=cache / "language-models", device=device)
+            connect(
+                LLMOptions(
+                    model=name, base_url=options.llm_url, cache=cache / "language-models", device=device
+                )
+            )
             for name in options.llm
         ]
         yield few_shot_measure(

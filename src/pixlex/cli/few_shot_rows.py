@@ -21,8 +21,7 @@ from pixlex.eval.few_shot.nearest import Chance, NearestClassMean
 from pixlex.eval.few_shot.prompted import SCORERS, PromptedAnswerer
 from pixlex.eval.few_shot.readers import Shortened, TextReader
 from pixlex.eval.few_shot.word_answerers import WordAnswerer, model_reader, word_answerers
-from pixlex.eval.llm import connect
-from pixlex.eval.llm.client import LanguageClient
+from pixlex.eval.llm import LanguageClient, LLMOptions, connect
 from pixlex.models import pretrained
 from pixlex.models.pretrained import Model, Tokenizer
 from pixlex.models.untrained import untrained_copy
@@ -153,22 +152,24 @@ def _prompted(options: Namespace, reader: TextReader, client: LanguageClient) ->
 
 
 def _client(options: Namespace) -> LanguageClient:
-    client: LanguageClient = connect(
-        options.llm,
-        base_url=options.llm_url,
-        key_variable=options.llm_key_variable,
-        mode=options.llm_mode,
-        concurrency=options.llm_concurrency,
-        timeout=options.llm_timeout,
-        cache=options.llm_cache or options.out / _ANSWERS,
-        input_price=options.llm_input_price,
-        output_price=options.llm_output_price,
-        max_cost=options.llm_max_cost,
-        max_tokens=options.llm_max_tokens,
-        context_size=options.llm_context,
-        tokenizer=options.llm_tokenizer,
-        device=options.device,
-        batch_size=options.llm_batch_size,
+    client = connect(
+        LLMOptions(
+            model=options.llm,
+            base_url=options.llm_url,
+            key_variable=options.llm_key_variable,
+            mode=options.llm_mode,
+            concurrency=options.llm_concurrency,
+            timeout=options.llm_timeout,
+            cache=options.llm_cache or options.out / _ANSWERS,
+            input_price=options.llm_input_price,
+            output_price=options.llm_output_price,
+            max_cost=options.llm_max_cost,
+            max_tokens=options.llm_max_tokens,
+            context_size=options.llm_context,
+            tokenizer=options.llm_tokenizer,
+            device=options.device,
+            batch_size=options.llm_batch_size,
+        )
     )
     remark(options, f"{client.name} can {', '.join(sorted(client.abilities))}")
     return client

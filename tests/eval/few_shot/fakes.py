@@ -83,11 +83,12 @@ class FakeClient:
         yield from self._completions(prompts)
 
     def choose(
-        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]], *, mix: bool = False
     ) -> Iterator[tuple[int, Completion]]:
         yield from self._completions(prompts)
 
-    mix = choose
+    def estimate(self, task: Ability, prompts: Sequence[str], **limits: object) -> None:
+        """It costs nothing."""
 
     def _completions(self, prompts: Sequence[str]) -> Iterator[tuple[int, Completion]]:
         for place in reversed(range(len(prompts))):  # in any order

@@ -58,9 +58,10 @@ def test_v2l_asks_how_an_answer_begins(images: ImageSource, induction: bool) -> 
             limits.append(limit)
             return self._completions(prompts)
 
-        def mix(
-            self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+        def choose(
+            self, prompts: Sequence[str], candidates: Sequence[Sequence[str]], *, mix: bool = False
         ) -> Iterator[tuple[int, Completion]]:
+            assert mix
             return self._completions(prompts)
 
         def _completions(self, prompts: Sequence[str]) -> Iterator[tuple[int, Completion]]:

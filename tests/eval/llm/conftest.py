@@ -25,3 +25,10 @@ def slow(causal: Path) -> SlowModel:
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> SlowModel:
     """A tiny GPT-2, for tests of everything but the model."""
     return SlowModel(tiny_causal(tmp_path_factory.mktemp("gpt2") / "tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let openai's client wait a fiftieth of its time before it sends again."""
+    base = pytest.importorskip("openai._base_client")
+    monkeypatch.setattr(base, "INITIAL_RETRY_DELAY", 0.01)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from tests.eval.llm.slow import SlowModel
+
+from pixlex.eval.llm import LLMOptions, connect
+from pixlex.eval.llm.client import Completion
+from pixlex.eval.llm.endpoint import EndpointClient
 
 KEY = "sk-test-0123456789"
 ALL = frozenset({"completions", "chat", "echo", "structured_outputs", "guided_choice", "json_schema"})
@@ -123,6 +128,21 @@ def _text(body: dict[str, Any]) -> str:
 
 def _error(message: str, code: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": code, "code": code, "param": None}}
+
+
+def ask(endpoint: Endpoint, cache: Path | None = None, **settings: Any) -> EndpointClient:
+    """Return a client of the endpoint."""
+    options = {"concurrency": 4, "retries": 3, **settings}
+    client = connect(LLMOptions(model="tiny", base_url=endpoint.url, cache=cache, **options))
+    assert isinstance(client, EndpointClient)
+    return client
+
+
+def generate(client: EndpointClient, prompts: Sequence[str]) -> dict[int, Completion]:
+    """Continue prompts by four tokens."""
+    found = list(client.generate(prompts, max_new_tokens=4, stop=()))
+    assert len(dict(found)) == len(found)
+    return dict(found)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pixlex.eval.llm.cache import FILE_NAME, AnswerCache
+from pixlex.eval.llm.ledger import FILE_NAME, AnswerCache
 
 
 def request(number: int) -> dict[str, Any]:
@@ -89,4 +89,4 @@ def test_answers_of_versions_without_checksums_count(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="asked for again"):
         assert cache.get(request(1)) is None
     cache.put(request(3), answer(3))
-    assert len(cache) == 3
+    assert cache.get(request(3)) == answer(3)

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.eval.llm.server import ALL, KEY, Endpoint, serving
+from tests.eval.llm.server import ALL, KEY, Endpoint, ask, serving
 from tests.eval.llm.slow import SlowModel
 
-from pixlex.eval.llm import connect
-from pixlex.eval.llm.budget import SpendingCapReached
+from pixlex.eval.llm import LLMOptions, connect
 from pixlex.eval.llm.endpoint import EndpointClient
+from pixlex.eval.llm.ledger import SpendingCapReached
 from pixlex.eval.llm.local import LocalClient
 
 pytest.importorskip("openai")
@@ -39,15 +39,9 @@ WAYS: list[tuple[frozenset[str], str, str | None]] = [
 ]
 
 
-def ask(endpoint: Endpoint, **settings: Any) -> EndpointClient:
-    client = connect("tiny", base_url=endpoint.url, **{"first_delay": 0.01, "concurrency": 3, **settings})
-    assert isinstance(client, EndpointClient)
-    return client
-
-
 @pytest.fixture(scope="module")
 def local(gpt2: SlowModel) -> LocalClient:
-    return LocalClient(gpt2.model, gpt2.tokenizer, name="tiny")
+    return LocalClient(gpt2.model, gpt2.tokenizer, LLMOptions(model="tiny"))
 
 
 @pytest.mark.parametrize(("abilities", "path", "choice"), WAYS)
@@ -57,7 +51,6 @@ def test_answers_are_those_of_the_local_client(
     with serving(Endpoint(gpt2, abilities=abilities, overlooks=frozenset({"guided_choice"}))) as endpoint:
         client = ask(endpoint)
         assert (client.facts.path, client.facts.choice) == (path, choice)
-        assert client.record["choice"] == choice
         stop = ["e"]
         found = dict(client.generate(PROMPTS, max_new_tokens=12, stop=stop))
         assert found == dict(local.generate(PROMPTS, max_new_tokens=12, stop=stop))
@@ -84,7 +77,7 @@ def test_answers_are_those_of_the_local_client(
 
 
 def test_a_start_token_that_the_server_shows(causal: Path, slow: SlowModel) -> None:
-    client_here = connect(str(causal))
+    client_here = connect(LLMOptions(model=str(causal)))
     shows = slow.tokenizer.bos_token is not None
     with serving(Endpoint(slow, shows_start=True)) as endpoint:
         scores = dict(ask(endpoint).score(PROMPTS, CANDIDATES))
@@ -226,17 +219,17 @@ def test_bad_input(gpt2: SlowModel, tmp_path: Path) -> None:
         ("https://localhost/v1?key=secret", "belongs into an environment variable"),
     ):
         with pytest.raises(ValueError, match=message) as refused:
-            connect("tiny", base_url=address)
+            connect(LLMOptions(model="tiny", base_url=address))
         assert "secret" not in f"{refused.value}"
     with pytest.raises(ValueError, match="needs the prices"):
-        connect("tiny", base_url="http://127.0.0.1:1/v1", max_cost=1.0)
+        connect(LLMOptions(model="tiny", base_url="http://127.0.0.1:1/v1", max_cost=1.0))
     with pytest.raises(ValueError, match=r"both prices or none, got 1\.0 for input and None for output"):
-        connect("tiny", base_url="http://127.0.0.1:1/v1", input_price=1.0)
+        connect(LLMOptions(model="tiny", base_url="http://127.0.0.1:1/v1", input_price=1.0))
     with pytest.raises(ValueError, match="concurrency must be 1 or more, got 0"):
-        connect("tiny", base_url="http://127.0.0.1:1/v1", concurrency=0)
+        connect(LLMOptions(model="tiny", base_url="http://127.0.0.1:1/v1", concurrency=0))
     (tmp_path / "answers.sqlite").write_text("no cache " * 1000)
     with pytest.raises(ValueError, match=r"answers\.sqlite: expected a folder for answers"):
-        connect("tiny", base_url="http://127.0.0.1:1/v1", cache=tmp_path)
+        connect(LLMOptions(model="tiny", base_url="http://127.0.0.1:1/v1", cache=tmp_path))
     with serving(Endpoint(gpt2)) as endpoint:
         client = ask(endpoint)
         with pytest.raises(ValueError, match="candidates that are not empty"):

@@ -9,15 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.eval.llm.server import KEY, Endpoint, serving
+from tests.eval.llm.server import KEY, Endpoint, ask, generate, serving
 from tests.eval.llm.slow import SlowModel
 
-from pixlex.eval.llm import connect
+from pixlex.eval.llm import LLMOptions, connect
 from pixlex.eval.llm.client import Completion
-from pixlex.eval.llm.endpoint import EndpointClient
 
 pytest.importorskip("openai")
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -26,30 +24,15 @@ PROMPTS = [f"This is image number {number}. This is a" for number in range(24)]
 WRITABLE = frozenset({"completions"})
 
 
-def ask(endpoint: Endpoint, cache: Path | None = None, **settings: Any) -> EndpointClient:
-    client = connect(
-        "tiny",
-        base_url=endpoint.url,
-        cache=cache,
-        **{"first_delay": 0.01, "concurrency": 4, "retries": 3, **settings},
-    )
-    assert isinstance(client, EndpointClient)
-    return client
-
-
-def generate(client: EndpointClient, prompts: list[str] = PROMPTS) -> list[tuple[int, Completion]]:
-    return list(client.generate(prompts, max_new_tokens=4, stop=()))
-
-
 def image(text: str) -> int | None:
     """The number of the prompt in a request; None for a probe's."""
     return PROMPTS.index(text) if text in PROMPTS else None
 
 
-def check_complete(found: list[tuple[int, Completion]], model: SlowModel, failed: set[int]) -> None:
+def check_complete(found: dict[int, Completion], model: SlowModel, failed: set[int]) -> None:
     """Every prompt has one answer, the model's own, or has failed."""
-    assert sorted(number for number, _ in found) == list(range(len(PROMPTS)))
-    for number, answer in found:
+    assert sorted(found) == list(range(len(PROMPTS)))
+    for number, answer in found.items():
         if number in failed:
             assert answer.finish == "failed"
             assert answer.reason
@@ -69,11 +52,11 @@ def test_what_passes_is_sent_again(gpt2: SlowModel, tmp_path: Path) -> None:
 
     with serving(Endpoint(gpt2, abilities=WRITABLE)) as endpoint:
         endpoint.fault = fault
-        found = generate(ask(endpoint, tmp_path))
+        found = generate(ask(endpoint, tmp_path), PROMPTS)
         check_complete(found, gpt2, set())
         assert [endpoint.count(prompt) for prompt in PROMPTS] == [3, 1] * 12
         sent = len(endpoint.received)
-        assert dict(generate(ask(endpoint, tmp_path))) == dict(found)
+        assert generate(ask(endpoint, tmp_path), PROMPTS) == found
         assert len(endpoint.received) == sent
 
 
@@ -81,9 +64,9 @@ def test_what_does_not_pass_fails_alone_and_is_not_kept(gpt2: SlowModel, tmp_pat
     kinds = {3: "500", 7: "malformed", 11: "cut", 15: "empty", 19: "400", 22: "filtered"}
     with serving(Endpoint(gpt2, abilities=WRITABLE)) as endpoint:
         endpoint.fault = lambda text, times: kinds.get(image(text) or 0)
-        found = generate(ask(endpoint, tmp_path))
+        found = generate(ask(endpoint, tmp_path), PROMPTS)
         check_complete(found, gpt2, set(kinds))
-        reasons = {number: answer.reason for number, answer in found}
+        reasons = {number: answer.reason for number, answer in found.items()}
         assert "given up after 4 attempts" in reasons[3]
         assert "told to say 400" in reasons[19]
         assert reasons[22] == "refused: content filter"
@@ -91,7 +74,7 @@ def test_what_does_not_pass_fails_alone_and_is_not_kept(gpt2: SlowModel, tmp_pat
         # When the endpoint has recovered, what failed is asked again; a refusal was an answer, and paid.
         endpoint.fault = lambda text, times: None
         sent = len(endpoint.received)
-        check_complete(generate(ask(endpoint, tmp_path)), gpt2, {22})
+        check_complete(generate(ask(endpoint, tmp_path), PROMPTS), gpt2, {22})
         assert len(endpoint.received) == sent + len(kinds) - 1
 
 
@@ -102,7 +85,7 @@ def test_a_request_that_hangs_is_sent_again(gpt2: SlowModel) -> None:
         for prompt in PROMPTS:  # what the server has worked out it says at once
             endpoint.generate(prompt, 4, ())
         client = ask(endpoint, timeout=4.0)
-        check_complete(generate(client), gpt2, set())
+        check_complete(generate(client, PROMPTS), gpt2, set())
         assert endpoint.count(PROMPTS[2]) == 2
         # The one that got no answer may have been worked on, and is counted as if it was.
         answered = sum(gpt2.count(prompt) + 4 for prompt in PROMPTS)
@@ -140,7 +123,7 @@ def test_what_fails_them_all_ends_the_run_and_loses_nothing(
         assert 10 not in answered
         assert len(answered) < len(PROMPTS) - 1
         endpoint.fault = lambda text, times: None
-        found = generate(ask(endpoint, tmp_path, **settings))
+        found = generate(ask(endpoint, tmp_path, **settings), PROMPTS)
         check_complete(found, gpt2, set())
         assert len(endpoint.answered) == len(set(endpoint.answered))
 
@@ -159,7 +142,7 @@ def test_a_wrong_key_is_not_shown(gpt2: SlowModel, monkeypatch: pytest.MonkeyPat
 def test_an_unknown_model(gpt2: SlowModel) -> None:
     message = r"does not continue texts with 'tinny': .*does not exist"
     with serving(Endpoint(gpt2)) as endpoint, pytest.raises(ValueError, match=message):
-        connect("tinny", base_url=endpoint.url)
+        connect(LLMOptions(model="tinny", base_url=endpoint.url))
 
 
 def test_without_the_openai_client(gpt2: SlowModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +167,7 @@ def test_nobody_there(gpt2: SlowModel) -> None:
         pass  # its port is free again
     begun = time.monotonic()
     with pytest.raises(ValueError, match=r"http://127.0.0.1:\d+/v1 cannot be reached"):
-        connect("tiny", base_url=endpoint.url)
+        connect(LLMOptions(model="tiny", base_url=endpoint.url))
     assert time.monotonic() - begun < 30  # no repeats, which would take a minute
 
 
@@ -194,9 +177,9 @@ def test_an_endpoint_that_goes_down_or_breaks_for_good(gpt2: SlowModel, tmp_path
         generate(client, PROMPTS[:5])
         endpoint.fault = lambda text, times: "500"
         with pytest.raises(ValueError, match=r"left 1\d requests in a row unanswered, the last one: .*500"):
-            generate(client)
+            generate(client, PROMPTS)
     with pytest.raises(ValueError, match="is down, after 4 attempts"):
-        generate(client)
+        generate(client, PROMPTS)
     assert len(generate(ask(endpoint, tmp_path), PROMPTS[:5])) == 5
 
 
@@ -227,9 +210,10 @@ def test_who_stops_listening_stops_the_sending(gpt2: SlowModel) -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from pixlex.eval.llm import connect
+from pixlex.eval.llm import LLMOptions, connect
 
-client = connect("tiny", base_url=sys.argv[1], cache=Path(sys.argv[2]), concurrency=2, retries=0)
+options = LLMOptions(model="tiny", base_url=sys.argv[1], cache=Path(sys.argv[2]), concurrency=2, retries=0)
+client = connect(options)
 prompts = sys.stdin.read().split("|")
 for number, answer in client.generate(prompts, max_new_tokens=4, stop=()):
     print(number, flush=True)
@@ -270,9 +254,9 @@ def test_killed_in_the_middle_nothing_is_sent_twice(gpt2: SlowModel, tmp_path: P
         endpoint.gate.set()
         endpoint.fault = lambda text, times: None
 
-        found = generate(ask(endpoint, tmp_path))
+        found = generate(ask(endpoint, tmp_path), PROMPTS)
         check_complete(found, gpt2, set())
         assert all(endpoint.received.count(request) == 1 for request in answered)
         assert len(endpoint.answered) == len(set(endpoint.answered))
         assert sum(endpoint.count(prompt) for prompt in PROMPTS) == len(PROMPTS) + 2
-    assert dict(generate(ask(endpoint, tmp_path))) == dict(found)  # with the endpoint switched off
+    assert generate(ask(endpoint, tmp_path), PROMPTS) == found  # with the endpoint switched off

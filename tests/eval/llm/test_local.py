@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ from tests.eval.llm.slow import SlowModel
 from tests.eval.llm.tiny_causal import CONTEXT, END, byte_tokenizer
 from tests.tiny import tiny_language
 
-from pixlex.eval.llm import connect
-from pixlex.eval.llm.candidates import Trie, choose_by_scores, encode_candidates
-from pixlex.eval.llm.local import LocalClient
+from pixlex.eval.llm import LLMOptions, connect
+from pixlex.eval.llm.endpoint import choose_by_scores
+from pixlex.eval.llm.local import EncodedCandidates, LocalClient
+from pixlex.eval.llm.protocol import ScoredToken
 
 PROMPTS = [
     "This is a",
@@ -36,7 +39,7 @@ CANDIDATES = [
 
 @pytest.fixture(scope="module")
 def client(causal: Path) -> LocalClient:
-    local = connect(str(causal), batch_size=4)
+    local = connect(LLMOptions(model=str(causal), batch_size=4))
     assert isinstance(local, LocalClient)
     return local
 
@@ -60,11 +63,10 @@ def test_the_end_of_the_text_ends_the_writing(client: LocalClient, slow: SlowMod
     for _ in range(3):
         tokens.append(int(slow.model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
     assert len(set(tokens[-3:])) == 3
-    before, client._ends = client._ends, frozenset({tokens[-1]})
-    try:
-        [(_, answer)] = client.generate([PROMPTS[1]], max_new_tokens=9, stop=())
-    finally:
-        client._ends = before
+    model = copy.deepcopy(slow.model)
+    model.generation_config.eos_token_id = [tokens[-1]]
+    ending = LocalClient(model, slow.tokenizer, LLMOptions(model="tiny"))
+    [(_, answer)] = ending.generate([PROMPTS[1]], max_new_tokens=9, stop=())
     assert answer.finish == "stop"
     assert answer.text == slow.generate(PROMPTS[1], 2, ())[0]
     assert answer.text != text
@@ -89,7 +91,7 @@ def test_choices_are_those_of_the_slow_way(client: LocalClient, slow: SlowModel)
 
 def test_mixtures_are_those_of_the_slow_way(client: LocalClient, slow: SlowModel) -> None:
     """At each place the likeliest token that any candidate has there, whatever was written before."""
-    found = dict(client.mix(PROMPTS, CANDIDATES))
+    found = dict(client.choose(PROMPTS, CANDIDATES, mix=True))
     for number, (prompt, names) in enumerate(zip(PROMPTS, CANDIDATES, strict=True)):
         texts = [slow.tokenizer(prompt + name)["input_ids"] for name in names]
         written: list[int] = []
@@ -110,60 +112,46 @@ def test_a_candidate_that_grows_together_with_the_prompt() -> None:
     def tokenize(text: str) -> Any:
         return tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
 
-    encoded = encode_candidates(tokenize, prompt, [candidate, "us"])
+    encoded = EncodedCandidates.of(tokenize, prompt, [candidate, "us"])
     for rest, text in zip(encoded.rests, (candidate, "us"), strict=True):
         assert [*encoded.prefix, *rest] == tokenizer(prompt + text)["input_ids"]
 
 
 def test_answers_do_not_depend_on_the_batch(causal: Path, client: LocalClient) -> None:
-    single = connect(str(causal), batch_size=1)
+    single = connect(LLMOptions(model=str(causal), batch_size=1))
     several = dict(client.score(PROMPTS, CANDIDATES))
     for number, alone in single.score(PROMPTS, CANDIDATES):
         assert several[number].log_probabilities == pytest.approx(alone.log_probabilities, abs=1e-4)
     assert single.identity == client.identity
 
 
-class _ShortOfMemory(torch.nn.Module):
-    """A model on a device with memory for a batch of two."""
+def _short_of_memory(model: Any, room: int) -> tuple[Any, list[int]]:
+    """A model on a device with memory for a batch of so many, and the sizes of the batches that it was given."""
+    short, sizes = copy.deepcopy(model), []
+    forward = short.forward
 
-    def __init__(self, inner: Any, room: int) -> None:
-        super().__init__()
-        self.inner, self.room, self.config, self.device = inner, room, inner.config, inner.device
-        self.generation_config, self.sizes = inner.generation_config, []
-
-    def forward(
-        self,
-        input_ids: Any,
-        attention_mask: Any,
-        position_ids: Any = None,
-        past_key_values: Any = None,
-        logits_to_keep: int = 0,
-        use_cache: bool = True,
-    ) -> Any:
-        self.sizes.append(len(input_ids))
-        if len(input_ids) > self.room:
+    @functools.wraps(forward)
+    def limited(input_ids: torch.Tensor, **rest: Any) -> Any:
+        sizes.append(len(input_ids))
+        if len(input_ids) > room:
             raise torch.OutOfMemoryError("no memory left")
-        return self.inner(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-        )
+        return forward(input_ids=input_ids, **rest)
+
+    short.forward = limited
+    return short, sizes
 
 
 def test_half_the_batch_where_memory_is_short(client: LocalClient, slow: SlowModel) -> None:
-    model = _ShortOfMemory(slow.model, room=2)
-    short = LocalClient(model, slow.tokenizer, name="tiny", batch_size=6)
+    model, sizes = _short_of_memory(slow.model, room=2)
+    short = LocalClient(model, slow.tokenizer, LLMOptions(model="tiny", batch_size=6))
     found = dict(short.generate(PROMPTS, max_new_tokens=4, stop=()))
     assert found == dict(client.generate(PROMPTS, max_new_tokens=4, stop=()))
-    assert model.sizes[:2] == [6, 3]
-    assert max(model.sizes[2:]) <= 2
+    assert sizes[:2] == [6, 3]
+    assert max(sizes[2:]) <= 2
 
 
 def test_no_memory_for_a_single_prompt(slow: SlowModel) -> None:
-    short = LocalClient(_ShortOfMemory(slow.model, room=0), slow.tokenizer, name="tiny")
+    short = LocalClient(_short_of_memory(slow.model, room=0)[0], slow.tokenizer, LLMOptions(model="tiny"))
     with pytest.raises(ValueError, match="out of memory with one prompt"):
         list(short.generate(PROMPTS, max_new_tokens=4, stop=()))
 
@@ -183,7 +171,7 @@ def test_what_does_not_fit_fails_alone(client: LocalClient) -> None:
 
 
 def test_bf16_finds_nearly_the_same(causal: Path, client: LocalClient) -> None:
-    rounded = connect(str(causal), precision="bf16")
+    rounded = connect(LLMOptions(model=str(causal), precision="bf16"))
     assert rounded.identity != client.identity
     exact = dict(client.score(PROMPTS, CANDIDATES))
     for number, scores in rounded.score(PROMPTS, CANDIDATES):
@@ -194,49 +182,54 @@ def test_bf16_finds_nearly_the_same(causal: Path, client: LocalClient) -> None:
 def test_a_chat_template_frames_the_prompt(slow: SlowModel) -> None:
     tokenizer = byte_tokenizer()
     with pytest.raises(ValueError, match="no chat template"):
-        LocalClient(slow.model, tokenizer, name="tiny", chat=True)
+        LocalClient(slow.model, tokenizer, LLMOptions(model="tiny", mode="chat"))
     tokenizer.chat_template = "[{{ messages[0]['content'] }}] answer:"
-    framed = LocalClient(slow.model, tokenizer, name="tiny", chat=True)
-    plain = LocalClient(slow.model, byte_tokenizer(), name="tiny")
+    framed = LocalClient(slow.model, tokenizer, LLMOptions(model="tiny", mode="chat"))
+    plain = LocalClient(slow.model, byte_tokenizer(), LLMOptions(model="tiny"))
     assert dict(framed.generate(["dax"], max_new_tokens=6, stop=())) == dict(
         plain.generate(["[dax] answer:"], max_new_tokens=6, stop=())
     )
 
 
 def test_a_candidate_that_another_begins_with_competes_as_the_end() -> None:
-    trie = Trie([[5, 6], [5, 6, 7], [8]], end=2)
-    assert trie.allowed([]) == [5, 8]
-    assert trie.allowed([5]) == [6]
-    assert trie.allowed([5, 6]) == [7, 2]
-    assert trie.allowed([5, 6, 2]) == trie.allowed([5, 6, 7]) == trie.allowed([8]) == []
-    assert [trie.candidate(row) for row in ([5, 6, 2], [5, 6, 7], [8])] == [0, 1, 2]
+    item = EncodedCandidates([1], [[5, 6], [5, 6, 7], [8]], [0, 0, 0])
+    written = [[], [5], [5, 6], [5, 6, 2], [5, 6, 7], [8]]
+    assert [item.following(row, 2) for row in written] == [[5, 8], [6], [7, 2], [], [], []]
+    assert [item.following(row, None, mix=True) for row in written[:4]] == [[5, 8], [6], [7], []]
+    assert [item.chosen(row) for row in ([5, 6, 2, 2], [5, 6, 7], [8, 2])] == [0, 1, 2]
 
 
 def test_choice_by_scores_is_greedy_not_the_likeliest_whole() -> None:
-    tokens = [["x", "a", "1"], ["x", "b", "1"], ["x", "b", "2"]]
+    def choose(tokens: list[str], *scores: list[float]) -> int:
+        return choose_by_scores(
+            [
+                [ScoredToken(text, 0, 0, score) for text, score in zip(row, values, strict=True)]
+                for row, values in zip(tokens, scores, strict=True)
+            ]
+        )
+
     # "a" leads by its first token, though "b 2" is likelier as a whole.
-    assert choose_by_scores(tokens, [[-1.0, -0.6, -5.0], [-1.0, -0.8, -3.0], [-1.0, -0.8, -0.1]]) == 0
-    assert choose_by_scores(tokens, [[-1.0, -0.9, -5.0], [-1.0, -0.8, -3.0], [-1.0, -0.8, -0.1]]) == 2
-    longer = [["x", "a"], ["x", "a", "b"]]
-    assert choose_by_scores(longer, [[0.0, -1.0], [0.0, -1.0, -0.5]]) == 1
-    assert choose_by_scores(longer, [[0.0, -1.0], [0.0, -1.0, -0.9]]) == 0
+    assert choose(["xa1", "xb1", "xb2"], [-1.0, -0.6, -5.0], [-1.0, -0.8, -3.0], [-1.0, -0.8, -0.1]) == 0
+    assert choose(["xa1", "xb1", "xb2"], [-1.0, -0.9, -5.0], [-1.0, -0.8, -3.0], [-1.0, -0.8, -0.1]) == 2
+    assert choose(["xa", "xab"], [0.0, -1.0], [0.0, -1.0, -0.5]) == 1
+    assert choose(["xa", "xab"], [0.0, -1.0], [0.0, -1.0, -0.9]) == 0
 
 
 def test_bad_input(causal: Path, client: LocalClient, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be loaded"):
-        connect(str(tmp_path / "nothing"))
+        connect(LLMOptions(model=str(tmp_path / "nothing")))
     with pytest.raises(ValueError, match=r"expected a causal language model .* got a 'bert' model"):
-        connect(str(tiny_language(tmp_path / "bert")))
+        connect(LLMOptions(model=str(tiny_language(tmp_path / "bert"))))
     with pytest.raises(ValueError, match="candidates that are not empty"):
         list(client.score(["This is a"], [[]]))
     with pytest.raises(ValueError, match="max_new_tokens must be 1 or more, got 0"):
         list(client.generate(["This is a"], max_new_tokens=0, stop=()))
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
-        connect(str(causal), batch_size=0)
+        connect(LLMOptions(model=str(causal), batch_size=0))
 
 
 def test_nothing_comes_before_the_candidates_of_an_empty_prompt(gpt2: SlowModel) -> None:
-    plain = LocalClient(gpt2.model, gpt2.tokenizer, name="tiny")
+    plain = LocalClient(gpt2.model, gpt2.tokenizer, LLMOptions(model="tiny"))
     with pytest.raises(ValueError, match="no token to come before"):
         list(plain.score([""], [["x"]]))
     [(_, answer)] = plain.generate([""], max_new_tokens=1, stop=())
@@ -247,9 +240,9 @@ def test_nothing_comes_before_the_candidates_of_an_empty_prompt(gpt2: SlowModel)
 def test_weights_that_would_run_code_are_not_read(causal: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pickled"
     shutil.copytree(causal, folder)
-    weights = LocalClient(SlowModel(folder).model, byte_tokenizer(), name="tiny")._reader.model.state_dict()
+    weights = SlowModel(folder).model.state_dict()
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match="cannot be loaded"):
-        connect(str(folder))
+        connect(LLMOptions(model=str(folder)))
     assert END in (folder / "tokenizer.json").read_text(encoding="utf-8")

@@ -12,10 +12,11 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from tests.eval.llm.server import Endpoint, serving
+from tests.eval.llm.server import Endpoint, ask, serving
+from tests.eval.llm.server import generate as generate_all
 from tests.eval.llm.slow import SlowModel
 
-from pixlex.eval.llm import connect
+from pixlex.eval.llm import LLMOptions, connect
 from pixlex.eval.llm.client import Completion
 from pixlex.eval.llm.endpoint import EndpointClient
 from pixlex.eval.llm.quoting import Quoter
@@ -29,19 +30,8 @@ WRITABLE = frozenset({"completions"})
 CHAT = frozenset({"chat"})
 
 
-def ask(endpoint: Endpoint, cache: Path | None = None, **settings: Any) -> EndpointClient:
-    client = connect(
-        "tiny",
-        base_url=endpoint.url,
-        cache=cache,
-        **{"first_delay": 0.01, "concurrency": 2, "retries": 1, **settings},
-    )
-    assert isinstance(client, EndpointClient)
-    return client
-
-
 def generate(client: EndpointClient, prompts: list[str] = PROMPTS) -> dict[int, Completion]:
-    return dict(client.generate(prompts, max_new_tokens=4, stop=()))
+    return generate_all(client, prompts)
 
 
 def chat(content: Any, finish: str = "stop", **rest: Any) -> bytes:
@@ -129,7 +119,7 @@ def test_what_is_no_completion_is_tried_as_a_chat_at_once(gpt2: SlowModel, said:
     with serving(Endpoint(gpt2)) as endpoint:
         # A chat's prompt is a message; the fault is told the text alone.
         endpoint.fault = lambda text, times: None if '"messages"' in endpoint.received[-1] else said
-        client = ask(endpoint, retries=6, first_delay=5.0, concurrency=1)
+        client = ask(endpoint, retries=6, concurrency=1)
         assert client.facts.path == "chat/completions"
         assert endpoint.count("The words of an image are: red boat sea. This is a") < 6
 
@@ -168,7 +158,7 @@ def test_an_answer_without_text_fails_and_is_asked_again(
     with serving(Endpoint(gpt2, abilities=CHAT)) as endpoint:
         ask(endpoint, tmp_path)
         endpoint.fault = lambda text, times: chat(content) if text in PROMPTS[::4] else None
-        found = generate(ask(endpoint, tmp_path))
+        found = generate(ask(endpoint, tmp_path, retries=1))
         assert [number for number in range(12) if found[number].finish == "failed"] == [0, 4, 8]
         assert "no text" in found[0].reason
         assert endpoint.count(PROMPTS[0]) == 2  # once more at once
@@ -184,7 +174,7 @@ def test_an_empty_answer_that_an_earlier_version_kept_is_asked_again(gpt2: SlowM
         generate(client, PROMPTS[:1])
         body = json.loads(endpoint.received[-1])
         kept = {"endpoint": endpoint.url, "path": "chat/completions", "body": body}
-        client._exchange.cache.put(kept, json.loads(chat(None)))
+        client.cache.put(kept, json.loads(chat(None)))
         assert client.estimate("generate", PROMPTS[:1], max_new_tokens=4).cached == 0
         assert generate(ask(endpoint, tmp_path), PROMPTS[:1])[0].text
         assert endpoint.count(PROMPTS[0]) == 2
@@ -405,12 +395,12 @@ def test_a_key_in_the_wrong_place_is_not_shown(monkeypatch: pytest.MonkeyPatch) 
         {"base_url": "http://127.0.0.1:1/v1", "key_variable": "gsk_0123456789abcdefXYZ"},
     ):
         with pytest.raises(ValueError, match=r"key|address") as refused:
-            connect("tiny", **settings)
+            connect(LLMOptions(model="tiny", **settings))
         assert not leaks(f"{refused.value}")
         assert "gsk" not in f"{refused.value}"
     monkeypatch.setenv("PIXLEX_TEST_KEY", f"{SECRET}\n{SECRET}")
     with pytest.raises(ValueError, match="characters that cannot be sent") as refused:
-        connect("tiny", base_url="http://127.0.0.1:1/v1", key_variable="PIXLEX_TEST_KEY")
+        connect(LLMOptions(model="tiny", base_url="http://127.0.0.1:1/v1", key_variable="PIXLEX_TEST_KEY"))
     assert not leaks(f"{refused.value}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.answers import NOT_ENDED, Answer, fair_credit
@@ -13,15 +13,8 @@ from pixlex.eval.few_shot.episodes import Episode, Setting, images_of
 from pixlex.eval.few_shot.fingerprints import digest
 from pixlex.eval.few_shot.prompts import Prompt, Template, check_context, render
 from pixlex.eval.few_shot.readers import TextReader
-from pixlex.eval.llm.budget import Estimate
-from pixlex.eval.llm.client import (
-    Ability,
-    CandidateScores,
-    Completion,
-    LanguageClient,
-    MixesCandidates,
-    cut_at,
-)
+from pixlex.eval.llm.client import Ability, CandidateScores, Completion, LanguageClient, cut_at
+from pixlex.eval.llm.ledger import Estimate
 from pixlex.messages import quoted
 
 Scorer = Literal["strict", "likelihood", "likelihood-per-token", "constrained", "v2l"]
@@ -47,22 +40,6 @@ _SPARE_TOKENS = 4
 _V2L_TOKENS = 16
 # Log-likelihoods nearer than this, in nats, are equal: sums of the same numbers in another order.
 _TIE = 1e-6
-
-
-@runtime_checkable
-class EstimatesCost(Protocol):
-    """A client that can tell beforehand what requests take at most."""
-
-    def estimate(
-        self,
-        task: Ability,
-        prompts: Sequence[str],
-        *,
-        candidates: Sequence[Sequence[str]] = (),
-        max_new_tokens: int = 0,
-        stop: Sequence[str] = (),
-    ) -> Estimate:
-        """Return requests, tokens and cost of a task, without sending anything."""
 
 
 class PromptedAnswerer:
@@ -119,12 +96,10 @@ class PromptedAnswerer:
 
     def estimate(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> list[Estimate]:
         """Return what an answer to the episodes takes at most; nothing where the client costs nothing."""
-        if not isinstance(self.client, EstimatesCost):
-            return []
         _, prompts = self._prompts(setting, episodes, images)
         if check_context(prompts, self._answer_tokens(prompts), self.client, setting):
             return []  # none of them is asked
-        return [
+        estimates = [
             self.client.estimate(
                 SCORERS[self._scorer][0],
                 [one.text for one in prompts if one.stops == stops],
@@ -134,6 +109,7 @@ class PromptedAnswerer:
             )
             for stops in dict.fromkeys(prompt.stops for prompt in prompts)
         ]
+        return [one for one in estimates if one is not None]
 
     def answer(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> Iterator[Answer]:
         """Yield an answer for each episode, as the language model gives them."""
@@ -174,9 +150,8 @@ class PromptedAnswerer:
         candidates: Sequence[Sequence[str]],
     ) -> Iterator[Answer]:
         """Judge by how a text begins, as V2L's code does, whatever its end."""
-        assert isinstance(self.client, MixesCandidates)
         written = (
-            self.client.mix(texts, candidates)
+            self.client.choose(texts, candidates, mix=True)
             if setting.induction
             else self.client.generate(texts, max_new_tokens=_V2L_TOKENS, stop=())
         )

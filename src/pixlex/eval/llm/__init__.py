@@ -1,5 +1,6 @@
 """Language models that continue texts: endpoints and local ones behind one small interface."""
 
-from pixlex.eval.llm.factory import connect
+from pixlex.eval.llm.client import LanguageClient, LLMOptions
+from pixlex.eval.llm.connect import connect
 
-__all__ = ["connect"]
+__all__ = ["LLMOptions", "LanguageClient", "connect"]

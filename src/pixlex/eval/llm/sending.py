@@ -1,83 +1,108 @@
-"""Sending requests to an OpenAI-compatible endpoint: until they are answered, refused, or given up."""
+"""Sending requests with openai's client: repeats and time-outs are its own, every attempt passes here."""
 
 from __future__ import annotations
 
 import importlib
 import os
-import random
 import re
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-from pixlex.eval.llm.budget import Budget, Usage
-from pixlex.eval.llm.cache import Answer
-from pixlex.eval.llm.faults import MayPass, RequestFailed, status_fault
+from pixlex.eval.llm.client import DOES_NOT_FIT, LLMOptions
+from pixlex.eval.llm.ledger import Answer, Budget, Check, SpendingCapReached, Usage
+from pixlex.eval.llm.protocol import RequestFailed, Route
 from pixlex.eval.llm.quoting import Quoter
 from pixlex.messages import not_installed
 
-Route = Literal["completions", "chat/completions"]
-COMPLETIONS: Route = "completions"
-CHAT: Route = "chat/completions"
-
-_LONGEST_DELAY = 60.0
-# Who is told to come back later than this is better told so than kept waiting.
-_LONGEST_WAIT = 600.0
-_CONNECT_TIMEOUT = 10.0
-# Requests in a row that came to nothing, each after all its repeats: the endpoint answers nobody.
-_GIVE_UP_AFTER = 10
+DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
 _NO_KEY = "none"
 _KEY = re.compile(r"[\x21-\x7e]+")
-# More than this is read of no answer: what JSON needs beside the tokens, and for each of them; and of models.
-_FRAME_BYTES, _TOKEN_BYTES = 2**18, 2**10
-_MOST_OF_MODELS = 2**24
+_CONNECT_TIMEOUT = 10.0
+# openai's client waits up to the first as it is asked to, a run up to the second; then it ends.
+_OPENAI_WAIT, _LONGEST_WAIT = 60.0, 600.0
+# Requests in a row that came to nothing, each after all its repeats: the endpoint answers nobody.
+_GIVE_UP_AFTER = 10
+# No more is read of an answer: what JSON needs beside the tokens, and for each of them; and of models.
+_FRAME_BYTES, _TOKEN_BYTES, _MODELS_BYTES = 2**18, 2**10, 2**24
+_OUT_OF_MONEY = ("insufficient_quota", "billing_hard_limit_reached")
+# Beside what says that the server broke, but for 501, with which it says that it cannot.
+_MAY_PASS = (408, 409, 425, 429)
+# How servers say that prompt and answer are longer than the context; each has words of its own.
+_TOO_LONG = re.compile(
+    r"context[ _-]?(length|size|window)|maximum model length|too long|reduce the length|inputs`? tokens"
+    r"|exceed\w*\b.{0,40}\b(tokens?|context)\b|\btokens?\b.{0,40}exceed",
+    re.IGNORECASE,
+)
+
+Outcome = Answer | RequestFailed | ValueError
 
 
-@dataclass(frozen=True, kw_only=True)
-class Connection:
-    """Where requests go, and how patiently.
+@dataclass(frozen=True)
+class Question:
+    """A request.
 
     Attributes:
-        base_url: the endpoint, up to and with its version.
-        key_variable: environment variable that holds the key.
-        key_required: whether it must be set; servers of one's own often ask for none.
-        timeout: seconds until an attempt is given up.
-        retries: how often a request is sent again.
-        first_delay: seconds before the first repeat, on average three quarters of it; doubled each time.
+        route: where to.
+        body: its parameters; None where nothing is asked but a list.
+        worst: tokens that it may take.
+        check: raises `ValueError` for an answer that is none.
     """
 
-    base_url: str
-    key_variable: str
-    key_required: bool = False
-    timeout: float = 120.0
-    retries: int = 6
-    first_delay: float = 1.0
+    route: Route | str
+    body: dict[str, Any] | None
+    worst: Usage
+    check: Check
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes of the longest answer that can be one."""
+        if self.body is None:
+            return _MODELS_BYTES
+        tokens = self.worst.answer + (self.worst.prompt if self.body.get("echo") else 0)
+        return _FRAME_BYTES + _TOKEN_BYTES * tokens
+
+
+@dataclass
+class _Sending:
+    """A question while it is sent, with what came of the last attempt."""
+
+    question: Question
+    stopping: threading.Event
+    attempts: int = 0
+    outcome: Outcome | None = None
 
 
 class Sender:
     """Sends requests, from any number of threads; connects when there is something to send.
 
+    Every attempt of openai's client passes `_attempt`: it is paid from the budget, read up to a limit, freed of
+    the key and judged; `x-should-retry` says to the client whether to send it again.
+
     Args:
-        connection: where to.
+        options: where to, and how patiently.
         budget: what may be spent; every attempt is counted, one without an answer with its worst case where
             the endpoint may have done the work.
     """
 
-    def __init__(self, connection: Connection, budget: Budget) -> None:
-        self._connection, self._budget = connection, budget
+    def __init__(self, options: LLMOptions, budget: Budget) -> None:
+        self._options, self._budget, self._url = options, budget, f"{options.base_url}"
+        self.key_variable = options.key_variable or DEFAULT_KEY_VARIABLE
         self._lock = threading.Lock()
+        self._thread = threading.local()  # openai's client sends in the thread that asks
         self._client: Any = None
         self._reached = False
         self._failures = 0
 
     @cached_property
     def _key(self) -> str:
-        variable = self._connection.key_variable
+        variable = self.key_variable
         key = os.environ.get(variable, "").strip()
-        if not key and self._connection.key_required:
+        if not key and self._options.key_variable is not None:
             # Some keys look like a name, and are given in its place.
             shown = variable if variable.isupper() else "whose name was given"
             raise ValueError(f"expected the endpoint's key in the environment variable {shown}, got none")
@@ -90,15 +115,62 @@ class Sender:
         """Whether there is a key to send."""
         return self._key != _NO_KEY
 
-    def check_address(self) -> None:
-        """Raise `ValueError` for an address that holds the key: it is kept beside the answers."""
-        if self.quoter.hide(self._connection.base_url) != self._connection.base_url:
-            raise ValueError(f"the endpoint's address holds the key of {self._connection.key_variable}")
-
     @cached_property
-    def quoter(self) -> Quoter:
-        """What quotes the endpoint, without the key."""
+    def _quoter(self) -> Quoter:
         return Quoter(self._key if self.has_key else None)
+
+    def check_url(self) -> None:
+        """Raise `ValueError` for a URL that holds the key: it is kept beside the answers."""
+        if self._quoter.hide(self._url) != self._url:
+            raise ValueError(f"the endpoint's address holds the key of {self.key_variable}")
+
+    def send(self, question: Question, stopping: threading.Event, retries: int | None = None) -> Answer:
+        """Send a request until it is answered.
+
+        Args:
+            question: the request.
+            stopping: when set, nothing is sent again.
+            retries: how often at most; None for what the user wants.
+
+        Raises:
+            RequestFailed: it was refused, or given up.
+            ValueError: no request would be answered: no connection, a wrong key, an unknown model, or the cap.
+        """
+        sending = _Sending(question, stopping)
+        self._post(sending, self._options.retries if retries is None else retries)
+        outcome = sending.outcome
+        if isinstance(outcome, RequestFailed) and outcome.again:
+            outcome = self._given_up(outcome, sending.attempts)
+        if isinstance(outcome, Exception):
+            raise outcome
+        assert outcome is not None
+        self._failures = 0
+        return outcome
+
+    def models(self) -> Answer:
+        """Return what the endpoint says about its models; nothing where it does not say.
+
+        Raises:
+            ValueError: it is down.
+        """
+        try:
+            return self.send(Question("models", None, Usage(), lambda answer: None), threading.Event(), 0)
+        except RequestFailed:
+            # Some keys may ask models and not list them: what may be asked shows when something is asked.
+            return {}
+
+    def _post(self, sending: _Sending, retries: int) -> None:
+        """Let openai's client send; faults are raised outside, they carry along what the endpoint said."""
+        openai, client = self._openai, self._connect()
+        self._thread.sending = sending
+        question, settings = sending.question, {"cast_to": object, "options": {"max_retries": retries}}
+        try:
+            if question.body is None:
+                client.get(f"/{question.route}", **settings)
+            else:
+                client.post(f"/{question.route}", body=question.body, **settings)
+        except openai.APIStatusError:
+            pass  # `outcome` says why
 
     @cached_property
     def _openai(self) -> Any:
@@ -112,203 +184,161 @@ class Sender:
         """Return the one client of all threads, made when there is something to send."""
         with self._lock:
             if self._client is None:
-                seconds = self._connection.timeout
-                self._client = self._openai.OpenAI(
-                    base_url=self._connection.base_url,
+                openai, seconds = self._openai, self._options.timeout
+                # The library below openai's: httpx before its version 3, httpx2 since.
+                below = importlib.import_module(
+                    openai.DefaultHttpxClient.__base__.__module__.partition(".")[0]
+                )
+                plain = openai.DefaultHttpxClient
+
+                def send(wire: Any, request: Any, **settings: Any) -> Any:
+                    outcome = self._attempt(
+                        lambda: plain.send(wire, request, **settings | {"stream": True}), below
+                    )
+                    again = isinstance(outcome, RequestFailed) and outcome.again
+                    headers = {"x-should-retry": "true" if again else "false"}
+                    if isinstance(outcome, RequestFailed) and 0 < outcome.wait <= _OPENAI_WAIT:
+                        headers["retry-after"] = f"{outcome.wait}"
+                    status = 200 if isinstance(outcome, dict) else 503
+                    return below.Response(status, headers=headers, json={}, request=request)
+
+                self._client = openai.OpenAI(
+                    base_url=self._url,
                     api_key=self._key,
-                    timeout=self._openai.Timeout(seconds, connect=min(seconds, _CONNECT_TIMEOUT)),
-                    max_retries=0,  # our repeats know of the budget, and of answers that are none
+                    timeout=openai.Timeout(seconds, connect=min(seconds, _CONNECT_TIMEOUT)),
+                    http_client=type("Wire", (plain,), {"send": send})(),
                 )
             return self._client
 
-    def send(
-        self,
-        path: Route,
-        body: Mapping[str, Any],
-        *,
-        worst: Usage,
-        check: Callable[[Answer], object],
-        stopping: threading.Event,
-        retries: int | None = None,
-    ) -> Answer:
-        """Send a request until it is answered.
-
-        Args:
-            path: `COMPLETIONS` or `CHAT`.
-            body: its parameters.
-            worst: tokens that it may take.
-            check: raises `ValueError` for an answer that is none.
-            stopping: when set, nothing is sent again.
-            retries: how often at most; None for the connection's own number.
-
-        Raises:
-            RequestFailed: it was refused, or given up.
-            ValueError: no request would be answered: no connection, a wrong key, an unknown model, or the cap.
-        """
-        repeats = self._connection.retries if retries is None else retries
-        for attempt in range(repeats + 1):
-            if stopping.is_set():
-                raise RequestFailed("not sent: the run stopped")
-            try:
-                answer = self._attempt(path, body, worst, check)
-            except MayPass as failure:
-                last = failure
-                self._judge(failure)
-                if attempt < repeats:
-                    stopping.wait(self._delay(attempt, failure.wait))
-            else:
-                self._failures = 0
-                return answer
-        raise self._given_up(last, repeats + 1)
-
-    def models(self) -> Answer:
-        """Return what the endpoint tells about its models; nothing where it does not tell.
-
-        Raises:
-            ValueError: it is down.
-        """
-        try:
-            client = self._connect()
-            return self._read(client.models.with_streaming_response.list, _MOST_OF_MODELS)
-        except RequestFailed as failure:
-            # Some keys may ask models and not list them: what may be asked shows when something is asked.
-            if isinstance(failure, MayPass):
-                self._judge(failure)
-            return {}
-
-    def _attempt(
-        self, path: Route, body: Mapping[str, Any], worst: Usage, check: Callable[[Answer], object]
-    ) -> Answer:
+    def _attempt(self, send: Callable[[], Any], below: Any) -> Outcome:
         """Send a request once; what it took is counted whatever comes of it."""
-        client = self._connect()
-        resource = client.completions if path == COMPLETIONS else client.chat.completions
-        # Parameters that OpenAI does not know go beside those that it does.
-        first = "prompt" if path == COMPLETIONS else "messages"
-        rest = {name: value for name, value in body.items() if name not in ("model", first)}
-        tokens = worst.answer + (worst.prompt if body.get("echo") else 0)
-        self._budget.reserve(worst)
-        taken = Usage()
+        sending = self._thread.sending
+        sending.outcome = outcome = self._paid(sending, send, below)
+        sending.attempts += 1
+        if isinstance(outcome, RequestFailed) and outcome.wait > _OPENAI_WAIT:
+            sending.stopping.wait(outcome.wait)
+        return outcome
+
+    def _paid(self, sending: _Sending, send: Callable[[], Any], below: Any) -> Outcome:
+        question = sending.question
+        if sending.stopping.is_set():
+            return RequestFailed("not sent: the run stopped")
         try:
-            answer = self._read(
-                lambda: resource.with_streaming_response.create(
-                    model=body["model"], extra_body=rest, **{first: body[first]}
-                ),
-                _FRAME_BYTES + _TOKEN_BYTES * tokens,
-            )
-            taken = _usage(answer) or worst
-            try:
-                check(answer)
-            except ValueError as fault:
-                reason = self.quoter.show(fault)
-                raise MayPass(f"expected an answer, got: {reason}", malformed=True) from None
-            return answer
-        except RequestFailed as failure:
-            if failure.billed:
-                taken = worst
-            raise
+            self._budget.reserve(question.worst)
+        except SpendingCapReached as fault:
+            return fault
+        taken = question.worst
+        try:
+            outcome = self._received(send, question.most_bytes, below)
+            if isinstance(outcome, dict):
+                taken = _usage(outcome) or taken
+                try:
+                    question.check(outcome)
+                except ValueError as fault:
+                    reason = f"expected an answer, got: {self._quoter.show(fault)}"
+                    return RequestFailed(reason, again=True, malformed=True)
+            elif not (isinstance(outcome, RequestFailed) and outcome.billed):
+                taken = Usage()
+            return outcome
         finally:
-            self._budget.settle(worst, taken)
+            self._budget.settle(question.worst, taken)
 
-    def _read(self, call: Callable[[], AbstractContextManager[Any]], most: int) -> Answer:
-        """Make a call and read its answer, so many bytes at most; sort what may go wrong.
-
-        Faults are raised outside of all handlers: what they would carry along says the endpoint's own words.
-        """
-        said = self._said(call, most)
-        if isinstance(said, Exception):
-            raise said
-        self._reached = True
-        try:
-            answer = self.quoter.parse(said)
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            shown = self.quoter.show(said[:1000].decode(errors="replace"))
-            raise MayPass(f"expected a JSON object, got {shown[:80]!r}", billed=True, malformed=True)
-        if answer.get("error") and not answer.get("choices"):
-            raise self._error_in(answer["error"])
-        return answer
-
-    def _said(
-        self, call: Callable[[], AbstractContextManager[Any]], most: int
-    ) -> bytes | RequestFailed | ValueError:
-        """Return the bytes of an answer, or the fault that takes its place."""
-        openai = self._openai
-        # The library below openai's: httpx before its version 3, httpx2 since.
-        below = importlib.import_module(openai.DefaultHttpxClient.__base__.__module__.partition(".")[0])
+    def _received(self, send: Callable[[], Any], most: int, below: Any) -> Outcome:
+        """Return the answer of an endpoint without the key, or the fault that takes its place."""
         data = bytearray()
         try:
-            with call() as response:
+            response = send()
+            self._reached = True
+            try:
                 for part in response.iter_bytes():
                     data += part
                     if len(data) > most:
                         reason = f"an answer of more than {most:,} bytes, far beyond the limit asked for"
                         return RequestFailed(f"{reason}; the rest was not read", billed=True)
-        except openai.APIStatusError as fault:
-            self._reached = True
-            retry_after = fault.response.headers.get("retry-after", "")
-            # A body that is no JSON is not part of the message.
-            said = f"{fault}" if isinstance(fault.body, dict) else f"{fault} - {fault.response.text[:1000]}"
-            return self._status(fault.status_code, fault.code, said, retry_after)
-        except (openai.APIConnectionError, below.RequestError) as fault:
-            cause = fault.__cause__
-            down = type(cause).__name__ in ("ConnectError", "ConnectTimeout")
-            reason = self.quoter.show(f"{fault}" if cause is None else f"{fault} ({cause})")
-            return MayPass(reason or type(fault).__name__, billed=not down, down=down)
-        return bytes(data)
-
-    def _status(
-        self, status: int, code: object, said: object, retry_after: str = ""
-    ) -> RequestFailed | ValueError:
-        reason = self.quoter.show(said)
-        meaning = status_fault(status, code, reason, retry_after, self._connection.key_variable)
-        if isinstance(meaning, ValueError):
-            return ValueError(f"{self._connection.base_url}: {meaning}")
-        return meaning
+            finally:
+                response.close()
+        except below.RequestError as fault:
+            down = isinstance(fault, below.ConnectError | below.ConnectTimeout)
+            reason = self._quoter.show(fault) or type(fault).__name__
+            if down and not self._reached:
+                return ValueError(f"{self._url} cannot be reached: {reason}")
+            return RequestFailed(reason, again=True, billed=not down, down=down)
+        try:
+            answer = self._quoter.parse(bytes(data))
+        except ValueError:
+            answer = None
+        text = data[:1000].decode(errors="replace")
+        if not response.is_success:
+            error = answer.get("error", answer) if isinstance(answer, dict) else None
+            code = error.get("code") if isinstance(error, dict) else None
+            said = f"Error code: {response.status_code} - {text if answer is None else answer}"
+            return self._meaning(response.status_code, code, said, response.headers.get("retry-after", ""))
+        if not isinstance(answer, dict):
+            reason = f"expected a JSON object, got {self._quoter.show(text)[:80]!r}"
+            return RequestFailed(reason, again=True, malformed=True, billed=True)
+        if answer.get("error") and not answer.get("choices"):
+            return self._error_in(answer["error"])
+        return answer
 
     def _error_in(self, error: object) -> RequestFailed | ValueError:
         """Return what an error means that came with status 200."""
         code = error.get("code") if isinstance(error, dict) else None
         said = error.get("message", error) if isinstance(error, dict) else error
         if f"{code}".isdecimal() and 400 <= int(f"{code}") < 600:
-            return self._status(int(f"{code}"), code, f"Error code: {code} - {said}")
-        reason = f"expected an answer, got an error: {self.quoter.show(said)}"
-        return MayPass(reason, billed=True, malformed=True)
+            return self._meaning(int(f"{code}"), code, f"Error code: {code} - {said}")
+        reason = f"expected an answer, got an error: {self._quoter.show(said)}"
+        return RequestFailed(reason, again=True, malformed=True, billed=True)
 
-    def _judge(self, failure: MayPass) -> None:
-        """Raise where it makes no sense to wait."""
-        where = self._connection.base_url
-        if failure.down and not self._reached:
-            raise ValueError(f"{where} cannot be reached: {failure}") from failure
-        if failure.wait > _LONGEST_WAIT:
-            raise ValueError(f"{where} asks to wait {failure.wait:g} s: {failure}") from failure
+    def _meaning(
+        self, status: int, code: object, said: object, retry_after: str = ""
+    ) -> RequestFailed | ValueError:
+        """Return what an answer with a status code above 399 means."""
+        reason = self._quoter.show(said)
+        if status == 402 or code in _OUT_OF_MONEY:
+            return ValueError(f"{self._url}: no quota left for the key of {self.key_variable}: {reason}")
+        if status in (401, 403):
+            return RequestFailed(f"refused: {reason}", status)
+        if status in _MAY_PASS or (status >= 500 and status != 501):
+            seconds = _seconds(retry_after)
+            if seconds > _LONGEST_WAIT:
+                return ValueError(f"{self._url} asks to wait {seconds:g} s: {reason}")
+            return RequestFailed(reason, status, again=True, wait=seconds)
+        if status == 413 or (status in (400, 422) and _TOO_LONG.search(reason)):
+            return RequestFailed(f"{DOES_NOT_FIT}: {reason}", status)
+        return RequestFailed(reason, status)
 
-    def _delay(self, attempt: int, asked: float) -> float:
-        """Return seconds to wait: doubled each time, scattered, and never less than was asked for."""
-        delay = min(_LONGEST_DELAY, self._connection.first_delay * 2.0**attempt)
-        return max(asked, delay * random.uniform(0.5, 1.0))
-
-    def _given_up(self, failure: MayPass, attempts: int) -> RequestFailed | ValueError:
+    def _given_up(self, failure: RequestFailed, attempts: int) -> RequestFailed | ValueError:
         """Return what to raise after the last attempt."""
-        where = self._connection.base_url
         if failure.down:
-            return ValueError(f"{where} is down, after {attempts} attempts: {failure}")
+            return ValueError(f"{self._url} is down, after {attempts} attempts: {failure}")
         with self._lock:
             self._failures += 1
             if self._failures >= _GIVE_UP_AFTER:
                 return ValueError(
-                    f"{where} left {self._failures} requests in a row unanswered, the last one: {failure}"
+                    f"{self._url} left {self._failures} requests in a row unanswered, the last one: {failure}"
                 )
         reason = f"given up after {attempts} attempt{'s' * (attempts > 1)}: {failure}"
         return RequestFailed(reason, failure.status, malformed=failure.malformed)
 
 
+def _seconds(retry_after: str) -> float:
+    """Return the seconds that a server asks to wait, given as a number or as a date; 0 where it does not."""
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
 def _usage(answer: Answer) -> Usage | None:
     """Return the tokens that an endpoint says a request took."""
-    told = answer.get("usage")
-    if not isinstance(told, dict):
+    given = answer.get("usage")
+    if not isinstance(given, dict):
         return None
-    counts = told.get("prompt_tokens"), told.get("completion_tokens", 0)
+    counts = given.get("prompt_tokens"), given.get("completion_tokens", 0)
     if not all(isinstance(count, int) and count >= 0 for count in counts):
         return None
     return Usage(*(int(count or 0) for count in counts))
