@@ -22,9 +22,8 @@ import pixlex
 import pixlex.runs
 from pixlex import cli
 from pixlex.api import ImageTokenizer, load
-from pixlex.cli import facts, finetuning, main, tokens, training
-from pixlex.cli.options import overrides_of
-from pixlex.cli.parser import parse
+from pixlex.cli import facts, finetuning, main, parse, tokens, training
+from pixlex.cli.train import overrides_of
 from pixlex.config.run import FAMILIES, describe_fields, read_run, recipe_names
 from pixlex.data import embedded, hub
 from pixlex.encoding import read_codes
@@ -112,7 +111,7 @@ def refused(outcome: Outcome, code: int = 2) -> str:
 def test_help_needs_nothing_heavy() -> None:
     program = f"""
 import contextlib, io, sys
-from pixlex.cli import main
+from pixlex.cli import main, parse
 for arguments in [["--help"], ["--version"], *([name, "--help"] for name in {COMMANDS!r})]:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         try:
@@ -194,12 +193,12 @@ def test_what_is_typed_wrong(run: Callable[..., Outcome], arguments: list[str], 
 @pytest.mark.parametrize("command", ["train", "finetune", "ablate", "quickstart"])
 def test_settings_that_are_options(command: str) -> None:
     given = [] if command == "quickstart" else ["lqae/tiny", "train.steps=3"]
-    options = parse([command, *given, "--device", "cuda:1", "--seed", "0", "--batch-size", "8"])
+    _, options = parse([command, *given, "--device", "cuda:1", "--seed", "0", "--batch-size", "8"])
     typed = overrides_of(options)
     assert typed == [*given[1:], "train.device=cuda:1", "train.seed=0", "train.batch_size=8"]
     run = read_run("lqae/tiny", typed).train
     assert (run.device, run.seed, run.batch_size) == ("cuda:1", 0, 8)
-    assert overrides_of(parse([command, *given])) == given[1:]
+    assert overrides_of(parse([command, *given])[1]) == given[1:]
 
 
 def test_fine_tuning_from_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tests.eval.few_shot.fakes import FakeClient, labeled
@@ -45,9 +45,9 @@ def command(folder: Path, *rest: str) -> list[str]:
 
 def test_the_choices_are_those_that_exist() -> None:
     assert few_shot_options.COLUMNS == PAPER_COLUMNS
-    assert few_shot_options.TEMPLATES == TEMPLATES
-    assert tuple(SCORERS) == few_shot_options.SCORERS
-    assert (*WORD_ANSWERERS, "linear", "pixels", "chance") == few_shot_options.ANSWERERS
+    assert get_args(few_shot_options.Template) == TEMPLATES
+    assert tuple(SCORERS) == get_args(few_shot_options.Scorer)
+    assert (*WORD_ANSWERERS, "linear", "pixels", "chance") == get_args(few_shot_options.Classifier)
 
 
 def test_models_and_baselines_give_rows(

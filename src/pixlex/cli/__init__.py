@@ -6,23 +6,63 @@ missing package); 2 bad input; 130 interrupted.
 
 from __future__ import annotations
 
-import importlib
+import argparse
 import os
 import shlex
 import sys
 import traceback
 import warnings
-from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pixlex.cli.output import remark
-from pixlex.cli.parser import parse
-from pixlex.messages import printable
+from pixlex import __version__
+from pixlex.cli import data, encode, evaluate, explain, few_shot_options, search, train
+from pixlex.cli.options import (
+    EXIT_CODES,
+    Command,
+    MachineOptions,
+    Options,
+    Parser,
+    add_command,
+    read_options,
+    remark,
+)
+from pixlex.messages import nearest, printable
 
 FINE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+COMMANDS: Mapping[str, Command] = {
+    "train": Command(run=train.train, processes="own"),
+    "quickstart": Command(run=train.quickstart, processes="own"),
+    "finetune": Command(run=train.finetune, processes="own"),
+    "ablate": Command(run=train.ablate),
+    "encode": Command(run=encode.encode, processes="own"),
+    "decode": Command(run=encode.decode),
+    "reconstruct": Command(run=encode.reconstruct),
+    "gallery": Command(run=explain.gallery, processes="shared"),
+    "explain": Command(run=explain.explain),
+    "ask": Command(run=explain.ask),
+    "evaluate reconstruction": Command(run=evaluate.reconstruction, processes="shared"),
+    "evaluate linear-probe": Command(run=evaluate.linear_probe, processes="shared"),
+    "evaluate retrieval": Command(run=evaluate.retrieval, processes="shared"),
+    "evaluate pretraining": Command(run=evaluate.pretraining, processes="shared"),
+    "evaluate vqa": Command(run=evaluate.vqa, processes="shared"),
+    "evaluate nlvr2": Command(run=evaluate.nlvr2, processes="shared"),
+    "evaluate entailment": Command(run=evaluate.entailment, processes="shared"),
+    "evaluate assignment": Command(run=evaluate.assignment, processes="shared"),
+    "evaluate few-shot": Command(run=few_shot_options.few_shot),
+    "index": Command(run=search.index),
+    "search": Command(run=search.search),
+    "describe": Command(run=data.describe),
+    "doctor": Command(run=data.doctor),
+    "version": Command(run=data.version),
+    "convert": Command(run=data.convert),
+}
+# What a command takes several of, so that options may stand before, behind or between them.
+_SEVERAL = ("overrides", "paths", "words")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,11 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.formatwarning = _remark_of
     debug = "--debug" in given or os.environ.get("PIXLEX_DEBUG", "") not in ("", "0")
     try:
-        options = parse(given)
-        options.command_line = shlex.join(["pixlex", *given])
+        command, options = parse(given)
         with warnings.catch_warnings():
             warnings.showwarning = partial(_show, options, warnings.showwarning)
-            code = _run(options)
+            code = _run(command, options)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -64,32 +103,83 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(fault) or type(fault).__name__, FAILED, debug)
 
 
-def _run(options: Namespace) -> int:
-    """Call the handler of a command, in the process group of those that share its work."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = Parser(
+        prog="pixlex",
+        description="Images as words of a language model's own vocabulary, and words back into images.",
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("--version", action="version", version=f"pixlex {__version__}")
+    commands: dict[str, Any] = {
+        "": parser.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
+    }
+    for path, command in COMMANDS.items():
+        above, _, name = path.rpartition(" ")
+        if above not in commands:
+            group = commands[""].add_parser(above, help="measure a model", description="Measure a model.")
+            commands[above] = group.add_subparsers(dest="measure", required=True, metavar="MEASURE")
+        add_command(commands[above], name, command)
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> tuple[Command, Any]:
+    """Return the command of a command line, and its options.
+
+    Raises:
+        ValueError: what was typed is no command.
+    """
+    parser = build_parser()
+    typed, rest = parser.parse_known_args(arguments)
+    # argparse itself takes `train RECIPE KEY=VALUE --out DIR`, but not `train RECIPE --out DIR KEY=VALUE`.
+    several = next((name for name in _SEVERAL if hasattr(typed, name)), None)
+    if several is None or any(one.startswith("-") for one in rest):
+        if rest:
+            unknown = next((one for one in rest if one.startswith("-")), rest[0])
+            hint = nearest(unknown.partition("=")[0], _option_names(parser, typed))
+            near = f"; {hint}" if hint.startswith("did") else ""
+            parser.error(f"unrecognized arguments: {' '.join(rest)}{near}")
+    else:
+        setattr(typed, several, [*getattr(typed, several), *rest])
+    return typed.command, read_options(typed.command, typed, shlex.join(["pixlex", *arguments]))
+
+
+def _option_names(parser: argparse.ArgumentParser, typed: argparse.Namespace) -> list[str]:
+    """Return the options of the command that was typed."""
+    names = [name for action in parser._actions for name in action.option_strings]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            names += _option_names(action.choices[getattr(typed, action.dest)], typed)
+    return names
+
+
+def _run(command: Command, options: Options) -> int:
+    """Run a command, in the process group of those that share its work."""
     together = int(os.environ.get("WORLD_SIZE", "1"))
-    if together > 1 and options.processes == "one":
+    if together > 1 and command.processes == "one":
         raise ValueError(
             f"this command does not share its work: expected one process, got {together} of torchrun, each of "
             "which would do the whole and write the same files"
         )
-    module, _, name = options.handler.partition(":")
-    handler = getattr(importlib.import_module(f"pixlex.cli.{module}"), name)
-    if together == 1 or options.processes == "own":
-        code: int = handler(options)
-        return code
+    if together == 1 or command.processes == "own":
+        return command.run(options)
     from pixlex import distributed
 
     distributed.initialize()
     try:
-        options.quiet = options.quiet or not distributed.is_first()
-        code = handler(options)
-        return code
+        return command.run(options if distributed.is_first() else _silent(options))
     finally:
         distributed.shutdown()
 
 
+def _silent(options: Options) -> Options:
+    """Return the options of a process that leaves talking to the first one."""
+    assert isinstance(options, MachineOptions)
+    return replace(options, quiet=True)
+
+
 def _show(
-    options: Namespace,
+    options: Options,
     show: Callable[..., None],
     message: Warning | str,
     category: type[Warning],

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pixlex.cli.options import overrides_of
-from pixlex.cli.output import answer, remark
+from pixlex.cli.options import answer, remark
+from pixlex.cli.train import AblateOptions, overrides_of
 from pixlex.cli.training import INTERRUPTED, bars
 from pixlex.config.ablation import Ablated, AblationRow, ablation_rows, select_rows
 from pixlex.config.cbvila import CBViLARun
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from pixlex.ablations.rows import Measure
 
 
-def ablate(options: Namespace) -> int:
+def ablate(options: AblateOptions) -> int:
     """Train and measure the rows of the ablation table; a second call goes on with an interrupted one."""
     family: Ablated = "lqae"
     if options.recipe is not None and read_run(options.recipe, options.overrides).family == "cbvila":
@@ -38,10 +37,10 @@ def ablate(options: Namespace) -> int:
     overrides = overrides_of(options)
     base = plan(options.recipe, overrides, rows)["base"]
     with sole_writer(options.out):
-        return _ablate(options, rows, overrides, base)
+        return _ablate(options, rows, options.recipe, options.out, base)
 
 
-def _ablate(options: Namespace, rows: Sequence[AblationRow], overrides: Sequence[str], base: Run) -> int:
+def _ablate(options: AblateOptions, rows: Sequence[AblationRow], recipe: str, folder: Path, base: Run) -> int:
     """Train and measure rows in a folder that nobody else writes."""
     from pixlex import report
     from pixlex.ablations.rows import run_ablations
@@ -52,15 +51,15 @@ def _ablate(options: Namespace, rows: Sequence[AblationRow], overrides: Sequence
         if isinstance(base, CBViLARun):
             measures = [_retrieval_measure(options, base, pairs)]
         else:
-            measures = list(_measures(options, base.train.device))
-        results = run_ablations(options.recipe, overrides, rows, options.out, measures)
+            measures = list(_measures(options, folder, base.train.device))
+        results = run_ablations(recipe, overrides_of(options), rows, folder, measures)
     if results is None:
         remark(options, "interrupted; the same command goes on")
         return INTERRUPTED
     table = [one.values() for one in results]
     published = objectives_table(pairs)
-    answer(options, {"folder": str(options.out), "rows": table}, report.ablation_table(table, published))
-    for path in report.write_ablation(options.out, table, [options.command_line], published):
+    answer(options, {"folder": str(folder), "rows": table}, report.ablation_table(table, published))
+    for path in report.write_ablation(folder, table, [options.command_line], published):
         remark(options, f"wrote {path}")
     return 0
 
@@ -72,7 +71,7 @@ def _with_finished(rows: Sequence[AblationRow], family: Ablated, folder: Path) -
     return tuple(row for row in ablation_rows(family) if row.name in names)
 
 
-def _retrieval_measure(options: Namespace, run: CBViLARun, description: str) -> Measure:
+def _retrieval_measure(options: AblateOptions, run: CBViLARun, description: str) -> Measure:
     """Return what is measured on every row of CB-ViLA; the pairs are opened before anything is trained."""
     from pixlex.ablations.measures import retrieval_measure
     from pixlex.data.pairs import open_pairs
@@ -91,7 +90,7 @@ def _retrieval_measure(options: Namespace, run: CBViLARun, description: str) -> 
     )
 
 
-def _measures(options: Namespace, device: str) -> Iterator[Measure]:
+def _measures(options: AblateOptions, folder: Path, device: str) -> Iterator[Measure]:
     """Yield what is measured on every row; data are read before anything is trained."""
     from pixlex.ablations.measures import few_shot_measure, probe_measure
     from pixlex.data.images import open_source
@@ -103,7 +102,7 @@ def _measures(options: Namespace, device: str) -> Iterator[Measure]:
 
         train, test = (open_source(one) for one in options.probe)
         sets = open_sets(train, test, limit=options.probe_limit, test_limit=options.probe_test_limit)
-        yield probe_measure(sets, options.out / "features", device=device)
+        yield probe_measure(sets, folder / "features", device=device)
     if options.llm and options.few_shot is None:
         raise ValueError("--llm answers episodes: name labeled images with --few-shot DATA")
     if options.few_shot is not None:
@@ -114,7 +113,7 @@ def _measures(options: Namespace, device: str) -> Iterator[Measure]:
         images = open_source(options.few_shot)
         settings = [setting_of(column, ways) for ways in options.ways for column in options.settings]
         episodes = [sample_episodes(images, setting, count=options.episodes, seed=0) for setting in settings]
-        cache = options.out / "few-shot"
+        cache = folder / "few-shot"
         clients = [
             connect(
                 LLMOptions(

@@ -2,41 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-from typing import Any
-
+from pixlex.cli.data import ConvertOptions
 from pixlex.cli.data_reports import listed
-from pixlex.cli.options import (
-    PAIRS,
-    add_command,
-    file_path,
-    machine_options,
-    positive,
-)
-from pixlex.cli.output import answer
+from pixlex.cli.options import answer
 
 
-def convert_command(commands: Any) -> None:
-    """Add the command."""
-    convert = add_command(
-        commands, "convert", "converting:convert", "write images with captions to one .parquet or .jsonl file"
-    )
-    convert.add_argument("data", metavar="SOURCE", help=PAIRS)
-    convert.add_argument(
-        "--out", type=file_path, required=True, metavar="FILE", help="a .parquet or .jsonl file"
-    )
-    convert.add_argument("--split", metavar="S", help="of Karpathy's files or hf:NAME; several joined by +")
-    convert.add_argument(
-        "--image-size",
-        type=positive,
-        metavar="N",
-        help="store as JPEG with a short side of at most N pixels; default: as they are",
-    )
-    convert.add_argument("--overwrite", action="store_true", help="replace FILE")
-    machine_options(convert)
-
-
-def convert(options: Namespace) -> int:
+def convert(options: ConvertOptions) -> int:
     """Write images with captions to one file."""
     from pixlex.data.convert import convert_pairs
     from pixlex.data.descriptions import with_split

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pixlex.cli.output import table
+from pixlex.cli.options import table
 
 if TYPE_CHECKING:
     from pixlex.data.convert import CaptionReport, DataReport, Spread

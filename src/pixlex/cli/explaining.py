@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from typing import Any
 
 import torch
@@ -10,8 +9,9 @@ from torch import Tensor
 
 from pixlex import distributed
 from pixlex.api.reasoner import ImageReasoner
+from pixlex.cli.explain import ExplainOptions
 from pixlex.cli.models import cbvila_of, model_of
-from pixlex.cli.output import answer, remark, table
+from pixlex.cli.options import answer, remark, table
 from pixlex.data.images import load_image, open_source
 from pixlex.data.scenes import ScenesSource
 from pixlex.data.sources import read_file
@@ -32,7 +32,7 @@ from pixlex.report.measures import measure_of
 _ENDLESS = 100_000
 
 
-def explain_pair(options: Namespace) -> int:
+def explain_pair(options: ExplainOptions) -> int:
     """Draw what the words of a text find in an image that it belongs to, or what speaks for an answer."""
     pictures = [load_image(read_file(path, path.as_posix()), path.as_posix()) for path in options.paths]
     model = model_of(options)
@@ -64,7 +64,7 @@ def explain_pair(options: Namespace) -> int:
     return 0
 
 
-def _explain_answer(options: Namespace, model: Reasoner, images: Tensor) -> int:
+def _explain_answer(options: ExplainOptions, model: Reasoner, images: Tensor) -> int:
     """Draw what speaks for the model's answer, or for one that is named."""
     if options.score is not None:
         raise ValueError(f"{options.model} was fine-tuned to answer: --score is for a pretrained model")
@@ -91,7 +91,7 @@ def _explain_answer(options: Namespace, model: Reasoner, images: Tensor) -> int:
     return 0
 
 
-def _remark(options: Namespace, found: Explanation, positions: int) -> None:
+def _remark(options: ExplainOptions, found: Explanation, positions: int) -> None:
     """Say what of the text was not read."""
     if found.left_out:
         remark(
@@ -121,7 +121,7 @@ def _said(found: Explanation) -> str:
     return f"{len(found.words)} words, each foretold with {mean:.3f} nats of log-probability on average"
 
 
-def pointing(options: Namespace) -> int:
+def pointing(options: Any) -> int:
     """Measure how often a word's map is highest on the object that the word names."""
     source = open_source(options.data)
     if not isinstance(source, ScenesSource):

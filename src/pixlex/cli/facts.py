@@ -5,14 +5,14 @@ from __future__ import annotations
 import platform
 import re
 import textwrap
-from argparse import Namespace
 from dataclasses import asdict
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from pixlex import __version__
+from pixlex.cli.data import DescribeOptions, DoctorOptions
 from pixlex.cli.data_reports import caption_text, report_text
-from pixlex.cli.output import answer, table
+from pixlex.cli.options import JSONOption, answer, table
 from pixlex.config.run import FAMILIES, describe_fields, find_recipe, read_run, recipe_names, value_at
 from pixlex.messages import nearest, quoted
 
@@ -23,7 +23,7 @@ _LINE = 90
 _PACKAGES = ("torch", "transformers", "numpy", "Pillow")
 
 
-def describe(options: Namespace) -> int:
+def describe(options: DescribeOptions) -> int:
     """List recipes and families, or every setting of one of them."""
     if options.subject is None:
         names = recipe_names()
@@ -43,7 +43,7 @@ def describe(options: Namespace) -> int:
     return 0
 
 
-def doctor(options: Namespace) -> int:
+def doctor(options: DoctorOptions) -> int:
     """Read every image of a source and report."""
     from pixlex.data.convert import inspect_captions, inspect_source
     from pixlex.data.images import ImageSource, open_source
@@ -73,7 +73,7 @@ def doctor(options: Namespace) -> int:
     return 0
 
 
-def version(options: Namespace) -> int:
+def version(options: JSONOption) -> int:
     """Print versions."""
     values = {"pixlex": __version__, "python": platform.python_version()}
     values |= {package: metadata.version(package) for package in _PACKAGES}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pixlex.cli.few_shot_options import FewShotOptions
 from pixlex.cli.few_shot_rows import Reading, answerers_of, models_of, readings_of
-from pixlex.cli.output import answer, remark, remark_page
+from pixlex.cli.options import answer, remark, remark_page
 from pixlex.data.images import ImageSource, open_source
 from pixlex.eval.few_shot.answers import Answerer
 from pixlex.eval.few_shot.episode_files import EpisodeSet, load_episodes, save_episodes
@@ -28,7 +28,7 @@ from pixlex.report.few_shot_tables import markdown_table, table_lines, warnings_
 _EPISODES = "episodes"
 
 
-def evaluate_few_shot(options: Namespace) -> int:
+def evaluate_few_shot(options: FewShotOptions) -> int:
     """Ask everybody, leave answers, numbers, tables, pictures and a page in a folder."""
     images, episode_sets = _episodes(options)
     models = models_of(options, images)
@@ -52,7 +52,7 @@ def _plain(cell: Cell) -> dict[str, Any]:
     return {**values, "setting": asdict(cell.setting)}
 
 
-def _episodes(options: Namespace) -> tuple[ImageSource, list[EpisodeSet]]:
+def _episodes(options: FewShotOptions) -> tuple[ImageSource, list[EpisodeSet]]:
     """Draw, load or read the episodes."""
     if options.open_ended is not None:
         if options.data is not None or options.episode_files is not None:
@@ -84,7 +84,10 @@ def _load_episodes(place: Path, images: ImageSource) -> list[EpisodeSet]:
 
 
 def _remark_cost(
-    options: Namespace, answerers: Sequence[Answerer], episode_sets: Sequence[EpisodeSet], images: ImageSource
+    options: FewShotOptions,
+    answerers: Sequence[Answerer],
+    episode_sets: Sequence[EpisodeSet],
+    images: ImageSource,
 ) -> None:
     """Say what the questions of this run take at most, before the first is sent."""
     estimates = [
@@ -103,7 +106,7 @@ def _remark_cost(
 
 
 def _write(
-    options: Namespace,
+    options: FewShotOptions,
     images: ImageSource,
     episode_sets: Sequence[EpisodeSet],
     readings: Sequence[Reading],

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from pixlex.cli.output import remark
+from pixlex.cli.few_shot_options import FewShotOptions
+from pixlex.cli.options import remark
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.sources import ImageSource
 from pixlex.distributed import pick_device
@@ -42,7 +42,7 @@ class Reading:
     model: Tokenizer | None
 
 
-def models_of(options: Namespace, images: ImageSource) -> dict[str, Model]:
+def models_of(options: FewShotOptions, images: ImageSource) -> dict[str, Model]:
     """Load the models, of any family, by the names of their rows; untrained ones if asked for."""
     models: dict[str, Model] = {}
     for entry in options.model:
@@ -59,7 +59,7 @@ def models_of(options: Namespace, images: ImageSource) -> dict[str, Model]:
     return models
 
 
-def readings_of(options: Namespace, models: Mapping[str, Model]) -> list[Reading]:
+def readings_of(options: FewShotOptions, models: Mapping[str, Model]) -> list[Reading]:
     """Say how images become text."""
     code_words = None
     if any(model.has_codes and model.vocabulary is None for model in models.values()):
@@ -95,17 +95,17 @@ def _named(entry: str) -> tuple[str, str]:
 
 
 def answerers_of(
-    options: Namespace, models: Mapping[str, Model], readings: Sequence[Reading]
+    options: FewShotOptions, models: Mapping[str, Model], readings: Sequence[Reading]
 ) -> list[Answerer]:
     """Return the rows of the table."""
     asked = list(dict.fromkeys(options.answerers))
-    kinds = [kind for kind in asked if kind in get_args(WordAnswerer)]
+    kinds: list[WordAnswerer] = sorted(set(get_args(WordAnswerer)) & set(asked), key=asked.index)
     if not models and not readings and (kinds or options.llm):
         raise ValueError(
             "nothing to read images with: name a --model, or --ascii, or ask for --answerers pixels chance alone"
         )
     encoder = load_language_model(options.encoder) if "sentence" in kinds and readings else None
-    client = _client(options) if options.llm is not None else None
+    client = _client(options, options.llm) if options.llm is not None else None
     device = pick_device(options.device)
     answerers: list[Answerer] = []
     for one in readings:
@@ -121,7 +121,7 @@ def answerers_of(
     return answerers
 
 
-def _of_model(options: Namespace, name: str, model: Model, *, linear: bool) -> list[Answerer]:
+def _of_model(options: FewShotOptions, name: str, model: Model, *, linear: bool) -> list[Answerer]:
     """Return the rows that need a model's networks rather than its words."""
     device = pick_device(options.device)
     if model.speaks:
@@ -139,7 +139,7 @@ def _of_model(options: Namespace, name: str, model: Model, *, linear: bool) -> l
     return []
 
 
-def _prompted(options: Namespace, reader: TextReader, client: LanguageClient) -> list[Answerer]:
+def _prompted(options: FewShotOptions, reader: TextReader, client: LanguageClient) -> list[Answerer]:
     able = [scorer for scorer, (ability, _) in SCORERS.items() if ability in client.abilities]
     scorers = options.scorer or [scorer for scorer in able if scorer not in ("likelihood-per-token", "v2l")]
     return [
@@ -151,10 +151,10 @@ def _prompted(options: Namespace, reader: TextReader, client: LanguageClient) ->
     ]
 
 
-def _client(options: Namespace) -> LanguageClient:
+def _client(options: FewShotOptions, name: str) -> LanguageClient:
     client = connect(
         LLMOptions(
-            model=options.llm,
+            model=name,
             base_url=options.llm_url,
             key_variable=options.llm_key_variable,
             mode=options.llm_mode,

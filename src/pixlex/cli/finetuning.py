@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from typing import Any
 
-from pixlex.cli.options import overrides_of
+from pixlex.cli.train import FinetuneOptions, overrides_of
 from pixlex.cli.training import train_run
 from pixlex.config.run import find_recipe, read_run, recipe_values
 
 
-def finetune(options: Namespace) -> int:
+def finetune(options: FinetuneOptions) -> int:
     """Train a recipe from a model's weights, in the model's shape where the recipe says nothing."""
     from pixlex.models.pretrained import read_config
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,9 @@ from torch import Tensor
 from pixlex import distributed, report
 from pixlex.api import ImageTokenizer
 from pixlex.batch import ImageBatch
-from pixlex.cli.output import answer, remark, remark_page, table
+from pixlex.cli.encode import ReconstructOptions
+from pixlex.cli.evaluate import ReconstructionOptions
+from pixlex.cli.options import answer, remark, remark_page, table
 from pixlex.cli.pair_measures import reconstruct_pairs
 from pixlex.cli.tokens import load_tokenizer, open_paths, remark_skipped
 from pixlex.data.decoding import IMAGE_SUFFIXES
@@ -28,7 +29,7 @@ from pixlex.models.pretrained import read_config
 from pixlex.report.measures import measure_of
 
 
-def reconstruct(options: Namespace) -> int:
+def reconstruct(options: ReconstructOptions) -> int:
     """Draw originals, words and reconstructions in one picture; of a CB-ViLA what texts make of masked images."""
     if read_config(options.model, options.revision)["family"] == "cbvila":
         pairs = _captioned(options.paths)
@@ -36,7 +37,7 @@ def reconstruct(options: Namespace) -> int:
             return reconstruct_pairs(options, pairs)
         remark(options, "images without captions are rebuilt from their codes alone")
     source = open_paths(options.paths)
-    tokenizer = load_tokenizer(options)
+    tokenizer = load_tokenizer(options, options.model)
     size, cut = tokenizer.image_size, tokenizer.model.config.cut
     batches = list(evaluation_batches(source, image_size=size, batch_size=8, limit=options.limit, cut=cut))
     originals: Tensor = torch.cat([batch.images for batch in batches])
@@ -65,10 +66,10 @@ def _captioned(paths: Sequence[str]) -> PairSource | None:
         return None
 
 
-def evaluate(options: Namespace) -> int:
+def evaluate(options: ReconstructionOptions) -> int:
     """Measure reconstructions; leave numbers, picture and page in a folder if one is named."""
     source = open_source(options.data)
-    tokenizer = load_tokenizer(options)
+    tokenizer = load_tokenizer(options, options.model)
     batches = evaluation_batches(
         source, image_size=tokenizer.image_size, batch_size=options.batch_size, limit=options.limit,
         rank=distributed.rank(), world_size=distributed.world_size(), cut=tokenizer.model.config.cut,
@@ -101,15 +102,18 @@ def evaluate(options: Namespace) -> int:
     for note in result.notes:
         remark(options, note)
     if options.out is not None:
-        _write_evaluation(options, tokenizer, values, result)
+        _write_evaluation(options.out, options, tokenizer, values, result)
     return 0
 
 
 def _write_evaluation(
-    options: Namespace, tokenizer: ImageTokenizer, values: dict[str, Any], result: ReconstructionResult
+    folder: Path,
+    options: ReconstructionOptions,
+    tokenizer: ImageTokenizer,
+    values: dict[str, Any],
+    result: ReconstructionResult,
 ) -> None:
     """Write results.json, reconstruction.png and report.html."""
-    folder: Path = options.out
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", values)
     examples = result.examples

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
 
 import torch
 
-from pixlex.cli.output import remark
+from pixlex.cli.explain import ExplainOptions
+from pixlex.cli.options import ModelOptions, remark
 from pixlex.config.run import Run, read_run
 from pixlex.distributed import pick_device
 from pixlex.models import pretrained
@@ -16,7 +16,7 @@ from pixlex.models.reasoner import Reasoner
 from pixlex.models.resized import resized
 
 
-def model_of(options: Namespace) -> CBViLA | Reasoner:
+def model_of(options: ExplainOptions) -> CBViLA | Reasoner:
     """Load the CB-ViLA, pretrained or fine-tuned, that a command names, where it computes.
 
     Raises:
@@ -33,7 +33,7 @@ def model_of(options: Namespace) -> CBViLA | Reasoner:
     return resized(model, options.image_size, options.resize_mode).to(pick_device(options.device))
 
 
-def cbvila_of(options: Namespace) -> CBViLA:
+def cbvila_of(options: ModelOptions) -> CBViLA:
     """Load the CB-ViLA that a command names, where it computes; with `--untrained` its shape with fresh weights.
 
     Raises:
@@ -59,7 +59,7 @@ def run_of(name: str) -> Run | None:
         return None
 
 
-def remark_without_contrast(options: Namespace, model: CBViLA) -> None:
+def remark_without_contrast(options: ModelOptions, model: CBViLA) -> None:
     """Say where similarities mean nothing; a shortlist is drawn up by them."""
     if not model.compares:
         remark(

@@ -1,13 +1,18 @@
-"""What several commands can be told, and the checks of what was typed."""
+"""Options of commands as fields of dataclasses, with their checks; answers to stdout, remarks to stderr."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from types import NoneType
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from pixlex.messages import nearest, quoted
+from pixlex.messages import nearest, printable, quoted
 
 DATA = (
     "a folder, a .parquet, .csv, .tsv or .jsonl file, .tar shards (these and .parquet also at an "
@@ -21,152 +26,36 @@ PAIRS = (
 )
 EXIT_CODES = "exit codes: 0 fine, 1 the run failed, 2 bad input, 130 interrupted"
 
-
-# What `train`, `finetune` and `ablate` have options for besides `train.NAME=VALUE`.
-_SETTINGS = ("device", "seed", "batch_size")
-
-
-class Parser(argparse.ArgumentParser):
-    """Takes no abbreviations, names the nearest choice, and raises `ValueError` instead of leaving the program."""
-
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **{"allow_abbrev": False, **settings})
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Refuse a command or a choice that is not there."""
-        if action.choices is not None and value not in action.choices:
-            hint = nearest(str(value), map(str, action.choices))
-            raise argparse.ArgumentError(action, f"invalid choice: {quoted(value)}: {hint}")
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of exiting."""
-        raise ValueError(f"{message} (see {self.prog} --help)")
-
-
 # What a command makes of the processes that torchrun starts: it needs to be alone; all share its work, and the
 # first one prints and writes; it sees to them itself.
 Processes = Literal["one", "shared", "own"]
 
 
-def add_command(
-    commands: Any, name: str, handler: str, summary: str, *, processes: Processes = "one"
-) -> argparse.ArgumentParser:
-    """Add a command with what every command has."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=EXIT_CODES
-    )
-    parser.set_defaults(handler=handler, processes=processes)
-    parser.add_argument(
-        "--debug", action="store_true", help="show the traceback of an error (or PIXLEX_DEBUG=1)"
-    )
-    return parser
+def option(
+    default: Any = MISSING,
+    text: str = "",
+    metavar: str | None = None,
+    *,
+    name: str | None = None,
+    nargs: str | None = None,
+) -> Any:
+    """Declare the option `--field-name` of a command.
 
-
-def path_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the images that a command works on."""
-    parser.add_argument("paths", nargs="+", metavar="PATH", help=f"image files, or {DATA}")
-
-
-def model_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """Add the model, or several of them, and where it computes."""
-    parser.add_argument(
-        "--model",
-        required=True,
-        metavar="M",
-        nargs="+" if several else None,
-        help="a model directory, a run folder or a hub repository",
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
-    parser.add_argument(
-        "--language-model",
-        metavar="M",
-        help="where its language model lies now; default: where it was trained",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default %(default)s")
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "bf16"),
-        default="fp32",
-        help="default %(default)s; bf16 gives other codes",
-    )
-
-
-def batch_options(parser: argparse.ArgumentParser) -> None:
-    """Add the size of a batch."""
-    parser.add_argument(
-        "--batch-size",
-        type=positive,
-        default=64,
-        help="images at a time, on a GPU in a pass: codes may round differently with another size there; default "
-        "%(default)s",
-    )
-
-
-def size_options(parser: argparse.ArgumentParser) -> None:
-    """Add the size of the images and how they become square, where a CB-ViLA may be told otherwise."""
-    parser.add_argument(
-        "--image-size",
-        type=positive,
-        metavar="N",
-        help="side of the images in pixels, positions resampled; default the model's own",
-    )
-    parser.add_argument(
-        "--resize-mode",
-        choices=("center", "squash"),
-        help="center cuts out a square, squash keeps all of the image and not its shape; default the model's own",
-    )
-
-
-def training_options(parser: argparse.ArgumentParser) -> None:
-    """Add the settings of a run that are options, too (see `overrides_of`)."""
-    parser.add_argument(
-        "--device",
-        metavar="D",
-        help="auto, cpu, cuda or cuda:N; the same as train.device=D, default the recipe's",
-    )
-    parser.add_argument("--seed", type=zero_or_more, metavar="N", help="the same as train.seed=N")
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="the same as train.batch_size=N")
-
-
-def overrides_of(options: argparse.Namespace) -> list[str]:
-    """Return the settings of a run that were typed, KEY=VALUE, those of `training_options` among them.
-
-    Raises:
-        ValueError: one of them was typed in both ways.
+    Args:
+        default: its value where it is not given; without one it is required.
+        text: what `--help` says.
+        metavar: what stands for the value there.
+        name: on the command line, where it is not that of the field.
+        nargs: of argparse, where the type does not say it.
     """
-    typed: list[str] = list(options.overrides)
-    for name in _SETTINGS:
-        value = getattr(options, name)
-        if value is not None:
-            if any(one.startswith(f"train.{name}=") for one in options.overrides):
-                raise ValueError(
-                    f"--{name.replace('_', '-')} and train.{name}= are the same setting: expected one of them"
-                )
-            typed.append(f"train.{name}={value}")
-    return typed
+    typed = {"help": text, "metavar": metavar, "name": name, "nargs": nargs}
+    return field(default=default, metadata={"option": typed})
 
 
-def broken_option(parser: argparse.ArgumentParser) -> None:
-    """Add the share of unreadable images that is put up with."""
-    parser.add_argument(
-        "--max-broken-share",
-        type=share,
-        default=0.05,
-        help="share of unreadable images above which the command stops; default %(default)s",
-    )
-
-
-def machine_options(parser: argparse.ArgumentParser) -> None:
-    """Add what programs that call pixlex want."""
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no remarks")
-    json_option(parser)
-
-
-def json_option(parser: argparse.ArgumentParser) -> None:
-    """Add the answer for programs."""
-    parser.add_argument(
-        "--json", action="store_true", help="the answer as JSON on stdout, and nothing else there"
-    )
+def positional(metavar: str, text: str, default: Any = MISSING) -> Any:
+    """Declare an argument that stands without a name; optional with a default."""
+    typed = {"help": text, "metavar": metavar, "positional": True}
+    return field(default=default, metadata={"option": typed})
 
 
 def folder_path(text: str) -> Path:
@@ -197,25 +86,22 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
-def positive(text: str) -> int:
-    """Read an integer of 1 or more."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, got {quoted(text)}")
-    return number
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads an integer of `least` or more."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"expected an integer of {least} or more, got {quoted(text)}")
+        return number
+
+    return read
 
 
-def zero_or_more(text: str) -> int:
-    """Read an integer of 0 or more."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, got {quoted(text)}")
-    return int(text)
-
-
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """Read a number in [0, 1]."""
     try:
         number = float(text)
@@ -224,3 +110,255 @@ def share(text: str) -> float:
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"expected a number in [0, 1], got {quoted(text)}")
     return number
+
+
+# Types of options, each with what reads it from the command line.
+Folder = Annotated[Path, folder_path]
+File = Annotated[Path, file_path]
+Picture = Annotated[Path, picture_path]
+Positive = Annotated[int, at_least(1)]
+Count = Annotated[int, at_least(0)]
+Fraction = Annotated[float, fraction]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every command has; a class may have a title for its own in `GROUP`."""
+
+    GROUP: ClassVar[str]
+    command_line: str = ""
+    debug: bool = option(False, "show the traceback of an error (or PIXLEX_DEBUG=1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JSONOption(Options):
+    """The answer for programs."""
+
+    json: bool = option(False, "the answer as JSON on stdout, and nothing else there")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions(JSONOption):
+    """What programs that call pixlex want."""
+
+    quiet: bool = option(False, "no progress bar, no remarks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathArguments(Options):
+    """The images that a command works on."""
+
+    paths: tuple[str, ...] = positional("PATH", f"image files, or {DATA}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions(Options):
+    """Where a model computes, and how."""
+
+    device: str = option("auto", "auto, cpu, cuda or cuda:N; default %(default)s")
+    precision: Literal["fp32", "bf16"] = option("fp32", "default %(default)s; bf16 gives other codes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelOptions(DeviceOptions):
+    """Which version of a model, and where its language model is."""
+
+    revision: str | None = option(None, "branch, tag or commit of a hub repository")
+    language_model: str | None = option(
+        None, "where its language model lies now; default: where it was trained", "M"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(LanguageModelOptions):
+    """The model, and where it computes."""
+
+    model: str = option(text="a model directory, a run folder or a hub repository", metavar="M")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions(Options):
+    """The size of a batch."""
+
+    batch_size: Positive = option(
+        64,
+        "images at a time, on a GPU in a pass: codes may round differently with another size there; default "
+        "%(default)s",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokenOption(Options):
+    """The fraction of unreadable images that is put up with."""
+
+    max_broken_share: Fraction = option(
+        0.05, "fraction of unreadable images above which the command stops; default %(default)s"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeOptions(Options):
+    """The size of the images and how they become square, where a CB-ViLA may be told otherwise."""
+
+    image_size: Positive | None = option(
+        None, "side of the images in pixels, positions resampled; default the model's own", "N"
+    )
+    resize_mode: Literal["center", "squash"] | None = option(
+        None,
+        "center cuts out a square, squash keeps all of the image and not its shape; default the model's own",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitOption(Options):
+    """How much of the data."""
+
+    limit: Positive | None = option(None, "most images, evenly spaced; default all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntrainedOption(Options):
+    """The model before it learned anything."""
+
+    untrained: bool = option(
+        False, "the same configuration untrained, from the same pretrained parts, seed 0"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command of the table in `pixlex.cli`.
+
+    Attributes:
+        run: takes the options and returns the exit code; its first line is the command's summary, the type of its
+            only parameter says what can be typed.
+        processes: what it makes of the processes that torchrun starts.
+    """
+
+    run: Callable[[Any], int]
+    processes: Processes = "one"
+
+    @property
+    def options(self) -> type[Options]:
+        """The class of its options."""
+        kind: type[Options] = get_type_hints(self.run, include_extras=True)["options"]
+        return kind
+
+    @property
+    def summary(self) -> str:
+        """What it does, in one line."""
+        return (self.run.__doc__ or "").splitlines()[0].rstrip(".")
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes no abbreviations, names the nearest choice, and raises `ValueError` instead of leaving the program."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **settings})
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a command or a choice that is not there."""
+        if action.choices is not None and value not in action.choices:
+            hint = nearest(str(value), map(str, action.choices))
+            raise argparse.ArgumentError(action, f"invalid choice: {quoted(value)}: {hint}")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of exiting."""
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def add_command(commands: Any, name: str, command: Command) -> None:
+    """Add a command to those of a parser."""
+    summary = command.summary
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=f"{summary[0].lower()}{summary[1:]}",
+        description=f"{summary}.",
+        epilog=EXIT_CODES,
+    )
+    parser.set_defaults(command=command)
+    hints = get_type_hints(command.options, include_extras=True)
+    groups: dict[str, Any] = {}
+    for one in fields(command.options):
+        if "option" in one.metadata:
+            title = _group_of(command.options, one.name)
+            if title and title not in groups:
+                groups[title] = parser.add_argument_group(title)
+            _add_option(groups.get(title, parser), one, hints[one.name])
+
+
+def _group_of(options: type[Options], name: str) -> str:
+    """Return the title over an option: that of the class which declares it."""
+    (declared, *_) = (kind for kind in options.__mro__ if name in vars(kind).get("__annotations__", ()))
+    return str(vars(declared).get("GROUP", ""))
+
+
+def _add_option(parser: Any, one: Field[Any], kind: Any) -> None:
+    """Add an option to a parser or to a group of it."""
+    told = dict(one.metadata["option"])
+    settings = _read_as(kind)
+    has_default = one.default is not MISSING
+    names = [told.pop("name", None) or f"--{one.name.replace('_', '-')}"]
+    if told.pop("positional", False):
+        names = [one.name]
+        if has_default:
+            settings["nargs"] = "*" if "nargs" in settings else "?"
+    else:
+        settings |= {"dest": one.name, "required": not has_default}
+    settings |= {key: value for key, value in told.items() if value is not None}
+    if has_default:
+        settings["default"] = one.default
+    parser.add_argument(*names, **settings)
+
+
+def _read_as(kind: Any) -> dict[str, Any]:
+    """Return what argparse must know of a type."""
+    members = get_args(kind)
+    origin = get_origin(kind)
+    if NoneType in members:
+        (kind,) = (one for one in members if one is not NoneType)
+        return _read_as(kind)
+    if kind is bool:
+        return {"action": "store_true"}
+    if origin is Annotated:
+        return {"type": members[1]}
+    if origin is Literal:
+        return {"choices": members}
+    if origin is tuple:
+        return {**_read_as(members[0]), "nargs": "+" if members[1] is Ellipsis else len(members)}
+    return {} if kind is str else {"type": kind}
+
+
+def read_options(command: Command, typed: argparse.Namespace, command_line: str) -> Options:
+    """Return the options of a command as they were typed."""
+    values = {
+        one.name: getattr(typed, one.name) for one in fields(command.options) if "option" in one.metadata
+    }
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return command.options(command_line=command_line, **values)
+
+
+def answer(options: JSONOption, values: Any, text: str) -> None:
+    """Print what was asked for: JSON if that was asked for, else text.
+
+    At once, and before any picture is drawn: whatever that meets must not take the answer along.
+    """
+    print(json.dumps(values, indent=2) if options.json else printable(text, keep="\n"), flush=True)
+
+
+def remark(options: Options, text: str) -> None:
+    """Print a remark to stderr, except where quiet was asked for."""
+    if not getattr(options, "quiet", False):
+        print(f"pixlex: {printable(text)}", file=sys.stderr)
+
+
+def remark_page(options: Options, page: Path | None) -> None:
+    """Say where a page is; one that could not be made has been remarked upon."""
+    if page is not None:
+        remark(options, f"page {page}")
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    """Return two columns as text."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)

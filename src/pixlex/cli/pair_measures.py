@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from pixlex import distributed
+from pixlex.cli.encode import ReconstructOptions
+from pixlex.cli.evaluate import PretrainingOptions, RetrievalOptions
+from pixlex.cli.explain import GalleryOptions
 from pixlex.cli.models import cbvila_of, remark_without_contrast, run_of
-from pixlex.cli.output import answer, remark, remark_page, table
+from pixlex.cli.options import answer, remark, remark_page, table
 from pixlex.cli.tokens import remark_skipped
 from pixlex.config.cbvila import CBViLAObjectiveConfig, CBViLARun
 from pixlex.config.data import SQUARE
@@ -35,7 +37,7 @@ from pixlex.report.pretraining import pretraining_page
 from pixlex.report.rebuilt import rebuilt_images
 
 
-def retrieval(options: Namespace) -> int:
+def retrieval(options: RetrievalOptions) -> int:
     """Measure how well images are found by texts and texts by images."""
     source = open_pairs(options.data)
     source = source if options.raw_captions else source.cleaned()
@@ -92,7 +94,7 @@ def retrieval(options: Namespace) -> int:
     return 0
 
 
-def pretraining(options: Namespace) -> int:
+def pretraining(options: PretrainingOptions) -> int:
     """Measure what pretraining minimizes, the codebook and rebuilt pixels on pairs; leave pictures and a page."""
     source = open_pairs(options.data)
     source = source if options.raw_captions else source.cleaned()
@@ -139,7 +141,7 @@ def pretraining(options: Namespace) -> int:
     return 0
 
 
-def reconstruct_pairs(options: Namespace, source: PairSource) -> int:
+def reconstruct_pairs(options: ReconstructOptions, source: PairSource) -> int:
     """Draw originals, masked, rebuilt with their captions and with other ones (figure 2 of the paper)."""
     source = source.cleaned()
     model, run = cbvila_of(options), run_of(options.model)
@@ -189,7 +191,7 @@ def _objective_of(name: str) -> CBViLAObjectiveConfig:
     return replace(config, burn_in_steps=0, alternate_every=0)
 
 
-def draw_gallery(options: Namespace) -> int:
+def draw_gallery(options: GalleryOptions) -> int:
     """Draw codewords with patches that they stand for; say how pure they are where images have classes."""
     source = open_source(options.data)
     model = pretrained.load(options.model, language_model=options.language_model, revision=options.revision)

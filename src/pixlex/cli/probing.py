@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pixlex import distributed
 from pixlex.api import ImageTokenizer
-from pixlex.cli.output import answer, remark, remark_page, table
+from pixlex.cli.evaluate import ProbeOptions
+from pixlex.cli.options import answer, remark, remark_page, table
 from pixlex.cli.tokens import load_tokenizer, remark_skipped
 from pixlex.data.images import open_source
 from pixlex.eval.probe.features import Kind, default_repeats
@@ -32,7 +32,7 @@ from pixlex.report.linear_probe import (
 )
 
 
-def linear_probe(options: Namespace) -> int:
+def linear_probe(options: ProbeOptions) -> int:
     """Fit linear classifiers on frozen features; leave table, pictures and a page in a folder."""
     names = _names(options.model)
     validation = None if options.validation is None else open_source(options.validation)
@@ -46,7 +46,7 @@ def linear_probe(options: Namespace) -> int:
         max_broken_share=options.max_broken_share,
         progress=not options.quiet,
     )
-    tokenizers = [load_tokenizer(Namespace(**{**vars(options), "model": name})) for name in options.model]
+    tokenizers = [load_tokenizer(options, name) for name in options.model]
     plan = planned_kinds([tokenizer.model for tokenizer in tokenizers], options.features)
     if distributed.world_size() > 1:
         for version, model, _ in _versions(options, names, tokenizers, plan, sets):
@@ -94,7 +94,7 @@ def _names(models: Sequence[str]) -> list[str]:
 
 
 def _rows(
-    options: Namespace,
+    options: ProbeOptions,
     names: Sequence[str],
     tokenizers: Sequence[ImageTokenizer],
     plan: Sequence[Sequence[Kind]],
@@ -123,13 +123,13 @@ def _rows(
         )
 
 
-def _cache(options: Namespace) -> Path:
+def _cache(options: ProbeOptions) -> Path:
     folder: Path = options.cache or options.out / "features"
     return folder
 
 
 def _versions(
-    options: Namespace,
+    options: ProbeOptions,
     names: Sequence[str],
     tokenizers: Sequence[ImageTokenizer],
     plan: Sequence[Sequence[Kind]],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,10 @@ from typing import Any
 from pixlex import distributed
 from pixlex.api import ImageReasoner, load_reasoner
 from pixlex.api.reasoner import MOST_WORDS
+from pixlex.cli.evaluate import TaskOptions
+from pixlex.cli.explain import AskOptions
 from pixlex.cli.models import run_of
-from pixlex.cli.output import answer, remark, table
+from pixlex.cli.options import answer, remark, table
 from pixlex.cli.tokens import remark_skipped
 from pixlex.config.reasoning import ReasoningRun, ReasoningTask
 from pixlex.data.item_batches import evaluation_items
@@ -31,10 +32,9 @@ from pixlex.report.page import write_page
 from pixlex.report.reasoning import answer_notes, answered_items
 
 
-def evaluate(options: Namespace) -> int:
+def evaluate(options: TaskOptions, task: ReasoningTask) -> int:
     """Measure how often a model answers rightly; leave numbers, answers, a picture and a page in a folder."""
     model = resized(_reasoner(options).model, options.image_size, options.resize_mode)
-    task: ReasoningTask = options.measure
     if model.config.task != task:
         raise ValueError(f"{options.model} was fine-tuned to {model.config.task}, not to {task}")
     # ALBEF keeps 50 words of a question in testing, else as many as in training.
@@ -87,7 +87,7 @@ def evaluate(options: Namespace) -> int:
     return 0
 
 
-def ask(options: Namespace) -> int:
+def ask(options: AskOptions) -> int:
     """Answer a question, or judge a sentence, about images."""
     reasoner = _reasoner(options)
     values: dict[str, Any] = {"images": options.paths, "text": options.text, "task": reasoner.task}
@@ -104,7 +104,7 @@ def ask(options: Namespace) -> int:
     return 0
 
 
-def _reasoner(options: Namespace) -> ImageReasoner:
+def _reasoner(options: AskOptions | TaskOptions) -> ImageReasoner:
     return load_reasoner(
         options.model,
         language_model=options.language_model,
@@ -114,7 +114,7 @@ def _reasoner(options: Namespace) -> ImageReasoner:
     )
 
 
-def _training_items(options: Namespace, task: ReasoningTask) -> ReasoningSource | None:
+def _training_items(options: TaskOptions, task: ReasoningTask) -> ReasoningSource | None:
     """Return what the baselines without images learn from: as named, or what the model was fine-tuned on."""
     if options.training_data is not None:
         return open_items(options.training_data, task).answered()
@@ -129,7 +129,7 @@ def _training_items(options: Namespace, task: ReasoningTask) -> ReasoningSource 
         return None
 
 
-def _values(options: Namespace, items: ReasoningSource, result: ReasoningResult) -> dict[str, Any]:
+def _values(options: TaskOptions, items: ReasoningSource, result: ReasoningResult) -> dict[str, Any]:
     published = task_table(result.task, items)
     return {
         "model": options.model,
@@ -146,7 +146,11 @@ def _values(options: Namespace, items: ReasoningSource, result: ReasoningResult)
 
 
 def _write(
-    folder: Path, options: Namespace, items: ReasoningSource, result: ReasoningResult, values: dict[str, Any]
+    folder: Path,
+    options: TaskOptions,
+    items: ReasoningSource,
+    result: ReasoningResult,
+    values: dict[str, Any],
 ) -> None:
     """Write numbers, all answers, the official submission for questions, a picture and a page."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pixlex.cli.models import cbvila_of, remark_without_contrast
-from pixlex.cli.output import answer, remark, table
+from pixlex.cli.options import answer, remark, table
+from pixlex.cli.search import IndexOptions, SearchOptions
 from pixlex.cli.tokens import remark_skipped
 from pixlex.data.images import UnreadableImage
 from pixlex.messages import printable
@@ -18,7 +18,7 @@ from pixlex.report.drawing import drawn
 from pixlex.search import Hit, ImageIndex, SearchResult
 
 
-def index(options: Namespace) -> int:
+def index(options: IndexOptions) -> int:
     """Make an index, or bring one up to date."""
     model = cbvila_of(options)
     remark_without_contrast(options, model)
@@ -53,7 +53,7 @@ def index(options: Namespace) -> int:
     return 0
 
 
-def search(options: Namespace) -> int:
+def search(options: SearchOptions) -> int:
     """Find pictures."""
     if bool(options.words) == (options.image is not None):
         raise ValueError("expected a text to search by, or --image FILE, one of the two")
@@ -101,7 +101,7 @@ def hits_table(hits: Sequence[Hit]) -> str:
     return "\n".join(lines)
 
 
-def _thumbnails(options: Namespace, found: ImageIndex, result: SearchResult) -> list[Thumbnail]:
+def _thumbnails(options: SearchOptions, found: ImageIndex, result: SearchResult) -> list[Thumbnail]:
     """Return the pictures of hits; an empty frame for one that is gone, and a remark."""
     thumbnails = []
     for hit in result.hits:

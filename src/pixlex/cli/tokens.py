@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 from pixlex import distributed
 from pixlex.api import ImageTokenizer, load
 from pixlex.batch import Skipped
-from pixlex.cli.output import answer, remark
+from pixlex.cli.encode import DecodeOptions, EncodeOptions
+from pixlex.cli.options import LanguageModelOptions, Options, answer, remark
 from pixlex.data.folders import is_image_file, is_image_name
 from pixlex.data.images import ImageSource, open_image_files, open_source
 from pixlex.encoding import (
@@ -31,7 +31,7 @@ from pixlex.messages import printable
 from pixlex.progress import bar_or_lines
 
 
-def encode(options: Namespace) -> int:
+def encode(options: EncodeOptions) -> int:
     """Write images as words or codes, to a file or to stdout."""
     if options.to == "parquet" and options.out is None:
         raise ValueError("parquet cannot be printed: name a file with --out")
@@ -49,7 +49,7 @@ def encode(options: Namespace) -> int:
             "several processes cannot write one file: expected --part-size, with which they share the images"
         )
     source = open_paths(options.paths)
-    tokenizer = load_tokenizer(options)
+    tokenizer = load_tokenizer(options, options.model)
     kind: Kind = options.to or ("words" if tokenizer.has_words else "codes")
     vocabulary = tokenizer.model.vocabulary
     if kind == "words" and vocabulary is not None and not vocabulary.is_exact:
@@ -58,8 +58,8 @@ def encode(options: Namespace) -> int:
             "vocabulary 'all': words are text as the language model's tokenizer writes it, which is not read back "
             "exactly (evaluate reconstruction counts it); --to codes, jsonl or parquet can be decoded",
         )
-    if options.part_size is not None:
-        return _encode_parts(tokenizer, source, options)
+    if options.part_size is not None and options.out is not None:
+        return _encode_parts(tokenizer, source, options, options.out, options.part_size)
     if options.out is None:
         return _print_codes(tokenizer, source, "jsonl" if options.json else kind, options)
     result = encode_source(
@@ -85,13 +85,15 @@ def encode(options: Namespace) -> int:
     return 0
 
 
-def _encode_parts(tokenizer: ImageTokenizer, source: ImageSource, options: Namespace) -> int:
+def _encode_parts(
+    tokenizer: ImageTokenizer, source: ImageSource, options: EncodeOptions, folder: Path, part_size: int
+) -> int:
     """Write a folder of parts, together with other processes."""
     result = encode_parts(
         tokenizer,
         source,
-        options.out,
-        part_size=options.part_size,
+        folder,
+        part_size=part_size,
         batch_size=options.batch_size,
         progress=not options.quiet,
         max_broken_share=options.max_broken_share,
@@ -111,14 +113,14 @@ def _encode_parts(tokenizer: ImageTokenizer, source: ImageSource, options: Names
     return 0
 
 
-def decode(options: Namespace) -> int:
+def decode(options: DecodeOptions) -> int:
     """Turn a file, lines of stdin or words into pictures."""
     first, several = options.words[0], len(options.words) > 1
     path = Path(first)
     is_file = not several and os.path.exists(first)  # no Path: it refuses a text too long for a name
     if not several and not is_file and (path.suffix or "/" in first) and len(first.split()) == 1:
         raise ValueError(f"{first} does not exist: expected a file, - for stdin, or the words of an image")
-    tokenizer = load_tokenizer(options)
+    tokenizer = load_tokenizer(options, options.model)
     settings: dict[str, Any] = {
         "batch_size": options.batch_size,
         "progress": not options.quiet,
@@ -140,10 +142,10 @@ def decode(options: Namespace) -> int:
     return 0
 
 
-def load_tokenizer(options: Namespace) -> ImageTokenizer:
-    """Load the model that the options name."""
+def load_tokenizer(options: LanguageModelOptions, name: str) -> ImageTokenizer:
+    """Load a model that the options name."""
     return load(
-        options.model,
+        name,
         language_model=options.language_model,
         device=options.device,
         precision=options.precision,
@@ -167,7 +169,7 @@ def open_paths(paths: Sequence[str]) -> ImageSource:
     return open_image_files([Path(name) for name in paths])
 
 
-def _print_codes(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind, options: Namespace) -> int:
+def _print_codes(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind, options: EncodeOptions) -> int:
     """Print a line for each image as soon as it is encoded."""
     check_kind(kind, tokenizer)
     skipped: list[Skipped] = []
@@ -193,7 +195,7 @@ def _print_codes(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind, opt
     return 0
 
 
-def remark_skipped(options: Namespace, skipped: Sequence[Skipped]) -> None:
+def remark_skipped(options: Options, skipped: Sequence[Skipped]) -> None:
     """Name the first images that could not be read, and say how many there are."""
     for one in skipped[:3]:
         remark(options, f"skipped {one.key}: {one.reason}")

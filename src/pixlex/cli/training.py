@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
-from pixlex.cli.options import overrides_of
-from pixlex.cli.output import answer, remark
+from pixlex.cli.options import MachineOptions, Options, answer, remark
+from pixlex.cli.train import QuickstartOptions, RunOptions, overrides_of
 from pixlex.config.run import Run, find_recipe, read_run
 
 INTERRUPTED = 130
 
 
-def train(options: Namespace) -> int:
+def train(options: RunOptions) -> int:
     """Train a recipe in a run folder, or go on with it."""
     run = read_run(options.recipe, overrides_of(options))
     tunes = run.family == "reasoning" or find_recipe(options.recipe).parent.name == "finetune"
@@ -28,7 +27,7 @@ def train(options: Namespace) -> int:
     return train_run(options, run)
 
 
-def train_run(options: Namespace, run: Run) -> int:
+def train_run(options: RunOptions, run: Run) -> int:
     """Train a run in the folder that a command names, or go on with it."""
     folder = options.out if options.out is not None else _default_folder(options.recipe, options.resume)
     if options.resume and not folder.is_dir():
@@ -56,7 +55,7 @@ def train_run(options: Namespace, run: Run) -> int:
     return 0
 
 
-def quickstart(options: Namespace) -> int:
+def quickstart(options: QuickstartOptions) -> int:
     """Train the tiny recipe; a second call goes on with an interrupted one."""
     folder: Path = options.out
     page = folder / "report.html"
@@ -112,13 +111,13 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _say(options: Namespace, text: str) -> None:
+def _say(options: Options, text: str) -> None:
     if _is_first():
         remark(options, text)
 
 
 @contextmanager
-def bars(options: Namespace) -> Iterator[None]:
+def bars(options: MachineOptions) -> Iterator[None]:
     """Let nothing but errors through when quiet was asked for."""
     if not options.quiet:
         yield
