@@ -1,7 +1,8 @@
-"""Anything with captions becomes one file that is read back as it was."""
+"""Anything with captions becomes one file that is read back as it was; reports name all that is in a source."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Callable
@@ -11,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pixlex.cli.data_reports import caption_text
 from pixlex.data import convert
-from pixlex.data.convert import convert_pairs
-from pixlex.data.images import TooManyBroken
+from pixlex.data.captioned import AnnotatedSplits
+from pixlex.data.convert import EXPECTED_SPLITS, Spread, convert_pairs, inspect_captions, inspect_source
+from pixlex.data.images import TooManyBroken, open_source
 from pixlex.data.pairs import open_pairs
 
 Picture = Callable[..., bytes]
@@ -152,3 +155,115 @@ def test_flickr8k_there_and_back(shared_data: Path, tmp_path: Path) -> None:
     assert (result.num_images, result.num_captions, result.skipped) == (1000, 5000, ())
     assert (converted.captions, converted.ids) == (source.captions, source.ids)
     assert all(converted.read(row).data == source.read(row).data for row in (0, 500, 999))
+
+
+def test_a_folder_with_everything(tmp_path: Path, picture: Picture) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(buffer, "JPEG", exif=exif)
+    files = {
+        "cat/turned.jpg": buffer.getvalue(),
+        "cat/plain.png": picture(0, width=12, height=10),
+        "cat/text.jpg": b"a text",
+        "dog/grey.gif": b"",
+        "dog/big.bmp": picture(1, "BMP", width=50, height=40),
+        "dog/notes.txt": b"x",
+    }
+    for name, data in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    (tmp_path / "emu").mkdir()
+    seen = []
+    report = inspect_source(open_source(str(tmp_path)), lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 5) for done in range(1, 6)]
+    assert report.num_images == 5
+    assert report.width == Spread(12, 20, 50)  # the turned image is 20 wide
+    assert report.height == Spread(10, 30, 40)
+    assert report.formats == {"PNG": 1, "JPEG": 1, "BMP": 1}
+    assert report.modes == {"RGB": 3}
+    assert [(image.key, image.reason.split(" (")[0]) for image in report.broken] == [
+        ("cat/text.jpg", "not an image in a format that is read"),
+        ("dog/grey.gif", "the file is empty"),
+    ]
+    assert report.broken_share == 0.4
+    assert report.images_per_class == {"cat": 2, "dog": 1}
+    assert report.unlabeled == 0
+    assert [(one.kind, str(one)) for one in report.ignored] == [(".txt", "dog/notes.txt")]
+    assert report.empty_folders == ("emu",)
+    json.dumps(dataclasses.asdict(report))
+
+
+def test_duplicate_keys_shared_names_and_missing_labels(tmp_path: Path, picture: Picture) -> None:
+    (tmp_path / "a.png").write_bytes(picture(0))
+    rows = ["a.png,0,crane", "a.png,2,crane", "a.png,3,dog", "b.png,0,crane", "a.png,,"]
+    (tmp_path / "list.csv").write_text("path,label,class_name\n" + "\n".join(rows))
+    report = inspect_source(open_source(str(tmp_path / "list.csv")))
+    assert report.duplicate_keys == {"a.png": 4}
+    assert report.images_per_class == {"crane (0)": 1, "crane (2)": 1, "dog": 1}
+    assert report.unlabeled == 1
+    assert [image.key for image in report.broken] == ["b.png"]
+    (tmp_path / "a.png").write_bytes(b"")
+    report = inspect_source(open_source(str(tmp_path / "list.csv")))
+    assert (report.width, report.height, report.broken_share, report.num_missing) == (None, None, 1.0, 1)
+
+
+def test_captions_are_counted(tmp_path: Path) -> None:
+    rows = [
+        {"image": "a.png", "caption": ["a dog", "A  Dog", "one two three"]},
+        {"image": "b.png", "caption": "a dog"},
+        {"image": "c.png", "caption": "x"},
+        {"image": "d.png", "caption": ""},
+    ]
+    (tmp_path / "set.json").write_text(json.dumps(rows))
+    report = inspect_captions(open_pairs(str(tmp_path / "set.json")))
+    assert report.num_captions == 5
+    assert report.captions_per_image == Spread(1, 1, 3)
+    assert report.words_per_caption == Spread(1, 2, 3)
+    assert (report.num_duplicates, report.most_repeated) == (2, {"a dog": 3})
+    assert report.without_captions == ("d.png",)
+    assert (report.splits, report.expected_splits, report.remarks) == ({}, {}, ())
+    text = caption_text(report)
+    assert "per image   1 to 3, middle 1" in text
+    assert "duplicates  2 (40.0%)" in text
+    assert "images without a caption (1)\n  d.png" in text
+    json.dumps(dataclasses.asdict(report))
+    for same in ("?rows=captions", " + 1 * {}"):
+        description = f"{tmp_path / 'set.json'}{same}".format(tmp_path / "set.json")
+        other = inspect_captions(open_pairs(description))
+        assert other.captions_per_image == report.captions_per_image
+    repeated = f"2 * {tmp_path / 'set.json'} + {tmp_path / 'set.json'}"
+    assert inspect_captions(open_pairs(repeated)).num_captions == 10
+
+
+@pytest.mark.parametrize("dataset", ["coco", "flickr8k"])
+def test_official_splits(tmp_path: Path, dataset: str) -> None:
+    """Complete files are as expected; one image less, and a foreign split, are said."""
+    path = tmp_path / "dataset.json"
+    images = [{"filename": "a.jpg", "split": "test", "sentences": [{"raw": "a"}]}]
+    path.write_text(json.dumps({"dataset": dataset, "images": images}))
+    source = open_pairs(f"{path}?split=test")
+    assert source.splits == AnnotatedSplits(dataset, {"test": 1})
+    complete = AnnotatedSplits(dataset, EXPECTED_SPLITS[dataset])
+    report = inspect_captions(dataclasses.replace(source, splits=complete))
+    assert report.splits == report.expected_splits == EXPECTED_SPLITS[dataset]
+    assert report.remarks == ()
+    assert "images, as expected" in caption_text(report)
+    size = EXPECTED_SPLITS[dataset]["test"]
+    other = AnnotatedSplits(dataset, {**EXPECTED_SPLITS[dataset], "test": size - 1, "extra": 1})
+    report = inspect_captions(dataclasses.replace(source, splits=other))
+    title = {"coco": "COCO", "flickr8k": "Flickr8k"}[dataset]
+    assert report.remarks == (
+        f"Karpathy's split of {title} has {size:,} images in test, this file {size - 1:,}.",
+        f"Karpathy's split of {title} has 0 images in extra, this file 1.",
+    )
+    assert f"{size - 1:,} images, {size:,} expected" in caption_text(report)
+
+
+def test_another_data_set_has_no_expectation(tmp_path: Path) -> None:
+    images = [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "a"}]}]
+    (tmp_path / "own.json").write_text(json.dumps({"dataset": "own", "images": images}))
+    report = inspect_captions(open_pairs(str(tmp_path / "own.json"), every_split=True))
+    assert (report.splits, report.expected_splits, report.remarks) == ({"train": 1}, {}, ())
+    assert "split train  1 images" in caption_text(report)

@@ -25,10 +25,7 @@ def test_the_splits_of_the_photographs_share_no_pixel_of_the_files() -> None:
         source = open_source(f"embedded:photographs:{split}")
         for index in range(len(source)):
             place = source.region(index)
-            rows, columns = (
-                slice(place.top, place.top + place.side),
-                slice(place.left, place.left + place.side),
-            )
+            rows, columns = (slice(first, first + place.side) for first in (place.top, place.left))
             assert min(place.left, place.top) >= 0
             assert 96 <= place.side <= 160
             seen[place.name][split][rows, columns] = True
@@ -47,23 +44,13 @@ def test_the_splits_of_the_photographs_share_no_pixel_of_the_files() -> None:
 def test_photographs_that_are_halved_average_pixels_of_their_own_side() -> None:
     # Halving averages 2x2 blocks that start at even columns, so a border between columns of the small
     # photograph is a border between columns of the file.
-    full = np.asarray(embedded.Image.open(_path("retina.jpg")).convert("RGB")).astype(float)
+    import skimage
+
+    path = f"{skimage.__path__[0]}/data/retina.jpg"
+    full = np.asarray(embedded.Image.open(path).convert("RGB")).astype(float)
     half = photograph("retina").astype(float)
     blocks = full[:1410, :1410].reshape(705, 2, 705, 2, 3).mean(axis=(1, 3))
     assert np.abs(half[:705, :705] - blocks).max() <= 0.5
-
-
-def _path(name: str) -> str:
-    import skimage
-
-    return str(skimage.__path__[0]) + "/data/" + name
-
-
-def test_every_photograph_is_part_of_the_installed_package() -> None:
-    from importlib.metadata import files
-
-    bundled = {path.name for path in files("scikit-image") or []}
-    assert set(PHOTOGRAPHS.values()) <= bundled
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 4000), ("test", 320)])

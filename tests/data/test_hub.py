@@ -110,14 +110,8 @@ def test_a_name_is_loaded_by_datasets(picture: Picture, monkeypatch: pytest.Monk
     assert open_source("hf:owner/set").name == "hf:owner/set:train"
     assert len(open_source("hf:owner/set:test[:10%]")) == 3
     assert asked == [("owner/set", "train"), ("owner/set", "test[:10%]")]
-
-
-def test_a_set_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(name: str, split: str) -> Any:
-        raise ConnectionError("no route to the Hub")
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(ValueError, match="hf:owner/set cannot be loaded: no route to the Hub"):
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: Path(name).read_text())
+    with pytest.raises(ValueError, match=r"hf:owner/set cannot be loaded: .*No such file"):
         open_source("hf:owner/set")
 
 

@@ -1,34 +1,48 @@
-"""Labels and names are given together, or the file beside the source completes them."""
+"""Labels and names are given together or completed by a file beside the source; names can be answers."""
 
 from __future__ import annotations
 
+import csv
+import os
+import warnings
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixlex.data.labels import RowLabel, labels_of_known_classes, resolve_labels, row_label
+from pixlex.data.images import open_source
+from pixlex.data.labels import (
+    RowLabel,
+    imagenet_classes,
+    labels_of_known_classes,
+    resolve_labels,
+    row_label,
+    spoken_names,
+)
+
+Picture = Callable[..., bytes]
+FOX = "kit fox, Vulpes macrotis"
+FIRST = "by their first synonym"
 
 
 @pytest.mark.parametrize(
     ("label", "class_name", "expected"),
     [
-        (3, "cat", RowLabel(3, "cat")),
         (" 3 ", " cat ", RowLabel(3, "cat")),
         (3.0, "cat", RowLabel(3, "cat")),
         ("3.0", "cat", RowLabel(3, "cat")),
         (Decimal(3), float("nan"), RowLabel(3, None)),
+        (np.int32(3), None, RowLabel(3, None)),
         ("-1.0", "", RowLabel(None, None)),
         ("3d", None, RowLabel(None, "3d")),
-        (np.int32(3), None, RowLabel(3, None)),
         (None, "cat", RowLabel(None, "cat")),
-        ("", "", RowLabel(None, None)),
         (float("nan"), None, RowLabel(None, None)),
-        (-1, None, RowLabel(None, None)),
-        ("cat", None, RowLabel(None, "cat")),
     ],
 )
 def test_fields_of_a_row(label: object, class_name: object, expected: RowLabel) -> None:
@@ -38,19 +52,17 @@ def test_fields_of_a_row(label: object, class_name: object, expected: RowLabel) 
 @pytest.mark.parametrize(
     ("label", "class_name", "sentence"),
     [
-        (2.5, None, "row 1: label must be an integer, got 2.5"),
-        ("9" * 5000, None, "row 1: label must be an integer, got '9{76}...$"),
-        (0, [1] * 99, r"row 1: class_name must be a text, got .{80}$"),
-        (True, None, "row 1: label must be an integer, got True"),
-        ([1], None, "row 1: label must be an integer"),
-        ("cat", "Felis catus", "row 1: label must be an integer, got 'cat'"),
-        (-2, None, "row 1: label must lie in"),
-        (20240101, None, "row 1: label must lie in"),
-        (1, 7, "row 1: class_name must be a text, got 7"),
+        (2.5, None, "label must be an integer, got 2.5"),
+        ("9" * 5000, None, "label must be an integer, got '9{76}...$"),
+        (0, [1] * 99, r"class_name must be a text, got .{80}$"),
+        (True, None, "label must be an integer, got True"),
+        ("cat", "Felis catus", "label must be an integer, got 'cat'"),
+        (-2, None, "label must lie in"),
+        (20240101, None, "label must lie in"),
     ],
 )
 def test_fields_that_are_no_class(label: object, class_name: object, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=f"row 1: {sentence}"):
         row_label(label, class_name, "row 1")
 
 
@@ -64,26 +76,19 @@ def test_every_image_finds_its_name(labels: list[int | None]) -> None:
     assert set(resolved.class_names) - {""} == {row.class_name for row in rows} - {None}
 
 
-def test_two_classes_may_share_a_name_but_not_one_class_two_names() -> None:
+def test_two_classes_may_have_one_name_but_not_one_class_two_names() -> None:
     resolved = resolve_labels([RowLabel(1, "crane"), RowLabel(0, "crane")], "source")
     assert resolved.class_names == ("crane", "crane")
     with pytest.raises(ValueError, match="source row 1: label 0 has two names, 'cat' and 'dog'"):
         resolve_labels([RowLabel(0, "cat"), RowLabel(0, "dog")], "source")
 
 
-def test_half_a_label_is_refused_and_the_remedy_named(tmp_path: Path) -> None:
-    whole = RowLabel(0, "cat")
-    with pytest.raises(ValueError, match=r"source: label 4 has no name \(row 1\).*classes\.csv"):
-        resolve_labels([whole, RowLabel(4, None)], "source", tmp_path)
-    with pytest.raises(ValueError, match=r"source: 'dog' has no label \(row 1\)"):
-        resolve_labels([whole, RowLabel(None, "dog")], "source")
-
-
 def test_the_file_of_classes_completes_either_half(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"source: label 4 has no name \(row 1\).*classes\.csv"):
+        resolve_labels([RowLabel(0, "cat"), RowLabel(4, None)], "source", tmp_path)
     (tmp_path / "classes.csv").write_text("group,label,class_name\nx,0,cat\nx,4,dog\nx,5,crane\nx,6,crane\n")
-    resolved = resolve_labels(
-        [RowLabel(4, None), RowLabel(None, "cat"), RowLabel(None, None)], "source", tmp_path
-    )
+    rows = [RowLabel(4, None), RowLabel(None, "cat"), RowLabel(None, None)]
+    resolved = resolve_labels(rows, "source", tmp_path)
     assert resolved.indices.tolist() == [4, 0, -1]
     assert resolved.class_names == ("cat", "", "", "", "dog")
     for row in (RowLabel(7, None), RowLabel(None, "emu"), RowLabel(None, "crane")):
@@ -99,8 +104,7 @@ def test_classes_without_a_name_may_be_called_by_their_number(tmp_path: Path) ->
     assert resolved.class_names == ("cat", "", "2")
     words = [RowLabel(None, "neutral"), RowLabel(None, "entailment"), RowLabel(None, "neutral")]
     resolved = resolve_labels(words, "source", numbered=True)
-    assert resolved.class_names == ("entailment", "neutral")
-    assert resolved.indices.tolist() == [1, 0, 1]
+    assert (resolved.class_names, resolved.indices.tolist()) == (("entailment", "neutral"), [1, 0, 1])
     (tmp_path / "classes.csv").write_text("label,class_name\n2,emu\n")
     assert resolve_labels(rows, "source", tmp_path, numbered=True).class_names == ("cat", "", "emu")
     with pytest.raises(ValueError, match="'dog' has no label"):
@@ -124,7 +128,102 @@ def test_a_malformed_file_of_classes(tmp_path: Path, text: str, sentence: str) -
 
 def test_declared_classes_keep_names_that_do_not_occur() -> None:
     labels = labels_of_known_classes([1, None, -1], ["cat", "dog", "emu"], "source")
-    assert labels.indices.tolist() == [1, -1, -1]
-    assert labels.class_names == ("cat", "dog", "emu")
+    assert (labels.indices.tolist(), labels.class_names) == ([1, -1, -1], ("cat", "dog", "emu"))
     with pytest.raises(ValueError, match=r"source row 1: labels must be integers in \[0, 2\).*got 2"):
         labels_of_known_classes([0, 2], ["cat", "dog"], "source")
+
+
+def test_the_thousand_classes() -> None:
+    classes = imagenet_classes()
+    assert len(classes) == 1000
+    assert list(classes) == sorted(classes)
+    assert classes["n01440764"] == (0, "tench, Tinca tinca")
+    assert classes["n02119789"] == (278, FOX)
+
+
+def test_the_classes_of_real_data(shared_data: Path) -> None:
+    """Its synonyms are ours, and its numbers."""
+    with (shared_data / "tinyimages" / "classes.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            assert imagenet_classes()[row["wnid"]][1] == row["imagenet_synonyms"]
+    path, columns = shared_data / "photos256" / "photos.parquet", ["label", "class_name", "wnid"]
+    for row in pq.read_table(path, columns=columns).to_pylist():
+        number, synonyms = imagenet_classes()[row["wnid"]]
+        assert (number, synonyms.split(",")[0]) == (row["label"], row["class_name"])
+
+
+@pytest.mark.parametrize(
+    ("given", "spoken"),
+    [
+        ("n02119789", "kit fox"),
+        ("n02119789_kit_fox", "kit fox"),
+        ("n99999999 blue moon", "blue moon"),
+        (FOX, "kit fox"),
+        ("barn owl ,Tyto alba", "barn owl"),
+        ("caf\udce9\x07 bar", "caf bar"),
+    ],
+)
+def test_names_are_spoken(given: str, spoken: str) -> None:
+    with pytest.warns(UserWarning, match=f"set: 1 of 2 class names are taken {FIRST}") as said:
+        assert spoken_names({0: given, 1: "dog"}, "set", None) == {0: spoken, 1: "dog"}
+    assert len(said) == 1
+
+
+def test_names_that_are_names_stay_without_a_word_and_those_that_would_be_shared_with_one() -> None:
+    """But ImageNet has two cranes."""
+    names = dict(enumerate(["cat", "1,000 dollars", "salt & pepper", "naïve art"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert spoken_names(names, "set", None) == names
+    names = {0: "red, round", 1: "red, square"}
+    with pytest.warns(UserWarning, match="2 of 2 class names are lists or ids.*'red, round'"):
+        assert spoken_names(names, "set", None) == names
+    with pytest.warns(UserWarning, match=FIRST):
+        spoken = spoken_names({0: "n03710637", 1: "maillot, tank suit"}, "set", None)
+    assert set(spoken.values()) == {"maillot"}
+    with pytest.warns(UserWarning, match="1 of 1 class names are lists or ids"):
+        assert spoken_names({0: "n99999999"}, "set", None) == {0: "n99999999"}
+
+
+def test_folders(tmp_path: Path, picture: Picture) -> None:
+    """Named by WordNet ids, by a file of classes, which wins, or by bytes that are no UTF-8."""
+    for name in ("n01440764", "n02119789"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(picture(0))
+    with pytest.warns(UserWarning, match=FIRST) as said:
+        assert open_source(str(tmp_path)).class_names == ("tench", "kit fox")
+    assert len(said) == 1
+    for text in (
+        "wnid,class_name\nn02119789,fox\nn01440764,fish\nn0,x\n",
+        "label,class_name\n0,fish\n1,fox\n",
+    ):
+        (tmp_path / "classes.csv").write_text(text)
+        assert open_source(str(tmp_path)).class_names == ("fish", "fox")
+    (tmp_path / "classes.csv").write_text("label,class_name\n0,fish\n1,fox\n2,owl\n")
+    with pytest.raises(ValueError, match=r"classes\.csv: expected a column wnid.*or the labels 0 to 1"):
+        open_source(str(tmp_path))
+
+
+def test_a_folder_that_is_no_utf_8(tmp_path: Path, picture: Picture) -> None:
+    for name in (b"caf\xe9", b"dog"):
+        folder = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
+        folder.mkdir()
+        (folder / "0.png").write_bytes(picture(0))
+    with pytest.warns(UserWarning, match="without characters that no tokenizer reads"):
+        source = open_source(str(tmp_path))
+    assert source.class_names == ("caf", "dog")
+    assert source.read(0).data == picture(0)
+
+
+def test_rows_with_ids_or_synonyms(tmp_path: Path) -> None:
+    """Ids number themselves; what classes.csv says wins; declared classes are spoken too."""
+    rows = [row_label(one, None, "row") for one in ("n02119789", "n01440764", None)]
+    with pytest.warns(UserWarning, match=FIRST):
+        labels = resolve_labels(rows, "set", tmp_path)
+    assert labels.indices.tolist() == [278, 0, -1]
+    assert (labels.class_names[278], labels.class_names[0]) == ("kit fox", "tench")
+    with pytest.warns(UserWarning, match=FIRST):
+        assert labels_of_known_classes([0], [FOX, "dog"], "set").class_names == ("kit fox", "dog")
+    (tmp_path / "classes.csv").write_text("\ufefflabel,class_name\n0.0,a fox\n", encoding="utf-8")
+    pq.write_table(pa.table({"image": [b"x"], "label": [0.0], "class_name": [FOX]}), tmp_path / "a.parquet")
+    assert open_source(str(tmp_path / "a.parquet")).class_names == ("a fox",)

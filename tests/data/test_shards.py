@@ -1,355 +1,230 @@
-"""WebDataset shards: samples by basename, classes in any of three files, and nothing is unpickled."""
+"""Shards: cached indexes give the same source, labels are those of the rows, remote shards are fetched in time."""
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
+import os
 import tarfile
+import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.data.far import Far, asked
+from tests.data.test_tar import write_tar
 
-from pixlex.data.decoding import UnreadableImage, load_image
+from pixlex.config.data import DataConfig
+from pixlex.data.ahead import prepared_batches
 from pixlex.data.images import open_source
+from pixlex.data.labels import Labels, resolve_labels, row_label
+from pixlex.data.loader import evaluation_batches, training_batches
 from pixlex.data.pairs import open_pairs
+from pixlex.data.remote import NoSuchFile, Unreachable, cache_folder
 from pixlex.data.shards import TarSource
+from pixlex.data.sources import ImageSource, subset
 
 Picture = Callable[..., bytes]
+NAMES = ("plain.png", "folder/ünï.jpg", "\udcff\udc80.png", "no-class.webp")
+SHARDS, EACH = 6, 4
+BLOCKS = DataConfig(shuffle_blocks=1)
 
 
-def write_tar(path: Path, files: dict[str, bytes], mode: str = "w", layout: int = tarfile.PAX_FORMAT) -> Path:
-    with tarfile.open(path, mode, format=layout) as shard:
-        for name, data in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            shard.addfile(entry, io.BytesIO(data))
+@pytest.fixture(autouse=True)
+def indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own for each test."""
+    monkeypatch.setenv("PIXLEX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "indexes"
+
+
+@pytest.fixture
+def shard(tmp_path: Path, picture: Picture) -> Path:
+    """A shard with a name that is no UTF-8 and a caption with half a character, written an hour ago."""
+    files = {name: picture(number) for number, name in enumerate(NAMES)}
+    files |= {"plain.cls": b"1", "folder/ünï.cls": b"0", "\udcff\udc80.cls": b"1", "a.flac": b"x"}
+    files |= {"plain.json": b'{"class_name": "dog", "caption": "half \\ud800"}', "\udcff\udc80.txt": b"dog"}
+    files |= {"folder/ünï.json": b'{"class_name": "cat", "captions": ["one", "two"]}'}
+    return settle(write_tar(tmp_path / "set.tar", files))
+
+
+def settle(path: Path, seconds: float = 3600.0) -> Path:
+    changed = path.stat().st_mtime - seconds
+    os.utime(path, (changed, changed))
     return path
 
 
-@pytest.mark.parametrize("layout", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_samples_over_two_shards(tmp_path: Path, picture: Picture, layout: int) -> None:
-    long = "folder/" * 12 + "00003"
-    first = {
-        "00001.jpg": picture(1, "JPEG"),
-        "00001.cls": b"1",
-        "00001.json": json.dumps({"class_name": "dog", "width": 7}).encode(),
-        "00000.PNG": picture(0),
-        "00000.txt": b"0",
-        "00000.json": b'{"class_name": "cat"}',
-    }
-    second = {f"{long}.webp": picture(3, "WEBP"), "00002.jpeg": picture(2, "JPEG"), "00002.cls": b"0\n"}
-    second |= {"00002.txt": b"cat", f"{long}.txt": b"a caption is no class"}
-    write_tar(tmp_path / "set-1.tar", second, layout=layout)
-    write_tar(tmp_path / "set-0.tar", first, layout=layout)
-    source = open_source(str(tmp_path / "set-{0..1}.tar"))
-    assert isinstance(source, TarSource)
+def described(source: TarSource) -> tuple[object, ...]:
     records = [source.read(index) for index in range(len(source))]
-    assert [record.key for record in records] == [
-        "set-0.tar/00001.jpg", "set-0.tar/00000.PNG", f"set-1.tar/{long}.webp", "set-1.tar/00002.jpeg",
-    ]  # fmt: skip
-    assert [record.label for record in records] == [1, 0, -1, 0]
-    assert source.class_names == ("cat", "dog")
-    both = {**first, **second}
-    assert [record.data for record in records] == [both[record.key.split("/", 1)[1]] for record in records]
-    assert (
-        open_source(str(tmp_path)).identity
-        == open_source(str(tmp_path / "*.tar")).identity
-        == source.identity
-    )
-    assert pickle.loads(pickle.dumps(source)).read(3).data == records[3].data
+    return source.identity, source.class_names, source.ignored, source.blocks, source.captions, records
 
 
-def test_shards_written_by_webdataset(tmp_path: Path, picture: Picture) -> None:
-    webdataset = pytest.importorskip("webdataset")
-    path = tmp_path / "set.tar"
-    with webdataset.TarWriter(str(path)) as writer:
-        for number in range(3):
-            sample = {"png": picture(number), "cls": number % 2, "json": {"class_name": "ab"[number % 2]}}
-            writer.write({"__key__": f"sample{number:04d}", **sample})
-    source = open_source(str(path))
-    assert [(source.read(index).data, source.read(index).label) for index in range(3)] == [
-        (picture(number), number % 2) for number in range(3)
-    ]
-    assert source.class_names == ("a", "b")
+def test_a_second_start_reads_no_headers(shard: Path, indexes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, pairs = open_source(str(shard)), open_pairs(str(shard))
+    assert [first.key(index) for index in range(4)] == [f"set.tar/{name}" for name in NAMES]
+    assert [str(one) for one in first.ignored] == ["set.tar/a.flac"]
+    assert pairs.captions == (("half",), ("one", "two"))
+    monkeypatch.setattr(tarfile, "open", None)
+    assert described(open_source(str(shard))) == described(first)
+    assert open_pairs(str(shard)).identity == pairs.identity
+    assert len(list(indexes.iterdir())) == 2  # with captions and without
 
 
-class _Bomb:
-    """Leaves a file behind if it is ever unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return open, (self.path, "w")
-
-
-def test_byte_order_marks_and_other_forms_of_labels(tmp_path: Path, picture: Picture) -> None:
-    mark = b"\xef\xbb\xbf"
-    files = {"a.png": picture(0), "a.cls": mark + b"1.0\n", "a.json": mark + b'{"class_name": "n02119789"}'}
-    files |= {
-        "a.txt": mark + b'["a fox", "\xe2\x80\x8b"]',
-        "b.png": picture(1),
-        "b.txt": mark + b"\xe2\x80\x8b",
-    }
-    files |= {
-        "c.png": picture(2),
-        "c.json": b'{"caption": "half \\ud83d", "label": 1.0, "class_name": "n02119789"}',
-    }
-    write_tar(tmp_path / "set.tar", files)
-    with pytest.warns(UserWarning, match="1 of 1 class names are taken by their first synonym"):
-        source = open_source(str(tmp_path / "set.tar"))
-    assert source.class_names == ("", "kit fox")
-    del files["a.cls"]
-    files["a.json"] = mark + b"{}"
-    write_tar(tmp_path / "pairs.tar", files)
-    with pytest.warns(UserWarning, match="first synonym"):
-        pairs = open_pairs(str(tmp_path / "pairs.tar"))
-    assert pairs.captions == (("a fox",), ("half",))
-    assert pairs.ignored == ("pairs.tar/b.png",)
+def test_a_changed_shard_is_read_again(shard: Path, picture: Picture) -> None:
+    assert len(open_source(str(shard))) == 4
+    settle(write_tar(shard, {name: picture(number) for number, name in enumerate(NAMES[:3])}), 1800)
+    source = open_source(str(shard))
+    assert (len(source), source.class_names) == (3, ())
+    with pytest.raises(IndexError, match="has 3 images, got index 3"):
+        source.key(3)
+    with pytest.raises(IndexError, match="got index -1"):
+        source.read(-1)
 
 
-def test_a_pickle_in_a_shard_is_never_loaded(tmp_path: Path, picture: Picture) -> None:
-    bomb = pickle.dumps(_Bomb(tmp_path / "exploded"))
-    names = ("a.pyd", "a.pkl", "a.pickle", "a.pth", "a.npy", "a.mp")
-    path = write_tar(tmp_path / "set.tar", {"a.png": picture(0), **dict.fromkeys(names, bomb)})
-    source = open_source(str(path))
-    assert source.read(0).data == picture(0)
-    assert sorted(one.kind for one in source.ignored) == sorted(name[1:] for name in names)
-    for extension in ("cls", "json", "txt"):
-        bad = write_tar(tmp_path / "bad.tar", {"a.png": picture(0), f"a.{extension}": bomb})
-        with pytest.raises(
-            ValueError, match=rf"the \.{extension} file of bad\.tar/a\.png: (expected UTF-8|not JSON)"
-        ):
-            open_source(str(bad))
-    assert not (tmp_path / "exploded").exists()
-    pickle.loads(bomb).close()  # the bomb is a live one
-    assert (tmp_path / "exploded").exists()
-
-
-def added(path: Path, name: str, kind: bytes, target: str = "") -> None:
-    with tarfile.open(path, "a") as shard:
-        entry = tarfile.TarInfo(name)
-        entry.type, entry.linkname = kind, target
-        shard.addfile(entry)
-
-
-def keys_and_rest(path: Path) -> tuple[list[str], dict[str, tuple[int, str]]]:
-    source = open_source(str(path))
-    assert isinstance(source, TarSource)
-    for index in range(len(source)):
-        assert load_image(source.read(index).data, "key").mode == "RGB"
-    keys = [source.key(index).removeprefix(f"{path.name}/") for index in range(len(source))]
-    return keys, {one.kind: (one.count, one.name.removeprefix(f"{path.name}/")) for one in source.ignored}
-
-
-def of_webdataset(path: Path) -> int:
-    """How many samples webdataset reads."""
-    webdataset = pytest.importorskip("webdataset")
-    samples = webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False, handler=lambda _: False)
-    return sum(1 for _ in samples)
-
-
-def test_what_is_not_a_sample(tmp_path: Path, picture: Picture) -> None:
-    names = ("._a.png", "__MACOSX/a.png", "text", "c.json", "a.seg.png", "a.png", "x.npy", "y.npy")
-    path = write_tar(tmp_path / "set.tar", {name: picture(0) if name == "a.png" else b"{}" for name in names})
-    added(path, "d.png", tarfile.SYMTYPE, "/etc/passwd")
-    added(path, "e.png", tarfile.LNKTYPE, "e.png")
-    added(path, "null.png", tarfile.CHRTYPE)
-    added(path, "folder", tarfile.DIRTYPE)
-    with tarfile.open(path, "a", format=tarfile.PAX_FORMAT) as shard:
-        sparse = tarfile.TarInfo("sparse.png")
-        sparse.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": "9000", "GNU.sparse.numblocks": "1"}
-        shard.addfile(sparse)
-    keys, rest = keys_and_rest(path)
-    assert keys == ["a.png"]
-    assert rest == {
-        "hidden": (2, "._a.png"), "without an ending": (1, "text"), ".json": (1, "c.json"),
-        "further picture": (1, "a.seg.png"), ".npy": (2, "x.npy"), "no regular file": (1, "null.png"),
-        "sparse file": (1, "sparse.png"),
-        "link": (2, "d.png: leads to /etc/passwd, which is no file here"),
-    }  # fmt: skip
-
-
-def test_links_inside_a_shard_are_the_files_that_they_lead_to(tmp_path: Path, picture: Picture) -> None:
-    path = write_tar(tmp_path / "set.tar", {"x/a.png": picture(0), "x/a.cls": b"3", "x/a.txt": b"cat"})
-    added(path, "x/b.png", tarfile.SYMTYPE, "a.png")
-    added(path, "x/b.cls", tarfile.LNKTYPE, "./x/a.cls")
-    added(path, "b.txt", tarfile.SYMTYPE, "x/a.txt")
-    added(path, "y/c.png", tarfile.SYMTYPE, "../x/b.png")
-    (tmp_path / "classes.csv").write_text("label,class_name\n3,cat\n")
-    source = open_source(str(path))
-    assert [(source.key(index), source.read(index).data) for index in range(3)] == [
-        (f"set.tar/{name}.png", picture(0)) for name in ("x/a", "x/b", "y/c")
-    ]
-    assert [source.read(index).label for index in range(3)] == [3, 3, -1]
-    assert [one.kind for one in source.ignored] == [".txt"]
-
-
-def test_samples_of_several_images_and_of_none_by_its_extension(tmp_path: Path, picture: Picture) -> None:
-    names = (
-        "a.jpg",
-        "a.png",
-        "s0.input.jpg",
-        "s0.target.jpg",
-        "b.jfif",
-        "c.tiff",
-        "plain",
-        "v.01.png",
-        "v.02.png",
-    )
-    files = {name: picture(0, "TIFF" if name == "c.tiff" else "PNG") for name in names}
-    files |= {
-        "s0.cls": b"1",
-        "v.01.cls": b"0",
-        "v.02.cls": b"1",
-        "v.json": b'{"class_name": ""}',
-        "classes.csv": b"",
-    }
-    (tmp_path / "classes.csv").write_text("label,class_name\n0,cat\n1,dog\n")
-    source = open_source(str(write_tar(tmp_path / "set.tar", files)))
-    labels = {
-        source.key(index).removeprefix("set.tar/"): source.read(index).label for index in range(len(source))
-    }
-    assert labels == {
-        "a.jpg": -1, "s0.input.jpg": 1, "s0.target.jpg": 1, "b.jfif": -1, "c.tiff": -1, "plain": -1,
-        "v.01.png": 0, "v.02.png": 1,
-    }  # fmt: skip
-    assert [str(one) for one in source.ignored] == ["set.tar/classes.csv", "set.tar/a.png"]
-
-
-def test_a_name_that_occurs_again_is_another_sample(tmp_path: Path, picture: Picture) -> None:
-    """As WebDataset has it where other files lie between them; labels belong to the image before them."""
-    path = write_tar(tmp_path / "set.tar", {"a.png": picture(0), "a.cls": b"0", "b.png": picture(1)})
-    with tarfile.open(path, "a") as shard:
-        for name, data in (("a.png", picture(2)), ("a.cls", b"1")):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            shard.addfile(entry, io.BytesIO(data))
-    (tmp_path / "classes.csv").write_text("label,class_name\n0,cat\n1,dog\n")
-    source = open_source(str(path))
-    assert [source.read(index).data for index in range(3)] == [picture(number) for number in range(3)]
-    assert [source.read(index).label for index in range(3)] == [0, -1, 1]
-    assert len(source) == of_webdataset(path)
-
-
-def damaged(tmp_path: Path, picture: Picture, how: str) -> Path:
-    """A shard of a.png, b.png, c.png, and d.png, e.png, f.png in a second one, 1,536 bytes each but for ends."""
-    first, second = (
-        write_tar(
-            tmp_path / f"{names}.tar",
-            {f"{name}.png": picture(0).ljust(1000, b"x") for name in names},
-            layout=tarfile.USTAR_FORMAT,
-        ).read_bytes()
-        for names in ("abc", "def")
-    )
-    flipped = bytearray(first + second)
-    flipped[1536 + 150] ^= 1  # in the checksum of b.png
-    shards = {
-        "whole": first,
-        "no end mark": first[: 3 * 1536],
-        "last block not filled": first[: 3 * 1536 - 20],
-        "cut in a header": first[: 2 * 1536 + 100],
-        "cut behind a header": first[: 2 * 1536 + 512],
-        "cut in a body": first[: 3 * 1536 - 700],
-        "joined": first + second,
-        "joined without end marks": first[: 3 * 1536] + second,
-        "cut in a body and joined": first[: 3 * 1536 - 800] + second,
-        "damaged header": bytes(flipped),
-    }
-    path = tmp_path / "set.tar"
-    path.write_bytes(shards[how])
-    return path
-
-
-NO_END = {"missing end mark": (1, "the end, before which something may have been cut off")}
-
-
-@pytest.mark.parametrize(
-    ("how", "names", "rest"),
-    [
-        ("whole", "abc", {}),
-        ("no end mark", "abc", NO_END),
-        ("last block not filled", "abc", NO_END),
-        ("cut in a header", "ab", {"damaged part": (1, "bytes 3,072 to 3,172")}),
-        ("cut behind a header", "ab", {"cut off": (1, "c.png")}),
-        ("cut in a body", "ab", {"cut off": (1, "c.png")}),
-        ("joined", "abcdef", {}),
-        ("joined without end marks", "abcdef", {}),
-        # The cut image runs into the headers of the next one.
-        ("cut in a body and joined", "abcef", {"damaged part": (1, "bytes 4,608 to 5,344")}),
-        ("damaged header", "acdef", {"damaged part": (1, "bytes 1,536 to 3,072")}),
-    ],
-)
-def test_of_a_damaged_shard_all_is_read_that_can_be(
-    tmp_path: Path, picture: Picture, how: str, names: str, rest: dict[str, tuple[int, str]]
+def test_a_shard_that_was_just_written_is_not_indexed(
+    tmp_path: Path, picture: Picture, indexes: Path
 ) -> None:
-    path = damaged(tmp_path, picture, how)
-    assert keys_and_rest(path) == ([f"{name}.png" for name in names], rest)
-    assert len(names) >= of_webdataset(path) - ("cut off" in rest)  # it counts an image that is cut, too
+    path = write_tar(tmp_path / "new.tar", {"a.png": picture(0)})
+    assert len(open_source(str(path))) == 1
+    assert not indexes.exists()
+    open_source(str(settle(path)))
+    assert len(list(indexes.iterdir())) == 1
 
 
-@pytest.mark.parametrize("layout", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_no_damage_makes_images_fewer_without_a_word(tmp_path: Path, picture: Picture, layout: int) -> None:
-    names = [f"{'folder/' * (20 * (number % 2))}{number}.png" for number in range(4)]
-    path = write_tar(tmp_path / "set.tar", {name: picture(0) for name in names}, layout=layout)
+def test_damage_anywhere_is_noticed(shard: Path, indexes: Path) -> None:
+    """Many a byte is changed in turn, and the end cut off: the source stays the same."""
+    expected = described(open_source(str(shard)))
+    (path,) = indexes.iterdir()
     good = path.read_bytes()
-    end = len(good.rstrip(b"\0"))
-    for number in range(60):
-        data, place = bytearray(good), number * end // 60 + 1
-        if number % 3 == 0:
-            data[place] ^= 0x10
-        elif number % 3 == 1:
-            del data[place:]
-        else:
-            del data[place : place + 700]
+    changed = [good[:at] + bytes([good[at] ^ 0x55]) + good[at + 1 :] for at in range(0, len(good), 29)]
+    for data in (*changed, *(good[:size] for size in (0, 4, len(good) // 2, len(good) - 1))):
         path.write_bytes(data)
-        try:
-            source = open_source(str(path))
-        except ValueError:  # nothing is left of it
-            continue
-        assert isinstance(source, TarSource)
-        assert len(source) == 4 or source.ignored, (number, place)
-
-
-@pytest.mark.parametrize(
-    ("files", "sentence"),
-    [
-        (
-            {"a.cls": b"1", "b.flac": b"x"},
-            r"no image in the 1 shards .* expected files ending in \.jpg.*; found 1 \.cls, 1 \.flac",
-        ),
-        ({"a.png": b"x", "a.cls": b"1"}, "label 1 has no name"),
-        ({"a.png": b"x", "a.json": b"{"}, r"the \.json file of set\.tar/a\.png: not JSON"),
-        (
-            {"a.png": b"x", "a.json": b'{"label": "x", "class_name": "cat"}'},
-            "label must be an integer, got 'x'",
-        ),
-    ],
-)
-def test_shards_that_do_not_fit(tmp_path: Path, files: dict[str, bytes], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        open_source(str(write_tar(tmp_path / "set.tar", files)))
-
-
-def test_shards_that_are_damaged_or_compressed(tmp_path: Path, picture: Picture) -> None:
-    path = write_tar(tmp_path / "set.tar", {"a.png": picture(0, width=300, height=300)})
-    source = open_source(str(path))
-    path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(
-        UnreadableImage, match=r"set\.tar/a\.png: the shard is cut off: \d+ bytes expected, 188 found"
-    ):
-        source.read(0)
-    with pytest.raises(ValueError, match=r"no image in the 1 shards of .*; found 1 cut off"):
-        open_source(str(path))
+        assert described(open_source(str(shard))) == expected
     path.unlink()
-    with pytest.raises(UnreadableImage, match="the shard cannot be read"):
-        source.read(0)
-    packed = write_tar(tmp_path / "packed.tar", {"a.png": picture(0)}, mode="w:gz")
-    with pytest.raises(ValueError, match=r"packed\.tar cannot be read as an .* it is compressed \(gzip\)"):
-        open_source(str(packed))
-    for content in (b"", b"no tar at all", picture(0, width=300, height=300)):
-        packed.write_bytes(content)
-        with pytest.raises(ValueError, match=r"packed\.tar cannot be read as an uncompressed tar file"):
-            open_source(str(packed))
+    path.mkdir()
+    assert described(open_source(str(shard))) == expected
+
+
+def test_keys_begin_behind_the_folder_that_the_shards_have_in_common(
+    tmp_path: Path, picture: Picture
+) -> None:
+    for name in ("a/0.tar", "b/0.tar"):
+        (tmp_path / name).parent.mkdir()
+        settle(write_tar(tmp_path / name, {"x.png": picture(0)}))
+    alone, both = open_source(str(tmp_path / "a")), open_source(str(tmp_path / "{a,b}" / "0.tar"))
+    assert (alone.key(0), both.key(0), both.key(1)) == ("0.tar/x.png", "a/0.tar/x.png", "b/0.tar/x.png")
+
+
+def outcome(labels: Callable[[], Labels]) -> object:
+    try:
+        found = labels()
+    except ValueError as fault:
+        return str(fault)
+    return found.indices.tolist(), found.class_names
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.sampled_from(["", "-1", "0", "1", "2"]), st.sampled_from(["", "cat", "dog", "ünï"])),
+        min_size=1, max_size=9,
+    ),
+    split=st.integers(0, 9), captioned=st.booleans(),
+)  # fmt: skip
+@settings(deadline=None, max_examples=40)
+def test_labels_are_those_of_the_rows_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], split: int, captioned: bool
+) -> None:
+    """Pairs of label and name are looked at once, with the result and the errors of looking at every row."""
+    folder = tmp_path_factory.mktemp("rows")
+    for shard, part in enumerate((rows[:split], rows[split:])):
+        files: dict[str, bytes] = {}
+        for row, (label, name) in enumerate(part):
+            files |= {f"{row}.png": b"x", f"{row}.cls": label.encode()}
+            files[f"{row}.json"] = f'{{"class_name": {json.dumps(name)}}}'.encode()
+        settle(write_tar(folder / f"{shard}.tar", files))
+    fields = [row_label(label, name, "") for label, name in rows]
+    one_by_one = outcome(lambda: resolve_labels(fields, str(folder), folder, numbered=captioned))
+    assert outcome(lambda: open_source(str(folder), captioned=captioned).labels) == one_by_one
+
+
+@pytest.fixture
+def source(far: Path, picture: Picture) -> ImageSource:
+    """Six remote shards, opened, and then not cached any more."""
+    for shard in range(SHARDS):
+        write_tar(far / f"{shard}.tar", {f"{row}.png": picture(10 * shard + row) for row in range(EACH)})
+    opened = open_source("far://{0..5}.tar")
+    forget()
+    return opened
+
+
+def forget() -> None:
+    for path in (cache_folder() / "shards").iterdir():
+        path.unlink()
+    Far.log.write_text("")
+
+
+def come(count: int) -> bool:
+    """Wait for so many full shards."""
+    end = time.monotonic() + 20
+    while (found := len(list((cache_folder() / "shards").glob("*.tar")))) != count and time.monotonic() < end:
+        time.sleep(0.01)
+    return found == count
+
+
+def test_shards_are_there_before_their_images(source: ImageSource) -> None:
+    settings = {"config": BLOCKS, "image_size": 4, "batch_size": EACH, "seed": 0}
+    batches = training_batches(source, **settings)
+    found = [next(batches)]
+    assert come(SHARDS)
+    found += islice(batches, 2 * SHARDS)
+    assert len(asked("stream")) == SHARDS
+    again = islice(training_batches(source, **settings), len(found))
+    assert all(torch.equal(one.images, other.images) for one, other in zip(found, again, strict=True))
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_no_more_than_half_of_the_cache(
+    source: ImageSource, far: Path, monkeypatch: pytest.MonkeyPatch, processes: str
+) -> None:
+    size = (far / "0.tar").stat().st_size
+    monkeypatch.setenv("PIXLEX_CACHE_GB", str(8.5 * size / 1e9))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    fit = 4 // int(processes)
+    batches = training_batches(source, config=BLOCKS, image_size=4, batch_size=EACH, seed=0)
+    next(batches)
+    assert come(fit)
+    time.sleep(0.1)
+    assert len(asked("stream")) == fit
+    next(batches)
+    assert come(fit + 1)
+    list(islice(batches, SHARDS - 2))
+    assert len(asked("stream")) == SHARDS
+
+
+def test_evaluation_and_encoding_prefetch_too(source: ImageSource) -> None:
+    chosen = subset(source, [0, 1, 9, 17])  # of three shards
+    for batches in (
+        evaluation_batches(chosen, image_size=4, batch_size=1),
+        prepared_batches(chosen, range(4), 1, lambda _, record: record.key),
+    ):
+        next(iter(batches))
+        assert come(3)
+        forget()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_fault_is_raised_when_the_shard_is_wanted(source: ImageSource, far: Path, workers: int) -> None:
+    """What came before is handed over; the message names the URL and nothing of a worker's traceback."""
+    (far / "3.tar").unlink()
+    batches = evaluation_batches(source, image_size=4, batch_size=EACH, workers=workers)
+    assert [next(batches).keys[0] for _ in range(2)] == ["0.tar/0.png", "1.tar/0.png"]
+    with pytest.raises(NoSuchFile, match=r"^far://3\.tar does not exist$"):
+        list(batches)
+    (far / "3.tar").write_bytes(b"x" * 10)
+    batches = training_batches(source, config=DataConfig(), image_size=4, batch_size=SHARDS * EACH, seed=0)
+    with pytest.raises(
+        Unreachable, match=r"^far://3\.tar cannot be read after 3 tries: OSError: expected \d+ b"
+    ):
+        next(batches)

@@ -1,276 +1,109 @@
-"""Folders and lists of image files."""
+"""The account of broken images: each listed once, a stop when they are too many, no stop by chance."""
 
 from __future__ import annotations
 
 import json
-import os
-import pickle
-import socket
-from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from pixlex.data.convert import inspect_source
-from pixlex.data.decoding import UnreadableImage, load_image
-from pixlex.data.folders import FileSource, open_folder, open_image_files, open_list
-from pixlex.data.images import open_source
-from pixlex.data.sources import ImageSource, PassedOverWarning, read_file
-
-Picture = Callable[..., bytes]
-
-
-def fill(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return folder
+from pixlex.batch import ImageBatch, Skipped
+from pixlex.data.folders import FileSource
+from pixlex.data.labels import no_labels
+from pixlex.data.sources import BrokenImages, ImageSource, TooManyBroken
+from pixlex.files import unsealed
 
 
-def test_class_folders(tmp_path: Path, picture: Picture) -> None:
-    files = {
-        "dog/b.JPG": picture(0, "JPEG"),
-        "dog/deep/er/a.png": picture(1),
-        "cat/z.webp": picture(2, "WEBP"),
-        "cat/notes.txt": b"not looked at",
-        "README.md": b"not looked at",
-        ".hidden/x.png": picture(3),
-        "cat/.x.png": picture(4),
-    }
-    (tmp_path / "empty").mkdir()
-    source = open_folder(fill(tmp_path, files))
-    assert isinstance(source, ImageSource)
-    assert source.paths == ("cat/z.webp", "dog/b.JPG", "dog/deep/er/a.png")
-    assert source.class_names == ("cat", "dog")
-    assert [source.read(index).label for index in range(3)] == [0, 1, 1]
-    assert [source.read(index).data for index in range(3)] == [files[path] for path in source.paths]
-    assert {one.name: one.kind for one in source.ignored} == {
-        "README.md": ".md", "cat/notes.txt": ".txt", ".hidden/": "hidden", "cat/.x.png": "hidden .png",
-    }  # fmt: skip
-    assert source.empty_folders == ("empty",)
-
-
-def test_an_image_at_the_top_makes_the_folder_flat(tmp_path: Path, picture: Picture) -> None:
-    source = open_folder(fill(tmp_path, {"b.png": picture(0), "sub/a.png": picture(1)}))
-    assert source.paths == ("b.png", "sub/a.png")
-    assert source.class_names == ()
-    assert source.read(1).label == -1
-
-
-def test_links_are_followed_and_each_folder_is_read_once(tmp_path: Path, picture: Picture) -> None:
-    fill(tmp_path, {"elsewhere/a.png": picture(0), "images/b/b.png": picture(1)})
-    images = tmp_path / "images"
-    links = {
-        "a": tmp_path / "elsewhere",
-        "again": tmp_path / "elsewhere",
-        "b/up": images,
-        "b/root": Path("/"),
-    }
-    for name, target in {**links, "b/dead.png": Path("nothing"), "b/loop.png": Path("loop.png")}.items():
-        (images / name).symlink_to(target)
-    (images / "round").symlink_to("round")
-    source = open_folder(images)
-    assert source.paths == ("a/a.png", "b/b.png", "b/dead.png", "b/loop.png")
-    assert {one.name.split(":")[0]: one.kind for one in source.ignored} == {
-        "again": "link", "b/up": "link", "b/root": "link", "round": "without an ending",
-    }  # fmt: skip
-    for index, sentence in ((2, "the file does not exist"), (3, "Too many levels of symbolic links")):
-        with pytest.raises(UnreadableImage, match=sentence):
-            source.read(index)
-    with pytest.raises(UnreadableImage) as fault:
-        read_file(Path("nowhere.png"), "nowhere.png")
-    assert str(fault.value) == "nowhere.png: the file does not exist"
-
-
-def test_only_regular_files_are_read(
-    tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A pipe is not waited for, a device that never ends not read, nor a file beyond the bound."""
-    fill(tmp_path, {"a.png": picture(0), "large.png": b"\0" * 5000})
-    monkeypatch.setattr("pixlex.data.sources.MAX_FILE_BYTES", 4000)
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "pipe.png").symlink_to("pipe")
-    (tmp_path / "zero.png").symlink_to("/dev/zero")
-    with socket.socket(socket.AF_UNIX) as listening, pytest.MonkeyPatch.context() as here:
-        here.chdir(tmp_path)  # the path of a socket is short
-        listening.bind("socket.png")
-    source = open_folder(tmp_path)
-    assert source.paths == ("a.png", "large.png", "pipe.png", "socket.png", "zero.png")
-    assert [one.name for one in source.ignored] == ["pipe"]
-    reasons = (
-        "is larger than 4,000 bytes",
-        "is no file but a pipe",
-        "is no file but a socket",
-        "no file but a device",
+@pytest.fixture
+def source(tmp_path: Path) -> ImageSource:
+    return FileSource(
+        "images", tmp_path, tuple(f"{number:04d}.png" for number in range(1000)), no_labels(1000)
     )
-    for index, reason in enumerate(reasons, 1):
-        with pytest.raises(UnreadableImage, match=reason):
-            source.read(index)
-    rows = "".join(f"{name}\n" for name in ("path", *source.paths, "/dev/zero", "pipe"))
-    (tmp_path / "rows.csv").write_text(rows)
-    listed = open_source(str(tmp_path / "rows.csv"))
-    for index in range(1, len(listed)):
-        with pytest.raises(UnreadableImage, match=r"no file but|larger than"):
-            listed.read(index)
-    for name in ("pipe.png", "zero.png", "nowhere.png"):
-        with pytest.raises(ValueError, match=r"neither a file nor a folder|does not exist"):
-            open_source(str(tmp_path / name))
 
 
-def test_a_folder_that_cannot_be_read_is_named(
-    tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill(tmp_path, {"a/a.png": picture(0), "b/b.png": picture(1)})
-    scandir = os.scandir
-
-    def refuse(folder: Path) -> object:  # permissions would not hold root back
-        if folder.name == "b":
-            raise PermissionError(13, "Permission denied", str(folder))
-        return scandir(folder)
-
-    monkeypatch.setattr("pixlex.data.sources.os.scandir", refuse)
-    ignored = open_folder(tmp_path).ignored
-    assert [(one.kind, one.name) for one in ignored] == [("folder", "b: cannot be read: Permission denied")]
+def skipped(*numbers: int) -> tuple[Skipped, ...]:
+    return tuple(Skipped(f"{number:04d}.png", f"reason {number}") for number in numbers)
 
 
-def test_every_image_is_found_and_the_rest_is_said(tmp_path: Path, picture: Picture) -> None:
-    names = ("a.jfif", "b.pjpeg", "c.JPE", "plain", "d.pjp")
-    files = {f"x/{name}": picture(number, "JPEG") for number, name in enumerate(names)}
-    others = (
-        "x/e.heic",
-        "x/f.heic",
-        "x/text",
-        "x/.g.png",
-        "x/h",
-        "Thumbs.db",
-        "__MACOSX/x/._a.jpg",
-        "x/.DS_Store",
+def lines(folder: Path) -> list[dict[str, str]]:
+    return [unsealed(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
+
+
+def test_each_image_is_listed_once_over_resumed_runs(tmp_path: Path, source: ImageSource) -> None:
+    run = tmp_path / "run"
+    broken = BrokenImages(run, source, 0.05)
+    broken.record((), 8)
+    assert not run.exists()
+    broken.record(skipped(3, 4), 6)
+    broken.record(skipped(3), 7)
+    other = FileSource("other", tmp_path, ("0003.png",), no_labels(1))
+    BrokenImages(run, other, 1.0).record(skipped(3), 6)
+    resumed = BrokenImages(run, source, 0.05)
+    resumed.record(skipped(4, 5), 6)
+    assert lines(run) == [
+        {"source": name, "key": f"{number:04d}.png", "reason": f"reason {number}"}
+        for name, number in ((source.name, 3), (source.name, 4), (other.name, 3), (source.name, 5))
+    ]
+    assert resumed.broken == {"0004.png": "reason 4", "0005.png": "reason 5"}
+
+
+def test_a_line_cut_off_by_a_kill_is_written_again(tmp_path: Path, source: ImageSource) -> None:
+    BrokenImages(tmp_path, source, 0.05).record(skipped(1, 2), 6)
+    path = tmp_path / "skipped.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    BrokenImages(tmp_path, source, 0.05).record(skipped(1, 2), 6)
+    written = path.read_text().splitlines()
+    assert json.loads(written[-1])["key"] == "0002.png"
+    assert [json.loads(line)["key"] for line in (written[0], written[2])] == ["0001.png", "0002.png"]
+    assert len(written) == 3
+
+
+def test_more_different_ones_than_the_share_of_the_source_stop(tmp_path: Path, source: ImageSource) -> None:
+    broken = BrokenImages(tmp_path, source, 0.05)
+    for number in range(50):
+        broken.record(skipped(number, number), 98)  # the same image again is not another one
+    with pytest.raises(TooManyBroken) as caught:
+        broken.record(skipped(50), 99)
+    message = str(caught.value)
+    assert "51 different images of 1000 cannot be read" in message
+    assert "(101 of 5100 visits, 2.0%)" in message
+    assert "max_broken_share is 5.0%" in message
+    assert "0000.png (reason 0); 0001.png (reason 1); 0002.png (reason 2)" in message
+    assert str(tmp_path / "skipped.jsonl") in message
+    assert len(lines(tmp_path)) == 51  # the one that stops the run is listed too
+
+
+def test_a_large_share_of_the_visits_stops_after_a_hundred(source: ImageSource) -> None:
+    broken = BrokenImages(None, source, 0.05)
+    broken.record(skipped(*range(40)), 59)
+    with pytest.raises(TooManyBroken, match=r"41 of 100 visits, 41\.0%"):
+        broken.record(skipped(0), 0)
+
+
+def test_no_share_allowed_and_every_share_allowed(source: ImageSource) -> None:
+    BrokenImages(None, source, 1.0).record(skipped(*range(1000)), 0)
+    broken = BrokenImages(None, source, 0.0)
+    broken.record((), 10)
+    with pytest.raises(TooManyBroken, match="1 different images of 1000"):
+        broken.record(skipped(7), 9)
+
+
+def test_a_source_below_the_limit_is_not_stopped_by_chance(source: ImageSource) -> None:
+    for seed in range(4):
+        damaged = set(np.random.default_rng(seed).choice(1000, 48, replace=False).tolist())
+        broken = BrokenImages(None, source, 0.05)
+        for number in np.random.default_rng(seed + 100).permutation(1000).tolist() * 2:
+            broken.record(skipped(number) if number in damaged else (), number not in damaged)
+
+
+def test_batches_are_counted_and_the_limit_is_checked(source: ImageSource) -> None:
+    batch = ImageBatch(
+        torch.zeros(2, 3, 4, 4), torch.tensor([0, 0]), ("a", "b"), torch.tensor([0, 1]), skipped(5)
     )
-    fill(tmp_path, {**files, **dict.fromkeys(others, b"x")})
-    with pytest.warns(PassedOverWarning) as said:
-        source = open_source(str(tmp_path))
-    assert sorted(source.key(index) for index in range(len(source))) == sorted(files)
-    assert [str(one.message) for one in said] == [
-        f"{tmp_path}: 5 files passed over (2 .heic, 2 without an ending, 1 hidden .png), "
-        "`pixlex doctor` lists them"
-    ]
-    assert len(inspect_source(source).ignored) == 8
-    assert load_image(open_source(str(tmp_path / "x" / "plain")).read(0).data, "plain").mode == "RGB"
-
-
-@pytest.mark.parametrize(
-    ("folders", "files", "sentence"),
-    [
-        ([], [], "is empty"),
-        (["a", "b/c"], [], "holds only folders without files"),
-        (
-            ["a"],
-            ["a/notes.txt", "list.doc"],
-            r"none of its 2 files \(a/notes.txt, list.doc\) ends in .*\.jpg",
-        ),
-        ([], [".hidden.png"], "is empty"),
-    ],
-)
-def test_folders_without_images(tmp_path: Path, folders: list[str], files: list[str], sentence: str) -> None:
-    for name in folders:
-        (tmp_path / name).mkdir(parents=True)
-    fill(tmp_path, dict.fromkeys(files, b"x"))
-    with pytest.raises(ValueError, match=sentence):
-        open_source(str(tmp_path))
-
-
-def test_identity_is_that_of_the_listing(tmp_path: Path, picture: Picture) -> None:
-    files = {"cat/a.png": picture(0), "dog/b.png": picture(1)}
-    first = open_folder(fill(tmp_path / "first", files))
-    assert open_folder(fill(tmp_path / "second", files)).identity == first.identity
-    more = open_folder(fill(tmp_path / "third", {**files, "dog/c.png": picture(2)}))
-    renamed = open_folder(fill(tmp_path / "fourth", {"cat/a.png": b"", "eel/b.png": b""}))
-    assert len({first.identity, more.identity, renamed.identity}) == 3
-    assert pickle.loads(pickle.dumps(first)).identity == first.identity
-
-
-def test_names_that_are_no_text(tmp_path: Path, picture: Picture) -> None:
-    path = os.fsencode(tmp_path) + b"/\xff\xfe.png"
-    with open(path, "wb") as file:
-        file.write(picture(0))
-    source = open_folder(tmp_path)
-    assert source.read(0).data == picture(0)
-    assert len(source.identity) == 64
-
-
-def test_csv_and_jsonl_lists_say_the_same(tmp_path: Path, picture: Picture) -> None:
-    fill(tmp_path / "pictures", {"a, b.png": picture(0), "c.png": picture(1)})
-    outside = tmp_path / "outside.png"
-    outside.write_bytes(picture(2))
-    rows = [
-        {"path": "pictures/a, b.png", "label": 2, "class_name": "dog"},
-        {"path": str(outside), "label": 0, "class_name": "cat"},
-        {"path": "pictures/c.png", "label": None, "class_name": None},
-    ]
-    quoted = [
-        f'"{row["path"]}",{"" if row["label"] is None else row["label"]},{row["class_name"] or ""},x'
-        for row in rows
-    ]
-    (tmp_path / "list.csv").write_text("\ufeffpath,label,class_name,other\n" + "\n".join(quoted) + "\n")
-    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    table, lines = open_list(tmp_path / "list.csv"), open_list(tmp_path / "list.jsonl")
-    assert table.identity == lines.identity
-    for source in (table, lines):
-        assert source.class_names == ("cat", "", "dog")
-        records = [source.read(index) for index in range(3)]
-        assert [record.label for record in records] == [2, 0, -1]
-        assert [record.data for record in records] == [picture(0), picture(2), picture(1)]
-        assert [source.key(index) for index in range(3)] == [row["path"] for row in rows]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "sentence"),
-    [
-        ("a.csv", "", "lists no image"),
-        ("a.csv", "path,label\n", "lists no image"),
-        ("a.csv", "file,label\nx.png,1\n", r"line 2: expected a column 'path', found 'file', 'label'"),
-        ("a.csv", "path,label,class_name\n,1,cat\n", "line 2: expected a path, got ''"),
-        ("a.csv", "path,label\nx.png,1\n", r"label 1 has no name \(row 0\)"),
-        ("a.csv", "path,class_name\nx.png,cat\n", r"'cat' has no label \(row 0\)"),
-        (
-            "a.csv",
-            "path,label,class_name\nx.png,1,cat\ny.png,1,dog\n",
-            "label 1 has two names, 'cat' and 'dog'",
-        ),
-        ("a.csv", "path,label,class_name\nx.png,1.5,cat\n", "line 2: label must be an integer, got '1.5'"),
-        ("a.csv", "path\nx.png,1,cat\n", "line 2: expected 1 columns, found more"),
-        ("a.csv", 'path\n"x.png', "not a readable csv file"),
-        ("a.jsonl", '{"path": "x.png"}\n{"path"\n', "line 2: not JSON"),
-        ("a.jsonl", '["x.png"]\n', "line 1: expected an object, got"),
-        ("a.jsonl", '{"file": "x.png"}\n', "line 1: expected a column 'path', found 'file'"),
-        ("a.jsonl", '{"path": 7}\n', "line 1: expected a path, got 7"),
-    ],
-)
-def test_malformed_lists(tmp_path: Path, name: str, text: str, sentence: str) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=sentence):
-        open_source(str(tmp_path / name))
-
-
-def test_missing_and_unreadable_files_are_found_when_read(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"path": "gone.png"}\n{"path": "folder.png"}\n')
-    (tmp_path / "folder.png").mkdir()
-    source = open_list(tmp_path / "a.jsonl")
-    for index, sentence in enumerate(["does not exist", "Is a directory"]):
-        with pytest.raises(UnreadableImage, match=sentence) as caught:
-            source.read(index)
-        assert caught.value.key == source.key(index)
-
-
-def test_single_files(tmp_path: Path, picture: Picture) -> None:
-    paths = [tmp_path / "b.png", tmp_path / "a.png"]
-    for number, path in enumerate(paths):
-        path.write_bytes(picture(number))
-    source = open_image_files(paths)
-    assert [source.read(index).data for index in range(2)] == [picture(0), picture(1)]
-    single = open_source(str(paths[0]))
-    assert isinstance(single, FileSource)
-    assert single.read(0).key == paths[0].as_posix()
-    with pytest.raises(ValueError, match="at least one image file"):
-        open_image_files([])
+    broken = BrokenImages(None, source, 0.05)
+    broken.add(batch)
+    assert (broken.visited, list(broken.broken)) == (3, ["0005.png"])
+    with pytest.raises(ValueError, match=r"max_broken_share must lie in \[0, 1\], got 5\.0"):
+        BrokenImages(None, source, 5.0)

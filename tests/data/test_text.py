@@ -28,8 +28,6 @@ from pixlex.data.text import (
         ("A man's dog, black-and-white!", "a mans dog black and white", None),
         ("<PERSON> at 1/2 past;  \t\n noon", "person at 1 2 past noon", "<person> at 1 2 past noon"),
         ('What\'s (this)? "x" * # : ~ .', "whats this x", None),
-        ("...", "", None),
-        ("left -- right", "left right", None),
         ("\udce9A\0b\u200b!", "a b", None),
         ("\u200b.", "", None),
     ],
@@ -49,23 +47,43 @@ def test_texts_are_cut_to_some_words() -> None:
             clean("a", 0)
 
 
-@given(st.text())
+@given(st.text(st.characters(exclude_categories=())))
 def test_as_regular_expressions_would(text: str) -> None:
-    """A second way, rule by rule; cleaning twice changes nothing."""
+    """A second way, rule by rule; cleaning twice changes nothing; plain texts are UTF-8 and stay."""
     kept = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower())
     kept = re.sub("[-/]", " ", kept).replace("<person>", "person")
     assert clean_caption(text) == " ".join(plain_text(kept).split()[:30])
     assert clean_caption(clean_caption(text)) == clean_caption(text).replace("<person>", "person")
+    plain = plain_text(text)
+    plain.encode()
+    assert plain_text(plain) == plain
+    assert "\0" not in plain
 
 
-def test_what_a_cell_may_hold() -> None:
-    assert texts_in(" a ", "row 1") == ("a",)
-    assert texts_in(["a", None, "", " b"], "row 1") == ("a", "b")
-    for nothing in (None, "", " ", float("nan"), [], [None]):
-        assert texts_in(nothing, "row 1") == ()
-    for wrong in (3, [3], {"raw": "a"}, b"a"):
-        with pytest.raises(ValueError, match="row 1: expected a caption or a list of captions, got"):
-            texts_in(wrong, "row 1")
+@pytest.mark.parametrize(
+    ("cell", "texts"),
+    [
+        (" a ", ("a",)),
+        (["a", None, "", " b"], ("a", "b")),
+        (None, ()),
+        (" ", ()),
+        (float("nan"), ()),
+        ([None], ()),
+        ("['a', '\u200b', 'b ']", ("a", "b")),
+        ('["a", null]', ("a",)),
+        ("[1, 2]", ("[1, 2]",)),
+        ("[stop] sign", ("[stop] sign",)),
+        ("['a', 3]", ("['a', 3]",)),
+    ],
+)
+def test_what_a_cell_may_hold(cell: object, texts: tuple[str, ...]) -> None:
+    assert texts_in(cell, "row 1") == texts
+
+
+@pytest.mark.parametrize("wrong", [3, [3], {"raw": "a"}, b"a"])
+def test_what_a_cell_may_not_hold(wrong: object) -> None:
+    with pytest.raises(ValueError, match="row 1: expected a caption or a list of captions, got"):
+        texts_in(wrong, "row 1")
 
 
 @pytest.mark.parametrize(
@@ -74,10 +92,7 @@ def test_what_a_cell_may_hold() -> None:
         ("a\x00b\x7fc\x85d", "a b c\x85d"),  # NUL, delete; a next line is a blank already
         ("\ufeffone \ud83dtwo\udc80", "one two"),  # a byte order mark, halves of characters
         ("so\u00adft\u200b \u202eturned\u2069", "soft turned"),
-        (
-            "\u06cc\u200c\u06cc \U0001f469\u200d\U0001f680",
-            "\u06cc\u200c\u06cc \U0001f469\u200d\U0001f680",
-        ),  # spelling
+        ("\u06cc\u200c\u06cc \U0001f469\u200d\U0001f680",) * 2,  # spelling
         ("\u200b\u200d\u2060", ""),
         ("\u200d \ufe0f\u0301\ue000\ufffd\u0378", ""),  # what BERT's tokenizer drops
         ("a\tb\nc", "a\tb\nc"),
@@ -88,31 +103,17 @@ def test_what_no_tokenizer_reads(text: str, plain: str) -> None:
     assert texts_in(text, "row 1") == ((plain,) if plain else ())
 
 
-@given(st.text(st.characters(exclude_categories=())))
-def test_plain_texts_are_utf_8_and_stay(text: str) -> None:
-    plain = plain_text(text)
-    plain.encode()
-    assert plain_text(plain) == plain
-    assert "\0" not in plain
-
-
 @pytest.mark.parametrize(
-    ("data", "sentence"),
+    ("encoding", "sentence"),
     [
-        (
-            "a café".encode("latin-1"),
-            r"x\.txt: expected UTF-8 text, got 0xe9 at byte 5 \(of Latin-1, perhaps\)",
-        ),
-        (
-            "a café".encode("utf-16"),
-            r"x\.txt: expected UTF-8 text, got the byte order mark of UTF-16 at byte 0",
-        ),
+        ("latin-1", r"got 0xe9 at byte 5 \(of Latin-1, perhaps\)"),
+        ("utf-16", r"got the byte order mark of UTF-16 at byte 0"),
     ],
 )
-def test_other_encodings_are_named(data: bytes, sentence: str) -> None:
+def test_other_encodings_are_named(encoding: str, sentence: str) -> None:
     assert decode_text(b"\xef\xbb\xbfcaf\xc3\xa9", "x.txt") == "café"
-    with pytest.raises(ValueError, match=sentence):
-        decode_text(data, "x.txt")
+    with pytest.raises(ValueError, match=rf"x\.txt: expected UTF-8 text, {sentence}; save it as UTF-8"):
+        decode_text("a café".encode(encoding), "x.txt")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,6 @@ def test_other_encodings_are_named(data: bytes, sentence: str) -> None:
         ("['a', \"b's\"]", ["a", "b's"]),
         ("['a' 'b'\n 'c, d']", ["a", "b", "c, d"]),  # NumPy's, which Python would join
         (r"['a\'b', 'c']", ["a'b", "c"]),
-        ('[{"answer": "x"}]', [{"answer": "x"}]),
         ("[{'answer': 'x'}, None]", [{"answer": "x"}, None]),
         ("[]", []),
         ("a [b]", None),
@@ -136,19 +136,11 @@ def test_lists_inside_a_text(text: str, found: list[object] | None) -> None:
     assert list_in(text) == found
 
 
-def test_captions_in_a_list_inside_a_cell() -> None:
-    assert texts_in("['a', '\u200b', 'b ']", "row 1") == ("a", "b")
-    assert texts_in('["a", null]', "row 1") == ("a",)
-    for text in ("[1, 2]", "[stop] sign", "['a', 3]"):
-        assert texts_in(text, "row 1") == (text,)
-
-
 @pytest.mark.parametrize(
     ("value", "number", "name"),
     [
         (3, 3, "3"),
         (3.0, 3, "3"),
-        ("3", 3, "3"),
         (" 3.0 ", 3, "3"),
         (np.float32(3), 3, "3"),
         (np.int8(3), 3, "3"),
@@ -156,14 +148,11 @@ def test_captions_in_a_list_inside_a_cell() -> None:
         (-1.0, -1, "-1"),
         ("007", 7, "007"),
         (2.5, None, "2.5"),
-        (float("nan"), None, "nan"),
         (float("inf"), None, "inf"),
         (True, None, "True"),
         ("1e3", None, "1e3"),
         ("9" * 5000, None, "9" * 5000),
-        ("a-1.0", None, "a-1.0"),
     ],
 )
 def test_whole_numbers_and_ids(value: object, number: int | None, name: str) -> None:
-    assert whole_number(value) == number
-    assert id_text(value) == name
+    assert (whole_number(value), id_text(value)) == (number, name)

@@ -63,14 +63,13 @@ def test_a_large_photograph_is_shrunk_as_by_the_full_filter() -> None:
 
 
 def test_without_randomness_training_is_evaluation() -> None:
-    image = Image.fromarray(noise(30, 40))
-    generator = np.random.default_rng(0)
+    image, generator = Image.fromarray(noise(30, 40)), np.random.default_rng(0)
     state = generator.bit_generator.state
     assert torch.equal(training_crop(image, 16, PLAIN, generator), evaluation_crop(image, 16))
     assert generator.bit_generator.state == state
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(1, 400), st.integers(1, 400), st.floats(0.01, 1.0), st.integers(0, 2**32))
 def test_a_random_box_lies_inside_and_keeps_what_it_promises(
     width: int, height: int, scale_min: float, seed: int
@@ -104,10 +103,10 @@ def test_half_of_the_images_are_mirrored() -> None:
     config = DataConfig(augment="resize", horizontal_flip=True)
     image = Image.fromarray(noise(12, 12))
     plain = evaluation_crop(image, 12)
-    outs = [training_crop(image, 12, config, np.random.default_rng(seed)) for seed in range(400)]
+    outs = [training_crop(image, 12, config, np.random.default_rng(seed)) for seed in range(200)]
     mirrored = [torch.equal(out, plain.flip(-1)) for out in outs]
     assert all(flip or torch.equal(out, plain) for flip, out in zip(mirrored, outs, strict=True))
-    assert 160 < sum(mirrored) < 240
+    assert 75 < sum(mirrored) < 125
 
 
 @given(st.integers(8, 512), st.floats(0.05, 1.0))
