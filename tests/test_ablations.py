@@ -17,8 +17,7 @@ from pixlex.ablations.rows import Measure, Measured, judge, plan, run_ablations
 from pixlex.cli import main
 from pixlex.config.ablation import AblationRow, Claim, ablation_rows, select_rows
 from pixlex.config.run import LQAERun, VQVAERun
-from pixlex.eval.few_shot.episodes import setting_of
-from pixlex.eval.few_shot.sampling import sample_episodes
+from pixlex.eval.few_shot.episodes import sample_episodes, setting_of
 from pixlex.models import pretrained
 from pixlex.nn.language import load_language_model
 from pixlex.report.ablations import ablation_table

@@ -27,7 +27,7 @@ from pixlex.cli.train import overrides_of
 from pixlex.config.run import FAMILIES, describe_fields, read_run, recipe_names
 from pixlex.data import embedded, hub
 from pixlex.encoding import read_codes
-from pixlex.eval.few_shot import linear
+from pixlex.eval.few_shot import classifiers
 from pixlex.files import read_json
 from pixlex.search import nearest
 from pixlex.train.loop import LossNotFinite
@@ -217,7 +217,7 @@ def test_fine_tuning_from_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) 
     ("package", "call", "extra"),
     [
         ("wandb", lambda folder: Tracker(folder, 0, wandb=True), "wandb"),
-        ("sklearn", lambda folder: linear._logistic_regression(1.0), "eval"),
+        ("sklearn", lambda folder: classifiers._logistic_regression(1.0), "eval"),
         ("faiss", lambda folder: nearest.faiss(), "search"),
         ("datasets", lambda folder: hub._datasets(), "datasets"),
         ("sklearn.datasets", lambda folder: embedded._digits(), "embedded"),

@@ -15,10 +15,10 @@ from tests.tiny import tiny_frozen, tiny_language, tiny_lqae, tiny_mae, tiny_vqv
 
 from pixlex.api import ImageTokenizer
 from pixlex.cli import few_shot_options, few_shot_rows, main
+from pixlex.eval.few_shot.classifiers import WORD_CLASSIFIERS
 from pixlex.eval.few_shot.episodes import PAPER_COLUMNS
 from pixlex.eval.few_shot.prompted import SCORERS
 from pixlex.eval.few_shot.prompts import TEMPLATES
-from pixlex.eval.few_shot.word_answerers import WORD_ANSWERERS
 from pixlex.eval.llm import LLMOptions
 from pixlex.models import pretrained
 
@@ -47,7 +47,7 @@ def test_the_choices_are_those_that_exist() -> None:
     assert few_shot_options.COLUMNS == PAPER_COLUMNS
     assert get_args(few_shot_options.Template) == TEMPLATES
     assert tuple(SCORERS) == get_args(few_shot_options.Scorer)
-    assert (*WORD_ANSWERERS, "linear", "pixels", "chance") == get_args(few_shot_options.Classifier)
+    assert (*WORD_CLASSIFIERS, "linear", "pixels", "chance") == get_args(few_shot_options.Classifier)
 
 
 def test_models_and_baselines_give_rows(

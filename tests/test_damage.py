@@ -23,12 +23,10 @@ from pixlex.data.shards import read_index, write_index
 from pixlex.data.tar import scan_shard
 from pixlex.encoding.files import EncodedImage, Kind, read_codes, write_checksum, write_codes
 from pixlex.encoding.journal import Journal
-from pixlex.eval.few_shot.answers import Answer
-from pixlex.eval.few_shot.episode_files import load_episodes, save_episodes
-from pixlex.eval.few_shot.episodes import setting_of
-from pixlex.eval.few_shot.journal import AnswerJournal
-from pixlex.eval.few_shot.readers import _append, _load
-from pixlex.eval.few_shot.sampling import sample_episodes
+from pixlex.eval.few_shot.classifiers import Answer
+from pixlex.eval.few_shot.episodes import load_episodes, sample_episodes, save_episodes, setting_of
+from pixlex.eval.few_shot.readers import append_texts, load_texts
+from pixlex.eval.few_shot.run import AnswerJournal
 from pixlex.eval.pair_scores import KeptScores
 from pixlex.eval.probe import cache
 from pixlex.files import read_json, write_json
@@ -165,7 +163,7 @@ def _answered(folder: Path) -> dict[str, Any]:
 
 
 def _texts(folder: Path) -> list[Path]:
-    _append(folder / "t.jsonl", {number: f"word {number}" for number in range(8)})
+    append_texts(folder / "t.jsonl", {number: f"word {number}" for number in range(8)})
     return [folder / "t.jsonl"]
 
 
@@ -247,7 +245,7 @@ KINDS: Mapping[str, Callable[[], Files]] = {
     "model": lambda: Files(_model, _fingerprint),
     "journal of encode": lambda: Files(_journal, _journaled, partly=True),
     "journal of answers": lambda: Files(_answers, _answered, partly=True),
-    "texts of images": lambda: Files(_texts, lambda folder: _load(folder / "t.jsonl"), partly=True),
+    "texts of images": lambda: Files(_texts, lambda folder: load_texts(folder / "t.jsonl"), partly=True),
     "episodes": lambda: Files(
         _episodes, lambda folder: load_episodes(folder / "e.json", open_source(str(folder / "images")))
     ),

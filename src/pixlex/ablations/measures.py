@@ -11,13 +11,12 @@ from pixlex.config.ablation import AblationRow
 from pixlex.data.pairs import PairSource
 from pixlex.data.sources import ImageSource
 from pixlex.distributed import pick_device
-from pixlex.eval.few_shot.answers import Answerer
-from pixlex.eval.few_shot.episode_files import EpisodeSet
-from pixlex.eval.few_shot.fingerprints import digest
-from pixlex.eval.few_shot.prompted import PromptedAnswerer, Scorer
+from pixlex.eval.few_shot.classifiers import Classifier, embedded_encoder, word_classifiers
+from pixlex.eval.few_shot.episodes import EpisodeSet, digest
+from pixlex.eval.few_shot.prompted import PromptedClassifier, Scorer
 from pixlex.eval.few_shot.prompts import Template
+from pixlex.eval.few_shot.readers import model_reader
 from pixlex.eval.few_shot.run import run_few_shot
-from pixlex.eval.few_shot.word_answerers import embedded_encoder, model_reader, word_answerers
 from pixlex.eval.intervals import wilson_interval
 from pixlex.eval.llm import LanguageClient
 from pixlex.eval.probe.study import ProbeSets, probe_rows
@@ -75,20 +74,20 @@ def few_shot_measure(
         place = next(model.parameters()).device
         words = _words_of_base(folder) if model.vocabulary is None else None
         reader = model_reader(
-            model, row.name, words=words, keep_share=row.keep_share, cache=cache / "words", device=place
+            model, row.name, words=words, keep_ratio=row.keep_share, cache=cache / "words", device=place
         )
-        answerers: dict[str, Answerer] = {}
-        for answerer in word_answerers(reader, ["sentence"], encoder=embedded_encoder(), device=place):
-            answerers["sentence encoder"] = answerer
+        classifiers: dict[str, Classifier] = {}
+        for classifier in word_classifiers(reader, ["sentence"], encoder=embedded_encoder(), device=place):
+            classifiers["sentence encoder"] = classifier
         for client in clients:
-            answerers[f"{client.name}, {scorer}"] = PromptedAnswerer(
+            classifiers[f"{client.name}, {scorer}"] = PromptedClassifier(
                 reader, client, template=template, scorer=scorer
             )
-        cells = run_few_shot(list(answerers.values()), episode_sets, images, cache / "answers" / row.name)
+        cells = run_few_shot(list(classifiers.values()), episode_sets, images, cache / "answers" / row.name)
         for cell in cells:
             if cell.does_not_fit:
                 warnings.warn(f"row {row.name}: {cell.does_not_fit}", stacklevel=2)
-        titles = [name for name in answerers for _ in episode_sets]
+        titles = [name for name in classifiers for _ in episode_sets]
         return {
             f"{title}, {cell.setting.ways}-way {cell.setting.column}": Measured(
                 value=cell.accuracy,

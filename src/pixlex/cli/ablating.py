@@ -106,8 +106,7 @@ def _measures(options: AblateOptions, folder: Path, device: str) -> Iterator[Mea
     if options.llm and options.few_shot is None:
         raise ValueError("--llm answers episodes: name labeled images with --few-shot DATA")
     if options.few_shot is not None:
-        from pixlex.eval.few_shot.episodes import setting_of
-        from pixlex.eval.few_shot.sampling import sample_episodes
+        from pixlex.eval.few_shot.episodes import sample_episodes, setting_of
         from pixlex.eval.llm import LLMOptions, connect
 
         images = open_source(options.few_shot)

@@ -12,13 +12,18 @@ from pixlex.cli.few_shot_options import FewShotOptions
 from pixlex.cli.few_shot_rows import Reading, answerers_of, models_of, readings_of
 from pixlex.cli.options import answer, remark, remark_page
 from pixlex.data.images import ImageSource, open_source
-from pixlex.eval.few_shot.answers import Answerer
-from pixlex.eval.few_shot.episode_files import EpisodeSet, load_episodes, save_episodes
-from pixlex.eval.few_shot.episodes import PAPER_COLUMNS, setting_of
-from pixlex.eval.few_shot.open_ended import read_open_ended
-from pixlex.eval.few_shot.prompted import PromptedAnswerer
+from pixlex.eval.few_shot.classifiers import Classifier
+from pixlex.eval.few_shot.episodes import (
+    PAPER_COLUMNS,
+    EpisodeSet,
+    load_episodes,
+    sample_episodes,
+    save_episodes,
+    setting_of,
+)
+from pixlex.eval.few_shot.prompted import PromptedClassifier
+from pixlex.eval.few_shot.published import read_open_ended
 from pixlex.eval.few_shot.run import Cell, run_few_shot
-from pixlex.eval.few_shot.sampling import sample_episodes
 from pixlex.report.drawing import drawn
 from pixlex.report.episodes import draw_episode_examples
 from pixlex.report.few_shot import draw_accuracies, write_few_shot_page, write_results
@@ -85,7 +90,7 @@ def _load_episodes(place: Path, images: ImageSource) -> list[EpisodeSet]:
 
 def _remark_cost(
     options: FewShotOptions,
-    answerers: Sequence[Answerer],
+    answerers: Sequence[Classifier],
     episode_sets: Sequence[EpisodeSet],
     images: ImageSource,
 ) -> None:
@@ -93,7 +98,7 @@ def _remark_cost(
     estimates = [
         estimate
         for answerer in answerers
-        if isinstance(answerer, PromptedAnswerer)
+        if isinstance(answerer, PromptedClassifier)
         for episodes in episode_sets
         for estimate in answerer.estimate(episodes.setting, episodes.episodes, images)
     ]

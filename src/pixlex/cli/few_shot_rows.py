@@ -12,15 +12,17 @@ from pixlex.cli.options import remark
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.sources import ImageSource
 from pixlex.distributed import pick_device
-from pixlex.eval.few_shot.answers import Answerer
-from pixlex.eval.few_shot.ascii_art import AsciiArt
-from pixlex.eval.few_shot.features import PixelFeatures
-from pixlex.eval.few_shot.frozen import FrozenAnswerer
-from pixlex.eval.few_shot.linear import EncoderFeatures, LinearPerEpisode
-from pixlex.eval.few_shot.nearest import Chance, NearestClassMean
-from pixlex.eval.few_shot.prompted import SCORERS, PromptedAnswerer
-from pixlex.eval.few_shot.readers import Shortened, TextReader
-from pixlex.eval.few_shot.word_answerers import WordAnswerer, model_reader, word_answerers
+from pixlex.eval.few_shot.classifiers import (
+    Chance,
+    Classifier,
+    LinearPerEpisode,
+    NearestClassMean,
+    WordClassifier,
+    word_classifiers,
+)
+from pixlex.eval.few_shot.features import EncoderFeatures, PixelFeatures
+from pixlex.eval.few_shot.prompted import SCORERS, FrozenClassifier, PromptedClassifier
+from pixlex.eval.few_shot.readers import AsciiArt, Shortened, TextReader, model_reader
 from pixlex.eval.llm import LanguageClient, LLMOptions, connect
 from pixlex.models import pretrained
 from pixlex.models.pretrained import Model, Tokenizer
@@ -70,8 +72,8 @@ def readings_of(options: FewShotOptions, models: Mapping[str, Model]) -> list[Re
             reader = model_reader(
                 model,
                 name,
-                code_words=code_words,
-                keep_share=options.keep_share,
+                words=code_words,
+                keep_ratio=options.keep_share,
                 cache=options.out / _WORDS,
                 device=pick_device(options.device),
                 precision=options.precision,
@@ -96,10 +98,10 @@ def _named(entry: str) -> tuple[str, str]:
 
 def answerers_of(
     options: FewShotOptions, models: Mapping[str, Model], readings: Sequence[Reading]
-) -> list[Answerer]:
+) -> list[Classifier]:
     """Return the rows of the table."""
     asked = list(dict.fromkeys(options.answerers))
-    kinds: list[WordAnswerer] = sorted(set(get_args(WordAnswerer)) & set(asked), key=asked.index)
+    kinds: list[WordClassifier] = sorted(set(get_args(WordClassifier)) & set(asked), key=asked.index)
     if not models and not readings and (kinds or options.llm):
         raise ValueError(
             "nothing to read images with: name a --model, or --ascii, or ask for --answerers pixels chance alone"
@@ -107,9 +109,9 @@ def answerers_of(
     encoder = load_language_model(options.encoder) if "sentence" in kinds and readings else None
     client = _client(options, options.llm) if options.llm is not None else None
     device = pick_device(options.device)
-    answerers: list[Answerer] = []
+    answerers: list[Classifier] = []
     for one in readings:
-        answerers += word_answerers(one.reader, kinds, model=one.model, encoder=encoder, device=device)
+        answerers += word_classifiers(one.reader, kinds, model=one.model, encoder=encoder, device=device)
         if client is not None:
             answerers += _prompted(options, one.reader, client)
     for name, model in models.items():
@@ -121,12 +123,12 @@ def answerers_of(
     return answerers
 
 
-def _of_model(options: FewShotOptions, name: str, model: Model, *, linear: bool) -> list[Answerer]:
+def _of_model(options: FewShotOptions, name: str, model: Model, *, linear: bool) -> list[Classifier]:
     """Return the rows that need a model's networks rather than its words."""
     device = pick_device(options.device)
     if model.speaks:
         return [
-            FrozenAnswerer(
+            FrozenClassifier(
                 model, name=name, scorer=scorer, template=template, device=device, precision=options.precision
             )
             for template in dict.fromkeys(options.template)
@@ -139,11 +141,11 @@ def _of_model(options: FewShotOptions, name: str, model: Model, *, linear: bool)
     return []
 
 
-def _prompted(options: FewShotOptions, reader: TextReader, client: LanguageClient) -> list[Answerer]:
+def _prompted(options: FewShotOptions, reader: TextReader, client: LanguageClient) -> list[Classifier]:
     able = [scorer for scorer, (ability, _) in SCORERS.items() if ability in client.abilities]
     scorers = options.scorer or [scorer for scorer in able if scorer not in ("likelihood-per-token", "v2l")]
     return [
-        PromptedAnswerer(
+        PromptedClassifier(
             reader, client, template=template, scorer=scorer, answer_tokens=options.llm_answer_tokens
         )
         for template in dict.fromkeys(options.template)

@@ -12,9 +12,8 @@ from PIL import Image, ImageDraw
 from pixlex.data.decoding import UnreadableImage, decode_record
 from pixlex.data.sources import ImageSource
 from pixlex.data.transforms import center_box
-from pixlex.eval.few_shot.answers import Answer
-from pixlex.eval.few_shot.episode_files import EpisodeSet
-from pixlex.eval.few_shot.episodes import Episode, images_of
+from pixlex.eval.few_shot.classifiers import Answer
+from pixlex.eval.few_shot.episodes import Episode, EpisodeSet, images_of
 from pixlex.eval.few_shot.readers import TextReader
 from pixlex.eval.few_shot.run import Cell
 from pixlex.report.pictures import font

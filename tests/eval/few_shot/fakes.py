@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pixlex.data.images import ImageSource, open_source
-from pixlex.eval.few_shot.episodes import Setting
+from pixlex.eval.few_shot.episodes import PAPER_COLUMNS, Naming, Setting, setting_of
 from pixlex.eval.llm.client import Ability, CandidateScores, Completion
 
 CLASSES = ("camel", "lobster", "pig", "red panda", "teapot", "zebra")
@@ -113,3 +113,8 @@ class FakeClient:
 
 
 TWO_WAY = Setting(ways=2, shots=1)
+
+
+def paper_settings(ways: int, naming: Naming = "real") -> tuple[Setting, ...]:
+    """The paper's seven settings for a number of ways (LQAE, Tables 1 and 2)."""
+    return tuple(setting_of(column, ways, naming) for column in PAPER_COLUMNS)

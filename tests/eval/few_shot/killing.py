@@ -10,19 +10,17 @@ from pathlib import Path
 from tests.eval.few_shot.fakes import FakeReader
 
 from pixlex.data.images import ImageSource, open_source
-from pixlex.eval.few_shot.answers import Answer
-from pixlex.eval.few_shot.episodes import Episode, Setting
+from pixlex.eval.few_shot.classifiers import Answer, Classifier, NearestClassMean
+from pixlex.eval.few_shot.episodes import Episode, Setting, sample_episodes
 from pixlex.eval.few_shot.features import BagOfWords
-from pixlex.eval.few_shot.nearest import NearestClassMean
 from pixlex.eval.few_shot.run import Cell, run_few_shot
-from pixlex.eval.few_shot.sampling import sample_episodes
 
 COLUMNS = tuple(Setting(ways=2, shots=shots) for shots in (1, 2))
 COUNT = 40
 
 
 @dataclass
-class Logged:
+class Logged(Classifier):
     """Another answerer that writes down every question before it answers, and takes its time."""
 
     answerer: NearestClassMean

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pixlex.data.images import open_source
-from pixlex.eval.few_shot.ascii_art import RAMP, AsciiArt, area_weights
+from pixlex.eval.few_shot.readers import RAMP, AsciiArt, area_weights
 
 
 def _gray(rows: list[list[float]]) -> torch.Tensor:

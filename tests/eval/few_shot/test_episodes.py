@@ -12,13 +12,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.eval.few_shot.fakes import CLASSES, labeled
+from tests.eval.few_shot.fakes import CLASSES, labeled, paper_settings
 
 from pixlex.data.images import ImageSource, open_source
 from pixlex.data.labels import Labels
-from pixlex.eval.few_shot.episode_files import EpisodeSet, load_episodes, save_episodes
-from pixlex.eval.few_shot.episodes import PAPER_COLUMNS, Setting, paper_settings, setting_of
-from pixlex.eval.few_shot.sampling import NONSENSE_NAMES, sample_episodes
+from pixlex.eval.few_shot.episodes import (
+    NONSENSE_NAMES,
+    PAPER_COLUMNS,
+    EpisodeSet,
+    Setting,
+    load_episodes,
+    sample_episodes,
+    save_episodes,
+    setting_of,
+)
 from pixlex.files import read_json, sealed
 
 

@@ -14,7 +14,7 @@ from pixlex.data.images import open_source
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.episodes import Episode, Setting, Shown
-from pixlex.eval.few_shot.frozen import FrozenAnswerer
+from pixlex.eval.few_shot.prompted import FrozenClassifier
 from pixlex.models.frozen import Frozen
 
 SETTING = Setting(ways=2, shots=1, repeats=1)
@@ -53,7 +53,7 @@ def test_the_likelier_name_is_chosen(tmp_path: Path, source: ImageSource, family
     """Each name scored word by word behind the sequence made by hand, for several queries."""
     model = tiny_frozen(tiny_causal(tmp_path, family=family))
     language = model.language
-    answerer = FrozenAnswerer(model, scorer="likelihood")
+    answerer = FrozenClassifier(model, scorer="likelihood")
     episodes = [_episode(query, query=query) for query in (2, 3, 4)]
     answers = {one.episode: one for one in answerer.answer(SETTING, episodes, source)}
     for query in (2, 3, 4):
@@ -74,7 +74,7 @@ def test_the_greedy_text_must_be_exactly_the_name(
     """Up to a line, a period or the end; longer, other or unfinished text is wrong."""
     model = tiny_frozen(causal_language)
     language = model.language
-    answerer = FrozenAnswerer(model, scorer="strict")
+    answerer = FrozenClassifier(model, scorer="strict")
     read: list[torch.Tensor] = []
     for text, ends, credit, detail in (
         (" blicket", True, 1.0, ""),
@@ -100,7 +100,7 @@ def test_the_greedy_text_must_be_exactly_the_name(
 
 
 def test_a_broken_image_fails_its_episode_alone(causal_language: Path, source: ImageSource) -> None:
-    answerer = FrozenAnswerer(tiny_frozen(causal_language), scorer="likelihood")
+    answerer = FrozenClassifier(tiny_frozen(causal_language), scorer="likelihood")
     answers = list(answerer.answer(SETTING, [_episode(0, query=5), _episode(1)], source))
     assert [answer.credit is None for answer in answers] == [True, False]
     assert answers[0].detail == "an image cannot be read"
@@ -108,7 +108,7 @@ def test_a_broken_image_fails_its_episode_alone(causal_language: Path, source: I
 
 def test_equal_names_share_the_credit(causal_language: Path, source: ImageSource) -> None:
     """Two classes of one name are equally likely."""
-    answerer = FrozenAnswerer(tiny_frozen(causal_language), scorer="likelihood")
+    answerer = FrozenClassifier(tiny_frozen(causal_language), scorer="likelihood")
     (answer,) = answerer.answer(SETTING, [_episode(names=("dax", "dax"))], source)
     assert answer.credit == 0.5
 
@@ -117,7 +117,7 @@ def test_a_prompt_that_does_not_fit_is_told_before_anything_runs(
     causal_language: Path, source: ImageSource
 ) -> None:
     """With the numbers, by the check and by the answer."""
-    answerer = FrozenAnswerer(tiny_frozen(causal_language), scorer="strict")
+    answerer = FrozenClassifier(tiny_frozen(causal_language), scorer="strict")
     long = Setting(ways=2, shots=1, repeats=30)
     length = _by_hand(answerer.model, source).shape[1]
     assert answerer.check(SETTING, [_episode()], source) == ""
@@ -131,7 +131,7 @@ def test_a_prompt_that_does_not_fit_is_told_before_anything_runs(
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_an_unknown_scorer_is_refused(causal_language: Path) -> None:
     with pytest.raises(ValueError, match="expected a scorer of strict, likelihood, got 'best'"):
-        FrozenAnswerer(tiny_frozen(causal_language), scorer="best")  # type: ignore[arg-type]
+        FrozenClassifier(tiny_frozen(causal_language), scorer="best")  # type: ignore[arg-type]
 
 
 def test_the_identity_is_of_weights_scorer_and_language_model(tmp_path: Path, causal_language: Path) -> None:
@@ -140,6 +140,6 @@ def test_the_identity_is_of_weights_scorer_and_language_model(tmp_path: Path, ca
         tiny_frozen(causal_language, seed=1),
         tiny_frozen(tiny_causal(tmp_path, seed=1)),
     ]
-    answerers = [FrozenAnswerer(model, scorer="strict") for model in models]
-    answerers.append(FrozenAnswerer(models[0], scorer="likelihood"))
+    answerers = [FrozenClassifier(model, scorer="strict") for model in models]
+    answerers.append(FrozenClassifier(models[0], scorer="likelihood"))
     assert len({answerer.identity for answerer in answerers}) == 4

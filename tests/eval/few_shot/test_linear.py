@@ -11,8 +11,9 @@ from tests.tiny import tiny_mae, tiny_vqvae, write_images
 
 from pixlex.data.images import open_source
 from pixlex.data.loader import evaluation_batches
+from pixlex.eval.few_shot.classifiers import LinearPerEpisode
 from pixlex.eval.few_shot.episodes import Episode, Setting, Shown
-from pixlex.eval.few_shot.linear import EncoderFeatures, LinearPerEpisode, decision_values
+from pixlex.eval.few_shot.features import EncoderFeatures, PixelFeatures
 
 
 def _loss(weights: np.ndarray, rows: np.ndarray, classes: np.ndarray, strength: float) -> float:
@@ -26,7 +27,7 @@ def test_three_classes_are_fitted_to_the_minimum_of_the_stated_loss() -> None:
     """Gradient descent on the equation, in float64, gives the same logits."""
     draw = np.random.default_rng(0)
     support, classes, query = draw.normal(size=(9, 4)), np.arange(9) % 3, draw.normal(size=4)
-    values = decision_values(support, classes, query, 2.0)
+    values = LinearPerEpisode(PixelFeatures(), strength=2.0).values(support, classes, query)
     center = support.mean(0)
     scale = np.linalg.norm(support - center, axis=1).mean()
     rows = torch.tensor((support - center) / scale)
@@ -53,11 +54,17 @@ def test_scale_and_place_of_the_features_do_not_matter() -> None:
     """Nor, but for their order, does which class is called which."""
     draw = np.random.default_rng(1)
     support, classes, query = draw.normal(size=(10, 6)), np.arange(10) % 2, draw.normal(size=6)
-    values = decision_values(support, classes, query, 1.0)
-    moved = decision_values(1000 * support + 7, classes, 1000 * query + 7, 1.0)
+    values = LinearPerEpisode(PixelFeatures(), strength=1.0).values(support, classes, query)
+    moved = LinearPerEpisode(PixelFeatures(), strength=1.0).values(
+        1000 * support + 7, classes, 1000 * query + 7
+    )
     assert moved == pytest.approx(values, abs=1e-5)
-    assert decision_values(support, 1 - classes, query, 1.0) == pytest.approx(values[::-1], abs=1e-5)
-    assert decision_values(support, classes, query, 1e-4) == pytest.approx([0, 0], abs=1e-2)
+    assert LinearPerEpisode(PixelFeatures(), strength=1.0).values(
+        support, 1 - classes, query
+    ) == pytest.approx(values[::-1], abs=1e-5)
+    assert LinearPerEpisode(PixelFeatures(), strength=1e-4).values(support, classes, query) == pytest.approx(
+        [0, 0], abs=1e-2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +117,12 @@ def test_features_are_those_of_the_model_and_read_once(images: Path, monkeypatch
     source = open_source(str(images))
     model, features = tiny_mae(), EncoderFeatures(tiny_mae(), name="MAE")
     (batch,) = evaluation_batches(source, image_size=32, batch_size=16)
-    table = features.table(source, range(10))
-    assert 8 not in table
+    kept = features.read(source, range(10))
+    assert 8 not in kept
     expected = model.embed(batch.images).numpy()
-    assert table.rows([0, 3, 9]) == pytest.approx(expected[[0, 3, 8]], abs=1e-5)
+    assert features.vectors([kept[index] for index in (0, 3, 9)]) == pytest.approx(
+        expected[[0, 3, 8]], abs=1e-5
+    )
     asked: list[int] = []
     read = source.read
     monkeypatch.setattr(type(source), "read", lambda self, index: (asked.append(index), read(index))[1])

@@ -7,16 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.eval.few_shot.fakes import FakeReader, labeled
+from tests.eval.few_shot.fakes import FakeReader, labeled, paper_settings
 from tests.tiny import tiny_language, tiny_lqae
 
 from pixlex.data.images import ImageSource
-from pixlex.eval.few_shot.answers import fair_credit
-from pixlex.eval.few_shot.episodes import Setting, paper_settings
+from pixlex.eval.few_shot.classifiers import Chance, NearestClassMean, fair_credit, similarities
+from pixlex.eval.few_shot.episodes import Setting, sample_episodes
 from pixlex.eval.few_shot.features import BagOfWords, Features, LayerFeatures, PixelFeatures, SentenceFeatures
-from pixlex.eval.few_shot.nearest import Chance, NearestClassMean, similarities
 from pixlex.eval.few_shot.readers import ModelWords
-from pixlex.eval.few_shot.sampling import sample_episodes
 from pixlex.models.lqae import LQAE
 from pixlex.nn.language import load_language_model
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pixlex.eval.few_shot.episodes import setting_of
-from pixlex.eval.few_shot.open_ended import read_open_ended
+from pixlex.eval.few_shot.published import read_open_ended
 
 
 def published(folder: Path, task: str, ways: int, shots: int, count: int = 3, **change: Any) -> Path:

@@ -11,9 +11,9 @@ import pytest
 from tests.eval.few_shot.fakes import TWO_WAY, FakeClient, FakeReader, labeled, right_answer
 
 from pixlex.data.images import ImageSource
-from pixlex.eval.few_shot.answers import Answer
-from pixlex.eval.few_shot.prompted import SCORERS, PromptedAnswerer, Scorer, is_exactly
-from pixlex.eval.few_shot.sampling import sample_episodes
+from pixlex.eval.few_shot.classifiers import Answer
+from pixlex.eval.few_shot.episodes import sample_episodes
+from pixlex.eval.few_shot.prompted import SCORERS, PromptedClassifier, Scorer, is_exactly
 from pixlex.eval.llm.client import Ability, Completion
 
 COUNT = 12
@@ -28,7 +28,7 @@ def answers(
     images: ImageSource, client: FakeClient, scorer: Scorer, reader: FakeReader | None = None
 ) -> list[Answer]:
     episodes = sample_episodes(images, TWO_WAY, count=COUNT, seed=0).episodes
-    answerer = PromptedAnswerer(reader or FakeReader(), client, template="frozen", scorer=scorer)
+    answerer = PromptedClassifier(reader or FakeReader(), client, template="frozen", scorer=scorer)
     given = list(answerer.answer(TWO_WAY, episodes, images))
     assert sorted(one.episode for one in given) == list(range(COUNT))
     return given
@@ -68,7 +68,7 @@ def test_v2l_asks_how_an_answer_begins(images: ImageSource, induction: bool) -> 
             for place, prompt in enumerate(prompts):
                 yield place, Completion(text=f"{right_answer(prompt)}fish and", finish="length")
 
-    answerer = PromptedAnswerer(FakeReader(), Chatty(), template="frozen", scorer="v2l")
+    answerer = PromptedClassifier(FakeReader(), Chatty(), template="frozen", scorer="v2l")
     given = {one.episode: one for one in answerer.answer(setting, episodes, images)}
     assert {number: one.text for number, one in given.items()} == {
         number: f" {name}fish and" for number, name in right.items()
@@ -119,12 +119,12 @@ def test_a_client_without_the_ability_is_refused(scorer: Scorer) -> None:
     with pytest.raises(
         ValueError, match=rf"scorer '{scorer}' needs .* but fake model can {', '.join(sorted(able))}"
     ):
-        PromptedAnswerer(FakeReader(), FakeClient(abilities=able), template="frozen", scorer=scorer)
+        PromptedClassifier(FakeReader(), FakeClient(abilities=able), template="frozen", scorer=scorer)
 
 
 def test_identities_tell_apart_what_decides_answers() -> None:
     variants = [
-        PromptedAnswerer(reader, client, template=template, scorer=scorer).identity
+        PromptedClassifier(reader, client, template=template, scorer=scorer).identity
         for reader in (FakeReader(), FakeReader(identity="other"))
         for client in (FakeClient(), FakeClient(identity="other"))
         for template in ("frozen", "pixlex")
@@ -135,7 +135,7 @@ def test_identities_tell_apart_what_decides_answers() -> None:
 
 def test_check_sends_nothing(images: ImageSource, tmp_path: Path) -> None:
     client = FakeClient(context_size=20)
-    answerer = PromptedAnswerer(FakeReader(), client, template="frozen", scorer="strict")
+    answerer = PromptedClassifier(FakeReader(), client, template="frozen", scorer="strict")
     episodes = sample_episodes(images, TWO_WAY, count=2, seed=0).episodes
     assert "the longest prompt has" in answerer.check(TWO_WAY, episodes, images)
     assert client.sent == []
@@ -152,12 +152,12 @@ def test_room_for_thoughts_is_cut_at_the_stops_afterwards(images: ImageSource) -
             for place, prompt in enumerate(prompts):
                 yield place, Completion(text=f"\n{right_answer(prompt)}\nBecause", finish="length")
 
-    answerer = PromptedAnswerer(
+    answerer = PromptedClassifier(
         FakeReader(), Thinking(), template="frozen", scorer="strict", answer_tokens=2000
     )
     assert [one.credit for one in answerer.answer(TWO_WAY, episodes, images)] == [1.0, 1.0]
     assert limits[0] == {"max_new_tokens": 2000, "stop": ()}
     assert (
         answerer.identity
-        != PromptedAnswerer(FakeReader(), Thinking(), template="frozen", scorer="strict").identity
+        != PromptedClassifier(FakeReader(), Thinking(), template="frozen", scorer="strict").identity
     )

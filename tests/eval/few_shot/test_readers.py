@@ -12,8 +12,8 @@ from tests.tiny import IMAGE_SIZE, tiny_language, tiny_lqae, tiny_vqvae
 from pixlex.api import ImageTokenizer
 from pixlex.data.images import ImageSource
 from pixlex.data.loader import evaluation_batches
-from pixlex.eval.few_shot.readers import CachedReader, ModelWords, Shortened
-from pixlex.eval.few_shot.word_answerers import model_reader, word_answerers
+from pixlex.eval.few_shot.classifiers import word_classifiers
+from pixlex.eval.few_shot.readers import CachedReader, ModelWords, Shortened, model_reader
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_codes_are_rendered_by_a_list_of_words(images: ImageSource, language: Pa
     model, lqae = tiny_vqvae(), tiny_lqae(language)
     batch = next(evaluation_batches(images, image_size=IMAGE_SIZE, batch_size=len(images)))
     codes = ImageTokenizer(model).tokenize(batch.images).tolist()
-    texts = model_reader(model, "vq", code_words=lqae.language).read(images, range(len(images)))
+    texts = model_reader(model, "vq", words=lqae.language).read(images, range(len(images)))
     assert texts == {row: " ".join(lqae.vocabulary.words[code] for code in codes[row]) for row in texts}
     with pytest.raises(ValueError, match="a VQ-VAE of 64 codes needs as many words, got 0"):
         model_reader(model, "vq")
@@ -110,8 +110,8 @@ def test_shares_it_refuses() -> None:
 
 def test_identities_and_kinds(language: Path) -> None:
     one, other = tiny_lqae(language), tiny_lqae(language, seed=1)
-    readers = [model_reader(one, "m"), model_reader(other, "m"), model_reader(one, "m", keep_share=0.5)]
+    readers = [model_reader(one, "m"), model_reader(other, "m"), model_reader(one, "m", keep_ratio=0.5)]
     assert len({reader.identity for reader in readers}) == 3
     kinds = ("layers", "last-layer", "bag")
-    assert len(word_answerers(readers[0], kinds, model=one)) == 3
-    assert [row.name for row in word_answerers(readers[0], kinds)] == ["m, bag of words"]
+    assert len(word_classifiers(readers[0], kinds, model=one)) == 3
+    assert [row.name for row in word_classifiers(readers[0], kinds)] == ["m, bag of words"]

@@ -21,12 +21,10 @@ from tests.eval.few_shot.fakes import TWO_WAY, FakeClient, FakeReader, labeled
 from tests.eval.few_shot.killing import COLUMNS, COUNT, ask
 
 from pixlex.data.images import ImageSource
-from pixlex.eval.few_shot.answers import Answer
-from pixlex.eval.few_shot.journal import AnswerJournal
-from pixlex.eval.few_shot.nearest import Chance
-from pixlex.eval.few_shot.prompted import PromptedAnswerer
-from pixlex.eval.few_shot.run import JOURNAL, run_few_shot
-from pixlex.eval.few_shot.sampling import sample_episodes
+from pixlex.eval.few_shot.classifiers import Answer, Chance
+from pixlex.eval.few_shot.episodes import sample_episodes
+from pixlex.eval.few_shot.prompted import PromptedClassifier
+from pixlex.eval.few_shot.run import JOURNAL, AnswerJournal, run_few_shot
 from pixlex.eval.intervals import wilson_interval
 from pixlex.eval.llm.client import Completion
 
@@ -40,8 +38,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
     return labeled(tmp_path_factory.mktemp("labeled"))
 
 
-def prompted(client: FakeClient) -> PromptedAnswerer:
-    return PromptedAnswerer(FakeReader(), client, template="frozen", scorer="strict")
+def prompted(client: FakeClient) -> PromptedClassifier:
+    return PromptedClassifier(FakeReader(), client, template="frozen", scorer="strict")
 
 
 def test_killed_and_run_again_equals_uninterrupted(tmp_path: Path) -> None:

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
 
+import numpy as np
+
+from pixlex.data.decoding import UnreadableImage
+from pixlex.data.labels import Labels
+from pixlex.data.sources import ImageSource
+from pixlex.files import read_regular, sealed, unsealed, write_text
 from pixlex.messages import quoted
 
 Naming = Literal["real", "nonsense"]
 
+# The seven columns of the paper's Tables 1 and 2, in their order.
+PAPER_COLUMNS = ("bare:1/0", "1/0", "3/0", "5/0", "1/1", "1/3", "1/5")
 _BARE = "bare:"
-_LABEL = re.compile(rf"({_BARE})?(\d+)/(\d+)")
+_COLUMN = re.compile(rf"({_BARE})?(\d+)/(\d+)")
+# Invented words, pronounceable and unlike each other; the first two are those of Tsimpoukelli et al. (2021).
+NONSENSE_NAMES = (
+    "dax", "blicket", "wug", "toma", "fep", "zorb", "kiki", "glorp", "perpo", "slation", "shously", "vonk",
+    "tulver", "mibble", "quonk", "drassle", "yimp", "norvit", "plonder", "skraw", "hesk", "jubbin", "rimsy",
+    "crelt",
+)  # fmt: skip
+# Sets the generator of the names apart from that of the images.
+_NAMES = 1
+# Version of the files of episodes.
+_FORMAT = 1
+# Images of a source whose bytes are looked at.
+_SAMPLE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +49,10 @@ class Setting:
         shots: different images of each class, 1 or more.
         repeats: how many more times each of them is shown, 0 or more.
         induction: whether a sentence that lists the names comes first.
-        naming: the classes' real names, or nonsense names ("dax") dealt anew in every episode.
+        naming: the classes' real names, or nonsense names ("dax") drawn for every episode.
+
+    Raises:
+        ValueError: a value out of range.
     """
 
     ways: int
@@ -70,30 +98,16 @@ def setting_of(column: str, ways: int, naming: Naming = "real") -> Setting:
     Raises:
         ValueError: it is no name of a column, or a number is out of range.
     """
-    match = _LABEL.fullmatch(column)
+    match = _COLUMN.fullmatch(column)
     if match is None:
         raise ValueError(f"expected a setting like 3/0 (shots/repeats) or bare:1/0, got {quoted(column)}")
     bare, shots, repeats = match.groups()
     return Setting(ways=ways, shots=int(shots), repeats=int(repeats), induction=bare is None, naming=naming)
 
 
-# The seven columns of the paper's Tables 1 and 2, in their order.
-PAPER_COLUMNS = ("bare:1/0", "1/0", "3/0", "5/0", "1/1", "1/3", "1/5")
-
-
-def paper_settings(ways: int, naming: Naming = "real") -> tuple[Setting, ...]:
-    """Return the paper's seven settings for a number of ways (LQAE, Tables 1 and 2)."""
-    return tuple(setting_of(column, ways, naming) for column in PAPER_COLUMNS)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """A labeled image of an episode.
-
-    Attributes:
-        image: its position in the source of images.
-        name: the position of its class in `Episode.names`.
-    """
+    """A labeled image of an episode: its position in the source, and that of its class in `Episode.names`."""
 
     image: int
     name: int
@@ -126,3 +140,260 @@ class Episode:
 def images_of(episodes: Iterable[Episode]) -> list[int]:
     """Return the positions of all images of several episodes, each once, sorted."""
     return sorted({image for episode in episodes for image in episode.images})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeSet:
+    """Episodes of one setting, and the images that they are about.
+
+    Attributes:
+        setting: ways, shots, repeats, induction, names.
+        seed: what they were drawn with; None where they came from elsewhere.
+        source: what the source of images is called.
+        source_identity: the source's fingerprint, its bytes included (`source_identity`).
+        class_names: the classes that were drawn from.
+        episodes: numbered from 0.
+    """
+
+    setting: Setting
+    seed: int | None
+    source: str
+    source_identity: str
+    class_names: tuple[str, ...]
+    episodes: tuple[Episode, ...]
+
+    @cached_property
+    def identity(self) -> str:
+        """A fingerprint of setting, images and episodes; where the images lie does not matter."""
+        return digest(*self.questions)
+
+    @cached_property
+    def questions(self) -> tuple[str, ...]:
+        """A fingerprint of each episode, its setting and images included; the number of episodes is not."""
+        entry = _entry(self)
+        around = json.dumps([entry["setting"], entry["source_identity"]], sort_keys=True)
+        return tuple(digest(around, json.dumps(one, sort_keys=True)) for one in entry["episodes"])
+
+    @property
+    def file_name(self) -> str:
+        """The name that its file has beside others."""
+        one = self.setting
+        induction = "" if one.induction else "-bare"
+        return f"{one.ways}-way-{one.shots}-shot-{one.repeats}-repeat{induction}-{one.naming}.json"
+
+    def check(self, images: ImageSource) -> None:
+        """Raise `ValueError` unless the episodes were drawn from these images."""
+        found = source_identity(images)
+        if found != self.source_identity:
+            raise ValueError(
+                f"the episodes ({self.setting.label}) were drawn from {self.source} with fingerprint "
+                f"{self.source_identity[:12]}, but {images.name} ({len(images):,} images) has {found[:12]}: "
+                "other images, another order or other labels"
+            )
+
+
+def digest(*parts: str) -> str:
+    """Return a hash of texts; where one ends and the next begins matters."""
+    state = hashlib.sha256()
+    for part in parts:
+        encoded = part.encode("utf-8", "surrogateescape")
+        state.update(len(encoded).to_bytes(8, "little") + encoded)
+    return state.hexdigest()
+
+
+def source_identity(images: ImageSource) -> str:
+    """Return a fingerprint of a source: its listing, and the bytes of up to 16 images spread over it.
+
+    `ImageSource.identity` alone knows no bytes: two files of one name with as many rows and the same labels
+    are one listing, though the pictures be of another size or another data set.
+    """
+    count = min(_SAMPLE, len(images))
+    contents = []
+    for number in range(count):
+        try:
+            data = images.read(number * len(images) // count).data
+        except UnreadableImage:
+            contents.append("")
+            continue
+        contents.append(hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).hexdigest())
+    return digest(images.identity, *contents)
+
+
+def sample_episodes(images: ImageSource, setting: Setting, *, count: int, seed: int) -> EpisodeSet:
+    """Draw episodes (LQAE, appendix B).
+
+    Episode i is a function of images, seed, ways and i: its classes, their order and the image asked about
+    are those of every setting with as many ways, and the support images of fewer shots are the first of more.
+    So columns of a table differ by what is shown, not by luck. Every class is as likely to be asked about.
+
+    Args:
+        images: labeled images; classes are taken by label, and two of one name never meet in an episode.
+        setting: ways, shots and names.
+        count: how many episodes, 1 or more.
+        seed: 0 or more.
+
+    Raises:
+        ValueError: no labels, a label without a name, too few classes, or a class with too few images.
+    """
+    if count < 1 or seed < 0:
+        raise ValueError(f"expected 1 or more episodes and a seed of 0 or more, got {count} and {seed}")
+    classes = _classes(images, setting)
+    if setting.naming == "nonsense" and setting.ways > len(NONSENSE_NAMES):
+        raise ValueError(f"there are {len(NONSENSE_NAMES)} nonsense names, too few for {setting.ways} ways")
+    return EpisodeSet(
+        setting=setting,
+        seed=seed,
+        source=images.name,
+        source_identity=source_identity(images),
+        class_names=tuple(name for name, _ in classes),
+        episodes=tuple(_sample(classes, setting, seed, number) for number in range(count)),
+    )
+
+
+# The name of a class and the positions of its images.
+_Class = tuple[str, list[int]]
+
+
+def _sample(classes: list[_Class], setting: Setting, seed: int, number: int) -> Episode:
+    generator = np.random.default_rng((seed, setting.ways, number))
+    chosen: dict[str, list[int]] = {}
+    for place in generator.permutation(len(classes)):
+        if len(chosen) < setting.ways:
+            chosen.setdefault(*classes[place])
+    answer = int(generator.integers(setting.ways))
+    # The first image of each class is kept for the question, whatever the class that is asked about.
+    drawn = [generator.permutation(one).tolist()[: setting.shots + 1] for one in chosen.values()]
+    support = (
+        Shown(image=drawn[name][1 + shot], name=name)
+        for shot in range(setting.shots)
+        for name in range(setting.ways)
+    )
+    names = tuple(chosen)
+    if setting.naming == "nonsense":
+        shuffled = np.random.default_rng((seed, setting.ways, number, _NAMES)).permutation(NONSENSE_NAMES)
+        names = tuple(shuffled[: setting.ways].tolist())
+    return Episode(number=number, names=names, support=tuple(support), query=drawn[answer][0], answer=answer)
+
+
+def _classes(images: ImageSource, setting: Setting) -> list[_Class]:
+    """Return the classes of a source, in the order of their labels, if episodes can be drawn from them."""
+    labels = getattr(images, "labels", None)
+    if isinstance(labels, Labels):
+        indices = labels.indices.tolist()
+    else:
+        indices = [images.read(position).label for position in range(len(images))]
+    found: defaultdict[int, list[int]] = defaultdict(list)
+    for position, label in enumerate(indices):
+        if label >= 0:
+            found[label].append(position)
+    if not found:
+        raise ValueError(
+            f"{images.name} has no labels: episodes need images with a label and a class_name, or a folder "
+            "for each class"
+        )
+    classes = []
+    for label, positions in sorted(found.items()):
+        name = images.class_names[label].strip() if label < len(images.class_names) else ""
+        if not name:
+            raise ValueError(f"{images.name}: label {label} has no name, and an answer is a name")
+        classes.append((name, positions))
+    distinct = len({name for name, _ in classes})
+    if distinct < setting.ways:
+        raise ValueError(
+            f"{setting.ways}-way episodes need {setting.ways} classes, {images.name} has {distinct}"
+        )
+    needed = setting.shots + 1
+    small = [(name, len(positions)) for name, positions in classes if len(positions) < needed]
+    if small:
+        more = f", and so have {len(small) - 1} other classes too few" if len(small) > 1 else ""
+        raise ValueError(
+            f"{images.name}: class {quoted(small[0][0])} has {small[0][1]} images, but {setting.shots} "
+            f"shots and the image asked about need {needed}{more}"
+        )
+    return classes
+
+
+def save_episodes(episodes: EpisodeSet, path: Path) -> None:
+    """Write a set of episodes as one JSON file, one line for each episode."""
+    entry = sealed(_entry(episodes))
+    lines = ",\n".join(json.dumps(one) for one in entry.pop("episodes"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, f'{json.dumps(entry)[:-1]}, "episodes": [\n{lines}\n]}}\n')
+
+
+def load_episodes(path: Path, images: ImageSource) -> EpisodeSet:
+    """Read a set of episodes.
+
+    Args:
+        path: what `save_episodes` wrote.
+        images: the source of images that they are to be asked about.
+
+    Raises:
+        ValueError: the file cannot be read, is no set of episodes, or belongs to other images.
+    """
+    try:
+        entry = unsealed(read_regular(path).decode("utf-8-sig"))
+    except (OSError, ValueError) as fault:
+        raise ValueError(f"{path} cannot be read as a file of episodes: {fault}") from fault
+    if entry.get("format") != _FORMAT:
+        raise ValueError(f"{path}: expected a file of episodes of format {_FORMAT}")
+    try:
+        episodes = _episodes(entry)
+    except (KeyError, TypeError, ValueError) as fault:
+        raise ValueError(f"{path} is no file of episodes: {type(fault).__name__} {fault}") from fault
+    episodes.check(images)
+    setting = episodes.setting
+    expected = sorted(list(range(setting.ways)) * setting.shots)
+    for episode in episodes.episodes:
+        if (
+            len(set(episode.names)) != setting.ways
+            or sorted(shown.name for shown in episode.support) != expected
+            or not 0 <= episode.answer < setting.ways
+            or not all(0 <= image < len(images) for image in episode.images)
+            or episode.query in episode.images[:-1]
+        ):
+            raise ValueError(
+                f"{path}: episode {episode.number} is none of {setting.label} over {len(images)} images: "
+                f"expected {setting.ways} names, {setting.shots} images of each, and another one asked about"
+            )
+    return episodes
+
+
+def _entry(episodes: EpisodeSet) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "setting": asdict(episodes.setting),
+        "seed": episodes.seed,
+        "source": episodes.source,
+        "source_identity": episodes.source_identity,
+        "class_names": list(episodes.class_names),
+        "episodes": [
+            {
+                "names": list(one.names),
+                "support": [[shown.image, shown.name] for shown in one.support],
+                "query": one.query,
+                "answer": one.answer,
+            }
+            for one in episodes.episodes
+        ],
+    }
+
+
+def _episodes(entry: Mapping[str, Any]) -> EpisodeSet:
+    return EpisodeSet(
+        setting=Setting(**entry["setting"]),
+        seed=entry["seed"],
+        source=entry["source"],
+        source_identity=entry["source_identity"],
+        class_names=tuple(entry["class_names"]),
+        episodes=tuple(
+            Episode(
+                number=number,
+                names=tuple(one["names"]),
+                support=tuple(Shown(image=image, name=name) for image, name in one["support"]),
+                query=one["query"],
+                answer=one["answer"],
+            )
+            for number, one in enumerate(entry["episodes"])
+        ),
+    )

@@ -1,97 +1,79 @@
-"""Images as vectors: the words read as text, the words in the language model, counts of words, pixels."""
+"""Images as vectors: words read as text or by their language model, counts of words, pixels, an encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 
 from pixlex.data.sources import ImageSource
-from pixlex.eval.few_shot.fingerprints import digest
+from pixlex.eval.few_shot.episodes import digest
 from pixlex.eval.few_shot.readers import TextReader, read_pixels
-from pixlex.models.inference import computing
+from pixlex.models.inference import Precision, compute_rows, computing
 from pixlex.models.lqae import LQAE
+from pixlex.models.pretrained import Model, fingerprint
 from pixlex.nn.language import LanguageModel
 
-Vectors = Float[np.ndarray, "B D"]
 Metric = Literal["cosine", "euclidean"]
 
 # Texts that go through a language model together.
 _BATCH_SIZE = 32
 
 
-@runtime_checkable
-class Table(Protocol):
-    """The vectors of images that were read."""
+class Features(ABC):
+    """Turns images into vectors.
 
-    def __contains__(self, image: int) -> bool:
-        """Whether an image could be read."""
+    Attributes:
+        name: their name in tables.
+        identity: a fingerprint of all that decides the vector of an image besides the image.
+        metric: how vectors are compared.
+    """
 
-    def rows(self, images: Sequence[int]) -> Vectors:
+    name: str
+    identity: str
+    metric: Metric = "cosine"
+
+    @abstractmethod
+    def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, Any]:
+        """Return what is kept of each image, by its position; one that cannot be read is left out."""
+
+    def vectors(self, kept: Sequence[Any]) -> Float64[np.ndarray, "B D"]:
         """Return one vector for each image, comparable within this call."""
+        return np.stack(kept).astype(np.float64)
 
 
-@runtime_checkable
-class Features(Protocol):
-    """Turns images into vectors."""
+class _TextFeatures(Features):
+    """Vectors of texts, each computed once: the settings of a table share most of their images."""
 
-    @property
-    def name(self) -> str:
-        """What to call them in tables."""
-
-    @property
-    def identity(self) -> str:
-        """A fingerprint of all that decides the vector of an image besides the image."""
-
-    @property
-    def metric(self) -> Metric:
-        """How vectors are compared."""
-
-    def table(self, images: ImageSource, indices: Sequence[int]) -> Table:
-        """Read images."""
-
-
-class DenseTable:
-    """Vectors that are kept as they are."""
-
-    def __init__(self, vectors: Mapping[int, np.ndarray]) -> None:
-        self._vectors = vectors
-
-    def __contains__(self, image: int) -> bool:
-        return image in self._vectors
-
-    def rows(self, images: Sequence[int]) -> Vectors:
-        """Return the vectors of images."""
-        return np.stack([self._vectors[image] for image in images]).astype(np.float64)
-
-
-class _Memory:
-    """The vectors of texts, each computed once: the settings of a table share most of their images."""
-
-    def __init__(self) -> None:
+    def __init__(self, reader: TextReader) -> None:
+        self.reader = reader
         self._vectors: dict[str, np.ndarray] = {}
 
-    def table(
-        self, texts: Mapping[int, str], encode: Callable[[Sequence[str]], Float32[np.ndarray, "B D"]]
-    ) -> DenseTable:
-        """Return the vectors of images by their texts."""
+    def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, Float32[np.ndarray, " D"]]:
+        """Read the words of images and encode them."""
+        texts = self.reader.read(images, indices)
         # By length, so that little of a batch is padding.
         new = sorted(set(texts.values()) - self._vectors.keys(), key=lambda text: (len(text), text))
         for first in range(0, len(new), _BATCH_SIZE):
             chunk = new[first : first + _BATCH_SIZE]
-            self._vectors.update(zip(chunk, encode(chunk), strict=True))
-        return DenseTable({index: self._vectors[text] for index, text in texts.items()})
+            self._vectors.update(zip(chunk, self.encode(chunk), strict=True))
+        return {index: self._vectors[text] for index, text in texts.items()}
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "B D"]:
+        """Return the vectors of texts."""
 
 
-class SentenceFeatures:
+class SentenceFeatures(_TextFeatures):
     """The words of an image read as text by a sentence encoder.
 
     The text is tokenized as the encoder's tokenizer does it, special words included, and the vector is the
     mean of the last hidden states over all words that are no padding, the special ones included: the pooling
-    that the embedded model was trained with. A text longer than the encoder reads is cut into pieces, each
+    that the embedded model was trained with. A text longer than the encoder reads is divided into pieces, each
     with special words of its own, whose means are averaged by their number of words.
 
     Args:
@@ -100,21 +82,14 @@ class SentenceFeatures:
         device: where to compute.
     """
 
-    metric: Metric = "cosine"
-
     def __init__(
         self, reader: TextReader, encoder: LanguageModel, *, device: torch.device | str = "cpu"
     ) -> None:
-        self.reader, self.device = reader, torch.device(device)
+        super().__init__(reader)
+        self.device = torch.device(device)
         self.encoder = encoder.to(self.device)
         self.name = f"{reader.name}, sentence encoder"
-        self._memory = _Memory()
         self.identity = digest("sentence", reader.identity, encoder.fingerprint)
-
-    def table(self, images: ImageSource, indices: Sequence[int]) -> DenseTable:
-        """Read the words of images and encode them."""
-        texts = self.reader.read(images, indices)
-        return self._memory.table(texts, self.encode)
 
     def encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "B D"]:
         """Return the vectors of texts."""
@@ -134,13 +109,12 @@ class SentenceFeatures:
         with computing(self.device, "fp32"):
             embeddings = self.encoder.word_embedding[padded.to(self.device)]
             hidden = self.encoder(embeddings, key_padding.to(self.device)).last.cpu()
-        hidden = hidden.masked_fill(key_padding.unsqueeze(-1), 0).double().sum(1)
-        sums.index_add_(0, owners, hidden)
+        sums.index_add_(0, owners, hidden.masked_fill(key_padding.unsqueeze(-1), 0).double().sum(1))
         counts = torch.zeros(len(texts)).index_add_(0, owners, lengths.float())
         return (sums / counts.unsqueeze(1)).float().numpy()
 
 
-class LayerFeatures:
+class LayerFeatures(_TextFeatures):
     """The words of an image in the frozen language model that they belong to: the mean over words of a layer.
 
     The words go in as they do in LQAE (with vocabulary "all" as the tokenizer divides the text), raw embeddings
@@ -154,21 +128,15 @@ class LayerFeatures:
         layers: which hidden states.
     """
 
-    metric: Metric = "cosine"
-
     def __init__(self, model: LQAE, reader: TextReader, layers: Literal["last", "all"] = "all") -> None:
-        self.model, self.reader, self.layers = model, reader, layers
+        super().__init__(reader)
+        self.model, self.layers = model, layers
         which = "last layer" if layers == "last" else "all layers"
         self.name = f"{reader.name}, language model, {which}"
-        self._memory = _Memory()
         self.identity = digest("layers", reader.identity, model.language.fingerprint, layers)
 
-    def table(self, images: ImageSource, indices: Sequence[int]) -> DenseTable:
-        """Read the words of images and run the language model over them."""
-        texts = self.reader.read(images, indices)
-        return self._memory.table(texts, self._encode)
-
-    def _encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "B D"]:
+    def encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "B D"]:
+        """Return the vectors of texts."""
         most = self.model.language.max_words
         # A text of blanks has no words; only "all" writes one, whose codes are word ids.
         rows = [
@@ -193,37 +161,25 @@ class LayerFeatures:
         return torch.cat(means, dim=1).cpu().numpy()
 
 
-class BagOfWords:
+class BagOfWords(Features):
     """How often each word occurs in an image; where it stands does not matter.
 
     Args:
         reader: turns images into text; words are what blanks and line ends separate.
     """
 
-    metric: Metric = "cosine"
-
     def __init__(self, reader: TextReader) -> None:
         self.reader = reader
         self.name = f"{reader.name}, bag of words"
         self.identity = digest("bag", reader.identity)
 
-    def table(self, images: ImageSource, indices: Sequence[int]) -> BagTable:
+    def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
         """Read the words of images."""
-        return BagTable(self.reader.read(images, indices))
+        return self.reader.read(images, indices)
 
-
-class BagTable:
-    """Texts whose words are counted over the words of each call: a whole vocabulary would be mostly zeros."""
-
-    def __init__(self, texts: Mapping[int, str]) -> None:
-        self._texts = texts
-
-    def __contains__(self, image: int) -> bool:
-        return image in self._texts
-
-    def rows(self, images: Sequence[int]) -> Vectors:
-        """Return counts of words."""
-        words = [self._texts[image].split() for image in images]
+    def vectors(self, kept: Sequence[str]) -> Float64[np.ndarray, "B D"]:
+        """Return counts of the words of this call: those of a whole vocabulary would be mostly zeros."""
+        words = [text.split() for text in kept]
         columns = {word: column for column, word in enumerate(sorted({w for row in words for w in row}))}
         counts = np.zeros((len(words), max(len(columns), 1)))
         for row, found in zip(counts, words, strict=True):
@@ -231,8 +187,8 @@ class BagTable:
         return counts
 
 
-class PixelFeatures:
-    """The pixels themselves, cut to a square: what is there before any word.
+class PixelFeatures(Features):
+    """The pixels themselves, cropped to a square: what is there before any word.
 
     Args:
         size: side of the square in pixels.
@@ -245,24 +201,45 @@ class PixelFeatures:
         self.name = f"pixels, {size} x {size}"
         self.identity = digest("pixels", str(size))
 
-    def table(self, images: ImageSource, indices: Sequence[int]) -> PixelTable:
-        """Read images."""
+    def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, UInt8[np.ndarray, "3 H W"]]:
+        """Read images, as bytes: a quarter of the memory, for pixels come from bytes."""
         rows: dict[int, np.ndarray] = {}
         for positions, pixels in read_pixels(images, indices, self.size, self.name):
-            # Bytes: a quarter of the memory, for pixels come from bytes.
             rows.update(zip(positions, pixels.mul(255).round().byte().numpy(), strict=True))
-        return PixelTable(rows)
+        return rows
 
-
-class PixelTable:
-    """Pixels kept as bytes."""
-
-    def __init__(self, images: Mapping[int, UInt8[np.ndarray, "3 H W"]]) -> None:
-        self._images = images
-
-    def __contains__(self, image: int) -> bool:
-        return image in self._images
-
-    def rows(self, images: Sequence[int]) -> Vectors:
+    def vectors(self, kept: Sequence[UInt8[np.ndarray, "3 H W"]]) -> Float64[np.ndarray, "B D"]:
         """Return pixels in [0, 1]."""
-        return np.stack([self._images[image].reshape(-1) for image in images]) / 255.0
+        return np.stack([one.reshape(-1) for one in kept]) / 255.0
+
+
+class EncoderFeatures(Features):
+    """The vision encoder of a model: the mean of its patch vectors, nothing hidden.
+
+    Args:
+        model: neither its codebook nor its words are used; is put into evaluation mode on `device`.
+        name: its name in tables.
+        device: where to compute.
+        precision: bf16 computes under autocast.
+    """
+
+    def __init__(
+        self, model: Model, *, name: str, device: torch.device | str = "cpu", precision: Precision = "fp32"
+    ) -> None:
+        self.device, self.precision = torch.device(device), precision
+        self.model = model.eval().to(self.device)
+        self.name = f"{name}, encoder"
+        self.identity = digest("encoder", fingerprint(model, precision=precision))
+
+    def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, Float[np.ndarray, " D"]]:
+        """Read images and encode each once."""
+        vectors: dict[int, np.ndarray] = {}
+        model = self.model
+        for positions, pixels in read_pixels(
+            images, indices, model.config.image_size, self.name, model.config.cut
+        ):
+            rows = compute_rows(
+                pixels, model.embed, grid=model.grid, device=self.device, precision=self.precision
+            )
+            vectors.update(zip(positions, rows.numpy(), strict=True))
+        return vectors

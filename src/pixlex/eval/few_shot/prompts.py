@@ -31,18 +31,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class _Form:
-    """The pieces of a template; `{names}` and `{name}` are replaced."""
+    """The pieces of a template: induction, around an image (`{name}` is replaced), behind the query, stops."""
 
     induction: Callable[[Sequence[str]], str]
     before: str
     after: str
-    before_query: str
     after_query: str
     stops: tuple[str, ...]
-
-
-def _frozen_induction(names: Sequence[str]) -> str:
-    return f"Answer with {' or '.join(names)}.\n"
 
 
 def _v2l_induction(names: Sequence[str]) -> str:
@@ -60,20 +55,18 @@ def _pixlex_induction(names: Sequence[str]) -> str:
 _FORMS: dict[str, _Form] = {
     # Tsimpoukelli et al. (2021), which the paper follows: images stand where images stood, as words.
     "frozen": _Form(
-        _frozen_induction,
+        lambda names: f"Answer with {' or '.join(names)}.\n",
         before="",
         after="\nThis is a {name}.\n",
-        before_query="",
         after_query="\nQ: What is this?\nA: This is a",
         stops=("\n", "."),
     ),
     # What V2L's code sends (Zhu et al. 2024, after SPAE): names sorted, each behind a bracket of its own, no line
-    # end behind a name. Its pieces are cut into tokens one by one, these as a whole.
+    # end behind a name. Its pieces are tokenized one by one, these as a whole.
     "v2l": _Form(
         _v2l_induction,
         before="###\nInput: < ",
         after=" >\nOutput: {name}",
-        before_query="###\nInput: < ",
         after_query=" >\nOutput:",
         stops=("\n",),
     ),
@@ -82,7 +75,6 @@ _FORMS: dict[str, _Form] = {
         _pixlex_induction,
         before="Words: ",
         after="\nName: {name}\n\n",
-        before_query="Words: ",
         after_query="\nName:",
         stops=("\n",),
     ),
@@ -107,7 +99,7 @@ def pieces(template: Template, setting: Setting, episode: Episode) -> Iterator[s
         yield form.before
         yield shown.image
         yield form.after.replace("{name}", episode.names[shown.name])
-    yield form.before_query
+    yield form.before
     yield episode.query
     yield form.after_query
 
@@ -127,13 +119,17 @@ def render(template: Template, setting: Setting, episode: Episode, text_of: Call
     parts = (
         piece if isinstance(piece, str) else text_of(piece) for piece in pieces(template, setting, episode)
     )
-    # A stop inside a name ("St. Bernard") would cut the right answer.
-    stops = (stop for stop in _form(template).stops if not any(stop in name for name in episode.names))
     return Prompt(
         text="".join(parts),
         candidates=tuple(f" {name}" for name in episode.names),
-        stops=tuple(stops),
+        stops=stops_of(template, episode),
     )
+
+
+def stops_of(template: Template, episode: Episode) -> tuple[str, ...]:
+    """Return where an answer ends: a stop inside a name ("St. Bernard") would cut the right answer."""
+    stops = _form(template).stops
+    return tuple(stop for stop in stops if not any(stop in name for name in episode.names))
 
 
 def check_context(
@@ -157,15 +153,15 @@ def check_context(
     longest = max(client.count_tokens([prompt.text for prompt in prompts]))
     if longest + answer_tokens <= context:
         return ""
-    share = (context - answer_tokens) / longest
-    lower = (
-        f"keep a smaller share of the words (about {0.95 * share:.2f})"
-        if share > 0.05
+    ratio = (context - answer_tokens) / longest
+    fewer = (
+        f"keep a smaller share of the words (about {0.95 * ratio:.2f})"
+        if ratio > 0.05
         else "keep fewer words"
     )
     return (
         f"{DOES_NOT_FIT}: {setting.label}: the longest prompt has {longest:,} tokens and its answer takes up to "
-        f"{answer_tokens}, but {client.name} reads {context:,} together: {lower}, leave this setting out "
+        f"{answer_tokens}, but {client.name} reads {context:,} together: {fewer}, leave this setting out "
         f"(fewer ways, shots or repeats), or take a language model with a longer context"
     )
 

@@ -1,7 +1,8 @@
-"""Images as text: what a language model, or a reader without one, gets to see of an image."""
+"""Images as text: what a language model, or a classifier of words, is given of an image."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,16 +18,23 @@ from torch import Tensor
 from pixlex.config.data import Cut
 from pixlex.data.decoding import UnreadableImage, decode_record
 from pixlex.data.sources import ImageSource
-from pixlex.data.transforms import evaluation_transform
-from pixlex.eval.few_shot.fingerprints import digest, source_identity
+from pixlex.data.transforms import center_box, evaluation_transform
+from pixlex.eval.few_shot.episodes import digest, source_identity
 from pixlex.files import Damaged, sealed, unsealed
-from pixlex.messages import printable
+from pixlex.messages import printable, quoted
 from pixlex.models.inference import Precision, compute_rows
 from pixlex.models.pretrained import Tokenizer, fingerprint
+from pixlex.nn.language import LanguageModel
+from pixlex.nn.vocabulary import build_vocabulary
 from pixlex.progress import bar_or_lines
 
 # Images decoded and encoded at a time.
 _BATCH_SIZE = 64
+# From little ink to much, each character with more of it than the one before: ten steps, as many as can be
+# distinguished in print.
+RAMP = " .:-=+*#%@"
+# ITU-R BT.601, the weights of Pillow's "L": luma of the stored values, gamma not undone.
+_LUMA = (0.299, 0.587, 0.114)
 
 
 @runtime_checkable
@@ -34,7 +43,7 @@ class TextReader(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call it in tables, such as "LQAE"."""
+        """Its name in tables, such as "LQAE"."""
 
     @property
     def identity(self) -> str:
@@ -52,14 +61,14 @@ class ModelWords:
 
     Args:
         model: is put into evaluation mode on `device`.
-        name: what to call it.
-        words: for a VQ-VAE, one word for each code; the first `num_codewords` of them are used, such as those
-            of the whole-words vocabulary of a language model.
+        name: its name in tables.
+        words: for a VQ-VAE, one word for each code, the first `num_codewords` of them are used; or the language
+            model whose whole words they are, in the order of its vocabulary.
         device: where to compute.
         precision: bf16 gives other codes than fp32 for some patches.
 
     Raises:
-        ValueError: a VQ-VAE with too few words, or words for an LQAE.
+        ValueError: a VQ-VAE with too few words, or a list of words for an LQAE.
     """
 
     def __init__(
@@ -67,45 +76,42 @@ class ModelWords:
         model: Tokenizer,
         *,
         name: str,
-        words: Sequence[str] | None = None,
+        words: Sequence[str] | LanguageModel | None = None,
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
     ) -> None:
-        vocabulary = model.vocabulary
-        if vocabulary is not None:
-            if words is not None:
+        self._vocabulary = model.vocabulary
+        if self._vocabulary is not None:
+            if words is not None and not isinstance(words, LanguageModel):
                 raise ValueError("an LQAE has words of its own; expected no list of words")
-            words = vocabulary.words
-        elif words is None or len(words) < model.num_codewords:
+            words = self._vocabulary.words
+        elif isinstance(words, LanguageModel):
+            words = build_vocabulary(words).words
+        if words is None or len(words) < model.num_codewords:
             raise ValueError(
                 f"a VQ-VAE of {model.num_codewords} codes needs as many words, got {len(words or ())}"
             )
         self.name, self.device, self.precision = name, torch.device(device), precision
         self.model = model.eval().to(self.device)
         self.words = tuple(words[: model.num_codewords])
-        self._vocabulary = vocabulary
         self.identity = digest("words", fingerprint(model, precision=precision), *self.words)
 
     def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
         """Return the words of each image."""
-        texts = {}
-        config = self.model.config
-        for positions, pixels in read_pixels(images, indices, config.image_size, self.name, config.cut):
+        model, texts = self.model, {}
+        for positions, pixels in read_pixels(
+            images, indices, model.config.image_size, self.name, model.config.cut
+        ):
             codes = compute_rows(
-                pixels,
-                self.model.tokenize,
-                grid=self.model.grid,
-                device=self.device,
-                precision=self.precision,
+                pixels, model.tokenize, grid=model.grid, device=self.device, precision=self.precision
             )
             for position, row in zip(positions, codes.tolist(), strict=True):
-                texts[position] = self._text(row)
+                texts[position] = (
+                    " ".join(self.words[code] for code in row)
+                    if self._vocabulary is None
+                    else self._vocabulary.to_text(row)
+                )
         return texts
-
-    def _text(self, codes: list[int]) -> str:
-        if self._vocabulary is not None:
-            return self._vocabulary.to_text(codes)
-        return " ".join(self.words[code] for code in codes)
 
 
 def read_pixels(
@@ -128,65 +134,141 @@ def read_pixels(
         for first in range(0, len(order), _BATCH_SIZE):
             positions, rows = [], []
             for position in order[first : first + _BATCH_SIZE]:
-                try:
-                    picture = decode_record(images.read(position))
-                except UnreadableImage:
-                    continue
-                positions.append(position)
-                rows.append(evaluation_transform(picture, size, cut))
+                with contextlib.suppress(UnreadableImage):
+                    rows.append(evaluation_transform(decode_record(images.read(position)), size, cut))
+                    positions.append(position)
             if rows:
                 yield positions, torch.stack(rows)
             bar.update(len(order[first : first + _BATCH_SIZE]))
 
 
+@dataclass(frozen=True, kw_only=True)
+class AsciiArt:
+    """Writes images as lines of characters, the paper's baseline without learning (LQAE, section 5).
+
+    Luma Y = 0.299 R + 0.587 G + 0.114 B is averaged over the area of each character, to the fraction of a
+    pixel, and Y in [i / n, (i + 1) / n) becomes character i of the ramp, Y = 1 the last one. The paper prompts
+    with 64 x 64 characters and says neither which ramp nor which converter; these are ours.
+
+    Args:
+        lines: lines of an image, 1 or more.
+        columns: characters of a line, 1 or more.
+        ramp: characters from dark to bright, 2 or more; light on dark as it stands, as on a terminal.
+        inverted: turn the ramp around: dark ink on white paper.
+
+    Raises:
+        ValueError: a size below 1, a ramp of fewer than two characters, or one with a line break.
+    """
+
+    lines: int = 64
+    columns: int = 64
+    ramp: str = RAMP
+    inverted: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lines < 1 or self.columns < 1:
+            raise ValueError(f"expected 1 or more lines and columns, got {self.lines} x {self.columns}")
+        if len(self.ramp) < 2 or len(self.ramp.splitlines()) > 1:
+            raise ValueError(f"expected a ramp of 2 or more characters in one line, got {quoted(self.ramp)}")
+
+    @property
+    def name(self) -> str:
+        """Its name in tables."""
+        return f"ASCII {self.lines}x{self.columns}"
+
+    @property
+    def identity(self) -> str:
+        """A fingerprint of all that decides the text besides the image."""
+        return digest("ascii", str(self.lines), str(self.columns), self.ramp, str(self.inverted))
+
+    def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
+        """Return the text of the largest centered square of each image, drawn at the image's own resolution."""
+        texts = {}
+        for index in indices:
+            with contextlib.suppress(UnreadableImage):
+                image = decode_record(images.read(index))
+                left, top, right, bottom = center_box(image.width, image.height)
+                square = image.crop((int(left), int(top), int(right), int(bottom)))
+                pixels = torch.from_numpy(np.asarray(square, dtype=np.float32) / 255)
+                texts[index] = self.draw(pixels.permute(2, 0, 1).unsqueeze(0))[0]
+        return texts
+
+    def draw(self, images: Float[Tensor, "B 3 H W"]) -> list[str]:
+        """Return each image as text, lines joined by line breaks.
+
+        Args:
+            images: RGB pixels in [0, 1].
+        """
+        luma = torch.einsum("bchw,c->bhw", images.double(), images.new_tensor(_LUMA, dtype=torch.float64))
+        rows = area_weights(images.shape[-2], self.lines).to(images.device)
+        columns = area_weights(images.shape[-1], self.columns).to(images.device)
+        averages = rows @ luma @ columns.T
+        ramp = self.ramp[::-1] if self.inverted else self.ramp
+        # float32 must not move a value that lies on a border, such as 51 / 255, to the step below.
+        steps = ((averages + 1e-6) * len(ramp)).floor().long().clamp(0, len(ramp) - 1)
+        return ["\n".join("".join(ramp[step] for step in line) for line in image) for image in steps.tolist()]
+
+
+def area_weights(size: int, cells: int) -> Float[Tensor, "cells size"]:
+    """Return the weight of each of `size` pixels in the mean of each of `cells` equal stretches; rows sum to 1.
+
+    A pixel that a border divides counts in both cells by its parts, so that sizes need not divide.
+    """
+    borders = torch.arange(cells + 1, dtype=torch.float64) * size / cells
+    pixels = torch.arange(size, dtype=torch.float64)
+    ends = torch.minimum(borders[1:, None], pixels + 1)
+    starts = torch.maximum(borders[:-1, None], pixels)
+    return (ends - starts).clamp(min=0) * cells / size
+
+
 @dataclass(frozen=True)
 class Shortened:
-    """The first share of another reader's text (LQAE, Table 3, row G).
+    """The first part of another reader's text (LQAE, Table 3, row G).
 
     Words are counted where the text is one line, lines where it has several (a picture made of characters);
     the number kept is rounded up.
 
     Args:
         reader: whose text it is.
-        share: how much is kept, in (0, 1].
+        ratio: how much is kept, in (0, 1].
 
     Raises:
-        ValueError: a share out of range.
+        ValueError: a ratio out of range.
     """
 
     reader: TextReader
-    share: float
+    ratio: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"the share of words kept must lie in (0, 1], got {self.share}")
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"the share of words kept must lie in (0, 1], got {self.ratio}")
 
     @property
     def name(self) -> str:
-        """The reader's name and the share."""
-        return f"{self.reader.name}, first {self.share:.0%} of the words"
+        """The reader's name and the ratio."""
+        return f"{self.reader.name}, first {self.ratio:.0%} of the words"
 
     @property
     def identity(self) -> str:
-        """The reader's identity and the share."""
-        return digest("shortened", self.reader.identity, str(self.share))
+        """The reader's identity and the ratio."""
+        return digest("shortened", self.reader.identity, str(self.ratio))
 
     def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
-        """Return the first share of each text."""
-        return {position: self._kept(text) for position, text in self.reader.read(images, indices).items()}
-
-    def _kept(self, text: str) -> str:
-        glue = "\n" if "\n" in text else " "
-        units = text.split(glue)
-        # Nine digits: 0.07 * 100 is 7.000000000000001 and must stay 7.
-        return glue.join(units[: math.ceil(round(self.share * len(units), 9))])
+        """Return the first part of each text."""
+        texts = {}
+        for position, text in self.reader.read(images, indices).items():
+            glue = "\n" if "\n" in text else " "
+            units = text.split(glue)
+            # Nine digits: 0.07 * 100 is 7.000000000000001 and must stay 7.
+            texts[position] = glue.join(units[: math.ceil(round(self.ratio * len(units), 9))])
+        return texts
 
 
 class CachedReader:
     """Another reader whose texts are kept in a folder, so that each image is read once, over all runs.
 
-    There is a file of JSON lines for each pair of reader and source, told apart by their fingerprints. A line
-    that a kill cut off, or that is not what was written, is left out; images that cannot be read are tried again.
+    There is a file of JSON lines for each pair of reader and source, by their fingerprints. A line that a kill
+    cut off, or that is not what was written, is left out; images that cannot be read are tried again.
 
     Args:
         reader: who reads what is not there yet.
@@ -201,31 +283,57 @@ class CachedReader:
     def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
         """Return the text of each image, from the folder where it is there."""
         path = self.folder / f"{digest(self.identity, source_identity(images))[:16]}.jsonl"
-        texts = self._texts.setdefault(path.name, _load(path))
+        texts = self._texts.setdefault(path.name, load_texts(path))
         missing = sorted(set(indices) - texts.keys())
         if missing:
             new = self.reader.read(images, missing)
-            _append(path, new)
+            append_texts(path, new)
             texts.update(new)
         return {index: texts[index] for index in indices if index in texts}
 
 
-def _load(path: Path) -> dict[int, str]:
-    """Return what a file of texts holds."""
-    if not path.is_file():
-        return {}
+def model_reader(
+    model: Tokenizer,
+    name: str,
+    *,
+    words: Sequence[str] | LanguageModel | None = None,
+    keep_ratio: float = 1.0,
+    cache: Path | None = None,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+) -> TextReader:
+    """Return the reader of a model's words.
+
+    Args:
+        model: an LQAE, or a VQ-VAE whose codes are rendered as words.
+        name: its name in tables.
+        words: as for `ModelWords`.
+        keep_ratio: how much of the words is kept, in (0, 1].
+        cache: folder that keeps the words of images; None keeps none.
+        device: where to compute.
+        precision: bf16 gives other words than fp32 for some patches.
+
+    Raises:
+        ValueError: a VQ-VAE without words or with too few, or a ratio out of range.
+    """
+    reader: TextReader = ModelWords(model, name=name, words=words, device=device, precision=precision)
+    if cache is not None:
+        reader = CachedReader(reader, cache)
+    return reader if keep_ratio == 1 else Shortened(reader, keep_ratio)
+
+
+def load_texts(path: Path) -> dict[int, str]:
+    """Return what a file of texts holds; a line that is not what was written is left out."""
     texts = {}
-    for line in path.read_bytes().splitlines():
-        try:
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with contextlib.suppress(Damaged):
             entry = unsealed(line)
-        except Damaged:
-            continue  # cut off by a kill, or damaged: the image is read again
-        if type(entry.get("image")) is int and isinstance(entry.get("text"), str):
-            texts[entry["image"]] = entry["text"]
+            if type(entry.get("image")) is int and isinstance(entry.get("text"), str):
+                texts[entry["image"]] = entry["text"]
     return texts
 
 
-def _append(path: Path, texts: dict[int, str]) -> None:
+def append_texts(path: Path, texts: dict[int, str]) -> None:
     """Add texts to a file in one piece."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(sealed({"image": index, "text": text})) for index, text in texts.items()]

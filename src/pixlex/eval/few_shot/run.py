@@ -1,4 +1,4 @@
-"""Who answers, over which episodes: all of it, once, with intervals."""
+"""Who answers, over which episodes: all of it, once, with intervals; a killed run goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
 from pixlex.data.sources import ImageSource
-from pixlex.eval.few_shot.answers import Answer, Answerer, ChecksEpisodes
-from pixlex.eval.few_shot.episode_files import EpisodeSet
-from pixlex.eval.few_shot.episodes import Episode, Setting
-from pixlex.eval.few_shot.journal import AnswerJournal
+from pixlex.eval.few_shot.classifiers import Answer, Classifier
+from pixlex.eval.few_shot.episodes import Episode, EpisodeSet, Setting, digest
 from pixlex.eval.intervals import wilson_interval
+from pixlex.files import Journal
 from pixlex.messages import printable
 from pixlex.progress import bar_or_lines
 
 JOURNAL = "answers.jsonl"
+_KINDS = {"key": str, "episode": int, "credit": int | float | None, "text": str, "detail": str}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One answerer in one setting.
+    """One classifier in one setting.
 
     Attributes:
-        answerer: what its row is called.
+        answerer: name of its row.
         scorer: how answers were judged.
         setting: the column.
         num_episodes: episodes asked.
@@ -55,165 +55,190 @@ class Cell:
 
     @property
     def num_cut_off(self) -> int:
-        """Answers that were cut off before their end, or that say nothing."""
+        """Answers that were cut off before their end, or that are empty."""
         return sum(answer.is_cut_off for answer in self.answers)
 
 
+class AnswerJournal(Journal):
+    """A journal of answers, under the fingerprints of classifier and question; failures are written down too.
+
+    Args:
+        path: the file; its folder is made if missing.
+
+    Raises:
+        ValueError: another process holds it, or it is no journal of answers.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(path, {"answers": 1}, "key", _fits)
+
+    def get(self, classifier: str, question: str) -> Answer | None:
+        """Return the answer to a question, None where there is none yet.
+
+        Args:
+            classifier: identity of who answered.
+            question: fingerprint of the episode, from `EpisodeSet.questions`.
+        """
+        key = _key(classifier, question)
+        if key not in self:
+            return None
+        entry = self[key]
+        return Answer(**{name: entry[name] for name in _KINDS if name != "key"})
+
+    def add(self, classifier: str, question: str, answer: Answer) -> None:
+        """Write down an answer; it survives the end of this process on return, not a power failure."""
+        self.append([{"key": _key(classifier, question), **vars(answer)}])
+
+
+def _key(classifier: str, question: str) -> str:
+    return digest(classifier, question)[:24]
+
+
+def _fits(entry: dict[str, Any]) -> bool:
+    return all(name in entry and isinstance(entry[name], kind) for name, kind in _KINDS.items())
+
+
+@dataclass
+class _Asking:
+    """A classifier, a set of episodes, those without an answer, and why they are not asked."""
+
+    classifier: Classifier
+    episodes: EpisodeSet
+    open: list[Episode]
+    does_not_fit: str = ""
+
+
 def run_few_shot(
-    answerers: Sequence[Answerer],
+    classifiers: Sequence[Classifier],
     episode_sets: Sequence[EpisodeSet],
     images: ImageSource,
     folder: Path,
     *,
     progress: bool = True,
 ) -> list[Cell]:
-    """Let every answerer answer every set of episodes; what is in the folder's journal is not asked again.
+    """Let every classifier answer every set of episodes; what is in the folder's journal is not asked again.
 
-    Before the first question, every answerer that can tell checks that all its prompts can be asked; a set
-    that does not fit its language model is not asked, and does not keep others from being asked. Where only
+    Before the first question, every classifier checks that all its prompts can be asked; a set that does not
+    fit its language model is not asked, and does not keep others from being asked. Where only
     the endpoint knows, the first episode that it refuses for its length ends the set. An episode that failed
     in an earlier run is asked again. Questions of an earlier run count in a larger set as well.
 
     Args:
-        answerers: who answers; rows of the table.
+        classifiers: who answers; rows of the table.
         episode_sets: the episodes; columns of the table.
         images: what the episodes are about.
         folder: holds the journal, `answers.jsonl`; made if missing.
         progress: show a bar with rate and time left.
 
     Returns:
-        One cell for each answerer and set, answerer by answerer.
+        One cell for each classifier and set, classifier by classifier.
 
     Raises:
-        ValueError: episodes of other images, two answerers or two sets of the same identity, an answerer that
+        ValueError: episodes of other images, two classifiers or two sets of the same identity, a classifier that
             cannot answer, or a journal that another process writes.
     """
-    _check_distinct(answerers, episode_sets)
+    if not classifiers or not episode_sets:
+        raise ValueError(
+            f"expected answerers and episodes, got {len(classifiers)} and {len(episode_sets)} sets"
+        )
+    for kind, identities in (
+        ("answerers", {one.identity for one in classifiers}),
+        ("sets of episodes", {one.identity for one in episode_sets}),
+    ):
+        if len(identities) < len(classifiers if kind == "answerers" else episode_sets):
+            raise ValueError(f"two of the {kind} are the same: expected each once")
     for episodes in episode_sets:
         episodes.check(images)
     with AnswerJournal(folder / JOURNAL) as journal:
-        open_questions = [
-            _OpenQuestions(answerer, episodes, _unanswered(journal, answerer, episodes))
-            for answerer in answerers
+        askings = [
+            _Asking(classifier, episodes, _unanswered(journal, classifier, episodes))
+            for classifier in classifiers
             for episodes in episode_sets
         ]
-        for one in open_questions:
-            if one.numbers and isinstance(one.answerer, ChecksEpisodes):
-                one.does_not_fit = one.answerer.check(one.episodes.setting, one.asked, images)
-        total = sum(len(one.episodes) for one in episode_sets) * len(answerers)
-        missing = sum(len(one.numbers) for one in open_questions)
+        for one in askings:
+            if one.open:
+                one.does_not_fit = one.classifier.check(one.episodes.setting, one.open, images)
+        total = sum(len(one.episodes) for one in episode_sets) * len(classifiers)
+        done = total - sum(len(one.open) for one in askings)
         with bar_or_lines(
-            total=total, initial=total - missing, unit=" episodes", desc="few-shot", disable=not progress
+            total=total, initial=done, unit=" episodes", desc="few-shot", disable=not progress
         ) as bar:
-            for one in open_questions:
+            for one in askings:
                 setting = one.episodes.setting
-                bar.set_postfix_str(f"{printable(one.answerer.name)}: {setting.ways}-way {setting.column}")
-                if one.numbers and not one.does_not_fit:
+                bar.set_postfix_str(f"{printable(one.classifier.name)}: {setting.ways}-way {setting.column}")
+                if one.open and not one.does_not_fit:
                     one.does_not_fit = _ask(journal, one, images, bar)
-        return [_cell(journal, one) for one in open_questions]
+        return [_cell(journal, one) for one in askings]
 
 
-@dataclass
-class _OpenQuestions:
-    """An answerer, a set of episodes, the numbers of those without an answer, and why they are not asked."""
-
-    answerer: Answerer
-    episodes: EpisodeSet
-    numbers: list[int]
-    does_not_fit: str = ""
-
-    @property
-    def asked(self) -> list[Episode]:
-        return [self.episodes.episodes[number] for number in self.numbers]
+def _unanswered(journal: AnswerJournal, classifier: Classifier, episodes: EpisodeSet) -> list[Episode]:
+    """Return the episodes that have no answer yet, or failed."""
+    known = (journal.get(classifier.identity, question) for question in episodes.questions)
+    return [
+        episode
+        for episode, answer in zip(episodes.episodes, known, strict=True)
+        if answer is None or answer.credit is None
+    ]
 
 
-def _check_distinct(answerers: Sequence[Answerer], episode_sets: Sequence[EpisodeSet]) -> None:
-    if not answerers or not episode_sets:
-        raise ValueError(
-            f"expected answerers and episodes, got {len(answerers)} and {len(episode_sets)} sets"
-        )
-    for kind, identities in (
-        ("answerers", [one.identity for one in answerers]),
-        ("sets of episodes", [one.identity for one in episode_sets]),
-    ):
-        if len(set(identities)) < len(identities):
-            raise ValueError(f"two of the {kind} are the same: expected each once")
-
-
-def _unanswered(journal: AnswerJournal, answerer: Answerer, episodes: EpisodeSet) -> list[int]:
-    """Return the numbers of the episodes that have no answer yet, or failed."""
-    known = (journal.get(answerer.identity, question) for question in episodes.questions)
-    return [number for number, answer in enumerate(known) if answer is None or answer.credit is None]
-
-
-def _ask(journal: AnswerJournal, one: _OpenQuestions, images: ImageSource, bar: tqdm[NoReturn]) -> str:
+def _ask(journal: AnswerJournal, one: _Asking, images: ImageSource, bar: tqdm[NoReturn]) -> str:
     """Have questions answered and write the answers down; a question without any answer is a failure.
 
     Returns:
         Why the episodes do not fit, where that shows when they are asked; the rest of them is not asked then.
     """
-    answerer, questions = one.answerer, one.episodes.questions
-    left = set(one.numbers)
+    classifier, questions = one.classifier, one.episodes.questions
+    left = {episode.number for episode in one.open}
+
+    def add(answer: Answer) -> None:
+        journal.add(classifier.identity, questions[answer.episode], answer)
+        bar.update()
+
     does_not_fit = ""
-    for answer in answerer.answer(one.episodes.setting, one.asked, images):
+    for answer in classifier.answer(one.episodes.setting, one.open, images):
         if answer.episode not in left:
             raise ValueError(
-                f"{answerer.name} answered episode {answer.episode} twice or without being asked"
+                f"{classifier.name} answered episode {answer.episode} twice or without being asked"
             )
         left.remove(answer.episode)
-        journal.add(answerer.identity, questions[answer.episode], answer)
-        bar.update()
+        add(answer)
         if answer.does_not_fit:
             does_not_fit = answer.detail
             break
     for number in sorted(left if not does_not_fit else ()):
-        lost = Answer(episode=number, credit=None, detail="no answer came")
-        journal.add(answerer.identity, questions[number], lost)
-        bar.update()
+        add(Answer(episode=number, credit=None, detail="no answer came"))
     journal.sync()
     return does_not_fit
 
 
-def _cell(journal: AnswerJournal, one: _OpenQuestions) -> Cell:
-    answerer, episodes = one.answerer, one.episodes
-    if one.does_not_fit:
-        count = len(episodes.episodes)
-        return Cell(
-            answerer=answerer.name,
-            scorer=answerer.scorer,
-            setting=episodes.setting,
-            num_episodes=count,
-            num_failed=count,
-            accuracy=None,
-            low=None,
-            high=None,
-            accuracy_with_failures=None,
-            answers=tuple(
-                Answer(episode=number, credit=None, detail=one.does_not_fit) for number in range(count)
-            ),
-            does_not_fit=one.does_not_fit,
-        )
-    known = (journal.get(answerer.identity, question) for question in episodes.questions)
-    # An answer of an earlier run may have had another number.
-    answers = tuple(
-        replace(answer, episode=number) for number, answer in enumerate(known) if answer is not None
-    )
-    credits_given = [answer.credit for answer in answers if answer.credit is not None]
+def _cell(journal: AnswerJournal, one: _Asking) -> Cell:
+    classifier, episodes, does_not_fit = one.classifier, one.episodes, one.does_not_fit
+    answers = []
+    for number, question in enumerate(episodes.questions):
+        known = journal.get(classifier.identity, question)
+        if does_not_fit:
+            answers.append(Answer(episode=number, credit=None, detail=does_not_fit))
+        elif known is not None:
+            # An answer of an earlier run may have had another number.
+            answers.append(replace(known, episode=number))
+    given = [answer.credit for answer in answers if answer.credit is not None]
     accuracy = low = high = None
-    if credits_given:
-        accuracy = math.fsum(credits_given) / len(credits_given)
+    if given:
+        accuracy = math.fsum(given) / len(given)
         # Chance is a number and no measurement.
-        exact = answerer.scorer == "exact"
-        low, high = (accuracy, accuracy) if exact else wilson_interval(accuracy, len(credits_given))
+        exact = classifier.scorer == "exact"
+        low, high = (accuracy, accuracy) if exact else wilson_interval(accuracy, len(given))
     return Cell(
-        answerer=answerer.name,
-        scorer=answerer.scorer,
+        answerer=classifier.name,
+        scorer=classifier.scorer,
         setting=episodes.setting,
         num_episodes=len(answers),
-        num_failed=len(answers) - len(credits_given),
+        num_failed=len(answers) - len(given),
         accuracy=accuracy,
         low=low,
         high=high,
-        accuracy_with_failures=math.fsum(credits_given) / len(answers),
-        answers=answers,
+        accuracy_with_failures=None if does_not_fit else math.fsum(given) / len(answers),
+        answers=tuple(answers),
+        does_not_fit=does_not_fit,
     )
