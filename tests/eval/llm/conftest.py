@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.eval.llm.server import Endpoint, serving
 from tests.eval.llm.slow import SlowModel
 from tests.eval.llm.tiny_causal import tiny_causal
 
@@ -25,6 +27,20 @@ def slow(causal: Path) -> SlowModel:
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> SlowModel:
     """A tiny GPT-2, for tests of everything but the model."""
     return SlowModel(tiny_causal(tmp_path_factory.mktemp("gpt2") / "tiny"))
+
+
+@pytest.fixture
+def texts(gpt2: SlowModel) -> Iterator[Endpoint]:
+    """An endpoint that continues texts, and nothing else."""
+    with serving(Endpoint(gpt2, abilities=frozenset({"completions"}))) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def chats(gpt2: SlowModel) -> Iterator[Endpoint]:
+    """An endpoint that chats, and nothing else."""
+    with serving(Endpoint(gpt2, abilities=frozenset({"chat"}))) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(autouse=True)

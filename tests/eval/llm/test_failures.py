@@ -1,14 +1,20 @@
-"""An endpoint that misbehaves: nothing is lost, nothing is counted twice, and what fails says why."""
+"""An endpoint that misbehaves: nothing is lost or paid twice, what fails says why, the key is never repeated."""
 
 from __future__ import annotations
 
+import base64
+import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 from tests.eval.llm.server import KEY, Endpoint, ask, generate, serving
@@ -16,12 +22,14 @@ from tests.eval.llm.slow import SlowModel
 
 from pixlex.eval.llm import LLMOptions, connect
 from pixlex.eval.llm.client import Completion
+from pixlex.eval.llm.quoting import Quoter
 
 pytest.importorskip("openai")
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
 PROMPTS = [f"This is image number {number}. This is a" for number in range(24)]
-WRITABLE = frozenset({"completions"})
+FEW = PROMPTS[:12]
+SECRET = "sk-proj/Ab+9-0123456789xyzKLMNOP"
 
 
 def image(text: str) -> int | None:
@@ -29,75 +37,86 @@ def image(text: str) -> int | None:
     return PROMPTS.index(text) if text in PROMPTS else None
 
 
-def check_complete(found: dict[int, Completion], model: SlowModel, failed: set[int]) -> None:
+def failed(found: dict[int, Completion]) -> list[int]:
+    return sorted(number for number, answer in found.items() if answer.finish == "failed")
+
+
+def check_complete(found: dict[int, Completion], model: SlowModel, failures: list[int]) -> None:
     """Every prompt has one answer, the model's own, or has failed."""
     assert sorted(found) == list(range(len(PROMPTS)))
+    assert failed(found) == failures
     for number, answer in found.items():
-        if number in failed:
-            assert answer.finish == "failed"
+        if number in failures:
             assert answer.reason
         else:
             assert answer.text == model.generate(PROMPTS[number], 4, ())[0]
 
 
-def test_what_passes_is_sent_again(gpt2: SlowModel, tmp_path: Path) -> None:
+def chat(content: Any, finish: str = "stop", **rest: Any) -> bytes:
+    message = {"role": "assistant", "content": content, **rest}
+    return json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": finish}]}).encode()
+
+
+def error(code: Any, message: str = "told") -> bytes:
+    return json.dumps({"error": {"message": message, "code": code}}).encode()
+
+
+# What passes, what fails alone, what ends the run.
+
+
+def test_what_passes_is_sent_again(texts: Endpoint, gpt2: SlowModel, tmp_path: Path) -> None:
     kinds = ["429", "later", "500", "503", "cut", "malformed", "empty", "408"]
 
     def fault(text: str, times: int) -> str | None:
         number = image(text)
-        if number is None or number % 2:
-            return None
-        kind = kinds[number // 2 % len(kinds)]
-        return kind if times < 2 else None
+        return (
+            kinds[number // 2 % len(kinds)] if number is not None and number % 2 == 0 and times < 2 else None
+        )
 
-    with serving(Endpoint(gpt2, abilities=WRITABLE)) as endpoint:
-        endpoint.fault = fault
-        found = generate(ask(endpoint, tmp_path), PROMPTS)
-        check_complete(found, gpt2, set())
-        assert [endpoint.count(prompt) for prompt in PROMPTS] == [3, 1] * 12
-        sent = len(endpoint.received)
-        assert generate(ask(endpoint, tmp_path), PROMPTS) == found
-        assert len(endpoint.received) == sent
+    texts.fault = fault
+    found = generate(ask(texts, tmp_path), PROMPTS)
+    check_complete(found, gpt2, [])
+    assert [texts.count(prompt) for prompt in PROMPTS] == [3, 1] * 12
+    sent = len(texts.received)
+    assert generate(ask(texts, tmp_path), PROMPTS) == found
+    assert len(texts.received) == sent
 
 
-def test_what_does_not_pass_fails_alone_and_is_not_kept(gpt2: SlowModel, tmp_path: Path) -> None:
+def test_what_does_not_pass_fails_alone_and_is_not_kept(
+    texts: Endpoint, gpt2: SlowModel, tmp_path: Path
+) -> None:
     kinds = {3: "500", 7: "malformed", 11: "cut", 15: "empty", 19: "400", 22: "filtered"}
-    with serving(Endpoint(gpt2, abilities=WRITABLE)) as endpoint:
-        endpoint.fault = lambda text, times: kinds.get(image(text) or 0)
-        found = generate(ask(endpoint, tmp_path), PROMPTS)
-        check_complete(found, gpt2, set(kinds))
-        reasons = {number: answer.reason for number, answer in found.items()}
-        assert "given up after 4 attempts" in reasons[3]
-        assert "told to say 400" in reasons[19]
-        assert reasons[22] == "refused: content filter"
-        assert [endpoint.count(PROMPTS[number]) for number in kinds] == [4, 4, 4, 4, 1, 1]
-        # When the endpoint has recovered, what failed is asked again; a refusal was an answer, and paid.
-        endpoint.fault = lambda text, times: None
-        sent = len(endpoint.received)
-        check_complete(generate(ask(endpoint, tmp_path), PROMPTS), gpt2, {22})
-        assert len(endpoint.received) == sent + len(kinds) - 1
+    texts.fault = lambda text, times: kinds.get(image(text) or 0)
+    found = generate(ask(texts, tmp_path), PROMPTS)
+    check_complete(found, gpt2, list(kinds))
+    assert "given up after 4 attempts" in found[3].reason
+    assert "told to say 400" in found[19].reason
+    assert found[22].reason == "refused: content filter"
+    assert [texts.count(PROMPTS[number]) for number in kinds] == [4, 4, 4, 4, 1, 1]
+    # When the endpoint has recovered, what failed is asked again; a refusal was an answer, and paid.
+    texts.fault = lambda text, times: None
+    sent = len(texts.received)
+    check_complete(generate(ask(texts, tmp_path), PROMPTS), gpt2, [22])
+    assert len(texts.received) == sent + len(kinds) - 1
 
 
-def test_a_request_that_hangs_is_sent_again(gpt2: SlowModel) -> None:
-    with serving(Endpoint(gpt2, abilities=WRITABLE)) as endpoint:
-        endpoint.gate.clear()
-        endpoint.fault = lambda text, times: "hold" if image(text) == 2 and times == 0 else None
-        for prompt in PROMPTS:  # what the server has worked out it says at once
-            endpoint.generate(prompt, 4, ())
-        client = ask(endpoint, timeout=4.0)
-        check_complete(generate(client, PROMPTS), gpt2, set())
-        assert endpoint.count(PROMPTS[2]) == 2
-        # The one that got no answer may have been worked on, and is counted as if it was.
-        answered = sum(gpt2.count(prompt) + 4 for prompt in PROMPTS)
-        assert client.budget.spent.total > answered
+def test_a_request_that_hangs_is_sent_again(texts: Endpoint, gpt2: SlowModel) -> None:
+    texts.gate.clear()
+    texts.fault = lambda text, times: "hold" if image(text) == 2 and times == 0 else None
+    for prompt in PROMPTS:  # what the server has worked out it says at once
+        texts.generate(prompt, 4, ())
+    client = ask(texts, timeout=4.0)
+    check_complete(generate(client, PROMPTS), gpt2, [])
+    assert texts.count(PROMPTS[2]) == 2
+    # The one that got no answer may have been worked on, and is counted as if it was.
+    assert client.budget.spent.total > sum(gpt2.count(prompt) + 4 for prompt in PROMPTS)
 
 
-def test_retry_after_is_kept(gpt2: SlowModel) -> None:
-    with serving(Endpoint(gpt2, abilities=WRITABLE)) as endpoint:
-        endpoint.fault = lambda text, times: "later" if image(text) == 0 and times == 0 else None
-        client, begun = ask(endpoint), time.monotonic()
-        generate(client, PROMPTS[:1])
-        assert time.monotonic() - begun >= 0.2
+def test_it_waits_as_long_as_it_is_asked_to(texts: Endpoint) -> None:
+    texts.fault = lambda text, times: "later" if image(text) == 0 and times == 0 else None
+    client, start = ask(texts), time.monotonic()
+    generate(client, PROMPTS[:1])
+    assert time.monotonic() - start >= 0.2
 
 
 @pytest.mark.parametrize(
@@ -110,69 +129,30 @@ def test_retry_after_is_kept(gpt2: SlowModel) -> None:
     ],
 )
 def test_what_fails_them_all_ends_the_run_and_loses_nothing(
-    gpt2: SlowModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, message: str
+    texts: Endpoint,
+    gpt2: SlowModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    message: str,
 ) -> None:
     monkeypatch.setenv("PIXLEX_TEST_KEY", KEY)
     settings = {"key_variable": "PIXLEX_TEST_KEY", "concurrency": 2}
-    with serving(Endpoint(gpt2, abilities=WRITABLE, key=KEY)) as endpoint:
-        endpoint.fault = lambda text, times: fault if image(text) == 10 else None
-        client, answered = ask(endpoint, tmp_path, **settings), {}
-        with pytest.raises(ValueError, match=message):
-            answered.update(client.generate(PROMPTS, max_new_tokens=4, stop=()))
-        assert set(answered) >= set(range(10))
-        assert 10 not in answered
-        assert len(answered) < len(PROMPTS) - 1
-        endpoint.fault = lambda text, times: None
-        found = generate(ask(endpoint, tmp_path, **settings), PROMPTS)
-        check_complete(found, gpt2, set())
-        assert len(endpoint.answered) == len(set(endpoint.answered))
+    texts.key = KEY
+    texts.fault = lambda text, times: fault if image(text) == 10 else None
+    answered: dict[int, Completion] = {}
+    with pytest.raises(ValueError, match=message):
+        answered.update(ask(texts, tmp_path, **settings).generate(PROMPTS, max_new_tokens=4, stop=()))
+    assert set(answered) >= set(range(10))
+    assert 10 not in answered
+    assert len(answered) < len(PROMPTS) - 1
+    texts.fault = lambda text, times: None
+    check_complete(generate(ask(texts, tmp_path, **settings), PROMPTS), gpt2, [])
+    assert len(texts.answered) == len(set(texts.answered))
 
 
-def test_a_wrong_key_is_not_shown(gpt2: SlowModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIXLEX_TEST_KEY", "sk-wrong-key")
-    with serving(Endpoint(gpt2, key=KEY)) as endpoint:  # the server repeats the key that it was given
-        with pytest.raises(
-            ValueError, match=r"the key of PIXLEX_TEST_KEY is refused: .*Incorrect"
-        ) as refused:
-            ask(endpoint, key_variable="PIXLEX_TEST_KEY")
-        assert "sk-wrong-key" not in f"{refused.value}"
-        assert endpoint.received == []
-
-
-def test_an_unknown_model(gpt2: SlowModel) -> None:
-    message = r"does not continue texts with 'tinny': .*does not exist"
-    with serving(Endpoint(gpt2)) as endpoint, pytest.raises(ValueError, match=message):
-        connect(LLMOptions(model="tinny", base_url=endpoint.url))
-
-
-def test_without_the_openai_client(gpt2: SlowModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openai", None)
-    with (
-        serving(Endpoint(gpt2)) as endpoint,
-        pytest.raises(ModuleNotFoundError, match=r"pip install 'pixlex\[llm\]'"),
-    ):
-        ask(endpoint)
-
-
-def test_a_context_that_is_too_small_fails_alone(gpt2: SlowModel) -> None:
-    with serving(Endpoint(gpt2, abilities=WRITABLE)) as endpoint:
-        found = dict(ask(endpoint).generate([PROMPTS[0], "a statement " * 200], max_new_tokens=4, stop=()))
-        assert found[0].finish == "length"
-        assert found[1].reason.startswith("does not fit: ")
-        assert "maximum context length is 256" in found[1].reason
-
-
-def test_nobody_there(gpt2: SlowModel) -> None:
-    with serving(Endpoint(gpt2)) as endpoint:
-        pass  # its port is free again
-    begun = time.monotonic()
-    with pytest.raises(ValueError, match=r"http://127.0.0.1:\d+/v1 cannot be reached"):
-        connect(LLMOptions(model="tiny", base_url=endpoint.url))
-    assert time.monotonic() - begun < 30  # no repeats, which would take a minute
-
-
-def test_an_endpoint_that_goes_down_or_breaks_for_good(gpt2: SlowModel, tmp_path: Path) -> None:
-    with serving(Endpoint(gpt2, abilities=WRITABLE)) as endpoint:
+def test_nobody_there_goes_down_or_breaks_for_good(gpt2: SlowModel, tmp_path: Path) -> None:
+    with serving(Endpoint(gpt2, abilities=frozenset({"completions"}))) as endpoint:
         client = ask(endpoint, tmp_path)
         generate(client, PROMPTS[:5])
         endpoint.fault = lambda text, times: "500"
@@ -181,30 +161,26 @@ def test_an_endpoint_that_goes_down_or_breaks_for_good(gpt2: SlowModel, tmp_path
     with pytest.raises(ValueError, match="is down, after 4 attempts"):
         generate(client, PROMPTS)
     assert len(generate(ask(endpoint, tmp_path), PROMPTS[:5])) == 5
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"http://127.0.0.1:\d+/v1 cannot be reached"):
+        ask(endpoint, retries=9)
+    assert time.monotonic() - start < 10  # no repeats
 
 
 def test_a_busy_endpoint_is_not_taken_for_an_unable_one(gpt2: SlowModel, tmp_path: Path) -> None:
     with serving(Endpoint(gpt2)) as endpoint:
-        probes = {"count": 0}
-
-        def fault(text: str, times: int) -> str | None:
-            probes["count"] += 1
-            return "503" if probes["count"] > 1 else None
-
-        endpoint.fault = fault
+        endpoint.fault = lambda text, times: "503" if len(endpoint.received) > 1 else None
         with pytest.raises(ValueError, match="did not show what it can do"):
             ask(endpoint, tmp_path)
         endpoint.fault = lambda text, times: None
         assert ask(endpoint, tmp_path).abilities == {"generate", "score", "choose"}
 
 
-def test_who_stops_listening_stops_the_sending(gpt2: SlowModel) -> None:
-    with serving(Endpoint(gpt2, abilities=WRITABLE)) as endpoint:
-        client = ask(endpoint)
-        answers = client.generate(PROMPTS, max_new_tokens=4, stop=())
-        next(answers)
-        answers.close()  # type: ignore[attr-defined]  # it is a generator
-        assert sum(endpoint.count(prompt) for prompt in PROMPTS) <= 2 * 4
+def test_who_stops_listening_stops_the_sending(texts: Endpoint) -> None:
+    answers = ask(texts).generate(PROMPTS, max_new_tokens=4, stop=())
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]  # it is a generator
+    assert sum(texts.count(prompt) for prompt in PROMPTS) <= 2 * 4
 
 
 PROGRAM = """
@@ -213,50 +189,373 @@ from pathlib import Path
 from pixlex.eval.llm import LLMOptions, connect
 
 options = LLMOptions(model="tiny", base_url=sys.argv[1], cache=Path(sys.argv[2]), concurrency=2, retries=0)
-client = connect(options)
-prompts = sys.stdin.read().split("|")
-for number, answer in client.generate(prompts, max_new_tokens=4, stop=()):
+for number, answer in connect(options).generate(sys.stdin.read().split("|"), max_new_tokens=4, stop=()):
     print(number, flush=True)
 """
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what must come."""
+def test_killed_in_the_middle_nothing_is_sent_twice(texts: Endpoint, gpt2: SlowModel, tmp_path: Path) -> None:
+    texts.gate.clear()
+    texts.fault = lambda text, times: "hold" if (image(text) or 0) >= 9 and times == 0 else None
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, texts.url, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+    assert process.stdin is not None
+    process.stdin.write("|".join(PROMPTS))
+    process.stdin.close()
+    # Both of its workers wait for an answer: all before is answered, and nothing more comes.
     deadline = time.monotonic() + 120
-    while not condition():
+    while texts.held < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    answered = set(texts.answered)
+    assert len(answered) > 9  # nine prompts, and the probe
+    texts.gate.set()
+    texts.fault = lambda text, times: None
+    check_complete(generate(ask(texts, tmp_path), PROMPTS), gpt2, [])
+    assert all(texts.received.count(request) == 1 for request in answered)
+    assert len(texts.answered) == len(set(texts.answered))
+    assert sum(texts.count(prompt) for prompt in PROMPTS) == len(PROMPTS) + 2
 
 
-def test_killed_in_the_middle_nothing_is_sent_twice(gpt2: SlowModel, tmp_path: Path) -> None:
-    with serving(Endpoint(gpt2, abilities=WRITABLE)) as endpoint:
-        endpoint.gate.clear()
-        endpoint.fault = lambda text, times: "hold" if (image(text) or 0) >= 9 and times == 0 else None
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, endpoint.url, str(tmp_path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            text=True,
-        )
-        assert process.stdin is not None
-        process.stdin.write("|".join(PROMPTS))
-        process.stdin.close()
-        # Both of its workers wait for an answer: all before is answered, and nothing more comes.
-        until(lambda: endpoint.held == 2)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert process.stdout is not None
-        process.stdout.close()
-        answered = set(endpoint.answered)
-        assert len(answered) > 9  # nine prompts, and the probe
-        endpoint.gate.set()
-        endpoint.fault = lambda text, times: None
+# The key, one prompt, the model, the list of models.
 
-        found = generate(ask(endpoint, tmp_path), PROMPTS)
-        check_complete(found, gpt2, set())
-        assert all(endpoint.received.count(request) == 1 for request in answered)
-        assert len(endpoint.answered) == len(set(endpoint.answered))
-        assert sum(endpoint.count(prompt) for prompt in PROMPTS) == len(PROMPTS) + 2
-    assert generate(ask(endpoint, tmp_path), PROMPTS) == found  # with the endpoint switched off
+
+@pytest.mark.parametrize(("status", "body"), [(401, error("moderation")), (403, b"<html>blocked</html>")])
+def test_a_refused_prompt_is_one_failed_answer(texts: Endpoint, status: int, body: bytes) -> None:
+    texts.fault = lambda text, times: (status, body) if text in PROMPTS[3:6] else None
+    found = generate(ask(texts), FEW)
+    assert failed(found) == [3, 4, 5]
+    assert found[4].reason.startswith("refused: ")
+    assert all(texts.count(prompt) == 1 for prompt in PROMPTS[3:6])
+
+
+def test_a_refused_first_prompt_of_a_run_that_goes_on_is_one_too(texts: Endpoint, tmp_path: Path) -> None:
+    """Nothing was answered yet that shows that the key works; what it can do is remembered."""
+    ask(texts, tmp_path)
+    texts.fault = lambda text, times: (403, error("moderation")) if text == PROMPTS[0] else None
+    assert failed(generate(ask(texts, tmp_path), FEW)) == [0]
+
+
+def test_a_key_that_is_wrong_missing_or_withdrawn(
+    texts: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("PIXLEX_TEST_KEY", "sk-wrong-key")
+    settings = {"key_variable": "PIXLEX_TEST_KEY"}
+    texts.key = SECRET  # the server repeats the key that it was given
+    with pytest.raises(ValueError, match=r"the key of PIXLEX_TEST_KEY is refused: .*Incorrect") as refused:
+        ask(texts, **settings)
+    assert "sk-wrong-key" not in f"{refused.value}"
+    with pytest.raises(ValueError, match=r"asks for a key: expected one in .* OPENAI_API_KEY"):
+        ask(texts)
+    assert texts.received == []
+    monkeypatch.setenv("PIXLEX_TEST_KEY", SECRET)
+    client = ask(texts, tmp_path, **settings)
+    generate(client, PROMPTS[:4])
+    texts.key = "another"
+    with pytest.raises(ValueError, match="the key of PIXLEX_TEST_KEY is refused"):
+        generate(client, FEW)
+    texts.key = SECRET
+    assert failed(generate(ask(texts, tmp_path, **settings), FEW)) == []
+    assert all(texts.count(prompt) == 1 for prompt in FEW)
+
+
+@pytest.mark.parametrize("status", [401, 404, 500])
+def test_a_list_of_models_that_is_refused_is_no_refused_key(texts: Endpoint, status: int) -> None:
+    texts.models_status = status
+    client = ask(texts)
+    assert client.context_size is None
+    assert failed(generate(client, FEW)) == []
+
+
+def test_an_unknown_model_and_a_missing_package(texts: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"does not continue texts with 'tinny': .*does not exist"):
+        connect(LLMOptions(model="tinny", base_url=texts.url))
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'pixlex\[llm\]'"):
+        ask(texts)
+
+
+# No answer at all.
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        error("unsupported"),
+        b'{"error": "Unexpected endpoint or method"}',
+        b"<html>welcome</html>",
+        b"[1, 2]",
+        b"{}",
+        (405, b"no"),
+        (501, b"no"),
+        (404, b"<html>nothing here</html>"),
+        (403, error("completions are not for this key")),
+    ],
+)
+def test_what_is_no_completion_is_tried_as_a_chat_at_once(gpt2: SlowModel, said: Any) -> None:
+    with serving(Endpoint(gpt2)) as endpoint:
+        # A chat's prompt is a message; the fault is told the text alone.
+        endpoint.fault = lambda text, times: None if '"messages"' in endpoint.received[-1] else said
+        assert ask(endpoint, retries=6, concurrency=1).facts.path == "chat/completions"
+        assert endpoint.count("The words of an image are: red boat sea. This is a") < 6
+
+
+def test_an_endpoint_without_either_names_the_option(texts: Endpoint) -> None:
+    texts.fault = lambda text, times: b"<html>welcome</html>"
+    with pytest.raises(ValueError, match=r"does not continue texts .*welcome.*--llm-mode chat") as found:
+        ask(texts)
+    assert len(f"{found.value}") < 700
+
+
+def test_an_error_with_status_200_means_what_its_code_means(texts: Endpoint) -> None:
+    said = {PROMPTS[1]: error(429), PROMPTS[2]: error(403, "moderated"), PROMPTS[3]: error("server_error")}
+    texts.fault = lambda text, times: said.get(text) if text != PROMPTS[1] or times == 0 else None
+    assert failed(generate(ask(texts), FEW)) == [2, 3]
+    assert texts.count(PROMPTS[1]) == 2
+    texts.fault = lambda text, times: error(402) if text == PROMPTS[0] else None
+    with pytest.raises(ValueError, match="no quota left"):
+        generate(ask(texts), FEW)
+
+
+# Answers without text, and with too much of it.
+
+
+@pytest.mark.parametrize("content", [None, "", " \n", []])
+def test_an_answer_without_text_fails_and_is_asked_again(
+    chats: Endpoint, tmp_path: Path, content: Any
+) -> None:
+    ask(chats, tmp_path)
+    chats.fault = lambda text, times: chat(content) if text in FEW[::4] else None
+    found = generate(ask(chats, tmp_path, retries=1), FEW)
+    assert failed(found) == [0, 4, 8]
+    assert "no text" in found[0].reason
+    assert chats.count(PROMPTS[0]) == 2  # once more at once
+    chats.fault = lambda text, times: None
+    assert failed(generate(ask(chats, tmp_path), FEW)) == []
+    assert chats.count(PROMPTS[0]) == 3
+
+
+def test_an_empty_answer_that_an_earlier_version_kept_is_asked_again(chats: Endpoint, tmp_path: Path) -> None:
+    client = ask(chats, tmp_path)
+    generate(client, PROMPTS[:1])
+    body = json.loads(chats.received[-1])
+    kept = {"endpoint": chats.url, "path": "chat/completions", "body": body}
+    client.cache.put(kept, json.loads(chat(None)))
+    assert client.estimate("generate", PROMPTS[:1], max_new_tokens=4).cached == 0
+    assert generate(ask(chats, tmp_path), PROMPTS[:1])[0].text
+    assert chats.count(PROMPTS[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        (chat(None, "length", reasoning_content="hm, red"), None),
+        (chat("<think>\nhm, red", "length"), None),
+        (chat("<think>\n", "stop"), None),  # our own stop ended it
+        (chat("<think>\nhm\n</think>\n\na boat"), "a boat"),
+        (chat("hm\n</think>\na boat"), "a boat"),
+        (chat([{"type": "thinking", "thinking": []}, {"type": "text", "text": "a boat"}]), "a boat"),
+    ],
+)
+def test_reasoning_is_no_answer(chats: Endpoint, said: bytes, text: str | None) -> None:
+    client = ask(chats)
+    chats.fault = lambda text, times: said
+    (answer,) = generate(client, PROMPTS[:1]).values()
+    assert answer.text == (text or "")
+    assert (answer.finish == "failed") == (text is None)
+    assert answer.reason.startswith("no text" if text is None else "")
+    assert chats.count(PROMPTS[0]) == 1  # it would reason as long again
+
+
+def test_far_more_than_was_asked_for_is_cut_or_refused(chats: Endpoint) -> None:
+    client = ask(chats)
+    long = {PROMPTS[0]: chat("boat " * 10_000), PROMPTS[1]: chat("boat " * 4_000_000)}
+    chats.fault = lambda text, times: long.get(text)
+    found = generate(client, PROMPTS[:3])
+    assert found[0].finish == "length"
+    assert len(found[0].text) < 1_000
+    assert failed(found) == [1]
+    assert "bytes, far beyond the limit asked for" in found[1].reason
+    assert chats.count(PROMPTS[1]) == 1
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        {},
+        {"tokens": [1, 2], "token_logprobs": [None, -1.0], "text_offset": [0, 1]},
+        {"tokens": ["a", "b"], "token_logprobs": [None, "-1"], "text_offset": [0, 1]},
+        {"tokens": ["a", "b"], "token_logprobs": [None, -1.0], "text_offset": ["0", None]},
+        {"tokens": {"a": 1}, "token_logprobs": {"a": 1}, "text_offset": {"a": 1}},
+    ],
+)
+def test_scores_that_are_none_fail_alone(gpt2: SlowModel, told: Any) -> None:
+    with serving(Endpoint(gpt2, abilities=frozenset({"completions", "echo"}))) as endpoint:
+        client = ask(endpoint)
+        said = json.dumps({"choices": [{"text": PROMPTS[0], "logprobs": told}]}).encode()
+        endpoint.fault = lambda text, times: said if text.startswith(PROMPTS[0]) else None
+        found = dict(client.score(PROMPTS[:2], [[" dax", " wug"]] * 2))
+        assert found[0].log_probabilities == ()
+        assert found[0].reason
+        assert len(found[1].log_probabilities) == 2
+
+
+def test_what_would_break_a_report_or_a_budget(chats: Endpoint) -> None:
+    """Halves of characters, endless nesting, tokens below zero."""
+    client = ask(chats)
+    spent = client.budget.spent.total
+    below = {**json.loads(chat("x")), "usage": {"prompt_tokens": -(10**9), "completion_tokens": -1}}
+    said = {
+        PROMPTS[0]: chat("a \ud800 boat"),
+        PROMPTS[1]: b"[" * 100_000 + b"]" * 100_000,
+        PROMPTS[2]: json.dumps(below).encode(),
+    }
+    chats.fault = lambda text, times: said.get(text)
+    found = generate(client, PROMPTS[:3])
+    assert found[0].text == "a ? boat"
+    assert failed(found) == [1]
+    assert client.budget.spent.total > spent
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (400, "This model's maximum context length is 4097 tokens, however you requested 5000 tokens"),
+        (400, "The decoder prompt (length 5000) is longer than the maximum model length of 4096"),
+        (400, "the request exceeds the available context size. try increasing the context size"),
+        (400, "prompt is too long: 210000 tokens > 200000 maximum"),
+        (400, "The input token count (40000) exceeds the maximum number of tokens allowed (32768)"),
+        (400, "Please reduce the length of the messages or completion"),
+        (422, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096"),
+        (413, "Payload Too Large"),
+    ],
+)
+def test_servers_say_in_their_own_words_what_does_not_fit(chats: Endpoint, status: int, message: str) -> None:
+    others = ("max_tokens is too large: 5000, at most 4096", "flagged", "unknown parameter 'stop'")
+    said = {PROMPTS[0]: (status, error("bad", message))}
+    said |= {PROMPTS[number + 1]: (400, error("bad", other)) for number, other in enumerate(others)}
+    client = ask(chats)
+    chats.fault = lambda text, times: said.get(text)
+    found = generate(client, PROMPTS[:4])
+    assert [found[number].reason.startswith("does not fit: ") for number in range(4)] == [True] + [False] * 3
+
+
+# The key.
+
+FORMS = {
+    "plain": SECRET,
+    "escaped": "".join(f"\\u{ord(letter):04x}" for letter in SECRET),
+    "url": quote(SECRET, safe=""),
+    "capitals": SECRET.upper(),
+    "base64": base64.b64encode(SECRET.encode()).decode(),
+    "header": base64.b64encode(f"Bearer {SECRET}.".encode()).decode(),
+    "user": base64.urlsafe_b64encode(f"me:{SECRET}".encode()).decode(),
+    "hex": SECRET.encode().hex(),
+    "part": f"{SECRET[:20]}...",
+}
+
+
+def unescaped(said: bytes) -> bytes:
+    return said.replace(b"\\\\u", b"\\u")
+
+
+# Answers of each kind that repeat the key.
+KINDS: dict[str, Callable[[str], Any]] = {
+    "status": lambda secret: (400, error("bad", f"key {secret}")),
+    "html": lambda secret: (400, f"<html>key {secret}".encode()),
+    "refused": lambda secret: (403, error("bad", f"key {secret}")),
+    "no json": lambda secret: f"key {secret}".encode(),
+    "list": lambda secret: unescaped(json.dumps([f"key {secret}"]).encode()),
+    "no choice": lambda secret: unescaped(error("bad", f"key {secret}")),
+    "empty": lambda secret: json.dumps({"key": secret}).encode(),
+    "refusal": lambda secret: unescaped(chat(None, refusal=f"key {secret}")),
+    "filter": lambda secret: unescaped(chat(f"key {secret}", "content_filter")),
+    "answer": lambda secret: unescaped(chat(f"key {secret}")),
+    "no text": lambda secret: unescaped(chat(None, note=f"key {secret}")),
+}
+
+
+def raised(call: Callable[[], object]) -> BaseException | None:
+    try:
+        call()
+    except ValueError as fault:
+        return fault
+    return None
+
+
+def leaks(text: str) -> bool:
+    """Whether a text holds the key or a good part of it, in any form."""
+    forms = [SECRET, SECRET[:10], SECRET[-10:], quote(SECRET, safe=""), SECRET.encode().hex()]
+    forms += [FORMS["base64"][:12], FORMS["header"][12:30], FORMS["user"][6:24]]
+    return any(form.lower() in text.lower() for form in forms)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_key_is_never_repeated(
+    chats: Endpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+) -> None:
+    """Neither in what failed, nor in errors and what they carry along, nor on the disk, nor in logs."""
+    monkeypatch.setenv("PIXLEX_TEST_KEY", SECRET)
+    caplog.set_level(logging.DEBUG)
+    settings = {"key_variable": "PIXLEX_TEST_KEY", "retries": 0}
+    client = ask(chats, tmp_path, **settings)
+    said = dict(zip(PROMPTS, FORMS.values(), strict=False))
+    chats.fault = lambda text, times: KINDS[kind](said[text]) if text in said else None
+    shown = "\n".join(f"{one.text} {one.reason}" for one in generate(client, FEW).values())
+    assert not leaks(shown)
+    assert "***" in shown or kind in ("filter", "no text", "list", "empty")
+    # The first word of an endpoint, too, and the traceback of what it ends in.
+    chats.fault = lambda text, times: KINDS[kind](SECRET)
+    fault = raised(lambda: ask(chats, **settings))
+    assert (fault is None) == (kind in ("refusal", "filter", "answer"))
+    assert not leaks("".join(traceback.format_exception(fault)))
+    while fault is not None:  # what tools other than Python's own would show
+        assert not leaks(repr(fault))
+        fault = fault.__context__
+    assert not leaks(caplog.text)
+    assert not any(leaks(path.read_bytes().decode(errors="replace")) for path in tmp_path.iterdir())
+
+
+def test_a_key_in_the_wrong_place_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXLEX_TEST_KEY", SECRET)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    secret, url = quote(SECRET, safe=""), "http://127.0.0.1:1"
+    for settings in (
+        {"base_url": f"{url}/{secret}/v1", "key_variable": "PIXLEX_TEST_KEY"},
+        {"base_url": f"{url}/v1?key={secret}"},
+        {"base_url": f"{url}/v1#{secret}"},
+        {"base_url": f"me:{secret}@127.0.0.1:1/v1"},
+        {"base_url": f"ftp://me:{secret}@127.0.0.1:1/v1"},
+        {"base_url": f"{url}/v1", "key_variable": SECRET},
+        {"base_url": f"{url}/v1", "key_variable": "gsk_0123456789abcdefXYZ"},
+    ):
+        with pytest.raises(ValueError, match=r"key|address") as refused:
+            connect(LLMOptions(model="tiny", **settings))
+        assert not leaks(f"{refused.value}")
+        assert "gsk" not in f"{refused.value}"
+    monkeypatch.setenv("PIXLEX_TEST_KEY", f"{SECRET}\n{SECRET}")
+    with pytest.raises(ValueError, match="characters that cannot be sent") as refused:
+        connect(LLMOptions(model="tiny", base_url=f"{url}/v1", key_variable="PIXLEX_TEST_KEY"))
+    assert not leaks(f"{refused.value}")
+
+
+def test_a_placeholder_of_a_key_hides_no_word() -> None:
+    """Servers that want no key are given "none" or "EMPTY": no secret, and perhaps an answer."""
+    assert Quoter("dog").hide("a dog") == "a dog"
+    assert Quoter("sk-no-key-required").hide("a required parameter") == "a required parameter"
+    assert Quoter(SECRET).hide("a" * 2**18 + FORMS["header"]).startswith("aaa")  # in no time
+    assert Quoter(None).show("a\x1b[2Jb\n" + "c" * 1000).startswith("a [2Jb cc")

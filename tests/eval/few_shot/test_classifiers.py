@@ -1,0 +1,234 @@
+"""Classifiers of features: against slow references, fair in ties, blind to what they must not see."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.eval.few_shot.fakes import FakeReader, labeled, paper_settings
+from tests.tiny import tiny_language, tiny_lqae, tiny_mae, tiny_vqvae, write_images
+
+from pixlex.data.images import open_source
+from pixlex.data.loader import evaluation_batches
+from pixlex.data.sources import ImageSource
+from pixlex.eval.few_shot.classifiers import (
+    Chance,
+    LinearPerEpisode,
+    NearestClassMean,
+    fair_credit,
+    similarities,
+    word_classifiers,
+)
+from pixlex.eval.few_shot.episodes import Episode, Setting, Shown, sample_episodes
+from pixlex.eval.few_shot.features import (
+    BagOfWords,
+    EncoderFeatures,
+    Features,
+    LayerFeatures,
+    PixelFeatures,
+    SentenceFeatures,
+)
+from pixlex.eval.few_shot.readers import ModelWords
+from pixlex.models.lqae import LQAE
+from pixlex.nn.language import load_language_model
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
+    return labeled(tmp_path_factory.mktemp("labeled"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> LQAE:
+    return tiny_lqae(tiny_language(tmp_path_factory.mktemp("language")), search="raw")
+
+
+def credits_of(
+    features: Features, images: ImageSource, setting: Setting, count: int = 12
+) -> list[float | None]:
+    episodes = sample_episodes(images, setting, count=count, seed=0).episodes
+    return [one.credit for one in NearestClassMean(features).answer(setting, episodes, images)]
+
+
+@pytest.mark.parametrize("ways", [2, 5])
+def test_constant_input_scores_exactly_chance(images: ImageSource, model: LQAE, ways: int) -> None:
+    """With one text for all images nothing can be distinguished, whatever the order of the names."""
+    setting, constant = Setting(ways=ways, shots=3), FakeReader(constant=True)
+
+    class Word(FakeReader):
+        def _text(self, images: ImageSource, index: int) -> str:
+            return " ".join([model.vocabulary.words[5]] * 16)
+
+    for features in (
+        BagOfWords(constant),
+        SentenceFeatures(constant, model.language),
+        LayerFeatures(model, Word()),
+        LayerFeatures(model, Word(), "last"),
+    ):
+        assert credits_of(features, images, setting) == [pytest.approx(1 / ways)] * 12
+    episodes = sample_episodes(images, setting, count=3, seed=0).episodes
+    assert [one.credit for one in Chance().answer(setting, episodes, images)] == [1 / ways] * 3
+
+
+def test_words_that_tell_classes_apart_are_always_right(images: ImageSource) -> None:
+    assert credits_of(BagOfWords(FakeReader()), images, Setting(ways=5, shots=2)) == [1.0] * 12
+    # Every picture is noise around its class's color.
+    assert np.mean([c or 0 for c in credits_of(PixelFeatures(16), images, Setting(ways=5, shots=3))]) > 0.95
+
+
+def test_repeats_induction_and_names_change_nothing(images: ImageSource, model: LQAE) -> None:
+    features = LayerFeatures(model, ModelWords(model, name="tiny"))
+    settings = [one for naming in ("real", "nonsense") for one in paper_settings(2, naming)]  # type: ignore[arg-type]
+    results = {one: credits_of(features, images, one) for one in settings if one.shots == 1}
+    assert len(results) == 10
+    assert len({tuple(values) for values in results.values()}) == 1
+
+
+def test_sentence_vectors_are_the_mean_over_real_words(model: LQAE) -> None:
+    """Against the encoder's own tokenizer and network, one text at a time; a longer text is read in pieces."""
+    words, features = model.vocabulary.words, SentenceFeatures(FakeReader(), model.language)
+    texts = [words[3], " ".join(words[:20]), " ".join(words[40:45])]
+    for text, vector in zip(texts, features.encode(texts), strict=True):
+        ids = torch.tensor([model.language.tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            expected = model.language(model.language.word_embedding[ids]).last.mean(1)[0]
+        assert vector == pytest.approx(expected.numpy(), abs=1e-5)
+    room = model.language.max_words - model.language.tokenizer.num_special_tokens_to_add()
+    piece, other = words[:room], words[100 : 100 + room]
+    full, first, second = features.encode([" ".join((*piece, *other)), " ".join(piece), " ".join(other)])
+    assert full == pytest.approx((first + second) / 2, abs=1e-5)
+
+
+def test_similarities_and_ties(images: ImageSource) -> None:
+    generator = np.random.default_rng(0)
+    means, query = generator.normal(size=(4, 6)), generator.normal(size=6)
+    expected = [float(m @ query / np.sqrt((m @ m) * (query @ query))) for m in means]
+    assert similarities(means, query, "cosine") == pytest.approx(expected)
+    distances = [np.sqrt(((m - query) ** 2).sum()) for m in means]
+    assert -similarities(means, query, "euclidean") == pytest.approx(distances)
+    assert similarities(np.zeros((2, 6)), query, "cosine").tolist() == [0, 0]
+    episode = sample_episodes(images, Setting(ways=3, shots=1), count=1, seed=0).episodes[0]
+    for place in range(3):
+        values = [0.0, 0.0, 0.0]
+        values[place] = 1.0
+        assert fair_credit(episode, values, tolerance=0.0).credit == float(place == episode.answer)
+        values[place] = -1.0
+        assert fair_credit(episode, values, tolerance=0.0).credit == (0.0 if place == episode.answer else 0.5)
+
+
+@pytest.mark.timeout(600)
+def test_the_embedded_encoder_knows_what_is_alike() -> None:
+    encoder = SentenceFeatures(FakeReader(), load_language_model())
+    cat, kitten, bank = encoder.encode(["a cat sits", "a kitten is sitting", "the bank raised its rates"])
+    assert similarities(np.stack([kitten, bank]).astype(float), cat.astype(float), "cosine").argmax() == 0
+
+
+def test_kinds_of_words(model: LQAE) -> None:
+    reader, kinds = ModelWords(model, name="m"), ("layers", "last-layer", "bag")
+    assert len(word_classifiers(reader, kinds, model=model)) == 3
+    assert [row.name for row in word_classifiers(reader, kinds)] == ["m, bag of words"]
+
+
+def _loss(weights: np.ndarray, rows: np.ndarray, classes: np.ndarray, strength: float) -> float:
+    """0.5 |w|^2 + C sum of cross-entropies, of weights (classes, columns + 1)."""
+    logits = rows @ weights[:, :-1].T + weights[:, -1]
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(rows)), classes]
+    return float(0.5 * (weights[:, :-1] ** 2).sum() + strength * losses.sum())
+
+
+def test_three_classes_are_fitted_to_the_minimum_of_the_stated_loss() -> None:
+    """Gradient descent on the equation, in float64, gives the same logits."""
+    draw = np.random.default_rng(0)
+    support, classes, query = draw.normal(size=(9, 4)), np.arange(9) % 3, draw.normal(size=4)
+    values = LinearPerEpisode(PixelFeatures(), strength=2.0).values(support, classes, query)
+    center = support.mean(0)
+    scale = np.linalg.norm(support - center, axis=1).mean()
+    rows = torch.tensor((support - center) / scale)
+    weights = torch.zeros(3, 5, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], lr=1, max_iter=500, tolerance_grad=1e-10, tolerance_change=0)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        logits = rows @ weights[:, :-1].T + weights[:, -1]
+        loss = 0.5 * weights[:, :-1].square().sum() + 2.0 * torch.nn.functional.cross_entropy(
+            logits, torch.tensor(classes), reduction="sum"
+        )
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    fitted = weights.detach().numpy()
+    assert _loss(fitted, rows.numpy(), classes, 2.0) < _loss(fitted + 0.01, rows.numpy(), classes, 2.0)
+    expected = fitted[:, :-1] @ ((query - center) / scale) + fitted[:, -1]
+    assert values - values.mean() == pytest.approx(expected - expected.mean(), abs=1e-4)
+
+
+def test_scale_and_place_of_the_features_do_not_matter() -> None:
+    """Nor, but for their order, does which class is called which."""
+    draw = np.random.default_rng(1)
+    support, classes, query = draw.normal(size=(10, 6)), np.arange(10) % 2, draw.normal(size=6)
+    values = LinearPerEpisode(PixelFeatures()).values
+    expected = values(support, classes, query)
+    assert values(1000 * support + 7, classes, 1000 * query + 7) == pytest.approx(expected, abs=1e-5)
+    assert values(support, 1 - classes, query) == pytest.approx(expected[::-1], abs=1e-5)
+    weak = LinearPerEpisode(PixelFeatures(), strength=1e-4).values(support, classes, query)
+    assert weak == pytest.approx([0, 0], abs=1e-2)
+    with pytest.raises(ValueError, match=r"strength must be above 0, got 0"):
+        LinearPerEpisode(PixelFeatures(), strength=0.0)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
+    """Ten pictures; the last is a copy of the first, and one cannot be read."""
+    folder = write_images(tmp_path_factory.mktemp("images"), [f"{number}.png" for number in range(8)])
+    (folder / "8.png").write_bytes(b"no picture")
+    (folder / "9.png").write_bytes((folder / "0.png").read_bytes())
+    return open_source(str(folder))
+
+
+def _episode(support: list[int], query: int, answer: int, number: int = 0) -> Episode:
+    shown = tuple(Shown(image=image, name=place % 2) for place, image in enumerate(support))
+    return Episode(number=number, names=("cat", "dog"), support=shown, query=query, answer=answer)
+
+
+def test_a_copy_is_recognized_and_a_broken_image_fails_its_episode_alone(source: ImageSource) -> None:
+    """By the features of either kind of model, whatever stands first; equal images share the credit."""
+    episodes = [
+        _episode([0, 1, 2, 3], 9, 0, 5),
+        _episode([1, 0, 3, 2], 9, 1, 6),
+        _episode([0, 1], 9, 1, 7),
+        _episode([0, 9], 3, 1, 8),
+        _episode([0, 8], 1, 0, 9),
+    ]
+    for model in (tiny_mae(), tiny_vqvae()):
+        classifier = LinearPerEpisode(EncoderFeatures(model, name="tiny"))
+        answers = list(classifier.answer(Setting(ways=2, shots=2), episodes, source))
+        assert [(one.episode, one.credit, one.text) for one in answers] == [
+            (5, 1.0, "cat"), (6, 1.0, "dog"), (7, 0.0, "cat"), (8, 0.5, "cat | dog"), (9, None, ""),
+        ]  # fmt: skip
+        assert "cannot be read" in answers[-1].detail
+        assert classifier.name == "tiny, encoder + linear"
+
+
+def test_features_are_those_of_the_model_and_read_once(
+    source: ImageSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image goes through the encoder once, however many episodes show it."""
+    model, features = tiny_mae(), EncoderFeatures(tiny_mae(), name="MAE")
+    (batch,) = evaluation_batches(source, image_size=32, batch_size=16)
+    kept = features.read(source, range(10))
+    assert 8 not in kept
+    found = features.vectors([kept[index] for index in (0, 3, 9)])
+    assert found == pytest.approx(model.embed(batch.images).numpy()[[0, 3, 8]], abs=1e-5)
+    asked: list[int] = []
+    read = source.read
+    monkeypatch.setattr(type(source), "read", lambda self, index: (asked.append(index), read(index))[1])
+    episodes = [_episode([0, 1], 2, 0, number) for number in range(5)]
+    list(LinearPerEpisode(features).answer(Setting(ways=2, shots=1), episodes, source))
+    assert asked == [0, 1, 2]
+
+
+def test_the_identity_tells_weights_and_strength_apart() -> None:
+    one, other = (EncoderFeatures(tiny_mae(seed=seed), name="MAE") for seed in (0, 1))
+    classifiers = [LinearPerEpisode(one), LinearPerEpisode(other), LinearPerEpisode(one, strength=2.0)]
+    assert len({classifier.identity for classifier in classifiers}) == 3
