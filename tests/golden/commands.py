@@ -87,7 +87,7 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def _metrics(path: Path) -> list[str]:
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [f"{number} {key} {value}" for number, line in enumerate(lines) for key, value in _flat(line)
+    return [f"{number} {key} {value}" for number, line in enumerate(lines) for key, value in sorted(_flat(line))
             if not _VOLATILE.search(key)]  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def test_commands(shown: Mapping[str, list[str]]) -> None:
             changed += [f"{name}: {line}" for line in difflib.unified_diff(then, now, lineterm="", n=0)]
         elif len(then) != len(now):
             changed.append(f"{name}: {len(then)} lines were, {len(now)} are")
-    assert changed == []
+    assert not changed, "\n".join(changed)
 
 
 def processor() -> str:
