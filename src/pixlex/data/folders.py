@@ -151,15 +151,11 @@ def is_image_file(path: Path) -> bool:
 
 
 def image_path(value: object, where: str, folder: Path) -> str:
-    """Return the path of an image as a cell names it; of a file:// URL what it stands for.
-
-    Args:
-        value: What the cell holds.
-        where: The row, for the error.
-        folder: What paths are relative to.
+    """Return the path of an image as a cell names it, relative to a folder; of a file:// URL what it stands for.
 
     Raises:
-        ValueError: It is no text, empty, no path, an address of the web, or written with backslashes.
+        ValueError: It is no text, empty, no path, an address of the web, or written with backslashes; `where`
+            names the row.
     """
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{where}: expected a path, got {quoted(value)}")

@@ -11,8 +11,7 @@ import pyarrow as pa
 
 from pixlex.data.decoding import ImageRecord, UnreadableImage
 from pixlex.data.labels import Labels, labels_of_known_classes, resolve_labels, row_label
-from pixlex.data.sources import fingerprint, stored_bytes
-from pixlex.data.tables import unreadable_column
+from pixlex.data.sources import fingerprint, stored_bytes, unreadable_column
 from pixlex.data.text import json_value
 from pixlex.files import read_regular
 from pixlex.messages import not_installed, quoted
@@ -78,9 +77,7 @@ class DatasetSource:
 def open_hub(description: str, *, numbered: bool = False) -> DatasetSource:
     """Open NAME[:SPLIT] of the Hugging Face Hub through `datasets`; the split is "train" by default.
 
-    Args:
-        description: Name and split.
-        numbered: Call classes without a name by their number, see `pixlex.data.labels.resolve_labels`.
+    For `numbered` see `pixlex.data.labels.resolve_labels`.
 
     Raises:
         ModuleNotFoundError: `datasets` is not installed.

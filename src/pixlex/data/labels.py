@@ -9,13 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int64
 
-from pixlex.data.remote import AnyPath
 from pixlex.data.text import csv_rows, plain_text, whole_number
 from pixlex.messages import quoted
+
+if TYPE_CHECKING:
+    from pixlex.data.remote import AnyPath
 
 # The file beside a source that names its classes.
 CLASSES_FILE = "classes.csv"
@@ -96,13 +99,10 @@ def labels_of_known_classes(
     """Return labels whose classes are declared beforehand, as in a `datasets.ClassLabel`.
 
     Args:
-        values: Class index of each image; None or -1 where unknown.
+        values: Class index of each image; None or -1 where unknown; else a `ValueError` is raised.
         names: Name of each class index.
         source: Name of the source, for errors.
         folder: Where `classes.csv` is looked for, see `spoken_names`.
-
-    Raises:
-        ValueError: An index is no whole number, or lies outside the names.
     """
     indices = np.full(len(values), -1, dtype=np.int64)
     for row, value in enumerate(values):
@@ -199,11 +199,8 @@ def _numbered(rows: Sequence[RowLabel], names: dict[int, str]) -> dict[int, str]
 
 
 def _half_a_label(position: int, row: RowLabel, source: str, folder: AnyPath | None) -> str:
-    given = (
-        f"label {row.label} has no name"
-        if row.class_name is None
-        else f"{quoted(row.class_name)} has no label"
-    )
+    has_no_name = row.class_name is None
+    given = f"label {row.label} has no name" if has_no_name else f"{quoted(row.class_name)} has no label"
     remedy = "give each labeled image an integer label and a class_name"
     if folder is not None:
         remedy += f", or name the classes in {folder / CLASSES_FILE} (columns label,class_name)"
@@ -328,17 +325,17 @@ def _warn(names: Mapping[int, str], spoken: Mapping[int, str], unclear: set[int]
     """Say which names were changed, and that others are no names."""
     changed = [label for label, name in spoken.items() if name != " ".join(names[label].split())]
     same = [label for label in spoken if label in unclear and label not in changed]
-    remedy = f"a {CLASSES_FILE} in their folder (label or wnid, and class_name) names them otherwise"
+    remarks = []
     if changed:
-        first = f"{quoted(names[changed[0]])} as {quoted(spoken[changed[0]])}"
-        warnings.warn(
-            f"{source}: {len(changed)} of {len(names)} class names are taken by their first synonym, or without "
-            f"characters that no tokenizer reads, such as {first}; {remedy}",
-            stacklevel=4,
+        remarks.append(
+            f"{len(changed)} of {len(names)} class names are taken by their first synonym, or without characters "
+            f"that no tokenizer reads, such as {quoted(names[changed[0]])} as {quoted(spoken[changed[0]])}"
         )
     if same:
-        warnings.warn(
-            f"{source}: {len(same)} of {len(names)} class names are lists or ids, and answers would be such, the "
-            f"first is {quoted(spoken[same[0]])}; {remedy}",
-            stacklevel=4,
+        remarks.append(
+            f"{len(same)} of {len(names)} class names are lists or ids, and answers would be such, the first is "
+            f"{quoted(spoken[same[0]])}"
         )
+    remedy = f"a {CLASSES_FILE} in their folder (label or wnid, and class_name) names them otherwise"
+    for remark in remarks:
+        warnings.warn(f"{source}: {remark}; {remedy}", stacklevel=4)

@@ -66,11 +66,9 @@ class _NotWritten(Exception):
 
 @dataclass(frozen=True)
 class FileState:
-    """What tells one content of a file from another.
+    """What tells one content of a file from another: size in bytes, and time of change or name of the content.
 
-    Attributes:
-        size: In bytes; None where a server does not say.
-        version: Time of change, or what a server calls the content; empty where it does not say.
+    None and an empty text where a server does not say.
     """
 
     size: int | None
@@ -246,21 +244,13 @@ AnyPath = Path | RemotePath
 
 
 class RangeFile(io.RawIOBase):
-    """A remote file read from any position, by one request a read; it holds nothing open.
-
-    Raises:
-        ValueError: As `RemotePath`, or the server does not say how large the file is.
-    """
+    """A remote file read from any position, by one request a read; it holds nothing open."""
 
     def __init__(self, remote: RemotePath) -> None:
         size = remote.state().size
         if size is None:
             raise ValueError(f"{remote} cannot be read in parts: the server does not say how large it is")
         self._remote, self._size, self._position = remote, size, 0
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
 
     def seekable(self) -> bool:
         """It is."""
@@ -363,11 +353,7 @@ def cache_folder() -> Path:
 
 
 def cache_bytes() -> int:
-    """Return how much the downloaded shards may take up together.
-
-    Raises:
-        ValueError: The environment says something else than a number above 0.
-    """
+    """Return how much the downloaded shards may take up together; raises `ValueError` for no number above 0."""
     text = os.environ.get(SIZE_VARIABLE, "").strip() or str(_DEFAULT_GB)
     try:
         gigabytes = float(text)

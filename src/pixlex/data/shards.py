@@ -34,7 +34,7 @@ from pixlex.data.remote import (
     RemotePath,
     cache_bytes,
     cache_folder,
-)
+)  # fmt: skip
 from pixlex.data.sources import ImageSource, ImageSubset, PassedOver, fingerprint, names_within
 from pixlex.data.tar import SCHEMA, scan_shard
 from pixlex.files import open_regular, write_atomically
@@ -254,17 +254,7 @@ def _decoded(text: bytes) -> str:
 
 
 def index_shard(shard: Shard, name: str, *, captioned: bool) -> pa.Table:
-    """Return what a shard holds (see `pixlex.data.tar.scan_shard`), as it was cached until the shard changes.
-
-    Args:
-        shard: The tar file.
-        name: What its keys begin with.
-        captioned: See `open_shards`.
-
-    Raises:
-        ValueError: As `scan_shard`, or it cannot be read.
-        Unreachable: It cannot be downloaded.
-    """
+    """Return what `pixlex.data.tar.scan_shard` finds in a shard, cached until the shard changes."""
     state = _state_of(shard)
     where = str(shard) if isinstance(shard, CachedFile) else str(shard.absolute())
     named = hashlib.sha256(f"{where}\n{captioned}".encode(errors="surrogateescape")).hexdigest()[:32]

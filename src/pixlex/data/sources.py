@@ -12,17 +12,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 
 from pixlex.batch import ImageBatch, Skipped
 from pixlex.data.decoding import IMAGE_SUFFIXES, MAX_FILE_BYTES, ImageRecord, UnreadableImage
-from pixlex.data.labels import Labels
 from pixlex.data.remote import AnyPath, NoSuchFile, RemotePath, Unreachable
 from pixlex.files import Damaged, read_regular, sealed, unsealed
 from pixlex.messages import quoted
+
+if TYPE_CHECKING:
+    from pixlex.data.labels import Labels
 
 NO_FILE = "the file does not exist"
 
@@ -161,13 +163,7 @@ def read_file(path: AnyPath, key: str) -> bytes:
 def stored_bytes(cell: Any, folder: AnyPath, key: str) -> bytes:
     """Return the bytes of a table's cell: bytes themselves, or {"bytes", "path"} as `datasets` stores images.
 
-    Args:
-        cell: What the cell holds.
-        folder: Folder that a path without bytes is relative to.
-        key: Name of the image, for the error.
-
-    Raises:
-        UnreadableImage: The cell holds neither, or the file at the path cannot be read.
+    A path without bytes is relative to the folder; raises `UnreadableImage` naming the key.
     """
     path = None
     if isinstance(cell, dict):
@@ -180,6 +176,11 @@ def stored_bytes(cell: Any, folder: AnyPath, key: str) -> bytes:
         return bytes(cell)
     except (TypeError, ValueError) as fault:  # a list with a gap
         raise UnreadableImage(key, f"expected bytes, got {quoted(cell)}") from fault
+
+
+def unreadable_column(path: object, name: str, fault: BaseException) -> ValueError:
+    """Return the error of a column of a table that cannot be read."""
+    return ValueError(f"{path}: the column {name} cannot be read: {quoted(str(fault), 200)}")
 
 
 def names_within(paths: Sequence[AnyPath]) -> tuple[str, ...]:

@@ -9,10 +9,9 @@ import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 from pixlex.data.decoding import ImageRecord, UnreadableImage, holds_image
 from pixlex.data.labels import Labels, labels_of_known_classes, resolve_labels, row_label
 from pixlex.data.remote import AnyPath, NoSuchFile, RangeFile, RemotePath, Unreachable
-from pixlex.data.sources import PassedOver, fingerprint, names_within, stored_bytes
+from pixlex.data.sources import PassedOver, fingerprint, names_within, stored_bytes, unreadable_column
 from pixlex.data.text import check_columns, json_value
 from pixlex.files import open_regular
 from pixlex.messages import quoted
@@ -51,8 +50,7 @@ def table_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[st
     return [dict(zip(names, row, strict=True)) for row in zip(*(found[name] for name in names), strict=True)]
 
 
-@dataclass(frozen=True)
-class _RowGroup:
+class _RowGroup(NamedTuple):
     """Where a run of rows lies: rows first, first + 1, ... of the source are row group `group` of a file."""
 
     file: int
@@ -259,11 +257,6 @@ def _read_columns(parquet: Any, path: AnyPath, names: Sequence[str]) -> dict[str
         except UnicodeDecodeError:
             found[name] = [_text(cell, f"{path}#{row}, column {name}") for row, cell in enumerate(cells)]
     return found
-
-
-def unreadable_column(path: object, name: str, fault: BaseException) -> ValueError:
-    """Return the error of a column that cannot be read."""
-    return ValueError(f"{path}: the column {name} cannot be read: {quoted(str(fault), 200)}")
 
 
 def _text(cell: Any, where: str) -> Any:

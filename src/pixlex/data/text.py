@@ -14,13 +14,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixlex.data.remote import AnyPath
 from pixlex.files import open_regular
 from pixlex.messages import quoted
+
+if TYPE_CHECKING:
+    from pixlex.data.remote import AnyPath
 
 _CLEANED = str.maketrans({**dict.fromkeys(",.'!?\"()*#:;~", ""), "-": " ", "/": " "})
 
