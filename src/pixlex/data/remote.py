@@ -252,6 +252,10 @@ class RangeFile(io.RawIOBase):
             raise ValueError(f"{remote} cannot be read in parts: the server does not say how large it is")
         self._remote, self._size, self._position = remote, size, 0
 
+    def readable(self) -> bool:
+        """It is; pyarrow asks."""
+        return True
+
     def seekable(self) -> bool:
         """It is."""
         return True
