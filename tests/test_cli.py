@@ -25,7 +25,7 @@ from pixlex.api import ImageTokenizer, load
 from pixlex.cli import facts, finetuning, main, parse, tokens, training
 from pixlex.cli.train import overrides_of
 from pixlex.config.run import FAMILIES, describe_fields, read_run, recipe_names
-from pixlex.data import embedded, hub
+from pixlex.data import embedded, images
 from pixlex.encoding import read_codes
 from pixlex.eval.few_shot import classifiers
 from pixlex.files import read_json
@@ -219,7 +219,7 @@ def test_fine_tuning_from_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) 
         ("wandb", lambda folder: Tracker(folder, 0, wandb=True), "wandb"),
         ("sklearn", lambda folder: classifiers._logistic_regression(1.0), "eval"),
         ("faiss", lambda folder: nearest.faiss(), "search"),
-        ("datasets", lambda folder: hub._datasets(), "datasets"),
+        ("datasets", lambda folder: images._datasets(), "datasets"),
         ("sklearn.datasets", lambda folder: embedded._digits(), "embedded"),
     ],
 )

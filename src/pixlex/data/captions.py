@@ -11,8 +11,7 @@ from pixlex.data.annotations import Annotations, Entry, read_annotations
 from pixlex.data.captioned import NoCaptions, PairSource, pair
 from pixlex.data.descriptions import SetDescription
 from pixlex.data.folders import FileSource, below, image_path
-from pixlex.data.hub import DatasetSource
-from pixlex.data.images import open_source
+from pixlex.data.images import DatasetSource, open_source
 from pixlex.data.labels import RowLabel, no_labels, resolve_labels, row_label
 from pixlex.data.scenes import ScenesSource
 from pixlex.data.shards import TarSource

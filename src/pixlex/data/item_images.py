@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from pixlex.data.folders import FileSource, below, image_path, is_image_name, open_folder
-from pixlex.data.hub import DatasetSource
-from pixlex.data.images import open_source
+from pixlex.data.images import DatasetSource, open_source
 from pixlex.data.labels import no_labels
 from pixlex.data.listed import Listing, Row, id_of, is_nothing
 from pixlex.data.reasoning import ReasoningSource
