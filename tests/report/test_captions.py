@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pixlex.report.captions import Captioned, captioned_images
+from pixlex.report.figures import Captioned, captioned_images
 
 
 def test_an_image_and_its_texts_share_a_row(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pixlex.report.contact_sheet import Thumbnail, contact_sheet
+from pixlex.report.figures import Thumbnail, contact_sheet
 
 RED, GREEN, BLUE = (250, 10, 10), (10, 250, 10), (10, 10, 250)
 

@@ -15,9 +15,9 @@ from pixlex.eval.few_shot.classifiers import Answer
 from pixlex.eval.few_shot.episodes import PAPER_COLUMNS, Setting, sample_episodes, setting_of
 from pixlex.eval.few_shot.published import published_rows
 from pixlex.eval.few_shot.run import Cell
-from pixlex.report.episodes import ShownEpisode, draw_episode_examples, draw_episodes
 from pixlex.report.few_shot import draw_accuracies, write_few_shot_page, write_results
 from pixlex.report.few_shot_tables import markdown_table, notes_of, rows_of, table_lines, warnings_of
+from pixlex.report.galleries import ShownEpisode, draw_episode_examples, draw_episodes
 
 
 def cell(setting: Setting, accuracy: float | None = 0.625, **change: object) -> Cell:

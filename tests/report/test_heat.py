@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from pixlex.eval.gradcam import Explanation
-from pixlex.report.heat import explained_image, heated
+from pixlex.report.galleries import explained_image, heated
 
 
 def _map(row: int, column: int, height: float = 1.0) -> Tensor:

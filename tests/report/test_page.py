@@ -22,10 +22,9 @@ from pixlex.config.lqae import LQAEConfig, VQVAEConfig
 from pixlex.config.run import LQAERun, Run, VQVAERun
 from pixlex.eval.examples import Examples
 from pixlex.eval.reconstruction import ReconstructionResult
-from pixlex.report.captions import Captioned
+from pixlex.report.figures import Captioned, to_bytes
 from pixlex.report.measures import measure_of
 from pixlex.report.page import comparison, run_page, write_page
-from pixlex.report.pictures import to_bytes
 
 EVIL = "<script>alert('x')</script>"
 NUMBERS = {"eval/mse": 0.02, "eval/mean_image_mse": 0.08, "eval/psnr": 17.0, "eval/codebook_usage": 0.0375}

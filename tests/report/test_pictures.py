@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pixlex.report.pictures import (
+from pixlex.report.figures import (
     BREAK,
     fitted,
     font,

@@ -11,16 +11,15 @@ from PIL import Image
 
 from pixlex.data.images import open_source
 from pixlex.eval.pretraining import RebuiltExamples
-from pixlex.report.gallery import choose_codewords, codeword_gallery
-from pixlex.report.pictures import labeled_rows
-from pixlex.report.rebuilt import rebuilt_images
+from pixlex.report.figures import image_columns
+from pixlex.report.galleries import choose_codewords, codeword_gallery, reconstructed_pairs
 
 
-def test_rebuilt_images_stand_in_their_columns(tmp_path: Path) -> None:
+def test_reconstructed_pairs_stand_in_their_columns(tmp_path: Path) -> None:
     """Four columns of one color each, two rows, both texts below each."""
     columns = [torch.full((2, 3, 16, 16), shade) for shade in (0.0, 0.25, 0.5, 1.0)]
     examples = RebuiltExamples(("a", "b"), ("a text", "a very long text " * 40), ("another", ""), *columns)
-    sheet = np.asarray(Image.open(rebuilt_images(examples, tmp_path / "rebuilt.png")))
+    sheet = np.asarray(Image.open(reconstructed_pairs(examples, tmp_path / "rebuilt.png")))
     side = 256
     for column, shade in enumerate((0, 64, 128, 255)):
         for row in range(2):
@@ -58,7 +57,6 @@ def test_a_gallery_shows_the_patches_of_each_codeword(tmp_path: Path) -> None:
         torch.arange(6),
         torch.stack(codes),
         image_size=32,
-        grid=2,
         num_codewords=4,
         path=tmp_path / "gallery.png",
     )
@@ -76,4 +74,4 @@ def test_a_gallery_shows_the_patches_of_each_codeword(tmp_path: Path) -> None:
 def test_labels_of_rows(tmp_path: Path, count: int) -> None:
     """A sheet without rows is its titles alone."""
     columns = {"original": torch.zeros(count, 3, 8, 8)}
-    assert labeled_rows(columns, ["text"] * count, tmp_path / "sheet.png").is_file()
+    assert image_columns(columns, tmp_path / "sheet.png", ["text"] * count).is_file()

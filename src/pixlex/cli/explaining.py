@@ -25,7 +25,7 @@ from pixlex.files import write_json
 from pixlex.messages import quoted
 from pixlex.models.reasoner import Reasoner
 from pixlex.report.drawing import drawn
-from pixlex.report.heat import explained_image
+from pixlex.report.galleries import explained_image
 from pixlex.report.measures import measure_of
 
 # Cleaning is not to cut: what is too long is said in words that the model counts.

@@ -25,9 +25,9 @@ from pixlex.eval.few_shot.prompted import PromptedClassifier
 from pixlex.eval.few_shot.published import read_open_ended
 from pixlex.eval.few_shot.run import Cell, run_few_shot
 from pixlex.report.drawing import drawn
-from pixlex.report.episodes import draw_episode_examples
 from pixlex.report.few_shot import draw_accuracies, write_few_shot_page, write_results
 from pixlex.report.few_shot_tables import markdown_table, table_lines, warnings_of, ways_of
+from pixlex.report.galleries import draw_episode_examples
 
 # Folder inside the one of the results.
 _EPISODES = "episodes"

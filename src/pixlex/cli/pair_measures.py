@@ -31,10 +31,9 @@ from pixlex.models.inference import compute_rows, computing
 from pixlex.nn.masking import split_patches
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.report.drawing import drawn
-from pixlex.report.gallery import codeword_gallery
+from pixlex.report.galleries import codeword_gallery, reconstructed_pairs
 from pixlex.report.measures import measure_of
 from pixlex.report.pretraining import pretraining_page
-from pixlex.report.rebuilt import rebuilt_images
 
 
 def retrieval(options: RetrievalOptions) -> int:
@@ -162,7 +161,7 @@ def reconstruct_pairs(options: ReconstructOptions, source: PairSource) -> int:
     split = split_patches(len(batch.images), num_patches, num_visible, torch.Generator().manual_seed(0))
     with computing(device, options.precision):
         examples = rebuilt_examples(model, batch.to(device), split.to(device), options.limit)
-    rebuilt_images(examples, options.out)
+    reconstructed_pairs(examples, options.out)
     values = {
         "path": str(options.out),
         "keys": list(examples.keys),
@@ -236,7 +235,7 @@ def draw_gallery(options: GalleryOptions) -> int:
         options.out,
         lambda path: codeword_gallery(
             source, indices, found, image_size=model.config.image_size, cut=model.config.cut,
-            grid=model.grid, num_codewords=options.codewords, seed=options.seed, path=path,
+            num_codewords=options.codewords, seed=options.seed, path=path,
         ),
     )  # fmt: skip
     return 0

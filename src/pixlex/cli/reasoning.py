@@ -25,8 +25,8 @@ from pixlex.eval.reasoning import ReasoningResult, evaluate_reasoning
 from pixlex.eval.vqa_score import write_vqa_submission
 from pixlex.files import write_json, write_text
 from pixlex.models.resized import resized
-from pixlex.report.captions import captioned_images
 from pixlex.report.drawing import drawn
+from pixlex.report.figures import captioned_images
 from pixlex.report.measures import measure_of
 from pixlex.report.page import write_page
 from pixlex.report.reasoning import answer_notes, answered_items

@@ -13,8 +13,8 @@ from pixlex.cli.search import IndexOptions, SearchOptions
 from pixlex.cli.tokens import remark_skipped
 from pixlex.data.images import UnreadableImage
 from pixlex.messages import printable
-from pixlex.report.contact_sheet import Thumbnail, contact_sheet
 from pixlex.report.drawing import drawn
+from pixlex.report.figures import Thumbnail, contact_sheet
 from pixlex.search import Hit, ImageIndex, SearchResult
 
 

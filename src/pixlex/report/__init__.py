@@ -3,9 +3,9 @@
 from pixlex.report.ablations import ablation_table, write_ablation
 from pixlex.report.card import model_card
 from pixlex.report.drawing import drawn
+from pixlex.report.figures import image_columns, reconstruction_grid
 from pixlex.report.measuring import Progress
 from pixlex.report.page import run_page, write_page
-from pixlex.report.pictures import image_columns, reconstruction_grid
 from pixlex.report.plots import curves
 from pixlex.report.progress import progress_of
 

@@ -21,10 +21,9 @@ from pixlex.config.run import LQAERun, Run
 from pixlex.eval.examples import Examples
 from pixlex.eval.reconstruction import ReconstructionResult
 from pixlex.files import write_text
-from pixlex.report.captions import Captioned
 from pixlex.report.drawing import escape
+from pixlex.report.figures import BREAK, Captioned, Color, fitted, ink_on, line_width, patch_colors, to_bytes
 from pixlex.report.measures import measure_of
-from pixlex.report.pictures import BREAK, Color, fitted, ink_on, line_width, patch_colors, to_bytes
 
 _FAMILIES = {"lqae": "LQAE", "vqvae": "VQ-VAE"}
 # Larger pictures look better interpolated.

@@ -20,10 +20,9 @@ from pixlex.eval.pretraining import PretrainingResult, RebuiltExamples, evaluate
 from pixlex.eval.retrieval import evaluate_retrieval, gallery
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.report.drawing import drawn
-from pixlex.report.gallery import codeword_gallery
+from pixlex.report.galleries import codeword_gallery, reconstructed_pairs
 from pixlex.report.measuring import Progress, unreadable
 from pixlex.report.page import write_page
-from pixlex.report.rebuilt import rebuilt_images
 
 _CODES = "validation-codes.npz"
 _SHOWN_CODEWORDS = 12
@@ -108,7 +107,6 @@ class PretrainingProgress(Progress):
                 codes,
                 image_size=self.run.model.image_size,
                 cut=self.run.model.cut,
-                grid=self.run.model.grid,
                 num_codewords=_SHOWN_CODEWORDS,
                 path=path,
             ),
@@ -116,7 +114,9 @@ class PretrainingProgress(Progress):
         self._show(CODEWORDS, gallery_of_codewords)
 
     def _draw_rebuilt(self, examples: RebuiltExamples, step: int) -> None:
-        self._show(REBUILT, drawn(self.picture("rebuilt", step), lambda path: rebuilt_images(examples, path)))
+        self._show(
+            REBUILT, drawn(self.picture("rebuilt", step), lambda path: reconstructed_pairs(examples, path))
+        )
 
     def _show(self, heading: str, picture: Path | None) -> None:
         """Have the page show a picture, if there is one."""
@@ -169,7 +169,7 @@ def pretraining_page(
     """
     pictures, examples, codes = {}, result.examples, result.codes
     if examples is not None:
-        pictures[REBUILT] = drawn(folder / "rebuilt.png", lambda path: rebuilt_images(examples, path))
+        pictures[REBUILT] = drawn(folder / "rebuilt.png", lambda path: reconstructed_pairs(examples, path))
     if codes is not None:
         pictures[CODEWORDS] = drawn(
             folder / "codewords.png",
@@ -179,7 +179,6 @@ def pretraining_page(
                 codes,
                 image_size=model.image_size,
                 cut=model.cut,
-                grid=model.grid,
                 num_codewords=_SHOWN_CODEWORDS,
                 path=path,
             ),

@@ -29,11 +29,10 @@ from pixlex.models.reasoner import Reasoner
 from pixlex.models.vqvae import VQVAE
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.phase import Objective
-from pixlex.report.captions import Captioned, captioned_images
 from pixlex.report.drawing import drawn
+from pixlex.report.figures import Captioned, captioned_images, image_columns, reconstruction_grid
 from pixlex.report.measuring import Progress, unreadable
 from pixlex.report.page import run_page, write_page
-from pixlex.report.pictures import image_columns, reconstruction_grid
 from pixlex.report.pretraining import PretrainingProgress
 from pixlex.report.reasoning import ReasoningProgress
 

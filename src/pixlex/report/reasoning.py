@@ -13,8 +13,8 @@ from pixlex.data.reasoning import ReasoningSource
 from pixlex.distributed import pick_device
 from pixlex.eval.reasoning import Answered, ReasoningResult, evaluate_reasoning
 from pixlex.models.reasoner import Reasoner
-from pixlex.report.captions import Captioned, captioned_images
 from pixlex.report.drawing import drawn
+from pixlex.report.figures import Captioned, captioned_images
 from pixlex.report.measuring import Progress, unreadable
 from pixlex.report.page import write_page
 

@@ -1,0 +1,372 @@
+"""Figures of images beside their words, their texts and each other; PNG files."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from pixlex.messages import printable
+
+Color = tuple[int, int, int]
+
+# Sides in pixels.
+MARGIN, GAP = 16, 12
+_TITLE, _LINE = 30, 20
+_SMALLEST_PANEL = 256
+_SMALLEST_CELL, _SMALLEST_CELL_OF_MANY = 80, 64
+_PADDING = 3
+_BESIDE_TEXT, _TEXT = 192, 560
+_THUMBNAIL = 220
+# Below this size a word is broken into lines rather than written smaller.
+_READABLE = 11
+# What stands where a word is broken.
+BREAK = "-\n"
+
+PAPER, INK = (255, 255, 255), (32, 32, 36)
+_NOTHING = (228, 228, 232)
+
+
+class Sheet:
+    """A white picture on which pictures and texts are placed.
+
+    Args:
+        width: in pixels.
+        height: in pixels.
+    """
+
+    def __init__(self, width: int, height: int) -> None:
+        self.image = Image.new("RGB", (width, height), PAPER)
+        self.draw = ImageDraw.Draw(self.image)
+
+    def text(
+        self, left: int | float, top: int | float, text: str, size: int, color: Color = INK, **more: object
+    ) -> None:
+        """Write a text, whose lines stand below each other, at the place of its upper left corner."""
+        self.draw.text((left, top), text, fill=color, font=font(size), **more)  # type: ignore[arg-type]
+
+    def save(self, path: Path) -> Path:
+        """Write a PNG, its folder made if missing; return the path."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.image.save(path, format="PNG")
+        return path
+
+
+def reconstruction_grid(
+    originals: Float[Tensor, "E 3 H W"],
+    reconstructions: Float[Tensor, "E 3 H W"],
+    words: Sequence[Sequence[str]] | None,
+    grid: int,
+    path: Path,
+) -> Path:
+    """Write a PNG with one row for each image: original, its words where they belong, reconstruction.
+
+    Pixels are enlarged by a whole factor, so that they stay pixels. A cell has its patch's mean color.
+
+    Args:
+        originals: square images with pixels in [0, 1].
+        reconstructions: pixels in [0, 1]; values outside are clipped.
+        words: grid x grid words for each image, rows of the grid first; None leaves the column out.
+        grid: words along one side of the image.
+        path: where to write.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no image, images that are not square, or a number of words that is not grid x grid.
+    """
+    _check(originals, reconstructions, words, grid)
+    scale = _scale(originals.shape[-1], grid if words is not None else 1)
+    titles = ["original", "reconstruction"]
+    if words is not None:
+        titles.insert(1, "words, each on its patch's mean color")
+    rows = []
+    for row, (original, reconstruction) in enumerate(zip(originals, reconstructions, strict=True)):
+        panels = [enlarged(original, scale), enlarged(reconstruction, scale)]
+        if words is not None:
+            panels.insert(1, word_panel(words[row], patch_colors(original, grid), panels[0].width))
+        rows.append(panels)
+    return _write_columns(titles, rows, rows[0][0].width, path)
+
+
+def image_columns(
+    columns: Mapping[str, Float[Tensor, "E 3 H W"]], path: Path, labels: Sequence[str] | None = None
+) -> Path:
+    """Write a PNG with one column of images under each title, enlarged by a whole factor.
+
+    Args:
+        columns: as many square images of one size under each title, pixels in [0, 1], values outside clipped.
+        path: where to write.
+        labels: a text below each row, its lines cut to the width; with them a sheet may have no row.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no image, or columns of different shapes.
+    """
+    shapes = {tuple(images.shape) for images in columns.values()}
+    if len(shapes) != 1 or (0 in next(iter(shapes)) and labels is None):
+        raise ValueError(
+            f"expected columns of as many images of one size, one or more, got {shapes or 'none'}"
+        )
+    size = next(iter(shapes))[-1]
+    scale = _scale(size, 1)
+    rows = [[enlarged(image, scale) for image in row] for row in zip(*columns.values(), strict=True)]
+    return _write_columns(list(columns), rows, scale * size, path, labels)
+
+
+def _write_columns(
+    titles: Sequence[str],
+    rows: Sequence[Sequence[Image.Image]],
+    side: int,
+    path: Path,
+    labels: Sequence[str] | None = None,
+) -> Path:
+    """Write rows of square panels under their titles, each with its label."""
+    width = 2 * MARGIN + len(titles) * (side + GAP) - GAP
+    lines = [label.split("\n") for label in labels or ()]
+    below = 0 if labels is None else _TITLE + _LINE * (max(map(len, lines), default=1) - 1)
+    step = side + GAP + below
+    sheet = Sheet(width, 2 * MARGIN + _TITLE + len(rows) * step - (GAP if labels is None else 0))
+    for column, title in enumerate(titles):
+        size = next((size for size in range(18, 8, -1) if font(size).getlength(title) <= side), 8)
+        sheet.text(MARGIN + column * (side + GAP), MARGIN, title, size)
+    for row, panels in enumerate(rows):
+        for column, panel in enumerate(panels):
+            sheet.image.paste(panel, (MARGIN + column * (side + GAP), MARGIN + _TITLE + row * step))
+    letters = int((width - 2 * MARGIN) / 8.2)
+    for row, texts in enumerate(lines):
+        shown = "\n".join(text if len(text) <= letters else text[: letters - 3] + "..." for text in texts)
+        sheet.text(MARGIN, MARGIN + _TITLE + row * step + side + 4, shown, 15)
+    return sheet.save(path)
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Images with what is said of them.
+
+    Attributes:
+        images: pixels in [0, 1], one or more, shown side by side.
+        texts: a paragraph each.
+    """
+
+    images: Float[Tensor, "n 3 H W"]
+    texts: tuple[str, ...]
+
+
+def captioned_images(shown: Sequence[Captioned], path: Path) -> Path:
+    """Write a PNG with one row for each item: its images, and its texts to the right of them.
+
+    Args:
+        shown: one or more, of images of one size and number.
+        path: where to write.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: nothing to show.
+    """
+    if not shown:
+        raise ValueError("expected one image or more with what is said of it, got none")
+    rows = torch.stack([torch.cat(list(one.images), dim=-1) for one in shown])
+    scale = math.ceil(_BESIDE_TEXT / rows.shape[-2])
+    side, width = scale * rows.shape[-2], scale * rows.shape[-1]
+    sheet = Sheet(3 * MARGIN + width + _TEXT, MARGIN + len(rows) * (side + MARGIN))
+    for row, (image, one) in enumerate(zip(rows, shown, strict=True)):
+        top = MARGIN + row * (side + MARGIN)
+        sheet.image.paste(enlarged(image, scale), (MARGIN, top))
+        lines = [line for paragraph in one.texts for line in [*textwrap.wrap(paragraph, 62), ""]]
+        # What would reach into the next row is left out.
+        sheet.text(2 * MARGIN + width, top, "\n".join(lines[: side // 20]), 15, spacing=4)
+    return sheet.save(path)
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """One picture of a contact sheet.
+
+    Attributes:
+        picture: RGB, of any size; None draws an empty frame.
+        lines: what stands below it.
+    """
+
+    picture: Image.Image | None
+    lines: tuple[str, ...]
+
+
+def contact_sheet(title: str, thumbnails: Sequence[Thumbnail], path: Path) -> Path:
+    """Write a PNG of pictures, each whole and in a square of its own, in rows of at most five.
+
+    Args:
+        title: stands above.
+        thumbnails: one or more.
+        path: where to write; its folder is made if missing.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no picture.
+    """
+    if not thumbnails:
+        raise ValueError("no picture to draw")
+    columns = min(5, len(thumbnails))
+    step = _THUMBNAIL + _LINE * max(len(one.lines) for one in thumbnails) + GAP
+    width = 2 * MARGIN + columns * (_THUMBNAIL + GAP) - GAP
+    above = 2 * MARGIN + _LINE
+    sheet = Sheet(width, above + math.ceil(len(thumbnails) / columns) * step)
+    sheet.text(MARGIN, MARGIN, _end_of(title, width - 2 * MARGIN), 14)
+    for number, one in enumerate(thumbnails):
+        left, top = MARGIN + number % columns * (_THUMBNAIL + GAP), above + number // columns * step
+        if one.picture is None:
+            sheet.draw.rectangle((left, top, left + _THUMBNAIL - 1, top + _THUMBNAIL - 1), fill=_NOTHING)
+        else:
+            scale = _THUMBNAIL / max(one.picture.size)
+            size = (max(1, round(one.picture.width * scale)), max(1, round(one.picture.height * scale)))
+            small = one.picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+            middle = (left + (_THUMBNAIL - size[0]) // 2, top + (_THUMBNAIL - size[1]) // 2)
+            sheet.image.paste(small, middle)
+        for line, text in enumerate(one.lines):
+            sheet.text(left, top + _THUMBNAIL + line * _LINE + 2, _end_of(text, _THUMBNAIL), 14)
+    return sheet.save(path)
+
+
+def _end_of(text: str, width: int) -> str:
+    """Return a text, of which the front is left out where it is too wide; a path's end tells more."""
+    shown = printable(text.replace("\n", " "))
+    if font(14).getlength(shown) <= width:
+        return shown
+    while shown and font(14).getlength(f"...{shown}") > width:
+        shown = shown[1:]
+    return f"...{shown}"
+
+
+def _check(
+    originals: Tensor, reconstructions: Tensor, words: Sequence[Sequence[str]] | None, grid: int
+) -> None:
+    """Raise `ValueError` for what cannot be drawn."""
+    if len(originals) == 0:
+        raise ValueError("no image to draw")
+    if originals.shape != reconstructions.shape:
+        raise ValueError(
+            f"expected reconstructions of {tuple(originals.shape)}, got {tuple(reconstructions.shape)}"
+        )
+    if originals.shape[-1] != originals.shape[-2] or originals.shape[-1] % grid:
+        raise ValueError(
+            f"expected square images that {grid} x {grid} words tile, got {tuple(originals.shape)}"
+        )
+    if words is not None and [len(row) for row in words] != [grid * grid] * len(originals):
+        raise ValueError(
+            f"expected {grid * grid} words for each of {len(originals)} images, "
+            f"got {[len(row) for row in words]}"
+        )
+
+
+def _scale(image_size: int, grid: int) -> int:
+    """Return the whole factor by which images are enlarged."""
+    if grid == 1:
+        return math.ceil(_SMALLEST_PANEL / image_size)
+    return math.ceil((_SMALLEST_CELL if grid <= 8 else _SMALLEST_CELL_OF_MANY) * grid / image_size)
+
+
+def to_bytes(image: Float[Tensor, "3 H W"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Return an image with pixels in [0, 1] as bytes; values outside are clipped."""
+    pixels: UInt8[np.ndarray, "H W 3"] = (
+        image.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+    )
+    return pixels
+
+
+def enlarged(image: Float[Tensor, "3 H W"], scale: int) -> Image.Image:
+    """Return the picture with every pixel `scale` pixels wide."""
+    picture = Image.fromarray(to_bytes(image))
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def patch_colors(image: Float[Tensor, "3 H W"], grid: int) -> list[Color]:
+    """Return the mean color of each patch, rows of the grid first."""
+    side = image.shape[-1] // grid
+    means = image.detach().float().clamp(0, 1).reshape(3, grid, side, grid, side).mean((2, 4))
+    rows: list[list[int]] = means.mul(255).round().int().flatten(1).T.tolist()
+    return [(red, green, blue) for red, green, blue in rows]
+
+
+def ink_on(color: Color) -> Color:
+    """Return black or white, whichever has more contrast on a color (WCAG 2 relative luminance)."""
+    red, green, blue = (_linear(channel / 255) for channel in color)
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    # The contrasts with white and black, 1.05 / (L + 0.05) and (L + 0.05) / 0.05, are equal at L = 0.179.
+    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
+
+
+def _linear(channel: float) -> float:
+    """Undo the gamma of sRGB."""
+    return channel / 12.92 if channel <= 0.04045 else float(((channel + 0.055) / 1.055) ** 2.4)
+
+
+def word_panel(words: Sequence[str], colors: Sequence[Color], side: int) -> Image.Image:
+    """Return a square picture with each word in its cell.
+
+    Args:
+        words: grid x grid words, rows of the grid first.
+        colors: background of each cell.
+        side: of the picture, in pixels, a multiple of the grid.
+    """
+    grid = math.isqrt(len(words))
+    cell = side // grid
+    panel = Sheet(side, side)
+    for place, (word, color) in enumerate(zip(words, colors, strict=True)):
+        left, top = place % grid * cell, place // grid * cell
+        panel.draw.rectangle((left, top, left + cell - 1, top + cell - 1), fill=color)
+        text, size = fitted(word, cell)
+        middle = {"anchor": "mm", "align": "center", "spacing": 1}
+        panel.text(left + cell / 2, top + cell / 2, text, size, ink_on(color), **middle)
+    return panel.image
+
+
+@lru_cache(maxsize=65536)
+def fitted(word: str, cell: int) -> tuple[str, int]:
+    """Return a word, broken into lines where it must be, and the largest font size that fits a cell.
+
+    Args:
+        word: the text.
+        cell: side of the cell in pixels.
+    """
+    best = (word, 0)
+    for num_lines in (1, 2, 3):
+        length = max(1, math.ceil(len(word) / num_lines))
+        parts = [word[start : start + length] for start in range(0, len(word), length)] or [""]
+        text = BREAK.join(parts)
+        room = cell - 2 * _PADDING
+        size = int(min(room / max(line_width(text), 1e-6), room / (1.25 * len(parts)), cell / 4))
+        if size > best[1]:
+            best = (text, size)
+        if best[1] >= _READABLE:
+            break
+    return best[0], max(best[1], 1)
+
+
+def line_width(text: str) -> float:
+    """Return the width of the widest line of a text, in units of the font size."""
+    return max(font(100).getlength(line) for line in text.split("\n")) / 100
+
+
+@lru_cache(maxsize=64)
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Return DejaVu Sans, which matplotlib carries, at a size in pixels."""
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
+    )
