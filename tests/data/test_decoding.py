@@ -230,7 +230,7 @@ EXIF[0x0112] = 6
         ("zTXt", chunk(b"zTXt", b"Raw\0\0" + LONG)),
         ("iTXt", chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG)),
         ("iCCP", chunk(b"iCCP", b"profile\0\0" + LONG)),
-        ("long tEXt", chunk(b"tEXt", b"a\0" + b"x" * (65 << 20))),
+        ("long tEXt", chunk(b"tEXt", b"a\0" + b"x" * (2 << 20))),
         ("cut iCCP", chunk(b"iCCP", b"profile\0\0" + LONG[:-9])),
         ("no iCCP", chunk(b"iCCP", b"no end of the name")),
         ("checksum", chunk(b"tEXt", b"a\0text", sound=False)),
@@ -238,7 +238,10 @@ EXIF[0x0112] = 6
         ("damaged EXIF", chunk(b"eXIf", b"MM\0*\xff\xff\xff\xff", sound=False)),
     ],
 )
-def test_a_png_is_its_pixels_whatever_lies_beside_them(name: str, others: bytes) -> None:
+def test_a_png_is_its_pixels_whatever_lies_beside_them(
+    name: str, others: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("PIL.PngImagePlugin.MAX_TEXT_MEMORY", 1 << 20)
     for data in (PLAIN[:33] + others + PLAIN[33:], PLAIN[:-12] + others + PLAIN[-12:]):
         assert np.array_equal(decoded(data), rgb())
         assert stored_form(ImageRecord(data, 0, "key")).mode == "RGB"

@@ -25,7 +25,6 @@ from pixlex.config.data import DataConfig
 from pixlex.data import remote
 from pixlex.data.decoding import UnreadableImage
 from pixlex.data.images import open_source
-from pixlex.data.items import open_items
 from pixlex.data.loader import training_batches
 from pixlex.data.pairs import open_pairs
 from pixlex.data.remote import (
@@ -106,13 +105,6 @@ def test_captions_are_the_same(stored: Path, pattern: str) -> None:
         source = open_pairs(f"{root}/{pattern}")
         assert (source.captions, source.ids, source.identity) == (local.captions, local.ids, local.identity)
     assert len(open_pairs(f"2 * memory://far/{pattern} + far://{pattern}")) == 3 * len(local)
-
-
-def test_items_of_a_table_with_two_columns_of_images(far: Path, picture: Picture) -> None:
-    table = {"left": [picture(1)], "right": [picture(3)], "sentence": ["a b"], "label": ["True"]}
-    pq.write_table(pa.table(table), far / "pairs.parquet")
-    local, other = (open_items(f"{root}/pairs.parquet", "nlvr2") for root in (far, "far:/"))
-    assert (other.texts, other.num_images, len(other)) == (local.texts, 2, 1)
 
 
 def test_files_come_in_the_order_of_a_disk_and_braces_are_not_listed(far: Path, picture: Picture) -> None:

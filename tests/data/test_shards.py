@@ -98,7 +98,7 @@ def test_damage_anywhere_is_noticed(shard: Path, indexes: Path) -> None:
     expected = described(open_source(str(shard)))
     (path,) = indexes.iterdir()
     good = path.read_bytes()
-    changed = [good[:at] + bytes([good[at] ^ 0x55]) + good[at + 1 :] for at in range(0, len(good), 29)]
+    changed = [good[:at] + bytes([good[at] ^ 0x55]) + good[at + 1 :] for at in range(0, len(good), 61)]
     for data in (*changed, *(good[:size] for size in (0, 4, len(good) // 2, len(good) - 1))):
         path.write_bytes(data)
         assert described(open_source(str(shard))) == expected
