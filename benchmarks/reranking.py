@@ -25,8 +25,8 @@ from pixlex.config.cbvila import (
     TextTowerConfig,
     VisualCodebookConfig,
 )
-from pixlex.eval.pair_scores import matching_logits
-from pixlex.eval.retrieval import top_pairs
+from pixlex.eval.evaluate import Pass
+from pixlex.eval.retrieval import Gallery, matching_logits, top_pairs
 from pixlex.models.cbvila import CBViLA
 
 CAPTIONS, WORDS = 5, 16
@@ -82,12 +82,18 @@ def main() -> None:
     of_images, of_captions = top_pairs(torch.randn(given.images, count), given.top_k)
     wanted, asked = of_images | of_captions, int(of_images.sum() + of_captions.sum())
     pairs = int(wanted.sum())
+    places = torch.arange(given.images)
+    items = Gallery(
+        states=seen, own=places, image_vectors=torch.empty(given.images, 0), text=text, key_padding=padding,
+        text_vectors=torch.empty(count, 0), image_of=torch.arange(count) // CAPTIONS, same_pixels=places,
+        same_text=torch.arange(count), max_words=WORDS, skipped=(),
+    )  # fmt: skip
     ways = {
         "caption by caption, images projected for every pair": lambda: caption_major(
             model, seen, text, padding, wanted
         ),
         "image by image, projected once (ours)": lambda: matching_logits(
-            model, seen, text, padding, wanted, progress=False
+            model, items, wanted, Pass(progress=False)
         ),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}

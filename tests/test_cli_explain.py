@@ -1,4 +1,4 @@
-"""`explain` and `evaluate pointing` from a model directory to picture and numbers, and what they refuse."""
+"""`explain` from a model directory to picture and numbers, and what it refuses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from PIL import Image
 from tests.tiny import tiny_cbvila, tiny_mae, tiny_reasoner, write_images
 
 from pixlex.config.reasoning import ReasoningTask
-from pixlex.files import read_json
 from pixlex.models import pretrained
 
 Call = Callable[..., tuple[int, str, str]]
@@ -23,7 +22,6 @@ def folder(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models and an image."""
     folder = tmp_path_factory.mktemp("explain")
     pretrained.save(tiny_cbvila(language), folder / "cbvila")
-    pretrained.save(tiny_cbvila(Path("embedded")), folder / "scenes")
     pretrained.save(tiny_mae(), folder / "mae")
     write_images(folder, ["a.png"])
     (folder / "text.png").write_text("no image")
@@ -122,21 +120,3 @@ def test_the_answer_of_a_fine_tuned_model_is_explained(
     ):
         code, _, err = call("explain", *images, "about", *arguments, *extra)
         assert (code, message in err) == (2, True), err
-
-
-def test_pointing(call: Call, folder: Path, tmp_path: Path) -> None:
-    """Numbers with their interval and chance, and a file; the untrained model is another one."""
-    arguments = ("evaluate", "pointing", "--model", folder / "scenes", "--limit", 6, "--quiet")
-    code, out, _ = call(*arguments, "--json", "--out", tmp_path / "out")
-    values = json.loads(out)
-    assert code == 0
-    assert values == read_json(tmp_path / "out/results.json")
-    assert values["num_scenes"] <= 6 <= values["num_words"]
-    assert values["pointed_low"] <= values["pointed"] <= values["pointed_high"]
-    assert 0 < values["pointed_chance"] < values["any_object_chance"] < 1
-    code, out, _ = call(*arguments, "--untrained", "--score", "masked_language", "--layer", 2)
-    assert code == 0
-    assert "masked_language, fusion layer 2" in out
-    assert "95 % interval from" in out
-    code, _, err = call("evaluate", "pointing", "--model", folder / "scenes", "--data", folder)
-    assert (code, "expected drawn scenes, embedded:scenes:train|test[:COUNT]" in err) == (2, True)

@@ -23,12 +23,12 @@ from pixlex.data.shards import read_index, write_index
 from pixlex.data.tar import scan_shard
 from pixlex.encoding.files import EncodedImage, Kind, read_codes, write_checksum, write_codes
 from pixlex.encoding.journal import Journal
+from pixlex.eval import probe_features
 from pixlex.eval.few_shot.classifiers import Answer
 from pixlex.eval.few_shot.episodes import load_episodes, sample_episodes, save_episodes, setting_of
 from pixlex.eval.few_shot.readers import append_texts, load_texts
 from pixlex.eval.few_shot.run import AnswerJournal
-from pixlex.eval.pair_scores import KeptScores
-from pixlex.eval.probe import cache
+from pixlex.eval.retrieval import CachedScores
 from pixlex.files import read_json, write_json
 from pixlex.models import pretrained
 from pixlex.search.store import Head, read_head, write_head
@@ -182,29 +182,26 @@ def _metrics(folder: Path) -> list[Path]:
 
 
 def _scores(folder: Path) -> list[Path]:
-    KeptScores(folder, "k").write(0, torch.arange(9.0))
+    CachedScores(folder, "k").write(0, torch.arange(9.0))
     return [folder / "scores-k" / "0000000.npz"]
 
 
 def _read_scores(folder: Path) -> list[float] | None:
-    found = KeptScores(folder, "k").read(0, 9)
+    found = CachedScores(folder, "k").read(0, 9)
     return None if found is None else found.tolist()
 
 
 def _features(folder: Path) -> list[Path]:
-    values, done = cache._open_arrays(folder, 5, 7)
-    rows = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
-    cache._keep((values, done), list(range(4)), rows[:4])
-    write_json(
-        folder / "features.json",
-        {"header": {"a": 1}, "num_images": 4, "skipped": [{"key": "x", "reason": "torn"}]},
-    )
-    return [folder / "features.npy", folder / "done.npy", folder / "features.json"]
+    path, rows = folder / "f.npy", np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    np.save(path, rows)
+    entry = {"header": {"a": 1}, "missing": [4], "skipped": [{"key": "x", "reason": "torn"}]}
+    write_json(path.with_suffix(".json"), {**entry, "checksum": probe_features._checksum(path)})
+    return [path, path.with_suffix(".json")]
 
 
 def _read_features(folder: Path) -> list[Any] | None:
-    entry = cache._read(folder, {"a": 1}, (5, 7))
-    return None if entry is None else [str(entry), np.load(folder / "features.npy").tobytes()[: 4 * 7 * 4]]
+    entry = probe_features._stored(folder / "f.npy", {"a": 1})
+    return None if entry is None else [str(entry), np.load(folder / "f.npy").tobytes()]
 
 
 TOLD = {"form": 1, "shard": "s"}

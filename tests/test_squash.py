@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tests.eval.probe.classes import write_classes
+from tests.eval.classes import write_classes
 from tests.tiny import tiny_cbvila, tiny_lqae_config, tiny_vqvae_config
 
 from pixlex import runs

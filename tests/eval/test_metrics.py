@@ -1,21 +1,33 @@
-"""Measures of images and codes against NumPy, scikit-image and what must hold of any such measure."""
+"""Metrics of images, codes and words against NumPy, scikit-image and slow references; and how they are shown."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from pixlex.eval import metrics
 from pixlex.eval.metrics import (
     CodebookUsage,
     MeanImage,
+    WordScores,
     distinct_per_image,
     mean_color_mse,
+    metric_of,
     mse,
+    pseudo_perplexity,
     psnr,
+    score_words,
     ssim,
+    text_round_trips,
+    word_folds,
 )
+from pixlex.models.lqae import LQAE
+from pixlex.nn.language import LanguageModel
+from pixlex.nn.vocabulary import Vocabulary
 
 
 @pytest.fixture
@@ -28,23 +40,14 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
     return images, (images + noise).clamp(0, 1)
 
 
-def test_mse_is_the_mean_over_channels_and_pixels_of_each_image(
-    pair: tuple[torch.Tensor, torch.Tensor],
-) -> None:
-    images, copies = pair
-    expected = ((images.numpy() - copies.numpy()) ** 2).mean((1, 2, 3))
-    np.testing.assert_allclose(mse(images, copies).numpy(), expected, rtol=1e-6)
-
-
-def test_psnr_is_scikit_images(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
-    rows = zip(*(batch.numpy() for batch in pair), strict=True)
+def test_mse_and_psnr_of_each_image(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Over channels and pixels; PSNR as scikit-image's, of an exact copy finite."""
+    images, copies = (batch.numpy() for batch in pair)
+    np.testing.assert_allclose(mse(*pair).numpy(), ((images - copies) ** 2).mean((1, 2, 3)), rtol=1e-6)
+    rows = zip(images, copies, strict=True)
     expected = [peak_signal_noise_ratio(image, copy, data_range=1.0) for image, copy in rows]
     np.testing.assert_allclose(psnr(*pair).numpy(), expected, rtol=1e-5)
-
-
-def test_psnr_of_an_exact_copy_is_finite(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
-    images, _ = pair
-    assert psnr(images, images.clone()).tolist() == [100.0] * len(images)
+    assert psnr(pair[0], pair[0].clone()).tolist() == [100.0] * len(images)
 
 
 def test_ssim_is_scikit_images(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -55,9 +58,6 @@ def test_ssim_is_scikit_images(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     ]
     np.testing.assert_allclose(ssim(*pair).numpy(), expected, rtol=2e-4, atol=2e-5)
     assert ssim(pair[0], pair[0]).numpy() == pytest.approx(1.0, abs=1e-5)
-
-
-def test_ssim_refuses_images_smaller_than_its_window() -> None:
     with pytest.raises(ValueError, match=r"at least 11 x 11 pixels, got \(10, 12\)"):
         ssim(torch.rand(1, 3, 10, 12), torch.rand(1, 3, 10, 12))
 
@@ -69,18 +69,6 @@ def test_mean_image_is_the_strongest_constant() -> None:
         mean_image.update(batch)
     best = ((images - images.mean(0)) ** 2).mean().item()
     assert mean_image.mse() == pytest.approx(best, rel=1e-6)
-    guess = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(2))
-    assert mean_image.mse(guess) == pytest.approx(((images - guess) ** 2).mean().item(), rel=1e-6)
-    assert mean_image.mse(images.mean(0) + 0.01) > mean_image.mse()
-
-
-def test_mean_image_refuses_no_images_and_other_sizes() -> None:
-    mean_image = MeanImage()
-    with pytest.raises(ValueError, match="mean of no images"):
-        mean_image.mse()
-    mean_image.update(torch.rand(2, 3, 4, 4))
-    with pytest.raises(ValueError, match=r"expected a mean image of \(3, 4, 4\), got \(3, 8, 8\)"):
-        mean_image.mse(torch.rand(3, 8, 8))
 
 
 def test_mean_color_error_is_that_of_a_flat_image() -> None:
@@ -97,26 +85,21 @@ def test_usage_is_the_union_over_the_set_and_equals_unique() -> None:
         usage.update(batch)
     values, counts = np.unique(codes.numpy(), return_counts=True)
     shares = counts / counts.sum()
-    assert usage.distinct == len(values)
-    assert usage.usage == len(values) / 200
     assert usage.counts[values].tolist() == counts.tolist()
-    assert usage.perplexity == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
-    assert usage.most_frequent_share == pytest.approx(shares.max())
+    assert usage.values == pytest.approx(
+        {
+            "distinct_codewords": len(values), "codebook_usage": len(values) / 200,
+            "perplexity": np.exp(-(shares * np.log(shares)).sum()), "most_frequent_share": shares.max(),
+        }
+    )  # fmt: skip
 
 
 def test_usage_does_not_count_a_codeword_once_for_each_column() -> None:
     """The released code would say 400 % here: every codeword stands in each of four columns."""
     usage = CodebookUsage(16)
     usage.update(torch.arange(16).view(1, 16, 1).expand(3, 16, 4))
-    assert usage.usage == 1.0
-    assert usage.perplexity == pytest.approx(16)
-
-
-def test_perplexity_of_one_codeword_is_one() -> None:
-    usage = CodebookUsage(8)
-    usage.update(torch.full((3, 5), 7))
-    assert usage.perplexity == pytest.approx(1.0)
-    assert usage.most_frequent_share == 1.0
+    assert usage.values["codebook_usage"] == 1.0
+    assert usage.values["perplexity"] == pytest.approx(16)
 
 
 @pytest.mark.parametrize("code", [-1, 8])
@@ -128,3 +111,111 @@ def test_usage_refuses_codes_out_of_range(code: int) -> None:
 def test_distinct_per_image_equals_unique() -> None:
     codes = torch.randint(0, 6, (12, 9), generator=torch.Generator().manual_seed(5))
     assert distinct_per_image(codes).tolist() == [len(np.unique(row)) for row in codes.numpy()]
+
+
+@pytest.fixture
+def word_ids(language: LanguageModel) -> torch.Tensor:
+    """Three sequences of ten words."""
+    return torch.randint(3, language.vocab_size, (3, 10), generator=torch.Generator().manual_seed(0))
+
+
+def reference(language: LanguageModel, word_ids: torch.Tensor, folds: torch.Tensor) -> WordScores:
+    """Each sequence and fold on its own, by ids instead of embeddings."""
+    log_probability, correct = 0.0, 0
+    for sequence, of_fold in zip(word_ids, folds, strict=True):
+        for fold in set(of_fold.tolist()):
+            shown = torch.where(of_fold == fold, language.mask_id, sequence)
+            with torch.no_grad():
+                hidden = language(language.word_embedding[shown][None]).last[0]
+                scores = language.logits(hidden).log_softmax(-1)
+            for place in (of_fold == fold).nonzero().flatten().tolist():
+                log_probability += scores[place, sequence[place]].item()
+                correct += int(scores[place].argmax() == sequence[place])
+    return WordScores(log_probability, correct, word_ids.numel())
+
+
+def test_folds_are_even_and_depend_on_image_and_seed_alone() -> None:
+    together = word_folds([5, 0, 7], 10, 4, seed=1)
+    assert all(sorted(np.bincount(row).tolist()) == [2, 2, 3, 3] for row in together.numpy())
+    assert torch.equal(word_folds([7], 10, 4, seed=1)[0], together[2])
+    assert not torch.equal(word_folds([7], 10, 4, seed=2)[0], together[2])
+    assert not torch.equal(together[0], together[2])
+    for num_folds in (0, 11):
+        with pytest.raises(ValueError, match=f"between 1 and 10 folds of 10 words, got {num_folds}"):
+            word_folds([0], 10, num_folds, seed=0)
+
+
+@pytest.mark.parametrize("num_folds", [1, 3, 10])
+def test_scores_equal_a_slow_reference(
+    language: LanguageModel, word_ids: torch.Tensor, num_folds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With as many folds as words this is pseudo-perplexity proper; whatever the logits held at once."""
+    folds = word_folds([0, 1, 2], 10, num_folds, seed=0)
+    expected = reference(language, word_ids, folds)
+    for rows in (512, 4):
+        monkeypatch.setattr(metrics, "_ROWS_OF_LOGITS", rows)
+        scores = score_words(language, word_ids, folds)
+        assert scores.log_probability == pytest.approx(expected.log_probability, rel=1e-5)
+        assert (scores.correct, scores.count) == (expected.correct, 30)
+
+
+def test_a_model_that_knows_nothing_and_one_that_says_one_word(
+    language: LanguageModel, word_ids: torch.Tensor
+) -> None:
+    """As perplexed as the vocabulary is large; right as often as the word occurs; never infinite."""
+    folds = word_folds([0, 1, 2], 10, 5, seed=0)
+    with torch.no_grad():
+        language.output.weight.zero_()
+        language.output.bias.zero_()
+        scores = score_words(language, word_ids, folds)
+        assert pseudo_perplexity(scores.log_probability / 30) == pytest.approx(language.vocab_size, rel=1e-5)
+        language.output.bias[word_ids[0, 0]] = 50.0
+    scores = score_words(language, word_ids, folds)
+    assert scores.correct == (word_ids == word_ids[0, 0]).sum().item()
+    assert pseudo_perplexity(scores.log_probability / 30) > 1e6
+    assert np.isfinite(pseudo_perplexity(-1e6))
+
+
+def rates(language: LanguageModel, vocabulary: Vocabulary, codes: list[list[int]]) -> list[list[float]]:
+    """Round trips of text and of the tokenizer."""
+    found = text_round_trips(language, vocabulary, torch.tensor(codes))
+    return [found["text_round_trip_rate"].tolist(), found["tokenizer_round_trip_rate"].tolist()]
+
+
+def test_whole_words_survive_as_text(lqae: LQAE) -> None:
+    codes = torch.randint(0, lqae.num_codewords, (20, 16), generator=torch.Generator().manual_seed(1))
+    for found in text_round_trips(lqae.language, lqae.vocabulary, codes).values():
+        assert (found == 1).all()
+
+
+def test_a_word_with_a_space_does_not_survive(language: LanguageModel) -> None:
+    """Read as two words, or as none at all."""
+    vocabulary = Vocabulary("all", torch.arange(5), ("ant", "bat", "ant bat", "cat", "sea cow"))
+    codes = torch.tensor([[0, 1, 3], [3, 2, 0], [1, 4, 1]])
+    found = text_round_trips(language, vocabulary, codes)
+    assert found["text_round_trip_rate"].tolist() == [1, 0, 0]
+    assert found["word_round_trip_rate"][0] == 1
+    assert (found["word_round_trip_rate"][1:] < 1).all()
+
+
+def test_words_that_the_tokenizer_splits_or_does_not_know_do_not_survive_it(language: LanguageModel) -> None:
+    known = language.tokenizer.convert_ids_to_tokens([7, 8])
+    vocabulary = Vocabulary("all", torch.tensor([7, 8, 9, 10]), (*known, "qzqzq", f"{known[0]}-{known[1]}"))
+    assert rates(language, vocabulary, [[0, 1], [0, 2], [3, 1]]) == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_the_first_word_is_read_like_the_others_where_words_carry_their_space(
+    language: LanguageModel,
+) -> None:
+    """As in RoBERTa: a word at the start of a text is another word than one after a space."""
+    pieces = Tokenizer(models.WordLevel({"[UNK]": 0, "ant": 1, "Ġant": 2, "Ġbat": 3}, unk_token="[UNK]"))
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    language.tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]")
+    vocabulary = Vocabulary("whole-words", torch.tensor([2, 3]), ("ant", "bat"))
+    assert rates(language, vocabulary, [[0, 1], [0, 0], [1, 0]])[1] == [1, 1, 1]
+
+
+def test_names_of_the_log_have_labels_and_units() -> None:
+    assert metric_of("eval/psnr").label == "PSNR"
+    assert metric_of("train/never_heard_of").label == "never heard of"
+    assert metric_of("codebook_usage").text(0.5) == "50 %"

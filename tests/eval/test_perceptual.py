@@ -10,7 +10,7 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
-from pixlex.eval.perceptual import FrechetDistance, PerceptualDistance, PerceptualMeasures
+from pixlex.eval.perceptual import FrechetDistance, PerceptualDistance, perceptual_notes
 
 CPU = torch.device("cpu")
 
@@ -75,6 +75,7 @@ def scripted(module: nn.Module, folder: Path) -> Path:
 def test_frechet_distance_equals_its_formula(
     network: nn.Module, pair: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
+    """In several batches; of copies it is zero, of a single image there is none."""
     distance = FrechetDistance(scripted(network, tmp_path), CPU)
     for images, copies in zip(*(batch.split(15) for batch in pair), strict=True):
         distance.update(images, copies)
@@ -84,56 +85,32 @@ def test_frechet_distance_equals_its_formula(
     root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
     expected = ((first.mean(0) - second.mean(0)) ** 2).sum() + np.trace(sum(covariances) - 2 * root)
     assert distance.compute() == pytest.approx(expected, rel=1e-4)
+    copies = FrechetDistance(scripted(network, tmp_path), CPU)
+    copies.update(pair[0][:1], pair[0][:1])
+    assert copies.compute() is None
+    copies.update(pair[0][1:], pair[0][1:])
+    assert copies.compute() == pytest.approx(0, abs=1e-6)
 
 
-def test_frechet_distance_of_copies_is_zero(pair: tuple[Tensor, Tensor], tmp_path: Path) -> None:
-    distance = FrechetDistance(scripted(PlainFeatures(), tmp_path), CPU)
-    distance.update(pair[0], pair[0])
-    assert distance.compute() == pytest.approx(0, abs=1e-6)
-
-
-def test_frechet_distance_needs_two_images(pair: tuple[Tensor, Tensor], tmp_path: Path) -> None:
-    distance = FrechetDistance(scripted(PlainFeatures(), tmp_path), CPU)
-    distance.update(pair[0][:1], pair[1][:1])
-    with pytest.raises(ValueError, match="at least 2 images"):
-        distance.compute()
-
-
-def test_a_network_that_reads_no_images_is_named(tmp_path: Path) -> None:
-    path = scripted(nn.Linear(7, 5), tmp_path)
-    with pytest.raises(ValueError, match=r"Linear\.pt does not turn uint8 images"):
-        FrechetDistance(path, CPU)
-
-
-def test_perceptual_distance_of_pairs_reads_images_around_zero(
-    pair: tuple[Tensor, Tensor], tmp_path: Path
-) -> None:
-    distance = PerceptualDistance(scripted(PairDistance(), tmp_path), CPU)
+def test_perceptual_distance_of_both_kinds_of_networks(pair: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    """One compares images around zero, the other gives features whose squared distance counts."""
     expected = 2 * (pair[0] - pair[1]).abs().mean((1, 2, 3))
-    assert torch.allclose(distance(*pair), expected, rtol=1e-4)
-
-
-def test_perceptual_distance_of_features_is_their_squared_distance(
-    pair: tuple[Tensor, Tensor], tmp_path: Path
-) -> None:
-    distance = PerceptualDistance(scripted(LPIPSFeatures(), tmp_path), CPU)
+    assert torch.allclose(
+        PerceptualDistance(scripted(PairDistance(), tmp_path), CPU)(*pair), expected, rtol=1e-4
+    )
     expected = (pair[0].mean((2, 3)) - pair[1].mean((2, 3))).square().sum(1)
-    assert torch.allclose(distance(*pair), expected, rtol=1e-4)
+    assert torch.allclose(
+        PerceptualDistance(scripted(LPIPSFeatures(), tmp_path), CPU)(*pair), expected, rtol=1e-4
+    )
 
 
-def test_one_number_for_many_pairs_is_refused(pair: tuple[Tensor, Tensor], tmp_path: Path) -> None:
-    distance = PerceptualDistance(scripted(OneNumber(), tmp_path), CPU)
+def test_networks_that_do_not_fit_are_named(pair: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Linear\.pt does not turn uint8 images"):
+        FrechetDistance(scripted(nn.Linear(7, 5), tmp_path), CPU)
     with pytest.raises(ValueError, match="expected 40 distances"):
-        distance(*pair)
-
-
-def test_a_network_that_compares_no_images_is_named(pair: tuple[Tensor, Tensor], tmp_path: Path) -> None:
-    distance = PerceptualDistance(scripted(nn.Bilinear(2, 3, 1), tmp_path), CPU)
+        PerceptualDistance(scripted(OneNumber(), tmp_path), CPU)(*pair)
     with pytest.raises(ValueError, match=r"Bilinear\.pt cannot compare images"):
-        distance(*pair)
-
-
-def test_files_that_hold_no_network_are_refused(tmp_path: Path) -> None:
+        PerceptualDistance(scripted(nn.Bilinear(2, 3, 1), tmp_path), CPU)(*pair)
     with pytest.raises(ValueError, match="no network at"):
         FrechetDistance(tmp_path / "absent.pt", CPU)
     weights = tmp_path / "weights.pt"
@@ -142,13 +119,8 @@ def test_files_that_hold_no_network_are_refused(tmp_path: Path) -> None:
         PerceptualDistance(weights, CPU)
 
 
-def test_missing_networks_leave_a_note_and_no_number(pair: tuple[Tensor, Tensor], tmp_path: Path) -> None:
-    missing = PerceptualMeasures(None, None, CPU)
-    assert missing.update(*pair) == {}
-    assert missing.rfid(40) is None
-    assert [note.split()[0] for note in missing.notes(40)] == ["rFID", "LPIPS"]
-    both = PerceptualMeasures(scripted(PlainFeatures(), tmp_path), scripted(PairDistance(), tmp_path), CPU)
-    assert both.update(*pair).keys() == {"lpips"}
-    assert both.rfid(40) is not None
-    assert "published values are of 50000" in both.notes(40)[0]
-    assert both.notes(50_000) == []
+def test_what_is_missing_is_noted() -> None:
+    notes = [note.split()[0] for note in perceptual_notes(40, has_fid=False, has_lpips=False)]
+    assert notes == ["rFID", "LPIPS"]
+    assert "published values are of 50000" in perceptual_notes(40, has_fid=True, has_lpips=True)[0]
+    assert perceptual_notes(50_000, has_fid=True, has_lpips=True) == []

@@ -9,7 +9,7 @@ from tests.tiny import write_images
 
 from pixlex.config.reasoning import ReasoningTask
 from pixlex.data.items import open_items
-from pixlex.eval.published import benchmark_of, objectives_table, retrieval_table, task_table
+from pixlex.eval.published import benchmark_of, objectives_table, retrieval_table, setting_of, task_table
 
 COCO, FLICKR = "dataset_coco.json?split=test", "/data/coco/dataset_flickr30k.json?split=test&images=coco"
 
@@ -70,3 +70,11 @@ def test_a_task_has_its_columns_where_the_items_are_those_of_its_set(
 def test_drawn_scenes_have_none() -> None:
     for task in ("vqa", "nlvr2", "entailment", "assignment"):
         assert task_table(task, open_items("embedded:scenes:test:3", task)) is None  # type: ignore[arg-type]
+
+
+def test_what_a_number_is_called() -> None:
+    """Zero-shot right away, zero-shot behind COCO, and fine-tuned are three things."""
+    assert setting_of(["pairs.parquet"], FLICKR) == "zs-direct"
+    assert setting_of(["pairs.parquet", COCO], "dataset_flickr30k.json") == "zs-coco-ft"
+    assert setting_of(["pairs.parquet", COCO], "dataset_coco.json") == f"fine-tuned on {COCO}"
+    assert setting_of([], FLICKR) == "training unknown"

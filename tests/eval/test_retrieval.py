@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,13 @@ from torchmetrics.retrieval import RetrievalHitRate
 
 from pixlex.data.captioned import PairSource
 from pixlex.data.pairs import open_pairs
-from pixlex.eval import pair_scores
-from pixlex.eval.retrieval import Gallery, evaluate_retrieval, gallery, ranks, recalls, setting_of
+from pixlex.eval import retrieval
+from pixlex.eval.evaluate import Pass
+from pixlex.eval.retrieval import RANKS, Gallery, evaluate_retrieval, gallery, ranks
 from pixlex.models.cbvila import CBViLA
 from pixlex.nn.bert import Context
 
+QUIET = Pass(progress=False)
 CAPTIONS = [["about the class", "and"], ["also any other"], ["the class and all", "allow", "add after"]]
 
 
@@ -45,11 +47,19 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> PairSource:
 
 @pytest.fixture(scope="module")
 def items(model: CBViLA, pairs: PairSource) -> Iterator[Gallery]:
-    return gallery(model, pairs, max_words=12, batch_size=2, progress=False)
+    return gallery(model, pairs, QUIET, max_words=12, batch_size=2)
 
 
 def _belongs(image_of: torch.Tensor) -> torch.Tensor:
     return image_of.unsqueeze(0) == torch.arange(int(image_of.max()) + 1).unsqueeze(1)
+
+
+def _recalls(values: Mapping[str, float]) -> list[float]:
+    return [value for name, value in values.items() if "recall_at" in name]
+
+
+def _recalls_of(*places: torch.Tensor) -> list[float]:
+    return [float((one < k).double().mean()) for one in places for k in RANKS]
 
 
 def test_ranks_by_hand() -> None:
@@ -63,22 +73,16 @@ def test_ranks_by_hand() -> None:
     text_ranks, image_ranks = ranks(scores, _belongs(image_of))
     assert text_ranks.tolist() == [0, 3, 4]
     assert image_ranks.tolist() == [2, 0, 0, 2, 2]
-    assert recalls(text_ranks, (1, 4, 5)) == (1 / 3, 2 / 3, 1.0)
 
 
 def test_ties_count_against() -> None:
-    """A model that gives every pair the same score finds nothing at 1, and what was not scored comes last."""
+    """A model of equal scores, or gone wrong, finds nothing at 1; what was not scored comes last."""
     image_of = torch.tensor([0, 1, 2])
-    text_ranks, image_ranks = ranks(torch.zeros(3, 3), _belongs(image_of))
-    assert text_ranks.tolist() == image_ranks.tolist() == [2, 2, 2]
+    for scores in (torch.zeros(3, 3), torch.full((3, 3), torch.nan)):
+        text_ranks, image_ranks = ranks(scores, _belongs(image_of))
+        assert text_ranks.tolist() == image_ranks.tolist() == [2, 2, 2]
     unscored = torch.tensor([[-torch.inf, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     assert ranks(unscored, _belongs(image_of))[0].tolist() == [2, 0, 0]
-
-
-def test_what_is_no_number_finds_nothing() -> None:
-    """A model gone wrong must not look perfect."""
-    text_ranks, image_ranks = ranks(torch.full((3, 3), torch.nan), _belongs(torch.arange(3)))
-    assert text_ranks.tolist() == image_ranks.tolist() == [2, 2, 2]
 
 
 def test_recall_equals_the_hit_rate_of_torchmetrics() -> None:
@@ -93,13 +97,7 @@ def test_recall_equals_the_hit_rate_of_torchmetrics() -> None:
         for table, truth, found in ((scores, own, text_ranks), (scores.T, own.T, image_ranks)):
             queries = torch.arange(len(table)).unsqueeze(1).expand_as(table)
             expected = RetrievalHitRate(top_k=k)(table.flatten(), truth.flatten(), indexes=queries.flatten())
-            assert recalls(found, (k,))[0] == pytest.approx(float(expected))
-
-
-def test_a_gallery_holds_every_caption_of_every_image(model: CBViLA, items: Gallery) -> None:
-    assert items.image_of.tolist() == [0, 0, 1, 2, 2, 2]
-    assert items.image_vectors.shape == (3, 8)
-    torch.testing.assert_close(items.text_vectors.norm(dim=1), torch.ones(6))
+            assert float((found < k).double().mean()) == pytest.approx(float(expected))
 
 
 @pytest.mark.parametrize("score", ["matching", "matching+contrastive"])
@@ -114,28 +112,27 @@ def test_the_second_stage_equals_pairs_one_by_one(
             for caption in range(6):
                 words = ~items.key_padding[caption]
                 text = items.text[caption : caption + 1, words]
-                fused = model.fusion(text, model.image_context(items.seen[image : image + 1]))
+                fused = model.fusion(text, model.image_context(items.states[image : image + 1]))
                 expected[image, caption] = model.matching_head(fused[0, 0])[1]
     if score == "matching+contrastive":
         expected = expected + similarity
     found: list[torch.Tensor] = []
-    from pixlex.eval import retrieval
 
     def noted(scores: torch.Tensor, belongs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         found.append(scores)
         return ranks(scores, belongs)
 
     monkeypatch.setattr(retrieval, "ranks", noted)
-    result = evaluate_retrieval(model, items, score=score, top_k=6, progress=False)  # type: ignore[arg-type]
+    result = evaluate_retrieval(model, items, QUIET, score=score, top_k=6)  # type: ignore[arg-type]
     torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[1], expected, rtol=1e-4, atol=1e-5)
     assert result.num_scored == 18
-    assert result.text_recall == recalls(ranks(expected, items.belongs)[0])
+    assert _recalls(result.values) == _recalls_of(*ranks(expected, items.belongs))
 
 
 def test_pairs_in_both_lists_are_scored_once(model: CBViLA, items: Gallery) -> None:
     """The best caption of each image and the best image of each caption: at most 3 + 6 pairs, at least 6."""
-    result = evaluate_retrieval(model, items, top_k=1, progress=False)
+    result = evaluate_retrieval(model, items, QUIET, top_k=1)
     similarity = items.image_vectors @ items.text_vectors.T
     wanted = {(image, int(similarity[image].argmax())) for image in range(3)}
     wanted |= {(int(similarity[:, caption].argmax()), caption) for caption in range(6)}
@@ -147,7 +144,7 @@ def test_an_interrupted_second_stage_goes_on(
     model: CBViLA, items: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scores of images that were done are not computed again; numbers as without; nothing is left behind."""
-    monkeypatch.setattr(pair_scores, "_IMAGES_A_FILE", 1)
+    monkeypatch.setattr(retrieval, "_IMAGES_A_FILE", 1)
     seen: list[int] = []
     look = model.image_context
 
@@ -159,34 +156,20 @@ def test_an_interrupted_second_stage_goes_on(
 
     monkeypatch.setattr(model, "image_context", counted)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_retrieval(model, items, keep=tmp_path, progress=False)
+        evaluate_retrieval(model, items, QUIET, cache=tmp_path)
     (folder,) = tmp_path.iterdir()
+    with pytest.raises(KeyboardInterrupt):  # other pairs: another folder
+        evaluate_retrieval(model, items, QUIET, top_k=1, cache=tmp_path)
+    (other,) = set(tmp_path.iterdir()) - {folder}
     first, second = sorted(folder.iterdir())
     second.write_bytes(b"damaged")  # by a full disk, say
     monkeypatch.setattr(model, "image_context", lambda image: seen.append(1) or look(image))
-    whole = evaluate_retrieval(model, items, keep=tmp_path, progress=False)
+    whole = evaluate_retrieval(model, items, QUIET, cache=tmp_path)
     assert len(seen) == 2 + 2  # the damaged one and the third
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [other]
     monkeypatch.undo()
-    assert whole == evaluate_retrieval(model, items, progress=False)
+    assert whole == evaluate_retrieval(model, items, QUIET)
     assert first != second
-
-
-def test_scores_of_another_evaluation_are_not_taken(
-    model: CBViLA, items: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Other pairs, or another model: another folder."""
-    names = []
-    remove = pair_scores.KeptScores.remove
-
-    def noted(kept: pair_scores.KeptScores) -> None:
-        names.append(kept.folder.name)
-        remove(kept)
-
-    monkeypatch.setattr(pair_scores.KeptScores, "remove", noted)
-    for top_k in (1, 2, 2):
-        evaluate_retrieval(model, items, top_k=top_k, keep=tmp_path, progress=False)
-    assert names[0] != names[1] == names[2]
 
 
 def test_each_direction_ranks_its_own_best(
@@ -194,14 +177,13 @@ def test_each_direction_ranks_its_own_best(
 ) -> None:
     """With top 1 an image has one caption that counts, and a caption one image."""
     seen: list[torch.Tensor] = []
-    from pixlex.eval import retrieval
 
     def noted(scores: torch.Tensor, belongs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(scores)
         return ranks(scores, belongs)
 
     monkeypatch.setattr(retrieval, "ranks", noted)
-    evaluate_retrieval(model, items, top_k=1, progress=False)
+    evaluate_retrieval(model, items, QUIET, top_k=1)
     by_image, by_caption = (scores.isfinite() for scores in seen)
     assert by_image.sum(1).tolist() == [1, 1, 1]
     assert by_caption.sum(0).tolist() == [1] * 6
@@ -209,11 +191,11 @@ def test_each_direction_ranks_its_own_best(
 
 def test_an_image_listed_twice_is_one_image(model: CBViLA, pairs: PairSource, items: Gallery) -> None:
     """A row for each caption: the same gallery, hence the same recall."""
-    found = gallery(model, pairs.by_caption(), max_words=12, batch_size=2, progress=False)
+    found = gallery(model, pairs.by_caption(), QUIET, max_words=12, batch_size=2)
     assert torch.equal(found.image_of, items.image_of)
     torch.testing.assert_close(found.image_vectors, items.image_vectors)
-    first, second = (evaluate_retrieval(model, one, top_k=2, progress=False) for one in (items, found))
-    assert (first.text_recall, first.image_recall) == (second.text_recall, second.image_recall)
+    first, second = (evaluate_retrieval(model, one, QUIET, top_k=2) for one in (items, found))
+    assert first.values == second.values
 
 
 def test_every_caption_counts_and_equals_are_right_for_each_other(model: CBViLA, tmp_path: Path) -> None:
@@ -227,10 +209,10 @@ def test_every_caption_counts_and_equals_are_right_for_each_other(model: CBViLA,
     pq.write_table(
         pa.table({"image": [one.getvalue() for one in buffers], "captions": captions}), tmp_path / "p.parquet"
     )
-    found = gallery(model, open_pairs(str(tmp_path / "p.parquet")), max_words=12, progress=False)
+    found = gallery(model, open_pairs(str(tmp_path / "p.parquet")), QUIET, max_words=12)
     assert found.image_of.tolist() == [0, 0, 0, 1, 1, 2]
     assert found.belongs.int().tolist() == [[1, 1, 1, 1, 0, 1], [0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 1]]
-    result = evaluate_retrieval(model, found, top_k=6, progress=False)
+    result = evaluate_retrieval(model, found, QUIET, top_k=6)
     assert (result.num_captions, result.num_scored) == (6, 18)
     # The second row of scores is level with the third, and right wherever that one is.
     level = torch.tensor([[0.0, 5, 5, 5, 0, 9], [0.0, 5, 5, 5, 0, 9], [0.0, 5, 5, 5, 0, 9]])
@@ -238,47 +220,32 @@ def test_every_caption_counts_and_equals_are_right_for_each_other(model: CBViLA,
     assert (text_ranks.tolist(), image_ranks.tolist()) == ([0, 1, 0], [1, 0, 0, 0, 2, 1])
 
 
-def test_vectors_alone_are_enough_for_the_first_stage(
-    model: CBViLA, pairs: PairSource, items: Gallery
-) -> None:
-    found = gallery(model, pairs, max_words=12, states=False, progress=False)
-    assert found.seen.numel() == found.text.numel() == 0
-    first, second = (
-        evaluate_retrieval(model, one, score="contrastive", progress=False) for one in (items, found)
-    )
-    assert first.numbers == second.numbers
-
-
-def test_contrast_alone_makes_no_second_stage(model: CBViLA, items: Gallery) -> None:
-    result = evaluate_retrieval(model, items, score="contrastive", progress=False)
-    assert result.num_scored == result.top_k == 0
-    text_ranks, image_ranks = ranks(items.image_vectors @ items.text_vectors.T, items.belongs)
-    assert (result.text_recall, result.image_recall) == (recalls(text_ranks), recalls(image_ranks))
-    assert result.mean_recall == pytest.approx(np.mean([*result.text_recall, *result.image_recall]))
-
-
 def test_an_unreadable_image_takes_its_captions_with_it(model: CBViLA, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32)).save(buffer, "PNG")
     rows = [buffer.getvalue(), b"no image", buffer.getvalue()]
     pq.write_table(pa.table({"image": rows, "captions": CAPTIONS}), tmp_path / "pairs.parquet")
-    found = gallery(model, open_pairs(str(tmp_path / "pairs.parquet")), max_words=12, progress=False)
+    found = gallery(model, open_pairs(str(tmp_path / "pairs.parquet")), QUIET, max_words=12)
     assert found.image_of.tolist() == [0, 0, 1, 1, 1]
     assert [one.key for one in found.skipped] == ["pairs.parquet#1"]
-
-
-def test_what_a_number_is_called() -> None:
-    """Zero-shot right away, zero-shot behind COCO, and fine-tuned are three things."""
-    coco = "dataset_coco.json?split=train+restval"
-    assert setting_of(["pairs.parquet"], "dataset_flickr30k.json") == "zs-direct"
-    assert setting_of(["pairs.parquet", coco], "dataset_flickr30k.json") == "zs-coco-ft"
-    assert setting_of(["pairs.parquet", coco], "dataset_coco.json?split=test") == f"fine-tuned on {coco}"
-    assert setting_of([], "flickr") == "training unknown"
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_bad_settings(model: CBViLA, items: Gallery) -> None:
     with pytest.raises(ValueError, match="score must be one of contrastive, matching"):
-        evaluate_retrieval(model, items, score="itm", progress=False)  # type: ignore[arg-type]
+        evaluate_retrieval(model, items, QUIET, score="itm")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="top_k must be 1 or more, got 0"):
-        evaluate_retrieval(model, items, top_k=0, progress=False)
+        evaluate_retrieval(model, items, QUIET, top_k=0)
+
+
+def test_contrast_alone_needs_vectors_alone(model: CBViLA, pairs: PairSource, items: Gallery) -> None:
+    """No second stage; the recalls are those of the similarities."""
+    found = gallery(model, pairs, QUIET, max_words=12, states=False)
+    assert found.states.numel() == found.text.numel() == 0
+    first, second = (evaluate_retrieval(model, one, QUIET, score="contrastive") for one in (items, found))
+    assert first == second
+    assert first.num_scored == 0
+    assert _recalls(first.values) == _recalls_of(
+        *ranks(items.image_vectors @ items.text_vectors.T, items.belongs)
+    )
+    assert first.values["mean_recall"] == pytest.approx(np.mean(_recalls(first.values)))

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 from tests.report.test_few_shot import cell
 
+from pixlex.eval.evaluate import wilson_interval
 from pixlex.eval.few_shot.episodes import setting_of
-from pixlex.eval.intervals import wilson_interval
 from pixlex.report.ablations import write_ablation
 from pixlex.report.drawing import drawn, escape, plotted
 from pixlex.report.few_shot import draw_accuracies

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.eval.probe.classes import write_classes
-from tests.eval.probe.test_classifier import part_of
+from tests.eval.classes import write_classes
+from tests.eval.test_linear_probe import part_of
 
 from pixlex.batch import Skipped
 from pixlex.data.images import open_source
-from pixlex.eval.probe.probe import linear_probe
-from pixlex.eval.probe.study import ProbeRow, ProbeSets, open_sets
+from pixlex.eval.linear_probe import Fit, ProbeRow, linear_probe
+from pixlex.eval.probe_features import ProbeSets, open_sets
 from pixlex.report.linear_probe import PUBLISHED_NOTE, write_linear_probe
 from pixlex.report.probe_pictures import draw_confusion
 
@@ -27,7 +27,7 @@ def row_of(num_classes: int, features: str = "layers", *, repeats: int = 1, each
         part_of(num_classes, each * num_classes, 24),
         part_of(num_classes, each * num_classes, 24, seed=1),
     )
-    result = linear_probe(train, test, num_classes, repeats=repeats)
+    result = linear_probe(train, test, num_classes, Fit(repeats=repeats))
     return ProbeRow(model="mine", features=features, result=result, skipped=(Skipped("x.png", "no image"),))
 
 

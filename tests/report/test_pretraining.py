@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pixlex.data.images import open_source
-from pixlex.eval.pretraining import RebuiltExamples
+from pixlex.eval.pretraining import ReconstructedExamples
 from pixlex.report.figures import image_columns
 from pixlex.report.galleries import choose_codewords, codeword_gallery, reconstructed_pairs
 
@@ -18,7 +18,9 @@ from pixlex.report.galleries import choose_codewords, codeword_gallery, reconstr
 def test_reconstructed_pairs_stand_in_their_columns(tmp_path: Path) -> None:
     """Four columns of one color each, two rows, both texts below each."""
     columns = [torch.full((2, 3, 16, 16), shade) for shade in (0.0, 0.25, 0.5, 1.0)]
-    examples = RebuiltExamples(("a", "b"), ("a text", "a very long text " * 40), ("another", ""), *columns)
+    examples = ReconstructedExamples(
+        ("a", "b"), ("a text", "a very long text " * 40), ("another", ""), *columns
+    )
     sheet = np.asarray(Image.open(reconstructed_pairs(examples, tmp_path / "rebuilt.png")))
     side = 256
     for column, shade in enumerate((0, 64, 128, 255)):

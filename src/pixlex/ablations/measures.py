@@ -11,15 +11,16 @@ from pixlex.config.ablation import AblationRow
 from pixlex.data.pairs import PairSource
 from pixlex.data.sources import ImageSource
 from pixlex.distributed import pick_device
+from pixlex.eval.evaluate import wilson_interval
 from pixlex.eval.few_shot.classifiers import Classifier, embedded_encoder, word_classifiers
 from pixlex.eval.few_shot.episodes import EpisodeSet, digest
 from pixlex.eval.few_shot.prompted import PromptedClassifier, Scorer
 from pixlex.eval.few_shot.prompts import Template
 from pixlex.eval.few_shot.readers import model_reader
 from pixlex.eval.few_shot.run import run_few_shot
-from pixlex.eval.intervals import wilson_interval
+from pixlex.eval.linear_probe import probe_features, probe_rows
 from pixlex.eval.llm import LanguageClient
-from pixlex.eval.probe.study import ProbeSets, probe_rows
+from pixlex.eval.probe_features import ProbeSets
 from pixlex.eval.published import TABLE_TOP_K, benchmark_of
 from pixlex.eval.retrieval import evaluate_retrieval, gallery
 from pixlex.models import pretrained
@@ -39,11 +40,11 @@ def probe_measure(sets: ProbeSets, cache: Path, *, device: str = "auto") -> Meas
         model = _load(folder, device)
         if not row.trains or model.vocabulary is None:
             return {}
-        (found,) = probe_rows(row.name, model, ["layers"], sets, cache)
+        (found,) = probe_rows(probe_features(row.name, model, sets, cache), ["layers"])
         low, high = found.result.top1_interval
         return {"top-1": Measured(value=found.result.top1, low=low, high=high)}
 
-    parts = [one.contents for one in (sets.train, sets.test, sets.validation) if one is not None]
+    parts = [one.contents for one in sets.parts.values()]
     return Measure(name="linear_probe", identity=digest(*parts), of=measure)
 
 
@@ -124,11 +125,11 @@ def retrieval_measure(
         # Without contrast similarities mean nothing: all pairs are matched.
         result = evaluate_retrieval(model, items, top_k=top_k if model.compares else len(items.image_of))
         found = {}
-        for name, value in result.numbers.items():
+        for name, value in result.values.items():
             if "recall_at" in name:
                 count = result.num_images if "text_recall" in name else result.num_captions
                 low, high = wilson_interval(value, count)
-                found[name.removeprefix("eval/")] = Measured(value=value, low=low, high=high)
+                found[name] = Measured(value=value, low=low, high=high)
         return found
 
     asked = f"top {top_k}, {max_words} words, limit {limit}"

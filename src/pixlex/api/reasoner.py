@@ -14,7 +14,7 @@ from pixlex.api.pictures import Images, batches_of, images_of, texts_of
 from pixlex.batch import Words
 from pixlex.data.text import clean_caption, clean_question
 from pixlex.distributed import pick_device
-from pixlex.eval.answer_attention import ExplainedAnswer, explain_answer
+from pixlex.eval.gradcam import ExplainedAnswer, explain_answer
 from pixlex.messages import quoted
 from pixlex.models import pretrained
 from pixlex.models.reasoner import Reasoner

@@ -217,7 +217,7 @@ def _remark_of(
 
 def _data_failed(fault: ValueError) -> bool:
     """Whether the data failed, rather than what was typed; without importing what would define it."""
-    broken, addresses = (sys.modules.get(f"pixlex.data.{name}") for name in ("broken", "addresses"))
-    return (broken is not None and isinstance(fault, broken.TooManyBroken)) or (
-        addresses is not None and isinstance(fault, addresses.Unreachable)
+    sources, remote = (sys.modules.get(f"pixlex.data.{name}") for name in ("sources", "remote"))
+    return (sources is not None and isinstance(fault, sources.TooManyBroken)) or (
+        remote is not None and isinstance(fault, remote.Unreachable)
     )

@@ -1,4 +1,4 @@
-"""`explain` and `evaluate pointing`."""
+"""`explain`."""
 
 from __future__ import annotations
 
@@ -7,26 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixlex import distributed
 from pixlex.api.reasoner import ImageReasoner
 from pixlex.cli.explain import ExplainOptions
-from pixlex.cli.models import cbvila_of, model_of
-from pixlex.cli.options import answer, remark, table
-from pixlex.data.images import load_image, open_source
-from pixlex.data.scenes import ScenesSource
+from pixlex.cli.models import model_of
+from pixlex.cli.options import answer, remark
+from pixlex.data.images import load_image
 from pixlex.data.sources import read_file
 from pixlex.data.text import clean_caption, plain_text
 from pixlex.data.transforms import evaluation_transform
 from pixlex.distributed import pick_device
-from pixlex.eval.attention import explain
-from pixlex.eval.gradcam import Explanation
-from pixlex.eval.pointing import pointing_game
-from pixlex.files import write_json
+from pixlex.eval.gradcam import Explanation, explain
 from pixlex.messages import quoted
 from pixlex.models.reasoner import Reasoner
 from pixlex.report.drawing import drawn
 from pixlex.report.galleries import explained_image
-from pixlex.report.measures import measure_of
 
 # Cleaning is not to cut: what is too long is said in words that the model counts.
 _ENDLESS = 100_000
@@ -119,38 +113,3 @@ def _said(found: Explanation) -> str:
         return f"{len(found.words)} words, logit of belonging {found.score:.3f}"
     mean = found.score / len(found.words)
     return f"{len(found.words)} words, each foretold with {mean:.3f} nats of log-probability on average"
-
-
-def pointing(options: Any) -> int:
-    """Measure how often a word's map is highest on the object that the word names."""
-    source = open_source(options.data)
-    if not isinstance(source, ScenesSource):
-        raise ValueError(
-            "expected drawn scenes, embedded:scenes:train|test[:COUNT], which know where their objects are, got "
-            f"{source.name}"
-        )
-    model = cbvila_of(options)
-    with torch.autocast(
-        pick_device(options.device).type, torch.bfloat16, enabled=options.precision == "bf16"
-    ):
-        result = pointing_game(
-            model, source, score=options.score or "matching", layer=options.layer, limit=options.limit,
-            progress=not options.quiet,
-        )  # fmt: skip
-    if not distributed.is_first():
-        return 0
-    values = {
-        "model": options.model,
-        "untrained": options.untrained,
-        "data": source.name,
-        "explained": result.score,
-        "layer": result.layer,
-        **{name.removeprefix("eval/"): value for name, value in result.numbers.items()},
-    }
-    rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
-    head = f"{source.name}: words that name one object alone; {result.score}, fusion layer {result.layer}"
-    answer(options, values, f"{head}\n{table(rows)}")
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_json(options.out / "results.json", values)
-    return 0

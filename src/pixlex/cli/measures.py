@@ -23,10 +23,10 @@ from pixlex.data.images import ImageSource, open_source
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.pairs import NoCaptions, PairSource, open_pairs
 from pixlex.data.sources import BrokenImages
-from pixlex.eval.reconstruction import ReconstructionResult, evaluate_reconstruction
+from pixlex.eval.evaluate import Evaluation, Pass
+from pixlex.eval.reconstruction import evaluate_reconstruction
 from pixlex.files import write_json
 from pixlex.models.pretrained import read_config
-from pixlex.report.measures import measure_of
 
 
 def reconstruct(options: ReconstructOptions) -> int:
@@ -77,27 +77,30 @@ def evaluate(options: ReconstructionOptions) -> int:
     result = evaluate_reconstruction(
         tokenizer.model,
         _accounted(batches, source, options.max_broken_share),
+        Pass(
+            precision=tokenizer.precision,
+            total=min(len(source), options.limit or len(source)),
+            save_examples=16,
+            progress=not options.quiet,
+        ),
         mask_ratio=options.mask_ratio,
-        device=tokenizer.device,
-        precision=tokenizer.precision,
-        total=min(len(source), options.limit or len(source)),
-        progress=not options.quiet,
         fid_features=options.fid_features,
         lpips_network=options.lpips_network,
     )
     # Of all processes: none of them may have met too many.
-    BrokenImages(None, source, options.max_broken_share).record(result.skipped, result.num_images)
+    BrokenImages(None, source, options.max_broken_share).record(
+        result.skipped, int(result.values["num_images"])
+    )
     if not distributed.is_first():
         return 0
     values = {
         "model": options.model,
         "data": source.name,
-        **{name: getattr(result, name) for name in (key.removeprefix("eval/") for key in result.numbers)},
+        **result.values,
         "notes": list(result.notes),
         "skipped": [asdict(one) for one in result.skipped],
     }
-    rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
-    answer(options, values, table(rows))
+    answer(options, values, table(result.table))
     remark_skipped(options, result.skipped)
     for note in result.notes:
         remark(options, note)
@@ -111,7 +114,7 @@ def _write_evaluation(
     options: ReconstructionOptions,
     tokenizer: ImageTokenizer,
     values: dict[str, Any],
-    result: ReconstructionResult,
+    result: Evaluation,
 ) -> None:
     """Write results.json, reconstruction.png and report.html."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +123,7 @@ def _write_evaluation(
     report.drawn(
         folder / "reconstruction.png",
         lambda path: report.reconstruction_grid(
-            examples.originals, examples.reconstructions, examples.words, tokenizer.grid, path
+            examples["originals"], examples["reconstructions"], examples["words"], tokenizer.grid, path
         ),
     )
     page = report.drawn(

@@ -21,10 +21,17 @@ from pixlex.data.loader import evaluation_batches
 from pixlex.data.pairs import PairSource, evaluation_pairs, open_pairs
 from pixlex.data.sources import BrokenImages, TooManyBroken
 from pixlex.distributed import pick_device
-from pixlex.eval.codewords import codeword_purity
-from pixlex.eval.pretraining import evaluate_pretraining, rebuilt_examples
-from pixlex.eval.published import TABLE_SETTINGS, TABLE_TOP_K, TABLE_WORDS, benchmark_of, retrieval_table
-from pixlex.eval.retrieval import evaluate_retrieval, gallery, setting_of
+from pixlex.eval.evaluate import Pass, labeled
+from pixlex.eval.pretraining import codeword_purity, evaluate_pretraining, reconstructed_examples
+from pixlex.eval.published import (
+    TABLE_SETTINGS,
+    TABLE_TOP_K,
+    TABLE_WORDS,
+    benchmark_of,
+    retrieval_table,
+    setting_of,
+)
+from pixlex.eval.retrieval import evaluate_retrieval, gallery
 from pixlex.files import write_json
 from pixlex.models import pretrained
 from pixlex.models.inference import compute_rows, computing
@@ -32,7 +39,6 @@ from pixlex.nn.masking import split_patches
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.report.drawing import drawn
 from pixlex.report.galleries import codeword_gallery, reconstructed_pairs
-from pixlex.report.measures import measure_of
 from pixlex.report.pretraining import pretraining_page
 
 
@@ -43,21 +49,18 @@ def retrieval(options: RetrievalOptions) -> int:
     model = cbvila_of(options)
     if not options.untrained:
         remark_without_contrast(options, model)
+    how = Pass(precision=options.precision, progress=not options.quiet)
     items = gallery(
         model,
         source,
+        how,
         max_words=min(options.max_words or _trained_words(options.model), model.config.text.positions),
         batch_size=options.batch_size,
         limit=options.limit,
-        precision=options.precision,
-        progress=not options.quiet,
     )
     BrokenImages(None, source, options.max_broken_share).record(items.skipped, len(items.image_vectors))
     top_k = options.top_k or TABLE_TOP_K[benchmark_of(source.name) or "flickr30k"]
-    result = evaluate_retrieval(
-        model, items, score=options.score, top_k=top_k,
-        precision=options.precision, keep=options.out, progress=not options.quiet,
-    )  # fmt: skip
+    result = evaluate_retrieval(model, items, how, score=options.score, top_k=top_k, cache=options.out)
     if not distributed.is_first():
         return 0
     trained_on = (
@@ -74,15 +77,14 @@ def retrieval(options: RetrievalOptions) -> int:
         "trained_on": trained_on,
         "setting": setting,
         "protocol": result.protocol,
-        **{name.removeprefix("eval/"): value for name, value in result.numbers.items()},
+        **result.values,
         "num_images": result.num_images,
         "num_captions": result.num_captions,
         "num_scored": result.num_scored,
         "skipped": [asdict(one) for one in result.skipped],
         "published": None if published is None else asdict(published),
     }
-    rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
-    lines = [f"{setting}: {result.protocol} ({TABLE_SETTINGS})", table(rows)]
+    lines = [f"{setting}: {result.protocol} ({TABLE_SETTINGS})", table(result.table)]
     if published is not None:
         lines.append(published.text(f"{result.num_images:,} images"))
     answer(options, values, "\n".join(lines))
@@ -106,16 +108,18 @@ def pretraining(options: PretrainingOptions) -> int:
         cut=model.config.cut, batch_size=options.batch_size, limit=options.limit,
         rank=distributed.rank(), world_size=distributed.world_size(),
     )  # fmt: skip
-    result = evaluate_pretraining(
-        objective, batches, seed=options.seed, precision=options.precision,
-        total=min(len(source), options.limit or len(source)), progress=not options.quiet,
+    how = Pass(
+        precision=options.precision, total=min(len(source), options.limit or len(source)),
+        progress=not options.quiet,
     )  # fmt: skip
-    BrokenImages(None, source, options.max_broken_share).record(result.skipped, result.num_images)
+    result = evaluate_pretraining(objective, batches, how, seed=options.seed)
+    num_images = int(result.values["num_images"])
+    BrokenImages(None, source, options.max_broken_share).record(result.skipped, num_images)
     if not distributed.is_first():
         return 0
     compared = f"pairs compared within batches of {options.batch_size}"
     protocol = (
-        f"{result.num_images} images, each with its first caption; {model.config.image_size} px, "
+        f"{num_images} images, each with its first caption; {model.config.image_size} px, "
         f"{SQUARE[model.config.cut]}; {config.mask_ratio:.0%} of the patches hidden; {compared}"
     )
     values = {
@@ -123,11 +127,10 @@ def pretraining(options: PretrainingOptions) -> int:
         "untrained": options.untrained,
         "data": source.name,
         "protocol": protocol,
-        **{name.removeprefix("eval/"): value for name, value in result.numbers.items()},
+        **result.values,
         "skipped": [asdict(one) for one in result.skipped],
     }
-    rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
-    answer(options, values, f"{protocol}\n{table(rows)}")
+    answer(options, values, f"{protocol}\n{table(result.table)}")
     remark_skipped(options, result.skipped)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -160,7 +163,7 @@ def reconstruct_pairs(options: ReconstructOptions, source: PairSource) -> int:
     num_visible = max(1, num_patches - round(num_patches * _objective_of(options.model).mask_ratio))
     split = split_patches(len(batch.images), num_patches, num_visible, torch.Generator().manual_seed(0))
     with computing(device, options.precision):
-        examples = rebuilt_examples(model, batch.to(device), split.to(device), options.limit)
+        examples = reconstructed_examples(model, batch.to(device), split.to(device), options.limit)
     reconstructed_pairs(examples, options.out)
     values = {
         "path": str(options.out),
@@ -224,9 +227,8 @@ def draw_gallery(options: GalleryOptions) -> int:
     lines = [f"{options.out}: {options.codewords} codewords of {len(found)} images"]
     if (classes >= 0).any():
         purity = codeword_purity(found, classes, options.seed)
-        values |= {name.removeprefix("eval/"): value for name, value in purity.numbers.items()}
-        rows = [(measure_of(name).label, measure_of(name).text(one)) for name, one in purity.numbers.items()]
-        lines.append(table(rows))
+        values |= purity
+        lines.append(table(labeled(purity)))
     else:
         remark(options, "the images have no classes, so no purity is measured")
     answer(options, values, "\n".join(lines))

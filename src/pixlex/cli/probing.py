@@ -11,16 +11,8 @@ from pixlex.cli.evaluate import ProbeOptions
 from pixlex.cli.options import answer, remark, remark_page, table
 from pixlex.cli.tokens import load_tokenizer, remark_skipped
 from pixlex.data.images import open_source
-from pixlex.eval.probe.features import Kind, default_repeats
-from pixlex.eval.probe.study import (
-    ProbeRow,
-    ProbeSets,
-    first_images,
-    open_sets,
-    planned_kinds,
-    prepare_features,
-    probe_rows,
-)
+from pixlex.eval.linear_probe import Fit, ProbeRow, probe_features, probe_rows
+from pixlex.eval.probe_features import Kind, ProbeSets, first_images, open_sets, planned_kinds
 from pixlex.models.pretrained import Tokenizer
 from pixlex.models.untrained import untrained_copy
 from pixlex.report.linear_probe import (
@@ -43,27 +35,33 @@ def linear_probe(options: ProbeOptions) -> int:
         limit=options.limit,
         test_limit=options.test_limit,
         allow_overlap=options.allow_overlap,
-        max_broken_share=options.max_broken_share,
+        max_broken_ratio=options.max_broken_share,
         progress=not options.quiet,
     )
     tokenizers = [load_tokenizer(options, name) for name in options.model]
     plan = planned_kinds([tokenizer.model for tokenizer in tokenizers], options.features)
-    if distributed.world_size() > 1:
-        for version, model, _ in _versions(options, names, tokenizers, plan, sets):
-            prepare_features(
-                version,
-                model,
-                sets,
-                _cache(options),
-                precision=options.precision,
-                max_broken_share=options.max_broken_share,
-                progress=not options.quiet,
-            )
+    features = [
+        (
+            probe_features(
+                version, model, sets, options.cache or options.out / "features", precision=options.precision,
+                max_broken_ratio=options.max_broken_share, progress=not options.quiet,
+            ),
+            kinds,
+        )
+        for version, model, kinds in _versions(options, names, tokenizers, plan, sets)
+    ]  # fmt: skip
     if not distributed.is_first():
         return 0
-    with distributed.alone():  # classifiers are fitted by one process; the features are there
-        rows = []
-        for row in _rows(options, names, tokenizers, plan, sets):
+    compared = next((one for one, _ in features if "layers" in one.parts["training"].columns), None)
+    how = Fit(seed=options.seed, device=tokenizers[0].device, progress=not options.quiet)
+    rows = []
+    for one, kinds in features:
+        repeats = (
+            {"encoder": options.repeats, "codes": options.repeats}
+            if options.repeats
+            else one.repeats(compared)
+        )
+        for row in probe_rows(one, kinds, how, per_layer=options.per_layer, repeats=repeats):
             rows.append(row)
             remark(options, f"{row.name}: {row_text(row)}")
     notes = [*sets.notes, *_notes(rows)]
@@ -91,41 +89,6 @@ def _names(models: Sequence[str]) -> list[str]:
         raise ValueError(f"expected different models, got {' '.join(models)}")
     short = [Path(model).name for model in models]
     return short if len(set(short)) == len(short) else list(models)
-
-
-def _rows(
-    options: ProbeOptions,
-    names: Sequence[str],
-    tokenizers: Sequence[ImageTokenizer],
-    plan: Sequence[Sequence[Kind]],
-    sets: ProbeSets,
-) -> Iterator[ProbeRow]:
-    """Yield the rows of each model, and of the same without training where that is asked for."""
-    models = [tokenizer.model for tokenizer in tokenizers]
-    compared = next((model for model in models if model.vocabulary is not None), None)
-    for version, model, kinds in _versions(options, names, tokenizers, plan, sets):
-        yield from probe_rows(
-            version,
-            model,
-            kinds,
-            sets,
-            _cache(options),
-            per_layer=options.per_layer,
-            repeats=(
-                {"encoder": options.repeats, "codes": options.repeats}
-                if options.repeats
-                else default_repeats(model, compared)
-            ),
-            seed=options.seed,
-            precision=options.precision,
-            max_broken_share=options.max_broken_share,
-            progress=not options.quiet,
-        )
-
-
-def _cache(options: ProbeOptions) -> Path:
-    folder: Path = options.cache or options.out / "features"
-    return folder
 
 
 def _versions(

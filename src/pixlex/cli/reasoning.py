@@ -20,14 +20,13 @@ from pixlex.data.item_batches import evaluation_items
 from pixlex.data.items import open_items
 from pixlex.data.reasoning import ReasoningSource
 from pixlex.data.sources import BrokenImages
+from pixlex.eval.evaluate import Pass
 from pixlex.eval.published import TABLE_IMAGES, TABLE_WORDS, task_table
-from pixlex.eval.reasoning import ReasoningResult, evaluate_reasoning
-from pixlex.eval.vqa_score import write_vqa_submission
+from pixlex.eval.vqa import ReasoningResult, evaluate_reasoning, write_vqa_submission
 from pixlex.files import write_json, write_text
 from pixlex.models.resized import resized
 from pixlex.report.drawing import drawn
 from pixlex.report.figures import captioned_images
-from pixlex.report.measures import measure_of
 from pixlex.report.page import write_page
 from pixlex.report.reasoning import answer_notes, answered_items
 
@@ -59,19 +58,21 @@ def evaluate(options: TaskOptions, task: ReasoningTask) -> int:
         model,
         items,
         batches,
+        Pass(
+            precision=options.precision,
+            total=min(len(items), options.limit or len(items)),
+            progress=not options.quiet,
+        ),
         mode="generate" if options.generate else "rank",
         shortlist=options.shortlist,
         first_token_twice=options.first_token_twice,
         training=_training_items(options, task),
-        precision=options.precision,
-        total=min(len(items), options.limit or len(items)),
-        progress=not options.quiet,
     )
     BrokenImages(None, items.images, options.max_broken_share).record(result.skipped, len(result.answered))
     if not distributed.is_first():
         return 0
     values = _values(options, items, result)
-    rows = [(measure_of(name).label, measure_of(name).text(value)) for name, value in result.numbers.items()]
+    rows = result.table
     if result.interval is not None:
         rows.append(
             ("95 % interval of the accuracy", f"{result.interval[0]:.1%} to {result.interval[1]:.1%}")
@@ -135,10 +136,10 @@ def _values(options: TaskOptions, items: ReasoningSource, result: ReasoningResul
         "model": options.model,
         "data": items.name,
         "protocol": result.protocol,
-        **{name.removeprefix("eval/"): value for name, value in result.numbers.items()},
+        **result.values,
         "interval": result.interval,
         "by_kind": dict(result.by_kind),
-        "majority_answer": None if result.text_alone is None else result.text_alone.answer,
+        "majority_answer": result.majority_answer,
         "published": None if published is None else asdict(published),
         "ignored": list(items.ignored[:20]),
         "skipped": [asdict(one) for one in result.skipped],
@@ -159,8 +160,7 @@ def _write(
         json.dumps({**asdict(one), "id": items.ids[one.item], "text": items.texts[one.item]})
         for one in result.answered
     ]
-    content = "\n".join(lines) + "\n"
-    write_text(folder / "answers.jsonl", content)
+    write_text(folder / "answers.jsonl", "\n".join(lines) + "\n")
     if result.task == "vqa":
         found = ((items.ids[one.item], one.answers[0]) for one in result.answered)
         write_vqa_submission(folder / "submission.json", found)

@@ -1,4 +1,4 @@
-"""Grad-CAM of cross-attention: for each word, the places of an image that speak for a score."""
+"""Grad-CAM of cross-attention: for each word of a text, the patches that speak for a score or an answer."""
 
 from __future__ import annotations
 
@@ -11,17 +11,25 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pixlex.batch import Words
+from pixlex.data.text import plain_text
+from pixlex.eval.evaluate import evaluating
 from pixlex.messages import quoted
 from pixlex.models.cbvila import CBViLA
+from pixlex.models.reasoner import Reasoner
 from pixlex.nn.bert import Context, FusionEncoder
 
 ScoreOf = Callable[[Tensor], Tensor]  # fused vectors (B, T, D) -> one number for each row (B,)
 ExplainedScore = Literal["matching", "masked_language", "answer"]
+# What a pretrained model's explanation may be of.
+PAIR_SCORES: tuple[ExplainedScore, ...] = ("matching", "masked_language")
 
 # The layer that localizes best of six (ALBEF's grounding; LAVIS issue 336).
 _BEST_LAYER = 3
 # More than any text that one would read as one.
 _ENDLESS = 1_000_000
+# Texts with a hidden word that look at one image together.
+_TEXTS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Heat:
 
     Attributes:
         maps: 0 or more, for each query and each place of the context, in units of the score.
-        scores: what was explained, one for each row.
+        scores: What was explained, one for each row.
     """
 
     maps: Float[Tensor, "B T M"]
@@ -42,15 +50,15 @@ class Explanation:
     """Why a text and an image got their score.
 
     Attributes:
-        words: of the text, as it was read; pieces of one word joined.
-        maps: one for each word, rows of the grid first, 0 or more, in units of the score: the mean of the maps of
+        words: Of the text, as the model tokenizes it; pieces of one word joined.
+        maps: One for each word, rows of the grid first, 0 or more, in units of the score: the mean of the maps of
             its pieces.
-        whole: of the whole text: the mean over all its tokens, start and end among them.
-        explained: which score.
-        score: the logit of "belongs", the logarithm of what the hidden words were foretold with, or the
-            log-likelihood of an answer (nats).
-        layer: of the fusion encoder, counted from 1.
-        left_out: words at the end of the text for which there were no positions.
+        whole: Of the whole text: the mean over all its tokens, start and end among them.
+        explained: Which score.
+        score: The logit of "belongs", the log-probability of the hidden words, or the log-likelihood of an answer
+            (nats).
+        layer: Of the fusion encoder, counted from 1.
+        left_out: Words at the end of the text for which there were no positions.
     """
 
     words: tuple[str, ...]
@@ -62,14 +70,29 @@ class Explanation:
     left_out: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ExplainedAnswer:
+    """Why a model gives an answer.
+
+    Attributes:
+        answer: The answer.
+        log_likelihood: Of it, its end included, in nats; for classes the log-probability.
+        images: One for each image of the text, with `log_likelihood` as the score.
+    """
+
+    answer: str
+    log_likelihood: float
+    images: tuple[Explanation, ...]
+
+
 def default_layer(depth: int) -> int:
     """Return the third layer, or the last but one of fewer than four.
 
-    Not the last: behind it the score reads the first vector alone, so what other words look at there is nothing
-    to it, and their maps are zero. With a single layer there is no choice.
+    Not the last: behind it the score depends on the first vector alone, so what other words look at there is
+    nothing to it, and their maps are zero. With a single layer there is no choice.
 
     Args:
-        depth: layers of the fusion encoder, 1 or more.
+        depth: Layers of the fusion encoder, 1 or more.
     """
     return min(_BEST_LAYER, max(1, depth - 1))
 
@@ -86,21 +109,20 @@ def attention_heat(
     """Return Grad-CAM of one layer's cross-attention: mean over heads of A * relu(dy / dA).
 
     A are the probabilities with which words look at places, y the score (Li et al. 2021, ALBEF, section 6.6 and
-    its released code for grounding; A is never negative, so relu(A * dy / dA) is the same). Of the variants known,
-    Selvaraju et al.'s mean of the gradient over all places is not taken: what one place means for the score says
-    nothing of another. No parameter needs a gradient and none gets one.
+    its released code for grounding; A is never negative, so relu(A * dy / dA) is the same). Of the variants
+    known, Selvaraju et al.'s mean of the gradient over all places is not taken: what one place means for the
+    score says nothing of another. No parameter needs a gradient and none gets one.
 
     Args:
-        fusion: reads the text, looks at the context.
-        text: vectors of words; one text for each context, or several groups (see `CrossAttention`).
-        context: what is looked at.
+        fusion: Its queries are the text, its keys the context.
+        text: Vectors of words; one text for each context, or several groups (see `CrossAttention`).
+        context: What is looked at.
         key_padding: True = padding of the text.
-        score_of: maps fused vectors to one score for each row, whose sum is explained: the logit of a head, the
-            log-likelihood of an answer.
-        layer: counted from 1.
+        score_of: Maps fused vectors to one score for each row, whose sum is explained.
+        layer: Counted from 1.
 
     Raises:
-        ValueError: no such layer.
+        ValueError: No such layer.
     """
     depth = len(fusion.layers)
     if not 1 <= layer <= depth:
@@ -115,7 +137,171 @@ def attention_heat(
     return Heat(apart.flatten(0, 1).float(), scores.detach().float())
 
 
-def check_images(model: CBViLA, images: Float[Tensor, "I 3 H W"]) -> None:
+def explain(
+    model: CBViLA,
+    images: Float[Tensor, "I 3 H W"],
+    texts: Sequence[str],
+    *,
+    score: ExplainedScore = "matching",
+    layer: int | None = None,
+) -> list[Explanation]:
+    """Say of images and texts which places of the image speak for which words.
+
+    With `matching` the score is the logit of "belongs" (of the head that ALBEF's figures explain). With
+    `masked_language` each word is hidden in turn, the score is its log-probability given image and other words,
+    and its map is that of the places it looked from: what in the image names this word. The score of the whole is
+    then their sum (Salazar et al. 2020, pseudo-log-likelihood).
+
+    Args:
+        model: The network, where it is.
+        images: RGB pixels in [0, 1]; one for each text, or one for all of them.
+        texts: One or more, as the model's training texts were cleaned; each cut to the model's positions.
+        score: What is explained.
+        layer: Of the fusion encoder, counted from 1; None for `default_layer`.
+
+    Returns:
+        One for each text, on the CPU.
+
+    Raises:
+        ValueError: Images of another size, number or range; a text without words; no such score or layer.
+    """
+    if score not in PAIR_SCORES:
+        raise ValueError(f"score must be one of {', '.join(PAIR_SCORES)}, got {score!r}")
+    _check_images(model, images)
+    if not texts or len(images) not in (1, len(texts)):
+        raise ValueError(
+            f"expected one image for each of one or more texts, or one for all of them, got {len(images)} images "
+            f"and {len(texts)} texts"
+        )
+    tokenized = [_Text(model, text, number) for number, text in enumerate(texts)]
+    layer = default_layer(len(model.fusion.layers)) if layer is None else layer
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():
+        states = model.encode_image(images.to(next(model.parameters()).device))
+        if score == "matching":
+            rows, context = [one.word_ids for one in tokenized], model.image_context(states)
+            found = _heat(model, rows, context, lambda fused: model.matching_head(fused[:, 0])[:, 1], layer)
+            each = zip(tokenized, found.maps, found.scores.tolist(), strict=True)
+            return [text.of_tokens(heat, score, value, layer) for text, heat, value in each]
+        states = states.expand(len(texts), -1, -1)
+        pairs = zip(tokenized, torch.split(states, 1), strict=True)
+        return [_explain_hidden_words(model, text, state, layer) for text, state in pairs]
+
+
+def _heat(model: CBViLA, rows: Sequence[Tensor], context: Context, score_of: ScoreOf, layer: int) -> Heat:
+    """Return the heat of texts of several lengths, without that of the class."""
+    device = next(model.parameters()).device
+    lengths = torch.tensor([len(row) for row in rows])
+    word_ids = torch.nn.utils.rnn.pad_sequence(
+        list(rows), batch_first=True, padding_value=model.tokenizer.pad_id
+    ).to(device)
+    padding = (torch.arange(word_ids.shape[1]) >= lengths.unsqueeze(1)).to(device)
+    text = model.encode_text(word_ids, padding)
+    found = attention_heat(model.fusion, text, context, padding, score_of, layer=layer)
+    return Heat(found.maps[..., 1:], found.scores)
+
+
+def _explain_hidden_words(model: CBViLA, text: _Text, state: Tensor, layer: int) -> Explanation:
+    context, word_ids = model.image_context(state), text.word_ids.to(state.device)
+    maps, wholes, total = [], [], 0.0
+    for first in range(0, len(text.words), _TEXTS_AT_ONCE):
+        hidden = [places for _, places in text.words[first : first + _TEXTS_AT_ONCE]]
+        rows = text.word_ids.repeat(len(hidden), 1)
+        for row, places in zip(rows, hidden, strict=True):
+            row[places] = model.tokenizer.mask_id
+
+        def score_of(fused: Tensor, hidden: Sequence[list[int]] = hidden) -> Tensor:
+            """Return the sum of log p over the places that each row hides."""
+            scores = []
+            for vectors, places in zip(fused, hidden, strict=True):
+                predicted = model.masked_word_head(vectors[places])
+                logits = predicted @ model.text_encoder.words.weight.T + model.masked_word_head.bias
+                log_probabilities = logits.float().log_softmax(-1)
+                scores.append(log_probabilities.gather(1, word_ids[places].unsqueeze(1)).sum())
+            return torch.stack(scores)
+
+        found = _heat(model, list(rows), context, score_of, layer)
+        maps += [one[places].mean(0) for one, places in zip(found.maps, hidden, strict=True)]
+        wholes.append(found.maps.mean(1))
+        total += float(found.scores.sum())
+    return text.explanation(torch.stack(maps), torch.cat(wholes).mean(0), "masked_language", total, layer)
+
+
+def explain_answer(
+    model: Reasoner,
+    images: Float[Tensor, "n 3 H W"],
+    text: str,
+    *,
+    answer: str | None = None,
+    layer: int | None = None,
+) -> ExplainedAnswer:
+    """Say which places of the images speak for an answer, for each word of the text.
+
+    As `attention_heat`, the score being the log-likelihood with which the decoder writes the answer while it
+    looks at the text, which has looked at the image; or the log-probability of the class.
+
+    Args:
+        model: The network, where it is.
+        images: RGB pixels in [0, 1], as many as the model is given with each text.
+        text: A question, statement or hypothesis, cleaned as in training; cut to the model's positions.
+        answer: None for the model's own; otherwise any words for `vqa`, or one of the classes.
+        layer: Of the fusion encoder, counted from 1; None for `default_layer`.
+
+    Raises:
+        ValueError: Images of another size, number or range; a text without words; an answer that is none of the
+            classes, is empty or is longer than the model's answers; no such layer.
+    """
+    body, num_images = model.body, model.config.num_images
+    _check_images(body, images)
+    if len(images) != num_images:
+        raise ValueError(f"expected {num_images} images with the text, got {len(images)}")
+    tokenized = _Text(body, text, 0)
+    layer = default_layer(len(body.fusion.layers)) if layer is None else layer
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():
+        ids = tokenized.word_ids.unsqueeze(0).to(next(model.parameters()).device)
+        words, images = Words(ids, torch.zeros_like(ids, dtype=torch.bool)), images.to(ids.device)
+        if answer is None:
+            answer = model.config.answers[int(model.rank(images, words).numbers[0, 0])]
+        score_of = _score_of(model, plain_text(answer), words.key_padding)
+        found = attention_heat(
+            body.fusion, body.encode_text(words.word_ids, words.key_padding).repeat(num_images, 1, 1),
+            body.image_context(body.encode_image(images)), words.key_padding.repeat(num_images, 1), score_of,
+            layer=layer,
+        )  # fmt: skip
+    score = float(found.scores.sum())
+    heat = found.maps[..., 1:]  # without the class
+    return ExplainedAnswer(
+        answer, score, tuple(tokenized.of_tokens(one, "answer", score, layer) for one in heat)
+    )
+
+
+def _score_of(model: Reasoner, answer: str, key_padding: Tensor) -> ScoreOf:
+    """Return the score of an answer as a function of the fused text: a part of it for each image."""
+    if model.decoder is None:
+        classes = model.config.answers
+        if answer not in classes:
+            raise ValueError(f"expected one of {', '.join(classes)} as the answer, got {quoted(answer)}")
+        number = classes.index(answer)
+
+        def of_class(fused: Tensor) -> Tensor:
+            log_probabilities = model.head_logits(fused.unsqueeze(0)).log_softmax(-1)
+            return log_probabilities[0, number].expand(len(fused)) / len(fused)
+
+        return of_class
+    # One more than fits, so that what is too long is noticed.
+    ids = model.tokenize_texts([answer], model.config.max_answer_words + 1).word_ids.to(key_padding.device)
+    if not 3 <= ids.shape[1] <= model.config.max_answer_words:
+        raise ValueError(
+            f"expected an answer of 1 to {model.config.max_answer_words - 2} words (tokens), got {quoted(answer)}"
+        )
+    decoder, words = model.decoder, Words(ids, torch.zeros_like(ids, dtype=torch.bool))
+
+    def of_written(fused: Tensor) -> Tensor:
+        return model.log_likelihoods(words, decoder.project(fused, key_padding))
+
+    return of_written
+
+
+def _check_images(model: CBViLA, images: Float[Tensor, "I 3 H W"]) -> None:
     """Raise `ValueError` for images of another size or range than the model's."""
     size = model.config.image_size
     if images.ndim != 4 or images.shape[1:] != (3, size, size):
@@ -125,17 +311,8 @@ def check_images(model: CBViLA, images: Float[Tensor, "I 3 H W"]) -> None:
         raise ValueError(f"expected pixels in [0, 1], got {low:g} to {high:g}")
 
 
-class ReadText:
-    """A text as the model reads it.
-
-    Args:
-        model: whose tokenizer and positions count.
-        text: what is read.
-        number: of the text, for the error.
-
-    Raises:
-        ValueError: a text without words.
-    """
+class _Text:
+    """A text as the model tokenizes it: word ids from start to end, words with their places, words left out."""
 
     def __init__(self, model: CBViLA, text: str, number: int) -> None:
         tokenizer = model.tokenizer
@@ -144,36 +321,31 @@ class ReadText:
             raise ValueError(f"text {number}: expected one word or more, got {quoted(text)}")
         room = model.config.text.positions - 2
         self.words = _joined(tokenizer.words(bare[:room]))
-        self.left_out = tuple(_text(pieces) for pieces, _ in _joined(tokenizer.words(bare[room:])))
+        self.left_out = tuple(word for word, _ in _joined(tokenizer.words(bare[room:])))
         start, end = torch.tensor([tokenizer.start_id]), torch.tensor([tokenizer.end_id])
         self.word_ids = torch.cat([start, bare[:room], end])
 
     def of_tokens(self, heat: Tensor, explained: ExplainedScore, score: float, layer: int) -> Explanation:
         """Return what was found, `heat` being (tokens, places) without the class; padding may follow."""
         maps = torch.stack([heat[places].mean(0) for _, places in self.words])
-        return self.explained(maps, heat[: len(self.word_ids)].mean(0), explained, score, layer)
+        return self.explanation(maps, heat[: len(self.word_ids)].mean(0), explained, score, layer)
 
-    def explained(
+    def explanation(
         self, heat: Tensor, whole: Tensor, explained: ExplainedScore, score: float, layer: int
     ) -> Explanation:
         """Return what was found, `heat` being (words, places) and `whole` (places), both without the class."""
-        grid = math.isqrt(len(whole))
-        return Explanation(
-            tuple(_text(pieces) for pieces, _ in self.words), heat.view(-1, grid, grid).cpu(),
-            whole.view(grid, grid).cpu(), explained, score, layer, self.left_out,
-        )  # fmt: skip
+        grid, words = math.isqrt(len(whole)), tuple(word for word, _ in self.words)
+        maps = heat.view(-1, grid, grid).cpu()
+        return Explanation(words, maps, whole.view(grid, grid).cpu(), explained, score, layer, self.left_out)
 
 
-def _joined(pieces: Sequence[str]) -> list[tuple[list[str], list[int]]]:
-    """Return the pieces of each word and where they stand behind the start of the text."""
-    words: list[tuple[list[str], list[int]]] = []
+def _joined(pieces: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """Return the words that pieces make up, and where those of each stand behind the start of the text."""
+    words: list[tuple[str, list[int]]] = []
     for place, piece in enumerate(pieces, start=1):
-        if not (piece.startswith("##") and words):
-            words.append(([], []))
-        words[-1][0].append(piece)
-        words[-1][1].append(place)
+        if piece.startswith("##") and words:
+            word, places = words.pop()
+            words.append((word + piece[2:], [*places, place]))
+        else:
+            words.append((piece.removeprefix("##"), [place]))
     return words
-
-
-def _text(pieces: Sequence[str]) -> str:
-    return "".join(piece.removeprefix("##") for piece in pieces)

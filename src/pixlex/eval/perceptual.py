@@ -26,19 +26,18 @@ class FrechetDistance:
     """Distance between originals and reconstructions as Gaussians of features, rFID (Heusel et al. 2017).
 
     Args:
-        path: a TorchScript network that takes RGB images (B, 3, H, W) as uint8 of any size, resizes them
-            itself and returns features (B, F): the Inception networks that are passed around as
-            `inception-2015-12-05.pt` do. A network whose forward has the argument `return_features` is
-            called with `return_features=True`.
-        device: where to run it.
+        path: A TorchScript network that takes RGB images (B, 3, H, W) as uint8 of any size, resizes them itself
+            and returns features (B, F): the Inception networks that are passed around as
+            `inception-2015-12-05.pt` do. A network whose forward has the argument `return_features` is called
+            with `return_features=True`.
+        device: Where to run it.
 
     Raises:
-        ValueError: no such file, no TorchScript, or a network that does not take such images.
+        ValueError: No such file, no TorchScript, or a network that does not take such images.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self._path = path
-        features = _Features(load_network(path, device))
+        features = _Features(_load_network(path, device))
         try:
             size = features(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device)).shape[1]
         except RuntimeError as reason:
@@ -46,15 +45,14 @@ class FrechetDistance:
                 f"{path.name} does not turn uint8 images (B, 3, H, W) into features: {reason}"
             ) from reason
         features.num_features = size
-        # What processes found is put together by `gather`: left to itself torchmetrics would wait for all
-        # processes where one evaluates alone.
+        # Not synchronized by torchmetrics, which would wait for all processes where one evaluates alone.
         self._distance = FrechetInceptionDistance(feature=features, sync_on_compute=False).to(device)
 
     @torch.no_grad()
     def update(self, images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H W"]) -> None:
         """Take in a batch, pixels in [0, 1]."""
-        self._distance.update(_bytes(images), real=True)
-        self._distance.update(_bytes(reconstructions), real=False)
+        for batch, real in ((images, True), (reconstructions, False)):
+            self._distance.update((batch * 255).round().clamp(0, 255).byte(), real=real)
 
     def gather(self) -> None:
         """Take in what other processes have: sums in float64 of features and their products, and counts."""
@@ -62,15 +60,10 @@ class FrechetDistance:
             own: Tensor = getattr(self._distance, name)
             setattr(self._distance, name, distributed.all_sum(own.cpu()).to(own.device))
 
-    def compute(self) -> float:
-        """Return the distance, 0 or more (within rounding).
-
-        Raises:
-            ValueError: fewer than two images were taken in.
-        """
-        if int(self._distance.real_features_num_samples) < 2:
-            raise ValueError("rFID needs at least 2 images")
-        return float(self._distance.compute())
+    def compute(self) -> float | None:
+        """Return the distance, 0 or more (within rounding); None of fewer than two images."""
+        several = int(self._distance.real_features_num_samples) > 1
+        return float(self._distance.compute()) if several else None
 
 
 class _Features(nn.Module):
@@ -92,19 +85,19 @@ class PerceptualDistance:
     """Distance between an image and its reconstruction in a network's features, LPIPS (Zhang et al. 2018).
 
     Args:
-        path: a TorchScript network of one of two kinds: it takes two batches of RGB images in [-1, 1] and
-            returns one distance for each pair (a traced `lpips.LPIPS`); or its forward has the argument
-            `return_lpips`, takes images in [0, 255] and returns features whose squared distance is LPIPS
-            (`vgg16.pt` of StyleGAN).
-        device: where to run it.
+        path: A TorchScript network of one of two kinds: it takes two batches of RGB images in [-1, 1] and returns
+            one distance for each pair (a traced `lpips.LPIPS`); or its forward has the argument `return_lpips`,
+            takes images in [0, 255] and returns features whose squared distance is LPIPS (`vgg16.pt` of
+            StyleGAN).
+        device: Where to run it.
 
     Raises:
-        ValueError: no such file, or no TorchScript.
+        ValueError: No such file, or no TorchScript.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self._path = path
-        self._network = load_network(path, device)
+        self._name = path.name
+        self._network = _load_network(path, device)
         self._gives_features = "return_lpips" in _arguments(self._network)
 
     @torch.no_grad()
@@ -114,83 +107,49 @@ class PerceptualDistance:
         """Return the distance of each pair; pixels in [0, 1].
 
         Raises:
-            ValueError: the network does not take such images, or does not return one number for each pair.
+            ValueError: The network does not take such images, or does not return one number for each pair.
         """
         try:
             distances = self._distances(images, reconstructions)
         except RuntimeError as reason:
-            raise ValueError(f"{self._path.name} cannot compare images: {reason}") from reason
+            raise ValueError(f"{self._name} cannot compare images: {reason}") from reason
         if distances.numel() != len(images):
             raise ValueError(
-                f"{self._path.name}: expected {len(images)} distances, got {tuple(distances.shape)} numbers"
+                f"{self._name}: expected {len(images)} distances, got {tuple(distances.shape)} numbers"
             )
         return distances.flatten().float()
 
     def _distances(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        if self._gives_features:
-            first, second = (
-                self._network(batch * 255, resize_images=False, return_lpips=True).flatten(1)
-                for batch in (images, reconstructions)
-            )
-            squared: Tensor = (first - second).square().sum(dim=1)
-            return squared
-        distances: Tensor = self._network(images * 2 - 1, reconstructions * 2 - 1)
-        return distances
+        if not self._gives_features:
+            distances: Tensor = self._network(images * 2 - 1, reconstructions * 2 - 1)
+            return distances
+        first, second = (
+            self._network(batch * 255, resize_images=False, return_lpips=True).flatten(1)
+            for batch in (images, reconstructions)
+        )
+        squared: Tensor = (first - second).square().sum(dim=1)
+        return squared
 
 
-class PerceptualMeasures:
-    """The measures whose networks the user brings, and what to say where they are missing.
-
-    Args:
-        fid_features: network for rFID.
-        lpips_network: network for LPIPS.
-        device: where to run them.
-    """
-
-    def __init__(self, fid_features: Path | None, lpips_network: Path | None, device: torch.device) -> None:
-        self._frechet = FrechetDistance(fid_features, device) if fid_features else None
-        self._lpips = PerceptualDistance(lpips_network, device) if lpips_network else None
-
-    def update(self, images: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
-        """Take in a batch; return what is measured for each image."""
-        if self._frechet is not None:
-            self._frechet.update(images, reconstructions)
-        return {} if self._lpips is None else {"lpips": self._lpips(images, reconstructions)}
-
-    def gather(self) -> None:
-        """Take in what other processes have."""
-        if self._frechet is not None:
-            self._frechet.gather()
-
-    def rfid(self, num_images: int) -> float | None:
-        """Return the Frechet distance where it can be had."""
-        return self._frechet.compute() if self._frechet is not None and num_images > 1 else None
-
-    def notes(self, num_images: int) -> list[str]:
-        """Return what a reader must know of these measures."""
-        notes = []
-        if self._frechet is None:
-            notes.append(
-                "rFID was not computed: it needs an Inception network as a TorchScript file (fid_features)"
-            )
-        elif num_images < IMAGES_OF_PUBLISHED_FID:
-            notes.append(
-                f"rFID of {num_images} images: published values are of {IMAGES_OF_PUBLISHED_FID}, and "
-                "fewer images give larger ones"
-            )
-        if self._lpips is None:
-            notes.append("LPIPS was not computed: it needs its network as a TorchScript file (lpips_network)")
-        return notes
+def perceptual_notes(num_images: int, *, has_fid: bool, has_lpips: bool) -> list[str]:
+    """Return what a reader must know of the two measures."""
+    notes = []
+    if not has_fid:
+        notes.append(
+            "rFID was not computed: it needs an Inception network as a TorchScript file (fid_features)"
+        )
+    elif num_images < IMAGES_OF_PUBLISHED_FID:
+        notes.append(
+            f"rFID of {num_images} images: published values are of {IMAGES_OF_PUBLISHED_FID}, and fewer "
+            "images give larger ones"
+        )
+    if not has_lpips:
+        notes.append("LPIPS was not computed: it needs its network as a TorchScript file (lpips_network)")
+    return notes
 
 
-def load_network(path: Path, device: torch.device) -> Any:
-    """Load a TorchScript network in evaluation mode.
-
-    TorchScript runs in its own interpreter; no Python of the file is run.
-
-    Raises:
-        ValueError: no such file, or no TorchScript.
-    """
+def _load_network(path: Path, device: torch.device) -> Any:
+    """Load a TorchScript network, which runs in its own interpreter: no Python of the file is run."""
     if not path.is_file():
         raise ValueError(f"no network at {path}: expected a TorchScript file")
     with warnings.catch_warnings():
@@ -205,7 +164,3 @@ def load_network(path: Path, device: torch.device) -> Any:
 def _arguments(network: Any) -> set[str]:
     """Names of the arguments of a TorchScript network's forward."""
     return {argument.name for argument in network.forward.schema.arguments}
-
-
-def _bytes(images: Tensor) -> UInt8[Tensor, "B 3 H W"]:
-    return (images * 255).round().clamp(0, 255).byte()

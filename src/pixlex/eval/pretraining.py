@@ -1,39 +1,46 @@
-"""What pretraining of CB-ViLA has reached: its terms, its codebook, what it rebuilds, on pairs it has not seen."""
+"""What pretraining has reached on images that it has not seen: of CB-ViLA, of its codewords, of MAE and Frozen."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pixlex import distributed
-from pixlex.batch import ImageTextBatch, Skipped, Words
-from pixlex.eval.passes import evaluating, progress_bar
+from pixlex.batch import ImageBatch, ImageTextBatch, Words
+from pixlex.eval.evaluate import DEFAULT_PASS, Evaluation, Measured, Pass, evaluate
+from pixlex.eval.metrics import CodebookUsage
+from pixlex.losses.cross_entropy import caption_loss
+from pixlex.losses.reconstruction import masked_patch_loss, normalized_patches, restored_patches
 from pixlex.models.cbvila import CBViLA
-from pixlex.nn.codebook import count_codes, perplexity
+from pixlex.models.frozen import Frozen
+from pixlex.models.mae import MAE
 from pixlex.nn.masking import SplitPatches, split_patches
 from pixlex.objectives.cbvila import JOINT, CBViLAObjective
 from pixlex.objectives.phase import Phase, Step
 
+_SHUFFLES = 5
+_LAST = ("num_images", "distinct_codewords", "perplexity", "masked_image_gain", "churn",
+         "hidden_mse", "visible_mse", "mean_color_mse")  # fmt: skip
+
 
 @dataclass(frozen=True)
-class RebuiltExamples:
-    """Images with what became of them.
+class ReconstructedExamples:
+    """Masked images with what became of them.
 
     Attributes:
-        keys: names of the images.
-        texts: their captions.
-        other_texts: what else they were rebuilt with: the caption of the next one, nothing where there is none.
-        originals: pixels in [0, 1].
-        visible: what the image encoder saw of them, the rest gray.
-        rebuilt: from that and the caption.
-        rebuilt_otherwise: from that and the other text.
+        keys: Names of the images.
+        texts: Their captions.
+        other_texts: The other text: the caption of the next image, empty where there is none.
+        originals: Pixels in [0, 1].
+        visible: What the image encoder received of them, the rest gray.
+        reconstructions: From that and the caption.
+        other_reconstructions: From that and the other text.
     """
 
     keys: tuple[str, ...]
@@ -41,262 +48,275 @@ class RebuiltExamples:
     other_texts: tuple[str, ...]
     originals: Float[Tensor, "E 3 H W"]
     visible: Float[Tensor, "E 3 H W"]
-    rebuilt: Float[Tensor, "E 3 H W"]
-    rebuilt_otherwise: Float[Tensor, "E 3 H W"]
+    reconstructions: Float[Tensor, "E 3 H W"]
+    other_reconstructions: Float[Tensor, "E 3 H W"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PretrainingResult:
-    """What an evaluation found.
-
-    Attributes:
-        num_images: images evaluated, each with one caption.
-        means: of each term of the loss and of its measures, by name; pairs are compared within batches.
-        indices: where the images lie in their source.
-        codes: of each image, nothing hidden; None where the objective quantizes nothing.
-        num_codewords: K.
-        churn: share of the patches whose code has changed since the codes given; None without any.
-        hidden_mse: error of hidden patches in [0, 1] pixels; this, the next two and `examples` are None where the
-            objective has no pixels.
-        visible_mse: error of visible patches.
-        mean_color_mse: for comparison: hidden patches in the mean color of the visible ones of their image.
-        examples: to look at.
-        skipped: images that could not be read.
-    """
-
-    num_images: int
-    means: dict[str, float]
-    indices: Int[Tensor, " I"]
-    codes: Int[Tensor, "I N"] | None
-    num_codewords: int
-    churn: float | None
-    hidden_mse: float | None
-    visible_mse: float | None
-    mean_color_mse: float | None
-    examples: RebuiltExamples | None
-    skipped: tuple[Skipped, ...]
-
-    @property
-    def numbers(self) -> dict[str, float]:
-        """The numbers by their names in the log."""
-        found = {"num_images": float(self.num_images), **self.means}
-        if self.codes is not None:
-            counts = count_codes(self.codes, self.num_codewords)
-            found |= {
-                "distinct_codewords": float((counts > 0).sum()),
-                "perplexity": float(perplexity(counts)),
-            }
-            if "masked_image" in self.means:
-                # Of the whole set: no collapse of the codes can raise it.
-                found["masked_image_gain"] = math.log(found["perplexity"]) - self.means["masked_image"]
-        for name in ("churn", "hidden_mse", "visible_mse", "mean_color_mse"):
-            value = getattr(self, name)
-            if value is not None:
-                found[name] = value
-        return {f"eval/{name}": value for name, value in found.items()}
-
-
-@torch.no_grad()
 def evaluate_pretraining(
     objective: CBViLAObjective,
     batches: Iterable[ImageTextBatch],
+    how: Pass = DEFAULT_PASS,
     *,
     seed: int = 0,
-    precision: Literal["bf16", "fp32"] = "fp32",
     previous_codes: Int[Tensor, "I N"] | None = None,
-    total: int | None = None,
-    save_examples: int = 8,
-    progress: bool = True,
-) -> PretrainingResult:
+) -> Evaluation:
     """Measure a model on images with captions, by the terms that its objective minimizes in its last phases.
 
-    Several processes share the batches and all return the numbers of the whole.
-
     Args:
-        objective: with the model, where it is.
-        batches: the pairs, each once; of several processes each brings its own (see `evaluation_batches`).
-        seed: with the position of a batch's first image, of what is hidden; 0 or more.
-        precision: bf16 computes networks under autocast, losses always in float32.
-        previous_codes: of the same images, from an earlier evaluation.
-        total: how many images are expected, for the time left on the progress bar.
-        save_examples: how many images to return with what was rebuilt of them.
-        progress: show a bar.
+        objective: With the model, where it is.
+        batches: The pairs, each once; of several processes each brings its own (see `evaluation_batches`).
+        how: How the set is gone through.
+        seed: With the position of a batch's first image, of what is hidden; 0 or more.
+        previous_codes: Of the same images, from an earlier evaluation.
+
+    Returns:
+        Means of the terms of the loss and of its measures, pairs being compared within batches; where the
+        objective quantizes, `codes` of each image and its place, `indices`, as rows, use of the codebook and
+        `churn`, the fraction of codes that differ from the previous ones; where it has pixels, the errors of
+        hidden and visible patches, in comparison that of hidden ones in the mean color of the visible ones, and
+        the fields of `ReconstructedExamples` as examples.
 
     Raises:
-        ValueError: no readable image.
+        ValueError: No readable image.
     """
-    sums = _Sums(objective, seed, save_examples)
-    place = next(objective.parameters()).device
-    bar = progress_bar(total, "images", "evaluate", shown=progress)
-    # An objective that is not training compares pairs within its own batch: processes may have fewer batches.
-    with (
-        evaluating(objective),
-        bar,
-        torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"),
-    ):
-        for batch in batches:
-            sums.update(batch.to(place))
-            bar.update(len(batch.images))
-    return sums.result(previous_codes)
+    model, config = objective.model, objective.config
+
+    def measure(batch: ImageTextBatch, room: int) -> Measured:
+        size, indices = len(batch.images), batch.indices.cpu()
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + int(indices[0]))
+        means: dict[str, float] = {}
+        if size > 1:  # a single pair has nothing to be compared with
+            # Not training, it compares pairs within its own batch: processes may have fewer batches than others.
+            loss = objective(batch, Phase(JOINT, 0), Step(objective.steps, generator))
+            means = {name: float(value) for name, value in {**loss.terms, **loss.measures}.items()}
+        rows = {"indices": indices}
+        if config.has_codebook_terms:
+            rows["codes"] = model.tokenize(batch.images).cpu()
+        examples = {}
+        if config.pixel_weight:
+            split = split_patches(size, model.grid**2, objective.num_visible, generator)
+            split = split.to(batch.images.device)
+            reconstructions = model.reconstruct(batch.images, _words(batch), split)
+            means |= _pixel_errors(model, batch.images, reconstructions, split)
+            if room > 0:
+                examples = vars(reconstructed_examples(model, batch, split, room, reconstructions))
+        return Measured({name: (size * one, size) for name, one in means.items()}, rows, examples)
+
+    found = evaluate(objective, batches, measure, how)
+    values, codes = dict(found.values), found.rows.get("codes")
+    if codes is not None:
+        usage = CodebookUsage(model.num_codewords)
+        usage.update(codes)
+        values |= {name: usage.values[name] for name in ("distinct_codewords", "perplexity")}
+        if "masked_image" in values:
+            # Of the whole set: no collapse of the codes can raise it.
+            values["masked_image_gain"] = math.log(values["perplexity"]) - values["masked_image"]
+        if previous_codes is not None and previous_codes.shape == codes.shape:
+            values["churn"] = float((codes != previous_codes).double().mean())
+    terms = [name for name in values if name not in _LAST]
+    ordered = [_LAST[0], *terms, *(name for name in _LAST[1:] if name in values)]
+    return replace(found, values={name: values[name] for name in ordered})
 
 
 @torch.no_grad()
-def rebuilt_examples(
+def reconstructed_examples(
     model: CBViLA,
     batch: ImageTextBatch,
     split: SplitPatches,
     most: int,
-    rebuilt: Float[Tensor, "B 3 H W"] | None = None,
-) -> RebuiltExamples:
-    """Return the first images of a batch, masked, and rebuilt with their own text and with another one (figure 2).
+    reconstructions: Float[Tensor, "B 3 H W"] | None = None,
+) -> ReconstructedExamples:
+    """Return the first images of a batch, masked, and reconstructed with their own and another text (figure 2).
 
     Args:
-        model: the network, where the batch is.
-        batch: images with texts.
-        split: which of their patches are visible.
-        most: how many are returned.
-        rebuilt: with their own texts, where that was done already.
+        model: The network, where the batch is.
+        batch: Images with texts.
+        split: Which of their patches are visible.
+        most: How many are returned.
+        reconstructions: With their own texts, where that was done already.
     """
-    if rebuilt is None:
-        rebuilt = model.reconstruct(batch.images, Words(batch.word_ids, batch.key_padding), split)
+    if reconstructions is None:
+        reconstructions = model.reconstruct(batch.images, _words(batch), split)
     other_texts = (*batch.texts[1:], batch.texts[0]) if len(batch.texts) > 1 else ("",)
-    words = model.tokenize_texts(other_texts, batch.word_ids.shape[1])
-    others = Words(words.word_ids.to(batch.images.device), words.key_padding.to(batch.images.device))
+    words, device = model.tokenize_texts(other_texts, batch.word_ids.shape[1]), batch.images.device
+    others = model.reconstruct(
+        batch.images, Words(words.word_ids.to(device), words.key_padding.to(device)), split
+    )
     shown = _visible_pixels(model, split)
     gray = shown * batch.images + 0.5 * (1 - shown)
-    pictures = (batch.images, gray, rebuilt, model.reconstruct(batch.images, others, split))
-    return RebuiltExamples(
+    pictures = (batch.images, gray, reconstructions, others)
+    return ReconstructedExamples(
         batch.keys[:most], batch.texts[:most], other_texts[:most], *(one[:most].cpu() for one in pictures)
     )
 
 
+def _words(batch: ImageTextBatch) -> Words:
+    return Words(batch.word_ids, batch.key_padding)
+
+
 def _visible_pixels(model: CBViLA, split: SplitPatches) -> Float[Tensor, "B 1 H W"]:
     """Return 1 where pixels are visible, else 0."""
-    seen = torch.zeros(len(split.visible), model.grid**2, device=split.visible.device)
-    on_grid = seen.scatter(1, split.visible, 1.0).view(-1, 1, model.grid, model.grid)
+    visible = torch.zeros(len(split.visible), model.grid**2, device=split.visible.device)
+    on_grid = visible.scatter(1, split.visible, 1.0).view(-1, 1, model.grid, model.grid)
     return F.interpolate(on_grid, scale_factor=model.config.patch_size)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What was found in a batch.
+def _pixel_errors(
+    model: CBViLA, images: Tensor, reconstructions: Tensor, split: SplitPatches
+) -> dict[str, float]:
+    """Return the mean errors of hidden and visible patches, and of hidden ones in a flat color."""
+    shown = _visible_pixels(model, split)
+    mean_color = (shown * images).sum((2, 3), keepdim=True) / shown.sum((2, 3), keepdim=True)
+    squares, flat = (reconstructions - images).square(), (mean_color - images).square()
+    return {
+        "hidden_mse": float((squares * (1 - shown)).mean() / (1 - shown).mean()),
+        "visible_mse": float((squares * shown).mean() / shown.mean()),
+        "mean_color_mse": float((flat * (1 - shown)).mean() / (1 - shown).mean()),
+    }
 
-    Attributes:
-        skipped: images that could not be read.
-        indices: where the others lie in their source.
-        terms: of the objective; none of a single pair, which has nothing to be compared with.
-        codes: of each image.
-        errors: of hidden and visible patches, and of a flat color.
-        examples: to look at.
+
+def codeword_purity(codes: Int[Tensor, "I N"], labels: Int[Tensor, " I"], seed: int = 0) -> dict[str, float]:
+    """Measure how well a patch's codeword predicts the class of its image.
+
+    Args:
+        codes: Of each image.
+        labels: Class of each image; -1 where unknown, which leaves the image out.
+        seed: Of the shuffled classes, 0 or more.
+
+    Returns:
+        `codeword_purity`, the fraction of the patches whose image has the most frequent class of their codeword;
+        `codeword_information`, the mutual information of codeword and class in nats; and the means of both after
+        classes were shuffled among the images five times, for codewords that occur rarely look pure by chance.
+
+    Raises:
+        ValueError: No image has a class.
+    """
+    known = labels >= 0
+    codes, labels = codes[known], labels[known]
+    if len(labels) == 0:
+        raise ValueError("no image has a class: purity needs labels")
+    generator = torch.Generator().manual_seed(seed)
+    purity, information = _purity(codes, labels)
+    shuffled = [
+        _purity(codes, labels[torch.randperm(len(labels), generator=generator)]) for _ in range(_SHUFFLES)
+    ]
+    return {
+        "codeword_purity": purity,
+        "codeword_shuffled_purity": sum(one for one, _ in shuffled) / _SHUFFLES,
+        "codeword_information": information,
+        "codeword_shuffled_information": sum(one for _, one in shuffled) / _SHUFFLES,
+    }
+
+
+def _purity(codes: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Return purity and mutual information."""
+    num_classes = int(labels.max()) + 1
+    pairs = codes * num_classes + labels.unsqueeze(1)
+    table = torch.bincount(pairs.flatten(), minlength=(int(codes.max()) + 1) * num_classes)
+    joint = table.view(-1, num_classes).double() / codes.numel()
+    apart = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+    seen = joint > 0
+    return float(joint.amax(1).sum()), float((joint[seen] * (joint[seen] / apart[seen]).log()).sum())
+
+
+def evaluate_captions(
+    model: Frozen, batches: Iterable[ImageTextBatch], how: Pass = DEFAULT_PASS, *, max_words: int = 20
+) -> Evaluation:
+    """Measure how well a language model that is given images predicts their captions.
+
+    Args:
+        model: What is evaluated, where it is.
+        batches: The pairs, each once; of several processes each brings its own (see `evaluation_batches`).
+        how: How the set is gone through.
+        max_words: Length of the captions that the model writes itself.
+
+    Returns:
+        `caption`, the mean cross-entropy of caption words with their ends, in nats; `other_image_caption`, the
+        same with the image of another caption of the batch, where any batch has two images; as examples `keys`,
+        `originals`, their captions `texts`, and what the model writes greedily, `written`.
+
+    Raises:
+        ValueError: No readable image.
     """
 
-    skipped: tuple[Skipped, ...]
-    indices: Tensor
-    terms: Mapping[str, float] = field(default_factory=dict)
-    codes: Tensor | None = None
-    errors: tuple[float, ...] = ()
-    examples: RebuiltExamples | None = None
+    def loss(images: Tensor, batch: ImageTextBatch) -> float:
+        logits = model(images, batch.word_ids, batch.key_padding)
+        return float(caption_loss(logits, batch.word_ids, batch.key_padding, total=1.0))
 
-
-@dataclass
-class _Sums:
-    """What was found in each batch so far."""
-
-    objective: CBViLAObjective
-    seed: int
-    save_examples: int
-    found: list[_Found] = field(default_factory=list)
-
-    @property
-    def model(self) -> CBViLA:
-        return self.objective.model
-
-    def update(self, batch: ImageTextBatch) -> None:
-        """Take in a batch."""
-        size, indices = len(batch.images), batch.indices.cpu()
-        if size == 0:
-            self.found.append(_Found(batch.skipped, indices))
-            return
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(indices[0]))
-        terms: dict[str, float] = {}
-        if size > 1:
-            loss = self.objective(batch, Phase(JOINT, 0), Step(self.objective.steps, generator))
-            terms = {name: float(value) for name, value in {**loss.terms, **loss.measures}.items()}
-        config = self.objective.config
-        codes = self.model.tokenize(batch.images).cpu() if config.has_codebook_terms else None
-        found = _Found(batch.skipped, indices, terms, codes)
-        if config.pixel_weight:
-            split = split_patches(size, self.model.grid**2, self.objective.num_visible, generator)
-            errors, examples = self._rebuild(batch, split.to(batch.images.device))
-            found = replace(found, errors=errors, examples=examples)
-        self.found.append(found)
-
-    def _rebuild(
-        self, batch: ImageTextBatch, split: SplitPatches
-    ) -> tuple[tuple[float, ...], RebuiltExamples | None]:
-        """Rebuild images; return the errors of hidden and visible patches and of a flat color, and examples."""
-        rebuilt = self.model.reconstruct(batch.images, Words(batch.word_ids, batch.key_padding), split)
-        shown = _visible_pixels(self.model, split)
-        mean_color = (shown * batch.images).sum((2, 3), keepdim=True) / shown.sum((2, 3), keepdim=True)
-        hidden_share, visible_share = (1 - shown).mean(), shown.mean()
-        squares = (rebuilt - batch.images).square()
-        flat = (mean_color - batch.images).square()
-        found = (
-            (squares * (1 - shown)).mean() / hidden_share,
-            (squares * shown).mean() / visible_share,
-            (flat * (1 - shown)).mean() / hidden_share,
-        )
-        errors = tuple(float(one) for one in found)
-        shown_already = sum(len(one.examples.keys) for one in self.found if one.examples is not None)
-        room = self.save_examples - shown_already
+    def measure(batch: ImageTextBatch, room: int) -> Measured:
+        num_words = float((~batch.key_padding).sum())
+        sums = {"caption": (loss(batch.images, batch), num_words)}
+        if len(batch.images) > 1:
+            sums["other_image_caption"] = (loss(batch.images.roll(1, dims=0), batch), num_words)
         if room <= 0:
-            return errors, None
-        return errors, rebuilt_examples(self.model, batch, split, room, rebuilt)
+            return Measured(sums)
+        images = batch.images[:room]
+        examples = {
+            "keys": batch.keys[:room], "originals": images.cpu(), "texts": batch.texts[:room],
+            "written": tuple(model.caption(images, max_words)),
+        }  # fmt: skip
+        return Measured(sums, examples=examples)
 
-    def result(self, previous_codes: Tensor | None) -> PretrainingResult:
-        """Return the means over what all processes found."""
-        batches = distributed.in_turn(self.found)
-        skipped = tuple(broken for one in batches for broken in one.skipped)
-        count = sum(len(one.indices) for one in batches)
-        if count == 0:
-            raise ValueError(f"no image to evaluate ({len(skipped)} could not be read)")
-        compared = [one for one in batches if one.terms]
-        num_compared = sum(len(one.indices) for one in compared)
-        means = {
-            name: sum(len(one.indices) * one.terms[name] for one in compared) / num_compared
-            for name in (compared[0].terms if compared else ())
-        }
-        quantized = [one.codes for one in batches if one.codes is not None]
-        codes = torch.cat(quantized) if quantized else None
-        churn = None
-        if codes is not None and previous_codes is not None and previous_codes.shape == codes.shape:
-            churn = float((codes != previous_codes).double().mean())
-        rebuilt = [one for one in batches if one.errors]
-        hidden, visible, flat = (
-            sum(len(one.indices) * one.errors[place] for one in rebuilt) / count if rebuilt else None
-            for place in range(3)
+    return evaluate(model, batches, measure, how)
+
+
+def evaluate_masked_patches(
+    model: MAE, batches: Iterable[ImageBatch], how: Pass = DEFAULT_PASS, *, normalize: bool, seed: int = 0
+) -> Evaluation:
+    """Measure a masked autoencoder on images; masks depend on seed and position, not on the batch.
+
+    Args:
+        model: What is evaluated, where it is.
+        batches: The images, each once; of several processes each brings its own (see `evaluation_batches`).
+        how: How the set is gone through.
+        normalize: Whether the model predicts normalized patches.
+        seed: Of the masks, 0 or more.
+
+    Returns:
+        `masked_patches`, the mean squared error of the hidden patches in the space that was trained;
+        `flat_patches`, the same with each hidden patch in its own mean, which takes knowing it: a model far below
+        has found structure; as examples `keys`, `originals`, `visible` (what the encoder received, the rest gray)
+        and `reconstructions` (where targets are normalized, each hidden patch with its own mean and deviation, as
+        the model's authors draw it).
+
+    Raises:
+        ValueError: No readable image.
+    """
+
+    def measure(batch: ImageBatch, room: int) -> Measured:
+        size = len(batch.images)
+        output = model(
+            batch.images, _noise(batch.indices.tolist(), model.grid**2, seed).to(batch.images.device)
         )
-        examples = [one.examples for one in batches if one.examples is not None]
-        return PretrainingResult(
-            num_images=count,
-            means=means,
-            indices=torch.cat([one.indices for one in batches]),
-            codes=codes,
-            num_codewords=self.model.num_codewords,
-            churn=churn,
-            hidden_mse=hidden,
-            visible_mse=visible,
-            mean_color_mse=flat,
-            examples=_joined(examples, self.save_examples) if examples else None,
-            skipped=skipped,
-        )
+        with torch.autocast(batch.images.device.type, enabled=False):
+            patches = model.patches(batch.images)
+            targets = normalized_patches(patches) if normalize else patches
+            flat = targets.mean(-1, keepdim=True).expand_as(targets)
+            # Every image hides as many patches, so the mean over images is that over patches.
+            sums = {
+                "masked_patches": (
+                    size * float(masked_patch_loss(output.predicted, targets, output.mask)),
+                    size,
+                ),
+                "flat_patches": (size * float(masked_patch_loss(flat, targets, output.mask)), size),
+            }
+            if room <= 0:
+                return Measured(sums)
+            some, hidden = patches[:room], output.mask[:room].unsqueeze(-1)
+            predicted = output.predicted[:room]
+            pixels = restored_patches(predicted, some) if normalize else predicted.float()
+            visible = model.images(some.masked_fill(hidden, 0.0)).clamp(0, 1)
+            reconstructions = model.images(torch.where(hidden, pixels, some)).clamp(0, 1)
+        examples = {
+            "keys": batch.keys[:room], "originals": batch.images[:room].cpu(), "visible": visible.cpu(),
+            "reconstructions": reconstructions.cpu(),
+        }  # fmt: skip
+        return Measured(sums, examples=examples)
+
+    return evaluate(model, batches, measure, how)
 
 
-def _joined(parts: Sequence[RebuiltExamples], most: int) -> RebuiltExamples:
-    names = ("originals", "visible", "rebuilt", "rebuilt_otherwise")
-    return RebuiltExamples(
-        tuple(key for part in parts for key in part.keys)[:most],
-        tuple(text for part in parts for text in part.texts)[:most],
-        tuple(text for part in parts for text in part.other_texts)[:most],
-        *(torch.cat([getattr(part, name) for part in parts])[:most] for name in names),
-    )
+def _noise(indices: Sequence[int], count: int, seed: int) -> Float[Tensor, "B N"]:
+    """Return noise for each image from a generator of its own."""
+    rows = [np.random.default_rng((seed, 0, index)).random(count) for index in indices]
+    return torch.from_numpy(np.stack(rows)).float()

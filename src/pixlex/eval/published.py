@@ -118,6 +118,26 @@ def benchmark_of(description: str) -> Benchmark | None:
     return None
 
 
+def setting_of(trained_on: Sequence[str], data: str) -> str:
+    """Say what kind of number an evaluation gives, as publications must be told apart by it.
+
+    Args:
+        trained_on: Descriptions of the data of all trainings, pretraining first; empty where unknown.
+        data: Description of what is evaluated.
+
+    Returns:
+        "zs-direct": pretrained, nothing fine-tuned. "zs-coco-ft": fine-tuned on COCO, evaluated on something else,
+        which ALBEF and its heirs call zero-shot on Flickr30k. "fine-tuned on ...": on anything else.
+        "training unknown": a model directory that does not say, or an untrained model.
+    """
+    if not trained_on:
+        return "training unknown"
+    if len(trained_on) == 1:
+        return "zs-direct"
+    coco = "coco" in trained_on[-1].lower() and "coco" not in data.lower()
+    return "zs-coco-ft" if coco else f"fine-tuned on {trained_on[-1]}"
+
+
 def retrieval_table(data: str, trained_on: Sequence[str]) -> PublishedTable | None:
     """Return Table I, or Table II where the last training was on the set itself; None for other data.
 

@@ -3,49 +3,67 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pixlex import distributed
-from pixlex.batch import Skipped, Words
-from pixlex.config.data import SQUARE, Cut
-from pixlex.data.loader import TooManyBroken, evaluation_batches
+from pixlex.batch import ImageBatch, Skipped, Words
+from pixlex.config.data import SQUARE
+from pixlex.data.loader import evaluation_batches
 from pixlex.data.pairs import PairSource
-from pixlex.data.sources import subset
-from pixlex.eval.pair_scores import matching_logits
-from pixlex.eval.passes import evaluating, progress_bar
+from pixlex.data.sources import TooManyBroken, subset
+from pixlex.eval.evaluate import (
+    DEFAULT_PASS,
+    Evaluation,
+    Measured,
+    NothingToEvaluate,
+    Pass,
+    autocast,
+    evaluate,
+    evaluating,
+    progress_bar,
+)
+from pixlex.files import check_zip, write_atomically
 from pixlex.models.cbvila import CBViLA
+from pixlex.models.pretrained import fingerprint
 
 Score = Literal["contrastive", "matching", "matching+contrastive"]
-SCORES: tuple[Score, ...] = ("contrastive", "matching", "matching+contrastive")
 RANKS = (1, 5, 10)
+# Texts that look at one image together.
+_TEXTS_AT_ONCE = 256
+# Images whose scores are one file.
+_IMAGES_A_FILE = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gallery:
     """Images and all their captions after their encoders, on the CPU.
 
     Attributes:
-        seen: the images that this process has encoded, class vector first; all of them when alone.
-        own: which of the images those are.
-        image_vectors: for the first stage, of length 1.
-        text: the captions; no words of them, and no patches of images, where vectors alone were kept.
+        states: The images that this process has encoded, class vector first; all of them when alone. No vectors,
+            as in `text`, where those of the first stage alone were kept.
+        own: Which of the images those are.
+        image_vectors: For the first stage, of length 1.
+        text: The captions.
         key_padding: True = padding.
-        text_vectors: for the first stage, of length 1.
-        image_of: row of each caption's image.
-        same_pixels: row of the first image with the pixels of each.
-        same_text: row of the first caption with the text of each.
-        max_words: longest caption in words (tokens) with start and end.
-        skipped: images that could not be read; their captions are left out as well.
+        text_vectors: For the first stage, of length 1.
+        image_of: Row of each caption's image.
+        same_pixels: Row of the first image with the pixels of each.
+        same_text: Row of the first caption with the text of each.
+        max_words: Longest caption in words (tokens) with start and end.
+        skipped: Images that could not be read; their captions are left out as well.
     """
 
-    seen: Float[Tensor, "O M W"]
+    states: Float[Tensor, "O M W"]
     own: Int[Tensor, " O"]
     image_vectors: Float[Tensor, "I e"]
     text: Float[Tensor, "C L D"]
@@ -65,71 +83,35 @@ class Gallery:
         return listed[self.same_pixels][:, self.same_text]
 
 
-@dataclass(frozen=True)
-class RetrievalResult:
-    """What an evaluation found.
+@dataclass(frozen=True, kw_only=True)
+class RetrievalResult(Evaluation):
+    """Recalls at 1, 5 and 10 in both directions, their mean, and what they are of.
+
+    `text_recall_at_k` is the fraction of images one of whose captions is among the first k, `image_recall_at_k`
+    that of captions whose image, or one that has the same caption, is among the first k.
 
     Attributes:
-        score: what pairs were ranked by.
-        top_k: pairs scored by the second stage for each image and for each caption; 0 where there was none.
         num_images: I.
         num_captions: C.
-        num_scored: pairs that the second stage scored, each once.
-        image_size: side of the images in pixels.
-        cut: how images became square.
-        max_words: longest caption in words (tokens) with start and end.
-        text_recall: share of images one of whose captions is among the first 1, 5, 10.
-        image_recall: share of captions whose image, or one that has the same caption, is among the first 1, 5, 10.
-        skipped: images that could not be read.
+        num_scored: Pairs that the second stage scored, each once.
     """
 
-    score: Score
-    top_k: int
     num_images: int
     num_captions: int
     num_scored: int
-    image_size: int
-    cut: Cut
-    max_words: int
-    text_recall: tuple[float, ...]
-    image_recall: tuple[float, ...]
-    skipped: tuple[Skipped, ...]
-
-    @property
-    def mean_recall(self) -> float:
-        """The mean of the six, by which checkpoints are chosen."""
-        return sum(self.text_recall + self.image_recall) / (2 * len(RANKS))
-
-    @property
-    def protocol(self) -> str:
-        """What the numbers mean, in a line."""
-        first = f"the top {self.top_k} of each by contrast, then " if self.top_k else ""
-        return (
-            f"{self.num_images} images, {self.num_captions} captions, each against all; {self.image_size} px, "
-            f"{SQUARE[self.cut]}; captions of at most {self.max_words} tokens; "
-            f"ranked by {first}{self.score}; ties count against"
-        )
-
-    @property
-    def numbers(self) -> dict[str, float]:
-        """The numbers by their names in the log."""
-        found = {f"eval/text_recall_at_{k}": one for k, one in zip(RANKS, self.text_recall, strict=True)}
-        found |= {f"eval/image_recall_at_{k}": one for k, one in zip(RANKS, self.image_recall, strict=True)}
-        return {**found, "eval/mean_recall": self.mean_recall}
 
 
 @torch.no_grad()
 def gallery(
     model: CBViLA,
     source: PairSource,
+    how: Pass = DEFAULT_PASS,
     *,
     max_words: int,
     batch_size: int = 64,
     limit: int | None = None,
     workers: int = 0,
-    precision: Literal["bf16", "fp32"] = "fp32",
     states: bool = True,
-    progress: bool = True,
 ) -> Gallery:
     """Encode images and all their captions, each once.
 
@@ -138,83 +120,56 @@ def gallery(
     images alone.
 
     Args:
-        model: the network, where it is.
-        source: images with captions, as they are to be read.
-        max_words: longest caption in words (tokens) with start and end.
-        batch_size: images, and captions, at a time.
-        limit: if given, so many images, evenly spaced.
-        workers: processes that decode images.
-        precision: bf16 computes networks under autocast.
-        states: keep what the second stage needs; vectors alone need far less memory.
-        progress: show a bar.
+        model: The network, where it is.
+        source: Images with captions, as they are to be encoded.
+        how: How the set is gone through.
+        max_words: Longest caption in words (tokens) with start and end.
+        batch_size: Images, and captions, at a time.
+        limit: If given, so many images, evenly spaced.
+        workers: Processes that decode images.
+        states: Keep what the second stage needs; vectors alone need far less memory.
 
     Raises:
-        TooManyBroken: no image can be read.
+        TooManyBroken: No image can be read.
     """
-    place = next(model.parameters()).device
     rows = _rows_of_images(source, limit)
     batches = evaluation_batches(
-        subset(source.images, [first for first, *_ in rows]),
-        image_size=model.config.image_size,
-        batch_size=batch_size,
-        workers=workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        subset(source.images, [first for first, *_ in rows]), image_size=model.config.image_size,
+        batch_size=batch_size, workers=workers, rank=distributed.rank(), world_size=distributed.world_size(),
         cut=model.config.cut,
-    )
-    found: list[_Seen] = []
-    states_of_own: list[Tensor] = []
-    bar = progress_bar(len(rows), "images", "see", shown=progress)
-    with evaluating(model), bar, torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
-        for batch in batches:
-            vectors = torch.empty(0, model.config.contrastive_dim)
-            if len(batch.images):
-                seen = model.encode_image(batch.images.to(place))
-                states_of_own.append(seen.cpu() if states else seen[:, :0].cpu())
-                vectors = model.image_vectors(seen).cpu()
-            pixels = tuple(hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch.images)
-            found.append(_Seen(batch.indices, vectors, pixels, batch.skipped))
-            bar.update(len(batch.images))
-    everyone = distributed.in_turn(found)
-    kept = torch.cat([one.images for one in everyone])
-    skipped = tuple(broken for one in everyone for broken in one.skipped)
-    if not len(kept):
-        raise TooManyBroken(f"{source.name}: none of {len(rows)} images can be read")
-    captions = [[text for row in rows[image] for text in source.captions[row]] for image in kept.tolist()]
+    )  # fmt: skip
+    own: list[tuple[Tensor, Tensor]] = []
+
+    def encode(batch: ImageBatch, _: int) -> Measured:
+        encoded, indices = model.encode_image(batch.images), batch.indices.cpu()
+        own.append((indices, (encoded if states else encoded[:, :0]).cpu()))
+        pixels = tuple(hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch.on_host.images)
+        vectors = model.image_vectors(encoded).cpu()
+        return Measured(rows={"images": indices, "vectors": vectors, "pixels": pixels})
+
+    total = Pass(precision=how.precision, total=len(rows), progress=how.progress)
+    try:
+        found = evaluate(model, batches, encode, total, description="encode")
+    except NothingToEvaluate as fault:
+        raise TooManyBroken(f"{source.name}: none of {len(rows)} images can be read") from fault
+    images: Tensor = found.rows["images"]
+    captions = [[text for row in rows[image] for text in source.captions[row]] for image in images.tolist()]
     texts = [text for several in captions for text in several]
     words = model.tokenize_texts(texts, max_words)
-    with evaluating(model), torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
-        text, text_vectors = _read(model, words, batch_size, place, states=states, progress=progress)
-    image_of = [number for number, several in enumerate(captions) for _ in several]
+    text, text_vectors = _encode_texts(model, words, batch_size, how, states=states)
     return Gallery(
-        torch.cat(states_of_own) if states_of_own else torch.empty(0, 0, model.config.image.width),
-        torch.searchsorted(kept, torch.cat([one.images for one in found])) if found else kept[:0],
-        torch.cat([one.vectors for one in everyone]),
-        text,
-        words.key_padding,
-        text_vectors,
-        torch.tensor(image_of),
-        _firsts([pixels for one in everyone for pixels in one.pixels]),
-        _firsts(texts),
-        max_words,
-        skipped,
+        states=torch.cat([one for _, one in own]) if own else torch.empty(0, 0, model.config.image.width),
+        own=torch.searchsorted(images, torch.cat([one for one, _ in own])) if own else images[:0],
+        image_vectors=found.rows["vectors"],
+        text=text,
+        key_padding=words.key_padding,
+        text_vectors=text_vectors,
+        image_of=torch.tensor([number for number, several in enumerate(captions) for _ in several]),
+        same_pixels=_firsts(found.rows["pixels"]),
+        same_text=_firsts(texts),
+        max_words=max_words,
+        skipped=found.skipped,
     )
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A batch of images after their encoder: which images, in order, vectors, hashes of pixels."""
-
-    images: Int[Tensor, " B"]
-    vectors: Float[Tensor, "B e"]
-    pixels: tuple[str, ...]
-    skipped: tuple[Skipped, ...]
-
-
-def _firsts(values: Sequence[str]) -> Int[Tensor, " V"]:
-    """Return where each value stands first."""
-    first: dict[str, int] = {}
-    return torch.tensor([first.setdefault(value, place) for place, value in enumerate(values)])
 
 
 def _rows_of_images(source: PairSource, limit: int | None) -> list[list[int]]:
@@ -228,103 +183,97 @@ def _rows_of_images(source: PairSource, limit: int | None) -> list[list[int]]:
     return list(rows.values())
 
 
-def _read(
-    model: CBViLA, words: Words, batch_size: int, place: torch.device, *, states: bool, progress: bool
+def _encode_texts(
+    model: CBViLA, words: Words, batch_size: int, how: Pass, *, states: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return texts after their encoder, and their vectors, batches dealt out to all processes in turn."""
+    """Return texts after their encoder, and their vectors; processes take turns at the batches."""
+    device = next(model.parameters()).device
     found = []
     firsts = range(0, len(words.word_ids), batch_size)
-    bar = progress_bar(len(firsts), "batches", "read", shown=progress)
-    with bar:
+    bar = progress_bar(len(firsts), "batches", "encode texts", shown=how.progress)
+    with evaluating(model), autocast(device, how.precision), bar:
         for first in distributed.my_turns(firsts):
             part = slice(first, first + batch_size)
-            text = model.encode_text(words.word_ids[part].to(place), words.key_padding[part].to(place))
-            found.append((text.cpu() if states else text[:, :0].cpu(), model.text_vectors(text).cpu()))
+            text = model.encode_text(words.word_ids[part].to(device), words.key_padding[part].to(device))
+            found.append(((text if states else text[:, :0]).cpu(), model.text_vectors(text).cpu()))
             bar.update()
     everyone = distributed.in_turn(found)
     return torch.cat([text for text, _ in everyone]), torch.cat([vectors for _, vectors in everyone])
+
+
+def _firsts(values: Sequence[str]) -> Int[Tensor, " V"]:
+    """Return where each value stands first."""
+    first: dict[str, int] = {}
+    return torch.tensor([first.setdefault(value, place) for place, value in enumerate(values)])
 
 
 @torch.no_grad()
 def evaluate_retrieval(
     model: CBViLA,
     items: Gallery,
+    how: Pass = DEFAULT_PASS,
     *,
     score: Score = "matching",
     top_k: int = 128,
-    precision: Literal["bf16", "fp32"] = "fp32",
-    keep: Path | None = None,
-    progress: bool = True,
+    cache: Path | None = None,
 ) -> RetrievalResult:
     """Rank captions for each image and images for each caption.
 
     The first stage compares vectors. The second scores, for each image, its `top_k` captions, and for each
-    caption its `top_k` images, by the matching head: the logit of "belongs" (ALBEF), with
-    `matching+contrastive` plus the first stage's similarity (LAVIS, BLIP). Pairs that it does not score come
-    last. Each image is projected once, and a pair that is in both lists is scored once. Several processes score
-    the pairs of the images that each has encoded, and all return the same result.
+    caption its `top_k` images, by the matching head: the logit of "belongs" (ALBEF), with `matching+contrastive`
+    plus the first stage's similarity (LAVIS, BLIP). Pairs that it does not score come last; ties count against.
+    Each image is projected once, and a pair that is in both lists is scored once. Several processes score the
+    pairs of the images that each has encoded, and all return the same result.
 
     Args:
-        model: the network, where it is.
-        items: what is searched, from the same model.
-        score: what pairs are ranked by.
-        top_k: see above; 1 or more.
-        precision: bf16 computes networks under autocast.
-        keep: a folder in which the second stage's scores lie until it is finished; a second call on as many
+        model: The network, where it is.
+        items: What is searched, from the same model.
+        how: How the pairs are gone through.
+        score: What pairs are ranked by.
+        top_k: See above; 1 or more.
+        cache: A folder in which the second stage's scores lie until it is finished; a second call on as many
             processes goes on there.
-        progress: show a bar.
 
     Raises:
-        ValueError: an unknown score, or a top_k below 1.
+        ValueError: An unknown score, or a top_k below 1.
     """
-    if score not in SCORES:
-        raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
+    if score not in get_args(Score):
+        raise ValueError(f"score must be one of {', '.join(get_args(Score))}, got {score!r}")
     if top_k < 1:
         raise ValueError(f"top_k must be 1 or more, got {top_k}")
     similarity = items.image_vectors.float() @ items.text_vectors.float().T
-    num_scored, depth = 0, 0
+    num_scored, first = 0, ""
     by_image = by_caption = similarity
     if score != "contrastive":
         of_images, of_captions = top_pairs(similarity, top_k)
-        wanted, depth = of_images | of_captions, min(top_k, max(similarity.shape))
-        logits = matching_logits(
-            model, items.seen, items.text, items.key_padding, wanted, own=items.own, precision=precision,
-            keep=keep, progress=progress,
-        )  # fmt: skip
+        wanted = of_images | of_captions
+        num_scored, first = (
+            int(wanted.sum()),
+            f"the top {min(top_k, max(similarity.shape))} of each by contrast, then ",
+        )
+        logits = matching_logits(model, items, wanted, how, cache)
         if score == "matching+contrastive":
             logits = logits + similarity
         # Each direction ranks its own k best, whatever the other one had scored.
         by_image = torch.where(of_images, logits, -torch.inf)
         by_caption = torch.where(of_captions, logits, -torch.inf)
-        num_scored = int(wanted.sum())
     text_ranks, image_ranks = distributed.from_first(
         lambda: (ranks(by_image, items.belongs)[0], ranks(by_caption, items.belongs)[1])
     )
+    values: dict[str, float] = {}
+    for name, places in (("text", text_ranks), ("image", image_ranks)):
+        values |= {f"{name}_recall_at_{k}": float((places < k).double().mean()) for k in RANKS}
+    config, num_images, num_captions = model.config, len(items.image_vectors), len(items.text)
     return RetrievalResult(
-        score, depth, len(items.image_vectors), len(items.text), num_scored,
-        model.config.image_size, model.config.cut, items.max_words, recalls(text_ranks), recalls(image_ranks),
-        items.skipped,
-    )  # fmt: skip
-
-
-def setting_of(trained_on: Sequence[str], data: str) -> str:
-    """Say what kind of number an evaluation gives, as publications must be told apart by it.
-
-    Args:
-        trained_on: descriptions of the data of all trainings, pretraining first; empty where unknown.
-        data: description of what is evaluated.
-
-    Returns:
-        "zs-direct": pretrained, nothing fine-tuned. "zs-coco-ft": fine-tuned on COCO, evaluated on something else,
-        which ALBEF and its heirs call zero-shot on Flickr30k. "fine-tuned on ...": on anything else.
-        "training unknown": a model directory that does not say, or an untrained model.
-    """
-    if not trained_on:
-        return "training unknown"
-    if len(trained_on) == 1:
-        return "zs-direct"
-    coco = "coco" in trained_on[-1].lower() and "coco" not in data.lower()
-    return "zs-coco-ft" if coco else f"fine-tuned on {trained_on[-1]}"
+        values={**values, "mean_recall": sum(values.values()) / len(values)},
+        skipped=items.skipped,
+        protocol=f"{num_images} images, {num_captions} captions, each against all; {config.image_size} px, "
+        f"{SQUARE[config.cut]}; captions of at most {items.max_words} tokens; ranked by {first}{score}; "
+        "ties count against",
+        num_images=num_images,
+        num_captions=num_captions,
+        num_scored=num_scored,
+    )
 
 
 def top_pairs(
@@ -345,8 +294,8 @@ def ranks(
     A wrong one of the same score stands before: a model that gives all the same score finds nothing.
 
     Args:
-        scores: of all pairs; minus infinity where a pair was not scored.
-        belongs: which captions are right for which images; each has one or more.
+        scores: Of all pairs; minus infinity where a pair was not scored.
+        belongs: Which captions are right for which images; each has one or more.
     """
     right = scores.masked_fill(~belongs, -torch.inf)
     # What is not below stands before: so does what is no number.
@@ -354,6 +303,113 @@ def ranks(
     return text_ranks, (~(scores < right.amax(0)) & ~belongs).sum(0)
 
 
-def recalls(places: Int[Tensor, " Q"], at: Sequence[int] = RANKS) -> tuple[float, ...]:
-    """Return the share of queries whose own is among the first k, for each k."""
-    return tuple(float((places < k).double().mean()) for k in at)
+@torch.no_grad()
+def matching_logits(
+    model: CBViLA, items: Gallery, wanted: Bool[Tensor, "I C"], how: Pass, cache: Path | None = None
+) -> Float[Tensor, "I C"]:
+    """Return the logit of "belongs" for the wanted pairs, zeros elsewhere; an image is projected once.
+
+    Args:
+        model: The network, where it is.
+        items: Images and captions, with what the second stage needs.
+        wanted: The pairs.
+        how: Precision and bar.
+        cache: See `evaluate_retrieval`.
+    """
+    device, own = next(model.parameters()).device, wanted[items.own]
+    scores = None if cache is None or not len(own) else CachedScores(cache, _key(model, items, own, how))
+    found = [torch.zeros(0)]
+    bar = progress_bar(int(wanted.sum()), "pairs", "match", shown=how.progress)
+    with evaluating(model), autocast(device, how.precision), bar:
+        for first in range(0, len(own), _IMAGES_A_FILE):
+            block = own[first : first + _IMAGES_A_FILE]
+            part = None if scores is None else scores.read(first, int(block.sum()))
+            if part is None:
+                parts = [torch.zeros(0)]
+                for number, row in enumerate(block, start=first):
+                    parts += _match(model, items, items.states[number : number + 1].to(device), row)
+                    bar.update(int(row.sum()))
+                part = torch.cat(parts)
+                if scores is not None:
+                    scores.write(first, part)
+            else:
+                bar.update(len(part))
+            found.append(part)
+    logits = torch.zeros(wanted.shape)
+    for images, some in distributed.gather_objects((items.own, torch.cat(found))):
+        logits[images] = logits[images].masked_scatter(wanted[images], some)
+    if scores is not None:
+        scores.remove()  # once the scores of all are there
+    return logits
+
+
+def _match(
+    model: CBViLA, items: Gallery, state: Float[Tensor, "1 M W"], row: Bool[Tensor, " C"]
+) -> list[Float[Tensor, " P"]]:
+    """Return the logits of one image's texts, in their order."""
+    texts: Int[Tensor, " P"] = row.nonzero().flatten()
+    if not len(texts):
+        return []
+    context, logits = model.image_context(state), []
+    for part in torch.split(texts, _TEXTS_AT_ONCE):
+        padding = items.key_padding[part]
+        length = int((~padding).sum(1).max())  # no text is longer
+        text = items.text[part, :length].to(state.device)
+        fused = model.fusion(text, context, padding[:, :length].to(state.device))
+        logits.append(model.matching_head(fused[:, 0]).float()[:, 1].cpu())
+    return logits
+
+
+class CachedScores:
+    """Scores of pairs in a folder, a file for some images each, that an interrupted evaluation need not repeat.
+
+    Args:
+        folder: Where they lie.
+        key: Of all that the scores depend on; those of another key are not looked at.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder = folder / f"scores-{key[:16]}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, first: int, count: int) -> Float[Tensor, " P"] | None:
+        """Return the scores of the images from one on; None where there are none, or not so many."""
+        found = read_arrays(self._path(first)).get("scores")
+        if found is None or found.shape != (count,) or found.dtype != np.float32:
+            return None
+        return torch.from_numpy(found)
+
+    def write(self, first: int, scores: Float[Tensor, " P"]) -> None:
+        """Store the scores of the images from one on."""
+        write_atomically(self._path(first), lambda path: write_arrays(path, scores=scores.numpy()))
+
+    def remove(self) -> None:
+        """Remove them all: the evaluation is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, first: int) -> Path:
+        return self.folder / f"{first:07d}.npz"
+
+
+def _key(model: CBViLA, items: Gallery, wanted: Tensor, how: Pass) -> str:
+    """Return a hash of all that the scores depend on: model, images and texts after their encoders, pairs."""
+    digest = hashlib.sha256(fingerprint(model, precision=how.precision).encode())
+    for tensor in (items.states[:, 0].float(), items.text[:, 0].float(), wanted):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write arrays, which `read_arrays` compares with their checksums."""
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return what `write_arrays` wrote; nothing where there is no file, or not what was written."""
+    try:
+        check_zip(path)
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except (OSError, ValueError, EOFError, LookupError, BadZipFile):
+        return {}

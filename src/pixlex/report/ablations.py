@@ -10,11 +10,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pixlex.config.ablation import NOT_DESCRIBED
+from pixlex.eval.metrics import metric_of
 from pixlex.eval.published import PublishedTable
 from pixlex.files import write_json, write_text
 from pixlex.messages import printable
 from pixlex.report.drawing import drawn
-from pixlex.report.measures import measure_of
 
 Row = Mapping[str, Any]  # name, title, group, failure, verdicts, numbers: column -> Measured
 Measured = Mapping[str, float | None]  # value, low, high
@@ -90,9 +90,7 @@ def _columns(rows: Iterable[Row]) -> list[str]:
 def _label(column: str) -> str:
     """Name a column: measures of reconstruction have labels of their own, the others name themselves."""
     return (
-        column.replace("/", ", ", 1).replace("_", " ")
-        if "/" in column
-        else measure_of(f"eval/{column}").label
+        column.replace("/", ", ", 1).replace("_", " ") if "/" in column else metric_of(f"eval/{column}").label
     )
 
 
@@ -101,7 +99,7 @@ def _cell(column: str, measured: Measured | None) -> str:
         return ""
     value, low, high = measured["value"], measured["low"], measured["high"]
     if low is None or high is None:
-        return measure_of(f"eval/{column}").text(value)
+        return metric_of(f"eval/{column}").text(value)
     return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from pixlex.report.measures import measure_of
+from pixlex.eval.metrics import metric_of
 
 _TAGS = ("image-tokenizer", "vector-quantization")
 
@@ -220,7 +220,7 @@ def _table(numbers: Mapping[str, float]) -> Iterator[str]:
     yield "| measure | value | better | name |"
     yield "|---|---|---|---|"
     for name, value in numbers.items():
-        measure = measure_of(name)
+        measure = metric_of(name)
         cells = (measure.label, measure.text(value), measure.better, f"`{name}`")
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

@@ -25,7 +25,7 @@ from pixlex.eval.few_shot.episodes import Episode, EpisodeSet, images_of
 from pixlex.eval.few_shot.readers import TextReader, read_pixels
 from pixlex.eval.few_shot.run import Cell
 from pixlex.eval.gradcam import Explanation
-from pixlex.eval.pretraining import RebuiltExamples
+from pixlex.eval.pretraining import ReconstructedExamples
 from pixlex.report.figures import (
     GAP,
     INK,
@@ -214,7 +214,7 @@ def codeword_gallery(
     return sheet.save(path)
 
 
-def reconstructed_pairs(examples: RebuiltExamples, path: Path) -> Path:
+def reconstructed_pairs(examples: ReconstructedExamples, path: Path) -> Path:
     """Write a PNG with one row for each image: original, masked, rebuilt, rebuilt with another text; both texts.
 
     Args:
@@ -227,8 +227,8 @@ def reconstructed_pairs(examples: RebuiltExamples, path: Path) -> Path:
     columns = {
         "original": examples.originals,
         "masked": examples.visible,
-        "rebuilt": examples.rebuilt,
-        "with another text": examples.rebuilt_otherwise,
+        "rebuilt": examples.reconstructions,
+        "with another text": examples.other_reconstructions,
     }
     pairs = zip(examples.texts, examples.other_texts, strict=True)
     labels = [f"{text}\nother text: {other or '(none)'}" for text, other in pairs]

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pixlex.eval.probe.study import ProbeRow, ProbeSets
+from pixlex.eval.linear_probe import ProbeRow
+from pixlex.eval.probe_features import ProbeSets
 from pixlex.files import write_json, write_text
 from pixlex.report.drawing import drawn, escape
 from pixlex.report.probe_pictures import draw_confusion, draw_layers, draw_rows, draw_strengths

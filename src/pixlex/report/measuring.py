@@ -14,6 +14,7 @@ from pixlex.config.run import Run
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.sources import ImageSource
 from pixlex.distributed import pick_device
+from pixlex.eval.evaluate import Pass
 from pixlex.models.inference import Precision
 from pixlex.report.drawing import drawn
 from pixlex.report.plots import curves
@@ -72,6 +73,13 @@ class Progress(ABC):
             workers=self.run.data.workers,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
+        )
+
+    def how(self, count: int) -> Pass:
+        """Return how a set of so many images or items is gone through."""
+        config = self.run.eval
+        return Pass(
+            precision=self.precision, total=min(count, config.limit or count), save_examples=config.examples
         )
 
     def picture(self, kind: str, step: int) -> Path:

@@ -18,12 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from pixlex.config.run import LQAERun, Run
-from pixlex.eval.examples import Examples
-from pixlex.eval.reconstruction import ReconstructionResult
+from pixlex.eval.evaluate import Evaluation
+from pixlex.eval.metrics import metric_of
 from pixlex.files import write_text
 from pixlex.report.drawing import escape
 from pixlex.report.figures import BREAK, Captioned, Color, fitted, ink_on, line_width, patch_colors, to_bytes
-from pixlex.report.measures import measure_of
 
 _FAMILIES = {"lqae": "LQAE", "vqvae": "VQ-VAE"}
 # Larger pictures look better interpolated.
@@ -34,7 +33,7 @@ _MAP = 560
 
 def run_page(
     path: Path,
-    result: ReconstructionResult,
+    result: Evaluation,
     run: Run,
     commands: Sequence[str],
     curves: Path | None = None,
@@ -83,7 +82,7 @@ def write_page(
     *,
     title: str,
     numbers: Mapping[str, float],
-    examples: Examples | None,
+    examples: Mapping[str, Any] | None,
     commands: Sequence[str],
     config: Mapping[str, Any],
     introduction: str = "",
@@ -99,8 +98,8 @@ def write_page(
     Args:
         path: the HTML file to write.
         title: heading of the page.
-        numbers: by their names in the log, such as `ReconstructionResult.numbers`.
-        examples: images to show; None shows none.
+        numbers: by their names in the log, such as `Evaluation.numbers`.
+        examples: `keys`, `originals`, `reconstructions` and perhaps `words` of images to show; None shows none.
         commands: what to type to get this result, exactly.
         config: the resolved configuration, of plain values.
         introduction: a few sentences; an empty line starts a new paragraph.
@@ -157,7 +156,7 @@ def _rows(numbers: Mapping[str, float]) -> Iterator[str]:
     """Yield the rows of the table of numbers."""
     yield '<tr><th>measure</th><th class="value">value</th><th>better</th><th></th></tr>'
     for name, value in numbers.items():
-        measure = measure_of(name)
+        measure = metric_of(name)
         yield (
             f'<tr><td>{escape(measure.label)}</td><td class="value">{escape(measure.text(value))}</td>'
             f'<td class="better">{measure.better}</td><td class="name"><code>{escape(name)}</code></td></tr>'
@@ -170,15 +169,16 @@ def _picture(heading: str, path: Path) -> str:
     return f'<h2>{title}</h2>\n<img class="curves" alt="{title}" src="data:image/png;base64,{data}">'
 
 
-def _examples(examples: Examples) -> str:
+def _examples(examples: Mapping[str, Any]) -> str:
     """Return a block for each image."""
-    heading = "Original, words, reconstruction" if examples.words is not None else "Original, reconstruction"
+    words = examples.get("words")
+    heading = "Original, words, reconstruction" if words is not None else "Original, reconstruction"
     blocks = [f"<h2>{heading}</h2>"]
     for row, (original, reconstruction) in enumerate(
-        zip(examples.originals, examples.reconstructions, strict=True)
+        zip(examples["originals"], examples["reconstructions"], strict=True)
     ):
-        words = examples.words[row] if examples.words is not None else None
-        blocks.append(_example(original, reconstruction, words, examples.keys[row]))
+        own = None if words is None else words[row]
+        blocks.append(_example(original, reconstruction, own, examples["keys"][row]))
     return "\n".join(blocks)
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from pixlex.report.measures import measure_of
+from pixlex.eval.metrics import metric_of
 from pixlex.train.tracking import read_metrics
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
@@ -127,7 +127,7 @@ def _panels(log: Mapping[str, Curve]) -> dict[str, dict[str, Curve]]:
 
 def _draw(axes: Axes, panel: str, lines: Mapping[str, Curve]) -> None:
     """Draw one panel."""
-    scale = 100.0 if measure_of(panel).unit == "%" else 1.0
+    scale = 100.0 if metric_of(panel).unit == "%" else 1.0
     training, evaluation = iter(_COLORS * len(lines)), iter(_EVALUATION_COLORS * len(lines))
     # Training lies under the evaluations, and a measure comes before its variants, which have longer names.
     for key in sorted(lines, key=lambda key: (key.startswith("eval/"), len(key), key)):
@@ -150,9 +150,9 @@ def _draw(axes: Axes, panel: str, lines: Mapping[str, Curve]) -> None:
 
 def _dress(axes: Axes, panel: str) -> None:
     """Say what a panel shows."""
-    axes.set_title(measure_of(panel).label, fontsize=10, loc="left")
+    axes.set_title(metric_of(panel).label, fontsize=10, loc="left")
     axes.set_xlabel("step", fontsize=8)
-    axes.set_ylabel(measure_of(panel).unit, fontsize=8)
+    axes.set_ylabel(metric_of(panel).unit, fontsize=8)
     axes.tick_params(labelsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(alpha=0.25)
@@ -163,9 +163,9 @@ def _dress(axes: Axes, panel: str) -> None:
 def _legend(key: str, panel: str) -> str:
     """Name a curve: its phase, and its measure where the panel's title does not say it."""
     phase, _, name = key.rpartition("/")
-    label = measure_of(name).label.removeprefix("for comparison: ")
-    if label.startswith(measure_of(panel).label):
-        label = label.removeprefix(measure_of(panel).label).strip(" ,")
+    label = metric_of(name).label.removeprefix("for comparison: ")
+    if label.startswith(metric_of(panel).label):
+        label = label.removeprefix(metric_of(panel).label).strip(" ,")
     if name in _WHOLE_SET:
         label = "the whole set" if phase == "eval" else "one batch"
     return ", ".join(part for part in (phase, label) if part) or name

@@ -15,9 +15,9 @@ from pixlex import distributed
 from pixlex.config.cbvila import CBViLAConfig, CBViLARun
 from pixlex.data.pairs import PairSource, evaluation_pairs
 from pixlex.distributed import pick_device
-from pixlex.eval.pair_scores import read_arrays, write_arrays
-from pixlex.eval.pretraining import PretrainingResult, RebuiltExamples, evaluate_pretraining
-from pixlex.eval.retrieval import evaluate_retrieval, gallery
+from pixlex.eval.evaluate import Evaluation, Pass
+from pixlex.eval.pretraining import ReconstructedExamples, evaluate_pretraining
+from pixlex.eval.retrieval import evaluate_retrieval, gallery, read_arrays, write_arrays
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.report.drawing import drawn
 from pixlex.report.galleries import codeword_gallery, reconstructed_pairs
@@ -41,7 +41,7 @@ class PretrainingProgress(Progress):
         folder: the run folder; codes of the last evaluation are kept there, to see how many change.
     """
 
-    result: PretrainingResult
+    result: Evaluation
     run: CBViLARun
 
     def __init__(
@@ -72,16 +72,13 @@ class PretrainingProgress(Progress):
         self.result = evaluate_pretraining(
             self.objective,
             batches,
-            precision=self.precision,
+            self.how(len(self.pairs)),
             previous_codes=self._previous(step) if distributed.is_first() else None,
-            total=min(len(self.pairs), limit or len(self.pairs)),
-            save_examples=config.examples,
         )
         numbers = dict(self.result.numbers)
         if run.objective.image_text_contrastive_weight:  # without it nothing trains the vectors compared
-            items = gallery(
-                model, self.pairs, max_words=most, precision=self.precision, states=False, **settings
-            )
+            how = Pass(precision=self.precision)
+            items = gallery(model, self.pairs, how, max_words=most, states=False, **settings)
             numbers |= evaluate_retrieval(model, items, score="contrastive").numbers
         return numbers
 
@@ -93,17 +90,17 @@ class PretrainingProgress(Progress):
         return torch.from_numpy(stored["codes"])
 
     def _draw(self, step: int) -> None:
-        codes, examples = self.result.codes, self.result.examples
+        codes, examples = self.result.rows.get("codes"), self.result.examples
         if codes is None:
             return
         drawn(self.folder / _CODES, lambda path: write_arrays(path, codes=codes.numpy(), step=np.array(step)))
-        if examples is not None:
-            self._draw_rebuilt(examples, step)
+        if examples:
+            self._draw_rebuilt(ReconstructedExamples(**examples), step)
         gallery_of_codewords = drawn(
             self.picture("codewords", step),
             lambda path: codeword_gallery(
                 self.pairs,
-                self.result.indices,
+                self.result.rows["indices"],
                 codes,
                 image_size=self.run.model.image_size,
                 cut=self.run.model.cut,
@@ -113,7 +110,7 @@ class PretrainingProgress(Progress):
         )
         self._show(CODEWORDS, gallery_of_codewords)
 
-    def _draw_rebuilt(self, examples: RebuiltExamples, step: int) -> None:
+    def _draw_rebuilt(self, examples: ReconstructedExamples, step: int) -> None:
         self._show(
             REBUILT, drawn(self.picture("rebuilt", step), lambda path: reconstructed_pairs(examples, path))
         )
@@ -145,7 +142,7 @@ class PretrainingProgress(Progress):
 
 def pretraining_page(
     folder: Path,
-    result: PretrainingResult,
+    result: Evaluation,
     pairs: PairSource,
     model: CBViLAConfig,
     protocol: str,
@@ -167,15 +164,16 @@ def pretraining_page(
     Returns:
         The page; None where it could not be made.
     """
-    pictures, examples, codes = {}, result.examples, result.codes
-    if examples is not None:
+    pictures, codes = {}, result.rows.get("codes")
+    if result.examples:
+        examples = ReconstructedExamples(**result.examples)
         pictures[REBUILT] = drawn(folder / "rebuilt.png", lambda path: reconstructed_pairs(examples, path))
     if codes is not None:
         pictures[CODEWORDS] = drawn(
             folder / "codewords.png",
             lambda path: codeword_gallery(
                 pairs,
-                result.indices,
+                result.rows["indices"],
                 codes,
                 image_size=model.image_size,
                 cut=model.cut,

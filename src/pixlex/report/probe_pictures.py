@@ -11,7 +11,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pixlex.eval.probe.study import ProbeRow
+from pixlex.eval.linear_probe import ProbeRow
 from pixlex.report.drawing import plotted
 
 # Confusion matrices of so few classes have their numbers written in; those of more than the second number

@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from pixlex import distributed
 from pixlex.config.cbvila import CBViLARun
 from pixlex.config.frozen import FrozenRun
@@ -18,10 +16,9 @@ from pixlex.data.pairs import PairSource, evaluation_pairs
 from pixlex.data.reasoning import ReasoningSource
 from pixlex.data.sources import ImageSource
 from pixlex.distributed import pick_device
-from pixlex.eval.captions import CaptionsResult, evaluate_captions
-from pixlex.eval.examples import Examples
-from pixlex.eval.masked_patches import MaskedPatchesResult, evaluate_masked_patches
-from pixlex.eval.reconstruction import ReconstructionResult, evaluate_reconstruction
+from pixlex.eval.evaluate import Evaluation
+from pixlex.eval.pretraining import evaluate_captions, evaluate_masked_patches
+from pixlex.eval.reconstruction import evaluate_reconstruction
 from pixlex.models.frozen import Frozen
 from pixlex.models.lqae import LQAE
 from pixlex.models.mae import MAE
@@ -40,19 +37,16 @@ from pixlex.report.reasoning import ReasoningProgress
 class TokenizerProgress(Progress):
     """Image to words or codes and back: reconstructions, and the words where they belong."""
 
-    result: ReconstructionResult
+    result: Evaluation
 
     def _measure(self, step: int) -> Mapping[str, float]:
         assert isinstance(self.model, LQAE | VQVAE)
         run, config = self.run, self.run.eval
         self.result = evaluate_reconstruction(
-            self.model,
+            self.model.to(pick_device(run.train.device)),
             self.batches(),
-            device=pick_device(run.train.device),
-            precision=self.precision,
+            self.how(len(self.validation)),
             num_folds=config.word_folds,
-            total=min(len(self.validation), config.limit or len(self.validation)),
-            save_examples=config.examples,
         )
         return self.result.numbers
 
@@ -62,7 +56,7 @@ class TokenizerProgress(Progress):
         drawn(
             self.picture("reconstruction", step),
             lambda path: reconstruction_grid(
-                examples.originals, examples.reconstructions, examples.words, grid, path
+                examples["originals"], examples["reconstructions"], examples["words"], grid, path
             ),
         )
 
@@ -74,25 +68,26 @@ class TokenizerProgress(Progress):
 class MaskedProgress(Progress):
     """A masked autoencoder: what it makes of hidden patches."""
 
-    result: MaskedPatchesResult
+    result: Evaluation
 
     def _measure(self, step: int) -> Mapping[str, float]:
         assert isinstance(self.model, MAE)
         assert isinstance(self.run, MAERun)
-        config = self.run.eval
         self.result = evaluate_masked_patches(
             self.model.to(pick_device(self.run.train.device)),
             self.batches(),
+            self.how(len(self.validation)),
             normalize=self.run.objective.normalize_targets,
-            precision=self.precision,
-            total=min(len(self.validation), config.limit or len(self.validation)),
-            save_examples=config.examples,
         )
         return self.result.numbers
 
     def _draw(self, step: int) -> None:
-        result = self.result
-        columns = {"original": result.originals, "seen": result.seen, "rebuilt": result.rebuilt}
+        found = self.result.examples
+        columns = {
+            "original": found["originals"],
+            "seen": found["visible"],
+            "rebuilt": found["reconstructions"],
+        }
         drawn(self.picture("masked", step), lambda path: image_columns(columns, path))
 
     def write_page(self, path: Path, commands: Sequence[str]) -> Path:
@@ -109,13 +104,7 @@ class MaskedProgress(Progress):
             title=f"MAE, {model.image_size} px, {model.grid} x {model.grid}: {self.run.data.train}",
             introduction=note,
             numbers=result.numbers,
-            examples=Examples(
-                originals=result.originals,
-                reconstructions=result.rebuilt,
-                codes=torch.empty(len(result.keys), 0, dtype=torch.long),
-                words=None,
-                keys=result.keys,
-            ),
+            examples=result.examples,
             commands=commands,
             config=dataclasses.asdict(self.run),
             notes=unreadable(result.skipped),
@@ -126,7 +115,7 @@ class MaskedProgress(Progress):
 class CaptionProgress(Progress):
     """Frozen: how well captions are foretold, and what is said of images."""
 
-    result: CaptionsResult
+    result: Evaluation
 
     def _measure(self, step: int) -> Mapping[str, float]:
         assert isinstance(self.model, Frozen)
@@ -147,9 +136,7 @@ class CaptionProgress(Progress):
         self.result = evaluate_captions(
             self.model.to(pick_device(self.run.train.device)),
             batches,
-            precision=self.precision,
-            total=min(len(self.validation), config.limit or len(self.validation)),
-            save_examples=config.examples,
+            self.how(len(self.validation)),
         )
         return self.result.numbers
 
@@ -157,7 +144,7 @@ class CaptionProgress(Progress):
         drawn(self.picture("captions", step), lambda path: captioned_images(self._said(), path))
 
     def _said(self) -> list[Captioned]:
-        rows = zip(self.result.originals, self.result.written, self.result.texts, strict=True)
+        rows = zip(*(self.result.examples[name] for name in ("originals", "written", "texts")), strict=True)
         return [
             Captioned(image.unsqueeze(0), (f"written: {written}", f"caption: {text}"))
             for image, written, text in rows

@@ -11,7 +11,7 @@ from pixlex.config.reasoning import ReasoningRun
 from pixlex.data.item_batches import evaluation_items
 from pixlex.data.reasoning import ReasoningSource
 from pixlex.distributed import pick_device
-from pixlex.eval.reasoning import Answered, ReasoningResult, evaluate_reasoning
+from pixlex.eval.vqa import Answered, ReasoningResult, evaluate_reasoning
 from pixlex.models.reasoner import Reasoner
 from pixlex.report.drawing import drawn
 from pixlex.report.figures import Captioned, captioned_images
@@ -69,11 +69,9 @@ class ReasoningProgress(Progress):
             model,
             self.items,
             batches,
+            self.how(len(self.items)),
             # Once: they do not change from one evaluation to the next.
             training=self.training if step == run.train.steps else None,
-            precision=self.precision,
-            total=min(len(self.items), limit or len(self.items)),
-            save_examples=config.examples,
         )
         return self.result.numbers
 
@@ -121,7 +119,9 @@ def answered_items(result: ReasoningResult, items: ReasoningSource) -> list[Capt
         result: with the images of the first items.
         items: the items that were answered.
     """
-    pairs = zip(result.examples, result.answered, strict=False)  # images of the first ones alone were kept
+    pairs = zip(
+        result.examples["images"], result.answered, strict=False
+    )  # images of the first ones alone were kept
     return [Captioned(images, _said(one, items)) for images, one in pairs]
 
 

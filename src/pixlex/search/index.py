@@ -18,7 +18,7 @@ from pixlex.api.pictures import Images, batches_of, texts_of
 from pixlex.data.images import open_source
 from pixlex.data.sources import ImageSource
 from pixlex.distributed import pick_device
-from pixlex.eval.passes import evaluating
+from pixlex.eval.evaluate import evaluating
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.inference import Precision, compute_rows, computing

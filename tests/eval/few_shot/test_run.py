@@ -21,11 +21,11 @@ from tests.eval.few_shot.fakes import TWO_WAY, FakeClient, FakeReader, labeled
 from tests.eval.few_shot.killing import COLUMNS, COUNT, ask
 
 from pixlex.data.images import ImageSource
+from pixlex.eval.evaluate import wilson_interval
 from pixlex.eval.few_shot.classifiers import Answer, Chance
 from pixlex.eval.few_shot.episodes import sample_episodes
 from pixlex.eval.few_shot.prompted import PromptedClassifier
 from pixlex.eval.few_shot.run import JOURNAL, AnswerJournal, run_few_shot
-from pixlex.eval.intervals import wilson_interval
 from pixlex.eval.llm.client import Completion
 
 # Never a plain fork: a killed child would keep the locks that it shares.

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from pixlex.data.sources import ImageSource
+from pixlex.eval.evaluate import wilson_interval
 from pixlex.eval.few_shot.classifiers import Answer, Classifier
 from pixlex.eval.few_shot.episodes import Episode, EpisodeSet, Setting, digest
-from pixlex.eval.intervals import wilson_interval
 from pixlex.files import Journal
 from pixlex.messages import printable
 from pixlex.progress import bar_or_lines

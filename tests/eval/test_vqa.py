@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,15 @@ from pixlex.data.item_batches import evaluation_items
 from pixlex.data.reasoning import ReasoningSource
 from pixlex.data.scenes import ScenesSource
 from pixlex.data.sources import subset
-from pixlex.eval import reasoning
-from pixlex.eval.reasoning import ReasoningResult, evaluate_reasoning, text_alone
+from pixlex.eval import vqa
+from pixlex.eval.evaluate import Pass
+from pixlex.eval.vqa import (
+    ReasoningResult,
+    evaluate_reasoning,
+    soft_accuracy,
+    text_alone,
+    write_vqa_submission,
+)
 from pixlex.models.reasoner import Reasoner
 
 TEXTS = ("about the class", "and any other", "also about", "the class", "any", "above and")
@@ -36,7 +44,7 @@ def _evaluate(model: Reasoner, source: ReasoningSource, **settings: object) -> R
         image_size=model.config.image_size,
         batch_size=4,
     )
-    return evaluate_reasoning(model, source, batches, progress=False, **settings)  # type: ignore[arg-type]
+    return evaluate_reasoning(model, source, batches, Pass(progress=False), **settings)  # type: ignore[arg-type]
 
 
 def test_answers_that_the_words_tell_need_no_image() -> None:
@@ -48,12 +56,11 @@ def test_answers_that_the_words_tell_need_no_image() -> None:
         "training", ScenesSource("train", 40), 1, texts, answers, tuple(map(str, range(40)))
     )
     found = text_alone("vqa", training, training.take(range(10)))
-    assert found.words == 1.0
-    assert found.majority == 0.5
+    assert found == ({"majority_accuracy": 0.5, "text_alone_accuracy": 1.0}, "red")
     same = ReasoningSource(
         "same", ScenesSource("train", 40), 1, ("is it so",) * 40, answers, tuple(map(str, range(40)))
     )
-    assert text_alone("vqa", same, same).words == 0.5
+    assert text_alone("vqa", same, same)[0]["text_alone_accuracy"] == 0.5
 
 
 def test_few_texts_with_many_answers_are_no_matter_for_warnings() -> None:
@@ -61,18 +68,18 @@ def test_few_texts_with_many_answers_are_no_matter_for_warnings() -> None:
     items = ReasoningSource("items", ScenesSource("train", 6), 1, one, tuple((name,) for name in one), one)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert text_alone("vqa", items, items).words is not None
+        assert "text_alone_accuracy" in text_alone("vqa", items, items)[0]
 
 
 def test_the_classifier_learns_from_some_items(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many items as many as are allowed, of many answers the frequent ones."""
-    monkeypatch.setattr(reasoning, "_LEARNED", 6)
-    monkeypatch.setattr(reasoning, "_CLASSES", 2)
+    monkeypatch.setattr(vqa, "_LEARNED", 6)
+    monkeypatch.setattr(vqa, "_CLASSES", 2)
     texts = (*tuple(f"{'a' if number % 2 else 'b'} c" for number in range(30)), "rare")
     answers = (*tuple(("a" if number % 2 else "b",) for number in range(30)), ("rare",))
     items = ReasoningSource("items", ScenesSource("train", 31), 1, texts, answers, tuple(map(str, range(31))))
-    found = text_alone("entailment", items, items)
-    assert found.words == pytest.approx(30 / 31)
+    found, _ = text_alone("entailment", items, items)
+    assert found["text_alone_accuracy"] == pytest.approx(30 / 31)
 
 
 def test_images_of_several_items_are_encoded_once(language_folder: Path) -> None:
@@ -100,7 +107,7 @@ def test_images_of_several_items_are_encoded_once(language_folder: Path) -> None
         (expected,) = _evaluate(model, alone).answered
         assert result.answered[item].answers == expected.answers
         assert result.answered[item].probabilities == pytest.approx(expected.probabilities, abs=1e-5)
-        assert torch.equal(result.examples[item], _evaluate(model, alone).examples[0])
+        assert torch.equal(result.examples["images"][item], _evaluate(model, alone).examples["images"][0])
 
 
 def test_accuracy_is_the_mean_credit_of_what_the_model_says(language_folder: Path) -> None:
@@ -111,24 +118,25 @@ def test_accuracy_is_the_mean_credit_of_what_the_model_says(language_folder: Pat
     given = [(said[item],) if item < 4 else (other[said[item]],) for item in range(6)]
     source = _source(given, sentences=("a", "a", "b", "b", "b", "c"), kinds=("x", "x", "x", "y", "y", "y"))
     result = _evaluate(model, source)
-    assert result.accuracy == pytest.approx(4 / 6)
+    assert result.values["accuracy"] == pytest.approx(4 / 6)
     assert result.interval is not None
     assert result.interval[0] < 4 / 6 < result.interval[1]
-    assert result.consistency == pytest.approx(1 / 3)  # of a, b and c, all items of a alone are right
+    assert result.values["consistency"] == pytest.approx(
+        1 / 3
+    )  # of a, b and c, all items of a alone are right
     assert result.by_kind == {"x": 1.0, "y": pytest.approx(1 / 3)}
     assert [one.credit for one in result.answered] == [1, 1, 1, 1, 0, 0]
-    assert result.examples.shape[:2] == (6, 1)
+    assert result.examples["images"].shape[:2] == (6, 1)
 
 
 def test_items_without_an_answer_are_answered_and_not_counted(language_folder: Path) -> None:
     model = tiny_reasoner(language_folder, "vqa", ("about", "also", "any"))
     result = _evaluate(model, _source([()] * 3))
-    assert result.accuracy is None
     assert result.interval is None
     assert len(result.answered) == 3
-    assert "eval/accuracy" not in result.numbers
+    assert "accuracy" not in result.values
     mixed = _evaluate(model, _source([(), ("nothing like it",), ()]))
-    assert mixed.accuracy == 0.0
+    assert mixed.values["accuracy"] == 0.0
 
 
 def test_written_answers_are_scored_too(language_folder: Path) -> None:
@@ -137,8 +145,60 @@ def test_written_answers_are_scored_too(language_folder: Path) -> None:
     source = _source([(written[0] or "x",) * 10, ("y",) * 10, (written[2] or "x",) * 10])
     result = _evaluate(model, source, mode="generate")
     expected = sum(bool(written[item]) for item in (0, 2)) / 3
-    assert result.accuracy == pytest.approx(expected)
+    assert result.values["accuracy"] == pytest.approx(expected)
     assert "written freely" in result.protocol
     classes = tiny_reasoner(language_folder, "nlvr2", num_images=1)
     with pytest.raises(ValueError, match="for the task vqa alone, this model's is nlvr2"):
         _evaluate(classes, _source([("true",)] * 2), mode="generate")
+
+
+TEN = ("cat", "cat", "Cat.", "dog", "dog", "the dog", "a dog", "bird", "none", "two")
+
+
+@pytest.mark.parametrize(
+    ("predictions", "answers", "credit"),
+    [
+        # Three say cat, four dog, one each bird, 0 and 2; predictions and answers are written alike.
+        (("cat", "The CAT!"), TEN, 0.9),
+        (("dog",), TEN, 1.0),
+        (("bird", "none", "0", "zero", "2"), TEN, 0.3),
+        (("fish", ""), TEN, 0.0),
+        # All the same: to the letter, up to blanks around it; they may have read it from the picture.
+        (("yes", " yes\n"), ("yes", "yes ") * 5, 1),
+        (("Yes", "yes."), ("yes",) * 10, 0),
+        (("none",), ("none",) * 10, 1),
+        (("0",), ("none",) * 10, 0),
+        # Whether they are the same is asked before normalizing.
+        (("Yes", "YES"), ("yes",) * 9 + ("Yes",), 1),
+        (("0",), ("none",) * 9 + ("None",), 1),
+        # Fewer than ten: the same mean over as many sets; a single one is right or wrong.
+        (("a cat",), ("Cat",), 1),
+        (("dog",), ("Cat",), 0),
+        (("cat",), ("cat", "dog"), 1 / 6),
+        (("cat",), ("cat",) * 2, 1 / 3),
+        (("cat",), ("cat",) * 3, 2 / 3),
+        (("cat",), ("cat",) * 4, 1),
+        (("cat",), ("cat", "cat", "cat", "dog"), 0.75),  # left out: a cat (2/3), or the dog (1)
+    ],
+)
+def test_soft_accuracy(predictions: tuple[str, ...], answers: tuple[str, ...], credit: float) -> None:
+    for prediction in predictions:
+        assert soft_accuracy(prediction, answers) == pytest.approx(credit)
+
+
+def test_no_answers_to_judge_by() -> None:
+    with pytest.raises(ValueError, match="expected an answer or more to judge by, got none"):
+        soft_accuracy("cat", [])
+
+
+def test_submission(tmp_path: Path) -> None:
+    """Ids that are whole numbers become integers, others stay."""
+    results = [("262148000", "yes"), ("image5_2", "ä"), ("007", "2"), ("0", "")]
+    write_vqa_submission(tmp_path / "answers.json", iter(results))
+    assert json.loads((tmp_path / "answers.json").read_text()) == [
+        {"question_id": 262148000, "answer": "yes"}, {"question_id": "image5_2", "answer": "ä"},
+        {"question_id": "007", "answer": "2"}, {"question_id": 0, "answer": ""},
+    ]  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.json"]
+    with pytest.raises(ValueError, match="expected questions that occur once, got 1 again"):
+        write_vqa_submission(tmp_path / "answers.json", [("1", "a"), ("1", "b")])

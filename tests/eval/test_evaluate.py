@@ -1,4 +1,4 @@
-"""Evaluations that two processes share: the numbers, rows and pictures of one process alone."""
+"""The pass over a set: what one process finds, and two that share it; and intervals."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
+from tests.eval.batches import batches_of
+from tests.eval.classes import write_classes
 from tests.eval.llm.tiny_causal import tiny_causal
-from tests.eval.probe.classes import write_classes
 from tests.tiny import (
     IMAGE_SIZE,
     tiny_cbvila,
@@ -34,6 +35,7 @@ from torch import nn
 
 from pixlex import distributed
 from pixlex.api import ImageTokenizer
+from pixlex.batch import ImageBatch, Skipped
 from pixlex.cli import main
 from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.data.images import open_source
@@ -41,18 +43,14 @@ from pixlex.data.item_batches import evaluation_items
 from pixlex.data.loader import evaluation_batches
 from pixlex.data.pairs import evaluation_pairs, open_pairs
 from pixlex.data.reasoning import ReasoningSource
-from pixlex.data.scenes import ScenesSource
 from pixlex.data.sources import subset
-from pixlex.eval import pair_scores
-from pixlex.eval.captions import evaluate_captions
-from pixlex.eval.masked_patches import evaluate_masked_patches
-from pixlex.eval.pointing import pointing_game
-from pixlex.eval.pretraining import evaluate_pretraining
-from pixlex.eval.probe.cache import extract
-from pixlex.eval.probe.sets import survey
-from pixlex.eval.reasoning import evaluate_reasoning
+from pixlex.eval import retrieval
+from pixlex.eval.evaluate import Measured, Pass, evaluate, wilson_interval
+from pixlex.eval.pretraining import evaluate_captions, evaluate_masked_patches, evaluate_pretraining
+from pixlex.eval.probe_features import extract, survey
 from pixlex.eval.reconstruction import evaluate_reconstruction
 from pixlex.eval.retrieval import evaluate_retrieval, gallery
+from pixlex.eval.vqa import evaluate_reasoning
 from pixlex.models import pretrained
 from pixlex.objectives.cbvila import CBViLAObjective
 
@@ -102,39 +100,34 @@ def _results(folder: Path, scratch: Path) -> dict[str, Any]:
     language = folder / "language"
     pictures, pairs = open_source(str(folder / "pairs.parquet")), open_pairs(str(folder / "pairs.parquet"))
     found: dict[str, Any] = {}
+    few = Pass(progress=False, save_examples=4)
     for limit in (None, 2):  # two images: one batch, nothing for the second process
         found[f"reconstruction {limit}"] = evaluate_reconstruction(
-            tiny_lqae(language, search="raw"), evaluation_batches(pictures, limit=limit, **batch), progress=False,
-            fid_features=folder / "fid.pt", save_examples=5,
+            tiny_lqae(language, search="raw"), evaluation_batches(pictures, limit=limit, **batch), few,
+            fid_features=folder / "fid.pt",
         )  # fmt: skip
     found["masked patches"] = evaluate_masked_patches(
-        tiny_mae(), evaluation_batches(pictures, **batch), normalize=True, save_examples=4, progress=False
+        tiny_mae(), evaluation_batches(pictures, **batch), few, normalize=True
     )
     model = tiny_cbvila(language)
     objective = CBViLAObjective(model, CBViLAObjectiveConfig(), 10, 12)
-    few = evaluation_pairs(pairs, encode=lambda texts: model.tokenize_texts(texts, 12), **batch)
-    found["pretraining"] = evaluate_pretraining(objective, few, save_examples=4, progress=False)
+    batches = evaluation_pairs(pairs, encode=lambda texts: model.tokenize_texts(texts, 12), **batch)
+    found["pretraining"] = evaluate_pretraining(objective, batches, few)
     frozen = tiny_frozen(folder / "causal")
-    few = evaluation_pairs(pairs, encode=lambda texts: frozen.tokenize_texts(texts, 12), **batch)
-    found["captions"] = evaluate_captions(frozen, few, max_words=4, save_examples=4, progress=False)
-    items = gallery(model, pairs.by_caption(), max_words=12, batch_size=3, progress=False)
-    assert len(items.seen) == len(items.own) == {1: (16,), 2: (11, 5)}[share["world_size"]][share["rank"]]
-    pair_scores._IMAGES_A_FILE = 2
+    batches = evaluation_pairs(pairs, encode=lambda texts: frozen.tokenize_texts(texts, 12), **batch)
+    found["captions"] = evaluate_captions(frozen, batches, few, max_words=4)
+    items = gallery(model, pairs.by_caption(), few, max_words=12, batch_size=3)
+    assert len(items.states) == len(items.own) == {1: (16,), 2: (11, 5)}[share["world_size"]][share["rank"]]
+    retrieval._IMAGES_A_FILE = 2
     for score in ("contrastive", "matching", "matching+contrastive"):
         found[f"retrieval {score}"] = evaluate_retrieval(
-            model, items, score=score, top_k=2, keep=scratch, progress=False
+            model, items, few, score=score, top_k=2, cache=scratch
         )  # type: ignore[arg-type]
     found["vectors"] = [items.image_vectors, items.text_vectors, items.text, items.image_of]
     found["vqa"] = _answers(folder, batch)
-    found["pointing"] = pointing_game(model, ScenesSource("test", 9), batch_size=2, progress=False)
     labeled = survey(open_source(str(folder / "train")))
     features = extract(tiny_lqae(language), labeled, scratch / "features")
-    found["probe"] = [
-        labeled.digests,
-        labeled.labels.tolist(),
-        features.values.tobytes(),
-        features.num_computed,
-    ]
+    found["probe"] = [labeled.digests, labeled.labels.tolist(), features.values.tobytes()]
     return found
 
 
@@ -145,7 +138,7 @@ def _answers(folder: Path, batch: dict[str, Any]) -> Any:
     ids = tuple(map(str, range(11)))
     source = ReasoningSource("items", images, 1, (*TEXTS, *TEXTS[:5]), tuple(answers), ids)
     items = evaluation_items(source, encode=lambda texts: model.tokenize_texts(texts, 12), **batch)
-    return evaluate_reasoning(model, source, items, training=source, save_examples=4, progress=False)
+    return evaluate_reasoning(model, source, items, Pass(progress=False, save_examples=4), training=source)
 
 
 def _one_of_two(rank: int, folder: Path, scratch: Path) -> None:
@@ -171,12 +164,14 @@ def _same(one: Any, two: Any, name: str) -> None:
         assert torch.equal(one, two), name
     elif hasattr(one, "__dataclass_fields__"):
         for field in one.__dataclass_fields__:
-            if field == "rfid" and one.rfid is not None:
-                assert one.rfid == pytest.approx(two.rfid, rel=1e-6, abs=1e-6)
-            elif field == "mean_image_mse":
-                assert one.mean_image_mse == pytest.approx(two.mean_image_mse, rel=1e-12)
-            elif field != "images_per_second":
-                _same(getattr(one, field), getattr(two, field), f"{name}.{field}")
+            _same(getattr(one, field), getattr(two, field), f"{name}.{field}")
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), name
+        for key in one.keys() - {"images_per_second"}:
+            if key in ("rfid", "mean_image_mse"):
+                assert one[key] == pytest.approx(two[key], rel=1e-6, abs=1e-6)
+            else:
+                _same(one[key], two[key], f"{name}.{key}")
     elif isinstance(one, list | tuple):
         assert len(one) == len(two), name
         for number, (left, right) in enumerate(zip(one, two, strict=True)):
@@ -192,25 +187,19 @@ def test_two_processes_equal_one(place: Path, tmp_path: Path) -> None:
     alone = _results(place, tmp_path / "alone")
     _start(_one_of_two, place, tmp_path / "two")
     whole = alone["reconstruction None"]
-    assert whole.num_images == 16
-    assert whole.rfid > 0
+    assert whole.values["num_images"] == 16
+    assert whole.values["rfid"] > 0
     assert [one.key for one in whole.skipped] == [f"pairs.parquet#{number}" for number in BROKEN]
     assert alone["retrieval matching"].num_images == 16
-    assert alone["vqa"].text_alone is not None
+    assert "text_alone_accuracy" in alone["vqa"].values
     assert [one.item for one in alone["vqa"].answered] == [0, 1, 2, 6, 7, 8, 9, 10]
-    assert math.isfinite(alone["pretraining"].numbers["eval/image_text_contrastive"])
+    assert math.isfinite(alone["pretraining"].values["image_text_contrastive"])
     for rank in range(2):
         two = pickle.loads((tmp_path / "two" / f"{rank}.pickle").read_bytes())
         assert two.keys() == alone.keys()
         for name, result in alone.items():
             _same(result, two[name], name)
     assert not list((tmp_path / "two").glob("scores-*"))
-
-
-def test_a_limit_behind_the_loader_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    with pytest.raises(ValueError, match="expected batches of limited images on several processes"):
-        evaluate_reconstruction(tiny_lqae(place / "language"), [], limit=3)
 
 
 COMMANDS = {
@@ -220,7 +209,6 @@ COMMANDS = {
     "linear-probe": "evaluate linear-probe --model {0}/lqae --data {0}/train --test {0}/train --allow-overlap "
     "--out {1}",
     "gallery": "gallery --model {0}/lqae --data {0}/train --out {1}/codewords.png",
-    "pointing": "evaluate pointing --model {0}/cbvila --data embedded:scenes:test:9 --out {1}",
     "broken": "evaluate reconstruction --model {0}/lqae --data {0}/pairs.parquet --batch-size 4 "
     "--max-broken-share 0.15",
 }
@@ -274,7 +262,7 @@ def test_commands_share_and_the_first_process_writes(place: Path, tmp_path: Path
     }
     assert files["alone"] == files["two"]
     assert "reconstruction/report.html" in files["two"]
-    for name in ("retrieval/results.json", "pointing/results.json", "gallery/codewords.png"):
+    for name in ("retrieval/results.json", "gallery/codewords.png"):
         one, two = ((tmp_path / folder / name).read_bytes() for folder in ("alone", "two"))
         assert one == two, name
 
@@ -295,3 +283,55 @@ def test_commands_that_cannot_share_refuse(
     assert (code, printed) == (2, "")
     assert sentence in remarked
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    """Weighted means, rows in order, first examples, skipped images, a bar; nothing to evaluate is an error."""
+    broken = (Skipped("torn.png", "truncated"),)
+    nothing = ImageBatch(torch.empty(0, 3, 4, 4), torch.empty(0).long(), (), torch.empty(0).long(), broken)
+    images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, 4, 4) / 10
+    model = nn.Sequential(nn.Linear(1, 1), nn.Dropout()).train()
+    model[0].eval()
+
+    def measure(batch: ImageBatch, room: int) -> Measured:
+        assert not model[1].training
+        values = batch.images.mean((1, 2, 3))
+        sums = {"mean": (float(values.sum()), len(values)), "of_nothing": (0.0, 0)}
+        return Measured(sums, {"keys": batch.keys}, {"values": values[:room]} if room else {})
+
+    found = evaluate(model, [*batches_of(images, 2), nothing], measure, Pass(total=5, save_examples=3))
+    assert found.values == {"num_images": 5, "mean": pytest.approx(0.2)}
+    assert found.numbers == {"eval/num_images": 5.0, "eval/mean": pytest.approx(0.2)}
+    assert found.rows["keys"] == tuple(f"image-{row}" for row in range(5))
+    torch.testing.assert_close(found.examples["values"], images[:3, 0, 0, 0])
+    assert found.skipped == broken
+    assert [one.training for one in model] == [False, True]
+    shown = capsys.readouterr().err
+    assert "5/5 images" in shown
+    assert "images/s" in shown
+    with pytest.raises(ValueError, match=r"no item to evaluate \(1 could not be read\)"):
+        evaluate(model, [nothing], measure, Pass(progress=False), unit="items")
+
+
+def test_a_textbook_interval() -> None:
+    """81 of 263 (Newcombe 1998, table I)."""
+    assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 333, 500, 10**6])
+def test_the_ratio_lies_in_its_interval(count: int) -> None:
+    """0 begins at 0 and 1 ends at 1; a mean that was rounded is one of them."""
+    for right in range(0, count + 1, max(1, count // 500)):
+        low, high = wilson_interval(right / count, count)
+        assert 0 <= low <= right / count <= high <= 1
+        assert low < high
+    assert wilson_interval(0.0, count)[0] == 0
+    assert wilson_interval(1.0, count)[1] == 1
+    assert wilson_interval(1 + 2e-16, count) == wilson_interval(1.0, count)
+    assert wilson_interval(-2e-16, count) == wilson_interval(0.0, count)
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.5, 0), (1.1, 5), (-0.1, 5), (float("nan"), 5)])
+def test_what_is_no_ratio(ratio: float, count: int) -> None:
+    with pytest.raises(ValueError, match="expected a ratio"):
+        wilson_interval(ratio, count)

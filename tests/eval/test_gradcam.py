@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny import IMAGE_SIZE, tiny_cbvila
+from tests.tiny import IMAGE_SIZE, tiny_cbvila, tiny_reasoner
 from torch import Tensor, nn
 
-from pixlex.eval.attention import explain
-from pixlex.eval.gradcam import attention_heat, default_layer
+from pixlex.config.reasoning import ReasoningTask
+from pixlex.eval import gradcam
+from pixlex.eval.gradcam import attention_heat, default_layer, explain, explain_answer
 from pixlex.models.cbvila import CBViLA
 from pixlex.nn.bert import Context, FusionEncoder, KeysValues
 
@@ -104,18 +105,6 @@ def test_groups_of_texts_keep_their_own_maps_and_padding_changes_nothing() -> No
         assert (found.maps[row, length:] == 0).all()
 
 
-def test_twice_the_score_has_twice_the_heat() -> None:
-    """Any scalar can be explained; its opposite is another question."""
-    fusion = _fusion()
-    context, text = fusion.project(torch.randn(1, 5, WIDTH).double()), torch.randn(1, 4, WIDTH).double()
-    once, twice, against = (
-        attention_heat(fusion, text, context, None, lambda fused, by=by: by * _score_of(fused), layer=2).maps
-        for by in (1, 2, -1)
-    )
-    torch.testing.assert_close(2 * once, twice)
-    assert not torch.allclose(once, against, rtol=0.1)
-
-
 def test_the_score_is_the_models_own_and_maps_have_the_grid(model: CBViLA, images: Tensor) -> None:
     """One image for each text, and one for all: rows do not mix."""
     found = explain(model, images, TEXTS)
@@ -142,8 +131,6 @@ def test_the_score_is_the_models_own_and_maps_have_the_grid(model: CBViLA, image
 @pytest.mark.parametrize("score", ["matching", "masked_language"])
 def test_pieces_of_a_word_are_joined(score: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The map of a word is the mean of those of its pieces, which stand where the tokenizer put them."""
-    from pixlex.eval import attention
-
     model = tiny_cbvila(Path("embedded")).requires_grad_(False)
     heats = []
 
@@ -151,7 +138,7 @@ def test_pieces_of_a_word_are_joined(score: str, monkeypatch: pytest.MonkeyPatch
         heats.append(attention_heat(*arguments, **settings))  # type: ignore[arg-type]
         return heats[-1]
 
-    monkeypatch.setattr(attention, "attention_heat", noted)
+    monkeypatch.setattr(gradcam, "attention_heat", noted)
     image = torch.rand(1, 3, IMAGE_SIZE, IMAGE_SIZE)
     (found,) = explain(model, image, ["a rhombicuboctahedron here"], score=score)  # type: ignore[arg-type]
     assert found.words == ("a", "rhombicuboctahedron", "here")
@@ -233,3 +220,55 @@ def test_bad_input(model: CBViLA, images: Tensor) -> None:
         arguments = {"images": images[:2], "texts": TEXTS[:2], **changed}
         with pytest.raises(ValueError, match=message):
             explain(model, **arguments)
+
+
+@pytest.mark.parametrize("task", ["vqa", "nlvr2", "entailment"])
+def test_the_score_of_an_answer_is_the_likelihood_that_ranking_finds(
+    task: ReasoningTask, language_folder: Path
+) -> None:
+    """Of the model's own answer, and of another one; two images have one score."""
+    model = tiny_reasoner(language_folder, task)
+    images = torch.rand(model.config.num_images, 3, model.config.image_size, model.config.image_size)
+    ranked = model.rank(images, model.tokenize_texts(["about all and"], 12))
+    numbers, scores = ranked.numbers[0].tolist(), ranked.log_likelihoods[0].tolist()
+    assert explain_answer(model, images, "about all and").answer == model.config.answers[numbers[0]]
+    for number, score in zip(numbers, scores, strict=True):
+        one = explain_answer(model, images, "about all and", answer=model.config.answers[number])
+        assert one.log_likelihood == pytest.approx(score, abs=1e-5)
+        assert len(one.images) == len(images)
+        for explained in one.images:
+            assert explained.words == ("about", "all", "and")
+            assert explained.maps.shape == (3, 4, 4)
+            assert explained.maps.max() > 0
+    assert all(one.grad is None for one in model.parameters())
+
+
+def test_the_map_of_an_image_follows_the_image(language_folder: Path) -> None:
+    """In a pair, another second image changes its own map; the first one's heat only through the head."""
+    model = tiny_reasoner(language_folder, "nlvr2")
+    first, second, other = torch.rand(3, 1, 3, model.config.image_size, model.config.image_size)
+    one = explain_answer(model, torch.cat([first, second]), "about", answer="true")
+    two = explain_answer(model, torch.cat([first, other]), "about", answer="true")
+    shapes = [image.whole / image.whole.max() for found in (one, two) for image in found.images]
+    moved = [(shapes[number] - shapes[number + 2]).abs().max() for number in (0, 1)]
+    assert moved[1] > moved[0]
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_bad_input_of_answers(language_folder: Path) -> None:
+    questions = tiny_reasoner(language_folder, "vqa", max_answer_words=4)
+    pairs = tiny_reasoner(language_folder, "nlvr2")
+    image = torch.rand(1, 3, pairs.config.image_size, pairs.config.image_size)
+    two = image.repeat(2, 1, 1, 1)
+    number = r"expected an answer of 1 to 2 words \(tokens\), got"
+    for model, images, text, settings, message in (
+        (pairs, image, "about", {}, "expected 2 images with the text, got 1"),
+        (pairs, two, "about", {"answer": "yes"}, "expected one of false, true as the answer, got 'yes'"),
+        (questions, image, "about", {"answer": ""}, number),
+        (questions, image, "about", {"answer": "about the class and any other"}, number),
+        (questions, image[..., 1:], "about", {}, "expected images of shape"),
+        (questions, image, " ", {}, "expected one word or more"),
+        (questions, image, "about", {"layer": 9}, "layer must be one of the fusion encoder's"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            explain_answer(model, images, text, **settings)  # type: ignore[arg-type]
