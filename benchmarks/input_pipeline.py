@@ -32,7 +32,8 @@ from pixlex.config.data import DataConfig
 from pixlex.data import tables
 from pixlex.data.embedded import PHOTOGRAPHS, photograph
 from pixlex.data.images import open_source
-from pixlex.data.loader import training_batches
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.rows import Images
 
 BATCH = 64
 SHARDS = 10
@@ -103,10 +104,9 @@ def plain(folder: Path, size: int, workers: int) -> Iterator[Tensor]:
 
 
 def ours(description: str, size: int, workers: int, blocks: int = 0) -> Iterator[Tensor]:
-    config = DataConfig(workers=workers, shuffle_blocks=blocks)
-    source = open_source(description)
-    batches = training_batches(source, config=config, image_size=size, batch_size=BATCH, seed=0)
-    return (batch.images for batch in batches)
+    data = DataConfig(shuffle_blocks=blocks)
+    config = LoaderConfig(image_size=size, batch_size=BATCH, workers=workers, data=data)
+    return (batch.images for batch in Loader(Images(open_source(description)), config).training())
 
 
 def rate(stream: Iterator[Tensor], batches: int) -> float:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from pixlex.config.cbvila import CBViLAConfig, FusionConfig, ImageTowerConfig, TextTowerConfig
-from pixlex.data.pairs import open_pairs
+from pixlex.data.captions import open_pairs
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.search import ImageIndex

@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from pixlex.config.cbvila import CBViLARun
 from pixlex.config.run import read_run
-from pixlex.data.scenes.drawing import draw
-from pixlex.data.scenes.scene import COLORS, GRID, SHAPES, make_scene
+from pixlex.data.synthetic import COLORS, GRID, SHAPES, draw, make_scene
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.resized import resized

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tests.tiny import write_images
 
-from pixlex.data.pairs import open_pairs
+from pixlex.data.captions import open_pairs
 
 Call = Callable[..., tuple[int, str, str]]
 

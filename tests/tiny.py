@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 
-from pixlex.batch import ImageTextBatch
+from pixlex.batch import ImageBatch, ImageTextBatch
 from pixlex.config.cbvila import (
     CBViLAConfig,
     FusionConfig,
@@ -22,10 +23,14 @@ from pixlex.config.cbvila import (
     TextTowerConfig,
     VisualCodebookConfig,
 )
+from pixlex.config.data import DataConfig
 from pixlex.config.frozen import CausalLanguageConfig, FrozenConfig
 from pixlex.config.lqae import LanguageConfig, LQAEConfig, QuantizerConfig, VisionConfig, VQVAEConfig
 from pixlex.config.mae import MAEConfig
 from pixlex.config.reasoning import ReasonerConfig, ReasoningTask
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.rows import Images
+from pixlex.data.sources import ImageSource
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.frozen import Frozen
 from pixlex.models.lqae import LQAE
@@ -249,3 +254,24 @@ def pair_batch(model: CBViLA, texts: Sequence[str], *, seed: int = 0, max_words:
         word_ids=words.word_ids,
         key_padding=words.key_padding,
     )
+
+
+def training_batches(
+    source: ImageSource,
+    *,
+    config: DataConfig | None = None,
+    first_step: int = 0,
+    together: int = 1,
+    **settings: Any,
+) -> Iterator[ImageBatch]:
+    """Batches of images alone, with the workers of the data's configuration."""
+    data = DataConfig() if config is None else config
+    loading = LoaderConfig(data=data, workers=data.workers, **settings)
+    return Loader(Images(source, together), loading).training(first_step)
+
+
+def evaluation_batches(
+    source: ImageSource, *, limit: int | None = None, together: int = 1, **settings: Any
+) -> Iterator[ImageBatch]:
+    """One pass over images alone."""
+    return Loader(Images(source, together), LoaderConfig(**settings)).evaluation(limit)

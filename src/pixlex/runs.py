@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -22,12 +22,12 @@ from pixlex.config.mae import MAERun
 from pixlex.config.reasoning import ReasoningRun
 from pixlex.config.run import LQAERun, Run, VQVAERun, describe_fields, read_run, value_at, write_run
 from pixlex.data.answers import build_answers
+from pixlex.data.captions import open_pairs
 from pixlex.data.images import ImageSource, open_source
-from pixlex.data.item_batches import training_items
-from pixlex.data.items import open_items
-from pixlex.data.loader import training_batches
-from pixlex.data.pairs import PairSource, open_pairs, training_pairs
-from pixlex.data.reasoning import CLASSES, ReasoningSource
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.questions import open_items
+from pixlex.data.records import CLASSES, PairSource, ReasoningSource
+from pixlex.data.rows import Images, Pairs, Questions
 from pixlex.data.sources import BrokenImages, require_readable
 from pixlex.distributed import pick_device
 from pixlex.files import locked, remove_partial, unsealed, write_json
@@ -157,35 +157,28 @@ def _check_images(source: Source, validation: Source | None) -> None:
 
 def _batches(run: Run, objective: Objective, source: Source) -> Callable[[int], Iterator[ImageBatch]]:
     """Return what yields this process's part of each batch, from a step on."""
+    settings = LoaderConfig(
+        image_size=run.model.image_size,
+        batch_size=run.train.batch_size,
+        cut=run.model.cut,
+        workers=run.data.workers,
+        data=run.data,
+        seed=run.train.seed,
+    )
+    if not isinstance(run, FrozenRun | CBViLARun | ReasoningRun):
+        assert not isinstance(source, ReasoningSource)
+        return Loader(Images(source), settings).training
+    model, max_words = objective.model, run.data.max_words
+    assert isinstance(model, Frozen | CBViLA | Reasoner)
 
-    def batches(first_step: int) -> Iterator[ImageBatch]:
-        settings: dict[str, Any] = {
-            "config": run.data,
-            "image_size": run.model.image_size,
-            "batch_size": run.train.batch_size,
-            "seed": run.train.seed,
-            "first_step": first_step,
-            "rank": distributed.rank(),
-            "world_size": distributed.world_size(),
-            "cut": run.model.cut,
-        }
-        if not isinstance(run, FrozenRun | CBViLARun | ReasoningRun):
-            assert not isinstance(source, ReasoningSource)
-            return training_batches(source, **settings)
-        model, max_words = objective.model, run.data.max_words
-        assert isinstance(model, Frozen | CBViLA | Reasoner)
+    def encode(texts: Sequence[str]) -> Words:
+        return model.tokenize_texts(texts, max_words)
 
-        def encode(texts: Sequence[str]) -> Words:
-            return model.tokenize_texts(texts, max_words)
-
-        if isinstance(source, ReasoningSource):
-            assert isinstance(run, ReasoningRun)
-            together = run.data.texts_per_image
-            return training_items(source, encode=encode, texts_per_image=together, **settings)
-        assert isinstance(source, PairSource)
-        return training_pairs(source, encode=encode, **settings)
-
-    return batches
+    if isinstance(source, ReasoningSource):
+        assert isinstance(run, ReasoningRun)
+        return Loader(Questions(source, encode, run.data.texts_per_image), settings).training
+    assert isinstance(source, PairSource)
+    return Loader(Pairs(source, encode), settings).training
 
 
 def _open(run: Run, description: str) -> Source:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 from PIL import Image
@@ -58,3 +59,11 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr("pixlex.data.remote._WAITS", (0.0, 0.0))
     (tmp_path / "far").mkdir()
     yield from far_folder(tmp_path / "far", tmp_path / "asked.log")
+
+
+@pytest.fixture(scope="module")
+def in_bulk() -> Iterator[None]:
+    """Types are not checked at every call, which takes a hundred times as long as drawing a scene."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

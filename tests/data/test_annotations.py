@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pixlex.data.captioned import AnnotatedSplits
+from pixlex.data.captions import open_pairs
 from pixlex.data.decoding import UnreadableImage
-from pixlex.data.pairs import open_pairs
+from pixlex.data.records import AnnotatedSplits
 
 Picture = Callable[..., bytes]
 KARPATHY = {

@@ -18,8 +18,8 @@ from pixlex.data.answers import (
     build_answers,
     normalize_answer,
 )
-from pixlex.data.items import open_items
-from pixlex.data.reasoning import ReasoningSource
+from pixlex.data.questions import open_items
+from pixlex.data.records import ReasoningSource
 
 # Worked out by hand from the rules.
 NORMALIZED = {

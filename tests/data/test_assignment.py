@@ -6,22 +6,23 @@ from collections import Counter
 
 import pytest
 
-from pixlex.data.assignment import assignment_items
-from pixlex.data.captioned import PairSource, pair
-from pixlex.data.items import open_items
-from pixlex.data.scenes import ScenesSource
+from pixlex.data.questions import assignment_items, open_items
+from pixlex.data.records import PairSource
 from pixlex.data.sources import subset
+from pixlex.data.synthetic_texts import ScenesSource
 
 TEXTS = [("one", "uno"), ("two",), ("one", "three"), ("four",), ("five",)]
 
 
 def _pairs(count: int = 5) -> PairSource:
-    return pair(ScenesSource("test", count), TEXTS[:count])
+    return PairSource(ScenesSource("test", count), tuple(TEXTS[:count]))
 
 
 def test_a_caption_stands_beside_its_image_or_two_others() -> None:
     """The class says where; no other image has the caption; the three classes are about as frequent."""
-    pairs = pair(ScenesSource("test", 300), [(f"text {number}", f"line {number}") for number in range(300)])
+    pairs = PairSource(
+        ScenesSource("test", 300), tuple((f"text {number}", f"line {number}") for number in range(300))
+    )
     items = assignment_items(pairs)
     assert (len(items), items.num_images) == (600, 2)
     for item, text in enumerate(items.texts):
@@ -49,7 +50,7 @@ def test_an_image_with_the_same_caption_is_no_partner() -> None:
 def test_rows_of_one_image_are_no_partners_of_each_other() -> None:
     """A source that lists an image more than once, with other captions each time."""
     images = subset(ScenesSource("test", 3), [0, 0, 0, 1, 2])
-    items = assignment_items(pair(images, [("a",), ("b",), ("c",), ("d",), ("e",)]))
+    items = assignment_items(PairSource(images, (("a",), ("b",), ("c",), ("d",), ("e",))))
     for item in range(len(items)):
         assert items.images.key(2 * item) != items.images.key(2 * item + 1)
 
@@ -67,4 +68,4 @@ def test_too_few_images_are_refused() -> None:
     with pytest.raises(ValueError, match="expected three images or more to assign texts to"):
         assignment_items(_pairs(2))
     with pytest.raises(ValueError, match="nearly every image has the caption 'same'"):
-        assignment_items(pair(ScenesSource("test", 4), [("same",)] * 4))
+        assignment_items(PairSource(ScenesSource("test", 4), (("same",),) * 4))

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pixlex.data.captions import open_pairs
 from pixlex.data.folders import FileSource
 from pixlex.data.images import open_source
-from pixlex.data.pairs import NoCaptions, PairSource, open_pairs
+from pixlex.data.records import NoCaptions, PairSource
 from pixlex.data.sources import ImageSubset
 
 Picture = Callable[..., bytes]

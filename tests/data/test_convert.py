@@ -14,10 +14,10 @@ from PIL import Image
 
 from pixlex.cli.data_reports import caption_text
 from pixlex.data import convert
-from pixlex.data.captioned import AnnotatedSplits
+from pixlex.data.captions import open_pairs
 from pixlex.data.convert import EXPECTED_SPLITS, Spread, convert_pairs, inspect_captions, inspect_source
 from pixlex.data.images import TooManyBroken, open_source
-from pixlex.data.pairs import open_pairs
+from pixlex.data.records import AnnotatedSplits
 
 Picture = Callable[..., bytes]
 

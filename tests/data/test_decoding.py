@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pixlex.data.ahead import prepared_batches
 from pixlex.data.decoding import (
     ImageRecord,
     UnreadableImage,
@@ -28,6 +27,7 @@ from pixlex.data.decoding import (
     stored_form,
 )
 from pixlex.data.embedded import open_embedded
+from pixlex.data.loader import prefetch
 
 
 def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
@@ -333,8 +333,10 @@ def test_images_wait_for_the_memory_of_those_in_front(monkeypatch: pytest.Monkey
     """Together they keep to the bound, however large the batch is; one beyond the bound is decoded alone."""
     sizes = [30, 40, 300, 20, 60, 30, 50]
     source = open_embedded("digits:test")
-    monkeypatch.setattr("pixlex.data.ahead.MAX_BYTES", 100)
-    monkeypatch.setattr("pixlex.data.ahead.decoding_bytes", lambda record: sizes[int(record.key[-4:]) - 1437])
+    monkeypatch.setattr("pixlex.data.loader.MAX_BYTES", 100)
+    monkeypatch.setattr(
+        "pixlex.data.loader.decoding_bytes", lambda record: sizes[int(record.key[-4:]) - 1437]
+    )
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     lock, held, seen = threading.Lock(), [], []
 
@@ -347,7 +349,7 @@ def test_images_wait_for_the_memory_of_those_in_front(monkeypatch: pytest.Monkey
             held.remove(sizes[index])
         return index
 
-    assert list(prepared_batches(source, range(7), 5, prepare)) == [[0, 1, 2, 3, 4], [5, 6]]
+    assert list(prefetch(source, range(7), 5, prepare)) == [[0, 1, 2, 3, 4], [5, 6]]
     assert all(sum(some) <= 100 or len(some) == 1 for some in seen)
     assert max(map(len, seen)) > 1
 

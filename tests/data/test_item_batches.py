@@ -11,11 +11,11 @@ import torch
 
 from pixlex.batch import ReasoningBatch, Words
 from pixlex.config.data import DataConfig
-from pixlex.data.grouped import group_items
-from pixlex.data.item_batches import training_items
-from pixlex.data.reasoning import ReasoningSource
-from pixlex.data.scenes.source import ScenesSource
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.records import ReasoningSource
+from pixlex.data.rows import Questions, group_items
 from pixlex.data.sources import subset
+from pixlex.data.synthetic_texts import ScenesSource
 
 CONFIG = DataConfig(augment="resize", horizontal_flip=False)
 # Which of five scenes each question is about: 0 has one, 1 three, 4 five.
@@ -45,9 +45,12 @@ def encode(texts: tuple[str, ...]) -> Words:
     return Words(ids, torch.zeros_like(ids, dtype=torch.bool))
 
 
-def batches(source: ReasoningSource, steps: int, **options: int) -> list[ReasoningBatch]:
-    settings = {"image_size": 24, "batch_size": 6, "seed": 3, "texts_per_image": 2, **options}
-    return list(islice(training_items(source, encode=encode, config=CONFIG, **settings), steps))
+def batches(
+    source: ReasoningSource, steps: int, first_step: int = 0, texts_per_image: int = 2, **options: int
+) -> list[ReasoningBatch]:
+    config = LoaderConfig(**{"image_size": 24, "batch_size": 6, "seed": 3, "data": CONFIG, **options})
+    rows = Questions(source, encode, texts_per_image)
+    return list(islice(Loader(rows, config).training(first_step), steps))
 
 
 @pytest.mark.parametrize("source", [questions(), pairs()], ids=["questions", "pairs"])
@@ -104,10 +107,11 @@ def test_two_processes_share_the_items_of_one() -> None:
         assert torch.equal(joined, batch.items)
 
 
-@pytest.mark.parametrize(("size", "texts"), [(6, 4), (6, 0), (6, -2)])
-def test_numbers_that_do_not_fit(size: int, texts: int) -> None:
-    expected = f"multiple of texts_per_image, 1 or more, times the processes, got {size}, {texts} and 1"
-    with pytest.raises(ValueError, match=expected):
-        batches(questions(), 1, batch_size=size, texts_per_image=texts)
-    with pytest.raises(ValueError, match="got 6, 2 and 2"):
-        batches(questions(), 1, batch_size=6, texts_per_image=2, world_size=2)
+def test_numbers_that_do_not_fit() -> None:
+    for texts in (0, -2):
+        with pytest.raises(ValueError, match=f"texts_per_image must be 1 or more, got {texts}"):
+            batches(questions(), 1, texts_per_image=texts)
+    for texts, processes in ((4, 1), (2, 2)):
+        expected = f"got batch_size 6 and world_size {processes} times texts_per_image {texts}"
+        with pytest.raises(ValueError, match=expected):
+            batches(questions(), 1, texts_per_image=texts, world_size=processes)

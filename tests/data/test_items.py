@@ -7,9 +7,9 @@ from typing import get_args
 
 import pytest
 
-from pixlex.data.items import open_items
-from pixlex.data.reasoning import Task
-from pixlex.data.scenes.tasks import ScenePairs
+from pixlex.data.questions import open_items
+from pixlex.data.records import Task
+from pixlex.data.synthetic_texts import ScenesSource, scene_items
 
 # Items, images of the first file, distinct answers.
 REAL = {
@@ -32,7 +32,7 @@ def test_scenes(task: Task) -> None:
 
 def test_both_images_of_a_pair_belong_to_it() -> None:
     source = open_items("embedded:scenes:train:9", "nlvr2")
-    pairs = ScenePairs("train", 9)
+    pairs = scene_items("nlvr2", ScenesSource("train", 9))
     assert source.num_images == 2
     for item, given in enumerate(source.answers):
         assert given == (pairs[item].answer,)

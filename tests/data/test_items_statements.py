@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from pixlex.batch import Words
-from pixlex.data.item_batches import evaluation_items
-from pixlex.data.items import open_items
-from pixlex.data.nlvr_files import sentence_of, truth
+from pixlex.data.item_annotations import sentence_of, truth
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.questions import open_items
+from pixlex.data.rows import Questions
 from pixlex.data.text import clean_caption
 
 Picture = Callable[..., bytes]
@@ -67,7 +68,7 @@ def test_a_pair_of_which_one_image_is_missing_is_passed_over(tmp_path: Path, pic
         )
 
     source = open_items(path, "nlvr2")
-    batches = list(evaluation_items(source, encode=encode, image_size=16, batch_size=3))
+    batches = list(Loader(Questions(source, encode), LoaderConfig(image_size=16, batch_size=3)).evaluation())
     assert [item for batch in batches for item in batch.items.tolist()] == [0, 2]
     assert [key for batch in batches for key in batch.keys] == [
         f"dev-{pair}-img{place}.png" for pair in ("8-0", "9-0") for place in (0, 1)

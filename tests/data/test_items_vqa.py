@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pixlex.data.decoding import UnreadableImage
-from pixlex.data.items import open_items
-from pixlex.data.reasoning import ReasoningSource
+from pixlex.data.questions import open_items
+from pixlex.data.records import ReasoningSource
 
 Picture = Callable[..., bytes]
 QUESTIONS = {

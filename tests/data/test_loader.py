@@ -13,12 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tiny import evaluation_batches, training_batches
 
 from pixlex.batch import ImageBatch
 from pixlex.config.data import DataConfig
 from pixlex.data.decoding import ImageRecord
 from pixlex.data.images import TooManyBroken, UnreadableImage, open_source
-from pixlex.data.loader import evaluation_batches, training_batches
 from pixlex.data.sources import ImageSource
 
 Folder = Callable[..., Path]

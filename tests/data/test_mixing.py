@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from tests.data.test_pairs import encode
 
-from pixlex.config.data import DataConfig
+from pixlex.data.captions import SetDescription, open_pairs, read_descriptions, with_split
 from pixlex.data.decoding import UnreadableImage
-from pixlex.data.descriptions import SetDescription, read_descriptions, with_split
-from pixlex.data.pairs import open_pairs, training_pairs
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.rows import Pairs
 from pixlex.data.sources import ImageSubset, distinct_images
 
 Picture = Callable[..., bytes]
@@ -110,8 +110,8 @@ def test_classes_of_a_mixture(sets: Path) -> None:
 def test_a_mixture_is_trained_on() -> None:
     """Every row once an epoch, its caption with its image."""
     source = open_pairs("2 * a/set.csv + b/set.csv")
-    settings = {"config": DataConfig(), "image_size": 8, "batch_size": 5, "seed": 0}
-    batches = list(islice(training_pairs(source, encode=encode, **settings), 2))
+    loader = Loader(Pairs(source, encode), LoaderConfig(image_size=8, batch_size=5))
+    batches = list(islice(loader.training(), 2))
     assert Counter(text for batch in batches for text in batch.texts) == Counter(
         {**{f"a{number}": 2 for number in range(4)}, "b4": 1, "b5": 1}
     )

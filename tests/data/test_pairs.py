@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tests.tiny import write_images
+from tests.tiny import training_batches, write_images
 
 from pixlex.batch import ImageTextBatch, Words
 from pixlex.config.data import DataConfig
-from pixlex.data.loader import training_batches
-from pixlex.data.pairs import NoCaptions, PairSource, evaluation_pairs, open_pairs, training_pairs
+from pixlex.data.captions import open_pairs
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.records import NoCaptions, PairSource
+from pixlex.data.rows import Pairs
 
 NAMES = [f"{number}.png" for number in range(7)]
 CAPTIONS = [[f"image {number} text {text}" for text in range(1 + number % 3)] for number in range(7)]
@@ -45,9 +47,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _train(source: PairSource, **settings: object) -> list[ImageTextBatch]:
-    values: dict[str, object] = {"config": DataConfig(), "image_size": 16, "batch_size": 4, "seed": 3}
-    return list(islice(training_pairs(source, encode=encode, **(values | settings)), 8))  # type: ignore[arg-type]
+def _train(source: PairSource, first_step: int = 0, **settings: int) -> list[ImageTextBatch]:
+    config = LoaderConfig(**{"image_size": 16, "batch_size": 4, "seed": 3, **settings})
+    return list(islice(Loader(Pairs(source, encode), config).training(first_step), 8))
 
 
 def test_captions_are_read_from_every_kind_of_table(folder: Path) -> None:
@@ -112,7 +114,7 @@ def test_every_caption_is_drawn_as_often(folder: Path) -> None:
 
 def test_evaluation_takes_the_first_caption_of_every_image(folder: Path) -> None:
     source = open_pairs(str(folder / "many.parquet"))
-    batches = list(evaluation_pairs(source, encode=encode, image_size=16, batch_size=3))
+    batches = list(Loader(Pairs(source, encode), LoaderConfig(image_size=16, batch_size=3)).evaluation())
     assert [text for batch in batches for text in batch.texts] == [texts[0] for texts in CAPTIONS]
 
 
@@ -139,5 +141,5 @@ def test_captions_of_real_data(shared_data: Path) -> None:
     """Five captions for every one of a thousand photographs."""
     source = open_pairs(str(shared_data / "captions/val.parquet"))
     assert {len(texts) for texts in source.captions} == {5}
-    (batch,) = evaluation_pairs(source, encode=encode, image_size=32, batch_size=4, limit=4)
+    (batch,) = Loader(Pairs(source, encode), LoaderConfig(image_size=32, batch_size=4)).evaluation(4)
     assert batch.images.shape == (4, 3, 32, 32)

@@ -20,13 +20,13 @@ import pytest
 import torch
 from tests.data.far import Far, asked
 from tests.data.test_tar import write_tar
+from tests.tiny import training_batches
 
 from pixlex.config.data import DataConfig
 from pixlex.data import remote
+from pixlex.data.captions import open_pairs
 from pixlex.data.decoding import UnreadableImage
 from pixlex.data.images import open_source
-from pixlex.data.loader import training_batches
-from pixlex.data.pairs import open_pairs
 from pixlex.data.remote import (
     CachedFile,
     FileState,

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data.far import Far, asked
 from tests.data.test_tar import write_tar
+from tests.tiny import evaluation_batches, training_batches
 
 from pixlex.config.data import DataConfig
-from pixlex.data.ahead import prepared_batches
+from pixlex.data.captions import open_pairs
 from pixlex.data.images import open_source
 from pixlex.data.labels import Labels, resolve_labels, row_label
-from pixlex.data.loader import evaluation_batches, training_batches
-from pixlex.data.pairs import open_pairs
+from pixlex.data.loader import prefetch
 from pixlex.data.remote import NoSuchFile, Unreachable, cache_folder
 from pixlex.data.shards import TarSource
 from pixlex.data.sources import ImageSource, subset
@@ -207,7 +207,7 @@ def test_evaluation_and_encoding_prefetch_too(source: ImageSource) -> None:
     chosen = subset(source, [0, 1, 9, 17])  # of three shards
     for batches in (
         evaluation_batches(chosen, image_size=4, batch_size=1),
-        prepared_batches(chosen, range(4), 1, lambda _, record: record.key),
+        prefetch(chosen, range(4), 1, lambda _, record: record.key),
     ):
         next(iter(batches))
         assert come(3)

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pixlex.data import tables
+from pixlex.data.captions import open_pairs
 from pixlex.data.decoding import UnreadableImage, load_image
 from pixlex.data.images import open_source
-from pixlex.data.pairs import open_pairs
 from pixlex.data.tables import ParquetSource, image_columns
 
 Picture = Callable[..., bytes]

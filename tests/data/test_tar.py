@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from pixlex.data.captions import open_pairs
 from pixlex.data.decoding import UnreadableImage, load_image
 from pixlex.data.images import open_source
-from pixlex.data.pairs import open_pairs
 from pixlex.data.shards import TarSource
 
 Picture = Callable[..., bytes]

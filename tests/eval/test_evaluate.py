@@ -23,6 +23,7 @@ from tests.eval.classes import write_classes
 from tests.eval.llm.tiny_causal import tiny_causal
 from tests.tiny import (
     IMAGE_SIZE,
+    evaluation_batches,
     tiny_cbvila,
     tiny_frozen,
     tiny_language,
@@ -38,11 +39,11 @@ from pixlex.api import ImageTokenizer
 from pixlex.batch import ImageBatch, Skipped
 from pixlex.cli import main
 from pixlex.config.cbvila import CBViLAObjectiveConfig
+from pixlex.data.captions import open_pairs
 from pixlex.data.images import open_source
-from pixlex.data.item_batches import evaluation_items
-from pixlex.data.loader import evaluation_batches
-from pixlex.data.pairs import evaluation_pairs, open_pairs
-from pixlex.data.reasoning import ReasoningSource
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.records import ReasoningSource
+from pixlex.data.rows import Pairs, Questions
 from pixlex.data.sources import subset
 from pixlex.eval import retrieval
 from pixlex.eval.evaluate import Measured, Pass, evaluate, wilson_interval
@@ -111,10 +112,14 @@ def _results(folder: Path, scratch: Path) -> dict[str, Any]:
     )
     model = tiny_cbvila(language)
     objective = CBViLAObjective(model, CBViLAObjectiveConfig(), 10, 12)
-    batches = evaluation_pairs(pairs, encode=lambda texts: model.tokenize_texts(texts, 12), **batch)
+    batches = Loader(
+        Pairs(pairs, lambda texts: model.tokenize_texts(texts, 12)), LoaderConfig(**batch)
+    ).evaluation()
     found["pretraining"] = evaluate_pretraining(objective, batches, few)
     frozen = tiny_frozen(folder / "causal")
-    batches = evaluation_pairs(pairs, encode=lambda texts: frozen.tokenize_texts(texts, 12), **batch)
+    batches = Loader(
+        Pairs(pairs, lambda texts: frozen.tokenize_texts(texts, 12)), LoaderConfig(**batch)
+    ).evaluation()
     found["captions"] = evaluate_captions(frozen, batches, few, max_words=4)
     items = gallery(model, pairs.by_caption(), few, max_words=12, batch_size=3)
     assert len(items.states) == len(items.own) == {1: (16,), 2: (11, 5)}[share["world_size"]][share["rank"]]
@@ -137,7 +142,9 @@ def _answers(folder: Path, batch: dict[str, Any]) -> Any:
     answers = [(model.config.answers[number % 5],) for number in range(11)]
     ids = tuple(map(str, range(11)))
     source = ReasoningSource("items", images, 1, (*TEXTS, *TEXTS[:5]), tuple(answers), ids)
-    items = evaluation_items(source, encode=lambda texts: model.tokenize_texts(texts, 12), **batch)
+    items = Loader(
+        Questions(source, lambda texts: model.tokenize_texts(texts, 12)), LoaderConfig(**batch)
+    ).evaluation()
     return evaluate_reasoning(model, source, items, Pass(progress=False, save_examples=4), training=source)
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.tiny import write_images
 
 from pixlex.config.reasoning import ReasoningTask
-from pixlex.data.items import open_items
+from pixlex.data.questions import open_items
 from pixlex.eval.published import benchmark_of, objectives_table, retrieval_table, setting_of, task_table
 
 COCO, FLICKR = "dataset_coco.json?split=test", "/data/coco/dataset_flickr30k.json?split=test&images=coco"

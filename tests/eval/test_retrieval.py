@@ -15,8 +15,8 @@ from PIL import Image
 from tests.tiny import tiny_cbvila
 from torchmetrics.retrieval import RetrievalHitRate
 
-from pixlex.data.captioned import PairSource
-from pixlex.data.pairs import open_pairs
+from pixlex.data.captions import open_pairs
+from pixlex.data.records import PairSource
 from pixlex.eval import retrieval
 from pixlex.eval.evaluate import Pass
 from pixlex.eval.retrieval import RANKS, Gallery, evaluate_retrieval, gallery, ranks

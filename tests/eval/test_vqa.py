@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pixlex.data.scenes import ScenesSource
 from tests.tiny import tiny_reasoner
 from torch import Tensor
 
-from pixlex.data.item_batches import evaluation_items
-from pixlex.data.reasoning import ReasoningSource
-from pixlex.data.scenes import ScenesSource
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.records import ReasoningSource
+from pixlex.data.rows import Questions
 from pixlex.data.sources import subset
 from pixlex.eval import vqa
 from pixlex.eval.evaluate import Pass
@@ -38,12 +39,10 @@ def _source(answers: Sequence[tuple[str, ...]], **settings: tuple[str, ...]) -> 
 
 
 def _evaluate(model: Reasoner, source: ReasoningSource, **settings: object) -> ReasoningResult:
-    batches = evaluation_items(
-        source,
-        encode=lambda texts: model.tokenize_texts(texts, 12),
-        image_size=model.config.image_size,
-        batch_size=4,
-    )
+    batches = Loader(
+        Questions(source, lambda texts: model.tokenize_texts(texts, 12)),
+        LoaderConfig(image_size=model.config.image_size, batch_size=4),
+    ).evaluation()
     return evaluate_reasoning(model, source, batches, Pass(progress=False), **settings)  # type: ignore[arg-type]
 
 

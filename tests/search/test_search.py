@@ -11,12 +11,11 @@ import pytest
 import torch
 from PIL import Image
 from tests.search.conftest import NAMES, Indexed
-from tests.tiny import english_words, tiny_cbvila, tiny_vqvae, write_images
+from tests.tiny import english_words, evaluation_batches, tiny_cbvila, tiny_vqvae, write_images
 
 import pixlex
 from pixlex.api import ImageTokenizer
 from pixlex.data.images import UnreadableImage, open_source
-from pixlex.data.loader import evaluation_batches
 from pixlex.models.cbvila import CBViLA
 from pixlex.search import ImageIndex, SearchResult
 
@@ -147,7 +146,7 @@ def test_the_second_stage_agrees_with_the_evaluation(
     index: ImageIndex, model: CBViLA, photos: Path, tmp_path: Path
 ) -> None:
     """`evaluate_retrieval` counts as found at 1, 5 and 10 what a search finds there."""
-    from pixlex.data.pairs import open_pairs
+    from pixlex.data.captions import open_pairs
     from pixlex.eval.retrieval import evaluate_retrieval, gallery
 
     lines = [f"{name},{WORDS[3 * number]} {WORDS[3 * number + 1]}" for number, name in enumerate(NAMES)]

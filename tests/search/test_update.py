@@ -91,7 +91,7 @@ def fresh(update: Indexed, tmp_path: Path) -> Callable[[Path], dict[str, bytes]]
 
 def test_vectors_are_the_models(update: Indexed, model: CBViLA, photos: Path, tmp_path: Path) -> None:
     """Those of `image_vectors`, of length 1; to the bit the same whatever the batch."""
-    from pixlex.data.loader import evaluation_batches
+    from tests.tiny import evaluation_batches
 
     index, result = update(photos)
     assert (len(index), result.num_images, result.num_embedded) == (12, 12, 12)

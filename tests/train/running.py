@@ -14,15 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from tests.tiny import IMAGE_SIZE, tiny_lqae, tiny_vqvae
+from tests.tiny import IMAGE_SIZE, tiny_lqae, tiny_vqvae, training_batches
 
-from pixlex import distributed
 from pixlex.batch import ImageBatch
 from pixlex.config.data import DataConfig
 from pixlex.config.lqae import LQAEObjectiveConfig
 from pixlex.config.train import TrainConfig
 from pixlex.data.images import open_source
-from pixlex.data.loader import training_batches
 from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
 from pixlex.objectives.phase import Objective
 from pixlex.train.loop import Callbacks, fit
@@ -78,8 +76,7 @@ def run(
     def batches(first_step: int) -> Iterator[ImageBatch]:
         return training_batches(
             source, config=DataConfig(workers=workers), image_size=IMAGE_SIZE, batch_size=config.batch_size,
-            seed=config.seed, first_step=first_step, rank=distributed.rank(),
-            world_size=distributed.world_size(),
+            seed=config.seed, first_step=first_step,
         )  # fmt: skip
 
     fit(trained, batches, config, folder, callbacks)

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from tests.tiny import evaluation_batches
 from tests.train.running import STEPS, digest, interrupted_before, objective, run, settings
 
 from pixlex.config.train import TrainConfig
 from pixlex.data.images import open_source
-from pixlex.data.loader import evaluation_batches
 from pixlex.objectives.phase import Phase
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.loop import Callbacks, LossNotFinite, fit
@@ -117,9 +117,10 @@ def test_phases_leave_other_parameters_bit_equal(tmp_path: Path, pictures: Path,
     trained = objective(language, config)
     trained.phases = (Phase("decoder", 2, ("model.decoder.",)), Phase("all", 4))
     before = {name: value.detach().clone() for name, value in trained.named_parameters()}
+    from tests.tiny import training_batches
+
     from pixlex.config.data import DataConfig
     from pixlex.data.images import open_source
-    from pixlex.data.loader import training_batches
     from pixlex.train.loop import fit
 
     middle: dict[str, torch.Tensor] = {}

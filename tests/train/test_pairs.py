@@ -6,7 +6,6 @@ import io
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from PIL import Image
 from tests.tiny import IMAGE_SIZE, tiny_cbvila
 from tests.train.running import digest, interrupted_before, settings
 
-from pixlex import distributed
-from pixlex.batch import ImageTextBatch
 from pixlex.config.cbvila import CBViLADataConfig, CBViLAObjectiveConfig
 from pixlex.config.train import TrainConfig
-from pixlex.data.pairs import open_pairs, training_pairs
+from pixlex.data.captions import open_pairs
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.rows import Pairs
 from pixlex.objectives.cbvila import BURN_IN, CODEBOOK, ENCODERS, JOINT, CBViLAObjective
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.loop import Callbacks, fit
@@ -85,14 +84,11 @@ def _run(
     objective = CBViLAObjective(model, CBViLAObjectiveConfig(**values), config.steps, 12)
     source = open_pairs(str(pairs)).cleaned()
 
-    def batches(first_step: int) -> Iterator[ImageTextBatch]:
-        return training_pairs(
-            source, encode=lambda texts: model.tokenize_texts(texts, 12), config=CBViLADataConfig(),
-            image_size=IMAGE_SIZE, batch_size=config.batch_size, seed=config.seed, first_step=first_step,
-            rank=distributed.rank(), world_size=distributed.world_size(),
-        )  # fmt: skip
-
-    fit(objective, batches, config, folder, callbacks)
+    loading = LoaderConfig(
+        image_size=IMAGE_SIZE, batch_size=config.batch_size, seed=config.seed, data=CBViLADataConfig()
+    )
+    loader = Loader(Pairs(source, lambda texts: model.tokenize_texts(texts, 12)), loading)
+    fit(objective, loader.training, config, folder, callbacks)
     return objective
 
 

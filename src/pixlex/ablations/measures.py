@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pixlex.ablations.rows import Measure, Measured
 from pixlex.config.ablation import AblationRow
-from pixlex.data.pairs import PairSource
+from pixlex.data.records import PairSource
 from pixlex.data.sources import ImageSource
 from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import wilson_interval

@@ -74,7 +74,7 @@ def _with_finished(rows: Sequence[AblationRow], family: Ablated, folder: Path) -
 def _retrieval_measure(options: AblateOptions, run: CBViLARun, description: str) -> Measure:
     """Return what is measured on every row of CB-ViLA; the pairs are opened before anything is trained."""
     from pixlex.ablations.measures import retrieval_measure
-    from pixlex.data.pairs import open_pairs
+    from pixlex.data.captions import open_pairs
     from pixlex.eval.published import TABLE_WORDS
 
     if options.probe is not None or options.few_shot is not None or options.llm:

@@ -9,9 +9,8 @@ from pixlex.cli.options import answer
 
 def convert(options: ConvertOptions) -> int:
     """Write images with captions to one file."""
+    from pixlex.data.captions import open_pairs, with_split
     from pixlex.data.convert import convert_pairs
-    from pixlex.data.descriptions import with_split
-    from pixlex.data.pairs import open_pairs
 
     description = options.data if options.split is None else with_split(options.data, options.split)
     source = open_pairs(description)

@@ -45,9 +45,10 @@ def describe(options: DescribeOptions) -> int:
 
 def doctor(options: DoctorOptions) -> int:
     """Read every image of a source and report."""
+    from pixlex.data.captions import open_pairs
     from pixlex.data.convert import inspect_captions, inspect_source
     from pixlex.data.images import ImageSource, open_source
-    from pixlex.data.pairs import NoCaptions, open_pairs
+    from pixlex.data.records import NoCaptions
     from pixlex.data.sources import distinct_images
     from pixlex.progress import bar_or_lines
 

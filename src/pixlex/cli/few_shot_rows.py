@@ -9,7 +9,8 @@ from typing import Literal, get_args
 
 from pixlex.cli.few_shot_options import FewShotOptions
 from pixlex.cli.options import remark
-from pixlex.data.loader import evaluation_batches
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.rows import Images
 from pixlex.data.sources import ImageSource
 from pixlex.distributed import pick_device
 from pixlex.eval.few_shot.classifiers import (
@@ -54,9 +55,11 @@ def models_of(options: FewShotOptions, images: ImageSource) -> dict[str, Model]:
         models[name] = pretrained.load_any(path, language_model=options.language_model)
         if options.untrained:
             config = models[name].config
-            some = evaluation_batches(
-                images, image_size=config.image_size, cut=config.cut, batch_size=_SOME, limit=_SOME
+            # The same ones in every process.
+            settings = LoaderConfig(
+                image_size=config.image_size, cut=config.cut, batch_size=_SOME, rank=0, world_size=1
             )
+            some = Loader(Images(images), settings).evaluation(_SOME)
             models[f"untrained {name}"] = untrained_copy(models[name], next(some).images)
     return models
 

@@ -18,10 +18,12 @@ from pixlex.cli.evaluate import ReconstructionOptions
 from pixlex.cli.options import answer, remark, remark_page, table
 from pixlex.cli.pair_measures import reconstruct_pairs
 from pixlex.cli.tokens import load_tokenizer, open_paths, remark_skipped
+from pixlex.data.captions import open_pairs
 from pixlex.data.decoding import IMAGE_SUFFIXES
 from pixlex.data.images import ImageSource, open_source
-from pixlex.data.loader import evaluation_batches
-from pixlex.data.pairs import NoCaptions, PairSource, open_pairs
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.records import NoCaptions, PairSource
+from pixlex.data.rows import Images
 from pixlex.data.sources import BrokenImages
 from pixlex.eval.evaluate import Evaluation, Pass
 from pixlex.eval.reconstruction import evaluate_reconstruction
@@ -39,7 +41,8 @@ def reconstruct(options: ReconstructOptions) -> int:
     source = open_paths(options.paths)
     tokenizer = load_tokenizer(options, options.model)
     size, cut = tokenizer.image_size, tokenizer.model.config.cut
-    batches = list(evaluation_batches(source, image_size=size, batch_size=8, limit=options.limit, cut=cut))
+    settings = LoaderConfig(image_size=size, batch_size=8, cut=cut)
+    batches = list(Loader(Images(source), settings).evaluation(options.limit))
     originals: Tensor = torch.cat([batch.images for batch in batches])
     codes = tokenizer.tokenize(originals)
     words = None
@@ -70,10 +73,10 @@ def evaluate(options: ReconstructionOptions) -> int:
     """Measure reconstructions; leave numbers, picture and page in a folder if one is named."""
     source = open_source(options.data)
     tokenizer = load_tokenizer(options, options.model)
-    batches = evaluation_batches(
-        source, image_size=tokenizer.image_size, batch_size=options.batch_size, limit=options.limit,
-        rank=distributed.rank(), world_size=distributed.world_size(), cut=tokenizer.model.config.cut,
-    )  # fmt: skip
+    settings = LoaderConfig(
+        image_size=tokenizer.image_size, batch_size=options.batch_size, cut=tokenizer.model.config.cut
+    )
+    batches = Loader(Images(source), settings).evaluation(options.limit)
     result = evaluate_reconstruction(
         tokenizer.model,
         _accounted(batches, source, options.max_broken_share),

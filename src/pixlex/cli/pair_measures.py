@@ -16,9 +16,11 @@ from pixlex.cli.options import answer, remark, remark_page, table
 from pixlex.cli.tokens import remark_skipped
 from pixlex.config.cbvila import CBViLAObjectiveConfig, CBViLARun
 from pixlex.config.data import SQUARE
+from pixlex.data.captions import open_pairs
 from pixlex.data.images import open_source
-from pixlex.data.loader import evaluation_batches
-from pixlex.data.pairs import PairSource, evaluation_pairs, open_pairs
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.records import PairSource
+from pixlex.data.rows import Images, Pairs
 from pixlex.data.sources import BrokenImages, TooManyBroken
 from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import Pass, labeled
@@ -103,11 +105,10 @@ def pretraining(options: PretrainingOptions) -> int:
     config = _objective_of(options.model)
     max_words = min(_trained_words(options.model), model.config.text.positions)
     objective = CBViLAObjective(model, config, 1, max_words).to(pick_device(options.device))
-    batches = evaluation_pairs(
-        source, encode=lambda texts: model.tokenize_texts(texts, max_words), image_size=model.config.image_size,
-        cut=model.config.cut, batch_size=options.batch_size, limit=options.limit,
-        rank=distributed.rank(), world_size=distributed.world_size(),
-    )  # fmt: skip
+    batches = Loader(
+        Pairs(source, lambda texts: model.tokenize_texts(texts, max_words)),
+        LoaderConfig(image_size=model.config.image_size, cut=model.config.cut, batch_size=options.batch_size),
+    ).evaluation(options.limit)
     how = Pass(
         precision=options.precision, total=min(len(source), options.limit or len(source)),
         progress=not options.quiet,
@@ -152,10 +153,10 @@ def reconstruct_pairs(options: ReconstructOptions, source: PairSource) -> int:
             options, f"{options.model} was last trained without pixels, so what it rebuilds is out of date"
         )
     max_words = min(_trained_words(options.model), model.config.text.positions)
-    (batch,) = evaluation_pairs(
-        source, encode=lambda texts: model.tokenize_texts(texts, max_words), image_size=model.config.image_size,
-        cut=model.config.cut, batch_size=options.limit, limit=options.limit,
-    )  # fmt: skip
+    (batch,) = Loader(
+        Pairs(source, lambda texts: model.tokenize_texts(texts, max_words)),
+        LoaderConfig(image_size=model.config.image_size, cut=model.config.cut, batch_size=options.limit),
+    ).evaluation(options.limit)
     remark_skipped(options, batch.skipped)
     if not len(batch.images):
         raise TooManyBroken(f"{source.name}: none of {len(batch.skipped)} images can be read")
@@ -200,10 +201,10 @@ def draw_gallery(options: GalleryOptions) -> int:
     device = pick_device(options.device)
     model.to(device)
     own = []
-    for batch in evaluation_batches(
-        source, image_size=model.config.image_size, batch_size=options.batch_size, limit=options.limit,
-        rank=distributed.rank(), world_size=distributed.world_size(), cut=model.config.cut,
-    ):  # fmt: skip
+    for batch in Loader(
+        Images(source),
+        LoaderConfig(image_size=model.config.image_size, batch_size=options.batch_size, cut=model.config.cut),
+    ).evaluation(options.limit):
         codes = torch.empty(0, model.grid**2, dtype=torch.long)
         if len(batch.images):
             codes = compute_rows(

@@ -16,9 +16,10 @@ from pixlex.cli.models import run_of
 from pixlex.cli.options import answer, remark, table
 from pixlex.cli.tokens import remark_skipped
 from pixlex.config.reasoning import ReasoningRun, ReasoningTask
-from pixlex.data.item_batches import evaluation_items
-from pixlex.data.items import open_items
-from pixlex.data.reasoning import ReasoningSource
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.questions import open_items
+from pixlex.data.records import ReasoningSource
+from pixlex.data.rows import Questions
 from pixlex.data.sources import BrokenImages
 from pixlex.eval.evaluate import Pass
 from pixlex.eval.published import TABLE_IMAGES, TABLE_WORDS, task_table
@@ -44,16 +45,10 @@ def evaluate(options: TaskOptions, task: ReasoningTask) -> int:
             f"{items.num_images}"
         )
     max_words = model.config.body.text.positions
-    batches = evaluation_items(
-        items,
-        encode=lambda texts: model.tokenize_texts(texts, max_words),
-        image_size=model.config.image_size,
-        cut=model.config.cut,
-        batch_size=options.batch_size,
-        limit=options.limit,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
+    batches = Loader(
+        Questions(items, lambda texts: model.tokenize_texts(texts, max_words)),
+        LoaderConfig(image_size=model.config.image_size, cut=model.config.cut, batch_size=options.batch_size),
+    ).evaluation(options.limit)
     result = evaluate_reasoning(
         model,
         items,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
-from pixlex.data.reasoning import ReasoningSource
+from pixlex.data.records import ReasoningSource
 
 # Agreement of so many others makes an answer wholly right.
 _ENOUGH = 3

@@ -1,32 +1,174 @@
-"""Open one set of images with captions by its description."""
+"""Open images with captions by description: options behind a path, several sets in one line."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from pixlex.data.annotations import Annotations, Entry, read_annotations
-from pixlex.data.captioned import NoCaptions, PairSource, pair
-from pixlex.data.descriptions import SetDescription
+from pixlex.data.annotations import CAPTION_FORMATS, check_options, read_annotations
 from pixlex.data.folders import FileSource, below, image_path
 from pixlex.data.images import DatasetSource, open_source
 from pixlex.data.labels import RowLabel, no_labels, resolve_labels, row_label
-from pixlex.data.scenes import ScenesSource
+from pixlex.data.named_images import PATH_FIELDS, FileImages
+from pixlex.data.records import AnnotatedSplits, NoCaptions, PairSource, mix, with_captions
 from pixlex.data.shards import TarSource
 from pixlex.data.side_files import CAPTION_COLUMNS, read_metadata, side_captions, without_side_files
-from pixlex.data.sources import remark_passed_over
+from pixlex.data.sources import remark_left_out, remark_passed_over
+from pixlex.data.synthetic_texts import ScenesSource
 from pixlex.data.tables import ParquetSource, columns_without_images, table_rows
 from pixlex.data.text import id_text, list_rows, texts_in
+from pixlex.messages import quoted
 
-PATH_COLUMNS = ("path", "filepath", "image", "file_name")
+# What `?` begins options rather than matching one character of a file name.
+_OPTIONS = re.compile(r"(?P<path>.*?)\?(?P<options>[A-Za-z_]+=.*)", re.DOTALL)
+OPTIONS: Mapping[str, str] = {
+    "split": "splits of Karpathy's files, joined by +, or all; split of VQA v2 and NLVR",
+    "images": "folder that image paths are relative to, or table of images",
+    "index": "Visual Genome's image_data.json",
+    "captions": "column of the captions",
+    "annotations": "VQA v2's annotations of the questions",
+    "answers": "column of the answers",
+    "texts": "questions, statements or hypotheses about each drawn scene",
+    "rows": "images (a row for each image) or captions (one for each caption)",
+}
 _ADDRESS_COLUMNS = ("url", "image_url", "image_urls", "link")
 _DOWNLOAD = "download the pictures first, for example with img2dataset, and name what it wrote"
 
 
-def open_set(described: SetDescription, *, every_split: bool = False) -> PairSource:
-    """Open one set, see `pixlex.data.pairs.open_pairs`; its weight is not looked at."""
+@dataclass(frozen=True)
+class SetDescription:
+    """One set.
+
+    Attributes:
+        path: what `open_source` would take, or an annotation file.
+        options: what follows the question mark.
+        weight: how much of the mixture it is, beside the weights of the others.
+    """
+
+    path: str
+    options: Mapping[str, str]
+    weight: float = 1.0
+
+    def only(self, known: tuple[str, ...], kind: str) -> None:
+        """Raise `ValueError` for an option that says nothing to this kind of source."""
+        check_options(self.path, kind, known, self.options)
+
+
+def read_descriptions(text: str) -> list[SetDescription]:
+    """Read `[WEIGHT * ]PATH[?OPTION=VALUE&...]`, several joined by ` + `.
+
+    A value may hold %26 for &. A file whose whole name is the text is one set.
+
+    Raises:
+        ValueError: for an unknown option, one given twice, or a weight that is no number above 0.
+    """
+    text = text.strip()
+    if os.path.exists(os.path.expanduser(text)):  # unlike Path.exists, false for names that are too long
+        return [SetDescription(text, {})]
+    return [_read_set(part.strip()) for part in re.split(r"\s\+\s", text)]
+
+
+def with_split(text: str, split: str) -> str:
+    """Return the description of one set with its split named.
+
+    Raises:
+        ValueError: if there are several sets, or the split is named already.
+    """
+    sets = read_descriptions(text)
+    if len(sets) > 1 or "split" in sets[0].options:
+        raise ValueError(
+            f"the split {quoted(split)} is asked for beside those of {text}; write ?split= once per set"
+        )
+    if sets[0].path.startswith("hf:"):
+        if sets[0].path.count(":") > 1:
+            raise ValueError(f"the split {quoted(split)} is asked for beside that of {text}")
+        return text.replace(sets[0].path, f"{sets[0].path}:{split}", 1)
+    return f"{text}{'&' if sets[0].options else '?'}split={split}"
+
+
+def _read_set(text: str) -> SetDescription:
+    before, star, rest = text.partition(" * ")
+    if not star:
+        return _read_path(text)
+    try:
+        weight = float(before)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise ValueError(
+            f"the weight of a set must be a number above 0, got {quoted(before.strip())} in {quoted(text)}"
+        )
+    return replace(_read_path(rest.strip()), weight=weight)
+
+
+def _read_path(text: str) -> SetDescription:
+    match = _OPTIONS.fullmatch(text)
+    if match is None:
+        return SetDescription(text, {})
+    options: dict[str, str] = {}
+    for part in match["options"].split("&"):
+        name, _, value = part.partition("=")
+        if name not in OPTIONS:
+            near = get_close_matches(name, OPTIONS, 1)
+            hint = f" (meant {near[0]}?)" if near else ""
+            known = "; ".join(f"{name} ({meaning})" for name, meaning in OPTIONS.items())
+            raise ValueError(f"{match['path']}: unknown option {quoted(name)}{hint}; known: {known}")
+        if name in options or not value:
+            raise ValueError(f"{match['path']}: the option {name} must be given once, with a value")
+        options[name] = unquote(value)
+    return SetDescription(match["path"], options)
+
+
+def open_pairs(description: str, *, every_split: bool = False) -> PairSource:
+    """Open images with captions.
+
+    `[WEIGHT * ]PATH[?OPTION=VALUE&...]`, several such sets joined by ` + `. PATH is one of
+
+    - .json: ALBEF's list of {image, caption or captions}; Karpathy's files of COCO, Flickr30k and Flickr8k
+      (they need `split=train`, several joined by +, or `split=all`); COCO's captions; Visual Genome's region
+      descriptions, each phrase a text of the whole image (`index=image_data.json`, where folder and file name
+      cannot be told from the id). The content says which it is.
+    - .csv, .tsv or .jsonl with `path`, `filepath`, `image` or `file_name` and `captions` (.jsonl: a text or a
+      list of texts), `caption`, `title` or `text`; .parquet with the same columns.
+    - .parquet files (one, a folder, a pattern) with image bytes, a data set of Hugging Face (hf:NAME[:SPLIT]
+      or a saved one), with such a caption column.
+    - .tar shards or a folder of images, with .txt or .json (`captions`, `caption` or `text`) beside each image;
+      a folder also with a metadata.jsonl, .csv or .parquet, as Hugging Face's imagefolder reads it.
+    - embedded:scenes:train|test[:COUNT].
+
+    Paths of images are relative to the folder of the file, or to `images=FOLDER`; of an absolute path that does
+    not exist here the longest tail that lies below that folder is taken. Rows with one path are one image with
+    several captions. Texts are freed of what no tokenizer reads (see `pixlex.data.text.plain_text`), and lists
+    that a text writes down are lists. `captions=COLUMN` names another column. `rows=captions` gives a row for each
+    caption, which share `image_of`. Images without a caption are left out and named in `ignored`; files that
+    are missing are found out when they are read. Weights are explained at `pixlex.data.records.mix`.
+
+    Args:
+        description: one set or several.
+        every_split: take all images of a file with splits that names none.
+
+    Raises:
+        NoCaptions: the images have no captions.
+        ValueError: nothing of the kind, an unknown option or split, a malformed file, web addresses in place
+            of files, or no image with a caption.
+        ModuleNotFoundError: if the kind of source needs a package that is not installed.
+    """
+    sets = read_descriptions(description)
+    sources = [_open_set(one, every_split) for one in sets]
+    mixed = mix(description.strip(), sources, [one.weight for one in sets])
+    remark_left_out(mixed.name, mixed.ignored, "images without a caption")
+    return mixed
+
+
+def _open_set(described: SetDescription, every_split: bool) -> PairSource:
     path = Path(described.path).expanduser()
     suffix = path.suffix.lower() if os.path.isfile(path) else ""
     columns = columns_without_images(path) if suffix == ".parquet" else []
@@ -35,7 +177,11 @@ def open_set(described: SetDescription, *, every_split: bool = False) -> PairSou
     elif suffix in (".csv", ".tsv", ".jsonl"):
         source = _open_rows(path, list_rows(path), described)
     elif columns:
-        source = _open_rows(path, _named_rows(path, columns, described), described)
+        used = {_path_column(path, columns), _caption_column(str(path), columns, described)}
+        rows = table_rows(path, [name for name in columns if name in used | {"label", "class_name"}])
+        if not rows:
+            raise ValueError(f"{path} lists no image")
+        source = _open_rows(path, list(enumerate(rows)), described)
     else:
         source = _open_images(described)
     match described.options.get("rows", "images"):
@@ -48,25 +194,25 @@ def open_set(described: SetDescription, *, every_split: bool = False) -> PairSou
 
 
 def _open_annotations(path: Path, described: SetDescription, every_split: bool) -> PairSource:
-    described.only(("split", "images", "index", "rows"), "annotation files")
     folder = _image_folder(path, described)
-    index = described.options.get("index")
-    annotations = read_annotations(path, folder, Path(index).expanduser() if index else None)
-    entries = _of_splits(annotations, described.options.get("split", "all" if every_split else None), path)
-    if not entries:
-        raise ValueError(f"{path} lists no image")
-    paths = tuple(below([entry.path for entry in entries], folder))
-    images = FileSource(str(path), folder, paths, no_labels(len(paths)))
-    return pair(images, [entry.captions for entry in entries], splits=annotations.splits)
+    content, records = read_annotations(
+        path, CAPTION_FORMATS, FileImages(str(path), folder), described.options
+    )
+    sizes = Counter(record.split for record in records if record.split)
+    names = _wanted_splits(path, sizes, described.options.get("split", "all" if every_split else None))
+    texts: dict[str, list[str]] = {}
+    for record in records:
+        if not sizes or record.split in names:
+            texts.setdefault(str(record.images[0]), []).extend(record.texts)
+    splits = AnnotatedSplits(str(content.get("dataset", "")), dict(sizes)) if sizes else None
+    return replace(_files_with_texts(path, folder, texts), splits=splits)
 
 
-def _of_splits(annotations: Annotations, wanted: str | None, path: Path) -> Sequence[Entry]:
-    """Return the images of the splits that are asked for."""
-    if annotations.splits is None:
+def _wanted_splits(path: Path, sizes: Mapping[str, int], wanted: str | None) -> set[str]:
+    if not sizes:
         if wanted not in (None, "all"):
             raise ValueError(f"{path} has no splits, got split={wanted}; only Karpathy's files have some")
-        return annotations.entries
-    sizes = annotations.splits.sizes
+        return set()
     known = ", ".join(f"{name} ({size:,} images)" for name, size in sizes.items())
     if wanted is None:
         raise ValueError(
@@ -76,16 +222,15 @@ def _of_splits(annotations: Annotations, wanted: str | None, path: Path) -> Sequ
     names = set(sizes) if wanted == "all" else set(wanted.split("+"))
     if unknown := names - set(sizes):
         raise ValueError(f"{path} has no split {', '.join(sorted(unknown))}; known: {known}, or all")
-    return [entry for entry in annotations.entries if entry.split in names]
+    return names
 
 
 def _open_rows(path: Path, rows: list[tuple[int, dict[str, Any]]], described: SetDescription) -> PairSource:
     """Open rows with a path and a caption; rows of one image are put together."""
     described.only(("images", "captions", "rows"), "lists of image files")
-    first = rows[0][1]
     folder = _image_folder(path, described)
-    where = _path_column(path, tuple(first))
-    column = _caption_column(str(path), tuple(first), described)
+    where = _path_column(path, tuple(rows[0][1]))
+    column = _caption_column(str(path), tuple(rows[0][1]), described)
     texts: dict[str, list[str]] = {}
     labels: dict[str, RowLabel] = {}
     for line, row in rows:
@@ -93,63 +238,56 @@ def _open_rows(path: Path, rows: list[tuple[int, dict[str, Any]]], described: Se
         name = image_path(row.get(where), f"{place}, column {where}", folder)
         texts.setdefault(name, []).extend(texts_in(row.get(column), place))
         labels.setdefault(name, row_label(row.get("label"), row.get("class_name"), place))
-    classes = resolve_labels(list(labels.values()), str(path), path.parent, numbered=True)
+    return _files_with_texts(path, folder, texts, list(labels.values()))
+
+
+def _files_with_texts(
+    path: Path, folder: Path, texts: Mapping[str, Sequence[str]], labels: Sequence[RowLabel] = ()
+) -> PairSource:
+    classes = (
+        resolve_labels(labels, str(path), path.parent, numbered=True) if labels else no_labels(len(texts))
+    )
     images = FileSource(str(path), folder, tuple(below(list(texts), folder)), classes)
-    return pair(images, [tuple(found) for found in texts.values()])
-
-
-def _named_rows(
-    path: Path, columns: Sequence[str], described: SetDescription
-) -> list[tuple[int, dict[str, Any]]]:
-    """Return the rows of a .parquet file without images, those columns alone that are looked at."""
-    used = {_path_column(path, columns), _caption_column(str(path), columns, described)}
-    rows = table_rows(path, [name for name in columns if name in used | {"label", "class_name"}])
-    if not rows:
-        raise ValueError(f"{path} lists no image")
-    return list(enumerate(rows))
+    return with_captions(PairSource(images, tuple(map(tuple, texts.values()))))
 
 
 def _open_images(described: SetDescription) -> PairSource:
     """Open images that are not named by a list: tables and shards that hold them, folders."""
     images = open_source(described.path, captioned=True)
+    ids: tuple[str, ...] = ()
+    captions: Sequence[tuple[str, ...]] = ()
     if isinstance(images, ParquetSource | DatasetSource):
         described.only(("captions", "rows"), "tables of images")
-        pairs = _from_table(images, described)
-        remark_passed_over(images)
-        return pairs
-    known = ("captions", "rows") if isinstance(images, FileSource) else ("rows",)
-    described.only(known, "folders" if isinstance(images, FileSource) else "shards and embedded sets")
-    captions: Sequence[tuple[str, ...]] = ()
-    if isinstance(images, TarSource):
-        captions = images.captions
+        column = _caption_column(images.name, images.column_names, described)
+        captions = [texts_in(cell, images.key(row)) for row, cell in enumerate(images.values(column))]
+        given = images.values("image_id") if "image_id" in images.column_names else [None]
+        ids = () if any(one is None for one in given) else tuple(map(id_text, given))
     elif isinstance(images, FileSource):
+        described.only(("captions", "rows"), "folders")
         metadata = read_metadata(images)
         captions = side_captions(images, metadata, described.options.get("captions"))
         images = without_side_files(images, metadata)
-    elif isinstance(images, ScenesSource):
-        captions = [images.captions(index) for index in range(len(images))]
-    if not any(captions):
+    else:
+        described.only(("rows",), "shards and embedded sets")
+        if isinstance(images, TarSource):
+            captions = images.captions
+        elif isinstance(images, ScenesSource):
+            captions = [images.captions(index) for index in range(len(images))]
+    if not any(captions) and not isinstance(images, ParquetSource | DatasetSource):
         raise NoCaptions(
             f"{images.name} has no captions: expected .parquet with image bytes or a data set of Hugging Face, "
             f"each with a column {_named(CAPTION_COLUMNS)}; .csv, .tsv or .jsonl with a path besides; "
             "an annotation file in .json; .txt or .json beside each image of a folder or of .tar shards; "
             "metadata.jsonl or .csv in a folder; or embedded:scenes:SPLIT"
         )
+    pairs = with_captions(PairSource(images, tuple(captions), ids))
     remark_passed_over(images)
-    return pair(images, captions)
-
-
-def _from_table(images: ParquetSource | DatasetSource, described: SetDescription) -> PairSource:
-    column = _caption_column(images.name, images.column_names, described)
-    captions = [texts_in(cell, images.key(row)) for row, cell in enumerate(images.values(column))]
-    ids = images.values("image_id") if "image_id" in images.column_names else [None]
-    known = not any(one is None for one in ids)
-    return pair(images, captions, ids=[id_text(one) for one in ids] if known else ())
+    return pairs
 
 
 def _path_column(path: Path, columns: Sequence[str]) -> str:
     """Return the column of paths, or say that pictures must be downloaded."""
-    column = next((name for name in PATH_COLUMNS if name in columns), None)
+    column = next((name for name in PATH_FIELDS if name in columns), None)
     if column is not None:
         return column
     if any("://" in str(name) for name in columns):
@@ -161,29 +299,26 @@ def _path_column(path: Path, columns: Sequence[str]) -> str:
     if any(str(name).lower() in _ADDRESS_COLUMNS for name in columns):
         raise ValueError(f"{path} lists web addresses (columns {found:.200}): {_DOWNLOAD}")
     bytes_or = "of image bytes, or one called " if path.suffix.lower() == ".parquet" else ""
-    raise ValueError(f"{path}: expected a column {bytes_or}{_named(PATH_COLUMNS)}, found {found:.200}")
+    raise ValueError(f"{path}: expected a column {bytes_or}{_named(PATH_FIELDS)}, found {found:.200}")
 
 
 def _caption_column(name: str, columns: Sequence[str], described: SetDescription) -> str:
     """Return the column of captions: the one that was named, or the first of the usual ones."""
-    wanted = described.options.get("captions")
+    wanted, found = described.options.get("captions"), f"{', '.join(map(str, columns)):.200}"
     if wanted is not None and wanted not in columns:
-        raise ValueError(f"{name} has no column {wanted}, found {', '.join(map(str, columns)):.200}")
+        raise ValueError(f"{name} has no column {wanted}, found {found}")
     column = wanted or next((usual for usual in CAPTION_COLUMNS if usual in columns), None)
     if column is None:
         raise NoCaptions(
-            f"{name}: expected a column {_named(CAPTION_COLUMNS)}, found {', '.join(map(str, columns)):.200}; "
-            "another can be named, such as ?captions=sentence"
+            f"{name}: expected a column {_named(CAPTION_COLUMNS)}, found {found}; another can be named, such as "
+            "?captions=sentence"
         )
     return column
 
 
 def _image_folder(path: Path, described: SetDescription) -> Path:
     """Return the folder that paths are relative to."""
-    named = described.options.get("images")
-    if named is None:
-        return path.parent
-    folder = Path(named).expanduser()
+    folder = Path(described.options.get("images", path.parent)).expanduser()
     if not os.path.isdir(folder):
         raise ValueError(f"{path}: the folder of images {folder} does not exist")
     return folder

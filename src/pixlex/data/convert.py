@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pixlex.batch import Skipped
-from pixlex.data.ahead import prepared_batches
-from pixlex.data.captioned import PairSource
 from pixlex.data.decoding import ImageRecord, UnreadableImage, decode_record, stored_form
 from pixlex.data.folders import FileSource
+from pixlex.data.loader import prefetch
+from pixlex.data.records import PairSource
 from pixlex.data.sources import NO_FILE, ImageSource, ImageSubset, PassedOver, TooManyBroken
 from pixlex.files import write_atomically, write_text
 from pixlex.progress import bar_or_lines
@@ -109,7 +109,7 @@ def convert_pairs(
 
     def rows() -> Iterator[_Row]:
         with bar:
-            for batch in prepared_batches(source, range(len(source)), _WINDOW, prepare):
+            for batch in prefetch(source, range(len(source)), _WINDOW, prepare):
                 bar.update(len(batch))
                 skipped.update({row.key: row for row in batch if isinstance(row, Skipped)})
                 for row in batch:

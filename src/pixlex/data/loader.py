@@ -1,286 +1,355 @@
-"""A source of images -> batches, in an order that is a function of the seed and the step alone."""
+"""Batches of images, image-text pairs or questions, in an order that is a function of seed and step alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pixlex.batch import ImageBatch, Skipped
+from pixlex import distributed
+from pixlex.batch import ImageBatch, Skipped, Words
 from pixlex.config.data import Cut, DataConfig
-from pixlex.data.decoding import UnreadableImage, decode_record
-from pixlex.data.order import TrainingOrder
+from pixlex.data.decoding import ImageRecord, UnreadableImage, decode_record, decoding_bytes
+from pixlex.data.rows import Rows
 from pixlex.data.shards import Prefetch
-from pixlex.data.sources import BrokenImages, ImageSource, TooManyBroken
+from pixlex.data.sources import ImageSource, TooManyBroken
 from pixlex.data.transforms import evaluation_crop, float_images, minimum_decoded_side, training_crop
 
-__all__ = ["BrokenImages", "TooManyBroken", "evaluation_batches", "training_batches"]
+Encode = Callable[[Sequence[str]], Words]
+Batch = TypeVar("Batch")
+BatchOut = TypeVar("BatchOut", covariant=True)
+T = TypeVar("T")
+
+# Pixels, label, key, index and epoch of an image; the pixels of a batch, the rest of its rows, what was skipped.
+_Row = tuple[Tensor, int, str, int, int]
+_Stacked = tuple[Tensor | None, list[tuple[int, str, int, int]], list[Skipped]]
 
 # How many images in a row may be unreadable before the search for a replacement is given up.
 _MAX_REPLACEMENTS = 1000
+# Sets the generator of an epoch's order apart from those of its images: NumPy gives the seeds
+# (seed, epoch) and (seed, epoch, 0) the same numbers.
+_ORDER = 1 << 63
+# Pillow decodes without holding Python's lock; more threads than this only wait for the disk.
+_MOST_DECODERS = 8
+# What the images that are read and not yet prepared may take together; one that takes more is prepared alone.
+MAX_BYTES = 1 << 30
 
 
-def training_batches(
-    source: ImageSource,
-    *,
-    config: DataConfig,
-    image_size: int,
-    batch_size: int,
-    seed: int,
-    first_step: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    together: int = 1,
-    cut: Cut = "center",
-) -> Iterator[ImageBatch]:
-    """Return this process's share of an endless stream of training batches, starting at a step.
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How images become batches.
 
-    Each epoch is a permutation drawn from (seed, epoch); the permutations follow each other without a
-    gap and are cut into global batches, of which rank r gets the rows [r * b, (r + 1) * b). `TrainingOrder` says
-    what `shuffle_blocks` and `streams` of the configuration do to it. An image is augmented by a generator seeded
-    with (seed, epoch, index). So batch `step` is the same for any number of workers, and whether or not the
-    steps before it were read.
-
-    An image that cannot be read is replaced by the next readable one and named in `skipped`. Where several images
-    belong together, all of this holds of their groups: they come in order, and one broken image replaces them all.
-
-    Args:
-        source: where the images come from.
-        config: how they are cut, and by how many worker processes.
+    Attributes:
         image_size: side of the images, in pixels.
-        batch_size: images, or groups of them, in a batch over all processes.
-        seed: 0 or more.
-        first_step: the first step to return, 0 or more.
-        rank: number of this process, in [0, world_size).
-        world_size: number of processes.
-        together: so many images that follow each other in the source are one group.
-        cut: how images become square (see `evaluation_transform`).
-
-    Raises:
-        ValueError: if the batch does not divide by processes or streams, the source by the groups, a number is out
-            of range, or blocks are to be shuffled where there are none.
-        TooManyBroken: while reading, if 1000 images in a row, or all, cannot be read.
-        Unreachable: while reading, if a shard or table at an address cannot be had.
-    """
-    num_groups = _check(source, image_size, batch_size, rank, world_size, together)
-    if seed < 0 or first_step < 0:
-        raise ValueError(f"seed and first_step must be 0 or more, got {seed} and {first_step}")
-    order = TrainingOrder(
-        num_groups, batch_size, seed, first_step, rank, world_size,
-        blocks=_blocks(source, together) if config.shuffle_blocks else (),
-        window=config.shuffle_blocks, streams=config.streams,
-    )  # fmt: skip
-    images = _TrainingImages(source, config, image_size, seed, together, cut)
-    return _load(images, order, config.workers)
-
-
-def evaluation_batches(
-    source: ImageSource,
-    *,
-    image_size: int,
-    batch_size: int,
-    limit: int | None = None,
-    workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    together: int = 1,
-    cut: Cut = "center",
-) -> Iterator[ImageBatch]:
-    """Return this process's share of one pass over the images: each readable image exactly once, in order.
-
-    Rank r gets every world_size-th batch from the r-th on, so that a batch is the same on any number of
-    processes, and ranks may differ by one batch; nothing is repeated to fill up. An image that cannot be read is
-    left out and named in `skipped` of its batch. A batch without a readable image is left out too and what it
-    skipped is named in a neighboring one; with several processes it comes empty, so that every batch keeps its
-    turn (see `distributed.in_turn`). Where several images belong together, all of this holds of their groups.
-
-    Args:
-        source: where the images come from.
-        image_size: side of the images, in pixels.
-        batch_size: most images, or groups of them, in a batch of this process.
-        limit: if given, take this many images or groups, evenly spaced over the source.
+        batch_size: images (pairs, questions) in a batch: of all processes in training, of one in evaluation.
+        cut: how images become square (see `evaluation_crop`).
         workers: processes that decode; 0 decodes in this one.
+        data: augmentation and shuffling, in training alone.
+        seed: of order and augmentation, 0 or more.
         rank: number of this process, in [0, world_size).
         world_size: number of processes.
-        together: so many images that follow each other in the source are one group.
-        cut: how images become square (see `evaluation_transform`).
 
     Raises:
-        ValueError: if a number is out of range, or the source does not divide by the groups.
-        TooManyBroken: while reading, if none of the images can be read; not with several processes, for which it
-            is to be found out from what all of them skipped.
-        Unreachable: while reading, if a shard or table at an address cannot be had.
+        ValueError: a number is out of range.
     """
-    total = _check(source, image_size, batch_size, rank, world_size, together)
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be 1 or more, or None for all images, got {limit}")
-    count = total if limit is None else min(limit, total)
-    indices = [number * total // count for number in range(count)]
-    order = _EvaluationOrder(indices, batch_size, rank, world_size)
-    batches = _load(_EvaluationImages(source, image_size, together, cut), order, workers)
-    return batches if world_size > 1 else _without_empty_batches(batches, source.name)
 
-
-@dataclass(frozen=True)
-class _Row:
-    """One image on its way into a batch; None where it could not be read and was not replaced."""
-
-    image: UInt8[Tensor, "3 H W"] | None
-    label: int
-    key: str
-    index: int
-    skipped: tuple[Skipped, ...]
-    epoch: int = 0
-
-
-@dataclass(frozen=True)
-class _TrainingImages(Dataset[list[_Row]]):
-    """Groups of augmented images by (epoch, group)."""
-
-    source: ImageSource
-    config: DataConfig
     image_size: int
-    seed: int
-    together: int
-    cut: Cut
+    batch_size: int
+    cut: Cut = "center"
+    workers: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    seed: int = 0
+    rank: int = field(default_factory=distributed.rank)
+    world_size: int = field(default_factory=distributed.world_size)
 
-    def __getitem__(self, item: tuple[int, int]) -> list[_Row]:
-        epoch, group = item
-        num_groups = len(self.source) // self.together
-        skipped: list[Skipped] = []
-        for candidate in range(group, group + min(num_groups, _MAX_REPLACEMENTS)):
+    def __post_init__(self) -> None:
+        """Raise `ValueError` naming the number that is out of range."""
+        for name in ("image_size", "batch_size", "world_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(
+                f"rank must lie in [0, world_size), got rank {self.rank} and world_size {self.world_size}"
+            )
+
+
+class Loader(Generic[Batch]):
+    """Batches of a source.
+
+    Args:
+        rows: what a batch is made of: `Images`, `Pairs` or `Questions`.
+        config: how images become batches.
+
+    Raises:
+        ValueError: there are no images, or they do not divide by the groups.
+    """
+
+    def __init__(self, rows: Rows[Batch], config: LoaderConfig) -> None:
+        images, together = rows.images, rows.num_images
+        if len(images) < 1:
+            raise ValueError(f"{images.name} has no images")
+        if len(images) % together:
+            raise ValueError(f"{images.name}: expected groups of {together} images, got {len(images)} images")
+        self.rows, self.config, self.num_groups = rows, config, len(images) // together
+
+    def training(self, first_step: int = 0) -> Iterator[Batch]:
+        """Return this process's part of an endless stream of training batches, starting at a step.
+
+        Each epoch is a permutation drawn from (seed, epoch); the permutations follow each other without a gap and
+        are cut into global batches, of which rank r gets the rows [r * b, (r + 1) * b) (see `TrainingOrder`). An
+        image is augmented by a generator seeded with (seed, epoch, index). So batch `step` is the same for any
+        number of workers, and whether or not the steps before it were read. A group with an image that cannot be
+        read is replaced by the next readable one, and named in `skipped`.
+
+        Args:
+            first_step: the first step to return, 0 or more.
+
+        Raises:
+            ValueError: the batch does not divide by processes, streams or texts of an image, a number is out of
+                range, or blocks are to be shuffled where there are none.
+            TooManyBroken: while reading, if 1000 images in a row, or all, cannot be read.
+            Unreachable: while reading, if a shard or table at a URL cannot be had.
+        """
+        config, each = self.config, self.rows.texts_per_group
+        if config.seed < 0 or first_step < 0:
+            raise ValueError(f"seed and first_step must be 0 or more, got {config.seed} and {first_step}")
+        if config.batch_size % (each * config.world_size):
+            raise ValueError(
+                "the batch must divide evenly over the processes and the texts of an image, got batch_size "
+                f"{config.batch_size} and world_size {config.world_size} times texts_per_image {each}"
+            )
+        order = TrainingOrder(
+            self.num_groups,
+            replace(config, batch_size=config.batch_size // each),
+            first_step,
+            self._blocks() if config.data.shuffle_blocks else (),
+        )
+        batches = self._read(order, training=True)
+        return (self.rows.training(batch, config.seed) for batch in batches)
+
+    def evaluation(self, limit: int | None = None) -> Iterator[Batch]:
+        """Return this process's part of one pass over the images: each readable one exactly once, in order.
+
+        Rank r gets every world_size-th batch from the r-th on, so that a batch is the same on any number of
+        processes, and ranks may differ by one batch; nothing is repeated to fill up. A group with an image that
+        cannot be read is left out and named in `skipped` of its batch. A batch without a readable image is left
+        out too and what it skipped is named in a neighboring one; with several processes it comes empty, so that
+        every batch keeps its turn (see `distributed.in_turn`).
+
+        Args:
+            limit: if given, take so many images (groups), evenly spaced over the source.
+
+        Raises:
+            ValueError: limit is below 1.
+            TooManyBroken: while reading, if none of the images can be read; with several processes what all of
+                them skipped has to tell.
+            Unreachable: while reading, if a shard or table at a URL cannot be had.
+        """
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be 1 or more, or None for all images, got {limit}")
+        count = self.num_groups if limit is None else min(limit, self.num_groups)
+        groups = [number * self.num_groups // count for number in range(count)]
+        batches = self._read(_EvaluationOrder(groups, self.config), training=False)
+        if self.config.world_size == 1:
+            batches = _without_empty_batches(batches, self.rows.images.name)
+        return map(self.rows.evaluation, batches)
+
+    def _blocks(self) -> tuple[int, ...]:
+        """Return the sizes of the stretches of a source that lie together in a file."""
+        images = self.rows.images
+        blocks: tuple[int, ...] = getattr(images, "blocks", ()) if self.rows.num_images == 1 else ()
+        if not blocks:
+            raise ValueError(
+                f"{images.name}: expected tar shards or Parquet files to shuffle by blocks, images in the order "
+                "in which they lie there, and items of one image each; set data.shuffle_blocks to 0"
+            )
+        return blocks
+
+    def _read(self, order: Sampler[Any], *, training: bool) -> Iterator[ImageBatch]:
+        images, together = self.rows.images, self.rows.num_images
+        loader: DataLoader[Any] = DataLoader(
+            _Groups(images, together, self.config, training),
+            batch_sampler=order,
+            num_workers=self.config.workers,
+            collate_fn=_stacked,
+            # Its own generator: DataLoader would take a number from PyTorch's global one.
+            generator=torch.Generator(),
+        )
+        wanted = (
+            [group * together + place for _, group in batch for place in range(together)] for batch in order
+        )
+        batches = iter(loader)  # worker processes begin before the thread does
+        with Prefetch(images, wanted) as shards:
             try:
-                rows = [
-                    self._row(candidate % num_groups, place, (epoch, group)) for place in range(self.together)
-                ]
+                for batch in batches:
+                    yield _to_images(batch)
+                    shards.batch_done()
+            except ValueError as fault:
+                # PyTorch puts the traceback of a worker process in front of what was said.
+                _, name, said = str(fault).rpartition(f"{type(fault).__name__}: ")
+                if not name or not str(fault).startswith("Caught "):
+                    raise
+                raise type(fault)(said.strip()) from fault
+
+
+@dataclass(frozen=True)
+class TrainingOrder(Sampler[list[tuple[int, int]]]):
+    """The (epoch, group) pairs of one process's part of each global batch, without end.
+
+    An epoch shows every group once, in an order drawn from (seed, epoch). With `data.shuffle_blocks` blocks
+    (shards, row groups) come in random order and so many of them are mixed at a time: few are open at once, each
+    is read forward, once an epoch, or twice where a window ends inside it. Worker processes take whole batches in
+    turn, so row groups of Parquet are read by each of them.
+
+    With `data.streams` an epoch is cut into as many stretches of one length, and a batch takes as many groups from
+    each: row r belongs to stream r // (batch_size / streams). Processes that divide the streams read different
+    blocks, and the batch is the same for any number of them. Groups left over, fewer than there are streams, are
+    left out of an epoch, others each time.
+
+    Args:
+        num_groups: images, or groups of them that come together.
+        config: batch size (in groups), seed, processes, window and streams.
+        first_step: the first step to return.
+        blocks: groups in each block, in order; needed for a window.
+
+    Raises:
+        ValueError: a batch that cannot be divided, or a window without blocks.
+    """
+
+    num_groups: int
+    config: LoaderConfig
+    first_step: int = 0
+    blocks: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` naming the numbers that do not fit."""
+        size, streams = self.config.batch_size, self.config.data.streams
+        if size % streams or streams > self.num_groups:
+            raise ValueError(
+                f"the batch must be a multiple of the streams, and the images as many or more, got batch_size "
+                f"{size}, {self.num_groups} images and {streams} streams"
+            )
+        if self.config.data.shuffle_blocks and sum(self.blocks) != self.num_groups:
+            raise ValueError(
+                f"expected blocks of {self.num_groups} images in all to shuffle by, got {sum(self.blocks)}"
+            )
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        # Two epochs: a batch may lie across the border between them.
+        order = lru_cache(maxsize=2)(self.epoch)
+        config, step = self.config, self.first_step
+        own, each = config.batch_size // config.world_size, config.batch_size // config.data.streams
+        length = self.num_groups // config.data.streams
+        while True:
+            batch = []
+            for row in range(config.rank * own, (config.rank + 1) * own):
+                stream, place = divmod(row, each)
+                epoch, at = divmod(step * each + place, length)
+                batch.append((epoch, int(order(epoch)[stream * length + at])))
+            yield batch
+            step += 1
+
+    def epoch(self, number: int) -> Int64[np.ndarray, " groups"]:
+        """Return the order of an epoch: all groups, those of the first stream first."""
+        window, streams = self.config.data.shuffle_blocks, self.config.data.streams
+        generator = np.random.default_rng((self.config.seed, number, _ORDER))
+        if not window:
+            return generator.permutation(self.num_groups)
+        sizes = np.array(self.blocks, dtype=np.int64)
+        drawn = generator.permutation(len(sizes))
+        # Where a block starts, less where it comes to lie: added to the places, it gives the groups.
+        moved = (np.cumsum(sizes) - sizes)[drawn] - (np.cumsum(sizes[drawn]) - sizes[drawn])
+        order = np.repeat(moved, sizes[drawn]) + np.arange(self.num_groups)
+        length, mixed = self.num_groups // streams, max(1, round(window * sizes.mean()))
+        for first in range(0, length * streams, length):
+            for start in range(first, first + length, mixed):
+                generator.shuffle(order[start : min(start + mixed, first + length)])
+        return order
+
+
+@dataclass(frozen=True)
+class _EvaluationOrder(Sampler[list[tuple[int, int]]]):
+    """The given groups, cut into batches, of which each process gets every world_size-th."""
+
+    groups: Sequence[int]
+    config: LoaderConfig
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        size = self.config.batch_size
+        for first in range(self.config.rank * size, len(self.groups), size * self.config.world_size):
+            yield [(0, group) for group in self.groups[first : first + size]]
+
+
+@dataclass(frozen=True)
+class _Groups(Dataset[tuple[list[_Row], list[Skipped]]]):
+    """Groups of images by (epoch, group), with those that had to be skipped; without rows where none was read."""
+
+    images: ImageSource
+    together: int
+    config: LoaderConfig
+    is_training: bool
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[list[_Row], list[Skipped]]:
+        _, group = item
+        num_groups = len(self.images) // self.together
+        skipped: list[Skipped] = []
+        for candidate in range(
+            group, group + (min(num_groups, _MAX_REPLACEMENTS) if self.is_training else 1)
+        ):
+            places = range(self.together)
+            try:
+                return [self._row(candidate % num_groups, place, item) for place in places], skipped
             except UnreadableImage as fault:
                 skipped.append(Skipped(fault.key, fault.reason))
-                continue
-            return [replace(rows[0], skipped=tuple(skipped)), *rows[1:]]
+        if not self.is_training:
+            return [], skipped
         raise TooManyBroken(
-            f"{self.source.name}: {len(skipped)} images in a row cannot be read, from "
+            f"{self.images.name}: {len(skipped)} images in a row cannot be read, from "
             f"{skipped[0].key} ({skipped[0].reason}) to {skipped[-1].key} ({skipped[-1].reason})"
         )
 
-    def _row(self, group: int, place: int, asked: tuple[int, int]) -> _Row:
-        position = group * self.together + place
-        record = self.source.read(position)
-        image = decode_record(record, minimum_side=minimum_decoded_side(self.image_size, self.config))
-        # The image that was asked for decides, so that a replacement is cut unlike the image itself.
-        epoch, wanted = asked
-        generator = np.random.default_rng((self.seed, epoch, wanted * self.together + place))
-        pixels = training_crop(image, self.image_size, self.config, generator, self.cut)
-        return _Row(pixels, record.label, record.key, position, (), epoch)
+    def _row(self, group: int, place: int, wanted: tuple[int, int]) -> _Row:
+        config, index, epoch = self.config, group * self.together + place, wanted[0]
+        record = self.images.read(index)
+        if self.is_training:
+            image = decode_record(record, minimum_side=minimum_decoded_side(config.image_size, config.data))
+            # The image that was asked for decides, so that a replacement is cut unlike the image itself.
+            seed = (config.seed, epoch, wanted[1] * self.together + place)
+            generator = np.random.default_rng(seed)
+            pixels = training_crop(image, config.image_size, config.data, generator, config.cut)
+        else:
+            pixels = evaluation_crop(decode_record(record), config.image_size, config.cut)
+        return pixels, record.label, record.key, index, epoch
 
 
-@dataclass(frozen=True)
-class _EvaluationImages(Dataset[list[_Row]]):
-    """Groups of images by number; none of a group where one of it cannot be read."""
-
-    source: ImageSource
-    image_size: int
-    together: int
-    cut: Cut
-
-    def __getitem__(self, group: int) -> list[_Row]:
-        rows = []
-        for index in range(group * self.together, (group + 1) * self.together):
-            try:
-                record = self.source.read(index)
-                pixels = evaluation_crop(decode_record(record), self.image_size, self.cut)
-            except UnreadableImage as fault:
-                return [_Row(None, -1, fault.key, index, (Skipped(fault.key, fault.reason),))]
-            rows.append(_Row(pixels, record.label, record.key, index, ()))
-        return rows
+def _stacked(groups: Sequence[tuple[list[_Row], list[Skipped]]]) -> _Stacked:
+    """Return a batch as worker processes hand it over: bytes, a quarter of what floats would be."""
+    rows = [row for read, _ in groups for row in read]
+    pixels = torch.stack([row[0] for row in rows]) if rows else None
+    return pixels, [row[1:] for row in rows], [one for _, skipped in groups for one in skipped]
 
 
-@dataclass(frozen=True)
-class _EvaluationOrder(Sampler[list[int]]):
-    """The given indices, cut into batches, of which each process gets every world_size-th."""
-
-    indices: Sequence[int]
-    batch_size: int
-    rank: int
-    world_size: int
-
-    def __iter__(self) -> Iterator[list[int]]:
-        step = self.batch_size * self.world_size
-        for first in range(self.rank * self.batch_size, len(self.indices), step):
-            yield list(self.indices[first : first + self.batch_size])
-
-
-def _load(
-    images: _TrainingImages | _EvaluationImages, order: Sampler[Any], workers: int
-) -> Iterator[ImageBatch]:
-    loader: DataLoader[Any] = DataLoader(
-        images,
-        batch_sampler=order,
-        num_workers=workers,
-        collate_fn=_collate,
-        # Its own generator: DataLoader would take a number from PyTorch's global one.
-        generator=torch.Generator(),
-    )
-    batches = iter(loader)  # worker processes begin before the thread does
-    with Prefetch(images.source, _images_of(order, images.together)) as prefetch:
-        try:
-            for stack in batches:
-                yield stack.batch()
-                prefetch.batch_done()
-        except ValueError as fault:
-            # PyTorch puts the traceback of a worker process in front of what was said.
-            _, name, said = str(fault).rpartition(f"{type(fault).__name__}: ")
-            if not name or not str(fault).startswith("Caught "):
-                raise
-            raise type(fault)(said.strip()) from fault
-
-
-def _images_of(order: Sampler[Any], together: int) -> Iterator[list[int]]:
-    """Yield the images of each batch."""
-    for batch in order:
-        groups = (item[1] if isinstance(item, tuple) else item for item in batch)
-        yield [group * together + place for group in groups for place in range(together)]
-
-
-@dataclass(frozen=True)
-class _Stack:
-    """A batch as a worker process sends it: one tensor, of bytes, and lists."""
-
-    pixels: UInt8[Tensor, "B 3 H W"]
-    labels: list[int]
-    keys: tuple[str, ...]
-    indices: list[int]
-    epochs: list[int]
-    skipped: tuple[Skipped, ...]
-
-    def batch(self) -> ImageBatch:
-        """Return the batch, its pixels converted to float once."""
-        return ImageBatch(
-            images=float_images(self.pixels),
-            labels=torch.tensor(self.labels, dtype=torch.int64),
-            keys=self.keys,
-            indices=torch.tensor(self.indices, dtype=torch.int64),
-            epochs=torch.tensor(self.epochs, dtype=torch.int64),
-            skipped=self.skipped,
-        )
-
-
-def _collate(groups: Sequence[Sequence[_Row]]) -> _Stack:
-    rows = [row for group in groups for row in group]
-    readable = [row for row in rows if row.image is not None]
-    images = [row.image for row in readable if row.image is not None]
-    return _Stack(
-        pixels=torch.stack(images) if images else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
-        labels=[row.label for row in readable],
-        keys=tuple(row.key for row in readable),
-        indices=[row.index for row in readable],
-        epochs=[row.epoch for row in readable],
-        skipped=tuple(skipped for row in rows for skipped in row.skipped),
+def _to_images(stacked: _Stacked) -> ImageBatch:
+    pixels, rows, skipped = stacked
+    labels, keys, indices, epochs = zip(*rows, strict=True) if rows else ((), (), (), ())
+    return ImageBatch(
+        images=torch.empty(0, 3, 1, 1) if pixels is None else float_images(pixels),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        keys=keys,
+        indices=torch.tensor(indices, dtype=torch.int64),
+        epochs=torch.tensor(epochs, dtype=torch.int64),
+        skipped=tuple(skipped),
     )
 
 
@@ -304,31 +373,57 @@ def _without_empty_batches(batches: Iterator[ImageBatch], name: str) -> Iterator
         )
 
 
-def _blocks(source: ImageSource, together: int) -> tuple[int, ...]:
-    """Return the sizes of the stretches of a source that lie together in a file."""
-    blocks: tuple[int, ...] = getattr(source, "blocks", ()) if together == 1 else ()
-    if not blocks:
-        raise ValueError(
-            f"{source.name}: expected tar shards or Parquet files to shuffle by blocks, images in the order in "
-            "which they lie there, and items of one image each; set data.shuffle_blocks to 0"
-        )
-    return blocks
+def prefetch(
+    source: ImageSource,
+    indices: Sequence[int],
+    batch_size: int,
+    prepare: Callable[[int, ImageRecord], T],
+) -> Iterator[list[T | Skipped]]:
+    """Yield what `prepare` makes of images, in order; threads prepare the next batch while this one is in use.
 
+    Images that are read and not yet prepared take bounded memory, however large they are: see `MAX_BYTES`.
 
-def _check(
-    source: ImageSource, image_size: int, batch_size: int, rank: int, world_size: int, together: int
-) -> int:
-    """Return the number of groups; raise `ValueError` naming the number that is out of range."""
-    if len(source) < 1:
-        raise ValueError(f"{source.name} has no images")
-    for name, value in (
-        ("image_size", image_size), ("batch_size", batch_size), ("world_size", world_size),
-        ("together", together),
-    ):  # fmt: skip
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank must lie in [0, world_size), got rank {rank} and world_size {world_size}")
-    if len(source) % together:
-        raise ValueError(f"{source.name}: expected groups of {together} images, got {len(source)} images")
-    return len(source) // together
+    Args:
+        source: the images.
+        indices: which of them, in which order.
+        batch_size: images in a batch, 1 or more.
+        prepare: called in threads with the index and the record of an image; `UnreadableImage` that it raises
+            becomes a `Skipped`, as where the image cannot be fetched.
+    """
+    batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
+    queue: deque[list[Future[T | Skipped]]] = deque()
+    used, changed = [0], threading.Condition()
+
+    def prepared(index: int, record: ImageRecord, size: int) -> T | Skipped:
+        try:
+            return prepare(index, record)
+        except UnreadableImage as fault:
+            return Skipped(fault.key, fault.reason)
+        finally:
+            with changed:
+                used[0] -= size
+                changed.notify_all()
+
+    def submit(index: int) -> Future[T | Skipped]:
+        # Read here and decoded there: sources are not made for threads.
+        try:
+            record = source.read(index)
+        except UnreadableImage as fault:
+            broken: Future[T | Skipped] = Future()
+            broken.set_result(Skipped(fault.key, fault.reason))
+            return broken
+        size = decoding_bytes(record)
+        with changed:
+            changed.wait_for(lambda: not used[0] or used[0] + size <= MAX_BYTES)
+            used[0] += size
+        return pool.submit(prepared, index, record, size)
+
+    threads = min(_MOST_DECODERS, os.cpu_count() or 1)
+    with Prefetch(source, iter(batches)) as shards, ThreadPoolExecutor(threads) as pool:
+        for batch in batches:
+            queue.append([submit(index) for index in batch])
+            shards.batch_done()
+            if len(queue) > 1:
+                yield [future.result() for future in queue.popleft()]
+        for futures in queue:
+            yield [future.result() for future in futures]

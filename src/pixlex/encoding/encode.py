@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from pixlex.api import ImageTokenizer
 from pixlex.batch import NotFinite, Skipped
-from pixlex.data.ahead import prepared_batches
 from pixlex.data.decoding import ImageRecord, decode_record
+from pixlex.data.loader import prefetch
 from pixlex.data.sources import BrokenImages, ImageSource
 from pixlex.data.transforms import evaluation_transform
 from pixlex.encoding.files import EncodedImage, Kind, check_kind, write_checksum, write_codes
@@ -181,7 +181,7 @@ def _encoded(
         pixels = evaluation_transform(decode_record(record), size, cut)
         return _Prepared(index, record.key, record.label, pixels)
 
-    for prepared in prepared_batches(source, wanted, batch_size, prepare):
+    for prepared in prefetch(source, wanted, batch_size, prepare):
         readable = [one for one in prepared if isinstance(one, _Prepared)]
         skipped = tuple(one for one in prepared if isinstance(one, Skipped))
         rows: list[list[int]] = []

@@ -64,7 +64,7 @@ def evaluate_pretraining(
 
     Args:
         objective: With the model, where it is.
-        batches: The pairs, each once; of several processes each brings its own (see `evaluation_batches`).
+        batches: The pairs, each once; of several processes each brings its own (see `Loader`).
         how: How the set is gone through.
         seed: With the position of a batch's first image, of what is hidden; 0 or more.
         previous_codes: Of the same images, from an earlier evaluation.
@@ -226,7 +226,7 @@ def evaluate_captions(
 
     Args:
         model: What is evaluated, where it is.
-        batches: The pairs, each once; of several processes each brings its own (see `evaluation_batches`).
+        batches: The pairs, each once; of several processes each brings its own (see `Loader`).
         how: How the set is gone through.
         max_words: Length of the captions that the model writes itself.
 
@@ -267,7 +267,7 @@ def evaluate_masked_patches(
 
     Args:
         model: What is evaluated, where it is.
-        batches: The images, each once; of several processes each brings its own (see `evaluation_batches`).
+        batches: The images, each once; of several processes each brings its own (see `Loader`).
         how: How the set is gone through.
         normalize: Whether the model predicts normalized patches.
         seed: Of the masks, 0 or more.

@@ -23,7 +23,8 @@ from pixlex import __version__, distributed
 from pixlex.batch import Skipped
 from pixlex.config.data import Cut
 from pixlex.data.decoding import ImageRecord, UnreadableImage
-from pixlex.data.loader import evaluation_batches
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.rows import Images
 from pixlex.data.sources import BrokenImages, ImageSource, subset
 from pixlex.eval.evaluate import progress_bar
 from pixlex.files import Damaged, read_json, write_atomically, write_json
@@ -284,7 +285,9 @@ def first_images(images: LabeledImages, size: int, cut: Cut, count: int = 64) ->
     """Return some of the images, spread over the set, as pixels in [0, 1]; broken ones are left out."""
     rows = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
     some = subset(images.source, images.indices[rows].tolist())
-    (batch,) = evaluation_batches(some, image_size=size, batch_size=count, cut=cut)
+    # The same ones in every process.
+    config = LoaderConfig(image_size=size, batch_size=count, cut=cut, rank=0, world_size=1)
+    (batch,) = Loader(Images(some), config).evaluation()
     return batch.images
 
 
@@ -481,10 +484,10 @@ def _computed(
     model: Tokenizer, images: LabeledImages, precision: Precision, bar: tqdm[Any]
 ) -> Iterator[tuple[Int64[np.ndarray, " some"], Float32[np.ndarray, "some columns"], tuple[Skipped, ...]]]:
     """Yield some rows with their features and what could not be read beside them, of all processes."""
-    batches = evaluation_batches(
-        subset(images.source, images.indices.tolist()), image_size=model.config.image_size, batch_size=_BATCH,
-        rank=distributed.rank(), world_size=distributed.world_size(), cut=model.config.cut,
-    )  # fmt: skip
+    batches = Loader(
+        Images(subset(images.source, images.indices.tolist())),
+        LoaderConfig(image_size=model.config.image_size, batch_size=_BATCH, cut=model.config.cut),
+    ).evaluation()
 
     def compute(chunk: Tensor) -> Tensor:
         return torch.cat(list(image_features(model, chunk).values()), 1)

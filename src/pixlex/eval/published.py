@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pixlex.config.reasoning import ReasoningTask
-from pixlex.data.reasoning import ReasoningSource
+from pixlex.data.records import ReasoningSource
 
 Benchmark = Literal["flickr30k", "coco"]
 

@@ -108,7 +108,7 @@ def evaluate_reconstruction(
 
     Args:
         model: What is evaluated, where it is; one without words has none of their measures.
-        batches: The images, each once; of several processes each brings its own (see `evaluation_batches`).
+        batches: The images, each once; of several processes each brings its own (see `Loader`).
         how: How the set is gone through.
         mask_ratio: Fraction of the words hidden at random for `masked_mse`, in [0, 1]; None leaves it out.
         num_folds: Passes of the language model for the two measures of word sequences, at most one for each word;

@@ -18,8 +18,9 @@ from torch import Tensor
 from pixlex import distributed
 from pixlex.batch import ImageBatch, Skipped, Words
 from pixlex.config.data import SQUARE
-from pixlex.data.loader import evaluation_batches
-from pixlex.data.pairs import PairSource
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.records import PairSource
+from pixlex.data.rows import Images
 from pixlex.data.sources import TooManyBroken, subset
 from pixlex.eval.evaluate import (
     DEFAULT_PASS,
@@ -133,11 +134,12 @@ def gallery(
         TooManyBroken: No image can be read.
     """
     rows = _rows_of_images(source, limit)
-    batches = evaluation_batches(
-        subset(source.images, [first for first, *_ in rows]), image_size=model.config.image_size,
-        batch_size=batch_size, workers=workers, rank=distributed.rank(), world_size=distributed.world_size(),
-        cut=model.config.cut,
-    )  # fmt: skip
+    batches = Loader(
+        Images(subset(source.images, [first for first, *_ in rows])),
+        LoaderConfig(
+            image_size=model.config.image_size, batch_size=batch_size, workers=workers, cut=model.config.cut
+        ),
+    ).evaluation()
     own: list[tuple[Tensor, Tensor]] = []
 
     def encode(batch: ImageBatch, _: int) -> Measured:

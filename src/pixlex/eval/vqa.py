@@ -15,7 +15,7 @@ from pixlex.batch import ReasoningBatch, Words
 from pixlex.config.data import SQUARE
 from pixlex.config.reasoning import ReasoningTask
 from pixlex.data.answers import agreement, normalize_answer
-from pixlex.data.reasoning import ReasoningSource
+from pixlex.data.records import ReasoningSource
 from pixlex.eval.evaluate import DEFAULT_PASS, Evaluation, Measured, Pass, evaluate, wilson_interval
 from pixlex.files import write_text
 from pixlex.models.reasoner import Reasoner

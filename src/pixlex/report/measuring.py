@@ -11,7 +11,8 @@ from torch import nn
 from pixlex import distributed
 from pixlex.batch import ImageBatch, Skipped
 from pixlex.config.run import Run
-from pixlex.data.loader import evaluation_batches
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.rows import Images
 from pixlex.data.sources import ImageSource
 from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import Pass
@@ -64,16 +65,14 @@ class Progress(ABC):
 
     def batches(self) -> Iterator[ImageBatch]:
         """Return this process's share of the images, each once."""
-        return evaluation_batches(
-            self.validation,
-            image_size=self.run.model.image_size,
-            cut=self.run.model.cut,
-            batch_size=self.run.eval.batch_size,
-            limit=self.run.eval.limit or None,
-            workers=self.run.data.workers,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
+        run = self.run
+        settings = LoaderConfig(
+            image_size=run.model.image_size,
+            cut=run.model.cut,
+            batch_size=run.eval.batch_size,
+            workers=run.data.workers,
         )
+        return Loader(Images(self.validation), settings).evaluation(run.eval.limit or None)
 
     def how(self, count: int) -> Pass:
         """Return how a set of so many images or items is gone through."""

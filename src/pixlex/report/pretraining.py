@@ -13,7 +13,9 @@ from torch import Tensor
 
 from pixlex import distributed
 from pixlex.config.cbvila import CBViLAConfig, CBViLARun
-from pixlex.data.pairs import PairSource, evaluation_pairs
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.records import PairSource
+from pixlex.data.rows import Pairs
 from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import Evaluation, Pass
 from pixlex.eval.pretraining import ReconstructedExamples, evaluate_pretraining
@@ -55,20 +57,11 @@ class PretrainingProgress(Progress):
         run, config, model = self.run, self.run.eval, self.objective.model
         self.objective.to(pick_device(run.train.device))
         limit, most = config.limit or None, run.data.max_words
-        settings: dict[str, Any] = {
-            "batch_size": config.batch_size,
-            "limit": limit,
-            "workers": run.data.workers,
-        }
-        batches = evaluation_pairs(
-            self.pairs,
-            encode=lambda texts: model.tokenize_texts(texts, most),
-            image_size=run.model.image_size,
-            cut=run.model.cut,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            **settings,
-        )
+        settings: dict[str, Any] = {"batch_size": config.batch_size, "workers": run.data.workers}
+        batches = Loader(
+            Pairs(self.pairs, lambda texts: model.tokenize_texts(texts, most)),
+            LoaderConfig(image_size=run.model.image_size, cut=run.model.cut, **settings),
+        ).evaluation(limit)
         self.result = evaluate_pretraining(
             self.objective,
             batches,
@@ -78,7 +71,7 @@ class PretrainingProgress(Progress):
         numbers = dict(self.result.numbers)
         if run.objective.image_text_contrastive_weight:  # without it nothing trains the vectors compared
             how = Pass(precision=self.precision)
-            items = gallery(model, self.pairs, how, max_words=most, states=False, **settings)
+            items = gallery(model, self.pairs, how, max_words=most, states=False, limit=limit, **settings)
             numbers |= evaluate_retrieval(model, items, score="contrastive").numbers
         return numbers
 

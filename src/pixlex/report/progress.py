@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pixlex import distributed
 from pixlex.config.cbvila import CBViLARun
 from pixlex.config.frozen import FrozenRun
 from pixlex.config.mae import MAERun
 from pixlex.config.reasoning import ReasoningRun
 from pixlex.config.run import Run
-from pixlex.data.pairs import PairSource, evaluation_pairs
-from pixlex.data.reasoning import ReasoningSource
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.records import PairSource, ReasoningSource
+from pixlex.data.rows import Pairs
 from pixlex.data.sources import ImageSource
 from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import Evaluation
@@ -122,17 +122,15 @@ class CaptionProgress(Progress):
         assert isinstance(self.run, FrozenRun)
         assert isinstance(self.validation, PairSource)
         config, max_words, model = self.run.eval, self.run.data.max_words, self.model
-        batches = evaluation_pairs(
-            self.validation,
-            encode=lambda texts: model.tokenize_texts(texts, max_words),
-            image_size=self.run.model.image_size,
-            cut=self.run.model.cut,
-            batch_size=config.batch_size,
-            limit=config.limit or None,
-            workers=self.run.data.workers,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        )
+        batches = Loader(
+            Pairs(self.validation, lambda texts: model.tokenize_texts(texts, max_words)),
+            LoaderConfig(
+                image_size=self.run.model.image_size,
+                cut=self.run.model.cut,
+                batch_size=config.batch_size,
+                workers=self.run.data.workers,
+            ),
+        ).evaluation(config.limit or None)
         self.result = evaluate_captions(
             self.model.to(pick_device(self.run.train.device)),
             batches,

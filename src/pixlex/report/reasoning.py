@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pixlex import distributed
 from pixlex.config.reasoning import ReasoningRun
-from pixlex.data.item_batches import evaluation_items
-from pixlex.data.reasoning import ReasoningSource
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.records import ReasoningSource
+from pixlex.data.rows import Questions
 from pixlex.distributed import pick_device
 from pixlex.eval.vqa import Answered, ReasoningResult, evaluate_reasoning
 from pixlex.models.reasoner import Reasoner
@@ -54,17 +54,15 @@ class ReasoningProgress(Progress):
     def _measure(self, step: int) -> Mapping[str, float]:
         run, config = self.run, self.run.eval
         model, limit = self.reasoner.to(pick_device(run.train.device)), config.limit or None
-        batches = evaluation_items(
-            self.items,
-            encode=lambda texts: model.tokenize_texts(texts, run.data.max_words),
-            image_size=model.config.image_size,
-            cut=model.config.cut,
-            batch_size=config.batch_size,
-            limit=limit,
-            workers=run.data.workers,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        )
+        batches = Loader(
+            Questions(self.items, lambda texts: model.tokenize_texts(texts, run.data.max_words)),
+            LoaderConfig(
+                image_size=model.config.image_size,
+                cut=model.config.cut,
+                batch_size=config.batch_size,
+                workers=run.data.workers,
+            ),
+        ).evaluation(limit)
         self.result = evaluate_reasoning(
             model,
             self.items,

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pixlex.batch import NotFinite, Skipped
 from pixlex.config.cbvila import CBViLAConfig
-from pixlex.data.ahead import prepared_batches
 from pixlex.data.decoding import ImageRecord, decode_record
+from pixlex.data.loader import prefetch
 from pixlex.data.sources import SKIPPED_FILE, BrokenImages, ImageSource
 from pixlex.progress import bar_or_lines
 from pixlex.search.changes import Candidate, Changes, Stamp, compare, digest_of, size_of
@@ -146,7 +146,7 @@ def update_store(
         def prepare(index: int, record: ImageRecord) -> _Prepared:
             return one.prepare(candidates[index], record, config)
 
-        for batch in prepared_batches(source, list(candidates), batch_size, prepare):
+        for batch in prefetch(source, list(candidates), batch_size, prepare):
             skipped = tuple(item for item in batch if isinstance(item, Skipped))
             one.take([item for item in batch if isinstance(item, _Prepared)])
             one.drop(skipped)

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from tests.eval.few_shot.fakes import FakeReader, labeled, paper_settings
-from tests.tiny import tiny_language, tiny_lqae, tiny_mae, tiny_vqvae, write_images
+from tests.tiny import evaluation_batches, tiny_language, tiny_lqae, tiny_mae, tiny_vqvae, write_images
 
 from pixlex.data.images import open_source
-from pixlex.data.loader import evaluation_batches
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.classifiers import (
     Chance,

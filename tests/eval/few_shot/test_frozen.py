@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from tests.eval.llm.tiny_causal import tiny_causal
-from tests.tiny import tiny_frozen, write_images
+from tests.tiny import evaluation_batches, tiny_frozen, write_images
 
 from pixlex.data.images import open_source
-from pixlex.data.loader import evaluation_batches
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.episodes import Episode, Setting, Shown
 from pixlex.eval.few_shot.prompted import FrozenClassifier

@@ -10,11 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from tests.eval.few_shot.fakes import FakeReader, labeled
-from tests.tiny import IMAGE_SIZE, tiny_language, tiny_lqae, tiny_vqvae
+from tests.tiny import IMAGE_SIZE, evaluation_batches, tiny_language, tiny_lqae, tiny_vqvae
 
 from pixlex.api import ImageTokenizer
 from pixlex.data.images import ImageSource, open_source
-from pixlex.data.loader import evaluation_batches
 from pixlex.eval.few_shot.readers import (
     RAMP,
     AsciiArt,

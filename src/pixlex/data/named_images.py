@@ -1,9 +1,8 @@
-"""Where the images of items lie: in files, in a table of their own, in the rows themselves."""
+"""Where images lie that rows name: in files, in a table of their own, in the rows themselves."""
 
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,12 +11,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import Int64
 
+from pixlex.data.annotations import NamedImages, Row
 from pixlex.data.folders import FileSource, below, image_path, is_image_name, open_folder
-from pixlex.data.images import DatasetSource, open_source
+from pixlex.data.images import DatasetSource
+from pixlex.data.item_annotations import id_of, is_nothing
 from pixlex.data.labels import no_labels
-from pixlex.data.listed import Listing, Row, id_of, is_nothing
-from pixlex.data.reasoning import ReasoningSource
-from pixlex.data.sources import ImageSource, concatenate, remark_passed_over
+from pixlex.data.sources import ImageSource, concatenate
 from pixlex.data.tables import ParquetSource
 from pixlex.data.text import id_text, list_in
 from pixlex.messages import quoted
@@ -25,26 +24,11 @@ from pixlex.messages import quoted
 PATH_FIELDS = ("path", "filepath", "image", "file_name")
 ID_FIELDS = ("image_id", "Flickr30K_ID", "Flikr30kID")
 Table = ParquetSource | DatasetSource
-
-
-class ItemImages(ABC):
-    """Images as rows name them."""
-
-    @abstractmethod
-    def of(self, number: int, row: Row) -> tuple[str | int, ...]:
-        """Return what the images of a row are called; raises `ValueError` if the row does not say."""
-
-    @abstractmethod
-    def find(self, names: Sequence[str | int]) -> tuple[ImageSource, Int64[np.ndarray, " names"]]:
-        """Return the distinct images, and which of them each name is, -1 where there is none."""
-
-    def join(self, listing: Listing) -> ReasoningSource:
-        """Return the items of a file with their images; those without are left out."""
-        return listing.with_images(*self.find(listing.images))
+Found = tuple[ImageSource, Int64[np.ndarray, " names"]]
 
 
 @dataclass(frozen=True)
-class FileImages(ItemImages):
+class FileImages(NamedImages):
     """Images that are files below a folder.
 
     Args:
@@ -62,10 +46,10 @@ class FileImages(ItemImages):
         return tuple(path if is_image_name(path) else f"{path}.jpg" for path in paths)
 
     def called(self, image_id: str, path: str) -> str:
-        """Return what an image is called that has this id, and this path: the path."""
+        """Return the path."""
         return path
 
-    def find(self, names: Sequence[str | int]) -> tuple[ImageSource, Int64[np.ndarray, " names"]]:
+    def find(self, names: Sequence[str | int]) -> Found:
         """Return the files; a missing one is found when it is read.
 
         Raises:
@@ -104,12 +88,8 @@ class FileImages(ItemImages):
 
 
 @dataclass(frozen=True)
-class TableImages(ItemImages):
-    """Images in a table of their own, with a column image_id.
-
-    Args:
-        table: the table.
-    """
+class TableImages(NamedImages):
+    """Images in a table of their own, with a column image_id."""
 
     table: Table
 
@@ -118,15 +98,15 @@ class TableImages(ItemImages):
         return _names_in(row, (*ID_FIELDS, *PATH_FIELDS))
 
     def called(self, image_id: str, path: str) -> str:
-        """Return what an image is called that has this id, and this path: the id."""
+        """Return the id."""
         return image_id
 
     def located(self, name: str) -> str:
-        """Return what an image is called whose file has this name: the name."""
+        """Return the name of the file."""
         return name
 
-    def find(self, names: Sequence[str | int]) -> tuple[ImageSource, Int64[np.ndarray, " names"]]:
-        """Return the table and the rows that have the ids, with or without the ending of a file.
+    def find(self, names: Sequence[str | int]) -> Found:
+        """Return the table and the rows that have the ids, with or without the ending of a file; -1 for none.
 
         Raises:
             ValueError: the table has no column image_id, or an id twice.
@@ -141,15 +121,14 @@ class TableImages(ItemImages):
                     f"{self.table.key(row)}: expected ids that occur once, got {quoted(value)} again"
                 )
         for name in list(rows):
-            if is_image_name(name):
-                rows.setdefault(_bare(name), rows[name])
-        wanted = (str(name) for name in names)
+            rows.setdefault(_bare(name), rows[name])
+        wanted = map(str, names)
         found_rows = [rows[name] if name in rows else rows.get(_bare(name), -1) for name in wanted]
         return self.table, np.array(found_rows, dtype=np.int64)
 
 
 @dataclass(frozen=True)
-class RowImages(ItemImages):
+class RowImages(NamedImages):
     """Images in the rows themselves, as many as there are tables.
 
     Args:
@@ -164,50 +143,22 @@ class RowImages(ItemImages):
         """Return the place of each image among those of all tables."""
         return tuple(place * len(self.tables[0]) + number for place in range(len(self.tables)))
 
-    def find(self, names: Sequence[str | int]) -> tuple[ImageSource, Int64[np.ndarray, " names"]]:
+    def find(self, names: Sequence[str | int]) -> Found:
         """Return the tables one after the other; every image is there."""
         images = self.tables[0] if len(self.tables) == 1 else concatenate(self.name, self.tables)
         return images, np.array(names, dtype=np.int64)
 
 
-NamedImages = FileImages | TableImages
-
-
-def images_of(path: Path, named: str | None) -> NamedImages:
-    """Return the images of a file of items.
-
-    Args:
-        path: the file; for a .parquet file, a table of the same name with `_images` behind it is taken.
-        named: a folder of images, or a table of images: a path, a pattern or hf:NAME:SPLIT.
-
-    Raises:
-        ValueError: what is named is neither.
-    """
-    if named is None:
-        beside = path.with_name(f"{path.stem}_images.parquet")
-        if path.suffix.lower() == ".parquet" and beside.is_file():
-            return TableImages(ParquetSource(str(beside), [beside], numbered=True))
-        return FileImages(str(path), path.parent)
-    folder = Path(named).expanduser()
-    if os.path.isdir(folder) and not any(folder.glob("*.parquet")) and not any(folder.glob("*.arrow")):
-        return FileImages(str(path), folder)
-    table = open_source(named, captioned=True)
-    if not isinstance(table, Table):
-        raise ValueError(f"{path}: images must be a folder or a table of images, got {named}")
-    remark_passed_over(table)
-    return TableImages(table)
-
-
 def _names_in(row: Row, fields: Sequence[str]) -> tuple[str, ...]:
     """Return what the images of a row are called: a list `images`, or the first of some fields."""
     several = row.get("images")
-    if not is_nothing(several):
+    if is_nothing(several):
+        names = (id_of(row, *fields),)
+    else:
         several = list_in(several) if isinstance(several, str) else several
         if not isinstance(several, list) or not several or not all(isinstance(one, str) for one in several):
             raise ValueError(f"expected a list of names as images, got {quoted(row['images'])}")
         names = tuple(name.strip() for name in several)
-    else:
-        names = (id_of(row, fields),)
     if not all(names):
         found = ", ".join(map(str, row)) or "nothing"
         raise ValueError(f"expected an image in images or one of {', '.join(fields)}; found {found:.200}")

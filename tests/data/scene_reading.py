@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pixlex.data.scenes.scene import Scene, SceneObject
+from pixlex.data.synthetic import Scene, SceneObject
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "black", "white")
