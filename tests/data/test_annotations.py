@@ -148,35 +148,41 @@ def test_visual_genome(tmp_path: Path, picture: Picture) -> None:
         ({"image_urls": ["http://x"], "captions": ["a"]}, "lists web addresses; download .* img2dataset"),
         (
             [{"image": "a", "caption": "b"}, {"image": "c", "caption": 3}],
-            r"entry 1 \(c\): expected a caption",
+            r"entry 1: c: expected a caption",
         ),
         ([{"image": "a", "caption": "b"}, {"caption": "c"}], "entry 1 has no field 'image'"),
         (
             [{"image": "a", "caption": "b"}, {"image": 3, "caption": "c"}],
-            "entry 1: expected a path, got 3",
+            "entry 1: image: expected a path, got 3",
         ),
         ([{"image": "a", "caption": "b"}, {"image": "c"}], "entry 1 has no field 'caption'"),
         (
             {**COCO, "annotations": [{"image_id": "7.0", "caption": "x"}, {"caption": "y"}]},
-            "annotation 1 has no field",
+            "annotation 1: expected the fields image_id and caption, got",
         ),
-        ({**COCO, "images": [{"id": 1.0, "file_name": "a"}, {"id": "1", "file_name": "b"}]}, "got '1' again"),
+        (
+            {
+                "images": [{"id": 1.0, "file_name": "a"}, {"id": "1", "file_name": "b"}],
+                "annotations": [{"image_id": 1, "caption": "x"}],
+            },
+            "image 1: expected ids that occur once, got 1 again",
+        ),
         (
             {"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "x"}]},
             "image 0 has no field 'file_n",
         ),
         (
             [{"image": "a", "caption": "b"}, {"image": "c", "caption": {"d": "e" * 999}}],
-            "got .{80}; expected",
+            "got .{80}$",
         ),
-        ([{"image": "a", "caption": "b"}, "c"], "entry 1 is malformed: 'c'"),
+        ([{"image": "a", "caption": "b"}, "c"], "entry 1: expected an object, got 'c'"),
         ([{"image": "a", "caption": ""}], "none of 1 images has a caption"),
         (
             {**COCO, "annotations": [{"image_id": 9, "caption": "x"}]},
             "belongs to image 9, which is not among",
         ),
         ({"images": [{"sentences": [], "filename": "a"}]}, "image 0 has no field 'split'"),
-        ([{"id": 1, "regions": [{"phrase": 3}]}], "entry 0: expected a caption"),
+        ([{"id": 1, "regions": [{"phrase": 3}]}], "entry 0: image 1: expected a caption"),
         ([{"regions": [{"phrase": "x"}]}], "entry 0 has no field 'image_id'"),
     ],
 )
@@ -191,7 +197,7 @@ def test_files_that_are_no_json_and_options_that_do_not_fit(tmp_path: Path) -> N
         open_pairs(str(tmp_path / "set.json"))
     genome = write(tmp_path / "genome.json", GENOME)
     coco = write(tmp_path / "coco.json", COCO)
-    with pytest.raises(ValueError, match="the option index belongs to Visual Genome"):
+    with pytest.raises(ValueError, match="COCO's captions take the options split, images, rows, got index"):
         open_pairs(f"{coco}?index={genome}")
     with pytest.raises(
         ValueError, match=r"coco\.json is no image_data\.json: expected a list of \{image_id, url"
@@ -202,7 +208,7 @@ def test_files_that_are_no_json_and_options_that_do_not_fit(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"the folder of images .*missing does not exist"):
         open_pairs(f"{coco}?images={tmp_path / 'missing'}")
     with pytest.raises(
-        ValueError, match="annotation files take the options split, images, index, rows, got captions"
+        ValueError, match="COCO's captions take the options split, images, rows, got captions"
     ):
         open_pairs(f"{coco}?captions=text")
     with pytest.raises(ValueError, match="rows must be images or captions, got texts"):
