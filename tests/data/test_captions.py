@@ -27,8 +27,10 @@ def keys(source: PairSource) -> list[str]:
     return [source.key(index) for index in range(len(source))]
 
 
-@pytest.mark.parametrize("path_column", ["path", "filepath", "image", "file_name"])
-@pytest.mark.parametrize("caption_column", ["captions", "caption", "title", "text"])
+@pytest.mark.parametrize(
+    ("path_column", "caption_column"),
+    [("path", "captions"), ("filepath", "caption"), ("image", "title"), ("file_name", "text")],
+)
 def test_columns_of_lists(tmp_path: Path, path_column: str, caption_column: str) -> None:
     """The same in .csv, .tsv, .jsonl and a .parquet of paths; rows of one image are put together."""
     columns = {
@@ -296,14 +298,6 @@ def test_tables_of_images(tmp_path: Path, picture: Picture) -> None:
         open_pairs(f"{tmp_path}?images={tmp_path}")
 
 
-def test_labels_that_are_texts(tmp_path: Path, picture: Picture) -> None:
-    columns = {"image": [picture(0), picture(1)], "text": ["a", "b"], "label": ["neutral", "contradiction"]}
-    pq.write_table(pa.table(columns), tmp_path / "set.parquet")
-    source = open_pairs(str(tmp_path / "set.parquet"))
-    assert source.class_names == ("contradiction", "neutral")
-    assert source.read(0).label == 1
-
-
 def write_tar(path: Path, files: dict[str, bytes]) -> Path:
     with tarfile.open(path, "w") as shard:
         for name, data in files.items():
@@ -335,8 +329,9 @@ def test_shards(tmp_path: Path, picture: Picture) -> None:
     with pytest.raises(ValueError, match="shards and embedded sets take the options rows, got captions"):
         open_pairs(f"{tmp_path / 'set-0.tar'}?captions=caption")
     write_tar(tmp_path / "bare.tar", {"0.png": picture(0), "0.cls": b"1"})
-    with pytest.raises(NoCaptions, match="has no captions"):
-        open_pairs(str(tmp_path / "bare.tar"))
+    for bare in (str(tmp_path / "bare.tar"), "embedded:digits:test"):
+        with pytest.raises(NoCaptions, match="has no captions"):
+            open_pairs(bare)
     write_tar(tmp_path / "bad.tar", {"0.png": picture(0), "0.json": b'{"caption": 3}'})
     with pytest.raises(ValueError, match=r"bad\.tar/0\.png: expected a caption or a list of captions, got 3"):
         open_pairs(str(tmp_path / "bad.tar"))
@@ -395,13 +390,6 @@ def test_data_sets_of_hugging_face(tmp_path: Path, picture: Picture, monkeypatch
         open_pairs(str(tmp_path / "bare"))
 
 
-def test_drawn_scenes_have_captions() -> None:
-    source = open_pairs("embedded:scenes:train:3")
-    assert [len(texts) for texts in source.captions] == [5, 5, 5]
-    with pytest.raises(NoCaptions, match="embedded:digits:test has no captions"):
-        open_pairs("embedded:digits:test")
-
-
 def test_cleaned_captions(tmp_path: Path) -> None:
     """Empty ones are dropped; an image that loses all is left out and named."""
     (tmp_path / "set.csv").write_text('path,caption\n1.png,"A Dog, running!"\n1.png,...\n2.png,a cat\n')
@@ -422,12 +410,3 @@ def test_cleaned_captions(tmp_path: Path) -> None:
         open_pairs(str(tmp_path / "bad.csv")).cleaned()
     with pytest.raises(ValueError, match="max_words must be 1 or more"):
         source.cleaned(0)
-
-
-def test_statements_about_drawn_boxes(shared_data: Path) -> None:
-    """A table with integer labels that nothing names, whose texts lie in a column of another name."""
-    path = shared_data / "nlvr" / "val.parquet"
-    if not path.is_file():
-        pytest.skip("no nlvr among the shared data")
-    source = open_pairs(f"{path}?captions=sentence")
-    assert (len(source), source.class_names) == (158, ("0", "1"))

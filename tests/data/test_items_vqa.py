@@ -300,15 +300,6 @@ def test_a_set_as_answer_is_one_answer(tmp_path: Path, picture: Picture) -> None
     assert opened(f"{tmp_path}/a.jsonl").answers == (("cup, pen",), ("cup", "pen", "cup"), ("cup",), ("3",))
 
 
-def test_daquar_answers_by_sets(shared_data: Path) -> None:
-    path = shared_data / "vqa" / "train.parquet"
-    if not path.is_file():
-        pytest.skip("no vqa among the shared data")
-    source = opened(str(path))
-    whole = pq.read_table(path)["answer"].to_pylist()
-    assert list(source.answers) == [(answer,) for answer in whole]
-
-
 GOOD = {"question_id": 1, "question": "Where?", "image": "a.jpg", "answer": "x"}
 
 

@@ -5,16 +5,12 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 import pytest
-from tests.data.test_pairs import encode
 
 from pixlex.data.captions import SetDescription, open_pairs, read_descriptions, with_split
 from pixlex.data.decoding import UnreadableImage
-from pixlex.data.loader import Loader, LoaderConfig
-from pixlex.data.rows import Pairs
 from pixlex.data.sources import ImageSubset, distinct_images
 
 Picture = Callable[..., bytes]
@@ -104,25 +100,6 @@ def test_classes_of_a_mixture(sets: Path) -> None:
     assert (same.class_names, same.read(1).label) == (("cat",), 0)
     different = open_pairs("one.csv + other.csv")
     assert (different.class_names, different.read(0).label) == ((), -1)
-
-
-@pytest.mark.usefixtures("sets")
-def test_a_mixture_is_trained_on() -> None:
-    """Every row once an epoch, its caption with its image."""
-    source = open_pairs("2 * a/set.csv + b/set.csv")
-    loader = Loader(Pairs(source, encode), LoaderConfig(image_size=8, batch_size=5))
-    batches = list(islice(loader.training(), 2))
-    assert Counter(text for batch in batches for text in batch.texts) == Counter(
-        {**{f"a{number}": 2 for number in range(4)}, "b4": 1, "b5": 1}
-    )
-    for batch in batches:
-        assert [text[1:] for text in batch.texts] == [key.split(".")[0] for key in batch.keys]
-    pairs = {
-        (int(image), text)
-        for batch in batches
-        for image, text in zip(batch.image_ids, batch.texts, strict=True)
-    }
-    assert sorted(pairs) == list(enumerate(["a0", "a1", "a2", "a3", "b4", "b5"]))
 
 
 def test_ids_and_ignored_images_of_a_mixture(sets: Path) -> None:

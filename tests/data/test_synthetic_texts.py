@@ -25,23 +25,27 @@ from tests.data.scene_reading import (
 )
 
 from pixlex.data.records import CLASSES
-from pixlex.data.synthetic import COLORS, SHAPES, Scene, SceneObject, make_scene
+from pixlex.data.scenes import ScenesSource, SceneTask, scene_items
+from pixlex.data.synthetic import (
+    COLORS,
+    LEVELS,
+    SHAPES,
+    Noun,
+    Scene,
+    SceneObject,
+    make_scene,
+    noun_of,
+    related_nouns,
+)
 from pixlex.data.synthetic_texts import (
     ANSWERS,
     KINDS,
-    LEVELS,
     RELATIONS,
-    Noun,
-    ScenesSource,
-    SceneTask,
     captions,
     contrast,
     entailment,
-    noun_of,
     question,
     related,
-    related_nouns,
-    scene_items,
     statement,
 )
 
@@ -189,14 +193,6 @@ def test_names_for_questions_fit_and_do_not_fit() -> None:
             assert numbers == [sum(count(scene, noun.word) for scene in scenes) for noun in nouns]
             assert max(numbers) > 0
             assert min(numbers) == 0
-
-
-def test_names_where_every_name_fits() -> None:
-    """Eight objects of all eight colors: no color is left that fits none."""
-    things = [SceneObject("star", color, "small", 0, place % 4) for place, color in enumerate(COLORS)]
-    scenes = [Scene(tuple(half), "gray", "plain", ((0.0, 0.0),) * 4) for half in (things[:4], things[4:])]
-    nouns = related_nouns(scenes, ("color",), np.random.default_rng(0))
-    assert nouns == [Noun(color=color) for color in COLORS]
 
 
 def test_claims_hold_as_their_words_read_and_differ_in_names_alone() -> None:

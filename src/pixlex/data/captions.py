@@ -19,10 +19,10 @@ from pixlex.data.images import DatasetSource, open_source
 from pixlex.data.labels import RowLabel, no_labels, resolve_labels, row_label
 from pixlex.data.named_images import PATH_FIELDS, FileImages
 from pixlex.data.records import AnnotatedSplits, NoCaptions, PairSource, mix, with_captions
+from pixlex.data.scenes import ScenesSource
 from pixlex.data.shards import TarSource
 from pixlex.data.side_files import CAPTION_COLUMNS, read_metadata, side_captions, without_side_files
 from pixlex.data.sources import remark_left_out, remark_passed_over
-from pixlex.data.synthetic_texts import ScenesSource
 from pixlex.data.tables import ParquetSource, columns_without_images, table_rows
 from pixlex.data.text import id_text, list_rows, texts_in
 from pixlex.messages import quoted

@@ -13,9 +13,9 @@ from PIL import Image
 
 from pixlex.data.decoding import ImageRecord
 from pixlex.data.labels import Labels
+from pixlex.data.scenes import ScenesSource, open_scenes
 from pixlex.data.sources import fingerprint
 from pixlex.data.synthetic import Split
-from pixlex.data.synthetic_texts import ScenesSource, open_scenes
 from pixlex.messages import not_installed
 
 # The color photographs that lie inside the installed package scikit-image: class name -> file.

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pixlex import distributed
-from pixlex.batch import ImageBatch, Skipped, Words
+from pixlex.batch import ImageBatch, Skipped
 from pixlex.config.data import Cut, DataConfig
 from pixlex.data.decoding import ImageRecord, UnreadableImage, decode_record, decoding_bytes
 from pixlex.data.rows import Rows
@@ -26,16 +26,14 @@ from pixlex.data.shards import Prefetch
 from pixlex.data.sources import ImageSource, TooManyBroken
 from pixlex.data.transforms import evaluation_crop, float_images, minimum_decoded_side, training_crop
 
-Encode = Callable[[Sequence[str]], Words]
 Batch = TypeVar("Batch")
-BatchOut = TypeVar("BatchOut", covariant=True)
 T = TypeVar("T")
 
 # Pixels, label, key, index and epoch of an image; the pixels of a batch, the rest of its rows, what was skipped.
 _Row = tuple[Tensor, int, str, int, int]
 _Stacked = tuple[Tensor | None, list[tuple[int, str, int, int]], list[Skipped]]
 
-# How many images in a row may be unreadable before the search for a replacement is given up.
+# Images in a row that may be unreadable before the search for a replacement is given up.
 _MAX_REPLACEMENTS = 1000
 # Sets the generator of an epoch's order apart from those of its images: NumPy gives the seeds
 # (seed, epoch) and (seed, epoch, 0) the same numbers.
@@ -104,7 +102,7 @@ class Loader(Generic[Batch]):
         self.rows, self.config, self.num_groups = rows, config, len(images) // together
 
     def training(self, first_step: int = 0) -> Iterator[Batch]:
-        """Return this process's part of an endless stream of training batches, starting at a step.
+        """Return this process's part of an endless stream of training batches, from a step (0 or more) on.
 
         Each epoch is a permutation drawn from (seed, epoch); the permutations follow each other without a gap and
         are cut into global batches, of which rank r gets the rows [r * b, (r + 1) * b) (see `TrainingOrder`). An
@@ -112,14 +110,11 @@ class Loader(Generic[Batch]):
         number of workers, and whether or not the steps before it were read. A group with an image that cannot be
         read is replaced by the next readable one, and named in `skipped`.
 
-        Args:
-            first_step: the first step to return, 0 or more.
-
         Raises:
-            ValueError: the batch does not divide by processes, streams or texts of an image, a number is out of
+            ValueError: The batch does not divide by processes, streams or texts of an image, a number is out of
                 range, or blocks are to be shuffled where there are none.
-            TooManyBroken: while reading, if 1000 images in a row, or all, cannot be read.
-            Unreachable: while reading, if a shard or table at a URL cannot be had.
+            TooManyBroken: While reading, if 1000 images in a row, or all, cannot be read.
+            Unreachable: While reading, if a shard or table at a URL cannot be had.
         """
         config, each = self.config, self.rows.texts_per_group
         if config.seed < 0 or first_step < 0:
@@ -129,32 +124,32 @@ class Loader(Generic[Batch]):
                 "the batch must divide evenly over the processes and the texts of an image, got batch_size "
                 f"{config.batch_size} and world_size {config.world_size} times texts_per_image {each}"
             )
-        order = TrainingOrder(
-            self.num_groups,
-            replace(config, batch_size=config.batch_size // each),
-            first_step,
-            self._blocks() if config.data.shuffle_blocks else (),
-        )
+        images, blocks = self.rows.images, ()
+        if config.data.shuffle_blocks and self.rows.num_images == 1:
+            blocks = getattr(images, "blocks", ())
+        if config.data.shuffle_blocks and not blocks:
+            raise ValueError(
+                f"{images.name}: expected tar shards or Parquet files to shuffle by blocks, images in the order "
+                "in which they lie there, and items of one image each; set data.shuffle_blocks to 0"
+            )
+        groups = replace(config, batch_size=config.batch_size // each)
+        order = TrainingOrder(self.num_groups, groups, first_step, blocks)
         batches = self._read(order, training=True)
         return (self.rows.training(batch, config.seed) for batch in batches)
 
     def evaluation(self, limit: int | None = None) -> Iterator[Batch]:
-        """Return this process's part of one pass over the images: each readable one exactly once, in order.
+        """Return this process's part of one pass over the images (or `limit` of them, evenly spaced), in order.
 
         Rank r gets every world_size-th batch from the r-th on, so that a batch is the same on any number of
-        processes, and ranks may differ by one batch; nothing is repeated to fill up. A group with an image that
-        cannot be read is left out and named in `skipped` of its batch. A batch without a readable image is left
-        out too and what it skipped is named in a neighboring one; with several processes it comes empty, so that
-        every batch keeps its turn (see `distributed.in_turn`).
-
-        Args:
-            limit: if given, take so many images (groups), evenly spaced over the source.
+        processes; nothing is repeated to fill up. A group with an image that cannot be read is left out and named
+        in `skipped` of its batch, or of a neighboring one where a batch has no readable image; with several
+        processes that one comes empty, so that every batch keeps its turn (see `distributed.in_turn`).
 
         Raises:
             ValueError: limit is below 1.
-            TooManyBroken: while reading, if none of the images can be read; with several processes what all of
+            TooManyBroken: While reading, if none of the images can be read; with several processes what all of
                 them skipped has to tell.
-            Unreachable: while reading, if a shard or table at a URL cannot be had.
+            Unreachable: While reading, if a shard or table at a URL cannot be had.
         """
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be 1 or more, or None for all images, got {limit}")
@@ -164,17 +159,6 @@ class Loader(Generic[Batch]):
         if self.config.world_size == 1:
             batches = _without_empty_batches(batches, self.rows.images.name)
         return map(self.rows.evaluation, batches)
-
-    def _blocks(self) -> tuple[int, ...]:
-        """Return the sizes of the stretches of a source that lie together in a file."""
-        images = self.rows.images
-        blocks: tuple[int, ...] = getattr(images, "blocks", ()) if self.rows.num_images == 1 else ()
-        if not blocks:
-            raise ValueError(
-                f"{images.name}: expected tar shards or Parquet files to shuffle by blocks, images in the order "
-                "in which they lie there, and items of one image each; set data.shuffle_blocks to 0"
-            )
-        return blocks
 
     def _read(self, order: Sampler[Any], *, training: bool) -> Iterator[ImageBatch]:
         images, together = self.rows.images, self.rows.num_images
@@ -209,22 +193,20 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
 
     An epoch shows every group once, in an order drawn from (seed, epoch). With `data.shuffle_blocks` blocks
     (shards, row groups) come in random order and so many of them are mixed at a time: few are open at once, each
-    is read forward, once an epoch, or twice where a window ends inside it. Worker processes take whole batches in
-    turn, so row groups of Parquet are read by each of them.
+    is read forward, once an epoch, or twice where a window ends inside it.
 
     With `data.streams` an epoch is cut into as many stretches of one length, and a batch takes as many groups from
     each: row r belongs to stream r // (batch_size / streams). Processes that divide the streams read different
-    blocks, and the batch is the same for any number of them. Groups left over, fewer than there are streams, are
-    left out of an epoch, others each time.
+    blocks. Groups left over, fewer than there are streams, are left out of an epoch, others each time.
 
     Args:
-        num_groups: images, or groups of them that come together.
-        config: batch size (in groups), seed, processes, window and streams.
-        first_step: the first step to return.
-        blocks: groups in each block, in order; needed for a window.
+        num_groups: Images, or groups of them that come together.
+        config: Batch size (in groups), seed, processes, window and streams.
+        first_step: The first step to return.
+        blocks: Groups in each block, in order; needed for a window.
 
     Raises:
-        ValueError: a batch that cannot be divided, or a window without blocks.
+        ValueError: A batch that cannot be divided, or a window without blocks.
     """
 
     num_groups: int
@@ -384,11 +366,11 @@ def prefetch(
     Images that are read and not yet prepared take bounded memory, however large they are: see `MAX_BYTES`.
 
     Args:
-        source: the images.
-        indices: which of them, in which order.
-        batch_size: images in a batch, 1 or more.
-        prepare: called in threads with the index and the record of an image; `UnreadableImage` that it raises
-            becomes a `Skipped`, as where the image cannot be fetched.
+        source: The images.
+        indices: Which of them, in which order.
+        batch_size: Images in a batch, 1 or more.
+        prepare: Called in threads with index and record of an image; one that cannot be read, here or when it
+            raises `UnreadableImage`, becomes a `Skipped`.
     """
     batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
     queue: deque[list[Future[T | Skipped]]] = deque()

@@ -27,8 +27,8 @@ from pixlex.data.records import (
     join_items,
 )
 from pixlex.data.remote import AnyPath
+from pixlex.data.scenes import ScenesSource, scene_items
 from pixlex.data.sources import remark_left_out, remark_passed_over
-from pixlex.data.synthetic_texts import ScenesSource, scene_items
 from pixlex.data.tables import ParquetSource, columns_without_images, image_columns, table_rows
 from pixlex.data.text import json_lines, json_value, list_rows
 from pixlex.files import open_regular

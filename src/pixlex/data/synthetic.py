@@ -1,4 +1,4 @@
-"""Drawn scenes of colored shapes: which scene stands at each place of a split, and its pixels.
+"""Drawn scenes of colored shapes: which scene stands at each place of a split, its pixels, names of its objects.
 
 All is a function of (split, index): the same in every process and on every machine, as far as Pillow allows.
 """
@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
@@ -18,6 +18,8 @@ from PIL import Image, ImageDraw
 
 Split = Literal["train", "test"]
 Purpose = Literal["scene", "captions", "question", "pair", "statement", "entailment"]
+# Which of an object's qualities a noun names.
+Level = tuple[str, ...]
 T = TypeVar("T")
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart")
@@ -31,11 +33,15 @@ BACKGROUNDS = {
     "brown": (134, 110, 94),
 }  # fmt: skip
 TEXTURES = ("plain", "striped", "dotted", "checkered")
+LEVELS: tuple[Level, ...] = (("color",), ("shape",), ("color", "shape"), ("size", "shape"))
 GRID = 3
 MAX_OBJECTS = 4
 SIDE = 96
 MIN_SIDE = 24
 
+_QUALITIES = {"size": SIZES, "color": tuple(COLORS), "shape": SHAPES}
+# Nouns put together from the qualities of several objects, beside those of the objects.
+_NUM_MIXED = 4
 # One of so many descriptions belongs to the test split, whatever the index.
 _TEST_ONE_IN = 5
 # A single object leaves little to say, and only 576 of them differ in more than size.
@@ -224,3 +230,66 @@ def _background(name: str, texture: str, side: int) -> Image.Image:
         lighter = (down.astype(int) + across.astype(int)) % 2 == 0
     tones = np.broadcast_to(lighter, (large, large))[..., None] * _TEXTURE_LEVELS
     return Image.fromarray((np.array(BACKGROUNDS[name]) + tones).astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class Noun:
+    """A name that fits every object with the qualities it gives; None leaves one open (no shape: "object")."""
+
+    size: str | None = None
+    color: str | None = None
+    shape: str | None = None
+
+    def fits(self, thing: SceneObject) -> bool:
+        """Whether an object may be called so."""
+        return (
+            self.size in (None, thing.size)
+            and self.color in (None, thing.color)
+            and self.shape in (None, thing.shape)
+        )
+
+    def count(self, scene: Scene) -> int:
+        """Return how many objects of a scene may be called so."""
+        return sum(self.fits(thing) for thing in scene.objects)
+
+    @cached_property
+    def word(self) -> str:
+        """The noun without an article, such as "large red circle"."""
+        return " ".join(filter(None, (self.size, self.color, self.shape or "object")))
+
+    @cached_property
+    def one(self) -> str:
+        """The noun with its article, such as "an orange star"."""
+        return f"{'an' if self.word[0] in 'aeiou' else 'a'} {self.word}"
+
+    @cached_property
+    def many(self) -> str:
+        """The plural, such as "red crosses"."""
+        return f"{self.word}{'es' if self.shape == 'cross' else 's'}"
+
+
+_noun = cache(Noun)  # one and the same noun for the same qualities: its words are put together once
+
+
+def noun_of(thing: SceneObject, level: Level = ("color", "shape")) -> Noun:
+    """Name these qualities of an object."""
+    return _noun(*(getattr(thing, quality) if quality in level else None for quality in _QUALITIES))
+
+
+def related_nouns(scenes: Sequence[Scene], level: Level, generator: np.random.Generator) -> list[Noun]:
+    """Return nouns worth asking about: those of the objects, and others made to be mistaken for them.
+
+    The others take each quality from an object of its own ("blue circle" beside a red circle and a blue
+    square); one more is drawn freely until it fits no object, unless all of the level fit one.
+    """
+    things = [thing for scene in scenes for thing in scene.objects]
+    nouns = {noun_of(thing, level): None for thing in things}
+    possible = math.prod(len(_QUALITIES[quality]) for quality in level)
+    absent = None
+    while len(nouns) < possible and (absent is None or absent in nouns):
+        absent = Noun(**{quality: pick(generator, _QUALITIES[quality]) for quality in level})
+    for _ in range(_NUM_MIXED):
+        nouns[Noun(**{quality: getattr(pick(generator, things), quality) for quality in level})] = None
+    if absent is not None:
+        nouns[absent] = None
+    return list(nouns)

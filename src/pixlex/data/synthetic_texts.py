@@ -1,4 +1,4 @@
-"""What is said of drawn scenes: captions, questions, statements about two, hypotheses; the source of them all.
+"""What is said of drawn scenes: captions, questions, statements about two, hypotheses.
 
 Truth is decided by a coin before the words are chosen, among words that allow both, and all colors, shapes and
 sizes are treated alike: a text alone tells nothing, or as little as said below, of its answer.
@@ -6,40 +6,25 @@ sizes are treated alike: a text alone tells nothing, or as little as said below,
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Literal
 
 import numpy as np
 
-from pixlex.data.decoding import ImageRecord
 from pixlex.data.synthetic import (
     COLORS,
+    LEVELS,
     MAX_OBJECTS,
     SHAPES,
-    SIZES,
+    Level,
+    Noun,
     Scene,
     SceneObject,
-    Split,
-    draw,
-    generator_for,
-    make_scene,
+    noun_of,
     pick,
+    related_nouns,
     shuffled,
-)  # fmt: skip
-from pixlex.messages import quoted
+)
 
-SceneTask = Literal["vqa", "nlvr2", "entailment"]
-# Which of an object's qualities a noun names.
-Level = tuple[str, ...]
-
-# Part of the identity of the source: a change of what is drawn or said makes it another set.
-VERSION = 1
-NUM_SCENES = {"train": 20_000, "test": 1_000}
-LEVELS: tuple[Level, ...] = (("color",), ("shape",), ("color", "shape"), ("size", "shape"))
 NUMBER_WORDS = ("no", "one", "two", "three", "four")
 ROWS = ("top", "center", "bottom")
 COLUMNS = ("left", "center", "right")
@@ -48,11 +33,6 @@ RELATIONS = {"left": "left of", "right": "right of", "above": "above", "below": 
 KINDS = ("existence", "color", "shape", "count", "relation", "comparison")
 ANSWERS = ("yes", "no", *COLORS, *SHAPES, *map(str, range(MAX_OBJECTS + 1)), *RELATIONS)
 
-_QUALITIES = {"size": SIZES, "color": tuple(COLORS), "shape": SHAPES}
-# Nouns put together from the qualities of several objects, beside those of the objects.
-_NUM_MIXED = 4
-# Of so many candidates the first that shares a colored shape with the left scene is put on the right.
-_NUM_PARTNERS = 4
 _OPENINGS = ("{}", "{}", "there is {}", "the picture shows {}", "a picture of {}", "one can see {}")
 _COUNTED_OPENINGS = ("{}", "{}", "the picture shows {}", "a picture of {}", "one can see {}")
 # Where an object lies as seen from another one.
@@ -75,69 +55,6 @@ _OPEN = (
     "an old man has sold the picture",
     "people in a village dream of the picture",
 )
-
-
-@dataclass(frozen=True)
-class Noun:
-    """A name that fits every object with the qualities it gives; None leaves one open (no shape: "object")."""
-
-    size: str | None = None
-    color: str | None = None
-    shape: str | None = None
-
-    def fits(self, thing: SceneObject) -> bool:
-        """Whether an object may be called so."""
-        return (
-            self.size in (None, thing.size)
-            and self.color in (None, thing.color)
-            and self.shape in (None, thing.shape)
-        )
-
-    def count(self, scene: Scene) -> int:
-        """Return how many objects of a scene may be called so."""
-        return sum(self.fits(thing) for thing in scene.objects)
-
-    @cached_property
-    def word(self) -> str:
-        """The noun without an article, such as "large red circle"."""
-        return " ".join(filter(None, (self.size, self.color, self.shape or "object")))
-
-    @cached_property
-    def one(self) -> str:
-        """The noun with its article, such as "an orange star"."""
-        return f"{'an' if self.word[0] in 'aeiou' else 'a'} {self.word}"
-
-    @cached_property
-    def many(self) -> str:
-        """The plural, such as "red crosses"."""
-        return f"{self.word}{'es' if self.shape == 'cross' else 's'}"
-
-
-_noun = cache(Noun)  # one and the same noun for the same qualities: its words are put together once
-
-
-def noun_of(thing: SceneObject, level: Level = ("color", "shape")) -> Noun:
-    """Name these qualities of an object."""
-    return _noun(*(getattr(thing, quality) if quality in level else None for quality in _QUALITIES))
-
-
-def related_nouns(scenes: Sequence[Scene], level: Level, generator: np.random.Generator) -> list[Noun]:
-    """Return nouns worth asking about: those of the objects, and others made to be mistaken for them.
-
-    The others take each quality from an object of its own ("blue circle" beside a red circle and a blue
-    square); one more is drawn freely until it fits no object, unless all of the level fit one.
-    """
-    things = [thing for scene in scenes for thing in scene.objects]
-    nouns = {noun_of(thing, level): None for thing in things}
-    possible = math.prod(len(_QUALITIES[quality]) for quality in level)
-    absent = None
-    while len(nouns) < possible and (absent is None or absent in nouns):
-        absent = Noun(**{quality: pick(generator, _QUALITIES[quality]) for quality in level})
-    for _ in range(_NUM_MIXED):
-        nouns[Noun(**{quality: getattr(pick(generator, things), quality) for quality in level})] = None
-    if absent is not None:
-        nouns[absent] = None
-    return list(nouns)
 
 
 def related(first: SceneObject, relation: str, second: SceneObject) -> bool:
@@ -482,122 +399,3 @@ def entailment(scene: Scene, generator: np.random.Generator) -> tuple[str, str]:
         return decided(truth), "entailment" if truth else "contradiction"
     labels = ("neutral", "contradiction") if form == "and" else ("entailment", "neutral")
     return f"{decided(truth)} {form} {pick(generator, _OPEN)}", labels[0 if truth else 1]
-
-
-@dataclass(frozen=True)
-class ScenesSource:
-    """Drawn scenes of colored shapes, 96 x 96 pixels; the class is the number of objects.
-
-    Image k is the same whatever the size of the source. Mirroring or cropping an image makes captions that
-    name sides or places untrue: train with `horizontal_flip=False` and `augment="resize"`.
-
-    Args:
-        split: "train" or "test"; no scene of one occurs in the other.
-        size: number of images, 1 or more.
-
-    Raises:
-        ValueError: for another split, or no images.
-    """
-
-    split: Split
-    size: int
-
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        if self.split not in NUM_SCENES:
-            raise ValueError(f"split must be train or test, got {quoted(self.split)}")
-        if self.size < 1:
-            raise ValueError(f"size must be 1 or more, got {self.size}")
-
-    def __len__(self) -> int:
-        return self.size
-
-    @property
-    def name(self) -> str:
-        """The description that opens the source."""
-        count = "" if self.size == NUM_SCENES[self.split] else f":{self.size}"
-        return f"embedded:scenes:{self.split}{count}"
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The number of objects, "1" to "4"."""
-        return tuple(str(number + 1) for number in range(MAX_OBJECTS))
-
-    @property
-    def identity(self) -> str:
-        """A fingerprint of what the source is made from: version, split and size."""
-        return hashlib.sha256(f"scenes {VERSION} {self.split} {self.size}".encode()).hexdigest()
-
-    def key(self, index: int) -> str:
-        """Return split and number of a scene, such as "scenes/train-000017"."""
-        return f"scenes/{self.split}-{self._checked(index):06d}"
-
-    def scene(self, index: int) -> Scene:
-        """Return what is drawn; raises `IndexError` outside [0, size)."""
-        return make_scene(self.split, self._checked(index))
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        """Return the five captions of a scene (see `captions`); the first two are complete."""
-        return captions(self.scene(index), generator_for("captions", self.split, index))
-
-    def read(self, index: int) -> ImageRecord:
-        """Return the pixels of a scene."""
-        scene = self.scene(index)
-        return ImageRecord(draw(scene), len(scene.objects) - 1, self.key(index))
-
-    def _checked(self, index: int) -> int:
-        # Scenes have no end, so nothing else would stop a loop that runs past the size.
-        if not 0 <= index < self.size:
-            raise IndexError(f"{self.name} has the images 0 to {self.size - 1}, got {index}")
-        return index
-
-
-def open_scenes(split: Split, count: str | None = None) -> ScenesSource:
-    """Open as many scenes as a description writes, by default 20,000 (train) or 1,000 (test)."""
-    if count is not None and not (count.isascii() and count.isdecimal() and int(count) > 0):
-        raise ValueError(
-            f"embedded:scenes:{split}:COUNT expects a whole number of 1 or more as COUNT, got {quoted(count)}"
-        )
-    return ScenesSource(split, NUM_SCENES[split] if count is None else int(count))
-
-
-@dataclass(frozen=True)
-class SceneItem:
-    """A question (of a kind), statement or hypothesis about images, places in their source; its answer."""
-
-    images: tuple[int, ...]
-    text: str
-    answer: str
-    kind: str = ""
-
-
-def scene_items(task: SceneTask, source: ScenesSource, texts: int = 1) -> list[SceneItem]:
-    """Return items in the order of their (left) images, so many of each; the first are the same for any number.
-
-    Raises:
-        ValueError: fewer texts than 1, or pairs of fewer than two images.
-    """
-    if texts < 1:
-        raise ValueError(f"texts must be 1 or more, got {texts}")
-    if task == "nlvr2" and source.size < 2:
-        raise ValueError(f"size must be 2 or more for pairs of images, got {source.size}")
-    return [_item(task, source, index, turn) for index in range(source.size) for turn in range(texts)]
-
-
-def _item(task: SceneTask, source: ScenesSource, index: int, turn: int) -> SceneItem:
-    scene = source.scene(index)
-    if task == "vqa":
-        text, answer, kind = question(scene, generator_for("question", source.split, index, turn))
-        return SceneItem((index,), text, answer, kind)
-    if task == "entailment":
-        return SceneItem((index,), *entailment(scene, generator_for("entailment", source.split, index, turn)))
-    # Two scenes that share nothing leave little to say.
-    generator = generator_for("pair", source.split, index)
-    colored = {noun_of(thing) for thing in scene.objects}
-    for _ in range(_NUM_PARTNERS):
-        partner = (index + 1 + int(generator.random() * (source.size - 1))) % source.size
-        right = source.scene(partner)
-        if any(noun_of(thing) in colored for thing in right.objects):
-            break
-    text, truth = statement(scene, right, generator_for("statement", source.split, index, turn))
-    return SceneItem((index, partner), text, "true" if truth else "false")

@@ -1,4 +1,4 @@
-"""Images with captions: read from any table, drawn from seed, epoch and index, in an order that resumes."""
+"""Images with captions or questions: what a batch holds belongs together, in any process, from any step on."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from tests.tiny import training_batches, write_images
 
-from pixlex.batch import ImageTextBatch, Words
+from pixlex.batch import ImageTextBatch, ReasoningBatch, Words
 from pixlex.config.data import DataConfig
 from pixlex.data.captions import open_pairs
 from pixlex.data.loader import Loader, LoaderConfig
-from pixlex.data.records import NoCaptions, PairSource
-from pixlex.data.rows import Pairs
+from pixlex.data.records import NoCaptions, PairSource, ReasoningSource
+from pixlex.data.rows import Pairs, Questions, group_items
+from pixlex.data.scenes import ScenesSource
+from pixlex.data.sources import subset
 
 NAMES = [f"{number}.png" for number in range(7)]
 CAPTIONS = [[f"image {number} text {text}" for text in range(1 + number % 3)] for number in range(7)]
@@ -50,17 +53,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _train(source: PairSource, first_step: int = 0, **settings: int) -> list[ImageTextBatch]:
     config = LoaderConfig(**{"image_size": 16, "batch_size": 4, "seed": 3, **settings})
     return list(islice(Loader(Pairs(source, encode), config).training(first_step), 8))
-
-
-def test_captions_are_read_from_every_kind_of_table(folder: Path) -> None:
-    """Lists and single texts; the images are those that `open_source` gives."""
-    for name in ("many.parquet", "many.jsonl"):
-        source = open_pairs(str(folder / name))
-        assert source.captions == tuple(map(tuple, CAPTIONS))
-        assert len(source) == 7
-        assert source.read(2).data == (folder / "2.png").read_bytes()
-    assert open_pairs(str(folder / "one.csv")).captions[1] == ("a, 1.png",)
-    assert open_pairs(str(folder / "one.parquet")).captions[6] == ("6.png",)
 
 
 def test_the_identity_knows_the_captions(folder: Path, tmp_path: Path) -> None:
@@ -137,9 +129,101 @@ def test_what_has_no_captions_is_refused(folder: Path, tmp_path: Path) -> None:
         open_pairs(str(tmp_path / "bad.csv"))
 
 
-def test_captions_of_real_data(shared_data: Path) -> None:
-    """Five captions for every one of a thousand photographs."""
-    source = open_pairs(str(shared_data / "captions/val.parquet"))
-    assert {len(texts) for texts in source.captions} == {5}
-    (batch,) = Loader(Pairs(source, encode), LoaderConfig(image_size=32, batch_size=4)).evaluation(4)
-    assert batch.images.shape == (4, 3, 32, 32)
+RESIZED = DataConfig(augment="resize", horizontal_flip=False)
+# Which of five scenes each question is about: 0 has one, 1 three, 4 five.
+ABOUT = (4, 1, 2, 4, 1, 4, 3, 0, 4, 1, 4, 2)
+PAIRED = ((0, 1), (1, 0), (0, 1), (2, 3), (0, 1))
+
+
+def questions() -> ReasoningSource:
+    return _source(ABOUT, 1)
+
+
+def paired_questions() -> ReasoningSource:
+    return _source([image for pair in PAIRED for image in pair], 2)
+
+
+def _source(about: object, together: int) -> ReasoningSource:
+    images = subset(ScenesSource("train", 5), np.array(about))
+    count = len(images) // together
+    return ReasoningSource(
+        name="items", images=images, num_images=together, texts=tuple(f"text {k}" for k in range(count)),
+        answers=tuple((str(k),) for k in range(count)), ids=tuple(map(str, range(count))),
+    )  # fmt: skip
+
+
+def encode_number(texts: tuple[str, ...]) -> Words:
+    ids = torch.tensor([[int(text.split()[1])] for text in texts])
+    return Words(ids, torch.zeros_like(ids, dtype=torch.bool))
+
+
+def batches(
+    source: ReasoningSource, steps: int, first_step: int = 0, texts_per_image: int = 2, **options: int
+) -> list[ReasoningBatch]:
+    config = LoaderConfig(**{"image_size": 24, "batch_size": 6, "seed": 3, "data": RESIZED, **options})
+    rows = Questions(source, encode_number, texts_per_image)
+    return list(islice(Loader(rows, config).training(first_step), steps))
+
+
+@pytest.mark.parametrize("source", [questions(), paired_questions()], ids=["questions", "paired_questions"])
+def test_every_item_looks_at_its_own_images(source: ReasoningSource) -> None:
+    """Text, answer, words and images of an item belong together, and images stand in a batch once."""
+    together = source.num_images
+    for batch in batches(source, 8):
+        assert batch.looks_at is not None
+        assert len(batch.keys) == 3 * together
+        assert sorted(set(batch.looks_at.tolist())) == [0, 1, 2]
+        for item, group in zip(batch.items.tolist(), batch.looks_at.tolist(), strict=True):
+            for place in range(together):
+                row = group * together + place
+                assert batch.keys[row] == source.images.key(item * together + place)
+                assert source.images.key(int(batch.indices[row])) == batch.keys[row]
+        numbers = batch.items.tolist()
+        assert batch.word_ids[:, 0].tolist() == numbers
+        assert batch.texts == tuple(source.texts[item] for item in numbers)
+        assert batch.answers == tuple(source.answers[item] for item in numbers)
+
+
+def test_items_of_an_image_take_turns() -> None:
+    """After five epochs each of five questions about an image came twice, two at a time; a lone one five times."""
+    found = Counter(item for batch in batches(questions(), 25, batch_size=2) for item in batch.items.tolist())
+    expected = {4: 2, 1: 10 / 3, 2: 5, 3: 5, 0: 5}
+    for item, image in enumerate(ABOUT):
+        assert abs(found[item] - expected[image]) < 1, (item, image)
+    assert sum(found.values()) == 5 * (2 + 2 + 2 + 1 + 1)
+
+
+def test_groups_hold_every_item_once() -> None:
+    groups = group_items(paired_questions())
+    assert len(groups) == 3  # (0, 1), (1, 0) and (2, 3)
+    assert sorted(groups.items.tolist()) == [0, 1, 2, 3, 4]
+    assert [groups.taken(group, 0, 9, 0).tolist() for group in range(3)] == [[0, 2, 4], [1], [3]]
+    # Images that are no choice of others are all distinct.
+    assert len(group_items(_source(range(5), 1))) == 5
+
+
+def test_the_stream_goes_on_where_it_was_cut() -> None:
+    whole = batches(questions(), 9)
+    for first in (1, 4, 7):
+        (again,) = batches(questions(), 1, first_step=first)
+        assert torch.equal(again.items, whole[first].items)
+        assert torch.equal(again.images, whole[first].images)
+        assert torch.equal(again.looks_at, whole[first].looks_at)
+
+
+def test_two_processes_share_the_items_of_one() -> None:
+    whole = batches(questions(), 6, batch_size=4)
+    parts = [batches(questions(), 6, batch_size=4, rank=rank, world_size=2) for rank in range(2)]
+    for step, batch in enumerate(whole):
+        joined = torch.cat([part[step].items for part in parts])
+        assert torch.equal(joined, batch.items)
+
+
+def test_numbers_that_do_not_fit() -> None:
+    for texts in (0, -2):
+        with pytest.raises(ValueError, match=f"texts_per_image must be 1 or more, got {texts}"):
+            batches(questions(), 1, texts_per_image=texts)
+    for texts, processes in ((4, 1), (2, 2)):
+        expected = f"got batch_size 6 and world_size {processes} times texts_per_image {texts}"
+        with pytest.raises(ValueError, match=expected):
+            batches(questions(), 1, texts_per_image=texts, world_size=processes)
