@@ -13,10 +13,6 @@ import torch
 # Before any module of pixlex is imported: a module that is already there would stay unchecked.
 jaxtyping.install_import_hook("pixlex", "beartype.beartype")
 
-# Without a GPU Triton's interpreter runs the kernels; it must know before it is imported.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
 # Workers of pytest-xdist share the cores; more threads than cores make the suite slower.
 torch.set_num_threads(1)
 

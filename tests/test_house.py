@@ -134,7 +134,7 @@ def test_every_direct_dependency_is_pinned(checkout: Path) -> None:
     pins = [line for line in lines if line and not line.startswith("#")]
     assert [pin for pin in pins if not re.fullmatch(r"[\w.\-]+==[\w.]+", pin)] == []
     missing = {named_requirement(item) for item in asked} - {named_requirement(pin) for pin in pins}
-    assert missing == {"pixlex", "triton"}  # torch for CUDA says itself which Triton belongs to it
+    assert missing == {"pixlex"}
 
 
 def test_licence_and_version_agree_everywhere(checkout: Path) -> None:

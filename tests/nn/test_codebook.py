@@ -1,17 +1,26 @@
-"""Laws of quantizing: identity on codewords, exact straight-through."""
+"""Laws of codebooks: of words, learned, whitened; what is prepared for inference follows the weights."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
 from pixlex.config.lqae import QuantizerConfig
-from pixlex.nn.codebook import WordQuantizer, count_codes, perplexity, straight_through
+from pixlex.nn.codebook import (
+    Codebook,
+    LearnedCodebook,
+    MovingAverages,
+    Whitening,
+    WordQuantizer,
+    count_codes,
+    k_means,
+    perplexity,
+    straight_through,
+)
 
 RAW = QuantizerConfig(search="raw", metric="euclidean")
 WHITENED = QuantizerConfig(search="whitened", search_dim=4)
@@ -133,17 +142,191 @@ def test_usage_counts_and_perplexity_against_numpy() -> None:
     assert perplexity(torch.tensor([0, 9, 0])) == pytest.approx(1)
 
 
-def test_what_was_prepared_for_kernels_stays_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy, or the same moved, prepares its own: on the device without values, where kernels count as there."""
-    monkeypatch.setattr(torch, "autocast", lambda *given, **settings: nullcontext())
-    quantizer = WordQuantizer(torch.randn(20, 8), QuantizerConfig(search="raw")).to("meta")
-    vectors = torch.empty(2, 3, 8, device="meta")
-    assert quantizer(vectors).codes.shape == (2, 3)
-    assert quantizer._last is not None
-    prepared = quantizer._last
-    quantizer(vectors)
-    assert quantizer._last is prepared
-    again = copy.deepcopy(quantizer)
-    assert again._last is None
-    assert again(vectors).codes.shape == (2, 3)
-    assert quantizer.to("meta")._last is None
+def test_learned_codebook_routes_gradients() -> None:
+    """Values send their gradient to z alone; codewords are moved through `codewords`."""
+    codebook = LearnedCodebook(10, 4, "euclidean")
+    z = torch.randn(1, 6, 4, requires_grad=True)
+    quantized = codebook(z)
+    quantized.values.sum().backward()
+    assert z.grad is not None
+    assert codebook.weight.grad is None
+    codebook(z).codewords.sum().backward()
+    assert codebook.weight.grad is not None
+
+
+def test_dead_codewords_are_found_and_placed() -> None:
+    """A planted dead codeword is found after its idle steps and placed; living ones stay to the bit."""
+    codebook = LearnedCodebook(4, 3, "euclidean")
+    before = codebook.weight.detach().clone()
+    used = torch.tensor([True, True, False, True])
+    for _ in range(4):
+        codebook.note_usage(used)
+        assert not codebook.dead(5).any()
+    codebook.note_usage(used)
+    assert codebook.dead(5).tolist() == [False, False, True, False]
+    row = torch.randn(1, 3)
+    moves = torch.tensor([False, True])
+    codebook.place(torch.tensor([1, 2]), torch.stack([-row[0], row[0]]), moves)
+    assert torch.equal(codebook.weight[used], before[used])
+    assert torch.equal(codebook.weight[2], row[0])
+    assert codebook.idle_steps.tolist() == [0, 0, 0, 0]
+
+
+def test_gumbel_samples_are_codewords_drawn_by_distance() -> None:
+    """Forward hard; without noise the nearest codeword; over many draws the shares of the softmax."""
+    torch.manual_seed(0)
+    codebook = LearnedCodebook(5, 4, "euclidean")
+    z = torch.randn(1, 1, 4)
+    values, same = codebook.sample(z, 1.0, torch.zeros(1, 1, 5))
+    torch.testing.assert_close(values, codebook(z).codewords)
+    torch.testing.assert_close(same, values)
+    noise = -torch.log(-torch.log(torch.rand(1, 20_000, 5)))
+    drawn, _ = codebook.sample(z.expand(1, 20_000, 4).clone(), 0.5, noise)
+    codes = (drawn[0].unsqueeze(1) - codebook.weight).norm(dim=-1).argmin(-1)
+    share = np.bincount(codes.numpy(), minlength=5) / 20_000
+    distance = (z[0] - codebook.weight).square().sum(-1).detach()
+    np.testing.assert_allclose(share, torch.softmax(-distance / 2, dim=0).numpy(), atol=0.015)
+
+
+def test_gumbel_reaches_the_codewords_by_the_first_value_alone() -> None:
+    codebook = LearnedCodebook(5, 4, "euclidean")
+    z = torch.randn(2, 3, 4, requires_grad=True)
+    noise = -torch.log(-torch.log(torch.rand(2, 3, 5)))
+    reaching, detached = codebook.sample(z, 1.0, noise)
+    detached.square().sum().backward()
+    assert codebook.weight.grad is None
+    assert z.grad is not None
+    assert z.grad.abs().sum() > 0
+    reaching.square().sum().backward()
+    assert codebook.weight.grad is not None
+    assert codebook.weight.grad.abs().sum() > 0
+
+
+def test_moving_averages_against_numpy() -> None:
+    """Two batches: decayed sums over decayed counts; a codeword without any stays."""
+    codebook = LearnedCodebook(4, 2, "euclidean")
+    start = codebook.weight.detach().clone()
+    averages = MovingAverages(codebook, 0.9)
+    sums, counts = np.zeros((4, 2)), np.zeros(4)
+    for seed in (0, 1):
+        rng = np.random.default_rng(seed)
+        rows, codes = rng.normal(size=(30, 2)), rng.integers(0, 3, 30)
+        batch_sums = np.stack([rows[codes == code].sum(0) for code in range(4)])
+        batch_counts = np.bincount(codes, minlength=4)
+        sums, counts = 0.9 * sums + 0.1 * batch_sums, 0.9 * counts + 0.1 * batch_counts
+        averages.move(codebook, torch.tensor(batch_counts), torch.tensor(batch_sums, dtype=torch.float32))
+    np.testing.assert_allclose(codebook.weight[:3].detach().numpy(), sums[:3] / counts[:3, None], rtol=1e-5)
+    assert torch.equal(codebook.weight[3], start[3])
+    averages.forget(torch.tensor([False, True, False, False]))
+    assert averages.counts[1] == 0
+    assert averages.sums[1].abs().sum() == 0
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_k_means_finds_planted_clusters(metric: str) -> None:
+    """Six far clusters of 50 rows: each center is a mean of one, whatever the start."""
+    generator = torch.Generator().manual_seed(0)
+    centers = 10 * torch.eye(6)
+    rows = centers.repeat(50, 1) + 0.1 * torch.randn(300, 6, generator=generator)
+    found = k_means(rows, 6, metric, generator, iterations=30)  # type: ignore[arg-type]
+    codes = torch.cdist(rows, found).argmin(1)
+    assert int((count_codes(codes, 6) > 0).sum()) == len(found.unique(dim=0)) == 6
+    nearest = torch.cdist(centers, found).min(1).values
+    assert (nearest < 0.2).sum() >= 5  # Lloyd's algorithm may split one and join two
+
+
+def test_k_means_with_fewer_rows_than_clusters_gives_different_centers() -> None:
+    rows = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    found = k_means(rows, 8, "euclidean", torch.Generator().manual_seed(0))
+    assert found.shape == (8, 4)
+    assert len(found.unique(dim=0)) == 8
+    assert {tuple(row) for row in rows.tolist()} <= {tuple(row) for row in found.tolist()}
+
+
+def test_batches_leave_with_zero_mean_and_unit_covariance() -> None:
+    """Whatever the scale and correlation of what comes in, also with a mean far larger than the spread."""
+    for scale in (1e-1, 1.0, 1e3):
+        z = torch.randn(16, 8, 4) @ (torch.eye(4) + 0.3 * torch.randn(4, 4)) * scale + 7 * scale
+        whitened, moments = Whitening(4)(z)
+        rows = whitened.flatten(0, 1)
+        torch.testing.assert_close(rows.mean(0), torch.zeros(4), rtol=0, atol=1e-3)
+        torch.testing.assert_close(rows.T @ rows / 128, torch.eye(4), rtol=0, atol=0.05)
+        assert moments is not None
+
+
+def test_identical_vectors_stay_finite() -> None:
+    """An encoder that says the same everywhere has no covariance; the ridge keeps the factor alive."""
+    z = torch.full((4, 8, 3), 0.5, requires_grad=True)
+    whitened, _ = Whitening(3)(z)
+    whitened.sum().backward()
+    assert torch.isfinite(whitened).all()
+    assert z.grad is not None
+    assert torch.isfinite(z.grad).all()
+
+
+def test_forward_changes_nothing_and_update_does() -> None:
+    """Running statistics move only by `update`: first to those of the batch, then by the momentum."""
+    layer = Whitening(3, momentum=0.25)
+    before = copy.deepcopy(layer.state_dict())
+    _, first = layer(torch.randn(8, 4, 3) + 1)
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, before[name])
+    _, second = layer(torch.randn(8, 4, 3) - 1)
+    assert first is not None
+    assert second is not None
+    layer.update(first)
+    torch.testing.assert_close(layer.mean, first.mean)
+    layer.update(second)
+    torch.testing.assert_close(layer.mean, 0.75 * first.mean + 0.25 * second.mean)
+    torch.testing.assert_close(layer.covariance, 0.75 * first.covariance + 0.25 * second.covariance)
+
+
+def test_inference_does_not_depend_on_neighbors() -> None:
+    """At inference an image becomes the same alone and in any batch."""
+    layer = Whitening(3)
+    _, moments = layer(torch.randn(8, 4, 3) * 2 + 1)
+    assert moments is not None
+    layer.update(moments)
+    layer.eval()
+    z = torch.randn(5, 4, 3)
+    together, none = layer(z)
+    assert none is None
+    torch.testing.assert_close(torch.cat([layer(one[None])[0] for one in z]), together)
+
+
+@pytest.mark.parametrize("kind", ["raw", "whitened", "assigned", "learned"])
+def test_what_is_prepared_for_inference_follows_the_weights(kind: str) -> None:
+    """The same codes as in training; dropped by a step, by new weights, by a move, by training, by a copy."""
+    words = _words(300)
+    codebook: Codebook = (
+        LearnedCodebook(300, 8, "euclidean")
+        if kind == "learned"
+        else WordQuantizer(words, QuantizerConfig(search=kind, search_dim=4, metric="euclidean"))  # type: ignore[arg-type]
+    )
+    z = torch.randn(2, 30, 8) if kind in ("raw", "learned") else torch.randn(2, 30, 4)
+
+    def check() -> None:
+        codes, searched = codebook.nearest(z)
+        fresh = codebook.search_codebook().detach()
+        assert torch.equal(searched, fresh)
+        assert torch.equal(codes[..., 0], torch.cdist(z, fresh.expand(2, -1, -1)).argmin(-1))
+
+    codebook.train()
+    check()
+    assert codebook._prepared is None
+    codebook.eval()
+    check()
+    before = codebook._prepared
+    check()
+    assert before is not None
+    assert codebook._prepared is before
+    assert copy.deepcopy(codebook)._prepared is None
+    weight = {"raw": "embedding", "whitened": "directions", "assigned": "learned", "learned": "weight"}[kind]
+    with torch.no_grad():
+        getattr(codebook, weight).copy_(getattr(codebook, weight).flip(0) + 0.1)
+    check()
+    assert codebook._prepared is not before
+    assert codebook.to("cpu")._prepared is None
+    codebook.load_state_dict({name: 2 * value for name, value in codebook.state_dict().items()})
+    check()
+    assert codebook.train()._prepared is None

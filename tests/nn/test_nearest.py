@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from pixlex.batch import NotFinite
-from pixlex.nn import candidates, nearest
+from pixlex.nn import nearest
 from pixlex.nn.nearest import Metric, PreparedCodebook, nearest_codeword, nearest_codewords
 
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
+Make = Callable[[int, int, int], Tensor]
 FIRST_PRECISIONS = (torch.bfloat16, torch.float32)
 
 
 @pytest.fixture(params=FIRST_PRECISIONS, ids=("bfloat16", "float32"))
 def first_precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
     """Both ways to begin, on every processor."""
-    monkeypatch.setattr(nearest, "low_precision", lambda device: request.param)
+    monkeypatch.setattr(nearest, "multiplies_bfloat16", lambda device: request.param == torch.bfloat16)
     return request.param
 
 
@@ -53,7 +56,7 @@ def random_vectors(count: int, width: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(
     ("num_rows", "num_codewords", "width"),
-    [(1, 1, 1), (3, 2, 5), (50, 63, 8), (40, 5000, 64), (2100, 300, 16), (20, 2049, 3), (20, 5000, 256)],
+    [(1, 1, 1), (50, 63, 8), (2100, 300, 16), (20, 2049, 3), (20, 5000, 256)],
 )
 def test_random_vectors(metric: Metric, num_rows: int, num_codewords: int, width: int) -> None:
     z, codebook = random_vectors(num_rows, width), random_vectors(num_codewords, width, seed=1)
@@ -62,7 +65,7 @@ def test_random_vectors(metric: Metric, num_rows: int, num_codewords: int, width
 
 @pytest.mark.usefixtures("first_precision")
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("distance", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("distance", [1e-2, 1e-6])
 @pytest.mark.parametrize("copies", [3, 200])
 def test_near_ties(metric: Metric, distance: float, copies: int) -> None:
     """Copies of a codeword a hair apart: 3 are told apart among candidates, 200 need float64 for all."""
@@ -121,15 +124,6 @@ def test_the_same_direction_in_several_lengths(copies: int) -> None:
 
 
 @pytest.mark.usefixtures("first_precision")
-def test_far_from_the_origin() -> None:
-    """Codewords 1 apart at a distance of 1000 from 0."""
-    center = 1000 * random_vectors(1, 48).sign()
-    codebook = center + random_vectors(3000, 48, seed=1)
-    z = center + random_vectors(60, 48, seed=2)
-    assert_nearest(nearest_codeword(z, codebook, "euclidean"), z, codebook, "euclidean")
-
-
-@pytest.mark.usefixtures("first_precision")
 @pytest.mark.parametrize("metric", METRICS)
 def test_codewords_of_very_different_length(metric: Metric) -> None:
     lengths = torch.logspace(-3, 3, 3000)[torch.randperm(3000, generator=torch.Generator().manual_seed(0))]
@@ -140,7 +134,7 @@ def test_codewords_of_very_different_length(metric: Metric) -> None:
 
 @pytest.mark.usefixtures("first_precision")
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("exponent", [-120, -70, 70, 110])
+@pytest.mark.parametrize("exponent", [-120, 110])
 def test_scale_does_not_matter(metric: Metric, exponent: int) -> None:
     """Squares of such numbers leave the range of float32; a power of two changes no digit."""
     z, codebook = random_vectors(20, 16), random_vectors(500, 16, seed=1)
@@ -148,11 +142,66 @@ def test_scale_does_not_matter(metric: Metric, exponent: int) -> None:
     torch.testing.assert_close(scaled, nearest_codeword(z, codebook, metric))
 
 
-def test_length_does_not_matter_to_cosine() -> None:
-    z, codebook = random_vectors(50, 16), random_vectors(500, 16, seed=1)
-    lengths = torch.logspace(-30, 30, 500)[:, None]
-    expected = nearest_codeword(z, codebook)
-    torch.testing.assert_close(nearest_codeword(z * lengths[::10], codebook * lengths), expected)
+def hard_vectors(count: int, width: int, seed: int) -> Tensor:
+    """Every component lies just beside the middle of two bfloat16, on one side in a row: errors add up."""
+    generator = torch.Generator().manual_seed(seed)
+    beside = torch.where(torch.rand(count, 1, generator=generator) < 0.5, 0.499, 0.501)
+    return 1 + 2.0**-7 * (torch.randint(0, 128, (count, width), generator=generator) + beside)
+
+
+def screened(
+    z: Tensor, codebook: Tensor, metric: Metric, dtype: torch.dtype
+) -> tuple[nearest._Rows, list[nearest._Block], Tensor]:
+    """Rows and codewords as they enter the product, and their scores in float64 (K, N)."""
+    if metric == "euclidean":
+        center = codebook.mean(0)
+        x, y = z.double() - center, codebook.double() - center
+        exact, rows = y @ x.T - y.square().sum(1, keepdim=True) / 2, z - center
+    else:
+        center, rows = None, F.normalize(z)
+        exact = F.normalize(codebook.double()) @ F.normalize(z.double()).T
+    starts = range(0, len(codebook), 2048)
+    blocks = [nearest._Block.of(codebook[at : at + 2048], at, center, dtype) for at in starts]
+    return nearest._Rows.of(rows, metric == "euclidean", dtype), blocks, exact
+
+
+def check_bound(metric: Metric, dtype: torch.dtype, make: Make, width: int) -> None:
+    rows, blocks, exact = screened(make(60, width, 0), make(2100, width, 1), metric, dtype)
+    for block in blocks:
+        scores = (block.rounded @ rows.rounded.T).view(-1, 64, 128)
+        wanted = exact[block.start : block.start + block.size]
+        for group, some in enumerate(scores):
+            off = some[: max(0, block.size - 64 * group), :60].double()
+            off = (off - wanted[64 * group : 64 * group + 64]).abs()
+            allowed = rows.spread(some.float(), block, slice(group, group + 1), slice(None))
+            assert (off <= allowed[: len(off), :60]).all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", FIRST_PRECISIONS)
+@pytest.mark.parametrize("make", [random_vectors, hard_vectors])
+@pytest.mark.parametrize("width", [1, 64, 1000])
+def test_no_score_is_off_by_more_than_the_bound(
+    metric: Metric, dtype: torch.dtype, make: Make, width: int
+) -> None:
+    check_bound(metric, dtype, make, width)
+
+
+@pytest.mark.usefixtures("rounded_products")
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_bound_holds_where_products_are_rounded(metric: Metric) -> None:
+    check_bound(metric, torch.float32, hard_vectors, 1000)
+
+
+@pytest.mark.parametrize(("dtype", "at_most"), [(torch.bfloat16, 12.0), (torch.float32, 1.5)])
+@pytest.mark.parametrize("metric", METRICS)
+def test_few_codewords_remain(dtype: torch.dtype, at_most: float, metric: Metric) -> None:
+    """Otherwise every search would fall back to float64: right, and slow."""
+    z, codebook = random_vectors(200, 256), random_vectors(10_000, 256, seed=1)
+    rows, blocks, _ = screened(z, codebook, metric, dtype)
+    (found, _), lost = rows.candidates(blocks, top_k=1, limit=36)
+    assert not lost.any()
+    assert len(found) / 200 <= at_most
 
 
 def exact_order(row: list[int], codebook: list[list[int]], metric: Metric) -> list[int]:
@@ -180,9 +229,8 @@ def test_small_integers_against_exact_arithmetic(
     rows, codebook = data.draw(vectors), data.draw(vectors)
     orders = [exact_order(row, codebook, metric) for row in rows]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nearest, "low_precision", lambda device: first)
-        patch.setattr(nearest, "BLOCK", 64)
-        patch.setattr(candidates, "BLOCK", 64)
+        patch.setattr(nearest, "multiplies_bfloat16", lambda device: first == torch.bfloat16)
+        patch.setattr(nearest, "_BLOCK", 64)
         arguments = torch.tensor(rows).float(), torch.tensor(codebook).float(), metric
         if not orders[0]:
             with pytest.raises(ValueError, match="norm above 0"):
@@ -195,40 +243,26 @@ def test_small_integers_against_exact_arithmetic(
 
 @pytest.mark.usefixtures("first_precision")
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("block", [64, 128, 4096])
+@pytest.mark.parametrize("block", [64, 4096])
 def test_the_size_of_blocks_does_not_matter(
     metric: Metric, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     z, codebook = random_vectors(200, 32), random_vectors(1000, 32, seed=1)
     expected = nearest_codewords(z, codebook, metric, 4)
-    monkeypatch.setattr(nearest, "BLOCK", block)
-    monkeypatch.setattr(candidates, "BLOCK", block)
-    monkeypatch.setattr(candidates, "STRIPE", block // 2)
-    monkeypatch.setattr(nearest, "_ROWS", 77)
+    monkeypatch.setattr(nearest, "_BLOCK", block)
+    monkeypatch.setattr(nearest, "_ROWS", {"cpu": 77})
     torch.testing.assert_close(nearest_codewords(z, codebook, metric, 4), expected)
 
 
 @pytest.mark.usefixtures("first_precision")
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("top_k", [1, 2, 7, 100])
+@pytest.mark.parametrize("top_k", [2, 100])
 def test_several_nearest(metric: Metric, top_k: int) -> None:
     z, codebook = random_vectors(40, 24), random_vectors(4000, 24, seed=1)
     codes = nearest_codewords(z, codebook, metric, top_k)
     expected = np.argsort(-brute_force(z, codebook, metric), 1)[:, :top_k]
     np.testing.assert_array_equal(codes.numpy(), expected)
     torch.testing.assert_close(nearest_codeword(z, codebook, metric), codes[:, 0])
-
-
-def test_all_codewords_in_order() -> None:
-    codebook = random_vectors(90, 6)
-    codes = nearest_codewords(random_vectors(5, 6, seed=1), codebook, "cosine", 90)
-    assert codes.sort(1).values.tolist() == [list(range(90))] * 5
-
-
-def test_a_codeword_is_its_own_nearest() -> None:
-    codebook = random_vectors(3000, 40)
-    for metric in METRICS:
-        torch.testing.assert_close(nearest_codeword(codebook, codebook, metric), torch.arange(3000))
 
 
 @pytest.mark.usefixtures("first_precision")
@@ -285,7 +319,7 @@ def test_no_gradient_and_no_autocast(metric: Metric) -> None:
 @pytest.mark.usefixtures("rounded_products")
 @pytest.mark.parametrize("metric", METRICS)
 def test_products_that_the_user_lets_be_rounded(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest, "low_precision", lambda device: torch.float32)
+    monkeypatch.setattr(nearest, "multiplies_bfloat16", lambda device: False)
     z, codebook = random_vectors(64, 128), random_vectors(4000, 128, seed=1)
     assert_nearest(nearest_codeword(z, codebook, metric), z, codebook, metric)
 

@@ -17,8 +17,7 @@ from pixlex.messages import renamed
 from pixlex.models.heads import ClassPatchHead, MaskedPatchHead, MaskedWordHead
 from pixlex.models.starts import start_from_pretrained
 from pixlex.nn.bert import Context, FusionEncoder, TextEncoder
-from pixlex.nn.codebook import Quantized
-from pixlex.nn.learned_codebook import LearnedCodebook
+from pixlex.nn.codebook import LearnedCodebook, Quantized
 from pixlex.nn.masking import SplitPatches
 from pixlex.nn.transformer import initialize, initializer, initializing
 from pixlex.nn.vit import PIXELS, ClassTokenEncoder, sine_positions, take

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pixlex.config.lqae import LQAEConfig
-from pixlex.nn.codebook import Quantized, WordQuantizer, straight_through
+from pixlex.nn.codebook import AllMean, Quantized, WordQuantizer, straight_through
 from pixlex.nn.language import LanguageModel, LanguageOutput, load_language_model
 from pixlex.nn.transformer import initializing
 from pixlex.nn.vit import ImageEncoder, PixelDecoder
 from pixlex.nn.vocabulary import Vocabulary, build_vocabulary
-from pixlex.nn.whitening import AllMean
 
 
 @dataclass(frozen=True)

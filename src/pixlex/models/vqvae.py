@@ -10,8 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pixlex.config.lqae import VQVAEConfig
-from pixlex.nn.codebook import Quantized
-from pixlex.nn.learned_codebook import LearnedCodebook
+from pixlex.nn.codebook import LearnedCodebook, Quantized
 from pixlex.nn.transformer import initializing
 from pixlex.nn.vit import ImageEncoder, PixelDecoder
 

@@ -1,4 +1,4 @@
-"""Words of a frozen vocabulary as codewords, and what every codebook has in common."""
+"""Codebooks: words of a frozen vocabulary, and codewords that are learned."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pixlex.batch import send
 from pixlex.config.lqae import QuantizerConfig
-from pixlex.nn.fused import available
-from pixlex.nn.nearest import PreparedCodebook, nearest_codeword, nearest_codewords
+from pixlex.nn.nearest import Metric, PreparedCodebook, nearest_codeword, nearest_codewords
 from pixlex.nn.transformer import take_rows
-from pixlex.nn.whitening import AllMean, Moments, Whitening
+
+AllMean = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of one batch of vectors."""
+
+    mean: Float[Tensor, " S"]
+    covariance: Float[Tensor, "S S"]
 
 
 @dataclass(frozen=True)
@@ -23,12 +32,12 @@ class Quantized:
     """What a codebook made of patch vectors.
 
     Attributes:
-        values: codewords as they are passed on; their gradient goes to the patch vectors unchanged.
-        codes: index of the nearest codeword, in [0, K).
-        z: patch vectors in the space of the search, with gradient.
-        codewords: their codewords in the same space, with gradient where codewords are learned.
-        moments: statistics of the batch for `Whitening.update`, where the search is whitened.
-        vectors: patch vectors in the space of the values, where these are word embeddings, with gradient.
+        values: Codewords as they are passed on; their gradient goes to the patch vectors unchanged.
+        codes: Index of the nearest codeword, in [0, K).
+        z: Patch vectors in the space of the search, with gradient.
+        codewords: Their codewords in the same space, with gradient where codewords are learned.
+        moments: Statistics of the batch for `Whitening.update`, where the search is whitened.
+        vectors: Patch vectors in the space of the values, where these are word embeddings, with gradient.
     """
 
     values: Float[Tensor, "B N D"]
@@ -40,16 +49,58 @@ class Quantized:
 
 
 def straight_through(z: Float[Tensor, "B N D"], values: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-    """Return `values` exactly, with the gradient of `z` (van den Oord et al. 2017, section 3.2).
-
-    Args:
-        z: where the gradient goes.
-        values: what is passed on; receives no gradient.
-    """
+    """Return `values` exactly, with the gradient of `z` (van den Oord et al. 2017, section 3.2)."""
     return values.detach() + (z - z.detach())
 
 
-class WordQuantizer(nn.Module):
+class Codebook(nn.Module):
+    """What is searched; in evaluation mode it is projected and rounded once, until a weight changes or moves.
+
+    Args:
+        metric: Nearest by angle or by distance.
+    """
+
+    def __init__(self, metric: Metric) -> None:
+        super().__init__()
+        self.metric: Metric = metric
+        self._prepared: tuple[object, PreparedCodebook] | None = None
+
+    def search_codebook(self) -> Float[Tensor, "K S"]:
+        """Return the codewords in the space of the search."""
+        raise NotImplementedError
+
+    def nearest(self, z: Float[Tensor, "B N S"], top_k: int = 1) -> tuple[Int[Tensor, "B N k"], Tensor]:
+        """Return the nearest codes of patch vectors, nearest first, and the codebook (K, S) that was searched."""
+        searched: Tensor | PreparedCodebook
+        if self.training or z.is_meta:
+            codebook = self.search_codebook()
+            searched = codebook.detach()
+        else:
+            weights = [*self.parameters(recurse=False), *self.buffers(recurse=False)]
+            state = [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights]
+            if self._prepared is None or self._prepared[0] != state:
+                self._prepared = state, PreparedCodebook(self.search_codebook(), self.metric)
+            searched = self._prepared[1]
+            codebook = searched.codebook
+        codes = nearest_codewords(z.detach().flatten(0, 1), searched, self.metric, top_k)
+        return codes.view(*z.shape[:2], top_k), codebook
+
+    def train(self, mode: bool = True) -> Codebook:
+        """Set the mode; what was prepared is dropped."""
+        self._prepared = None
+        super().train(mode)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
+        self._prepared = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": None}
+
+
+class WordQuantizer(Codebook):
     """Replaces patch vectors by their nearest word embeddings; the embeddings stay frozen and unsaved.
 
     `raw` search compares patch vectors with word embeddings (LQAE, section 3.2). `whitened` search compares
@@ -58,8 +109,8 @@ class WordQuantizer(nn.Module):
     `assigned` search lets a learned codebook pick the index of the word (LQAE, Table 3, row I).
 
     Args:
-        embedding: the word embeddings that may be codewords.
-        config: the search.
+        embedding: The word embeddings that may be codewords.
+        config: The search.
         initialize: False where principal directions are read at once: none are computed.
     """
 
@@ -71,7 +122,7 @@ class WordQuantizer(nn.Module):
     def __init__(
         self, embedding: Float[Tensor, "K D"], config: QuantizerConfig, *, initialize: bool = True
     ) -> None:
-        super().__init__()
+        super().__init__(config.metric)
         num_codewords, width = embedding.shape
         if config.search == "whitened" and config.search_dim > min(num_codewords, width):
             raise ValueError(
@@ -83,24 +134,15 @@ class WordQuantizer(nn.Module):
                 f"quantizer.top_k must be at most the {num_codewords} codewords, got {config.top_k}"
             )
         self.config = config
-        self._last: PreparedCodebook | None = None
         self.register_buffer("embedding", embedding.detach().float().clone(), persistent=False)
         self.input_dim = config.search_dim if config.search == "whitened" else width
         if config.search == "whitened":
             self.whitening = Whitening(config.search_dim)
-            center, directions, scales = (
-                _principal_directions(self.embedding, config.search_dim)
-                if initialize
-                else (
-                    torch.zeros(width),
-                    torch.zeros(width, config.search_dim),
-                    torch.ones(config.search_dim),
-                )
-            )
+            zeros = torch.zeros(width), torch.zeros(width, config.search_dim), torch.ones(config.search_dim)
+            found = _principal_directions(self.embedding, config.search_dim) if initialize else zeros
             # Saved with the model: signs of principal directions differ between machines, codes must not.
-            self.register_buffer("center", center)
-            self.register_buffer("directions", directions)
-            self.register_buffer("scales", scales)
+            for name, value in zip(("center", "directions", "scales"), found, strict=True):
+                self.register_buffer(name, value)
         elif config.search == "assigned":
             self.to_search = nn.Linear(width, config.search_dim)
             self.learned = nn.Parameter(torch.randn(num_codewords, config.search_dim))
@@ -109,16 +151,6 @@ class WordQuantizer(nn.Module):
     def num_codewords(self) -> int:
         """K, the number of words that may be codewords."""
         return len(self.embedding)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WordQuantizer:
-        """Forget what was prepared of the embeddings where they were."""
-        self._last = None
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies prepare their own."""
-        return {**self.__dict__, "_last": None}
 
     def search_codebook(self) -> Float[Tensor, "K S"]:
         """Return the codewords in the space of the search."""
@@ -135,55 +167,243 @@ class WordQuantizer(nn.Module):
         """Return the nearest words of patch vectors.
 
         Args:
-            vectors: patch vectors of width `input_dim`.
-            generator: draws among the k nearest where the configuration asks for it.
-            all_mean: mean over the processes that share the batch, keeping gradients.
+            vectors: Patch vectors of width `input_dim`.
+            generator: Draws among the k nearest where the configuration asks for it.
+            all_mean: Mean over the processes that share the batch, keeping gradients.
         """
         with torch.autocast(vectors.device.type, enabled=False):
             vectors = vectors.float()
-            moments, z = None, vectors
+            moments, z, back = None, vectors, vectors
             if self.config.search == "whitened":
                 z, moments = self.whitening(vectors, all_mean)
                 back = (z * self.scales) @ self.directions.T + self.center
             elif self.config.search == "assigned":
-                z, back = self.to_search(vectors), vectors
-            else:
-                back = vectors
-            codebook = self.search_codebook()
-            candidates = self._search(z.detach(), codebook.detach(), generator)
-            codes = candidates[..., 0]
+                z = self.to_search(vectors)
+            candidates, codebook = self.nearest(z, self.config.top_k)
+            if self.config.search == "assigned":
+                codebook = self.learned  # with gradient in evaluation too
+            candidates = self._drawn(candidates, generator)
             values = self.embedding[candidates].mean(2)
             codewords = take_rows(codebook, candidates).mean(2)
-            return Quantized(straight_through(back, values), codes, z, codewords, moments, back)
+            return Quantized(straight_through(back, values), candidates[..., 0], z, codewords, moments, back)
 
-    def _search(self, z: Tensor, codebook: Tensor, generator: torch.Generator | None) -> Int[Tensor, "B N k"]:
-        """Return the codes whose embeddings are averaged: one, or k with top-k averaging."""
-        rows, metric, top_k = z.flatten(0, 1), self.config.metric, self.config.top_k
-        if top_k == 1:
-            return nearest_codeword(rows, self._prepared(codebook), metric).view(*z.shape[:2], 1)
-        nearest = nearest_codewords(rows, codebook, metric, top_k)
-        if self.config.top_k_mode == "random" and self.training:
-            # One draw for each patch; the released code draws one rank for the whole batch.
-            rank = send(torch.randint(top_k, (len(rows), 1), generator=generator), nearest.device)
-            nearest = nearest.gather(1, rank)
-        elif self.config.top_k_mode == "random":
-            nearest = nearest[:, :1]
-        return nearest.view(*z.shape[:2], -1)
+    def _drawn(
+        self, nearest: Int[Tensor, "B N k"], generator: torch.Generator | None
+    ) -> Int[Tensor, "B N n"]:
+        """The codes whose embeddings are averaged: all k, or one of them."""
+        if self.config.top_k == 1 or self.config.top_k_mode != "random":
+            return nearest
+        if not self.training:
+            return nearest[..., :1]
+        # One draw for each patch; the released code draws one rank for the whole batch.
+        num_patches = nearest.shape[0] * nearest.shape[1]
+        rank = torch.randint(self.config.top_k, (num_patches, 1), generator=generator)
+        return nearest.gather(2, send(rank, nearest.device).view(*nearest.shape[:2], 1))
 
-    def _prepared(self, codebook: Tensor) -> Tensor | PreparedCodebook:
-        """Return the codebook, on a GPU as its kernels read it, if it is always the same one."""
-        if self.config.search != "raw" or not available(codebook.device):
-            return codebook
-        last = self._last
-        if last is None or (last.codebook.device, last.codebook.data_ptr()) != (
-            codebook.device, codebook.data_ptr(),
-        ):  # fmt: skip
-            self._last = last = PreparedCodebook(codebook, self.config.metric)
-        return last
+
+class LearnedCodebook(Codebook):
+    """Codewords learned from patch vectors (van den Oord et al. 2017), with restart of dead ones.
+
+    Args:
+        num_codewords: K.
+        width: S, the width of a codeword.
+        metric: Nearest by angle or by distance.
+    """
+
+    idle_steps: Tensor
+
+    def __init__(self, num_codewords: int, width: int, metric: Metric) -> None:
+        super().__init__(metric)
+        self.weight = nn.Parameter(torch.randn(num_codewords, width) / width**0.5)
+        self.register_buffer("idle_steps", torch.zeros(num_codewords, dtype=torch.long))
+
+    @property
+    def num_codewords(self) -> int:
+        """K, the number of codewords."""
+        return len(self.weight)
+
+    def search_codebook(self) -> Float[Tensor, "K S"]:
+        """Return the codewords."""
+        return self.weight
+
+    def forward(self, z: Float[Tensor, "B N S"]) -> Quantized:
+        """Return the nearest codewords; `values` carries the gradient of `z`."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            codes = self.nearest(z)[0][..., 0]
+            codewords = take_rows(self.weight, codes)
+            return Quantized(straight_through(z, codewords), codes, z, codewords)
+
+    def sample(
+        self, z: Float[Tensor, "B N S"], temperature: float, noise: Float[Tensor, "B N K"]
+    ) -> tuple[Float[Tensor, "B N S"], Float[Tensor, "B N S"]]:
+        """Return codewords drawn by the Gumbel-softmax of the distances (Jang et al. 2017), twice.
+
+        The logits are -|z - c|^2 / sqrt(S). The pass forward is hard, a codeword; the gradient is that of the
+        soft mixture at the temperature. The square root is ours: without it the draw is an argmin at temperature
+        1 already.
+
+        Args:
+            z: Patch vectors.
+            temperature: Above 0.
+            noise: Draws from Gumbel(0, 1).
+
+        Returns:
+            The drawn codewords with gradient to patch vectors and codewords; the same numbers with gradient to the
+            patch vectors alone.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            z, codebook = z.float(), self.weight
+
+            def weights(codewords: Tensor) -> Tensor:
+                square = z.square().sum(-1, keepdim=True) + codewords.square().sum(-1)
+                logits = (2 * z @ codewords.T - square) / z.shape[-1] ** 0.5
+                soft = F.softmax((logits + noise) / temperature, dim=-1)
+                hard = F.one_hot(soft.argmax(-1), len(codewords)).to(soft.dtype)
+                return straight_through(soft, hard)
+
+            return weights(codebook) @ codebook, weights(codebook.detach()) @ codebook.detach()
+
+    @torch.no_grad()
+    def note_usage(self, used: Bool[Tensor, " K"]) -> None:
+        """Count one more idle step for each codeword that the last batch did not use."""
+        self.idle_steps.add_(1).masked_fill_(used, 0)
+
+    def dead(self, idle_limit: int) -> Bool[Tensor, " K"]:
+        """Return which codewords no batch has used for `idle_limit` steps."""
+        return self.idle_steps >= idle_limit
+
+    @torch.no_grad()
+    def place(
+        self, codes: Int[Tensor, " R"], rows: Float[Tensor, "R S"], moves: Bool[Tensor, " R"] | None = None
+    ) -> None:
+        """Put codewords on patch vectors; they count as used.
+
+        Args:
+            codes: Which, each once.
+            rows: Where to.
+            moves: False = the codeword stays as it is; None moves all.
+        """
+        rows = rows.to(self.weight.dtype)
+        idle = torch.zeros_like(codes)
+        if moves is not None:
+            rows = torch.where(moves.unsqueeze(-1), rows, self.weight[codes])
+            idle = torch.where(moves, idle, self.idle_steps[codes])
+        self.weight[codes] = rows
+        self.idle_steps[codes] = idle
+
+
+class MovingAverages(nn.Module):
+    """Moving averages of the patch vectors of each codeword, in place of its gradient.
+
+    Source: van den Oord et al. 2017, appendix A.1.
+
+    Args:
+        codebook: The codewords that will be moved.
+        decay: Fraction of the old average that a step keeps, in [0, 1).
+    """
+
+    counts: Tensor
+    sums: Tensor
+
+    def __init__(self, codebook: LearnedCodebook, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("counts", torch.zeros(codebook.num_codewords))
+        self.register_buffer("sums", torch.zeros_like(codebook.weight.detach()))
+
+    @torch.no_grad()
+    def move(self, codebook: LearnedCodebook, counts: Int[Tensor, " K"], sums: Float[Tensor, "K S"]) -> None:
+        """Add a batch and put each codeword on the mean of its own patch vectors; without any, it stays.
+
+        Args:
+            codebook: The codewords.
+            counts: Patch vectors of each codeword in the batch, over all processes.
+            sums: Their sums.
+        """
+        self.counts.mul_(self.decay).add_(counts.to(self.counts), alpha=1 - self.decay)
+        self.sums.mul_(self.decay).add_(sums.to(self.sums), alpha=1 - self.decay)
+        has_any = self.counts > 1e-6
+        means = (self.sums / self.counts.unsqueeze(-1)).to(codebook.weight.dtype)
+        codebook.weight.copy_(torch.where(has_any.unsqueeze(-1), means, codebook.weight))
+
+    @torch.no_grad()
+    def start(self, centers: Float[Tensor, "K S"]) -> None:
+        """Begin as if every codeword had had one patch vector, itself."""
+        self.counts.fill_(1.0)
+        self.sums.copy_(centers)
+
+    @torch.no_grad()
+    def forget(self, restarted: Bool[Tensor, " K"]) -> None:
+        """Drop the averages of codewords that were restarted."""
+        self.counts.masked_fill_(restarted, 0.0)
+        self.sums.masked_fill_(restarted.unsqueeze(-1), 0.0)
+
+
+class Whitening(nn.Module):
+    """Batch whitening by the Cholesky factor of the covariance: z -> L^-1 (z - mean), covariance = L L^T.
+
+    Batch statistics while training, running ones at inference, so that what an image becomes there does not
+    depend on its neighbors. `forward` changes nothing: running statistics move when `update` is called.
+
+    Args:
+        width: S.
+        momentum: Fraction of the newest batch in the running statistics.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    updates: Tensor
+
+    def __init__(self, width: int, momentum: float = 0.2) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.all_mean: AllMean = lambda tensor: tensor
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("covariance", torch.eye(width))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+
+    def forward(
+        self, z: Float[Tensor, "B N S"], all_mean: AllMean = lambda tensor: tensor
+    ) -> tuple[Float[Tensor, "B N S"], Moments | None]:
+        """Return the whitened vectors, and the moments of the batch when training.
+
+        Args:
+            z: Patch vectors.
+            all_mean: Mean over the processes that share the batch, keeping gradients.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            if not self.training:
+                return _whiten(z, self.mean, self.covariance), None
+            rows = z.flatten(0, 1)
+            mean = all_mean(rows.mean(0))
+            centered = rows - mean
+            covariance = all_mean(centered.T @ centered / len(rows))
+            return _whiten(z, mean, covariance), Moments(mean.detach(), covariance.detach())
+
+    @torch.no_grad()
+    def update(self, moments: Moments) -> None:
+        """Move the running statistics towards those of a batch; the first batch replaces their start."""
+        fraction = torch.where(self.updates == 0, torch.ones_like(self.mean[0]), self.momentum)
+        self.mean.lerp_(moments.mean, fraction)
+        self.covariance.lerp_(moments.covariance, fraction)
+        self.updates += 1
+
+
+def _whiten(z: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+    """L^-1 (z - mean), with a ridge relative to the mean variance so that L always exists."""
+    ridge = 1e-4 * covariance.diagonal().mean() + 1e-8
+    factor, failed = torch.linalg.cholesky_ex(covariance + ridge * torch.eye(len(mean), device=z.device))
+    # Values that are not finite have no factor: the loss will say so, and nobody waits for a GPU to ask here.
+    factor = factor.masked_fill(failed != 0, torch.nan)
+    flat = (z - mean).flatten(0, -2)
+    solved: Tensor = torch.linalg.solve_triangular(factor, flat.T, upper=False)
+    return solved.T.view_as(z)
 
 
 def _principal_directions(embedding: Tensor, num_directions: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return center (D), leading directions (D, S) and standard deviations along them (S)."""
+    """Center (D), leading directions (D, S) and standard deviations along them (S)."""
     rows = embedding.double()
     center = rows.mean(0)
     covariance = (rows - center).T @ (rows - center) / len(rows)
@@ -203,5 +423,45 @@ def count_codes(codes: Int[Tensor, "..."], num_codewords: int) -> Int[Tensor, " 
 @torch.no_grad()
 def perplexity(counts: Int[Tensor, " K"] | Float[Tensor, " K"]) -> Float[Tensor, ""]:
     """Return exp of the entropy of a usage distribution: the number of codewords in even use."""
-    share = counts.double() / counts.sum().clamp_min(1)
-    return torch.exp(-(share * share.clamp_min(1e-30).log()).sum())
+    p = counts.double() / counts.sum().clamp_min(1)
+    return torch.exp(-(p * p.clamp_min(1e-30).log()).sum())
+
+
+@torch.no_grad()
+def k_means(
+    rows: Float[Tensor, "M S"],
+    num_clusters: int,
+    metric: Metric,
+    generator: torch.Generator,
+    iterations: int = 10,
+) -> Float[Tensor, "K S"]:
+    """Return the centers that Lloyd's algorithm finds from rows drawn without replacement.
+
+    Empty clusters get a row drawn at random in each iteration. With fewer rows than clusters, rows are taken
+    more than once, moved a little so that no two centers are alike.
+
+    Args:
+        rows: What is clustered.
+        num_clusters: K.
+        metric: Cosine clusters directions; the centers then have the mean length of their rows.
+        generator: On the CPU.
+        iterations: Passes over the rows.
+    """
+    order = torch.randperm(len(rows), generator=generator).to(rows.device)
+    centers = rows[order[torch.arange(num_clusters, device=rows.device) % len(rows)]].clone()
+    if len(rows) < num_clusters:
+        spread = rows.std(0) if len(rows) > 1 else torch.ones_like(rows[0])
+        shift = torch.randn(centers.shape, generator=generator).to(rows.device)
+        centers[len(rows) :] += 0.1 * (spread * shift)[len(rows) :]
+        return centers
+    for _ in range(iterations):
+        nearest = nearest_codeword(rows, centers, metric)
+        counts = count_codes(nearest, num_clusters)
+        sums = torch.zeros_like(centers).index_add_(0, nearest, rows)
+        filled = counts > 0
+        centers[filled] = sums[filled] / counts[filled].unsqueeze(-1)
+        num_empty = int((~filled).sum())
+        if num_empty:
+            drawn = torch.randint(len(rows), (num_empty,), generator=generator).to(rows.device)
+            centers[~filled] = rows[drawn]
+    return centers

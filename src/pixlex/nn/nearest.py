@@ -1,114 +1,163 @@
-"""The exact nearest codeword of every vector, in memory that does not grow with the codebook."""
+"""The exact nearest codeword of every vector, in memory that does not grow with the codebook.
+
+Both metrics become one product. A row x and a codeword y have, in exact arithmetic, the score
+
+    cosine     x = z / |z|,  y = e / |e|,  s = x . y
+    euclidean  x = z - c,    y = e - c,    s = x . y - |y|^2 / 2    where c is the mean codeword
+
+and the nearest codeword has the largest, for |z - e|^2 = |x|^2 - 2 s. The score S that comes out of rounded
+vectors x' and y' is off by at most
+
+    |S - s| <= radius + u |S|,    radius = |x - x'| |y| + |x'| |y - y'| + rounding of float32 sums,
+
+by Cauchy-Schwarz, with u the rounding of the result itself. Hence a codeword whose upper bound stays below
+the k-th best lower bound is none of the k nearest. Scores are bfloat16 where the device multiplies it; rows that
+keep too many candidates go on in float32, then in float64. The candidates of a row are compared in float64.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from pixlex.batch import NotFinite
-from pixlex.nn.candidates import (
-    BLOCK,
-    Candidates,
-    CodewordBlock,
-    Screening,
-    codeword_blocks,
-    low_precision,
-    mean_codeword,
-    unit_rows,
-)
-from pixlex.nn.comparison import Compared, Metric, compare_all, compare_pairs
-from pixlex.nn.fused import FusedCodebook, available, fused_nearest
+from pixlex.nn.transformer import multiplies_bfloat16
 
-__all__ = ["Metric", "PreparedCodebook", "nearest_codeword", "nearest_codewords"]
+Metric = Literal["cosine", "euclidean"]
 
-_ROWS = 2048  # rows compared with a whole block at a time
+_BLOCK = 2048  # codewords compared at a time
+_GROUP = 64  # codewords whose best score is looked at before their own; divides _BLOCK
+_STRIPE = 512  # codewords rounded at a time: their copies stay in the cache
+_ROWS = {"cpu": 2048, "cuda": 16384}  # rows compared with a block at a time
 _ROWS_IN_DOUBLE = 256  # the same in float64
+_ROW_MULTIPLE = 128  # rows of a product: oneDNN keeps about 1 MB for every shape it has met
 _PAIRS = 256  # candidates compared in float64 at a time
+
+_SINGLE, _BFLOAT, _DOUBLE = 2.0**-24, 2.0**-8, 2.0**-52  # rounding, relative
+_SECOND_ORDER = 1.01  # products of two roundings, and the rounding of the bounds themselves
+_TINY = 1e-30  # below it float32 underflows: such rows keep every codeword and go to float64
 
 
 class PreparedCodebook:
     """A codebook that does not change, rounded once instead of at every search.
 
-    Holds the codebook and its rounded copy: K D 2 bytes where the processor multiplies bfloat16 (AVX-512 BF16
-    or AMX), 77 MB for RoBERTa's 50,265 x 768; K D 4 bytes elsewhere.
-
     Args:
-        codebook: codewords, finite; not to be changed in place afterwards.
-        metric: the metric of all its searches.
+        codebook: Codewords, finite; not to be changed in place afterwards.
+        metric: The metric of all its searches.
+        store: Whether to keep the rounded copy: K D 2 bytes where the device multiplies bfloat16 (77 MB for
+            RoBERTa's 50,265 x 768), K D 4 bytes elsewhere. Otherwise it is made, block by block, at every search.
 
     Raises:
-        ValueError: an empty codebook, or an unknown metric.
-        NotFinite: a codeword holds values that are not finite.
+        ValueError: An empty codebook, or an unknown metric.
+        NotFinite: A codeword holds values that are not finite.
     """
 
-    def __init__(self, codebook: Float[Tensor, "K D"], metric: Metric = "cosine") -> None:
-        _check_codebook(codebook, metric)
-        self.codebook = codebook.detach()
-        self.metric: Metric = metric
+    def __init__(
+        self, codebook: Float[Tensor, "K D"], metric: Metric = "cosine", *, store: bool = True
+    ) -> None:
+        if metric not in get_args(Metric):
+            raise ValueError(f"metric: expected one of {', '.join(get_args(Metric))}, got {metric!r}")
+        if codebook.ndim != 2 or 0 in codebook.shape or not codebook.is_floating_point():
+            got = f"{codebook.dtype} {tuple(codebook.shape)}"
+            raise ValueError(f"codebook: expected floats of shape (K, D), K and D at least 1, got {got}")
+        self.codebook, self.metric = codebook.detach(), metric
         self._version = self._current_version()
-        with torch.no_grad(), torch.autocast(codebook.device.type, enabled=False):
-            self._search = _Search.over(self.codebook, metric)
-            if available(codebook.device):
-                self._search.fused = FusedCodebook.over(self.codebook, self._search.center)
-            else:
-                self._search.stored = tuple(self._search.blocks(self._search.dtype))
+        self._dtype = torch.bfloat16 if multiplies_bfloat16(codebook.device) else torch.float32
+        self._stored: tuple[_Block, ...] | None = None
+        with torch.no_grad(), _full_products(codebook.device):
+            self._center: Tensor | None = None
+            if metric == "euclidean":
+                center = self.codebook.mean(0, dtype=torch.float32)
+                self._center = torch.where(torch.isfinite(center), center, 0.0)  # any center is right
+            if store:
+                self._stored = tuple(self._blocks(self._dtype))
 
-    def search(self, metric: Metric) -> _Search:
-        """Return the search that was prepared.
-
-        Args:
-            metric: the metric that the caller names.
-
-        Raises:
-            ValueError: another metric, or a codebook changed in place since it was prepared.
-        """
+    def check(self, metric: Metric) -> None:
+        """Raise a ValueError for another metric, or a codebook changed in place since it was prepared."""
         if metric != self.metric:
             raise ValueError(
                 f"metric: expected {self.metric!r}, as the codebook was prepared, got {metric!r}"
             )
         if self._current_version() != self._version:
             raise ValueError("codebook: expected it as it was prepared, got it changed in place")
-        return self._search
 
     def _current_version(self) -> int:
         return 0 if self.codebook.is_inference() else self.codebook._version
+
+    def _blocks(self, dtype: torch.dtype) -> Iterable[_Block]:
+        """The codebook rounded to a precision."""
+        if self._stored is not None and dtype == self._dtype:
+            return self._stored
+        starts = range(0, len(self.codebook), _BLOCK)
+        return (_Block.of(self.codebook[at : at + _BLOCK], at, self._center, dtype) for at in starts)
+
+    def _nearest(self, z: Tensor, top_k: int) -> Tensor:
+        """Codes (n, top_k): all rows in low precision, then those that got lost in the next higher."""
+        codes = torch.empty(len(z), top_k, dtype=torch.long, device=z.device)
+        if self._center is None:
+            x = torch.empty_like(z)
+            without_direction = _directions(z, torch.linalg.vector_norm(z, dim=1), out=x)
+            if without_direction.any():
+                codes[without_direction] = self._among_all(torch.zeros_like(z[:1]), top_k)
+            pending = (~without_direction).nonzero()[:, 0]
+        else:
+            x, pending = z - self._center, torch.arange(len(z), device=z.device)
+        for dtype in dict.fromkeys((self._dtype, torch.float32)):
+            if len(pending) == 0:
+                return codes
+            rows = _Rows.of(x if len(pending) == len(x) else x[pending], self._center is not None, dtype)
+            found, lost = rows.candidates(self._blocks(dtype), top_k, limit=32 + 4 * top_k)
+            kept = z if len(pending) == len(z) else z[pending]
+            codes[pending[~lost]] = self._among(found, kept, lost, top_k)[~lost]
+            pending = pending[lost]
+        if len(pending):
+            codes[pending] = self._among_all(z[pending], top_k)
+        return codes
+
+    def _among(self, found: tuple[Tensor, Tensor], z: Tensor, lost: Tensor, top_k: int) -> Tensor:
+        """The nearest of the candidates of each row, given as rows and codes; those of lost rows mean nothing."""
+        rows, codes = found
+        counts = torch.bincount(rows, minlength=len(z))
+        if (counts[~lost] < top_k).any():
+            raise _too_few(top_k)
+        column = torch.arange(len(rows), device=z.device) - (counts.cumsum(0) - counts)[rows]
+        compared = _nothing(len(z), max(int(counts.max()), top_k), z.device)
+        compared[0, rows, column] = 0.0
+        compared[2, rows, column] = codes.double()
+        # The only candidate of a row needs no score.
+        for some in torch.split((counts[rows] > 1).nonzero()[:, 0], _PAIRS):
+            row, codewords = rows[some], self.codebook[codes[some]].float()
+            scores = _compare(z[row].unsqueeze(1), codewords.unsqueeze(1), self.metric)
+            compared[:2, row, column[some]] = scores[..., 0, 0]
+        return _nearest_of(compared, top_k)[2].long()
+
+    def _among_all(self, z: Tensor, top_k: int) -> Tensor:
+        """The nearest of all codewords, every one compared in float64, block by block."""
+        if len(z) > _ROWS_IN_DOUBLE:
+            return torch.cat([self._among_all(part, top_k) for part in torch.split(z, _ROWS_IN_DOUBLE)])
+        best = _nothing(len(z), 0, z.device)
+        for start in range(0, len(self.codebook), _BLOCK):
+            scores = _compare(z, self.codebook[start : start + _BLOCK].float(), self.metric)
+            codes = torch.arange(start, start + scores.shape[-1], device=z.device).expand_as(scores[:1])
+            best = torch.cat([best, torch.cat([scores, codes.double()])], dim=2)
+            best = _nearest_of(best, top_k, by_code=True)
+        best = _nearest_of(best, top_k)
+        if (best[0] == -torch.inf).any():
+            raise _too_few(top_k)
+        return best[2].long()
 
 
 def nearest_codeword(
     z: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"] | PreparedCodebook, metric: Metric = "cosine"
 ) -> Int[Tensor, " N"]:
-    """Return the code of the nearest codeword of each vector.
-
-    On a GPU of compute capability 8.0 or more one kernel does it (`pixlex.nn.fused_nearest`) and the host does
-    not wait for it: there values that are not finite are not looked for.
-
-    argmax_k z . e_k / |e_k| (cosine) or argmin_k |z - e_k| (euclidean): LQAE, section 3.2, and van den Oord
-    et al. 2017, equation 1. The released LQAE code searches approximately on its accelerators; this is exact.
-    `nearest_codewords` says what holds of ties, zero vectors and memory.
-
-    Args:
-        z: vectors to be quantized, finite; any float dtype, rounded to float32.
-        codebook: codewords, finite, or a `PreparedCodebook`.
-        metric: `cosine` or `euclidean`.
-
-    Returns:
-        Codes in [0, K), int64.
-
-    Raises:
-        ValueError, NotFinite: as `nearest_codewords`.
-    """
-    if not available(z.device):
-        return nearest_codewords(z, codebook, metric, 1)[:, 0]
-    plain = _plain(codebook, metric)
-    _check_shapes(z, plain, 1)
-    with torch.no_grad(), torch.autocast("cuda", enabled=False):
-        search = _search(codebook, plain, metric)
-        return fused_nearest(z.detach().float(), search.fused or FusedCodebook.over(plain, search.center))
+    """Return the code of the nearest codeword of each vector; see `nearest_codewords`."""
+    return nearest_codewords(z, codebook, metric)[:, 0]
 
 
 def nearest_codewords(
@@ -119,174 +168,264 @@ def nearest_codewords(
 ) -> Int[Tensor, "N k"]:
     """Return the codes of the nearest codewords of each vector, nearest first.
 
-    Exact: candidates found in low precision under an error bound (`pixlex.nn.candidates`) are compared in
-    float64. Codewords equally near to within float64 rounding are a tie: the lower code comes first. Under
-    `cosine` a codeword of norm 0 has no direction and is left out; a vector z of norm 0 is equally near to
-    all others. Memory beyond arguments and result stays below 100 MB for any N and K at D = 768. No gradient;
-    autocast is switched off.
+    argmax_k z . e_k / |e_k| (cosine) or argmin_k |z - e_k| (euclidean): LQAE, section 3.2, and van den Oord
+    et al. 2017, equation 1. The released LQAE code searches approximately on its accelerators; this is exact,
+    whatever is searched beside it. Codewords equally near to within float64 rounding are a tie: the lower code
+    comes first. Under `cosine` a codeword of norm 0 has no direction and is left out; a vector z of norm 0 is
+    equally near to all others. Memory beyond arguments and result stays below 100 MB for any N and K at D = 768
+    on a CPU. No gradient; autocast is switched off. The host waits for a GPU.
 
     Args:
-        z: vectors to be quantized, finite; any float dtype, rounded to float32.
-        codebook: codewords, finite, or a `PreparedCodebook`.
+        z: Vectors to be quantized, finite; any float dtype, rounded to float32.
+        codebook: Codewords, finite, or a `PreparedCodebook`.
         metric: `cosine` or `euclidean`.
-        top_k: how many, in [1, K].
+        top_k: How many, in [1, K].
 
     Returns:
         Codes in [0, K), int64.
 
     Raises:
-        ValueError: an empty codebook; widths or devices that differ; an unknown metric, or another one than
+        ValueError: An empty codebook; widths or devices that differ; an unknown metric, or another one than
             the codebook was prepared for; `top_k` below 1 or above the number of codewords (under `cosine`, of
             those with a direction).
-        NotFinite: vectors or codewords hold values that are not finite.
+        NotFinite: Vectors or codewords hold values that are not finite.
     """
-    plain = _plain(codebook, metric)
-    _check_vectors(z, plain, top_k)
-    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        search = _search(codebook, plain, metric)
-        codes = torch.empty(len(z), top_k, dtype=torch.long, device=z.device)
-        for start in range(0, len(z), _ROWS):
-            rows = slice(start, start + _ROWS)
-            codes[rows] = search.nearest(z.detach()[rows].float(), top_k)
+    prepared = codebook
+    if not isinstance(prepared, PreparedCodebook):
+        prepared = PreparedCodebook(prepared, metric, store=False)
+    prepared.check(metric)
+    codewords = prepared.codebook
+    if z.ndim != 2 or z.shape[1] != codewords.shape[1] or not z.is_floating_point():
+        expected = f"(N, {codewords.shape[1]}), as wide as the codebook"
+        raise ValueError(f"z: expected floats of shape {expected}, got {z.dtype} {tuple(z.shape)}")
+    if z.device != codewords.device:
+        raise ValueError(f"z: expected the codebook's device {codewords.device}, got {z.device}")
+    if not 1 <= top_k <= len(codewords):
+        raise ValueError(f"top_k: expected 1 to {len(codewords)}, the number of codewords, got {top_k}")
+    codes = torch.empty(len(z), top_k, dtype=torch.long, device=z.device)
+    if z.is_meta:  # shapes alone
         return codes
+    with torch.no_grad(), _full_products(z.device):
+        if (row := _row_not_finite(z, torch.linalg.vector_norm(z, dim=1))) is not None:
+            raise NotFinite(f"z: expected finite values, got others in row {row} of {len(z)}", row)
+        size = _ROWS.get(z.device.type, 2048)
+        for start in range(0, len(z), size):
+            codes[start : start + size] = prepared._nearest(z.detach()[start : start + size].float(), top_k)
+    return codes
 
 
-@dataclass
-class _Search:
-    """A codebook, and how it is searched.
+@dataclass(frozen=True)
+class _Block:
+    """Some codewords as they enter the product, zeros filling the last group."""
 
-    Attributes:
-        codebook: the codewords as they were given.
-        metric: the metric.
-        center: what both sides are taken relative to under `euclidean`; None under `cosine`.
-        dtype: precision of the first comparison.
-        stored: rounded blocks in that precision; None to make them anew each time.
-        fused: the codebook as the kernels of a GPU read it; None to make it anew each time.
-    """
-
-    codebook: Tensor
-    metric: Metric
-    center: Tensor | None
-    dtype: torch.dtype
-    stored: tuple[CodewordBlock, ...] | None = None
-    fused: FusedCodebook | None = None
+    start: int  # code of the first
+    size: int
+    rounded: (
+        Tensor  # y', under `euclidean` with -|y|^2 / 2 in three more columns: bfloat16s that hold a float32
+    )
+    norm: Tensor  # the largest |y| of each group
+    residual: Tensor  # the largest |y - y'| of each group
+    excluded: Tensor | None  # those without direction, under `cosine`
 
     @classmethod
-    def over(cls, codebook: Tensor, metric: Metric) -> _Search:
-        center = mean_codeword(codebook) if metric == "euclidean" else None
-        return cls(codebook, metric, center, low_precision(codebook.device))
-
-    def blocks(self, dtype: torch.dtype) -> Iterable[CodewordBlock]:
-        if self.stored is not None and dtype == self.dtype:
-            return self.stored
-        return codeword_blocks(self.codebook, self.center, dtype)
-
-    def nearest(self, z: Tensor, top_k: int) -> Tensor:
-        """Return codes (n, top_k): all rows in low precision, then those that got lost in the next higher."""
-        codes = torch.empty(len(z), top_k, dtype=torch.long, device=z.device)
-        x = torch.empty_like(z)
-        if self.center is None:
-            without_direction = unit_rows(z, out=x)
-            if without_direction.any():
-                codes[without_direction] = self._among_all(torch.zeros_like(z[:1]), top_k)
-            pending = (~without_direction).nonzero()[:, 0]
-        else:
-            torch.sub(z, self.center, out=x)
-            pending = torch.arange(len(z), device=z.device)
-        for dtype in dict.fromkeys((self.dtype, torch.float32)):
-            if len(pending) == 0:
-                return codes
-            screening = Screening(_rows(x, pending), self.metric == "euclidean", dtype)
-            candidates = screening.candidates(self.blocks(dtype), top_k, limit=32 + 4 * top_k)
-            del screening  # and its buffer of scores
-            found = ~candidates.lost
-            codes[pending[found]] = self._among(candidates, _rows(z, pending), top_k)[found]
-            pending = pending[candidates.lost]
-        if len(pending):
-            codes[pending] = self._among_all(z[pending], top_k)
-        return codes
-
-    def _among(self, candidates: Candidates, z: Tensor, top_k: int) -> Tensor:
-        """Return the nearest candidates (n, top_k) of each row; those of lost rows mean nothing."""
-        rows, codes = candidates.rows, candidates.codes
-        counts = torch.bincount(rows, minlength=len(z))
-        if (counts[~candidates.lost] < top_k).any():
-            raise _too_few(top_k)
-        place = torch.arange(len(rows), device=z.device) - (counts.cumsum(0) - counts)[rows]
-        compared = Compared.empty(len(z), max(int(counts.max()), top_k), z.device)
-        compared.codes[rows, place] = codes
-        compared.scores[rows, place] = 0.0
-        # The only candidate of a row needs no score.
-        unclear = (counts[rows] > 1).nonzero()[:, 0]
-        for start in range(0, len(unclear), _PAIRS):
-            some = unclear[start : start + _PAIRS]
-            at = rows[some], place[some]
-            codewords = self.codebook[codes[some]].float()
-            compared.scores[at], compared.tolerance[at] = compare_pairs(z[rows[some]], codewords, self.metric)
-        return compared.nearest(top_k)[0]
-
-    def _among_all(self, z: Tensor, top_k: int) -> Tensor:
-        """Return the nearest codewords (n, top_k), every one compared in float64, block by block."""
-        parts = [slice(start, start + _ROWS_IN_DOUBLE) for start in range(0, len(z), _ROWS_IN_DOUBLE)]
-        best = [Compared.empty(len(z[part]), 0, z.device) for part in parts]
-        for start in range(0, len(self.codebook), BLOCK):
-            block = self.codebook[start : start + BLOCK].float()
-            codes = torch.arange(start, start + len(block), device=z.device)
-            for number, part in enumerate(parts):
-                scores, tolerance = compare_all(z[part], block, self.metric)
-                new = Compared(scores, tolerance, codes.expand_as(scores))
-                best[number] = best[number].joined(new).kept(top_k)
-        nearest = [some.nearest(top_k) for some in best]
-        if any(bool((scores == -torch.inf).any()) for _, scores in nearest):
-            raise _too_few(top_k)
-        return torch.cat([codes for codes, _ in nearest])
+    def of(cls, codewords: Tensor, start: int, center: Tensor | None, dtype: torch.dtype) -> _Block:
+        """Round codewords; the center is None under `cosine`."""
+        size, width = codewords.shape
+        shape = -(-size // _GROUP) * _GROUP, width + (0 if center is None else 3)
+        rounded = torch.zeros(shape, dtype=dtype, device=codewords.device)
+        norms, residuals, excluded = torch.zeros(3, len(rounded), device=codewords.device).unbind()
+        exact = dtype == torch.float32
+        buffer = rounded.new_empty(0 if exact else min(size, _STRIPE), width, dtype=torch.float32)
+        for at in range(0, size, _STRIPE):
+            part = slice(at, min(at + _STRIPE, size))
+            raw = codewords[part].float()
+            y = rounded[part, :width] if exact else buffer[: len(raw)]
+            if center is None:
+                raw_norm = torch.linalg.vector_norm(raw, dim=1)
+                excluded[part] = _directions(raw, raw_norm, out=y)
+                norms[part] = 1.0
+            else:
+                torch.sub(raw, center, out=y)
+                raw_norm = norms[part] = torch.linalg.vector_norm(y, dim=1)
+            if (row := _row_not_finite(raw, raw_norm)) is not None:
+                raise NotFinite(
+                    f"codebook: expected finite values, got others in codeword {start + at + row}"
+                )
+            offset = norms[part].square() / -2
+            for column in rounded[part, width:].unbind(1):
+                column.copy_(offset)
+                offset = offset - column.float()
+            if not exact:
+                rounded[part, :width] = y
+                residuals[part] = torch.linalg.vector_norm(y.sub_(rounded[part, :width]), dim=1)
+        norm, residual = (one.view(-1, _GROUP).amax(1, keepdim=True) for one in (norms, residuals))
+        without = excluded.nonzero()[:, 0] if excluded.any() else None
+        return cls(start, size, rounded, norm, residual, without)
 
 
-def _plain(codebook: Tensor | PreparedCodebook, metric: Metric) -> Tensor:
-    """Return the codewords, checked."""
-    plain = codebook.codebook if isinstance(codebook, PreparedCodebook) else codebook.detach()
-    _check_codebook(plain, metric)
-    return plain
+@dataclass(frozen=True)
+class _Rows:
+    """Rows as they enter the product, zeros filling the last multiple, and how far their scores can be off."""
+
+    size: int
+    rounded: Tensor  # x', with a 1 for each column of the codewords' offset
+    norm: Tensor  # |x| of each
+    residual: Tensor  # |x - x'| of each
+    rounding: float  # relative, of a sum of D products in any order, of norms, x and y
+    has_offset: bool
+
+    @classmethod
+    def of(cls, x: Tensor, has_offset: bool, dtype: torch.dtype) -> _Rows:
+        size, width = x.shape
+        rounded = x.new_zeros(-(-size // _ROW_MULTIPLE) * _ROW_MULTIPLE, width + 3 * has_offset, dtype=dtype)
+        rounded[:size, :width] = x
+        rounded[:, width:] = 1
+        norm, residual = x.new_zeros(2, len(rounded)).unbind()
+        norm[:size] = torch.linalg.vector_norm(x, dim=1)
+        if dtype != torch.float32:
+            residual[:size] = torch.linalg.vector_norm(x - rounded[:size, :width], dim=1)
+        rounding = 4 * (width + 16) * _SINGLE
+        backend = torch.backends.cuda if x.is_cuda else torch.backends.mkldnn
+        if dtype == torch.float32 and backend.matmul.fp32_precision not in ("ieee", "none"):
+            rounding += 2 * _BFLOAT  # the user lets float32 products be computed from rounded factors
+        return cls(size, rounded, norm, residual, rounding, has_offset)
+
+    def spread(self, scores: Tensor, block: _Block, group: Tensor | slice, row: Tensor | slice) -> Tensor:
+        """How far scores of groups (the first dimension) and rows can be off."""
+        norm, residual, x_norm = block.norm[group], block.residual[group], self.norm[row]
+        sums = self.rounding * norm
+        radius: Tensor = x_norm * (residual + sums) + self.residual[row] * (norm + residual)
+        if self.has_offset:
+            radius = radius + sums * norm
+        radius = radius.mul(_SECOND_ORDER).add(_TINY)
+        return radius + _BFLOAT * scores.abs() if self.rounded.dtype == torch.bfloat16 else radius
+
+    def candidates(
+        self, blocks: Iterable[_Block], top_k: int, limit: int
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Row and code of every codeword that can be among the nearest, sorted by row, then by code.
+
+        Then which rows are lost, and have none: those with more than the limit, or whose scores overflowed.
+        """
+        padded, device = len(self.rounded), self.rounded.device
+        buffer = self.rounded.new_empty(_BLOCK, padded)
+        lost = torch.arange(padded, device=device) >= self.size
+        floor = torch.full((top_k, padded), -torch.inf, device=device)
+        rows = torch.empty(0, dtype=torch.long, device=device)
+        codes, ceilings = rows, floor.new_empty(0)
+        for block in blocks:
+            product = torch.mm(block.rounded, self.rounded.t(), out=buffer[: len(block.rounded)])
+            product[block.size :] = -torch.inf
+            if block.excluded is not None:
+                product[block.excluded] = -torch.inf
+            groups = product.view(-1, _GROUP, padded)
+            peaks = groups.amax(1).float()
+            spread = self.spread(peaks, block, slice(None), slice(None))
+            floor = _largest(torch.cat([floor, _largest(peaks - spread, top_k)]), top_k)
+            # NaN and infinity say that something overflowed; -infinity, that there was no codeword yet.
+            lost |= ~(floor[-1] < torch.inf)
+            reached = (peaks + spread >= floor[-1]) & ~lost
+            lost |= reached.sum(0) > limit
+            group, row = (reached & ~lost).nonzero(as_tuple=True)
+            scores = groups[group, :, row].float()
+            ceiling = scores + self.spread(scores, block, group, row[:, None])
+            can_be = (ceiling >= floor[-1, row, None]) & (scores > -torch.inf)
+            which, member = can_be.nonzero(as_tuple=True)
+            rows = torch.cat([rows, row[which]])
+            codes = torch.cat([codes, block.start + group[which] * _GROUP + member])
+            ceilings = torch.cat([ceilings, ceiling[which, member]])
+            keep = (ceilings >= floor[-1, rows]) & ~lost[rows]
+            rows, codes, ceilings = rows[keep], codes[keep], ceilings[keep]
+            lost |= torch.bincount(rows, minlength=padded) > limit
+        keep = ~lost[rows]
+        rows, codes = rows[keep], codes[keep]
+        order = torch.argsort(codes)
+        order = order[torch.argsort(rows[order], stable=True)]
+        return (rows[order], codes[order]), lost[: self.size]
 
 
-def _search(codebook: Tensor | PreparedCodebook, plain: Tensor, metric: Metric) -> _Search:
-    """Return how a codebook is searched; what was prepared, if it was."""
-    return codebook.search(metric) if isinstance(codebook, PreparedCodebook) else _Search.over(plain, metric)
+# Codewords compared with rows in float64, in the order of their codes, are (3, n, c): the scores, the larger the
+# nearer, -infinity where there is no codeword; how far each can be off, no further apart than which two are a tie;
+# the codes, exact in float64.
 
 
-def _rows(values: Tensor, rows: Tensor) -> Tensor:
-    """Return some rows, without a copy where they are all."""
-    return values if len(rows) == len(values) else values[rows]
+def _nothing(num_rows: int, num_codes: int, device: torch.device) -> Tensor:
+    """Room for compared codewords, with none in it."""
+    compared = torch.zeros(3, num_rows, num_codes, dtype=torch.float64, device=device)
+    compared[0] = -torch.inf
+    return compared
 
 
-def _check_codebook(codebook: Tensor, metric: str) -> None:
-    if metric not in get_args(Metric):
-        raise ValueError(f"metric: expected one of {', '.join(get_args(Metric))}, got {metric!r}")
-    if codebook.ndim != 2 or 0 in codebook.shape or not codebook.is_floating_point():
-        got = f"{codebook.dtype} {tuple(codebook.shape)}"
-        raise ValueError(f"codebook: expected floats of shape (K, D), K and D at least 1, got {got}")
+def _nearest_of(compared: Tensor, top_k: int, *, by_code: bool = False) -> Tensor:
+    """The nearest of compared codewords, nearest first or by code; of equally near ones the lowest code first."""
+    scores, tolerance = compared[0].clone(), compared[1]
+    columns: list[Tensor] = []
+    for _ in range(min(top_k, scores.shape[1])):
+        least = (scores - tolerance).amax(1, keepdim=True)
+        equal = scores + tolerance >= least
+        columns.append(equal.to(torch.uint8).argmax(1, keepdim=True))
+        scores.scatter_(1, columns[-1], -torch.inf)
+    chosen = torch.cat(columns, 1)
+    return compared.gather(2, (chosen.sort(1).values if by_code else chosen).expand(3, -1, -1))
 
 
-def _check_shapes(z: Tensor, codebook: Tensor, top_k: int) -> None:
-    if z.ndim != 2 or z.shape[1] != codebook.shape[1] or not z.is_floating_point():
-        expected = f"(N, {codebook.shape[1]}), as wide as the codebook"
-        raise ValueError(f"z: expected floats of shape {expected}, got {z.dtype} {tuple(z.shape)}")
-    if z.device != codebook.device:
-        raise ValueError(f"z: expected the codebook's device {codebook.device}, got {z.device}")
-    if not 1 <= top_k <= len(codebook):
-        raise ValueError(f"top_k: expected 1 to {len(codebook)}, the number of codewords, got {top_k}")
+def _compare(z: Tensor, codewords: Tensor, metric: Metric) -> Tensor:
+    """Scores of rows (..., n, D) with codewords (..., c, D) in float64, and their tolerances (2, ..., n, c)."""
+    z, codewords = z.double(), codewords.double()
+    rounding = (z.shape[-1] + 16) * _DOUBLE  # of each term of a sum; 16 for norms and quotients
+    if metric == "cosine":
+        norms = torch.linalg.vector_norm(codewords, dim=-1)
+        row_norms = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+        directions = torch.where(row_norms > 0, z / row_norms, 0.0)
+        scores = directions @ (codewords / norms.unsqueeze(-1)).mT
+        scores = scores.masked_fill(norms.unsqueeze(-2) == 0, -torch.inf)
+        return torch.stack([scores, torch.full_like(scores, rounding)])
+    # From differences: distances far below the length of the vectors would drown in their product.
+    scores = -torch.cdist(z, codewords, compute_mode="donot_use_mm_for_euclid_dist").square()
+    return torch.stack([scores, -rounding * scores])
 
 
-def _check_vectors(z: Tensor, codebook: Tensor, top_k: int) -> None:
-    _check_shapes(z, codebook, top_k)
-    # Norms first, in one pass; they leave the range of a float before its values do.
-    if torch.isfinite(torch.linalg.vector_norm(z, dim=1)).all():
-        return
-    finite = torch.isfinite(z).all(1)
-    if not finite.all():
-        row = int((~finite).nonzero()[0, 0])
-        raise NotFinite(f"z: expected finite values, got others in row {row} of {len(z)}", row)
+def _directions(vectors: Tensor, norm: Tensor, out: Tensor) -> Tensor:
+    """Write rows divided by their norm; return which have none: they become 0."""
+    torch.div(vectors, norm.unsqueeze(1), out=out)
+    without = torch.zeros_like(norm, dtype=torch.bool)
+    # Squares of such values leave the range of float32, though the values do not.
+    odd = ~((norm > 1e-15) & (norm < 1e15))
+    if odd.any():
+        exact = vectors[odd].double()
+        norm = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
+        out[odd] = torch.where(norm == 0, 0.0, exact / norm).float()
+        without[odd] = norm[:, 0] == 0
+    return without
+
+
+def _largest(values: Tensor, top_k: int) -> Tensor:
+    """The `top_k` largest of each column, or all if there are fewer, the last of them the smallest."""
+    if top_k == 1:
+        return values.amax(0, keepdim=True)
+    return values.topk(min(top_k, len(values)), dim=0).values
+
+
+def _row_not_finite(rows: Tensor, norms: Tensor) -> int | None:
+    """The first row with a value that is not finite; looked for where a norm is not, which overflows first."""
+    if torch.isfinite(norms).all():
+        return None
+    finite = torch.isfinite(rows).all(1)
+    return None if finite.all() else int((~finite).nonzero()[0, 0])
 
 
 def _too_few(top_k: int) -> ValueError:
     return ValueError(f"codebook: expected {top_k} or more codewords of norm above 0 for cosine, got fewer")
+
+
+@contextmanager
+def _full_products(device: torch.device) -> Iterator[None]:
+    """Switch off autocast, and sums in bfloat16 inside of products, which the bound does not know."""
+    backend = torch.backends.cuda.matmul
+    before = backend.allow_bf16_reduced_precision_reduction
+    with torch.autocast(device.type, enabled=False):
+        try:
+            backend.allow_bf16_reduced_precision_reduction = False
+            yield
+        finally:
+            backend.allow_bf16_reduced_precision_reduction = before

@@ -24,6 +24,14 @@ def take_rows(rows: Float[Tensor, "N *shape"], numbers: Int[Tensor, "*places"]) 
     return rows.index_select(0, numbers.flatten()).view(*numbers.shape, *rows.shape[1:])
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Return whether a device has units for products of bfloat16; without, these are slower than in float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    has = torch.cpu.get_capabilities() if device.type == "cpu" and torch.backends.mkldnn.enabled else {}
+    return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
+
+
 def attend(
     queries: Float[Tensor, "B h N d"],
     keys: Float[Tensor, "B h M d"],

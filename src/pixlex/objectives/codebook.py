@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from pixlex import distributed
 from pixlex.batch import send
 from pixlex.config.cbvila import CBViLAObjectiveConfig
-from pixlex.nn.codebook import Quantized, count_codes, perplexity
-from pixlex.nn.learned_codebook import LearnedCodebook, MovingAverages, k_means
+from pixlex.nn.codebook import LearnedCodebook, MovingAverages, Quantized, count_codes, k_means, perplexity
 from pixlex.objectives.phase import Step
 
 # Patch vectors clustered for each codeword, at most.

@@ -13,7 +13,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from torch.utils.module_tracker import ModuleTracker
 
-from pixlex.nn import fused  # noqa: F401 (brings torch.ops.pixlex)
 from pixlex.train.parallel import mixed_precision
 
 # Side of the square matrices whose product tells what the device can do.
@@ -33,13 +32,8 @@ def _attention_backward(
     return int(sdpa_backward_flop_count(gradient, queries, keys, values))  # type: ignore[no-untyped-call]
 
 
-def _nearest(z: Any, codebook: Any, *others: Any, **options: Any) -> int:
-    return 2 * int(z[0]) * int(codebook[0]) * int(codebook[1])
-
-
-# Attention of the CPU and our own kernel, which torch's counter does not know; the functions are given shapes.
+# Attention of the CPU, which torch's counter does not know; the functions are given shapes.
 _UNCOUNTED = {
-    torch.ops.pixlex.fused_nearest: _nearest,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

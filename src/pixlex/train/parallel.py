@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pixlex import distributed
 from pixlex.config.train import TrainConfig
 from pixlex.models.inference import Precision
-from pixlex.nn.candidates import low_precision
+from pixlex.nn.transformer import multiplies_bfloat16
 
 
 def pick_precision(name: str, device: torch.device) -> Precision:
@@ -23,10 +23,8 @@ def pick_precision(name: str, device: torch.device) -> Precision:
     match name:
         case "bf16" | "fp32":
             return name
-        case _ if device.type == "cuda":
-            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
         case _:
-            return "bf16" if low_precision(device) == torch.bfloat16 else "fp32"
+            return "bf16" if multiplies_bfloat16(device) else "fp32"
 
 
 def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[object]:
