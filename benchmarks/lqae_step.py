@@ -37,7 +37,7 @@ from pixlex.batch import ImageBatch
 from pixlex.config.lqae import LQAEConfig, LQAEObjectiveConfig, QuantizerConfig, VisionConfig
 from pixlex.distributed import pick_device
 from pixlex.models.lqae import LQAE
-from pixlex.nn.language import LanguageModel
+from pixlex.nn.language_model import LanguageModel
 from pixlex.nn.masking import random_mask
 from pixlex.nn.vocabulary import Vocabulary
 from pixlex.objectives.lqae import LQAEObjective

@@ -19,7 +19,7 @@ from pixlex.config.ablation import AblationRow, Claim, ablation_rows, select_row
 from pixlex.config.run import LQAERun, VQVAERun
 from pixlex.eval.few_shot.episodes import sample_episodes, setting_of
 from pixlex.models import pretrained
-from pixlex.nn.language import load_language_model
+from pixlex.nn.language_model import load_language_model
 from pixlex.report.ablations import ablation_table
 from pixlex.runs import sole_writer
 from pixlex.train.loop import LossNotFinite

@@ -10,7 +10,7 @@ from tests.tiny import IMAGE_SIZE, tiny_language, tiny_lqae, tiny_vqvae
 
 from pixlex.models.lqae import LQAE
 from pixlex.models.vqvae import VQVAE
-from pixlex.nn.language import LanguageModel
+from pixlex.nn.language_model import LanguageModel
 
 
 @pytest.fixture(scope="session")

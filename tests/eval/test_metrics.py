@@ -26,7 +26,7 @@ from pixlex.eval.metrics import (
     word_folds,
 )
 from pixlex.models.lqae import LQAE
-from pixlex.nn.language import LanguageModel
+from pixlex.nn.language_model import LanguageModel
 from pixlex.nn.vocabulary import Vocabulary
 
 

@@ -16,7 +16,7 @@ from pixlex.data.images import open_source
 from pixlex.encoding import encode_source
 from pixlex.encoding.decode import decode_codes
 from pixlex.models import inference
-from pixlex.models.inference import compute_rows, rows_at_once
+from pixlex.models.inference import SmallPasses, compute_rows, rows_at_once
 from pixlex.search import ImageIndex
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -127,3 +127,50 @@ def test_rows_may_lie_in_memory_as_they_like() -> None:
     """What a decoder folds from patches is not contiguous."""
     inputs = torch.arange(24.0).reshape(2, 3, 4)
     assert torch.equal(compute_rows(inputs, lambda rows: rows.mT, grid=14, device=CPU), inputs.mT)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_few_images_are_what_they_are_among_many(precision: Any, language: Path) -> None:
+    """Codes, reconstructions and vectors, to the bit; alone they are not computed 32 at a time."""
+    tokenizer = ImageTokenizer(tiny_lqae(language), precision=precision)
+    images = torch.rand(5, 3, 32, 32)
+    codes = tokenizer.tokenize(torch.cat([images] * 8))[:5]
+    decoded, vectors = tokenizer.decode(codes.repeat(8, 1))[:5], tokenizer.embed(torch.cat([images] * 8))[:5]
+    for number in (1, 2, 3, 5):
+        assert torch.equal(tokenizer.tokenize(images[:number]), codes[:number])
+        assert torch.equal(tokenizer.decode(codes[:number]), decoded[:number])
+        assert torch.equal(tokenizer.embed(images[:number]), vectors[:number])
+
+
+class _Rounded(torch.nn.Module):
+    """A layer that rounds by the number of rows, as products of matrices do on some processors."""
+
+    def __init__(self, below: int) -> None:
+        super().__init__()
+        self.below, self.sizes = below, list[int]()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        self.sizes.append(len(rows))
+        return rows + (1e-7 if len(rows) < self.below else 0.0)
+
+
+@pytest.mark.parametrize("below", [0, 4])
+def test_small_passes_are_taken_where_they_give_the_same_bits(below: int) -> None:
+    """Tried once for each size; what comes out of the whole, here whole numbers, does not have to show it."""
+    layer, small = _Rounded(below), SmallPasses()
+
+    def compute(count: int) -> Tensor:
+        del layer.sizes[:]
+        rows = torch.rand(count, 3)
+        found = compute_rows(rows, lambda some: layer(some).long(), grid=8, device=CPU, small=small)
+        assert len(found) == count
+        return found
+
+    compute(2)
+    assert layer.sizes == ([8, 2, 2] if below == 0 else [8, 2, 8])
+    compute(2)
+    assert layer.sizes == ([2] if below == 0 else [8])
+    compute(11)
+    assert layer.sizes == [8, 8, 4, 4]
+    compute(5)
+    assert layer.sizes == [8]

@@ -12,7 +12,7 @@ from tests.tiny import tiny_lqae, tiny_lqae_config, tiny_vqvae
 from pixlex.config.lqae import LQAEConfig
 from pixlex.models.lqae import LQAE
 from pixlex.nn.codebook import straight_through
-from pixlex.nn.language import load_language_model
+from pixlex.nn.language_model import load_language_model
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def test_attention_is_dropped_in_training_as_in_bert() -> None:
     """The probabilities of both attentions, apart from what each part adds; nothing in evaluation."""
     layer = _random(BertLayer(WIDTH, HEADS, 2.0, 0.5, looks=True))
     assert isinstance(layer, BertLayer)
-    queries, context = torch.randn(2, 5, WIDTH), layer.project(torch.randn(2, 7, WIDTH))
+    queries, context = torch.randn(2, 5, WIDTH), layer.cross_attention.project(torch.randn(2, 7, WIDTH))
     for part, given in ((layer.attention, ()), (layer.cross_attention, (context,))):
         assert torch.equal(part(queries, *given), part(queries, *given))
         part.train()

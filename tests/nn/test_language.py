@@ -15,9 +15,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pixlex.nn import embedded as embedded_module
-from pixlex.nn.embedded import EMBEDDED_SHA256, MissingLanguageModel, embedded_directory
-from pixlex.nn.language import LanguageModel, load_language_model
+from pixlex.nn import tokenizer as embedded_module
+from pixlex.nn.language_model import LanguageModel, load_language_model
+from pixlex.nn.tokenizer import EMBEDDED_SHA256, MissingLanguageModel, embedded_directory
 
 FAMILIES = ("bert", "roberta", "distilbert", "modernbert")
 NARROW_FAMILIES = ("electra", "albert")  # word embeddings narrower than hidden states
@@ -49,7 +49,7 @@ def test_embeddings_in_equals_word_ids_in(tiny_language_model: Maker, family: st
     language, own = load_language_model(str(folder)), reference(folder)
     ids = word_ids(language)
     with torch.no_grad():
-        output = language(language.word_embedding[ids])
+        output = language(language.word_embedding[ids], all_states=True)
         expected = own(input_ids=ids, output_hidden_states=True)
     assert language.family == family
     assert len(output.hidden_states) == language.num_layers + 1 == 4

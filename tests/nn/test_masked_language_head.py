@@ -18,8 +18,8 @@ import torch
 from safetensors import safe_open
 from torch.nn import functional
 
-from pixlex.nn.embedded import EMBEDDED_HEAD, EMBEDDED_PACKAGE, EMBEDDED_SHA256, embedded_directory
-from pixlex.nn.language import LanguageModel, load_language_model
+from pixlex.nn.language_model import LanguageModel, load_language_model
+from pixlex.nn.tokenizer import EMBEDDED_HEAD, EMBEDDED_PACKAGE, EMBEDDED_SHA256, embedded_directory
 from pixlex.nn.vocabulary import build_vocabulary
 
 needs_embedded = pytest.mark.skipif(

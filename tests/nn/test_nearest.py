@@ -27,7 +27,7 @@ FIRST_PRECISIONS = (torch.bfloat16, torch.float32)
 @pytest.fixture(params=FIRST_PRECISIONS, ids=("bfloat16", "float32"))
 def first_precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
     """Both ways to begin, on every processor."""
-    monkeypatch.setattr(nearest, "multiplies_bfloat16", lambda device: request.param == torch.bfloat16)
+    monkeypatch.setattr(nearest, "_screens_in_bfloat16", lambda device: request.param == torch.bfloat16)
     return request.param
 
 
@@ -168,7 +168,7 @@ def screened(
 def check_bound(metric: Metric, dtype: torch.dtype, make: Make, width: int) -> None:
     rows, blocks, exact = screened(make(60, width, 0), make(2100, width, 1), metric, dtype)
     for block in blocks:
-        scores = (block.rounded @ rows.rounded.T).view(-1, 64, 128)
+        scores = (block.rounded @ rows.rounded.T).view(-1, 64, 64)
         wanted = exact[block.start : block.start + block.size]
         for group, some in enumerate(scores):
             off = some[: max(0, block.size - 64 * group), :60].double()
@@ -229,7 +229,7 @@ def test_small_integers_against_exact_arithmetic(
     rows, codebook = data.draw(vectors), data.draw(vectors)
     orders = [exact_order(row, codebook, metric) for row in rows]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nearest, "multiplies_bfloat16", lambda device: first == torch.bfloat16)
+        patch.setattr(nearest, "_screens_in_bfloat16", lambda device: first == torch.bfloat16)
         patch.setattr(nearest, "_BLOCK", 64)
         arguments = torch.tensor(rows).float(), torch.tensor(codebook).float(), metric
         if not orders[0]:
@@ -319,7 +319,7 @@ def test_no_gradient_and_no_autocast(metric: Metric) -> None:
 @pytest.mark.usefixtures("rounded_products")
 @pytest.mark.parametrize("metric", METRICS)
 def test_products_that_the_user_lets_be_rounded(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest, "multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr(nearest, "_screens_in_bfloat16", lambda device: False)
     z, codebook = random_vectors(64, 128), random_vectors(4000, 128, seed=1)
     assert_nearest(nearest_codeword(z, codebook, metric), z, codebook, metric)
 

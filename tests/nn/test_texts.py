@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pixlex.nn import texts
-from pixlex.nn.texts import KeptTexts, padded
+from pixlex.nn import tokenizer as texts
+from pixlex.nn.tokenizer import CachedTexts, padded
 
 
 class Letters:
@@ -29,7 +29,7 @@ def _words(some: Sequence[str]) -> list[list[int]]:
 
 def test_each_text_is_taken_apart_once() -> None:
     tokenizer = Letters()
-    words = KeptTexts(tokenizer)
+    words = CachedTexts(tokenizer)
     for some in (["ab", "c", "ab"], ["c", "", "ab"], ["d"], ["d", "", "c"]):
         assert [list(row) for row in words(some)] == _words(some)
     assert tokenizer.asked == ["ab", "c", "", "d"]
@@ -39,7 +39,7 @@ def test_each_text_is_taken_apart_once() -> None:
 def test_no_more_are_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts, "_MOST", 2)
     tokenizer = Letters()
-    words = KeptTexts(tokenizer)
+    words = CachedTexts(tokenizer)
     for some in (["a", "b"], ["c", "a"], ["c", "b"]):
         assert [list(row) for row in words(some)] == _words(some)
     assert tokenizer.asked == ["a", "b", "c", "c"]
@@ -47,7 +47,7 @@ def test_no_more_are_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch
 
 def test_long_texts_are_not_kept() -> None:
     tokenizer = Letters()
-    words, long = KeptTexts(tokenizer), "a" * 501
+    words, long = CachedTexts(tokenizer), "a" * 501
     for _ in range(2):
         assert [list(row) for row in words([long, "b"])] == _words([long, "b"])
     assert tokenizer.asked == [long, "b", long]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixlex.nn.language import LanguageModel, load_language_model
+from pixlex.nn.language_model import LanguageModel, load_language_model
 from pixlex.nn.vocabulary import Vocabulary, build_vocabulary, is_fit_to_print
 
 FAMILIES = ("bert", "roberta", "distilbert", "modernbert")

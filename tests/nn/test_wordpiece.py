@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from pixlex.nn.wordpiece import TextTokenizer, load_tokenizer
+from pixlex.nn.tokenizer import TextTokenizer, load_tokenizer
 
 
 def test_texts_have_start_and_end_and_are_cut_before_their_end(language: Path) -> None:

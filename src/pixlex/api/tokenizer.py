@@ -18,7 +18,7 @@ from pixlex.api.pictures import Codes, Images, are_codes, are_texts, batches_of,
 from pixlex.distributed import pick_device
 from pixlex.models import pretrained
 from pixlex.models.described import CONFIG
-from pixlex.models.inference import compute_rows
+from pixlex.models.inference import SmallPasses, compute_rows
 from pixlex.models.pretrained import Tokenizer
 from pixlex.nn.vocabulary import Vocabulary
 
@@ -93,6 +93,7 @@ class ImageTokenizer:
         self.precision: Literal["fp32", "bf16"] = "bf16" if precision == "bf16" else "fp32"
         self.card = card
         self.trained_on = tuple(trained_on)
+        self._small: dict[str, SmallPasses] = {}
 
     from_pretrained = staticmethod(load)
 
@@ -135,7 +136,7 @@ class ImageTokenizer:
         Raises:
             ValueError: pixels of another shape, type or range; `UnreadableImage` for a file that is none.
         """
-        return self._in_batches(images, batch_size, self.model.tokenize)
+        return self._in_batches("tokenize", images, batch_size, self.model.tokenize)
 
     def decode(self, codes: Codes | str | Iterable[str], *, batch_size: int = 64) -> Float[Tensor, "B 3 H W"]:
         """Return the images that codes or words stand for.
@@ -155,7 +156,7 @@ class ImageTokenizer:
         matrix = self.from_words(codes) if are_texts(codes) else self._codes(codes)
         if len(matrix) == 0:
             raise ValueError("expected the codes of at least one image, got none")
-        return self._compute(matrix, self.model.decode, batch_size)
+        return self._compute("decode", matrix, self.model.decode, batch_size)
 
     def reconstruct(self, images: Images, *, batch_size: int = 64) -> Float[Tensor, "B 3 H W"]:
         """Return what is left of images after they were words: `decode(tokenize(images))`."""
@@ -229,12 +230,12 @@ class ImageTokenizer:
         def pooled(batch: Tensor) -> Tensor:
             values = self.model.quantize(batch).values
             if self.model.vocabulary is not None:
-                language = self.model.encode_text(values)
+                language = self.model.encode_text(values, all_states=layer == "all")
                 states = language.hidden_states if layer == "all" else (language.last,)
                 return torch.cat([state.float().mean(1) for state in states], dim=1)
             return values.float().mean(1)
 
-        return self._in_batches(images, batch_size, pooled)
+        return self._in_batches(f"embed {layer}", images, batch_size, pooled)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write a model directory that `pixlex.load` reads."""
@@ -278,13 +279,17 @@ class ImageTokenizer:
             raise ValueError(f"a {self.family} has no words: its codes are rows of a learned codebook")
         return self.model.vocabulary
 
-    def _in_batches(self, images: Images, batch_size: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    def _in_batches(
+        self, use: str, images: Images, batch_size: int, compute: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         """Join what `compute` makes of images."""
         batches = batches_of(images, batch_size, self.image_size, self.model.config.cut)
-        return torch.cat([self._compute(batch, compute, batch_size) for batch in batches])
+        return torch.cat([self._compute(use, batch, compute, batch_size) for batch in batches])
 
-    def _compute(self, inputs: Tensor, compute: Callable[[Tensor], Tensor], batch_size: int) -> Tensor:
-        """Compute one row for each row of the inputs, always in the same shape."""
+    def _compute(
+        self, use: str, inputs: Tensor, compute: Callable[[Tensor], Tensor], batch_size: int
+    ) -> Tensor:
+        """Compute one row for each row of the inputs, so that it depends on no other."""
         return compute_rows(
             inputs,
             compute,
@@ -292,6 +297,7 @@ class ImageTokenizer:
             device=self.device,
             precision=self.precision,
             batch_size=batch_size,
+            small=self._small.setdefault(use, SmallPasses()),
         )
 
     def _codes(self, codes: Codes) -> Int[Tensor, "B N"]:

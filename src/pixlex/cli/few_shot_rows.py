@@ -28,7 +28,7 @@ from pixlex.eval.llm import LanguageClient, LLMOptions, connect
 from pixlex.models import pretrained
 from pixlex.models.pretrained import Model, Tokenizer
 from pixlex.models.untrained import untrained_copy
-from pixlex.nn.language import load_language_model
+from pixlex.nn.language_model import load_language_model
 
 # Images that the statistics of an untrained model's search are measured on.
 _SOME = 64

@@ -16,7 +16,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from pixlex import distributed
 from pixlex.nn.codebook import count_codes, perplexity
-from pixlex.nn.language import LanguageModel
+from pixlex.nn.language_model import LanguageModel
 from pixlex.nn.vocabulary import Vocabulary
 
 Number = int | float

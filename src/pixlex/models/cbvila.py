@@ -19,9 +19,9 @@ from pixlex.models.starts import start_from_pretrained
 from pixlex.nn.bert import Context, FusionEncoder, TextEncoder
 from pixlex.nn.codebook import LearnedCodebook, Quantized
 from pixlex.nn.masking import SplitPatches
+from pixlex.nn.tokenizer import TextTokenizer, load_tokenizer
 from pixlex.nn.transformer import initialize, initializer, initializing
 from pixlex.nn.vit import PIXELS, ClassTokenEncoder, sine_positions, take
-from pixlex.nn.wordpiece import TextTokenizer, load_tokenizer
 
 # Divides similarities before training, and those that no training has scaled (ALBEF's code).
 START_TEMPERATURE = 0.07

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixlex.batch import NotFinite
 
 Precision = Literal["fp32", "bf16"]
 
-# A matrix product rounds by the shape of the matrix (on a CPU, patch vectors differ between batch sizes by up
-# to 2e-6 in fp32 and 8e-3 in bf16), and a patch between two words then changes sides. So images are always
+# A matrix product may round by the shape of the matrix (on some processors patch vectors differ between batch
+# sizes by up to 2e-6 in fp32 and 8e-3 in bf16), and a patch between two words then changes sides. So images are
 # computed so many patches at a time, filled up where there are fewer: neither number nor neighbors matter.
 _PATCHES_AT_ONCE = 512
 
@@ -25,11 +26,57 @@ def rows_at_once(grid: int, device: torch.device, batch_size: int) -> int:
     A CPU has nothing from larger passes; a GPU would stand idle in those of a CPU.
 
     Args:
-        grid: patches along one side of an image.
-        device: where to compute.
-        batch_size: of the caller.
+        grid: Patches along one side of an image.
+        device: Where to compute.
+        batch_size: Of the caller.
     """
     return max(1, _PATCHES_AT_ONCE // grid**2) if device.type == "cpu" else batch_size
+
+
+class SmallPasses:
+    """Passes of fewer rows than the full one, taken where they give the same bits; for one use of one model.
+
+    Whether they do is a matter of the processor and its libraries. Each size is tried once, on random images: the
+    outputs of all layers are compared with those of a full pass.
+    """
+
+    def __init__(self) -> None:
+        self._same: dict[int, bool] = {}
+
+    def size(self, chunk: Tensor, full: int, compute: Callable[[Tensor], Tensor]) -> int:
+        """Return the rows of the smallest pass for a chunk: a power of two, or the full pass."""
+        size = 1 << (len(chunk) - 1).bit_length()
+        if size >= full:
+            return full
+        if size not in self._same:
+            rows = chunk[:1].expand(full, *chunk.shape[1:])
+            if rows.is_floating_point():
+                rows = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0))
+            ones, others = (_checksums(compute, rows, number, size) for number in (full, size))
+            self._same[size] = ones == others
+        return size if self._same[size] else full
+
+
+def _checksums(compute: Callable[[Tensor], Tensor], rows: Tensor, number: int, size: int) -> list[int]:
+    """Compute a number of rows; return a checksum of what each layer makes of the first `size` of them."""
+    found: list[int] = []
+
+    def note(output: Any) -> None:
+        for one in output if isinstance(output, tuple) else (output,):
+            if isinstance(one, Tensor) and one.ndim:
+                part = one.detach()[: -(-len(one) * size // number)].float().contiguous()
+                found.append(zlib.crc32(part.numpy().data))
+
+    def hook(layer: nn.Module, given: Any, output: Any) -> None:
+        if next(layer.children(), None) is None:
+            note(output)
+
+    handle = nn.modules.module.register_module_forward_hook(hook)
+    try:
+        note(compute(rows[:number]))
+    finally:
+        handle.remove()
+    return found
 
 
 def compute_rows(
@@ -40,6 +87,7 @@ def compute_rows(
     device: torch.device,
     precision: Precision = "fp32",
     batch_size: int = 64,
+    small: SmallPasses | None = None,
 ) -> Tensor:
     """Compute one row for each row of the inputs, always in the same shape, without gradients.
 
@@ -47,39 +95,41 @@ def compute_rows(
     either; on a GPU passes are as large as that, and another one may round differently.
 
     Args:
-        inputs: images, or codes, one or more.
-        compute: maps rows to as many rows.
-        grid: patches along one side of an image.
-        device: where to compute.
+        inputs: Images, or codes, one or more.
+        compute: Maps rows to as many rows.
+        grid: Patches along one side of an image.
+        device: Where to compute.
         precision: bf16 computes under autocast.
-        batch_size: rows of a pass on a GPU, 1 or more, filled up where there are fewer.
+        batch_size: Rows of a pass on a GPU, 1 or more, filled up where there are fewer.
+        small: Takes smaller passes on a CPU where they give the same; None fills up.
 
     Returns:
         The rows, on the CPU.
 
     Raises:
-        RuntimeError: the GPU's memory does not hold such a pass.
-        NotFinite: what comes of an input is not finite; with its number.
+        RuntimeError: The GPU's memory does not hold such a pass.
+        NotFinite: What comes of an input is not finite; with its number.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-    size = rows_at_once(grid, device, batch_size)
+    full = rows_at_once(grid, device, batch_size)
     parts = []
     with computing(device, precision):
-        for number, chunk in enumerate(torch.split(inputs, size)):
-            filler = chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])
+        for number, chunk in enumerate(torch.split(inputs, full)):
             try:
+                size = full if small is None or device.type != "cpu" else small.size(chunk, full, compute)
+                filler = chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])
                 part = compute(torch.cat([chunk, filler]).to(device))[: len(chunk)].cpu()
             except NotFinite as fault:  # in the row of a patch
-                place = None if fault.row is None else min(fault.row // grid**2, len(chunk) - 1)
-                raise _not_finite(len(inputs), None if place is None else number * size + place) from fault
+                row = None if fault.row is None else min(fault.row // grid**2, len(chunk) - 1)
+                raise _not_finite(len(inputs), None if row is None else number * full + row) from fault
             except torch.OutOfMemoryError as fault:
                 # No smaller pass is tried: codes would depend on what else the memory holds at the moment.
                 raise RuntimeError(
-                    f"{device} does not hold a pass of {size} images: a smaller batch size may fit"
+                    f"{device} does not hold a pass of {full} images: a smaller batch size may fit"
                 ) from fault
             if not (finite := part.isfinite().reshape(len(part), -1).all(1)).all():
-                raise _not_finite(len(inputs), number * size + int((~finite).nonzero()[0, 0]))
+                raise _not_finite(len(inputs), number * full + int((~finite).nonzero()[0, 0]))
             parts.append(part)
     return torch.cat(parts)
 

@@ -13,7 +13,13 @@ from torch.nn import functional
 
 from pixlex.config.lqae import LQAEConfig
 from pixlex.nn.codebook import AllMean, Quantized, WordQuantizer, straight_through
-from pixlex.nn.language import LanguageModel, LanguageOutput, load_language_model
+from pixlex.nn.language_model import (
+    LanguageModel,
+    LanguageOutput,
+    LanguageWords,
+    load_language_model,
+    load_language_words,
+)
 from pixlex.nn.transformer import initializing
 from pixlex.nn.vit import ImageEncoder, PixelDecoder
 from pixlex.nn.vocabulary import Vocabulary, build_vocabulary
@@ -59,18 +65,23 @@ class LQAE(nn.Module):
     _word_ids: Tensor
 
     def __init__(
-        self, config: LQAEConfig, language: LanguageModel, vocabulary: Vocabulary, *, initialize: bool = True
+        self,
+        config: LQAEConfig,
+        language: LanguageModel | LanguageWords,
+        vocabulary: Vocabulary,
+        *,
+        initialize: bool = True,
     ) -> None:
         super().__init__()
         num_patches = config.grid**2
-        if num_patches > language.max_words:
+        if isinstance(language, LanguageModel) and num_patches > language.max_words:
             raise ValueError(
                 f"{config.image_size} px at patch size {config.patch_size} gives {num_patches} words, but "
                 f"{language.name} reads at most {language.max_words}; use a larger patch_size"
             )
         self.config = config
         self.vocabulary = vocabulary
-        self._frozen = (language,)
+        self._frozen: tuple[LanguageModel | LanguageWords] = (language,)
         # Moves with the model, so that no step copies it to a GPU anew.
         self.register_buffer("_word_ids", vocabulary.word_ids, persistent=False)
         embedding = language.word_embedding[vocabulary.word_ids]
@@ -99,16 +110,24 @@ class LQAE(nn.Module):
             initialize: False where weights are read at once: none are drawn or computed.
         """
         part = config.language
-        language = load_language_model(
-            part.name, random_weights=part.random_weights, random_seed=part.random_seed
-        )
+        load = load_language_model if initialize else load_language_words
+        language = load(part.name, random_weights=part.random_weights, random_seed=part.random_seed)
         vocabulary = build_vocabulary(language, part.vocabulary)
         with initializing(initialize):
             return cls(config, language, vocabulary, initialize=initialize)
 
     @property
     def language(self) -> LanguageModel:
-        """The frozen language model."""
+        """The frozen language model; images become words without it, so that it may be loaded only here."""
+        language = self._frozen[0]
+        if isinstance(language, LanguageWords):
+            language = language.load().to(self.quantizer.embedding)  # device and dtype
+            self._frozen = (language,)
+        return language
+
+    @property
+    def language_words(self) -> LanguageModel | LanguageWords:
+        """What is known of the language model without its network: name, fingerprint, word embeddings."""
         return self._frozen[0]
 
     @property
@@ -123,7 +142,8 @@ class LQAE(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LQAE:
         """Move the language model along when the model moves."""
-        self.language._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if isinstance(self._frozen[0], LanguageModel):
+            self._frozen[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -157,18 +177,23 @@ class LQAE(nn.Module):
         """Return one vector for each patch and part of the model: `layer 0` to `layer L`, `encoder`, `codes`."""
         vectors = self.encoder(images)
         quantized = self.quantizer(self.projector(vectors))
-        layers = self.encode_text(quantized.values).hidden_states
+        layers = self.encode_text(quantized.values, all_states=True).hidden_states
         named = {f"layer {number}": hidden for number, hidden in enumerate(layers)}
         return {**named, "encoder": vectors, "codes": quantized.values}
 
     def encode_text(
-        self, values: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None
+        self,
+        values: Float[Tensor, "B N D"],
+        mask: Bool[Tensor, "B N"] | None = None,
+        *,
+        all_states: bool = False,
     ) -> LanguageOutput:
         """Run the frozen language model over word embeddings, hidden ones replaced by its mask word."""
         if mask is not None:
             hidden_word = self.language.word_embedding[self.language.mask_id].to(values.dtype)
             values = torch.where(mask.unsqueeze(-1), hidden_word, values)
-        output: LanguageOutput = self.language(values)
+        all_states = all_states or self.config.decoder_input == "mixed"
+        output: LanguageOutput = self.language(values, all_states=all_states)
         return output
 
     def reconstruct(self, language: LanguageOutput) -> Float[Tensor, "B 3 H W"]:
@@ -225,4 +250,4 @@ class LQAE(nn.Module):
 
     def description(self) -> dict[str, Any]:
         """Return what identifies the language model that the codes belong to."""
-        return {"name": self.language.name, "fingerprint": self.language.fingerprint}
+        return {"name": self.language_words.name, "fingerprint": self.language_words.fingerprint}

@@ -86,7 +86,9 @@ def build(
 
 def language_of(model: Model) -> tuple[str, str] | None:
     """Return name and fingerprint of what a model's words are those of, None where it has no words."""
-    if isinstance(model, LQAE | Frozen):
+    if isinstance(model, LQAE):
+        return model.language_words.name, model.language_words.fingerprint
+    if isinstance(model, Frozen):
         return model.language.name, model.language.fingerprint
     if isinstance(model, CBViLA | Reasoner):
         return model.tokenizer.name, model.tokenizer.fingerprint

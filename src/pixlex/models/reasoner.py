@@ -18,8 +18,8 @@ from pixlex.messages import renamed
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.heads import MaskedWordHead
 from pixlex.nn.bert import AnswerDecoder, Context
+from pixlex.nn.tokenizer import TextTokenizer, load_tokenizer
 from pixlex.nn.transformer import initializer, initializing
-from pixlex.nn.wordpiece import TextTokenizer, load_tokenizer
 
 # Positions of answers whose logits over all words exist at the same time.
 _POSITIONS_AT_ONCE = 2048

@@ -15,7 +15,7 @@ from torch import Tensor
 from pixlex.files import read_json
 from pixlex.models.described import CHECKSUM, verify_weights
 from pixlex.models.hub import find_model
-from pixlex.nn.embedded import EMBEDDED, EMBEDDED_HEAD, embedded_directory
+from pixlex.nn.tokenizer import EMBEDDED, EMBEDDED_HEAD, embedded_directory
 
 Weights = Mapping[str, Tensor]
 

@@ -1,8 +1,8 @@
-"""BERT's layers, bidirectional, with cross-attention where asked: text encoder and fusion encoder."""
+"""BERT's layers, with cross-attention where asked: text encoder, fusion encoder, answer decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,35 +20,25 @@ Watch = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class KeysValues:
-    """What one layer's cross-attention looks at: computed once for a context, used by any number of queries.
-
-    Attributes:
-        keys: h heads of width d.
-        values: as many heads.
-    """
+    """Keys and values of one layer's cross-attention: computed once for a context, for any number of queries."""
 
     keys: Float[Tensor, "B h M d"]
     values: Float[Tensor, "B h M d"]
 
     def rows(self, numbers: Int[Tensor, " R"]) -> KeysValues:
-        """Return those of the contexts with these numbers."""
+        """Return those of some contexts."""
         return KeysValues(take_rows(self.keys, numbers), take_rows(self.values, numbers))
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a fusion encoder looks at: keys and values for each of its layers, and what of them is padding.
-
-    Attributes:
-        layers: one for each layer.
-        key_padding: True = padding; None where nothing is.
-    """
+    """Keys and values for each layer of a fusion encoder; `key_padding` is True where they are padding."""
 
     layers: tuple[KeysValues, ...]
     key_padding: Bool[Tensor, "B M"] | None = None
 
     def rows(self, numbers: Int[Tensor, " R"]) -> Context:
-        """Return those of the contexts with these numbers."""
+        """Return those of some contexts."""
         padding = None if self.key_padding is None else self.key_padding[numbers]
         return Context(tuple(layer.rows(numbers) for layer in self.layers), padding)
 
@@ -58,10 +48,9 @@ class Watched:
     """The fusion encoder with the cross-attention of one of its layers laid open.
 
     Attributes:
-        fused: what the encoder returns.
-        shares: the probabilities with which each query of that layer looks at each place of its context: a leaf
-            that `fused` depends on, by which it can be differentiated where no parameter asks for a gradient.
-            Queries of several groups stand behind each other.
+        fused: What the encoder returns.
+        shares: The probabilities of that layer's queries over the context, a leaf that `fused` depends on and can
+            be differentiated by. Queries of several groups stand behind each other.
     """
 
     fused: Float[Tensor, "B N D"]
@@ -80,9 +69,9 @@ class CrossAttention(nn.Module):
     """Multi-head attention of queries over a context of the same width.
 
     Args:
-        width: D, the width of queries and context.
-        heads: number of heads; must divide the width.
-        dropout_rate: of the probabilities in training, in [0, 1).
+        width: D, of queries and context.
+        heads: Number of heads; must divide the width.
+        dropout_rate: Of the probabilities in training, in [0, 1).
     """
 
     def __init__(self, width: int, heads: int, dropout_rate: float = 0.0) -> None:
@@ -107,14 +96,13 @@ class CrossAttention(nn.Module):
         """Return what the queries gather, without residual.
 
         Args:
-            queries: one sequence for each context, or several groups of as many sequences, one group behind the
+            queries: One sequence for each context, or several groups of as many sequences, one group behind the
                 other: row i then looks at context i modulo their number, of which no copy is made.
-            context: what is looked at.
-            bias: added to the scores (see `attend`).
-            watch: if given, probabilities are computed, which fused attention spares, and pass through it.
+            context: Keys and values.
+            bias: Added to the scores (see `attend`).
+            watch: If given, probabilities are computed, which fused attention spares, and pass through it.
         """
         num_contexts, (num_rows, length, width) = len(context.keys), queries.shape
-        # The sequences that look at the same context stand behind each other.
         groups = (num_rows // num_contexts, num_contexts, length, width)
         together = self.query(queries).view(groups).transpose(0, 1).reshape(num_contexts, -1, width)
         heads = together.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -134,11 +122,11 @@ class BertLayer(nn.Module):
     """Post-norm layer (Devlin et al. 2018): LN(x + SelfAttn), [LN(x + CrossAttn)], LN(x + GELU network).
 
     Args:
-        width: D, the width of the vectors.
-        heads: attention heads.
-        mlp_ratio: width of the hidden layer over D.
-        dropout_rate: of attention's probabilities and of what each part adds, in [0, 1), as in BERT.
-        looks: whether there is cross-attention, as ALBEF places it between the two other parts.
+        width: D.
+        heads: Attention heads.
+        mlp_ratio: Width of the hidden layer over D.
+        dropout_rate: Of attention's probabilities and of what each part adds, in [0, 1), as in BERT.
+        looks: Whether there is cross-attention, as ALBEF places it between the two other parts.
     """
 
     def __init__(
@@ -154,11 +142,6 @@ class BertLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(width, eps=_EPSILON)
         self.dropout = nn.Dropout(dropout_rate)
 
-    def project(self, context: Float[Tensor, "B M D"]) -> KeysValues:
-        """Return what the cross-attention of this layer looks at."""
-        assert self.cross_attention is not None
-        return self.cross_attention.project(context)
-
     def forward(
         self,
         sequence: Float[Tensor, "B N D"],
@@ -170,11 +153,11 @@ class BertLayer(nn.Module):
         """Return the transformed sequence.
 
         Args:
-            sequence: the vectors.
-            bias: hides the padding of the sequence, or from each place what it is not to see.
-            context: what cross-attention looks at; given exactly where the layer has it.
-            context_bias: hides the padding of the context.
-            watch: of the cross-attention.
+            sequence: The vectors.
+            bias: Hides the padding of the sequence, or from each query what it may not attend to.
+            context: Given exactly where the layer has cross-attention.
+            context_bias: Hides the padding of the context.
+            watch: See `CrossAttention`.
         """
         sequence = self.attention_norm(sequence + self.dropout(self.attention(sequence, bias)))
         if self.cross_attention is not None:
@@ -194,12 +177,12 @@ class TextEncoder(nn.Module):
 
     Args:
         vocab_size: V, rows of the word embedding.
-        num_positions: longest text.
-        width: D, the width of the vectors.
-        depth: number of layers.
-        heads: attention heads.
-        mlp_ratio: width of the feed-forward part over D.
-        dropout_rate: of embeddings, of attention and of what each part adds.
+        num_positions: Longest text.
+        width: D.
+        depth: Number of layers.
+        heads: Attention heads.
+        mlp_ratio: Width of the feed-forward part over D.
+        dropout_rate: Of embeddings, of attention and of what each part adds.
     """
 
     def __init__(
@@ -228,11 +211,11 @@ class TextEncoder(nn.Module):
         """Return one vector for each word, that of the start word for the whole text first.
 
         Args:
-            word_ids: rows of the word embedding; anything where padded.
-            key_padding: True = padding, which no word looks at.
+            word_ids: Rows of the word embedding; anything where padded.
+            key_padding: True = padding, which no word attends to.
 
         Raises:
-            ValueError: longer texts than there are positions.
+            ValueError: Longer texts than there are positions.
         """
         sequence, bias = self.embed(word_ids), padding_bias(key_padding)
         for layer in self.layers:
@@ -240,11 +223,7 @@ class TextEncoder(nn.Module):
         return sequence
 
     def embed(self, word_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Return the embeddings of words and their positions, before any layer.
-
-        Raises:
-            ValueError: longer texts than there are positions.
-        """
+        """Return the embeddings of words and their positions, before any layer; errors as of `forward`."""
         num_words, most = word_ids.shape[1], self.positions.shape[1]
         if num_words > most:
             raise ValueError(f"expected texts of at most {most} words (tokens), got {num_words}")
@@ -254,14 +233,14 @@ class TextEncoder(nn.Module):
 
 
 class FusionEncoder(nn.Module):
-    """Layers that read one side and look at the other, in either direction with the same weights.
+    """Layers whose queries are one side and whose context is the other, in either direction with the same weights.
 
     Args:
-        width: D, the width of both sides.
-        depth: number of layers.
-        heads: attention heads.
-        mlp_ratio: width of the feed-forward part over D.
-        dropout_rate: of attention and of what each part adds.
+        width: D, of both sides.
+        depth: Number of layers.
+        heads: Attention heads.
+        mlp_ratio: Width of the feed-forward part over D.
+        dropout_rate: Of attention and of what each part adds.
     """
 
     def __init__(
@@ -277,25 +256,28 @@ class FusionEncoder(nn.Module):
         self, context: Float[Tensor, "B M D"], key_padding: Bool[Tensor, "B M"] | None = None
     ) -> Context:
         """Return keys and values of a context for every layer; they do not depend on the queries."""
-        return Context(tuple(layer.project(context) for layer in self._layers()), key_padding)
+        parts = [layer.cross_attention for layer in self.layers if isinstance(layer, BertLayer)]
+        return Context(tuple(part.project(context) for part in parts if part is not None), key_padding)
 
     def forward(
         self,
         queries: Float[Tensor, "B N D"],
         context: Context,
         key_padding: Bool[Tensor, "B N"] | None = None,
+        watches: Mapping[int, Watch] | None = None,
     ) -> Float[Tensor, "B N D"]:
         """Return the queries after all layers.
 
         Args:
-            queries: the side that is read: one sequence for each context, or several groups of as many (see
-                `CrossAttention`).
-            context: the side that is looked at.
+            queries: One sequence for each context, or several groups of as many (see `CrossAttention`).
+            context: What they attend to.
             key_padding: True = padding of the queries.
+            watches: What the cross-attention of some layers passes through, by their number from 1.
         """
         bias, context_bias = self._bias(queries, key_padding), padding_bias(context.key_padding)
-        for layer, keys_values in zip(self.layers, context.layers, strict=True):
-            queries = layer(queries, bias, keys_values, context_bias)
+        for number, (layer, keys_values) in enumerate(zip(self.layers, context.layers, strict=True), start=1):
+            watch = (watches or {}).get(number)
+            queries = layer(queries, bias, keys_values, context_bias, watch)
         return queries
 
     def watch(
@@ -306,41 +288,26 @@ class FusionEncoder(nn.Module):
         *,
         layer: int,
     ) -> Watched:
-        """Return what `forward` returns, to rounding, and the cross-attention of one layer as it was used.
-
-        Args:
-            queries: the side that is read.
-            context: the side that is looked at.
-            key_padding: True = padding of the queries.
-            layer: which one, counted from 1.
-        """
+        """Return what `forward` returns, to rounding, and the cross-attention of one layer, counted from 1."""
         assert 1 <= layer <= len(self.layers)
-        kept: list[Tensor] = []
+        seen: list[Tensor] = []
 
         def keep(shares: Tensor) -> Tensor:
-            kept.append(shares.detach().requires_grad_())
-            return kept[0]
+            seen.append(shares.detach().requires_grad_())
+            return seen[0]
 
-        bias, context_bias = self._bias(queries, key_padding), padding_bias(context.key_padding)
-        for number, (one, keys_values) in enumerate(zip(self.layers, context.layers, strict=True), start=1):
-            watched = keep if number == layer else None
-            queries = one(queries, bias, keys_values, context_bias, watched)
-        return Watched(queries, kept[0])
+        fused = self(queries, context, key_padding, {layer: keep})
+        return Watched(fused, seen[0])
 
     def _bias(
         self, queries: Float[Tensor, "B N D"], key_padding: Bool[Tensor, "B N"] | None
     ) -> Float[Tensor, "B 1 _ N"] | None:
-        """Return what hides from each query the places that it is not to see."""
+        """What hides from each query those that it may not attend to."""
         return padding_bias(key_padding)
-
-    def _layers(self) -> Iterator[BertLayer]:
-        for layer in self.layers:
-            assert isinstance(layer, BertLayer)
-            yield layer
 
 
 class AnswerDecoder(FusionEncoder):
-    """A fusion encoder whose queries see themselves and what stands before them alone: it writes.
+    """A causal fusion encoder: each query attends to itself and those before it.
 
     The decoder of ALBEF's question answering (Li et al. 2021, section 4.2); its layers have the shapes of the
     fusion encoder's, from which they start.
@@ -351,5 +318,5 @@ class AnswerDecoder(FusionEncoder):
     ) -> Float[Tensor, "B 1 _ N"] | None:
         length = queries.shape[1]
         later = torch.full((1, 1, length, length), -torch.inf, device=queries.device).triu(1)
-        # Padding stands on the right, behind all that is read: nothing before it sees it.
+        # Padding stands on the right, behind all that counts: nothing before it attends to it.
         return later.expand(len(queries), -1, -1, -1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -10,22 +9,22 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pixlex.batch import Words
-from pixlex.nn.texts import KeptTexts, padded
+from pixlex.nn.language_model import check_complete, hash_of, load_pretrained
+from pixlex.nn.tokenizer import CachedTexts, padded
 
 
 class CausalLanguageModel(nn.Module):
     """A pretrained causal language model that never changes: no gradients to its weights, no dropout, ever.
 
     Args:
-        model: a transformers `...ForCausalLM` in float32.
-        tokenizer: its tokenizer.
-        name: how `load_causal_language_model` found it.
+        model: A transformers `...ForCausalLM` in float32.
+        tokenizer: Its tokenizer.
+        name: How `load_causal_language_model` found it.
 
     Raises:
-        ValueError: the tokenizer has no word for the end of a text.
+        ValueError: The tokenizer has no word for the end of a text.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
@@ -37,7 +36,7 @@ class CausalLanguageModel(nn.Module):
         self.name = name
         self.body = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self._bare = KeptTexts(tokenizer)
+        self._bare = CachedTexts(tokenizer)
         self.end_id: int = tokenizer.eos_token_id
         size = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_words: int | None = int(size) if size else None
@@ -59,11 +58,8 @@ class CausalLanguageModel(nn.Module):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all weights as float32 bytes: a prefix means nothing to another language model."""
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.body.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(weight.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        weights = sorted(self.body.state_dict().items())
+        return hash_of(part for name, weight in weights for part in (name.encode(), weight))
 
     def word_ids(self, text: str) -> list[int]:
         """Return the words of a text that stands inside a longer one: nothing put before or behind it."""
@@ -74,7 +70,7 @@ class CausalLanguageModel(nn.Module):
         """Return texts with their ends, padded on the right, each cut to so many words, the end included.
 
         Args:
-            texts: one or more.
+            texts: One or more.
             max_words: 2 or more.
         """
         rows = [words[: max_words - 1] for words in self._bare(texts)]
@@ -91,11 +87,11 @@ class CausalLanguageModel(nn.Module):
         """Return the logits of the word that follows each position; gradients flow back to `embeddings`.
 
         Args:
-            embeddings: of words, or what stands between them.
+            embeddings: Of words, or what stands between them.
             key_padding: True = padding, on the right.
 
         Raises:
-            ValueError: more words than the model has positions for.
+            ValueError: More words than the model has positions for.
         """
         if self.max_words is not None and embeddings.shape[1] > self.max_words:
             raise ValueError(
@@ -126,14 +122,7 @@ class CausalLanguageModel(nn.Module):
 
 
 def load_causal_language_model(name: str) -> CausalLanguageModel:
-    """Load a frozen causal language model, in float32 on the CPU.
-
-    Args:
-        name: as for `load_causal_parts`.
-
-    Raises:
-        ValueError: as `load_causal_parts`.
-    """
+    """Load a frozen causal language model in float32 on the CPU; name and errors as of `load_causal_parts`."""
     model, tokenizer = load_causal_parts(name)
     return CausalLanguageModel(model, tokenizer, name=name)
 
@@ -142,35 +131,15 @@ def load_causal_parts(name: str, dtype: torch.dtype = torch.float32) -> tuple[An
     """Return a transformers `...ForCausalLM` on the CPU and its tokenizer.
 
     Args:
-        name: a name on the hub, or a local directory; weights are read from safetensors only and no code of the
+        name: A name on the hub, or a local directory; weights are read from safetensors only and no code of the
             model's repository is run.
-        dtype: of the weights.
+        dtype: Of the weights.
 
     Raises:
-        ValueError: nothing to load under that name, not a causal language model, or an incomplete checkpoint.
+        ValueError: Nothing to load under that name, not a causal language model, or an incomplete checkpoint.
     """
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        # transformers loads a BERT as a causal model, with a warning: it would see the words to come.
-        if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
-            raise ValueError(
-                f"expected a causal language model (GPT-like), got a {config.model_type!r} model"
-            )
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            config=config,
-            use_safetensors=True,
-            dtype=dtype,
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError) as reason:
-        raise ValueError(f"language model {name!r} cannot be loaded: {reason}") from reason
-    model, loading = loaded
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"language model {name!r}: the checkpoint lacks {len(missing)} weights, first {missing[0]}"
-        )
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer, missing = load_pretrained(AutoModelForCausalLM, name, False, dtype=dtype)
+    check_complete(name, missing)
     return model, tokenizer

@@ -10,27 +10,24 @@ from torch import Tensor
 
 from pixlex.batch import send
 
-# Shares of the hidden words that become the mask word, and any word; the rest stay (Devlin et al. 2018, 3.1).
+# Fractions of the hidden words that become the mask word, and any word; the rest stay (Devlin et al. 2018, 3.1).
 _MASKED, _REPLACED = 0.8, 0.1
 
 
 def random_mask(
     num_images: int, num_patches: int, ratio_min: float, ratio_max: float, generator: torch.Generator
 ) -> Bool[Tensor, "B N"]:
-    """Hide each position independently with a probability drawn per image between two ratios.
+    """Return a mask, True = hidden, on the CPU: i.i.d. with a probability drawn per image between two ratios.
 
-    LQAE hides i.i.d. with ratio 0.5; the released code draws the ratio for every word, which equals the mean
-    ratio throughout, so a range there has no effect. Here it is drawn for every image.
+    LQAE hides with ratio 0.5; the released code draws the ratio for every word, which equals the mean ratio
+    throughout, so a range there has no effect.
 
     Args:
         num_images: B.
         num_patches: N.
-        ratio_min: lowest share hidden, in [0, 1].
-        ratio_max: highest share hidden, in [ratio_min, 1].
-        generator: source of randomness, on the CPU, so that every device draws the same masks.
-
-    Returns:
-        True where a position is hidden; on the CPU.
+        ratio_min: Lowest mask ratio, in [0, 1].
+        ratio_max: Highest mask ratio, in [ratio_min, 1].
+        generator: On the CPU, so that every device draws the same masks.
     """
     span = torch.rand(num_images, 1, generator=generator)
     ratio = ratio_min + (ratio_max - ratio_min) * span
@@ -39,18 +36,13 @@ def random_mask(
 
 @dataclass(frozen=True)
 class SplitPatches:
-    """Patches of each image, in two parts, each in the order of the grid.
-
-    Attributes:
-        visible: places that are seen.
-        hidden: places that are not.
-    """
+    """Indices of the visible and of the hidden patches of each image, both in the order of the grid."""
 
     visible: Int[Tensor, "B n"]
     hidden: Int[Tensor, "B m"]
 
     def to(self, device: torch.device) -> SplitPatches:
-        """Return the places on a device."""
+        """Return the same on a device."""
         return SplitPatches(send(self.visible, device), send(self.hidden, device))
 
 
@@ -63,10 +55,7 @@ def split_patches(
         num_images: B.
         num_patches: N.
         num_visible: n, in [0, N].
-        generator: on the CPU, so that every device draws the same masks.
-
-    Returns:
-        The places, on the CPU.
+        generator: On the CPU, where the indices come.
     """
     order = torch.rand(num_images, num_patches, generator=generator).argsort(dim=1)
     return SplitPatches(order[:, :num_visible].sort(dim=1).values, order[:, num_visible:].sort(dim=1).values)
@@ -74,17 +63,11 @@ def split_patches(
 
 @dataclass(frozen=True)
 class WordDraws:
-    """What decides which words are hidden and how: drawn for the longest text, so that padding changes nothing.
+    """What decides which words are hidden and how: drawn for the longest text, so that padding changes nothing."""
 
-    Attributes:
-        hide: uniform in [0, 1); a word is hidden below the ratio.
-        kind: uniform in [0, 1); decides what stands in its place.
-        words: the words that stand there when any word does.
-    """
-
-    hide: Float[Tensor, "B L"]
-    kind: Float[Tensor, "B L"]
-    words: Int[Tensor, "B L"]
+    hide: Float[Tensor, "B L"]  # uniform in [0, 1); a word is hidden below the ratio
+    kind: Float[Tensor, "B L"]  # uniform in [0, 1); decides what replaces it
+    words: Int[Tensor, "B L"]  # replaces it when any word does
 
     @classmethod
     def draw(cls, num_texts: int, length: int, vocab_size: int, generator: torch.Generator) -> WordDraws:
@@ -103,12 +86,7 @@ class WordDraws:
 
 @dataclass(frozen=True)
 class MaskedWords:
-    """Texts with hidden words.
-
-    Attributes:
-        word_ids: the texts as the encoder reads them.
-        mask: True where a word was chosen, whatever stands there now.
-    """
+    """Texts with hidden words; `mask` is True where a word was chosen, whatever stands there now."""
 
     word_ids: Int[Tensor, "B T"]
     mask: Bool[Tensor, "B T"]
@@ -126,11 +104,11 @@ def mask_words(
     Source: Devlin et al. 2018, section 3.1.
 
     Args:
-        word_ids: the texts.
+        word_ids: The texts.
         special: True where no word is hidden: starts, ends, padding.
-        ratio: share of the other words that are chosen, in [0, 1].
-        mask_id: the mask word.
-        draws: of the shape of the texts.
+        ratio: Fraction of the other words that are chosen, in [0, 1].
+        mask_id: The mask word.
+        draws: Of the shape of the texts.
     """
     mask = (draws.hide < ratio) & ~special
     shown = torch.where(mask & (draws.kind < _MASKED), mask_id, word_ids)

@@ -11,8 +11,9 @@ vectors x' and y' is off by at most
     |S - s| <= radius + u |S|,    radius = |x - x'| |y| + |x'| |y - y'| + rounding of float32 sums,
 
 by Cauchy-Schwarz, with u the rounding of the result itself. Hence a codeword whose upper bound stays below
-the k-th best lower bound is none of the k nearest. Scores are bfloat16 where the device multiplies it; rows that
-keep too many candidates go on in float32, then in float64. The candidates of a row are compared in float64.
+the k-th best lower bound is none of the k nearest. Scores are bfloat16 where the device has units for it, else
+float32; rows that keep too many candidates go on in float32, then in float64. The candidates of a row are
+compared in float64.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pixlex.batch import NotFinite
-from pixlex.nn.transformer import multiplies_bfloat16
 
 Metric = Literal["cosine", "euclidean"]
 
@@ -36,7 +36,7 @@ _GROUP = 64  # codewords whose best score is looked at before their own; divides
 _STRIPE = 512  # codewords rounded at a time: their copies stay in the cache
 _ROWS = {"cpu": 2048, "cuda": 16384}  # rows compared with a block at a time
 _ROWS_IN_DOUBLE = 256  # the same in float64
-_ROW_MULTIPLE = 128  # rows of a product: oneDNN keeps about 1 MB for every shape it has met
+_ROW_MULTIPLE = 64  # rows of a product: oneDNN keeps about 1 MB for every shape it has met
 _PAIRS = 256  # candidates compared in float64 at a time
 
 _SINGLE, _BFLOAT, _DOUBLE = 2.0**-24, 2.0**-8, 2.0**-52  # rounding, relative
@@ -50,8 +50,8 @@ class PreparedCodebook:
     Args:
         codebook: Codewords, finite; not to be changed in place afterwards.
         metric: The metric of all its searches.
-        store: Whether to keep the rounded copy: K D 2 bytes where the device multiplies bfloat16 (77 MB for
-            RoBERTa's 50,265 x 768), K D 4 bytes elsewhere. Otherwise it is made, block by block, at every search.
+        store: Whether to keep the rounded copy: K D 2 bytes where it is screened in bfloat16 (77 MB for RoBERTa's
+            50,265 x 768), K D 4 bytes elsewhere. Otherwise it is made, block by block, at every search.
 
     Raises:
         ValueError: An empty codebook, or an unknown metric.
@@ -68,7 +68,7 @@ class PreparedCodebook:
             raise ValueError(f"codebook: expected floats of shape (K, D), K and D at least 1, got {got}")
         self.codebook, self.metric = codebook.detach(), metric
         self._version = self._current_version()
-        self._dtype = torch.bfloat16 if multiplies_bfloat16(codebook.device) else torch.float32
+        self._dtype = torch.bfloat16 if _screens_in_bfloat16(codebook.device) else torch.float32
         self._stored: tuple[_Block, ...] | None = None
         with torch.no_grad(), _full_products(codebook.device):
             self._center: Tensor | None = None
@@ -397,6 +397,14 @@ def _directions(vectors: Tensor, norm: Tensor, out: Tensor) -> Tensor:
         out[odd] = torch.where(norm == 0, 0.0, exact / norm).float()
         without[odd] = norm[:, 0] == 0
     return without
+
+
+def _screens_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device has units for products of bfloat16; AVX-512's instructions are slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    has_units = torch.backends.mkldnn.enabled and torch.cpu.get_capabilities().get("amx_bf16")
+    return device.type == "cpu" and bool(has_units)
 
 
 def _largest(values: Tensor, top_k: int) -> Tensor:

@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pixlex.messages import quoted
-from pixlex.nn.language import LanguageModel
+from pixlex.nn.language_model import LanguageModel, LanguageWords
 
 VocabularyKind = Literal["clean-words", "whole-words", "all"]
 
@@ -134,7 +134,9 @@ class Vocabulary:
         return sum(block.size for block in matcher.get_matching_blocks())
 
 
-def build_vocabulary(language: LanguageModel, kind: VocabularyKind = "clean-words") -> Vocabulary:
+def build_vocabulary(
+    language: LanguageModel | LanguageWords, kind: VocabularyKind = "clean-words"
+) -> Vocabulary:
     """Choose the words of a language model that may be codewords.
 
     `whole-words` (ours): words of three or more ASCII letters that the tokenizer reads back as the same
@@ -180,7 +182,7 @@ def _unfit_words() -> frozenset[str]:
     return frozenset(line for line in lines if not line.startswith("#"))
 
 
-def _shown_rows(language: LanguageModel) -> list[str]:
+def _shown_rows(language: LanguageModel | LanguageWords) -> list[str]:
     """Every row as the tokenizer decodes it by itself; what cannot be seen is escaped, or named by its number."""
     count = min(language.vocab_size, len(language.tokenizer))
     texts = language.tokenizer.batch_decode(
@@ -197,7 +199,7 @@ def _visible(mark: str) -> str:
     return mark if seen else f"\\x{ord(mark):02x}"
 
 
-def _single_words(language: LanguageModel) -> dict[int, str]:
+def _single_words(language: LanguageModel | LanguageWords) -> dict[int, str]:
     """Trained rows whose text is a whole word that alone is read back as that row."""
     tokenizer = language.tokenizer
     norms = language.word_embedding.detach().float().norm(dim=1)

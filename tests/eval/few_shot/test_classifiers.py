@@ -29,7 +29,7 @@ from pixlex.eval.few_shot.features import (
 )
 from pixlex.eval.few_shot.readers import ModelWords
 from pixlex.models.lqae import LQAE
-from pixlex.nn.language import load_language_model
+from pixlex.nn.language_model import load_language_model
 
 
 @pytest.fixture(scope="module")

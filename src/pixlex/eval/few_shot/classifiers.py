@@ -20,7 +20,7 @@ from pixlex.eval.few_shot.readers import TextReader
 from pixlex.eval.llm.client import DOES_NOT_FIT, NO_TEXT
 from pixlex.messages import not_installed
 from pixlex.models.pretrained import Tokenizer
-from pixlex.nn.language import LanguageModel, load_language_model
+from pixlex.nn.language_model import LanguageModel, load_language_model
 
 Vectors = Float64[np.ndarray, "support D"]
 Vector = Float64[np.ndarray, " D"]

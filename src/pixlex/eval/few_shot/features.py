@@ -16,7 +16,7 @@ from pixlex.eval.few_shot.readers import TextReader, read_pixels
 from pixlex.models.inference import Precision, compute_rows, computing
 from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Model, fingerprint
-from pixlex.nn.language import LanguageModel
+from pixlex.nn.language_model import LanguageModel
 
 Metric = Literal["cosine", "euclidean"]
 
@@ -154,7 +154,9 @@ class LayerFeatures(_TextFeatures):
         codes = torch.tensor(rows, dtype=torch.long)
         device = next(self.model.parameters()).device
         with computing(device, "fp32"):
-            states = self.model.encode_text(self.model.quantizer.embedding[codes.to(device)]).hidden_states
+            states = self.model.encode_text(
+                self.model.quantizer.embedding[codes.to(device)], all_states=True
+            ).hidden_states
         if self.layers == "last":
             return states[-1].float().mean(1).cpu().numpy()
         means = [torch.nn.functional.normalize(state.float().mean(1), dim=1) for state in states]

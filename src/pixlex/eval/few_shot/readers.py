@@ -24,7 +24,7 @@ from pixlex.files import Damaged, sealed, unsealed
 from pixlex.messages import printable, quoted
 from pixlex.models.inference import Precision, compute_rows
 from pixlex.models.pretrained import Tokenizer, fingerprint
-from pixlex.nn.language import LanguageModel
+from pixlex.nn.language_model import LanguageModel
 from pixlex.nn.vocabulary import build_vocabulary
 from pixlex.progress import bar_or_lines
 

@@ -1,0 +1,421 @@
+"""Frozen masked language models: embeddings in, hidden states and logits out."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pixlex.nn.tokenizer import EMBEDDED, EMBEDDED_HEAD, embedded_directory
+from pixlex.nn.transformer import attend
+
+# How far the separated head may stray from the family's own logits; other shapes of a matrix product round
+# otherwise.
+_HEAD_TOLERANCE = 1e-3
+_ATTENTION = "pixlex"
+_WORDS = re.compile(r"(^|\.)(word|tok)_embeddings\.weight")
+
+
+@dataclass(frozen=True)
+class LanguageOutput:
+    """What a language model makes of a batch of word embeddings.
+
+    Attributes:
+        last: The last layer's hidden state (after the final norm where the family has one).
+        all_states: Where they were asked for: the embedding layer's output, then every layer's, `num_layers + 1`
+            in all, the last one `last`.
+    """
+
+    last: Float[Tensor, "B T D"]
+    all_states: tuple[Float[Tensor, "B T D"], ...] | None = None
+
+    @property
+    def hidden_states(self) -> tuple[Float[Tensor, "B T D"], ...]:
+        """All hidden states, which were asked for."""
+        assert self.all_states is not None, "ask for all_states"
+        return self.all_states
+
+
+class LanguageWords:
+    """The words of a masked language model, whose network is loaded only where it is needed.
+
+    Args:
+        word_embedding: One row per word id, float32.
+        tokenizer: Its tokenizer.
+        config: Its configuration, as transformers reads it.
+        name: How `load_language_model` found it.
+        load: Loads the whole.
+    """
+
+    def __init__(
+        self,
+        word_embedding: Float[Tensor, "V D"],
+        tokenizer: Any,
+        config: Any,
+        *,
+        name: str,
+        load: Callable[[], LanguageModel],
+    ) -> None:
+        self.word_embedding, self.tokenizer, self.name, self.load = word_embedding, tokenizer, name, load
+        self.vocab_size, self.width = word_embedding.shape
+        self.num_layers: int = config.num_hidden_layers
+        self.hidden_width: int = config.hidden_size
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the word embedding matrix as float32 bytes: codes mean nothing under another one."""
+        return hash_of([self.word_embedding])
+
+
+class LanguageModel(nn.Module):
+    """A pretrained masked language model that never changes: no gradients to its weights, no dropout, ever.
+
+    The body is the family's own network and runs on embeddings that the caller gives; the family's own
+    position embeddings count 0, 1, 2, ... whatever the words are (in the official code every `<pad>` shifts
+    the later ones). The head is the family's own masked-LM head without its output matrix, which stays apart
+    in `head_weight_and_bias`, so that logits of a few words, or a cross-entropy in chunks, need no logits of
+    all words.
+
+    Args:
+        model: A transformers `...ForMaskedLM` in float32; it is taken apart.
+        tokenizer: Its tokenizer.
+        name: How `load_language_model` found it.
+        has_head: Whether the masked-LM head is trained.
+
+    Raises:
+        ValueError: The tokenizer has no mask word, or the head is not a transform followed by an output
+            matrix.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, has_head: bool = True) -> None:
+        super().__init__()
+        if tokenizer.mask_token_id is None:
+            raise ValueError(f"language model {name!r} has no mask word; expected a masked language model")
+        model.eval().requires_grad_(False)
+        self.name = name
+        self.family: str = model.config.model_type
+        self.tokenizer = tokenizer
+        self.mask_id: int = tokenizer.mask_token_id
+        self.has_head = has_head
+        self.num_layers: int = model.config.num_hidden_layers
+        self.hidden_width: int = model.config.hidden_size
+        self.body, self.head, self.output = _take_apart(model, name)
+        self.max_words: int = _usable_positions(self.body, model.config.max_position_embeddings)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> LanguageModel:
+        """Do nothing: a frozen language model stays in evaluation mode."""
+        return self
+
+    @property
+    def word_embedding(self) -> Float[Tensor, "V D"]:
+        """The word embedding matrix, one row per word id."""
+        weight: Tensor = self.body.get_input_embeddings().weight
+        return weight
+
+    @property
+    def width(self) -> int:
+        """Width of a word embedding."""
+        return self.word_embedding.shape[1]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of rows of the word embedding matrix."""
+        return self.word_embedding.shape[0]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the word embedding matrix as float32 bytes: codes mean nothing under another one."""
+        return hash_of([self.word_embedding])
+
+    def forward(
+        self,
+        embeddings: Float[Tensor, "B T D"],
+        key_padding: Bool[Tensor, "B T"] | None = None,
+        *,
+        all_states: bool = False,
+    ) -> LanguageOutput:
+        """Run the body on word embeddings (LQAE, section 3.1: `f(z)` with the language model frozen).
+
+        Args:
+            embeddings: Raw word embeddings (rows of `word_embedding` or estimates of them), without
+                positions.
+            key_padding: True = padding, hidden from attention; None = every word is real.
+            all_states: Whether to return the hidden states of all layers.
+
+        Returns:
+            The hidden states; gradients flow back to `embeddings`.
+
+        Raises:
+            ValueError: More words than the model has positions for.
+        """
+        num_words = embeddings.shape[1]
+        if num_words > self.max_words:
+            raise ValueError(
+                f"language model {self.name!r} takes at most {self.max_words} words, got {num_words}; "
+                "use larger patches, smaller images, or a language model with more positions"
+            )
+        attention = None if key_padding is None else (~key_padding).long()
+        output = self.body(
+            inputs_embeds=embeddings,
+            attention_mask=attention,
+            output_hidden_states=all_states,
+            return_dict=True,
+        )
+        last = output.last_hidden_state
+        return LanguageOutput(last, (*output.hidden_states[:-1], last) if all_states else None)
+
+    def predict(self, hidden: Float[Tensor, "... hidden_width"]) -> Float[Tensor, "... width"]:
+        """Return the head's transform of last hidden states.
+
+        Its product with the output matrix plus bias are the logits.
+
+        Args:
+            hidden: Last hidden states, `hidden_width` wide.
+
+        Raises:
+            ValueError: The checkpoint brought no masked-LM head.
+        """
+        if not self.has_head:
+            raise ValueError(
+                f"language model {self.name!r} has no trained masked-LM head; expected a checkpoint "
+                "saved from a ...ForMaskedLM class (without a head, set masked_language_weight to 0)"
+            )
+        vectors: Tensor = self.head(inputs_embeds=hidden).logits
+        return vectors
+
+    def logits(
+        self, hidden: Float[Tensor, "... hidden_width"], word_ids: Int[Tensor, " K"] | None = None
+    ) -> Float[Tensor, "... K"]:
+        """Return one logit per hidden state and word, equal to the family's own.
+
+        Args:
+            hidden: Last hidden states, `hidden_width` wide.
+            word_ids: The words to score; None = the whole vocabulary.
+
+        Raises:
+            ValueError: The checkpoint brought no masked-LM head.
+        """
+        weight, bias = self.head_weight_and_bias()
+        if word_ids is not None:
+            weight = weight[word_ids]
+            bias = None if bias is None else bias[word_ids]
+        return functional.linear(self.predict(hidden), weight, bias)
+
+    def head_weight_and_bias(self) -> tuple[Float[Tensor, "V D"], Float[Tensor, " V"] | None]:
+        """Return output matrix and bias of the masked-LM head."""
+        return self.output.weight, self.output.bias
+
+
+def load_language_model(
+    name: str = EMBEDDED, *, random_weights: bool = False, random_seed: int = 0
+) -> LanguageModel:
+    """Load a frozen masked language model.
+
+    Args:
+        name: "embedded" (needs no network), a name on the hub (`FacebookAI/roberta-base`), or a local
+            directory; weights are read from safetensors only and no code of the model's repository is run.
+        random_weights: Keep the pretrained word embeddings, draw all other weights anew (LQAE, Table 3 B).
+        random_seed: Seed of those draws; the same seed gives the same weights on every call.
+
+    Returns:
+        The model in float32 on the CPU, in evaluation mode, without gradients to its weights.
+
+    Raises:
+        MissingLanguageModel: "embedded" without the package that carries it.
+        ValueError: Nothing to load under that name, not a masked language model, or an incomplete checkpoint.
+    """
+    from transformers import AutoModelForMaskedLM
+
+    embedded = name == EMBEDDED
+    source = str(embedded_directory()) if embedded else name
+    # It may be loaded in the middle of a computation, whose precision and modes are not those of its checks.
+    with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
+        model, tokenizer, missing = load_pretrained(
+            AutoModelForMaskedLM, source, embedded, attn_implementation=_registered_attention()
+        )
+        body = f"{model.base_model_prefix}."
+        check_complete(source, [key for key in missing if key.startswith(body)])
+        if embedded:
+            unexpected = model.load_state_dict(load_file(EMBEDDED_HEAD), strict=False).unexpected_keys
+            assert not unexpected, f"the shipped head does not fit the embedded model: {unexpected}"
+        if random_weights:
+            torch.manual_seed(random_seed)
+            words = model.get_input_embeddings().weight.detach()
+            model = AutoModelForMaskedLM.from_config(  # type: ignore[no-untyped-call]
+                model.config, attn_implementation=_ATTENTION, dtype=torch.float32
+            )
+            with torch.no_grad():
+                model.get_input_embeddings().weight.copy_(words)
+        has_head = embedded or random_weights or not missing
+        return LanguageModel(model, tokenizer, name=name, has_head=has_head)
+
+
+def load_language_words(
+    name: str = EMBEDDED, *, random_weights: bool = False, random_seed: int = 0
+) -> LanguageWords | LanguageModel:
+    """Load the words of a masked language model alone; all of it where they cannot be told from other weights.
+
+    Args:
+        name: As for `load_language_model`, as the others.
+        random_weights: As there.
+        random_seed: As there.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from transformers import AutoConfig, AutoTokenizer
+
+    def load() -> LanguageModel:
+        return load_language_model(name, random_weights=random_weights, random_seed=random_seed)
+
+    embedded = name == EMBEDDED
+    source = str(embedded_directory()) if embedded else name
+    cached = None if Path(source).is_dir() else try_to_load_from_cache(source, "model.safetensors")
+    path = Path(cached) if isinstance(cached, str) else Path(source, "model.safetensors")
+    if not path.is_file():
+        return load()
+    with safe_open(path, "pt") as stored:
+        found = [key for key in stored.keys() if _WORDS.search(key)]  # noqa: SIM118
+        if len(found) != 1:
+            return load()
+        words = stored.get_tensor(found[0]).float()
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=embedded, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=embedded, trust_remote_code=False)
+    except (OSError, ValueError):
+        return load()  # which says what is wrong
+    return LanguageWords(words, tokenizer, config, name=name, load=load)
+
+
+def load_pretrained(kind: Any, source: str, local_only: bool, **options: Any) -> tuple[Any, Any, list[str]]:
+    """Load a model of an Auto class and its tokenizer; return them with the weights that the checkpoint lacks."""
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    settings = {"local_files_only": local_only, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(source, **settings)
+        masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
+        if kind is AutoModelForCausalLM:
+            # transformers loads a BERT as a causal model, with a warning: it would see the words to come.
+            if masked and not getattr(config, "is_decoder", False):
+                raise ValueError(
+                    f"expected a causal language model (GPT-like), got a {config.model_type!r} model"
+                )
+        elif not masked:
+            raise ValueError(
+                f"expected a masked language model (BERT-like), got a {config.model_type!r} model"
+            )
+        tokenizer = AutoTokenizer.from_pretrained(source, **settings)
+        options = {"dtype": torch.float32, **options, **settings}
+        with _quiet_transformers():
+            model, loading = kind.from_pretrained(
+                source, config=config, use_safetensors=True, output_loading_info=True, **options
+            )
+    except (OSError, ValueError) as reason:
+        raise ValueError(f"language model {source!r} cannot be loaded: {reason}") from reason
+    return model, tokenizer, sorted(loading["missing_keys"])
+
+
+def check_complete(source: str, missing: list[str]) -> None:
+    """Raise a ValueError for a checkpoint that lacks weights."""
+    if missing:
+        raise ValueError(
+            f"language model {source!r}: the checkpoint lacks {len(missing)} weights, first {missing[0]}"
+        )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silence the loading report, which calls a body without a head corrupted, and the loading bar."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _registered_attention() -> str:
+    """The name under which transformers finds our attention, fast in bfloat16 on a CPU."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(_ATTENTION, _attention)
+    AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+    return _ATTENTION
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """Our attention in the form that transformers calls."""
+    bias = None
+    if mask is not None:
+        bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
+    return attend(query, key, value, bias, settings.get("scaling")).transpose(1, 2).contiguous(), None
+
+
+class _Passthrough(nn.Module):
+    """Stands where the body was inside the family's own head: its input is the last hidden state."""
+
+    def forward(self, *arguments: Any, inputs_embeds: Tensor, **settings: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        return BaseModelOutput(last_hidden_state=inputs_embeds)
+
+
+def _take_apart(model: Any, name: str) -> tuple[Any, Any, nn.Linear]:
+    """Split a `...ForMaskedLM` into body, head, and output matrix; check that the parts give its logits."""
+    prefix, output = model.base_model_prefix, model.get_output_embeddings()
+    body: Any = model.base_model
+    paths = [path for path, module in model.named_modules() if module is output]
+    if not isinstance(output, nn.Linear) or len(paths) != 1 or body is model:
+        raise ValueError(f"language model {name!r} ({model.config.model_type}) has no head of a known form")
+    words = body.get_input_embeddings().weight[:2].unsqueeze(0)
+    with torch.no_grad():
+        expected = model(inputs_embeds=words).logits
+        hidden = body(inputs_embeds=words).last_hidden_state
+        setattr(model, prefix, _Passthrough())
+        model.set_submodule(paths[0], nn.Identity())
+        parts = functional.linear(model(inputs_embeds=hidden).logits, output.weight, output.bias)
+    if not torch.allclose(parts, expected, rtol=_HEAD_TOLERANCE, atol=_HEAD_TOLERANCE):
+        raise ValueError(
+            f"language model {name!r} ({model.config.model_type}): expected a head whose logits are a "
+            f"transform times an output matrix plus bias, got {(parts - expected).abs().max():.3g} apart"
+        )
+    return body, model, output
+
+
+def _usable_positions(body: nn.Module, num_positions: int) -> int:
+    """Positions that words can take: RoBERTa's rows start after the padding row (514 rows, 512 positions)."""
+    for path, module in body.named_modules():
+        if path.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - first
+    return num_positions
+
+
+def hash_of(parts: Iterable[Tensor | bytes]) -> str:
+    """Return the SHA-256 of bytes, and of tensors as float32 bytes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
+        digest.update(part)
+    return digest.hexdigest()
