@@ -13,11 +13,9 @@ from pixlex.config.lqae import QuantizerConfig
 from pixlex.nn.codebook import (
     Codebook,
     LearnedCodebook,
-    MovingAverages,
     Whitening,
     WordQuantizer,
     count_codes,
-    k_means,
     perplexity,
     straight_through,
 )
@@ -72,22 +70,6 @@ def test_whitened_gradient_returns_along_the_map_to_the_embedding() -> None:
     ridge = (1 + 1e-4 + 1e-8) ** 0.5
     assert z.grad is not None
     torch.testing.assert_close(z.grad, (incoming @ quantizer.directions) * quantizer.scales / ridge)
-
-
-def test_a_nearly_constant_encoder_still_spreads_over_words() -> None:
-    """The collapse of the raw search (one codeword) and what whitening makes of the same vectors."""
-    z = 5 + 1e-3 * torch.randn(4, 64, 8)
-    raw = WordQuantizer(_words(500), QuantizerConfig(search="raw"))
-    whitened = WordQuantizer(_words(500), QuantizerConfig(search="whitened", search_dim=8))
-    assert len(raw(z).codes.unique()) == 1
-    assert len(whitened(z).codes.unique()) > 100
-
-
-def test_directions_are_saved_and_embeddings_are_not() -> None:
-    """A model file holds the map to the search space, never the language model's word embeddings."""
-    state = WordQuantizer(_words(), WHITENED).state_dict()
-    assert "directions" in state
-    assert "embedding" not in state
 
 
 def test_top_k_average_and_random() -> None:
@@ -202,47 +184,6 @@ def test_gumbel_reaches_the_codewords_by_the_first_value_alone() -> None:
     assert codebook.weight.grad.abs().sum() > 0
 
 
-def test_moving_averages_against_numpy() -> None:
-    """Two batches: decayed sums over decayed counts; a codeword without any stays."""
-    codebook = LearnedCodebook(4, 2, "euclidean")
-    start = codebook.weight.detach().clone()
-    averages = MovingAverages(codebook, 0.9)
-    sums, counts = np.zeros((4, 2)), np.zeros(4)
-    for seed in (0, 1):
-        rng = np.random.default_rng(seed)
-        rows, codes = rng.normal(size=(30, 2)), rng.integers(0, 3, 30)
-        batch_sums = np.stack([rows[codes == code].sum(0) for code in range(4)])
-        batch_counts = np.bincount(codes, minlength=4)
-        sums, counts = 0.9 * sums + 0.1 * batch_sums, 0.9 * counts + 0.1 * batch_counts
-        averages.move(codebook, torch.tensor(batch_counts), torch.tensor(batch_sums, dtype=torch.float32))
-    np.testing.assert_allclose(codebook.weight[:3].detach().numpy(), sums[:3] / counts[:3, None], rtol=1e-5)
-    assert torch.equal(codebook.weight[3], start[3])
-    averages.forget(torch.tensor([False, True, False, False]))
-    assert averages.counts[1] == 0
-    assert averages.sums[1].abs().sum() == 0
-
-
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_k_means_finds_planted_clusters(metric: str) -> None:
-    """Six far clusters of 50 rows: each center is a mean of one, whatever the start."""
-    generator = torch.Generator().manual_seed(0)
-    centers = 10 * torch.eye(6)
-    rows = centers.repeat(50, 1) + 0.1 * torch.randn(300, 6, generator=generator)
-    found = k_means(rows, 6, metric, generator, iterations=30)  # type: ignore[arg-type]
-    codes = torch.cdist(rows, found).argmin(1)
-    assert int((count_codes(codes, 6) > 0).sum()) == len(found.unique(dim=0)) == 6
-    nearest = torch.cdist(centers, found).min(1).values
-    assert (nearest < 0.2).sum() >= 5  # Lloyd's algorithm may split one and join two
-
-
-def test_k_means_with_fewer_rows_than_clusters_gives_different_centers() -> None:
-    rows = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    found = k_means(rows, 8, "euclidean", torch.Generator().manual_seed(0))
-    assert found.shape == (8, 4)
-    assert len(found.unique(dim=0)) == 8
-    assert {tuple(row) for row in rows.tolist()} <= {tuple(row) for row in found.tolist()}
-
-
 def test_batches_leave_with_zero_mean_and_unit_covariance() -> None:
     """Whatever the scale and correlation of what comes in, also with a mean far larger than the spread."""
     for scale in (1e-1, 1.0, 1e3):
@@ -252,16 +193,6 @@ def test_batches_leave_with_zero_mean_and_unit_covariance() -> None:
         torch.testing.assert_close(rows.mean(0), torch.zeros(4), rtol=0, atol=1e-3)
         torch.testing.assert_close(rows.T @ rows / 128, torch.eye(4), rtol=0, atol=0.05)
         assert moments is not None
-
-
-def test_identical_vectors_stay_finite() -> None:
-    """An encoder that says the same everywhere has no covariance; the ridge keeps the factor alive."""
-    z = torch.full((4, 8, 3), 0.5, requires_grad=True)
-    whitened, _ = Whitening(3)(z)
-    whitened.sum().backward()
-    assert torch.isfinite(whitened).all()
-    assert z.grad is not None
-    assert torch.isfinite(z.grad).all()
 
 
 def test_forward_changes_nothing_and_update_does() -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gzip
 import importlib.util
 import json
 import sys
-from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
@@ -125,22 +123,6 @@ def test_embedded_vocabulary_is_the_pilots(language: LanguageModel) -> None:
 
 
 @needs_embedded
-def test_head_guesses_better_than_the_most_frequent_word(language: LanguageModel) -> None:
-    """Every word of a few sentences hidden once, against the best constant answer on these sentences."""
-    right, targets = 0, []
-    for sentence in SENTENCES:
-        ids = torch.tensor(language.tokenizer.encode(sentence, add_special_tokens=False))
-        hidden = ids.repeat(len(ids), 1).fill_diagonal_(language.mask_id)
-        with torch.no_grad():
-            states = language(language.word_embedding[hidden]).last.diagonal().T
-            right += int((language.logits(states).argmax(1) == ids).sum())
-        targets += ids.tolist()
-    most_frequent = max(np.bincount(targets))
-    assert len(targets) > 190
-    assert right > 1.2 * most_frequent
-
-
-@needs_embedded
 def test_head_beats_the_baseline_on_held_out_text(
     language: LanguageModel, script: ModuleType, shared_data: Path
 ) -> None:
@@ -175,22 +157,6 @@ def test_gradients_are_those_of_the_cross_entropy(script: ModuleType) -> None:
     assert abs(found_loss - loss.item()) < 0.01
     for gradient, parameter in zip(found, head.parameters(), strict=True):
         assert (gradient - parameter.grad).norm() / parameter.grad.norm() < 0.02  # bfloat16 logits
-
-
-def test_every_epoch_reads_every_text_at_most_once_in_another_order(script: ModuleType) -> None:
-    generator = np.random.default_rng(3)
-    texts = [[number] * int(generator.integers(2, 40)) for number in range(200)]
-    batches = list(islice(script.batches(texts, 100, 20, seed=0), 60))
-    assert batches == list(islice(script.batches(texts, 100, 20, seed=0), 60))
-    assert all(100 <= len(batch) * max(map(len, batch)) < 100 + 20 * 2 for batch in batches)
-    seen = [text[0] for batch in batches for text in batch]
-    # one epoch: all texts but those of the last, unfilled batch
-    first = set(seen[:185])
-    assert len(first) == 185
-    assert seen[:185] != seen[len(first) : 2 * 185]
-    assert set(seen) == set(range(200))
-    with pytest.raises(ValueError, match="more text than one batch of 99999 words, got 200 texts"):
-        next(script.batches(texts, 99_999, 20, seed=0))
 
 
 @needs_embedded
@@ -246,15 +212,3 @@ def test_an_interrupted_fit_ends_with_the_same_head(
     assert all(torch.equal(weight, resumed.state_dict()[name]) for name, weight in whole.state_dict().items())
     with pytest.raises(SystemExit, match="was made with"):
         script.Fit(arguments("broken.safetensors", "--seed", "1"), trunk, texts)
-
-
-@needs_embedded
-def test_lines_of_one_word_are_left_out(language: LanguageModel, script: ModuleType, tmp_path: Path) -> None:
-    with gzip.open(tmp_path / "some_train.txt.gz", "wt", encoding="utf-8") as stream:
-        stream.write("a red dog\n\nword\nthe the cat\n")
-    texts = script.read_texts(language, tmp_path / "some_train.txt.gz")
-    assert [language.tokenizer.convert_ids_to_tokens(text) for text in texts] == [
-        ["a", "red", "dog"],
-        ["the", "the", "cat"],
-    ]
-    assert script.most_frequent_word(texts) == language.tokenizer.convert_tokens_to_ids("the")

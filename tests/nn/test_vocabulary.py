@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from pixlex.nn.language_model import LanguageModel, load_language_model
-from pixlex.nn.vocabulary import Vocabulary, build_vocabulary, is_fit_to_print
+from pixlex.nn.vocabulary import build_vocabulary, is_fit_to_print
 
 FAMILIES = ("bert", "roberta", "distilbert", "modernbert")
-NUM_SEQUENCES = 10_000
+NUM_SEQUENCES = 2_000
 Maker = Callable[[str], Path]
 
 
@@ -137,9 +137,8 @@ def test_case_is_kept_where_the_tokenizer_keeps_it(tiny_language_model: Maker) -
         uncased.from_text("the The")
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_rows_that_were_never_trained_are_left_out(tiny_language_model: Maker, family: str) -> None:
-    language = load(tiny_language_model, family)
+def test_rows_that_were_never_trained_are_left_out(tiny_language_model: Maker) -> None:
+    language = load(tiny_language_model, "bert")
     whole = build_vocabulary(language)
     zero, tiny, small = whole.word_ids[[5, 17, 40]].tolist()
     with torch.no_grad():
@@ -178,14 +177,6 @@ def test_words_that_merge_with_their_neighbors_are_left_out(tiny_language_model:
         "input_ids"
     ]
     assert read == [[ids[code] for code in codes] for codes in sequences]
-
-
-def test_do_not_stays_two_words(tiny_language_model: Maker) -> None:
-    # the clean-up of WordPiece decoders makes "do not" into "don't"; two-letter words are no codewords, thus
-    # by hand
-    vocabulary = Vocabulary("whole-words", torch.tensor([8, 9]), ["do", "not"])
-    assert vocabulary.to_text([0, 1, 1]) == "do not not"
-    assert vocabulary.from_text("do not not") == [0, 1, 1]
 
 
 def test_text_of_nothing_and_loose_whitespace(tiny_language_model: Maker) -> None:

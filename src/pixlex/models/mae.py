@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from pixlex.config.lqae import VisionConfig
 from pixlex.config.mae import MAEConfig
@@ -47,6 +46,8 @@ class MAE(nn.Module):
     def __init__(self, config: MAEConfig) -> None:
         super().__init__()
         self.config = config
+        from transformers import ViTMAEForPreTraining
+
         self.network = ViTMAEForPreTraining(_network_config(config))
         # Those of sines are computed, learned ones of another network are kept.
         _initialize(self.network, config.grid, kept=bool(config.encoder.pretrained))
@@ -70,6 +71,8 @@ class MAE(nn.Module):
         Raises:
             ValueError: the files are not those of a ViTMAE, or weights of its encoder are missing.
         """
+        from transformers import ViTMAEForPreTraining
+
         try:
             loaded: Any = ViTMAEForPreTraining.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -161,8 +164,10 @@ def _config_of(found: Any, name: str) -> MAEConfig:
     )
 
 
-def _network_config(config: MAEConfig) -> ViTMAEConfig:
+def _network_config(config: MAEConfig) -> Any:
     encoder, decoder = config.encoder, config.decoder
+    from transformers import ViTMAEConfig
+
     return ViTMAEConfig(
         hidden_size=encoder.width,
         num_hidden_layers=encoder.depth,
@@ -180,7 +185,7 @@ def _network_config(config: MAEConfig) -> ViTMAEConfig:
     )
 
 
-def _initialize(network: ViTMAEForPreTraining, grid: int, *, kept: bool) -> None:
+def _initialize(network: Any, grid: int, *, kept: bool) -> None:
     """Set what transformers leaves at zero when a network is built anew, and keep positions out of training.
 
     Positions, class token and mask token are all zero in a network built by transformers 5.23 from a

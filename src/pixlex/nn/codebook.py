@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pixlex.batch import send
 from pixlex.config.lqae import QuantizerConfig
-from pixlex.nn.nearest import Metric, PreparedCodebook, nearest_codeword, nearest_codewords
+from pixlex.nn.nearest import Metric, PreparedCodebook, nearest_codewords
 from pixlex.nn.transformer import take_rows
 
 AllMean = Callable[[Tensor], Tensor]
@@ -293,53 +293,6 @@ class LearnedCodebook(Codebook):
         self.idle_steps[codes] = idle
 
 
-class MovingAverages(nn.Module):
-    """Moving averages of the patch vectors of each codeword, in place of its gradient.
-
-    Source: van den Oord et al. 2017, appendix A.1.
-
-    Args:
-        codebook: The codewords that will be moved.
-        decay: Fraction of the old average that a step keeps, in [0, 1).
-    """
-
-    counts: Tensor
-    sums: Tensor
-
-    def __init__(self, codebook: LearnedCodebook, decay: float) -> None:
-        super().__init__()
-        self.decay = decay
-        self.register_buffer("counts", torch.zeros(codebook.num_codewords))
-        self.register_buffer("sums", torch.zeros_like(codebook.weight.detach()))
-
-    @torch.no_grad()
-    def move(self, codebook: LearnedCodebook, counts: Int[Tensor, " K"], sums: Float[Tensor, "K S"]) -> None:
-        """Add a batch and put each codeword on the mean of its own patch vectors; without any, it stays.
-
-        Args:
-            codebook: The codewords.
-            counts: Patch vectors of each codeword in the batch, over all processes.
-            sums: Their sums.
-        """
-        self.counts.mul_(self.decay).add_(counts.to(self.counts), alpha=1 - self.decay)
-        self.sums.mul_(self.decay).add_(sums.to(self.sums), alpha=1 - self.decay)
-        has_any = self.counts > 1e-6
-        means = (self.sums / self.counts.unsqueeze(-1)).to(codebook.weight.dtype)
-        codebook.weight.copy_(torch.where(has_any.unsqueeze(-1), means, codebook.weight))
-
-    @torch.no_grad()
-    def start(self, centers: Float[Tensor, "K S"]) -> None:
-        """Begin as if every codeword had had one patch vector, itself."""
-        self.counts.fill_(1.0)
-        self.sums.copy_(centers)
-
-    @torch.no_grad()
-    def forget(self, restarted: Bool[Tensor, " K"]) -> None:
-        """Drop the averages of codewords that were restarted."""
-        self.counts.masked_fill_(restarted, 0.0)
-        self.sums.masked_fill_(restarted.unsqueeze(-1), 0.0)
-
-
 class Whitening(nn.Module):
     """Batch whitening by the Cholesky factor of the covariance: z -> L^-1 (z - mean), covariance = L L^T.
 
@@ -425,43 +378,3 @@ def perplexity(counts: Int[Tensor, " K"] | Float[Tensor, " K"]) -> Float[Tensor,
     """Return exp of the entropy of a usage distribution: the number of codewords in even use."""
     p = counts.double() / counts.sum().clamp_min(1)
     return torch.exp(-(p * p.clamp_min(1e-30).log()).sum())
-
-
-@torch.no_grad()
-def k_means(
-    rows: Float[Tensor, "M S"],
-    num_clusters: int,
-    metric: Metric,
-    generator: torch.Generator,
-    iterations: int = 10,
-) -> Float[Tensor, "K S"]:
-    """Return the centers that Lloyd's algorithm finds from rows drawn without replacement.
-
-    Empty clusters get a row drawn at random in each iteration. With fewer rows than clusters, rows are taken
-    more than once, moved a little so that no two centers are alike.
-
-    Args:
-        rows: What is clustered.
-        num_clusters: K.
-        metric: Cosine clusters directions; the centers then have the mean length of their rows.
-        generator: On the CPU.
-        iterations: Passes over the rows.
-    """
-    order = torch.randperm(len(rows), generator=generator).to(rows.device)
-    centers = rows[order[torch.arange(num_clusters, device=rows.device) % len(rows)]].clone()
-    if len(rows) < num_clusters:
-        spread = rows.std(0) if len(rows) > 1 else torch.ones_like(rows[0])
-        shift = torch.randn(centers.shape, generator=generator).to(rows.device)
-        centers[len(rows) :] += 0.1 * (spread * shift)[len(rows) :]
-        return centers
-    for _ in range(iterations):
-        nearest = nearest_codeword(rows, centers, metric)
-        counts = count_codes(nearest, num_clusters)
-        sums = torch.zeros_like(centers).index_add_(0, nearest, rows)
-        filled = counts > 0
-        centers[filled] = sums[filled] / counts[filled].unsqueeze(-1)
-        num_empty = int((~filled).sum())
-        if num_empty:
-            drawn = torch.randint(len(rows), (num_empty,), generator=generator).to(rows.device)
-            centers[~filled] = rows[drawn]
-    return centers

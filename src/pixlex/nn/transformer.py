@@ -14,10 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 
 def take_rows(rows: Float[Tensor, "N *shape"], numbers: Int[Tensor, "*places"]) -> Tensor:
-    """Return rows by their numbers, (*places, *shape); gradients of a row taken twice are summed in a fixed order.
+    """Return rows by index, (*places, *shape); gradients of a row taken twice are summed in a fixed order.
 
-    Advanced indexing adds them by atomics on a CPU, so that a busy machine rounds otherwise than a quiet one;
-    `index_select` does on a GPU. Each is taken where it is repeatable (docs/decisions.md).
+    Advanced indexing adds them by atomics on a CPU, so that sums differ from run to run; `index_select` does on
+    a GPU. Each is used where it is repeatable (docs/decisions.md).
     """
     if rows.device.type != "cpu":
         return rows[numbers]
@@ -47,11 +47,11 @@ def attend(
 
     Args:
         queries: h heads of width d.
-        keys: as many heads.
-        values: as many heads.
-        bias: added to the scores, broadcast; minus infinity hides a position.
-        scale: 1 / sqrt(d) when None.
-        dropout_rate: of the probabilities, in [0, 1); what is given counts, in evaluation too.
+        keys: As many heads.
+        values: As many heads.
+        bias: Added to the scores, broadcast; minus infinity hides a position.
+        scale: None = 1 / sqrt(d).
+        dropout_rate: Of the probabilities, in [0, 1); in evaluation too.
     """
     if queries.device.type != "cpu" or queries.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(
@@ -60,18 +60,18 @@ def attend(
     scores = (queries * (queries.shape[-1] ** -0.5 if scale is None else scale)) @ keys.transpose(-1, -2)
     # The dtype is stated because autocast would otherwise compute and keep the scores in float32.
     with torch.autocast("cpu", enabled=False):
-        shares = torch.softmax(scores if bias is None else scores + bias.to(scores.dtype), dim=-1)
-        return F.dropout(shares, dropout_rate) @ values
+        attention = torch.softmax(scores if bias is None else scores + bias.to(scores.dtype), dim=-1)
+        return F.dropout(attention, dropout_rate) @ values
 
 
 class Attention(nn.Module):
     """Bidirectional multi-head self-attention, softmax(q k / sqrt(D / heads)) v.
 
     Args:
-        width: D, the width of the vectors.
-        heads: number of heads; must divide the width.
-        bias: whether the four linear maps carry biases.
-        dropout_rate: of the probabilities in training, in [0, 1).
+        width: D.
+        heads: Number of heads; must divide the width.
+        bias: Whether the four linear maps carry biases.
+        dropout_rate: Of the probabilities in training, in [0, 1).
     """
 
     def __init__(self, width: int, heads: int, *, bias: bool = True, dropout_rate: float = 0.0) -> None:
@@ -86,9 +86,8 @@ class Attention(nn.Module):
         """Return the attended sequence, without residual; `bias` is added to the scores (see `attend`)."""
         queries, keys, values = self.query_key_value(sequence).unflatten(-1, (3, self.heads, -1)).unbind(2)
         queries, keys, values = queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
-        attended = attend(
-            queries, keys, values, bias, dropout_rate=self.dropout_rate if self.training else 0.0
-        )
+        rate = self.dropout_rate if self.training else 0.0
+        attended = attend(queries, keys, values, bias, dropout_rate=rate)
         output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return output
 
@@ -97,27 +96,20 @@ class Block(nn.Module):
     """Pre-norm block of the vision transformer (Dosovitskiy et al. 2020): attention, then a GELU network.
 
     Args:
-        width: D, the width of the vectors.
-        heads: number of attention heads.
-        mlp_ratio: width of the hidden layer over D.
-        norm_eps: epsilon of the layer norms.
-        gelu: the activation; "tanh" approximates it.
+        width: D.
+        heads: Number of attention heads.
+        mlp_ratio: Width of the hidden layer over D.
+        gelu: The activation; "tanh" approximates it.
     """
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        mlp_ratio: float = 4.0,
-        *,
-        norm_eps: float = 1e-6,
-        gelu: Literal["exact", "tanh"] = "exact",
+        self, width: int, heads: int, mlp_ratio: float = 4.0, *, gelu: Literal["exact", "tanh"] = "exact"
     ) -> None:
         super().__init__()
         self.approximate = "tanh" if gelu == "tanh" else "none"
-        self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.attention_norm = nn.LayerNorm(width, eps=1e-6)
         self.attention = Attention(width, heads)
-        self.feed_forward_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=1e-6)
         self.expand = nn.Linear(width, int(width * mlp_ratio))
         self.contract = nn.Linear(int(width * mlp_ratio), width)
 
@@ -137,10 +129,10 @@ class OfficialBlock(nn.Module):
     Source: the LQAE code; NormFormer (Shleifer et al. 2021) for the norm after attention.
 
     Args:
-        width: D, the width of the vectors.
-        heads: number of attention heads.
-        mlp_ratio: width of the hidden layer over D.
-        grid: patches along one side of the square grid.
+        width: D.
+        heads: Number of attention heads.
+        mlp_ratio: Width of the hidden layer over D.
+        grid: Patches along one side of the square grid.
     """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, grid: int) -> None:
@@ -188,15 +180,15 @@ class _NoDraws(TorchFunctionMode):
 
 
 def initializing(initialize: bool) -> AbstractContextManager[object]:
-    """Let modules that are built inside draw their weights, or not: those that are read replace them."""
+    """Let modules that are built inside draw their weights, or not, where stored ones will replace them."""
     return nullcontext() if initialize else _NoDraws()
 
 
 def initializer(width: int) -> Callable[[nn.Module], None]:
-    """Return `initialize` with a spread of 0.02 at BERT-base's width of 768, wider in narrower networks.
+    """Return an initialization by N(0, 0.02 * sqrt(768 / width)): 0.02 at BERT-base's width, wider below.
 
-    N(0, 0.02 * sqrt(768 / width)): what a linear map makes of a normed vector then varies alike at any width. With
-    0.02 throughout, attention in a network of 128 is nearly even, and what it adds after a norm nearly nothing.
+    What a linear map makes of a normed vector then varies alike at any width. With 0.02 throughout, attention in a
+    network of 128 is nearly even, and what it adds after a norm nearly nothing.
 
     Args:
         width: D, of the vectors that come in.

@@ -25,8 +25,8 @@ class Trunk(nn.Module):
     """Learned 2-D positions, then blocks: what encoder and decoder share.
 
     Args:
-        config: width, depth, heads and kind of block.
-        grid: patches along one side.
+        config: Width, depth, heads and kind of block.
+        grid: Patches along one side.
     """
 
     def __init__(self, config: VisionConfig, grid: int) -> None:
@@ -47,8 +47,8 @@ class Trunk(nn.Module):
         """Return the sequence after positions, blocks and the final norm.
 
         Args:
-            sequence: patch vectors.
-            before: a vector without position in front of them, returned in front of them.
+            sequence: Patch vectors.
+            before: A vector without position to stand in front of them.
         """
         sequence = sequence + self.positions
         if before is not None:
@@ -63,9 +63,9 @@ class ImageEncoder(nn.Module):
     """Image to one vector per patch (Dosovitskiy et al. 2020, where asked for with a class token among them).
 
     Args:
-        config: width, depth, heads and kind of block.
-        image_size: side of the image in pixels.
-        patch_size: side of a patch in pixels.
+        config: Width, depth, heads and kind of block.
+        image_size: Side of the image in pixels.
+        patch_size: Side of a patch in pixels.
     """
 
     mean: Tensor
@@ -90,13 +90,10 @@ class ImageEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
-        """Return one vector per patch, rows of the grid first.
-
-        Args:
-            images: RGB pixels in [0, 1].
+        """Return one vector per patch of RGB pixels in [0, 1], rows of the grid first.
 
         Raises:
-            ValueError: when the images are not of the configured size.
+            ValueError: Images of another size than configured.
         """
         _check_size(images, self.image_size)
         if self.normalizes:
@@ -114,12 +111,12 @@ class ClassTokenEncoder(nn.Module):
     added (He et al. 2021, section 3).
 
     Args:
-        image_size: side of the image in pixels.
-        patch_size: side of a patch in pixels.
-        width: D, the width of the vectors.
-        depth: number of blocks.
-        heads: attention heads.
-        mlp_ratio: width of the feed-forward part over D.
+        image_size: Side of the image in pixels.
+        patch_size: Side of a patch in pixels.
+        width: D.
+        depth: Number of blocks.
+        heads: Attention heads.
+        mlp_ratio: Width of the feed-forward part over D.
     """
 
     def __init__(
@@ -141,11 +138,11 @@ class ClassTokenEncoder(nn.Module):
         """Return the class vector, then the patch vectors in the order of the grid, or of `visible`.
 
         Args:
-            images: normalized pixels.
-            visible: the patches that are seen; all when None.
+            images: Normalized pixels.
+            visible: Indices of the visible patches; None = all.
 
         Raises:
-            ValueError: when the images are not of the configured size.
+            ValueError: Images of another size than configured.
         """
         _check_size(images, self.image_size)
         sequence = self.patches(images).flatten(2).transpose(1, 2) + self.positions[:, 1:]
@@ -160,7 +157,7 @@ class ClassTokenEncoder(nn.Module):
 
 
 def take(sequence: Float[Tensor, "B N D"], places: Int[Tensor, "B n"]) -> Float[Tensor, "B n D"]:
-    """Return the vectors at the given places of each sequence."""
+    """Return the vectors at the given indices of each sequence."""
     return sequence.gather(1, places.unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))
 
 
@@ -170,21 +167,19 @@ def sine_positions(grid: int, width: int) -> Float[Tensor, "1 N1 D"]:
     A quarter each of sines and cosines of the column, then of the row, wavelengths from 2 pi to 20,000 pi.
 
     Args:
-        grid: patches along one side.
+        grid: Patches along one side.
         width: D, a multiple of 4.
 
     Raises:
-        ValueError: another width.
+        ValueError: Another width.
     """
     if width % 4:
         raise ValueError(f"positions of sines and cosines need a width that is a multiple of 4, got {width}")
     frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.arange(grid, dtype=torch.float64).outer(frequencies)
     along = torch.cat([angles.sin(), angles.cos()], dim=1)
-    columns = along.repeat(grid, 1)
-    rows = along.repeat_interleave(grid, dim=0)
-    places = torch.cat([columns, rows], dim=1)
-    return torch.cat([torch.zeros(1, width), places.float()]).unsqueeze(0)
+    both = torch.cat([along.repeat(grid, 1), along.repeat_interleave(grid, dim=0)], dim=1)
+    return torch.cat([torch.zeros(1, width), both.float()]).unsqueeze(0)
 
 
 def _check_size(images: Tensor, size: int) -> None:
@@ -196,10 +191,10 @@ class PixelDecoder(nn.Module):
     """One vector per patch to an image, by a transformer and a transposed convolution with bias.
 
     Args:
-        config: width, depth, heads and kind of block.
-        image_size: side of the image in pixels.
-        patch_size: side of a patch in pixels.
-        input_dim: width of the vectors that come in; a linear map bridges it where it is not config.width.
+        config: Width, depth, heads and kind of block.
+        image_size: Side of the image in pixels.
+        patch_size: Side of a patch in pixels.
+        input_dim: Width of the vectors that come in; a linear map bridges it where it is not config.width.
     """
 
     def __init__(self, config: VisionConfig, image_size: int, patch_size: int, input_dim: int) -> None:

@@ -26,9 +26,8 @@ VocabularyKind = Literal["clean-words", "whole-words", "all"]
 # context, one and two letters because those are mostly abbreviations and fragments ("kw", "ng"; 387 of
 # MiniLM's 21,745 words).
 _WHOLE_WORD = re.compile(r"[A-Za-z]{3,}")
-# Rows shorter than this share of the median norm were never trained: under l2 normalization they attract
-# everything.
-_SMALLEST_NORM_SHARE = 0.05
+# Rows shorter than this fraction of the median norm were never trained: normalized they attract everything.
+_SMALLEST_NORM_RATIO = 0.05
 _WORDS_PER_LINE = 16
 _UNFIT = Path(__file__).parent / "data" / "unfit_words.txt"
 _HASH_DIGITS = 12
@@ -40,17 +39,17 @@ class Vocabulary:
     Whole words are joined by single spaces; `to_text` and `from_text` are inverses on every sequence of codes,
     and the language model's own tokenizer agrees: `tokenizer.encode(" " + text, add_special_tokens=False)`
     gives the word ids back. The space in front makes the first word a word like the others where words carry
-    their space (byte-level BPE: RoBERTa, ModernBERT); the other families ignore it.
+    their space (byte-level BPE); the other families ignore it.
 
-    Pieces of words have no such text. With `all` the tokenizer itself writes the text, on one line, and reads
-    it: pieces are glued to words, what cannot be printed becomes a space, and `from_text` gives the words of
-    the text, which may be others, and more or fewer. `survivors` counts what comes back.
+    With `all` the tokenizer itself writes the text, on one line: pieces are glued to words, what cannot be printed
+    becomes a space, and `from_text` gives the words of the text, which may be others, and more or fewer.
+    `survivors` counts what comes back.
 
     Args:
-        kind: which words were let in.
-        word_ids: the language model's id of each codeword.
-        words: the text of each codeword by itself, without whitespace; distinct but for `all`.
-        tokenizer: of the language model, for `all`.
+        kind: Which words are codewords.
+        word_ids: The language model's id of each codeword.
+        words: The text of each codeword by itself, without whitespace; distinct but for `all`.
+        tokenizer: Of the language model, for `all`.
     """
 
     def __init__(
@@ -73,16 +72,10 @@ class Vocabulary:
         return self._tokenizer is None
 
     def to_text(self, codes: Sequence[int] | Int[Tensor, " T"]) -> str:
-        """Write codes as text, on one line.
-
-        Args:
-            codes: integers in [0, K), in any order and number.
-
-        Returns:
-            The text; the empty text for no codes.
+        """Return codes, integers in [0, K) in any order and number, as text on one line.
 
         Raises:
-            ValueError: a code outside [0, K).
+            ValueError: A code outside [0, K).
         """
         numbers = codes.tolist() if isinstance(codes, Tensor) else [int(code) for code in codes]
         for number in numbers:
@@ -95,16 +88,10 @@ class Vocabulary:
         return " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())
 
     def from_text(self, text: str) -> list[int]:
-        """Read text into codes: words separated by whitespace, or with `all` as the tokenizer divides it.
-
-        Args:
-            text: what `to_text` wrote.
-
-        Returns:
-            The code of each word.
+        """Return the codes of text: of words separated by whitespace, or with `all` as the tokenizer divides it.
 
         Raises:
-            ValueError: a word that is no codeword (upper and lower case differ).
+            ValueError: A word that is no codeword (upper and lower case differ).
         """
         if self._tokenizer is not None:
             read = _read(self._tokenizer, [text])[0] if text.strip() else []
@@ -137,7 +124,7 @@ class Vocabulary:
 def build_vocabulary(
     language: LanguageModel | LanguageWords, kind: VocabularyKind = "clean-words"
 ) -> Vocabulary:
-    """Choose the words of a language model that may be codewords.
+    """Return the words of a language model that may be codewords, in the order of its ids.
 
     `whole-words` (ours): words of three or more ASCII letters that the tokenizer reads back as the same
     single word id in any order and number; no special words, no pieces of words, no row of the embedding
@@ -146,14 +133,11 @@ def build_vocabulary(
     tokenizer decodes it (`<row:ID>` where nothing can be seen).
 
     Args:
-        language: the language model whose rows become codewords.
+        language: The language model whose rows become codewords.
         kind: "clean-words", "whole-words" or "all".
 
-    Returns:
-        The vocabulary, in the order of the language model's ids.
-
     Raises:
-        ValueError: an unknown kind, or no word left.
+        ValueError: An unknown kind, or no word left.
     """
     if kind == "all":
         rows = torch.arange(language.vocab_size)
@@ -203,7 +187,7 @@ def _single_words(language: LanguageModel | LanguageWords) -> dict[int, str]:
     """Trained rows whose text is a whole word that alone is read back as that row."""
     tokenizer = language.tokenizer
     norms = language.word_embedding.detach().float().norm(dim=1)
-    trained = (norms > _SMALLEST_NORM_SHARE * norms.median()).tolist()
+    trained = (norms > _SMALLEST_NORM_RATIO * norms.median()).tolist()
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     rows = range(min(language.vocab_size, len(tokenizer)))
     texts = tokenizer.batch_decode([[row] for row in rows], clean_up_tokenization_spaces=False)
