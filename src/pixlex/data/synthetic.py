@@ -172,9 +172,10 @@ def draw(scene: Scene, side: int = SIDE) -> UInt8[np.ndarray, "H W 3"]:
         raise ValueError(f"side must be {MIN_SIDE} pixels or more, got {side}")
     image = _background(scene.background, scene.texture, side).copy()
     canvas = ImageDraw.Draw(image)
-    places = _places(scene, side * _OVERSAMPLING / GRID)
-    for thing, (across, below, radius) in zip(scene.objects, places, strict=True):
-        color = COLORS[thing.color]
+    cell = side * _OVERSAMPLING / GRID
+    for thing, (right, down) in zip(scene.objects, scene.shifts, strict=True):
+        across, below = (thing.column + 0.5 + right) * cell, (thing.row + 0.5 + down) * cell
+        color, radius = COLORS[thing.color], _RADII[thing.size] * cell
         # Corners are whole pixels of the large canvas: the last digits of a cosine may differ between machines.
         box = [round(across - radius), round(below - radius), round(across + radius), round(below + radius)]
         if thing.shape == "circle":
@@ -187,19 +188,6 @@ def draw(scene: Scene, side: int = SIDE) -> UInt8[np.ndarray, "H W 3"]:
                 [(round(across + radius * x), round(below + radius * y)) for x, y in corners], color
             )
     return np.asarray(image.reduce(_OVERSAMPLING))
-
-
-def object_boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
-    """Return (left, top, right, bottom) of the square around each object, in fractions of the image's side."""
-    return [(x - radius, y - radius, x + radius, y + radius) for x, y, radius in _places(scene, 1 / GRID)]
-
-
-def _places(scene: Scene, cell: float) -> list[tuple[float, float, float]]:
-    """Return how far right and down the center of each object lies, and its radius, for a side of the cells."""
-    return [
-        ((thing.column + 0.5 + right) * cell, (thing.row + 0.5 + down) * cell, _RADII[thing.size] * cell)
-        for thing, (right, down) in zip(scene.objects, scene.shifts, strict=True)
-    ]
 
 
 @cache
