@@ -50,8 +50,7 @@ class PreparedCodebook:
     Args:
         codebook: Codewords, finite; not to be changed in place afterwards.
         metric: The metric of all its searches.
-        store: Whether to keep the rounded copy: K D 2 bytes where it is screened in bfloat16 (77 MB for RoBERTa's
-            50,265 x 768), K D 4 bytes elsewhere. Otherwise it is made, block by block, at every search.
+        store: Whether to keep the rounded copy (K D 4 bytes, 2 in bfloat16) rather than make it at every search.
 
     Raises:
         ValueError: An empty codebook, or an unknown metric.
