@@ -2,8 +2,8 @@
 
 Drawn scenes into an index of a CB-ViLA model, one of random weights where none is named: seconds do not depend on
 them. One query after the other by vectors alone, by the graph, and with the best looked at again; brute force in
-float64 says what is nearest. The same vectors are searched by ours from the disk, by faiss's flat index and by
-NumPy, both of which hold all vectors in memory.
+float64 says what is nearest. The same vectors are searched from the disk, by NumPy and, where it is installed, by
+faiss's flat index, both of which hold all vectors in memory.
 
     python benchmarks/search.py [--count 10000] [--queries 50] [--rerank 32] [--model M] [--paper]
 """
@@ -11,6 +11,7 @@ NumPy, both of which hold all vectors in memory.
 from __future__ import annotations
 
 import argparse
+import resource
 import shutil
 import statistics
 import tempfile
@@ -18,7 +19,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import faiss
 import numpy as np
 import torch
 
@@ -27,11 +27,15 @@ from pixlex.data.captions import open_pairs
 from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
 from pixlex.search import ImageIndex
-from pixlex.search.nearest import Graph, nearest
 from pixlex.search.store import Store
 
+try:
+    import faiss
+except ModuleNotFoundError:
+    faiss = None
+
 TOP_K = 10
-Found = list[list[int]]
+Found = list[list[str]]
 
 
 def chosen_model(name: str | None, *, paper: bool) -> CBViLA:
@@ -105,14 +109,14 @@ def main() -> None:
 def report(model: CBViLA, folder: Path, source: str, texts: list[str], rerank: int) -> None:
     index, rate, again = timed_update(model, folder, source)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
-    print(
-        f"torch {torch.__version__}, faiss {faiss.__version__}, {torch.get_num_threads()} threads, {source}"
-    )
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {source}")
     print(f"{len(index)} images, {index.head.width} numbers each, {size:.1f} MiB on the disk")
     print("\n| indexing | |\n|---|---|")
     print(f"| images per second | {rate:.1f} |")
     print(f"| seconds of an update that finds nothing new | {again:.2f} |")
-    index.search(texts=texts[:1], approximate=True)  # makes the graph
+    began = time.perf_counter()
+    index.search(texts=texts[:1], approximate=True)
+    print(f"| seconds to make the graph | {time.perf_counter() - began:.2f} |")
     ways: dict[str, dict[str, object]] = {
         "vectors": {},
         "graph": {"approximate": True},
@@ -126,39 +130,46 @@ def report(model: CBViLA, folder: Path, source: str, texts: list[str], rerank: i
 
         median, slow = milliseconds(ask, len(texts))
         print(f"| {name} | {median:.2f} | {slow:.2f} |")
-    compare(Store(folder, index.head.width), len(texts))
+    compare(Store(str(folder)), len(texts))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"\npeak memory of the process: {peak:.0f} MiB")
 
 
 def compare(store: Store, num_queries: int) -> None:
     """Print how the vectors of an index are searched: time, and the share of the truly nearest that is found."""
-    vectors = np.concatenate([block for _, block in store.blocks()])
-    ids = np.concatenate([block for block, _ in store.blocks()])
+    by_digest = store.vectors([entry.digest for entry in store.entries()])
+    keys = [entry.key for entry in store.entries()]
+    vectors = np.stack([by_digest[entry.digest] for entry in store.entries()])
     # Directions between images, and around them: the queries that a trained model would ask.
     generator = np.random.default_rng(0)
     mixed = vectors[generator.integers(0, len(vectors), (2, num_queries))].sum(0)
     queries = (mixed + 0.1 * generator.normal(size=mixed.shape)).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     products = queries.astype(np.float64) @ vectors.astype(np.float64).T
-    expected: Found = ids[np.argsort(-products, axis=1, kind="stable")[:, :TOP_K]].tolist()
-    flat = faiss.IndexFlatIP(store.width)
-    flat.add(vectors)
-    graph = Graph(store)
-    ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "pixlex, from the disk": lambda some: nearest(some, store.blocks(), TOP_K)[0],
-        "pixlex, graph": lambda some: graph.nearest(some, TOP_K)[0],
-        "faiss flat index, in memory": lambda some: ids[flat.search(some, TOP_K)[1]],
-        "NumPy, in memory": lambda some: ids[np.argsort(-(some @ vectors.T), axis=1)[:, :TOP_K]],
+    expected: Found = [
+        [keys[row] for row in rows[:TOP_K]] for rows in np.argsort(-products, axis=1, kind="stable")
+    ]
+    ways: dict[str, Callable[[np.ndarray], list[str]]] = {
+        "pixlex, from the disk": lambda query: [one.key for one, _ in store.nearest(query, TOP_K)],
+        "pixlex, graph": lambda query: [one.key for one, _ in store.nearest(query, TOP_K, approximate=True)],
+        "NumPy, in memory": lambda query: [keys[row] for row in np.argsort(-(vectors @ query))[:TOP_K]],
     }
+    if faiss is not None:
+        flat = faiss.IndexFlatIP(store.head.width)
+        flat.add(vectors)
+        ways["faiss flat index, in memory"] = lambda query: [
+            keys[row] for row in flat.search(query[None], TOP_K)[1][0]
+        ]
     print(
         f"\n| vectors alone, top {TOP_K} | one query, ms | share of the nearest that is found |\n|---|---|---|"
     )
     for name, way in ways.items():
 
-        def ask(number: int, way: Callable[[np.ndarray], np.ndarray] = way) -> object:
-            return way(queries[number : number + 1])
+        def ask(number: int, way: Callable[[np.ndarray], list[str]] = way) -> object:
+            return way(queries[number])
 
         median, _ = milliseconds(ask, num_queries)
-        found: Found = [way(queries[number : number + 1])[0].tolist() for number in range(num_queries)]
+        found: Found = [way(query) for query in queries]
         print(f"| {name} | {median:.2f} | {shared(found, expected):.4f} |")
 
 

@@ -29,7 +29,7 @@ from pixlex.data import embedded, images
 from pixlex.encoding import read_codes
 from pixlex.eval.few_shot import classifiers
 from pixlex.files import read_json
-from pixlex.search import nearest
+from pixlex.search import store
 from pixlex.train.loop import LossNotFinite
 from pixlex.train.tracking import Tracker
 
@@ -218,7 +218,7 @@ def test_fine_tuning_from_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) 
     [
         ("wandb", lambda folder: Tracker(folder, 0, wandb=True), "wandb"),
         ("sklearn", lambda folder: classifiers._logistic_regression(1.0), "eval"),
-        ("faiss", lambda folder: nearest.faiss(), "search"),
+        ("lancedb", lambda folder: store._lancedb(), "search"),
         ("datasets", lambda folder: images._datasets(), "datasets"),
         ("sklearn.datasets", lambda folder: embedded._digits(), "embedded"),
     ],

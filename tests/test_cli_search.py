@@ -135,7 +135,7 @@ def test_bad_input(
     other, wrong = tmp_path / "other", tmp_path / "wrong"
     pretrained.save(tiny_cbvila(language, seed=1), other)
     pretrained.save(tiny_vqvae(), wrong)
-    part = next((indexed / "parts").iterdir())
+    part = next((indexed / "images.lance/data").iterdir())
     for arguments, message in (
         (("search", "--index", indexed), "expected a text to search by, or --image FILE, one of the two"),
         (("search", TEXT, "--image", "x.png", "--index", indexed), "one of the two"),

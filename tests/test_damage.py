@@ -7,7 +7,7 @@ import random
 import tarfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,15 @@ from pixlex.api import ImageTokenizer
 from pixlex.data.images import open_source
 from pixlex.data.shards import read_index, write_index
 from pixlex.data.tar import scan_shard
+from pixlex.encoding.encode import _fits
 from pixlex.encoding.files import EncodedImage, Kind, read_codes, write_checksum, write_codes
-from pixlex.encoding.journal import Journal
 from pixlex.eval import probe_features
 from pixlex.eval.few_shot.classifiers import Answer
 from pixlex.eval.few_shot.episodes import load_episodes, sample_episodes, save_episodes, setting_of
 from pixlex.eval.few_shot.readers import append_texts, load_texts
 from pixlex.eval.few_shot.run import AnswerJournal
 from pixlex.eval.retrieval import CachedScores
-from pixlex.files import read_json, write_json
+from pixlex.files import Journal, read_json, sealed, write_json
 from pixlex.models import pretrained
 from pixlex.search.store import Head, read_head, write_head
 from pixlex.train.checkpoint import load_newest, save_checkpoint
@@ -130,17 +130,17 @@ HEADER = {"journal": 1, "model": "m", "source": "s", "images": 6}
 
 
 def _journal(folder: Path) -> list[Path]:
-    with Journal(folder / "j", HEADER) as journal:
-        journal.append(IMAGES[:3])
-        journal.append(IMAGES[3:])
+    with Journal(folder / "j", sealed(HEADER), "index", _fits) as journal:
+        journal.append([asdict(image) for image in IMAGES[:3]])
+        journal.append([asdict(image) for image in IMAGES[3:]])
     return [folder / "j"]
 
 
-def _journaled(folder: Path) -> list[EncodedImage]:
+def _journaled(folder: Path) -> list[dict[str, Any]] | None:
     content = (folder / "j").read_bytes()
     try:
-        with Journal(folder / "j", HEADER) as journal:
-            return list(journal)
+        with Journal(folder / "j", sealed(HEADER), "index", _fits) as journal:
+            return [journal[index] for index in journal] if journal.header == HEADER else None
     finally:
         (folder / "j").write_bytes(content)
 
@@ -225,7 +225,7 @@ def _kept_rows(folder: Path) -> dict[str, Any] | None:
 
 
 def _head(folder: Path) -> list[Path]:
-    write_head(folder, Head("a/model", "f" * 64, "fp32", 8, "pictures"))
+    write_head(str(folder), Head("a/model", "f" * 64, "fp32", 8, "pictures"))
     return [folder / "index.json"]
 
 
@@ -250,7 +250,7 @@ KINDS: Mapping[str, Callable[[], Files]] = {
     "scores of pairs": lambda: Files(_scores, _read_scores, partly=True),
     "features": lambda: Files(_features, _read_features, partly=True),
     "index of a shard": lambda: Files(_shard, _kept_rows, partly=True),
-    "head of an index": lambda: Files(_head, read_head),
+    "head of an index": lambda: Files(_head, lambda folder: read_head(str(folder))),
     "results": lambda: Files(_results, lambda folder: read_json(folder / "results.json")),
 }
 
@@ -268,4 +268,4 @@ def test_a_journal_that_is_no_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "codes.journal"
     path.symlink_to("/dev/zero")
     with pytest.raises(ValueError, match=r"codes\.journal is no file but a device"):
-        Journal(path, {})
+        Journal(path, {"journal": 1}, "index", _fits)

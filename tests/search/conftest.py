@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tests.tiny import tiny_cbvila, write_images
 
 from pixlex.models.cbvila import CBViLA
 from pixlex.search import ImageIndex, UpdateResult
-from pixlex.search.index import Store
+from pixlex.search.store import Store
 
 NAMES = tuple(f"{group}/{number:02d}.png" for group in ("cats", "dogs") for number in range(6))
 
@@ -41,13 +40,11 @@ def update(model: CBViLA, tmp_path: Path) -> Indexed:
     return call
 
 
-def contents(folder: Path, width: int = 8) -> Contents:
+def contents(folder: Path) -> Contents:
     """Key and vector of all that an index on the disk holds."""
-    store = Store(folder, width)
-    assert store.missing == ()
-    rows = [(entry.key, store.vector(entry.row).tobytes()) for entry in store.entries()]
-    assert len(rows) == len(dict(rows)) == len(store)
-    blocks = [vectors for _, vectors in store.blocks()]
-    stacked = np.concatenate(blocks) if blocks else np.empty((0, width))
-    assert sorted(map(bytes, stacked)) == sorted(vector for _, vector in rows)
-    return dict(rows)
+    store = Store(str(folder))
+    entries = store.entries()
+    vectors = store.vectors([entry.digest for entry in entries])
+    found = {entry.key: vectors[entry.digest].tobytes() for entry in entries}
+    assert len(found) == len(entries) == len(store)
+    return dict(sorted(found.items()))

@@ -30,8 +30,7 @@ class EncodeOptions(MachineOptions, BrokenOption, BatchOptions, ModelOptions, Pa
     out: File | None = option(None, "default: print; a file is written resumably", "FILE")
     part_size: Positive | None = option(
         None,
-        "with --to parquet: make --out a folder of parts of N images, which any number of processes, given "
-        "the same command, write together",
+        "with --to parquet: make --out a folder of parts of N images; processes of torchrun write a slice each",
         "N",
     )
     overwrite: bool = option(False, "replace FILE, start anew")

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from pixlex import distributed
 from pixlex.api import ImageTokenizer, load
@@ -16,11 +15,11 @@ from pixlex.cli.encode import DecodeOptions, EncodeOptions
 from pixlex.cli.options import LanguageModelOptions, Options, answer, remark
 from pixlex.data.folders import is_image_file, is_image_name
 from pixlex.data.images import ImageSource, open_image_files, open_source
+from pixlex.data.sources import BrokenImages
 from pixlex.encoding import (
     Kind,
     check_kind,
     decode_codes,
-    decode_file,
     encode_images,
     encode_parts,
     encode_source,
@@ -88,7 +87,7 @@ def encode(options: EncodeOptions) -> int:
 def _encode_parts(
     tokenizer: ImageTokenizer, source: ImageSource, options: EncodeOptions, folder: Path, part_size: int
 ) -> int:
-    """Write a folder of parts, together with other processes."""
+    """Write a folder of parts, or this process's slice of them."""
     result = encode_parts(
         tokenizer,
         source,
@@ -99,17 +98,21 @@ def _encode_parts(
         max_broken_share=options.max_broken_share,
     )
     remark_skipped(options, result.skipped)
+    encoded, processes = result.num_images - result.num_resumed, distributed.num_announced()
     values = {
-        "path": str(result.folder),
+        "path": str(result.path),
         "kind": "parquet",
         "num_parts": result.num_parts,
-        "num_images": result.num_images,
+        "num_images": encoded,
         "num_resumed": result.num_resumed,
         "skipped": [asdict(one) for one in result.skipped],
     }
-    there = f", and finished parts with {result.num_resumed:,} images of others" if result.num_resumed else ""
-    encoded = f"this process encoded {result.num_images:,} images{there}"
-    answer(options, values, f"{result.folder}: {result.num_parts:,} parts are finished; {encoded}")
+    resumed = (
+        f", {result.num_resumed:,} more were there from a run that was cut off" if result.num_resumed else ""
+    )
+    finished = "parts are finished" if processes == 1 else f"parts by {processes} processes"
+    text = f"{result.path}: {result.num_parts:,} {finished}; this process encoded {encoded:,} images{resumed}"
+    answer(options, values, text)
     return 0
 
 
@@ -121,17 +124,15 @@ def decode(options: DecodeOptions) -> int:
     if not several and not is_file and (path.suffix or "/" in first) and len(first.split()) == 1:
         raise ValueError(f"{first} does not exist: expected a file, - for stdin, or the words of an image")
     tokenizer = load_tokenizer(options, options.model)
-    settings: dict[str, Any] = {
-        "batch_size": options.batch_size,
-        "progress": not options.quiet,
-        "overwrite": options.overwrite,
-    }
-    if is_file:
-        result = decode_file(tokenizer, path, options.out, **settings)
-    else:
-        lines = sys.stdin.buffer if first == "-" and not several else [" ".join(options.words).encode()]
-        codes = list(read_lines(lines, "stdin" if first == "-" else "words", tokenizer))
-        result = decode_codes(tokenizer, codes, options.out, **settings)
+    lines = sys.stdin.buffer if first == "-" and not several else [" ".join(options.words).encode()]
+    result = decode_codes(
+        tokenizer,
+        path if is_file else list(read_lines(lines, "stdin" if first == "-" else "words", tokenizer)),
+        options.out,
+        batch_size=options.batch_size,
+        progress=not options.quiet,
+        overwrite=options.overwrite,
+    )
     values = {
         "folder": str(result.folder),
         "num_images": result.num_images,
@@ -173,9 +174,8 @@ def _print_codes(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind, opt
     """Print a line for each image as soon as it is encoded."""
     check_kind(kind, tokenizer)
     skipped: list[Skipped] = []
-    batches = encode_images(
-        tokenizer, source, batch_size=options.batch_size, max_broken_share=options.max_broken_share
-    )
+    broken = BrokenImages(None, source, options.max_broken_share)
+    batches = encode_images(tokenizer, source, broken, batch_size=options.batch_size)
     # On a terminal the bar would stand between the lines.
     hidden = options.quiet or sys.stdout.isatty()
     try:

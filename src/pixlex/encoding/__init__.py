@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pixlex.encoding.decode import DecodingResult, decode_codes, decode_file, picture_names
-from pixlex.encoding.encode import EncodingResult, encode_images, encode_source
+from pixlex.encoding.decode import DecodingResult, decode_codes, picture_names
+from pixlex.encoding.encode import EncodingResult, encode_images, encode_parts, encode_source
 from pixlex.encoding.files import EncodedImage, Kind, check_kind, format_line, read_codes, read_lines
-from pixlex.encoding.parts import PartsResult, encode_parts
 
 __all__ = [
     "DecodingResult",
     "EncodedImage",
     "EncodingResult",
     "Kind",
-    "PartsResult",
     "check_kind",
     "decode_codes",
-    "decode_file",
     "encode_images",
     "encode_parts",
     "encode_source",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -19,7 +19,7 @@ from torch import Tensor
 from pixlex.api import ImageTokenizer
 from pixlex.data.decoding import IMAGE_SUFFIXES
 from pixlex.encoding.files import Codes, json_object, read_codes
-from pixlex.files import write_atomically
+from pixlex.files import write_atomically, write_text
 from pixlex.models.pretrained import fingerprint
 from pixlex.progress import bar_or_lines
 
@@ -44,34 +44,9 @@ class DecodingResult:
     num_resumed: int
 
 
-@dataclass(frozen=True)
-class CodesFile:
-    """The keys and codes of a file, read anew each time they are iterated over; see `read_codes`."""
-
-    path: Path
-    tokenizer: ImageTokenizer
-
-    def __iter__(self) -> Iterator[tuple[str, Codes]]:
-        return read_codes(self.path, self.tokenizer)
-
-
-def decode_file(
-    tokenizer: ImageTokenizer,
-    path: Path,
-    out: Path,
-    *,
-    batch_size: int = 64,
-    progress: bool = True,
-    overwrite: bool = False,
-) -> DecodingResult:
-    """Write the image of each line or row of a file (see `read_codes`) as PNG; see `decode_codes`."""
-    codes = CodesFile(path, tokenizer)
-    return decode_codes(tokenizer, codes, out, batch_size=batch_size, progress=progress, overwrite=overwrite)
-
-
 def decode_codes(
     tokenizer: ImageTokenizer,
-    codes: Iterable[tuple[str, Codes]],
+    codes: Path | Sequence[tuple[str, Codes]],
     out: Path,
     *,
     batch_size: int = 64,
@@ -86,7 +61,7 @@ def decode_codes(
 
     Args:
         tokenizer: the model.
-        codes: key and codes of each image; iterated over twice.
+        codes: key and codes of each image, or a file of them, which is read twice (see `read_codes`).
         out: the folder; made if missing.
         batch_size: images at a time.
         progress: show a bar with rate and time left.
@@ -98,11 +73,13 @@ def decode_codes(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-    if iter(codes) is codes:
-        raise TypeError("codes are read twice: expected a list or a CodesFile, got an iterator")
+
+    def read() -> Iterator[tuple[str, Codes]]:
+        return read_codes(codes, tokenizer) if isinstance(codes, Path) else iter(codes)
+
     digest = hashlib.sha256(fingerprint(tokenizer.model, precision=tokenizer.precision).encode())
     keys = []
-    for key, row in codes:
+    for key, row in read():
         keys.append(key)
         digest.update(json.dumps([key, row]).encode())
     if not keys:
@@ -111,7 +88,7 @@ def decode_codes(
     _claim(out, paths, digest.hexdigest(), overwrite)
     missing = {number for number, path in enumerate(paths) if not path.exists()}
     resumed = len(paths) - len(missing)
-    wanted = ((paths[number], row) for number, (_, row) in enumerate(codes) if number in missing)
+    wanted = ((paths[number], row) for number, (_, row) in enumerate(read()) if number in missing)
     with bar_or_lines(
         total=len(paths), initial=resumed, unit=" images", desc="decode", disable=not progress
     ) as bar:
@@ -129,18 +106,16 @@ def picture_names(keys: Iterable[str]) -> list[str]:
     Letters, digits, `-`, `_` and `.` stay; everything else, the border between folders included, becomes
     `_`; the ending of an image file and dots in front are dropped. A name that is taken gets `-2`, `-3`, ...
     """
-    names: list[str] = []
-    taken: set[str] = set()
+    names: dict[str, str] = {}  # without regard to case -> as it is
     numbers: dict[str, int] = {}
     for key in keys:
         safe = _safe_name(key)
         name, number = safe, numbers.get(safe.casefold(), 2)
-        while name.casefold() in taken:
+        while name.casefold() in names:
             name, number = f"{safe}-{number}", number + 1
         numbers[safe.casefold()] = number
-        taken.add(name.casefold())
-        names.append(name)
-    return names
+        names[name.casefold()] = name
+    return list(names.values())
 
 
 def _safe_name(key: str) -> str:
@@ -176,7 +151,7 @@ def _claim(out: Path, paths: Iterable[Path], identity: str, overwrite: bool) -> 
     mark.unlink(missing_ok=True)
     for path in existing:
         path.unlink()
-    write_atomically(mark, lambda temporary: temporary.write_text(json.dumps({"pictures": identity}) + "\n"))
+    write_text(mark, json.dumps({"pictures": identity}) + "\n")
 
 
 def _write_png(image: Float[Tensor, "3 H W"], path: Path) -> None:

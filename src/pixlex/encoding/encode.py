@@ -1,28 +1,31 @@
-"""Images into a file of words or codes."""
+"""Images into files of words or codes; a run that was interrupted goes on behind its last batch."""
 
 from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from pixlex import distributed
 from pixlex.api import ImageTokenizer
 from pixlex.batch import NotFinite, Skipped
 from pixlex.data.decoding import ImageRecord, decode_record
 from pixlex.data.loader import prefetch
-from pixlex.data.sources import BrokenImages, ImageSource
+from pixlex.data.sources import BrokenImages, ImageSource, subset
 from pixlex.data.transforms import evaluation_transform
-from pixlex.encoding.files import EncodedImage, Kind, check_kind, write_checksum, write_codes
-from pixlex.encoding.journal import Journal, journal_header
-from pixlex.files import write_atomically
+from pixlex.encoding.files import PARTS, EncodedImage, Kind, check_kind, write_checksum, write_codes
+from pixlex.files import Journal, read_json, sealed, write_atomically, write_json, write_text
+from pixlex.models.pretrained import fingerprint
 from pixlex.progress import bar_or_lines
 
 
@@ -36,19 +39,21 @@ class EncodedBatch:
 
 @dataclass(frozen=True)
 class EncodingResult:
-    """What `encode_source` did.
+    """What `encode_source` or `encode_parts` did.
 
     Attributes:
-        path: the file.
-        num_images: images in it.
+        path: the file, or the folder of parts.
+        num_images: images that were written.
         num_resumed: how many of them an interrupted run had encoded already.
-        skipped: images that could not be read; they are listed in OUT.skipped.jsonl.
+        skipped: images that could not be read.
+        num_parts: of the whole set; 0 for a file.
     """
 
     path: Path
     num_images: int
     num_resumed: int
     skipped: tuple[Skipped, ...]
+    num_parts: int = 0
 
 
 def encode_source(
@@ -83,7 +88,7 @@ def encode_source(
         batch_size: images at a time; it does not change their codes.
         progress: show a bar with rate and time left.
         overwrite: start anew where there is a file or a journal.
-        max_broken_share: share of broken images, in [0, 1], above which the run stops.
+        max_broken_share: fraction of broken images, in [0, 1], above which the run stops.
 
     Raises:
         ValueError: the model has no words, the file exists, its journal belongs to another model, to other
@@ -91,143 +96,208 @@ def encode_source(
         TooManyBroken: more images cannot be read than allowed.
     """
     check_kind(kind, tokenizer)
-    journal_path = out.with_name(f"{out.name}.journal")
-    if out.is_dir() or (out.exists() and not overwrite and not journal_path.exists()):
+    path = out.with_name(f"{out.name}.journal")
+    if out.is_dir() or (out.exists() and not overwrite and not path.exists()):
         raise ValueError(f"{out} exists; choose another name, or replace it with --overwrite")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with Journal(journal_path, journal_header(tokenizer, source), overwrite=overwrite) as journal:
-        bar = bar_or_lines(
-            total=len(source), initial=len(journal), unit=" images", desc="encode", disable=not progress,
-            smoothing=0.05,
-        )  # fmt: skip
-        with bar:
-            return encode_into(
-                journal, tokenizer, source, out, kind, bar=bar, batch_size=batch_size,
-                broken=BrokenImages(None, source, max_broken_share),
-                skipped_list=out.with_name(f"{out.name}.skipped.jsonl"),
-            )  # fmt: skip
+    broken = BrokenImages(None, source, max_broken_share)
+    header = _header(tokenizer, source)
+    with _journal(path, header, overwrite=overwrite) as journal, _bar(len(source), progress) as bar:
+        encoder = _Encoder(tokenizer, batch_size, broken, bar)
+        return encoder.write(source, out, kind, journal, out.with_name(f"{out.name}.skipped.jsonl"))
 
 
-def encode_into(
-    journal: Journal,
+def encode_parts(
     tokenizer: ImageTokenizer,
     source: ImageSource,
-    out: Path,
-    kind: Kind,
+    folder: Path,
     *,
-    bar: tqdm[Any],
-    batch_size: int,
-    broken: BrokenImages,
-    skipped_list: Path,
+    part_size: int = 100_000,
+    batch_size: int = 64,
+    progress: bool = True,
+    max_broken_share: float = 0.05,
 ) -> EncodingResult:
-    """Encode what a journal lacks, make the file of it and delete it; the rest as `encode_source`.
+    """Write codes and words of a source as Parquet parts, `part-00000.parquet` and so on.
 
-    Images that cannot be read are judged by `broken`; where there are too many the journal stays, and no file is
-    made.
+    Process r of torchrun's R writes the parts of the r-th of R slices, each whole or not at all; alone, all.
+    What is finished is not touched, what was interrupted goes on from its journal.
+
+    Args:
+        tokenizer: the model.
+        source: the images; every process must see the same.
+        folder: where parts go; made if missing.
+        part_size: images of a part, the last one may have fewer.
+        batch_size: as for `encode_source`.
+        progress: as for `encode_source`, of this process's slice.
+        max_broken_share: as for `encode_source`, among the images that this process visits.
+
+    Returns:
+        The images of the parts that this process wrote; `_part-NNNNN.skipped.jsonl` lists those that it skipped.
+
+    Raises:
+        ValueError: a number out of range, a folder that holds parts of another model, of other images or of
+            another size, or a part that another process is writing.
+        TooManyBroken: more images cannot be read than allowed.
     """
-    for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
-        leftover.unlink(missing_ok=True)
-    resumed = len(journal)
-    remaining = [index for index in range(len(source)) if index not in journal]
-    broken.record((), resumed)
-    batches = _encoded(tokenizer, source, remaining, batch_size, broken)
-    skipped = _fill(journal, batches, skipped_list, bar)
-    write_atomically(out, lambda temporary: write_codes(temporary, journal, kind, tokenizer))
-    write_checksum(out, kind)
-    journal.delete()
-    return EncodingResult(out, len(journal), resumed, tuple(skipped))
+    if part_size < 1:
+        raise ValueError(f"part_size must be 1 or more, got {part_size}")
+    folder.mkdir(parents=True, exist_ok=True)
+    header = _header(tokenizer, source)
+    _agree(folder, {**header, "part_size": part_size})
+    count, processes = -(-len(source) // part_size), distributed.num_announced()
+    first, end = (count * (int(os.environ.get("RANK", "0")) + one) // processes for one in (0, 1))
+    broken = BrokenImages(None, source, max_broken_share)  # of all parts: one may lie on a broken disk
+    written = []
+    with _bar(min(end * part_size, len(source)) - first * part_size, progress) as bar:
+        encoder = _Encoder(tokenizer, batch_size, broken, bar)
+        for number in range(first, end):
+            part = subset(source, range(number * part_size, min((number + 1) * part_size, len(source))))
+            out = folder / f"part-{number:05d}.parquet"
+            beside = folder / f"_part-{number:05d}"  # readers of Parquet folders pass over such names
+            own = {**header, "source": part.identity, "images": len(part)}
+            with _journal(beside.with_suffix(".journal"), own) as journal:
+                if out.exists():
+                    journal.delete()
+                    bar.update(len(part))
+                    continue
+                skipped_list = beside.with_suffix(".skipped.jsonl")
+                written.append(encoder.write(part, out, "parquet", journal, skipped_list))
+    images, resumed = (sum(getattr(one, name) for one in written) for name in ("num_images", "num_resumed"))
+    return EncodingResult(folder, images, resumed, tuple(s for one in written for s in one.skipped), count)
 
 
 def encode_images(
     tokenizer: ImageTokenizer,
     source: ImageSource,
+    broken: BrokenImages,
     *,
     indices: Sequence[int] | None = None,
     batch_size: int = 64,
-    max_broken_share: float = 0.05,
 ) -> Iterator[EncodedBatch]:
-    """Yield the codes of the images of a source.
+    """Yield the codes of the images of a source, batch by batch.
 
     Args:
         tokenizer: the model.
         source: the images.
-        indices: which of them, in which order; None for all.
+        broken: counts the images that cannot be read.
+        indices: which images, in which order; None for all.
         batch_size: images at a time.
-        max_broken_share: share of broken images, in [0, 1], of the whole source.
 
     Raises:
         ValueError: a number out of range.
-        TooManyBroken: after the batch in which the share was passed.
+        TooManyBroken: after the batch with which there were too many.
     """
-    wanted = range(len(source)) if indices is None else indices
-    broken = BrokenImages(None, source, max_broken_share)
-    broken.record((), len(source) - len(wanted))
-    return _encoded(tokenizer, source, wanted, batch_size, broken)
-
-
-def _encoded(
-    tokenizer: ImageTokenizer,
-    source: ImageSource,
-    wanted: Sequence[int],
-    batch_size: int,
-    broken: BrokenImages,
-) -> Iterator[EncodedBatch]:
-    """Yield the codes of some images, batch by batch, as long as not too many are broken."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     size, cut = tokenizer.image_size, tokenizer.model.config.cut
+    wanted = range(len(source)) if indices is None else indices
 
-    def prepare(index: int, record: ImageRecord) -> _Prepared:
+    def prepare(index: int, record: ImageRecord) -> tuple[EncodedImage, Tensor]:
         pixels = evaluation_transform(decode_record(record), size, cut)
-        return _Prepared(index, record.key, record.label, pixels)
+        return EncodedImage(index, record.key, record.label, ()), pixels
 
     for prepared in prefetch(source, wanted, batch_size, prepare):
-        readable = [one for one in prepared if isinstance(one, _Prepared)]
         skipped = tuple(one for one in prepared if isinstance(one, Skipped))
+        readable = [one for one in prepared if not isinstance(one, Skipped)]
         rows: list[list[int]] = []
         if readable:
-            pixels = torch.stack([one.pixels for one in readable])
             try:
+                pixels = torch.stack([pixels for _, pixels in readable])
                 rows = tokenizer.tokenize(pixels, batch_size=batch_size).tolist()
             except NotFinite as fault:
-                raise NotFinite(f"{readable[fault.row or 0].key}: {fault}", fault.row) from fault
-        images = tuple(
-            EncodedImage(one.index, one.key, one.label, tuple(row))
-            for one, row in zip(readable, rows, strict=True)
-        )
-        yield EncodedBatch(images, skipped)
-        broken.record(skipped, len(images))
-
-
-def _fill(
-    journal: Journal, batches: Iterator[EncodedBatch], skipped_list: Path, bar: tqdm[Any]
-) -> list[Skipped]:
-    """Write batches into the journal; list what could not be read, however it ends."""
-    skipped: list[Skipped] = []
-    try:
-        for batch in batches:
-            journal.append(batch.images)
-            skipped += batch.skipped
-            bar.update(len(batch.images) + len(batch.skipped))
-    finally:
-        _list_skipped(skipped_list, skipped)
-    return skipped
-
-
-def _list_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
-    """Write the list of images that could not be read; remove that of an earlier run if there are none."""
-    if skipped:
-        text = "".join(f"{json.dumps(asdict(one))}\n" for one in skipped)
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    else:
-        path.unlink(missing_ok=True)
+                raise NotFinite(f"{readable[fault.row or 0][0].key}: {fault}", fault.row) from fault
+        images = (replace(image, codes=tuple(row)) for (image, _), row in zip(readable, rows, strict=True))
+        yield EncodedBatch(tuple(images), skipped)
+        broken.record(skipped, len(rows))
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """One image ready for the model."""
+class _Encoder:
+    """How images are encoded, how many of them may be broken, and where progress is shown."""
 
-    index: int
-    key: str
-    label: int
-    pixels: Float[Tensor, "3 H W"]
+    tokenizer: ImageTokenizer
+    batch_size: int
+    broken: BrokenImages
+    bar: tqdm[Any]
+
+    def write(
+        self, source: ImageSource, out: Path, kind: Kind, journal: Journal, skipped_list: Path
+    ) -> EncodingResult:
+        """Encode what a journal lacks, make the file of it and delete it; with too many broken images it stays."""
+        for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+            leftover.unlink(missing_ok=True)
+        resumed = len(journal)
+        self.bar.update(resumed)
+        self.broken.record((), resumed)
+        left = [index for index in range(len(source)) if index not in journal]
+        skipped: list[Skipped] = []
+        batches = encode_images(self.tokenizer, source, self.broken, indices=left, batch_size=self.batch_size)
+        try:
+            for batch in batches:
+                journal.append([asdict(image) for image in batch.images])
+                journal.sync()
+                skipped += batch.skipped
+                self.bar.update(len(batch.images) + len(batch.skipped))
+        finally:
+            skipped_list.unlink(missing_ok=True)  # that of an earlier run
+            if skipped:
+                write_text(skipped_list, "".join(f"{json.dumps(asdict(one))}\n" for one in skipped))
+        images = (
+            EncodedImage(**(journal[index] | {"codes": tuple(journal[index]["codes"])})) for index in journal
+        )
+        write_atomically(out, lambda temporary: write_codes(temporary, images, kind, self.tokenizer))
+        write_checksum(out, kind)
+        journal.delete()
+        return EncodingResult(out, len(journal), resumed, tuple(skipped))
+
+
+def _bar(total: int, progress: bool) -> tqdm[Any]:
+    return bar_or_lines(total=total, unit=" images", desc="encode", disable=not progress, smoothing=0.05)
+
+
+def _header(tokenizer: ImageTokenizer, source: ImageSource) -> dict[str, Any]:
+    """Return what codes belong to: the model that makes them and the listing of the images."""
+    model = fingerprint(tokenizer.model, precision=tokenizer.precision)
+    return {"journal": 1, "model": model, "source": source.identity, "images": len(source)}
+
+
+def _journal(path: Path, header: dict[str, Any], *, overwrite: bool = False) -> Journal:
+    """Open a journal of codes; raise `ValueError` where it belongs to others."""
+    journal = Journal(path, sealed(header), "index", _fits, overwrite=overwrite)
+    if other := _other_work(journal.header, header):
+        journal.close()
+        raise ValueError(
+            f"{path} is the unfinished work of {other}; delete it, choose another name for the output, or start "
+            "anew with --overwrite"
+        )
+    return journal
+
+
+def _fits(entry: dict[str, Any]) -> bool:
+    numbers = (entry.get("index"), entry.get("label"), *(entry.get("codes") or (None,)))
+    return isinstance(entry.get("key"), str) and all(type(one) is int for one in numbers)
+
+
+def _other_work(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
+    """Return what codes belong to that are not those expected, in words; None where they are."""
+    if found.get("model") != expected["model"]:
+        return "another model or precision"
+    same = all(found.get(name) == expected[name] for name in ("source", "images"))
+    return None if same else "other images"
+
+
+def _agree(folder: Path, expected: Mapping[str, Any]) -> None:
+    """Write down what the parts of a folder belong to, or see that it is the same."""
+    path = folder / PARTS
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        write_json(temporary, expected)
+        with suppress(FileExistsError):  # of several processes that begin at once, one names it
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    found = read_json(path)
+    if other := _other_work(found, expected):
+        raise ValueError(f"{folder} holds parts of {other}: choose another folder")
+    if (size := found.get("part_size")) != expected["part_size"]:
+        raise ValueError(f"{folder} holds parts of {size} images, got a part size of {expected['part_size']}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,7 +26,7 @@ from pixlex.files import (
     sealed,
     unsealed,
     verified,
-    write_atomically,
+    write_text,
 )
 from pixlex.messages import printable, quoted
 
@@ -35,10 +36,20 @@ Codes = tuple[int, ...]
 # What the parts of a folder belong to. Readers of Parquet folders pass over names that begin so.
 PARTS = "_parts.json"
 
+_SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "label": pa.int64(),
+        "codes": pa.list_(pa.int32()),
+        "words": pa.string(),
+        CHECKSUM: pa.string(),
+    }
+)
 _ROWS_AT_ONCE = 4096
 _AROUND = 12  # bytes of a Parquet file around pages and metadata
 # The last is the byte order mark, which would be dropped where it begins a file.
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\ufeff": "\\f"}
+_MARKS = {escape: mark for mark, escape in _ESCAPES.items()}
 
 
 @dataclass(frozen=True)
@@ -117,24 +128,18 @@ def read_codes(path: Path, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Cod
             yield from read_lines(file, path.name, tokenizer)
 
 
-def checksum_file(path: Path) -> Path:
-    """Return where the checksum of a file of words or codes lies, whose lines have no room for one."""
-    return path.with_name(f"{path.name}.sha256")
-
-
 def write_checksum(path: Path, kind: Kind) -> None:
     """Write the SHA-256 of a file of words or codes beside it, as `sha256sum --check` reads it."""
-    beside = checksum_file(path)
+    beside = path.with_name(f"{path.name}.sha256")
     if kind not in ("words", "codes"):
         beside.unlink(missing_ok=True)  # of a file of another kind that was replaced
         return
-    line = f"{_sha256(path)}  {printable(path.name)}\n"
-    write_atomically(beside, lambda temporary: temporary.write_text(line, encoding="utf-8"))
+    write_text(beside, f"{_sha256(path)}  {printable(path.name)}\n")
 
 
 def _verify_text(path: Path) -> None:
     """Raise `Damaged` where a file is not the one whose checksum lies beside it."""
-    beside = checksum_file(path)
+    beside = path.with_name(f"{path.name}.sha256")
     if beside.is_file() and not beside.read_bytes().startswith(_sha256(path).encode()):
         raise Damaged(
             f"{path} is not what was written, by the checksum in {beside.name}: delete that if it was changed on "
@@ -152,16 +157,14 @@ def _parts(folder: Path) -> list[Path]:
     parts = sorted(folder.glob("part-*.parquet"), key=lambda path: (len(path.name), path.name))
     if not parts:
         raise ValueError(f"{folder}: expected parts of codes, part-00000.parquet and so on, found none")
-    head = folder / PARTS
-    if head.is_file():
+    if (head := folder / PARTS).is_file():
         told = read_json(head)
         images, size = told.get("images"), told.get("part_size")
         if type(images) is not int or type(size) is not int or size < 1:
             raise Damaged(
                 f"{head} is damaged: expected numbers of images, got {images!r:.40} and {size!r:.40}"
             )
-        expected = -(-images // size)
-        if len(parts) < expected:
+        if len(parts) < (expected := -(-images // size)):
             raise ValueError(
                 f"{folder}: expected {expected} parts, found {len(parts)}: encode has not finished"
             )
@@ -241,20 +244,11 @@ def _words(image: EncodedImage, tokenizer: ImageTokenizer) -> str | None:
 
 
 def _write_parquet(path: Path, images: Iterator[EncodedImage], tokenizer: ImageTokenizer) -> None:
-    schema = pa.schema(
-        [
-            ("key", pa.string()),
-            ("label", pa.int64()),
-            ("codes", pa.list_(pa.int32())),
-            ("words", pa.string()),
-            (CHECKSUM, pa.string()),
-        ]
-    )
     # The checksums of pages say nothing of what stands around them, such as the names of columns.
-    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
+    with pq.ParquetWriter(path, _SCHEMA, write_page_checksum=True) as writer:
         while chunk := list(islice(images, _ROWS_AT_ONCE)):
             rows = [sealed(_row(image, tokenizer)) for image in chunk]
-            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+            writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
 
 
 def _row(image: EncodedImage, tokenizer: ImageTokenizer) -> dict[str, Any]:
@@ -270,28 +264,22 @@ def _row(image: EncodedImage, tokenizer: ImageTokenizer) -> dict[str, Any]:
 def _read_parquet(path: Path, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Codes]]:
     try:
         with open_regular(path) as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
-            named = ("key", "label", "codes", "words", CHECKSUM)
-            columns = [name for name in named if name in file.schema_arrow.names]
-            rows = (
-                row
-                for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns)
-                for row in batch.to_pylist()
-            )
-            groups = range(file.metadata.num_row_groups)
-            pages = path.stat().st_size - file.metadata.serialized_size - _AROUND
-            rows_of_parts = sum(file.metadata.row_group(one).num_rows for one in groups)
-            if rows_of_parts != file.metadata.num_rows or (pages and not rows_of_parts):
+            about = file.metadata
+            in_groups = sum(about.row_group(one).num_rows for one in range(about.num_row_groups))
+            pages = path.stat().st_size - about.serialized_size - _AROUND
+            if in_groups != about.num_rows or (pages and not in_groups):
                 raise Damaged(f"{path} is damaged: its parts have not as many rows as the whole")
+            columns = [name for name in _SCHEMA.names if name in file.schema_arrow.names]
+            batches = file.iter_batches(_ROWS_AT_ONCE, columns=columns)
             read = 0
-            for number, row in enumerate(rows):
+            for read, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
                 try:
                     codes = _codes_of(verified(row), tokenizer)
                 except ValueError as fault:
-                    raise ValueError(f"{path.name} row {number}: {fault}") from fault
-                yield str(row.get("key", number)), codes
-                read = number + 1
-            if read != file.metadata.num_rows:
-                raise Damaged(f"{path} is damaged: {read} of {file.metadata.num_rows} rows can be read")
+                    raise ValueError(f"{path.name} row {read - 1}: {fault}") from fault
+                yield str(row.get("key", read - 1)), codes
+            if read != about.num_rows:
+                raise Damaged(f"{path} is damaged: {read} of {about.num_rows} rows can be read")
     except (pa.ArrowException, OSError, UnicodeDecodeError) as fault:
         raise ValueError(f"{path} cannot be read as parquet: {fault!s:.200}") from fault
 
@@ -302,10 +290,4 @@ def _escape(key: str) -> str:
 
 def _unescape(text: str) -> str:
     """Undo `_escape`; a backslash before anything else stays."""
-    marks = {escape: mark for mark, escape in _ESCAPES.items()}
-    parts, place = [], 0
-    while place < len(text):
-        pair = text[place : place + 2]
-        parts.append(marks.get(pair, text[place]))
-        place += 2 if pair in marks else 1
-    return "".join(parts)
+    return re.sub(r"\\[\\tnrf]", lambda pair: _MARKS[pair[0]], text)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pixlex.search.index import ImageIndex
-from pixlex.search.parts import DamagedIndex
-from pixlex.search.results import Hit, Score, SearchResult
-from pixlex.search.store import Head, read_head
+from pixlex.search.index import Hit, ImageIndex, Score, SearchResult
+from pixlex.search.store import DamagedIndex, Head, read_head
 from pixlex.search.update import UpdateResult
 
 __all__ = [

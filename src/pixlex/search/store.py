@@ -1,44 +1,67 @@
-"""An index on the disk: parts that are only ever added, and which of their rows still hold."""
+"""The store of an index: a Lance table, and a head that names its model and the version that holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import errno
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+import pyarrow as pa
+from jaxtyping import Float32
 
-from pixlex.files import Damaged, locked, read_json, write_json
+from pixlex.files import Damaged, locked, read_json, sealed, unsealed, write_json
+from pixlex.messages import not_installed
 from pixlex.models.inference import Precision
-from pixlex.search.parts import (
-    DamagedIndex,
-    Entry,
-    Part,
-    listed_parts,
-    place_of,
-    read_part,
-    write_part,
-)
 
-HEAD, PARTS = "index.json", "parts"
+HEAD, TABLE = "index.json", "images"
 _LOCK = "lock"
-_FORMAT = 1
+_FORMAT = 2
+_ENCODING = ("utf-8", "surrogateescape")  # file names may be bytes that are no UTF-8
+_KNOWN = ["key", "size", "modified", "digest"]
 
-# Rows that are looked at, or written into one part, at once: 64 MiB of 256 numbers each.
-_ROWS_AT_ONCE = 65_536
+# More files than this, and small ones are joined and old versions removed.
+_MOST_FILES = 200
+# Keys named in one condition.
+_KEYS_AT_ONCE = 1000
+# Longer than any index is kept, and so short that only the newest version is younger.
+_NEVER, _AT_ONCE = timedelta(days=36500), timedelta(milliseconds=1)
+# Candidates that a walk of the graph keeps in sight.
+_LEAST_SIGHT = 128
 
-# More parts than this, or more void rows than others, and they are written anew.
-_MOST_PARTS = 64
 
-# How often parts are listed again that vanish while they are read.
-_TRIES = 5
+class DamagedIndex(ValueError):
+    """A file of an index is not what was written, or is gone."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of an image in an index.
+
+    Attributes:
+        key: the stable name of the image inside its source.
+        size: of the stored image, in bytes.
+        modified: when its file was last written, in nanoseconds since 1970; -1 where that says nothing.
+        digest: SHA-256 of the stored image.
+    """
+
+    key: str
+    size: int
+    modified: int
+    digest: bytes
 
 
 @dataclass(frozen=True)
 class Head:
-    """What an index is of.
+    """What an index is of, and the version of its table that holds.
 
     Attributes:
         model: where its model lies.
@@ -48,6 +71,8 @@ class Head:
         source: the description that opens its images; None where it was given none.
         revision: branch, tag or commit of a model on the hub.
         language_model: where the model's tokenizer lies, if not where it was trained with.
+        version: of the table; 0 where there is none yet.
+        files: CRC-32 of each file of the table; of none at a URL, whose storage has checksums of its own.
     """
 
     model: str
@@ -57,206 +82,325 @@ class Head:
     source: str | None = None
     revision: str | None = None
     language_model: str | None = None
+    version: int = 0
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_head(folder: Path) -> Head:
+def is_url(path: str) -> bool:
+    """Whether an index lies on object storage."""
+    return "://" in path
+
+
+def read_head(path: str) -> Head:
     """Return what an index is of.
 
     Raises:
-        ValueError: the folder is no index, or one of another version.
+        ValueError: there is no index, or one of another version; `DamagedIndex` for a head that is damaged.
     """
-    path = folder / HEAD
-    if not path.is_file():
-        there = "it holds no index.json" if folder.is_dir() else "there is no such folder"
-        raise ValueError(f"{folder} is no index, {there}: make one with `pixlex index SOURCE --out {folder}`")
     try:
-        values = read_json(path)
-        found = values.pop("format")
+        if is_url(path):
+            with fsspec.open(f"{path}/{HEAD}", "rb") as file:
+                values = unsealed(file.read())
+        else:
+            values = read_json(Path(path) / HEAD)
+        if (found := values.pop("format")) == 1:
+            raise ValueError(
+                f"{path} was made by an earlier version of pixlex: move it away and index its images again, "
+                f"`pixlex index SOURCE --out {path}`"
+            )
         if found != _FORMAT:
-            raise ValueError(f"{path}: expected index format {_FORMAT}, got {found!r:.80}")
+            raise ValueError(f"{path}/{HEAD}: expected index format {_FORMAT}, got {found!r:.80}")
         head = Head(**values)
-        if (
-            type(head.width) is not int
-            or not isinstance(head.fingerprint, str)
-            or not isinstance(head.model, str)
-        ):
+        kinds = {"model": str, "fingerprint": str, "width": int, "version": int, "files": dict}
+        if any(type(getattr(head, name)) is not kind for name, kind in kinds.items()):
             raise TypeError("a field is of another type")
         return head
+    except FileNotFoundError as fault:
+        there = f"it holds no {HEAD}" if is_url(path) or Path(path).is_dir() else "there is no such folder"
+        raise ValueError(
+            f"{path} is no index, {there}: make one with `pixlex index SOURCE --out {path}`"
+        ) from fault
     except (KeyError, TypeError, Damaged) as fault:
         raise DamagedIndex(
-            f"{path} is damaged ({fault}): move {folder} away and make the index anew"
+            f"{path}/{HEAD} is damaged ({fault}): move {path} away and make the index anew"
         ) from fault
 
 
-def is_fresh(folder: Path) -> bool:
-    """Whether an index can begin in a folder: there is nothing, or what a command left that has just begun."""
+def write_head(path: str, head: Head) -> None:
+    """Write what an index is of, in one move."""
+    values = {"format": _FORMAT, **asdict(head)}
+    if is_url(path):
+        files, place = fsspec.url_to_fs(f"{path}/{HEAD}")
+        files.makedirs(os.path.dirname(place), exist_ok=True)
+        files.pipe_file(place, json.dumps(sealed(values)).encode())
+    else:
+        write_json(Path(path) / HEAD, values)
+
+
+def is_fresh(path: str) -> bool:
+    """Whether an index can begin here: there is nothing, or what a command left that has just begun."""
+    if is_url(path):
+        files, place = fsspec.url_to_fs(path)
+        return not files.exists(place)
+    folder = Path(path)
     if not folder.exists():
         return True
     return folder.is_dir() and all(
-        path.name == _LOCK or path.name.endswith(".partial") for path in folder.iterdir()
+        one.name == _LOCK or one.name.endswith(".partial") for one in folder.iterdir()
     )
 
 
-def write_head(folder: Path, head: Head) -> None:
-    """Write what an index is of, in one move."""
-    write_json(folder / HEAD, {"format": _FORMAT, **asdict(head)})
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Hold an index for writing.
+def writing(path: str) -> AbstractContextManager[None]:
+    """Hold an index for writing; at a URL nothing keeps a second writer out.
 
     Raises:
         ValueError: another process holds it.
     """
-    with locked(folder / _LOCK, f"{folder} is being written by another process"):
-        for leftover in (folder / PARTS).glob(".*.partial"):
-            leftover.unlink(missing_ok=True)
-        yield
+    if is_url(path):
+        return nullcontext()
+    return locked(Path(path) / _LOCK, f"{path} is being written by another process")
 
 
 class Store:
-    """The parts of an index and which of their rows hold, as they were when it was opened.
+    """The table of an index in the version that its head names.
+
+    Every change is committed by Lance, then sealed: the head names the new version and the checksums of all files.
+    A commit that was not sealed, because its process died, is dropped by the next writer.
 
     Args:
-        folder: of the index.
-        width: of its vectors.
+        path: a folder, or a URL.
+        writes: whether it is opened for writing, inside `writing`.
 
     Attributes:
-        missing: numbers of parts that are gone; their images are not in the index.
+        head: what the index is of, and in which state.
 
     Raises:
-        DamagedIndex: a part is not what was written.
+        DamagedIndex: a file is gone, or not what was written.
     """
 
-    def __init__(self, folder: Path, width: int) -> None:
-        self.folder, self.width = folder / PARTS, width
-        self.folder.mkdir(exist_ok=True)
-        for tries_left in reversed(range(_TRIES)):
+    def __init__(self, path: str, *, writes: bool = False) -> None:
+        self.path = path
+        self._folder = Path(path) / f"{TABLE}.lance"
+        self._open(writes)
+
+    def _open(self, writes: bool = False) -> None:
+        """Open the table in the version of the head; anew where another process changes both meanwhile."""
+        while True:
+            self.head = read_head(self.path)
+            self._table: Any = None
+            if self.head.version == 0:
+                return
+            if not is_url(self.path) and not self._folder.exists():
+                if writes:  # whoever removes it wants all images embedded anew
+                    self.head = replace(self.head, version=0, files={})
+                    return
+                raise DamagedIndex(f"{self.path} has lost {self._folder.name}: {self._remedy()}")
             try:
-                self._parts = _read_parts(self.folder, width)
-                break
-            except FileNotFoundError:  # another process has just written them anew
-                if not tries_left:
-                    raise
-        self._holds = {number: np.ones(len(part), bool) for number, part in self._parts.items()}
-        for part in self._parts.values():
-            self._void(part.replaces.tolist())
-        first = max((part.base for part in self._parts.values()), default=0) or 1
-        self.missing = tuple(sorted(set(range(first, self._last + 1)) - set(self._parts)))
+                self._verify()
+                self._table = _lancedb().connect(self.path).open_table(TABLE)
+                newest = self._table.version
+                self._table.checkout(self.head.version)
+                if writes and newest == self.head.version:
+                    self._table.checkout_latest()
+                elif writes:
+                    self._table.restore()
+                return
+            except (RuntimeError, ValueError) as fault:
+                if read_head(self.path) == self.head:
+                    if isinstance(fault, DamagedIndex):
+                        raise
+                    raise DamagedIndex(
+                        f"{self._folder} is damaged ({fault!s:.200}): {self._remedy()}"
+                    ) from fault
 
-    @property
-    def _last(self) -> int:
-        return max(self._parts, default=0)
+    def _verify(self) -> None:
+        for name, checksum in self.head.files.items():
+            path = self._folder / name
+            if path.exists() and (found := _crc32(path)) != checksum:  # Lance misses those that it needs
+                raise DamagedIndex(
+                    f"{path} is damaged (expected the checksum {checksum}, got {found}): {self._remedy()}"
+                )
 
-    @property
-    def state(self) -> tuple[str, ...]:
-        """Names of the parts, which say all that is in them."""
-        return tuple(part.path.name for part in self._parts.values())
+    def _remedy(self) -> str:
+        command = f"`pixlex index SOURCE --out {self.path}`"
+        return f"delete {self._folder} and run {command} again, which embeds all anew"
+
+    def _ask(self, question: Callable[[Any], Any]) -> Any:
+        """Ask the table; anew where another process has removed the version that was opened."""
+        try:
+            return question(self._table)
+        except (RuntimeError, ValueError):
+            self._open()
+            return question(self._table)
 
     def __len__(self) -> int:
-        return sum(int(holds.sum()) for holds in self._holds.values())
+        return 0 if self._table is None else int(self._ask(lambda table: table.count_rows()))
 
-    def _void(self, rows: Sequence[int]) -> None:
-        for row in rows:
-            number, place = place_of(row)
-            if number in self._holds:
-                self._holds[number][place] = False
+    def entries(self) -> list[Entry]:
+        """Return what is known of all images."""
+        if self._table is None:
+            return []
+        return _entries(self._ask(lambda table: table.search().select(_KNOWN).to_arrow()))
 
-    def blocks(self) -> Iterator[tuple[Int64[np.ndarray, " N"], Float32[np.ndarray, "N e"]]]:
-        """Yield rows that hold and their vectors; nothing is copied where all rows of a part hold."""
-        for number, part in self._parts.items():
-            for first in range(0, len(part), _ROWS_AT_ONCE):
-                some = slice(first, first + _ROWS_AT_ONCE)
-                holds: Bool[np.ndarray, " n"] = self._holds[number][some]
-                if holds.all():
-                    yield part.rows[some], part.vectors[some]
-                elif holds.any():
-                    yield part.rows[some][holds], part.vectors[some][holds]
+    def vectors(self, digests: Sequence[bytes]) -> dict[bytes, Float32[np.ndarray, " e"]]:
+        """Return vectors by the digests of their images."""
+        if not digests:
+            return {}
+        condition = f"digest IN ({', '.join(_literal(digest) for digest in digests)})"
+        found = self._ask(lambda t: t.search().where(condition).select(["digest", "vector"]).to_arrow())
+        return dict(zip(found["digest"].to_pylist(), _matrix(found), strict=True))
 
-    def vector(self, row: int) -> Float32[np.ndarray, " e"]:
-        """Return one vector, also of a row that no longer holds."""
-        number, place = place_of(row)
-        vector: Float32[np.ndarray, " e"] = self._parts[number].vectors[place]
-        return vector
+    def nearest(
+        self, query: Float32[np.ndarray, " e"], count: int, *, approximate: bool = False
+    ) -> list[tuple[Entry, float]]:
+        """Return the images with the largest inner products, best first, ties by key.
 
-    def entry(self, row: int) -> Entry:
-        """Return what is known of the image of a row."""
-        number, place = place_of(row)
-        return self._parts[number].entries([place])[0]
+        Exact up to float32's rounding of the products, except by the graph.
 
-    def entries(self) -> Iterator[Entry]:
-        """Yield what is known of all images, oldest first."""
-        for number, part in self._parts.items():
-            yield from part.entries(np.flatnonzero(self._holds[number]))
-
-    def append(
-        self, entries: Sequence[Entry], vectors: Float32[np.ndarray, "N e"], replaces: Sequence[int]
-    ) -> None:
-        """Add images, and say which rows are void from now on; on return it is on the disk."""
-        self._append(entries, vectors, replaces, base=0)
-
-    def _append(
-        self,
-        entries: Sequence[Entry],
-        vectors: Float32[np.ndarray, "N e"],
-        replaces: Sequence[int],
-        base: int,
-    ) -> None:
-        number = self._last + 1
-        path = write_part(self.folder, number, entries, vectors, replaces, base=base)
-        self._parts[number] = read_part(path, self.width)
-        self._holds[number] = np.ones(len(entries), bool)
-        self._void(replaces)
-
-    @property
-    def wasteful(self) -> bool:
-        """Whether many parts are small or void, or some are gone."""
-        total = sum(len(part) for part in self._parts.values())
-        return bool(self.missing) or len(self._parts) > _MOST_PARTS or total > 2 * len(self) + _MOST_PARTS
-
-    def rewrite(self) -> None:
-        """Write what holds into new parts and delete the old ones; a kill at any moment loses nothing.
-
-        Each new part replaces the rows it copies; the last one says that all before the first are void.
+        Args:
+            query: of length 1, as the vectors are.
+            count: how many of them, fewer where there are fewer.
+            approximate: walk the graph, see `build_graph`.
         """
-        base, old = self._last + 1, list(self._parts)
-        rows = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in self.blocks())])
-        chunks = [rows[first : first + _ROWS_AT_ONCE] for first in range(0, len(rows), _ROWS_AT_ONCE)]
-        for number, chunk in enumerate(chunks or [rows], start=1):
-            entries, vectors = self._copied(chunk)
-            self._append(entries, vectors, chunk.tolist(), base=base if number >= len(chunks) else 0)
-        for gone in old:
-            part = self._parts.pop(gone)
-            del self._holds[gone]
-            part.path.unlink()
-        self.missing = ()
+        most = count + 1  # one more shows whether others are as near as the last
+        while True:
 
-    def drop_void(self) -> None:
-        """Delete parts that an interrupted `rewrite` has left behind."""
-        for number, path in listed_parts(self.folder):
-            if number not in self._parts:
-                path.unlink()
+            def ask(table: Any, most: int = most) -> Any:
+                asked = table.search(query, vector_column_name="vector").distance_type("dot").limit(most)
+                asked = asked.ef(max(_LEAST_SIGHT, 2 * most)) if approximate else asked.bypass_vector_index()
+                return asked.select([*_KNOWN, "vector", "_distance"]).to_arrow()
 
-    def _copied(self, rows: Int64[np.ndarray, " N"]) -> tuple[list[Entry], Float32[np.ndarray, "N e"]]:
-        """Return what is known of the images of rows, sorted by their parts, and their vectors."""
-        numbers, places = place_of(rows)
-        entries: list[Entry] = []
-        vectors = [np.empty((0, self.width), np.float32)]
-        for number in np.unique(numbers).tolist():
-            chosen = places[numbers == number]
-            entries += self._parts[number].entries(chosen)
-            vectors.append(self._parts[number].vectors[chosen])
-        return entries, np.concatenate(vectors)
+            found = self._ask(ask)
+            # Row by row, so that equal vectors have equal products.
+            products = (_matrix(found).astype(np.float64) * query).sum(1).astype(np.float32).tolist()
+            pairs = sorted(
+                zip(_entries(found), products, strict=True), key=lambda pair: (-pair[1], pair[0].key)
+            )
+            if approximate or len(pairs) < most or pairs[count - 1][1] > pairs[count][1]:
+                return pairs[:count]
+            most *= 2
+
+    def build_graph(self) -> None:
+        """Make the graph (HNSW, arXiv:1603.09320), or take in what came since, and keep it with the table."""
+        if self._is_in_graph(self._table):
+            return
+        with writing(self.path):
+            self._open(writes=True)
+            if not self._is_in_graph(self._table):
+                if self._table.list_indices():
+                    self._table.optimize(cleanup_older_than=_NEVER)
+                else:
+                    from lancedb.index import HnswFlat
+
+                    graph = HnswFlat(distance_type="dot", num_partitions=1)
+                    self._table.create_index("vector", config=graph)
+                self._seal()
+        self._open()
+
+    def _is_in_graph(self, table: Any) -> bool:
+        """Whether nearly all rows are in the graph; Lance compares the rest one by one."""
+        indices = table.list_indices()
+        return bool(indices) and 10 * table.index_stats(indices[0].name).num_unindexed_rows <= len(self)
+
+    def change(
+        self, entries: Sequence[Entry], vectors: Float32[np.ndarray, "N e"], dropped: Sequence[str] = ()
+    ) -> None:
+        """Add images, in the place of those of the same keys, and drop others; on return it is on the disk.
+
+        Raises:
+            OSError: the disk is full, or refuses otherwise.
+        """
+        rows = pa.table(
+            {
+                "key": pa.array([entry.key.encode(*_ENCODING) for entry in entries], pa.binary()),
+                "size": pa.array([entry.size for entry in entries], pa.int64()),
+                "modified": pa.array([entry.modified for entry in entries], pa.int64()),
+                "digest": pa.array([entry.digest for entry in entries], pa.binary(32)),
+                "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.head.width),
+            }
+        )
+        with _refused(self._folder):
+            if self._table is None:
+                database = _lancedb().connect(self.path)
+                mode = "overwrite" if database.list_tables().tables else "create"
+                self._table = database.create_table(TABLE, rows, mode=mode)
+            elif entries:
+                merge = self._table.merge_insert("key")
+                merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+            for first in range(0, len(dropped), _KEYS_AT_ONCE):
+                keys = (_literal(key.encode(*_ENCODING)) for key in dropped[first : first + _KEYS_AT_ONCE])
+                self._table.delete(f"key IN ({', '.join(keys)})")
+            self._seal()
+
+    def set_source(self, source: str) -> None:
+        """Remember the description that opens the images."""
+        self.head = replace(self.head, source=source)
+        write_head(self.path, self.head)
+
+    def tidy(self, num_void: int) -> None:
+        """Join small files and remove old versions where there are many, or more void rows than others.
+
+        Args:
+            num_void: rows that were replaced or dropped.
+        """
+        if len(self.head.files) > _MOST_FILES or num_void > len(self):
+            with _refused(self._folder):
+                # The version that the head names goes only when the head names the next.
+                self._table.optimize(cleanup_older_than=_NEVER)
+                self._seal()
+                self._table.optimize(cleanup_older_than=_AT_ONCE, delete_unverified=not is_url(self.path))
+                self._seal()
+
+    def _seal(self) -> None:
+        """Let the head name the table as it is now."""
+        files = {}
+        if not is_url(self.path):
+            for path in sorted(self._folder.rglob("*.*")):
+                name = path.relative_to(self._folder).as_posix()
+                if path.suffix != ".json":  # a hint at the newest version, which is written again and again
+                    files[name] = self.head.files.get(name) or _crc32(path, flush=True)
+        self.head = replace(self.head, version=self._table.version, files=files)
+        write_head(self.path, self.head)
 
 
-def _read_parts(folder: Path, width: int) -> dict[int, Part]:
-    """Return the parts that are not void by their numbers."""
-    found: dict[int, Part] = {}
-    base = 0
-    for number, path in reversed(listed_parts(folder)):
-        if number < base:
-            break
-        found[number] = read_part(path, width)
-        base = max(base, found[number].base)
-    return dict(sorted(found.items()))
+def _lancedb() -> Any:
+    try:
+        import lancedb
+    except ModuleNotFoundError as fault:
+        raise not_installed("searching", "lancedb", "search") from fault
+    return lancedb
+
+
+@contextmanager
+def _refused(folder: Path) -> Iterator[None]:
+    """Let what the disk refuses to Lance be an error of the system."""
+    try:
+        yield
+    except RuntimeError as fault:
+        raise OSError(errno.EIO, f"cannot be written: {fault!s:.300}", str(folder)) from fault
+
+
+def _crc32(path: Path, *, flush: bool = False) -> str:
+    checksum = 0
+    with path.open("rb+" if flush else "rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+        if flush:
+            os.fsync(file.fileno())
+    return f"{checksum:08x}"
+
+
+def _literal(value: bytes) -> str:
+    return f"X'{value.hex()}'"
+
+
+def _entries(rows: pa.Table) -> list[Entry]:
+    columns = (rows[name].to_pylist() for name in _KNOWN)
+    return [Entry(key.decode(*_ENCODING), *rest) for key, *rest in zip(*columns, strict=True)]
+
+
+def _matrix(rows: pa.Table) -> Float32[np.ndarray, "N e"]:
+    vectors = rows["vector"].combine_chunks()
+    numbers = vectors.flatten().to_numpy()
+    matrix: Float32[np.ndarray, "N e"] = numbers.reshape(len(rows), vectors.type.list_size)
+    return matrix

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from types import TracebackType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,18 +17,20 @@ from torch import Tensor
 from pixlex.batch import NotFinite, Skipped
 from pixlex.config.cbvila import CBViLAConfig
 from pixlex.data.decoding import ImageRecord, decode_record
+from pixlex.data.folders import FileSource
 from pixlex.data.loader import prefetch
 from pixlex.data.sources import SKIPPED_FILE, BrokenImages, ImageSource
+from pixlex.data.transforms import evaluation_transform
 from pixlex.progress import bar_or_lines
-from pixlex.search.changes import Candidate, Changes, Stamp, compare, digest_of, size_of
-from pixlex.search.parts import Entry
-from pixlex.search.queries import square
-from pixlex.search.store import Store
+from pixlex.search.store import Entry, Store, is_url
 
-# A part is written when it has so many rows, or when so many seconds have passed since the last: what a kill
-# may cost.
-_ROWS_A_PART = 8192
-_SECONDS_A_PART = 20.0
+# Rows are written when there are so many, or so many seconds after the last: what a kill may cost.
+_ROWS_AT_ONCE = 8192
+_SECONDS = 20.0
+
+# A file that was written so shortly before it is looked at may be written again without a later time: clocks
+# of file systems are coarse. What is in it is looked at once more at the next update.
+_COARSE = 2_000_000_000
 
 Embed = Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B e"]]
 
@@ -54,58 +58,6 @@ class UpdateResult:
     skipped: tuple[Skipped, ...]
 
 
-@dataclass
-class _Pending:
-    """Rows on their way into the next part; what is there is written when the pass ends, however it ends."""
-
-    store: Store
-    entries: list[Entry] = field(default_factory=list)
-    vectors: list[Float32[np.ndarray, " e"]] = field(default_factory=list)
-    replaces: list[int] = field(default_factory=list)
-    _since: float = field(default_factory=time.monotonic)
-
-    def add(self, entry: Entry, vector: Float32[np.ndarray, " e"], before: Entry | None) -> None:
-        self.entries.append(entry)
-        self.vectors.append(vector)
-        if before is not None:
-            self.replaces.append(before.row)
-
-    def write_if_due(self) -> None:
-        if len(self.entries) >= _ROWS_A_PART or time.monotonic() - self._since >= _SECONDS_A_PART:
-            self.write()
-
-    def write(self) -> None:
-        if self.entries or self.replaces:
-            vectors = np.stack(self.vectors) if self.vectors else np.empty((0, self.store.width), np.float32)
-            self.store.append(self.entries, vectors, self.replaces)
-        self.entries, self.vectors, self.replaces = [], [], []
-        self._since = time.monotonic()
-
-    def __enter__(self) -> _Pending:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not isinstance(fault, OSError):  # a full disk takes no more
-            self.write()
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """An image that was read.
-
-    Attributes:
-        candidate: which.
-        entry: what is known of it now; no row yet.
-        pixels: in [0, 1], ready for the model; None where its bytes are known.
-    """
-
-    candidate: Candidate
-    entry: Entry
-    pixels: Float[Tensor, "3 H W"] | None
-
-
 def update_store(
     store: Store,
     source: ImageSource,
@@ -119,109 +71,162 @@ def update_store(
     """Bring an index up to date with a source; see `ImageIndex.update`.
 
     Args:
-        store: the index, held for writing.
+        store: the index, opened for writing.
         source: the images.
         embed: maps images, pixels in [0, 1], to vectors of length 1 on the CPU.
         config: of the model, which says how images are cut.
         batch_size: images at a time.
-        max_broken_share: share of broken images, in [0, 1], above which the pass stops.
+        max_broken_share: fraction of broken images, in [0, 1], above which the pass stops.
         progress: show a bar.
     """
-    store.drop_void()
-    listed = store.folder.parent
-    (listed / SKIPPED_FILE).unlink(missing_ok=True)  # all that is broken is tried, and listed, anew
-    broken = BrokenImages(listed, source, max_broken_share)
-    changes = compare(source, store.entries())
-    if changes.gone:
-        store.append([], np.empty((0, store.width), np.float32), changes.gone)
-    passed = len(source) - len(changes.candidates)
+    folder = None if is_url(store.path) else Path(store.path)
+    if folder is not None:
+        (folder / SKIPPED_FILE).unlink(missing_ok=True)  # all that is broken is tried, and listed, anew
+    broken = BrokenImages(folder, source, max_broken_share)
+    now = _Pass(store, source, embed, config)
+    passed = len(source) - len(now.left)
     broken.record((), passed)
     bar = bar_or_lines(
         total=len(source), initial=passed, unit=" images", desc="index", disable=not progress, smoothing=0.05
     )
-    with _Pending(store) as pending, bar:
-        one = _Pass(store, changes, embed, pending)
-        candidates = {candidate.index: candidate for candidate in changes.candidates}
-
-        def prepare(index: int, record: ImageRecord) -> _Prepared:
-            return one.prepare(candidates[index], record, config)
-
-        for batch in prefetch(source, list(candidates), batch_size, prepare):
-            skipped = tuple(item for item in batch if isinstance(item, Skipped))
-            one.take([item for item in batch if isinstance(item, _Prepared)])
-            one.drop(skipped)
-            pending.write_if_due()
+    with bar, now.written():
+        for batch in prefetch(source, list(now.left), batch_size, now.prepare):
+            skipped = [one for one in batch if isinstance(one, Skipped)]
+            now.take([one for one in batch if not isinstance(one, Skipped)])
+            now.drop([one.key for one in skipped if one.key in now.known])
+            now.skipped += skipped
+            now.write_if_due()
             bar.update(len(batch))
             broken.record(skipped, len(batch) - len(skipped))
-    if store.wasteful:
-        store.rewrite()
+        now.drop(sorted(now.known.keys() - now.numbers.keys()))  # last: files may have got other names
+    store.tidy(now.void)
     return UpdateResult(
-        len(store), one.embedded, one.copied, one.unchanged, one.removed, changes.num_repeated,
-        tuple(one.skipped),
+        len(store), now.embedded, now.copied, now.unchanged, now.removed,
+        len(source) - len(now.numbers), tuple(now.skipped),
     )  # fmt: skip
 
 
 class _Pass:
-    """One pass over a source.
+    """One pass over a source: what must be read, what is written next, and counts."""
 
-    Args:
-        store: the index.
-        changes: what may have to be embedded.
-        embed: see `update_store`.
-        pending: where rows go.
-    """
-
-    def __init__(self, store: Store, changes: Changes, embed: Embed, pending: _Pending) -> None:
-        self.store, self.changes, self.embed, self.pending = store, changes, embed, pending
-        self.embedded, self.copied = 0, 0
-        self.unchanged, self.removed = changes.num_unchanged, changes.num_gone
+    def __init__(self, store: Store, source: ImageSource, embed: Embed, config: CBViLAConfig) -> None:
+        self.store, self.source, self.embed, self.config = store, source, embed, config
+        self.known = {entry.key: entry for entry in store.entries()}
+        self.numbers: dict[str, int] = {}  # of several images of one key the first counts
+        for index in range(len(source)):
+            self.numbers.setdefault(source.key(index), index)
+        self.stamps = {key: _stamp(source, key) for key in self.numbers}
+        self.left = [index for key, index in self.numbers.items() if not self._is_unchanged(key)]
+        self.embedded, self.copied, self.unchanged = 0, 0, len(self.numbers) - len(self.left)
+        self.removed = self.void = 0
         self.skipped: list[Skipped] = []
-        # Those of images that are gone as well: a renamed file is both.
-        self._rows = {entry.digest: entry.row for entry in changes.known.values()}
+        self._digests = {entry.digest for entry in self.known.values()}
+        self._empty()
 
-    def prepare(self, candidate: Candidate, record: ImageRecord, config: CBViLAConfig) -> _Prepared:
+    def _empty(self) -> None:
+        self._entries: list[Entry] = []
+        self._vectors: list[Float32[np.ndarray, " e"]] = []
+        self._dropped: list[str] = []
+        self._since = time.monotonic()
+
+    def _is_unchanged(self, key: str) -> bool:
+        """Whether a file has kept size and time, and they can be trusted."""
+        before, stamp = self.known.get(key), self.stamps[key]
+        return before is not None and stamp == (before.size, before.modified) and before.modified >= 0
+
+    def prepare(self, index: int, record: ImageRecord) -> tuple[Entry, Float[Tensor, "3 H W"] | None]:
         """Return an image cut to size, or without pixels where its bytes are known; called in threads."""
         digest = digest_of(record)
-        stamp = candidate.stamp or Stamp(size_of(record), -1)
-        entry = Entry(0, record.key, stamp.size, stamp.modified, digest)
-        if digest in self._rows:
-            return _Prepared(candidate, entry, None)
-        return _Prepared(candidate, entry, square(decode_record(record), config))
+        size, modified = self.stamps[record.key] or (_size(record), -1)
+        entry = Entry(record.key, size, modified, digest)
+        return entry, None if digest in self._digests else self._pixels(record)
 
-    def take(self, batch: Sequence[_Prepared]) -> None:
-        """Embed what must be embedded; keep the rest as it is.
+    def _pixels(self, record: ImageRecord) -> Float[Tensor, "3 H W"]:
+        return evaluation_transform(decode_record(record), self.config.image_size, self.config.cut)
+
+    def take(self, batch: Sequence[tuple[Entry, Float[Tensor, "3 H W"] | None]]) -> None:
+        """Embed what must be embedded; of the rest write down what has changed, its key or the time of its file.
 
         Raises:
             NotFinite: the model gives vectors that are not finite.
         """
-        new = [(one, one.pixels) for one in batch if one.pixels is not None]
+        new = [(entry, pixels) for entry, pixels in batch if pixels is not None]
+        seen = [entry for entry, pixels in batch if pixels is None]
+        vectors = self.store.vectors([entry.digest for entry in seen if self.known.get(entry.key) != entry])
+        for entry in seen:
+            before = self.known.get(entry.key)
+            same = before is not None and before.digest == entry.digest
+            if before == entry:
+                self.unchanged += 1
+            elif entry.digest in vectors:
+                self.unchanged, self.copied = self.unchanged + same, self.copied + (not same)
+                self._put(entry, vectors[entry.digest])
+            else:  # the one that had these bytes has got others meanwhile
+                new.append((entry, self._pixels(self.source.read(self.numbers[entry.key]))))
         if new:
             try:
-                vectors = self.embed(torch.stack([pixels for _, pixels in new])).numpy()
+                found = self.embed(torch.stack([pixels for _, pixels in new])).numpy()
             except NotFinite as fault:
-                raise NotFinite(f"{new[fault.row or 0][0].entry.key}: {fault}", fault.row) from fault
-            for (one, _), vector in zip(new, vectors, strict=True):
-                self.pending.add(one.entry, vector, one.candidate.before)
+                raise NotFinite(f"{new[fault.row or 0][0].key}: {fault}", fault.row) from fault
+            for (entry, _), vector in zip(new, found, strict=True):
+                self._put(entry, vector)
             self.embedded += len(new)
-        for one in batch:
-            if one.pixels is None:
-                self._keep(one)
 
-    def _keep(self, one: _Prepared) -> None:
-        """Write down what has changed of an image whose bytes are known: its key, or the time of its file."""
-        before = one.candidate.before
-        if before is not None and before.digest == one.entry.digest:
-            self.unchanged += 1
-        else:
-            self.copied += 1
-        if before is None or replace(before, row=0) != one.entry:
-            self.pending.add(one.entry, self.store.vector(self._rows[one.entry.digest]), before)
+    def _put(self, entry: Entry, vector: Float32[np.ndarray, " e"]) -> None:
+        self.void += entry.key in self.known
+        self._entries.append(entry)
+        self._vectors.append(vector)
 
-    def drop(self, skipped: Sequence[Skipped]) -> None:
-        """Void the rows of images that can no longer be read."""
-        self.skipped += skipped
-        for one in skipped:
-            before = self.changes.known.get(one.key)
-            if before is not None:
-                self.pending.replaces.append(before.row)
-                self.removed += 1
+    def drop(self, keys: Sequence[str]) -> None:
+        """Remove images that are gone, or can no longer be read."""
+        self._dropped += keys
+        self.removed += len(keys)
+        self.void += len(keys)
+
+    def write_if_due(self) -> None:
+        """Write what there is, now and then."""
+        if len(self._entries) >= _ROWS_AT_ONCE or time.monotonic() - self._since >= _SECONDS:
+            self._write()
+
+    def _write(self) -> None:
+        entries, vectors, dropped = self._entries, self._vectors, self._dropped
+        self._empty()
+        if entries or dropped:
+            matrix = np.stack(vectors) if vectors else np.empty((0, self.store.head.width), np.float32)
+            self.store.change(entries, matrix, dropped)
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Write what is left, however the pass ends, except by a full disk, which takes no more."""
+        try:
+            yield
+        except OSError:
+            raise
+        except BaseException:
+            self._write()
+            raise
+        self._write()
+
+
+def _stamp(source: ImageSource, key: str) -> tuple[int, int] | None:
+    """Return size and time of an image's file, -1 where it is too new; None where it has no file of its own."""
+    if not isinstance(source, FileSource):
+        return None
+    try:
+        state = (source.root / key).stat()
+    except (OSError, ValueError):
+        return None
+    settled = state.st_mtime_ns < time.time_ns() - _COARSE
+    return state.st_size, state.st_mtime_ns if settled else -1
+
+
+def _size(record: ImageRecord) -> int:
+    return record.data.nbytes if isinstance(record.data, np.ndarray) else len(record.data)
+
+
+def digest_of(record: ImageRecord) -> bytes:
+    """Return the SHA-256 of an image as it is stored."""
+    if isinstance(record.data, np.ndarray):
+        shape = f"{record.data.shape}".encode()
+        return hashlib.sha256(shape + np.ascontiguousarray(record.data).tobytes()).digest()
+    return hashlib.sha256(record.data).digest()
