@@ -12,7 +12,7 @@ from PIL import Image
 
 from pixlex.data.images import ImageSource, open_source
 from pixlex.eval.few_shot.episodes import PAPER_COLUMNS, Naming, Setting, setting_of
-from pixlex.eval.llm.client import Ability, CandidateScores, Completion
+from pixlex.eval.llm.client import Ability, CandidateScores, Completion, LanguageClient
 
 CLASSES = ("camel", "lobster", "pig", "red panda", "teapot", "zebra")
 
@@ -60,7 +60,7 @@ def right_answer(prompt: str) -> str:
 
 
 @dataclass
-class FakeClient:
+class FakeClient(LanguageClient):
     """A language model that knows the answer, unless told to say or to do something else."""
 
     abilities: frozenset[Ability] = frozenset(("generate", "score", "choose", "mix"))
@@ -86,9 +86,6 @@ class FakeClient:
         self, prompts: Sequence[str], candidates: Sequence[Sequence[str]], *, mix: bool = False
     ) -> Iterator[tuple[int, Completion]]:
         yield from self._completions(prompts)
-
-    def estimate(self, task: Ability, prompts: Sequence[str], **limits: object) -> None:
-        """It costs nothing."""
 
     def _completions(self, prompts: Sequence[str]) -> Iterator[tuple[int, Completion]]:
         for place in reversed(range(len(prompts))):  # in any order

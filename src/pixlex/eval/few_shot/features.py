@@ -12,8 +12,8 @@ from jaxtyping import Float, Float32, Float64, UInt8
 
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.episodes import digest
-from pixlex.eval.few_shot.readers import TextReader, read_pixels
-from pixlex.models.inference import Precision, compute_rows, computing
+from pixlex.eval.few_shot.readers import TextReader, compute_images, read_pixels
+from pixlex.models.inference import Precision, computing
 from pixlex.models.lqae import LQAE
 from pixlex.models.pretrained import Model, fingerprint
 from pixlex.nn.language_model import LanguageModel
@@ -228,20 +228,11 @@ class EncoderFeatures(Features):
     def __init__(
         self, model: Model, *, name: str, device: torch.device | str = "cpu", precision: Precision = "fp32"
     ) -> None:
-        self.device, self.precision = torch.device(device), precision
-        self.model = model.eval().to(self.device)
+        self.model, self.precision = model.eval().to(device), precision
         self.name = f"{name}, encoder"
         self.identity = digest("encoder", fingerprint(model, precision=precision))
 
     def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, Float[np.ndarray, " D"]]:
         """Read images and encode each once."""
-        vectors: dict[int, np.ndarray] = {}
-        model = self.model
-        for positions, pixels in read_pixels(
-            images, indices, model.config.image_size, self.name, model.config.cut
-        ):
-            rows = compute_rows(
-                pixels, model.embed, grid=model.grid, device=self.device, precision=self.precision
-            )
-            vectors.update(zip(positions, rows.numpy(), strict=True))
-        return vectors
+        rows = compute_images(images, indices, self.model, self.model.embed, self.name, self.precision)
+        return {index: row.numpy() for index, row in rows.items()}

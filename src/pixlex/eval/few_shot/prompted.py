@@ -16,7 +16,7 @@ from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.classifiers import NOT_ENDED, UNREADABLE, Answer, Classifier, fair_credit
 from pixlex.eval.few_shot.episodes import Episode, Setting, digest, images_of
 from pixlex.eval.few_shot.prompts import Prompt, Template, check_context, pieces, render, stops_of
-from pixlex.eval.few_shot.readers import TextReader, read_pixels
+from pixlex.eval.few_shot.readers import TextReader, compute_images
 from pixlex.eval.llm.client import (
     DOES_NOT_FIT,
     Ability,
@@ -28,7 +28,7 @@ from pixlex.eval.llm.client import (
 from pixlex.eval.llm.ledger import Estimate
 from pixlex.messages import quoted
 from pixlex.models.frozen import Frozen
-from pixlex.models.inference import Precision, compute_rows, computing
+from pixlex.models.inference import Precision, computing
 from pixlex.models.pretrained import fingerprint
 
 Scorer = Literal["strict", "likelihood", "likelihood-per-token", "constrained", "v2l"]
@@ -240,7 +240,9 @@ class FrozenClassifier(Classifier):
         if reason := self.check(setting, episodes, images):
             yield from (Answer(episode=one.number, credit=None, detail=reason) for one in episodes)
             return
-        prefixes = self._prefixes(images, images_of(episodes))
+        prefixes = compute_images(
+            images, images_of(episodes), self.model, self.model.prefix, self.name, self.precision
+        )
         for episode in episodes:
             if not all(image in prefixes for image in episode.images):
                 yield Answer(episode=episode.number, credit=None, detail=UNREADABLE)
@@ -251,19 +253,6 @@ class FrozenClassifier(Classifier):
                     yield rank(episode, self._scores(episode, prompt))
                 else:
                     yield judge(episode, self._written(episode, prompt))
-
-    def _prefixes(self, images: ImageSource, indices: Sequence[int]) -> dict[int, Float[Tensor, "prefix D"]]:
-        """Return the embeddings of each image that can be read."""
-        prefixes: dict[int, Tensor] = {}
-        model = self.model
-        for positions, pixels in read_pixels(
-            images, indices, model.config.image_size, self.name, model.config.cut
-        ):
-            rows = compute_rows(
-                pixels, model.prefix, grid=model.grid, device=self.device, precision=self.precision
-            )
-            prefixes.update(zip(positions, rows.float(), strict=True))
-        return prefixes
 
     def _segments(self, setting: Setting, episode: Episode) -> list[list[int] | int]:
         """Return a prompt in order: words of texts, and the positions of images."""
@@ -297,7 +286,7 @@ class FrozenClassifier(Classifier):
     ) -> Float[Tensor, "1 prompt D"]:
         """Return a prompt as embeddings."""
         parts = [
-            prefixes[one].to(self.device)
+            prefixes[one].float().to(self.device)
             if isinstance(one, int)
             else self.model.language.embed(torch.tensor(one, device=self.device))
             for one in self._segments(setting, episode)

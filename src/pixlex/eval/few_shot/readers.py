@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -23,7 +23,7 @@ from pixlex.eval.few_shot.episodes import digest, source_identity
 from pixlex.files import Damaged, sealed, unsealed
 from pixlex.messages import printable, quoted
 from pixlex.models.inference import Precision, compute_rows
-from pixlex.models.pretrained import Tokenizer, fingerprint
+from pixlex.models.pretrained import Model, Tokenizer, fingerprint
 from pixlex.nn.language_model import LanguageModel
 from pixlex.nn.vocabulary import build_vocabulary
 from pixlex.progress import bar_or_lines
@@ -91,27 +91,46 @@ class ModelWords:
             raise ValueError(
                 f"a VQ-VAE of {model.num_codewords} codes needs as many words, got {len(words or ())}"
             )
-        self.name, self.device, self.precision = name, torch.device(device), precision
-        self.model = model.eval().to(self.device)
+        self.name, self.precision = name, precision
+        self.model = model.eval().to(device)
         self.words = tuple(words[: model.num_codewords])
         self.identity = digest("words", fingerprint(model, precision=precision), *self.words)
 
     def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
         """Return the words of each image."""
-        model, texts = self.model, {}
-        for positions, pixels in read_pixels(
-            images, indices, model.config.image_size, self.name, model.config.cut
-        ):
-            codes = compute_rows(
-                pixels, model.tokenize, grid=model.grid, device=self.device, precision=self.precision
-            )
-            for position, row in zip(positions, codes.tolist(), strict=True):
-                texts[position] = (
-                    " ".join(self.words[code] for code in row)
-                    if self._vocabulary is None
-                    else self._vocabulary.to_text(row)
-                )
-        return texts
+        rows = compute_images(images, indices, self.model, self.model.tokenize, self.name, self.precision)
+        return {
+            position: " ".join(self.words[code] for code in row.tolist())
+            if self._vocabulary is None
+            else self._vocabulary.to_text(row.tolist())
+            for position, row in rows.items()
+        }
+
+
+def compute_images(
+    images: ImageSource,
+    indices: Sequence[int],
+    model: Model,
+    compute: Callable[[Tensor], Tensor],
+    title: str,
+    precision: Precision,
+) -> dict[int, Tensor]:
+    """Return what a network makes of each image that can be read, on the CPU.
+
+    Args:
+        images: where they come from.
+        indices: their positions, each once.
+        model: says how large images are, and where it computes.
+        compute: maps a batch of images to as many rows.
+        title: as for `read_pixels`.
+        precision: bf16 computes under autocast.
+    """
+    config, device = model.config, next(model.parameters()).device
+    rows: dict[int, Tensor] = {}
+    for positions, pixels in read_pixels(images, indices, config.image_size, title, config.cut):
+        found = compute_rows(pixels, compute, grid=model.grid, device=device, precision=precision)
+        rows.update(zip(positions, found, strict=True))
+    return rows
 
 
 def read_pixels(

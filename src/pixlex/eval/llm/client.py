@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 from pixlex.eval.llm.ledger import Estimate
 
@@ -115,45 +116,44 @@ class CandidateScores:
     reason: str = ""
 
 
-@runtime_checkable
-class LanguageClient(Protocol):
+class LanguageClient(ABC):
     """A language model that continues text. Results come in any order, each with its prompt's position.
 
     What makes every request fail (a wrong key, an endpoint that is down, an unknown model) raises
     `ValueError`; what makes one fail is in its result. Nothing that was computed is asked for again.
+
+    Attributes:
+        name: its name in tables.
+        abilities: what it can be asked.
+        context_size: tokens that prompt and continuation may have together; None where it is not known.
+        counts_exactly: whether `count_tokens` counts; otherwise it bounds from above.
     """
 
-    @property
-    def name(self) -> str:
-        """Its name in tables."""
+    name: str
+    abilities: frozenset[Ability]
+    context_size: int | None
+    counts_exactly: bool
 
     @property
+    @abstractmethod
     def identity(self) -> str:
         """A fingerprint of all that decides its answers besides the request."""
 
-    @property
-    def abilities(self) -> frozenset[Ability]:
-        """What it can be asked."""
-
-    @property
-    def context_size(self) -> int | None:
-        """Tokens that prompt and continuation may have together; None where it is not known."""
-
-    @property
-    def counts_exactly(self) -> bool:
-        """Whether `count_tokens` counts; otherwise it bounds from above."""
-
+    @abstractmethod
     def count_tokens(self, texts: Prompts) -> list[int]:
         """Return the number of tokens of each text."""
 
+    @abstractmethod
     def generate(
         self, prompts: Prompts, *, max_new_tokens: int, stop: Sequence[str]
     ) -> Iterator[tuple[int, Completion]]:
         """Continue each prompt greedily until one of the stops, the end of text, or the limit."""
 
+    @abstractmethod
     def score(self, prompts: Prompts, candidates: Candidates) -> Iterator[tuple[int, CandidateScores]]:
         """Score each prompt's candidates as its continuation."""
 
+    @abstractmethod
     def choose(
         self, prompts: Prompts, candidates: Candidates, *, mix: bool = False
     ) -> Iterator[tuple[int, Completion]]:
@@ -172,6 +172,7 @@ class LanguageClient(Protocol):
         stop: Sequence[str] = (),
     ) -> Estimate | None:
         """Return what a task takes at most, without sending anything; None for a model that costs nothing."""
+        return None
 
 
 def check_candidates(candidates: Sequence[str]) -> None:

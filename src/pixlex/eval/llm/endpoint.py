@@ -19,6 +19,7 @@ from pixlex.eval.llm.client import (
     Candidates,
     CandidateScores,
     Completion,
+    LanguageClient,
     LLMOptions,
     Prompts,
     check_candidates,
@@ -51,7 +52,7 @@ _FRAME_TOKENS = 64
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
-class EndpointClient:
+class EndpointClient(LanguageClient):
     """Answers with an OpenAI-compatible endpoint; what was answered before is not sent again.
 
     Args:
@@ -67,13 +68,13 @@ class EndpointClient:
         self.budget = Budget(
             (options.input_price, options.output_price), options.max_cost, options.max_tokens
         )
-        self.count_tokens = token_counter(options.tokenizer, options.model)
-        self.counts_exactly = self.count_tokens is not upper_bounds
+        self._count = token_counter(options.tokenizer, options.model)
+        self.counts_exactly = self._count is not upper_bounds
         self.cache = AnswerCache(options.cache)
         self._sender = Sender(options, self.budget)
         self._key_works = False
         self.facts = self._known_facts()
-        self.abilities: frozenset[Ability] = self.facts.abilities
+        self.abilities = self.facts.abilities
         self.context_size = options.context_size or self.facts.context_size
 
     @property
@@ -82,6 +83,10 @@ class EndpointClient:
         facts = replace(self.facts, context_size=None)
         parts = json.dumps([self._url, self.name, asdict(facts), _READING], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()
+
+    def count_tokens(self, texts: Prompts) -> list[int]:
+        """Return the number of tokens of each text, or a bound from above."""
+        return self._count(texts)
 
     def generate(
         self, prompts: Prompts, *, max_new_tokens: int, stop: Sequence[str]

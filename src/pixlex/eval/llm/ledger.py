@@ -149,12 +149,7 @@ class SpendingCapReached(ValueError):
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one request or of many.
-
-    Attributes:
-        prompt: tokens read.
-        answer: tokens written.
-    """
+    """Tokens of prompts and of answers, of one request or of many."""
 
     prompt: int = 0
     answer: int = 0
@@ -173,14 +168,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What requests would take at most.
-
-    Attributes:
-        requests: how many would be sent.
-        cached: how many are answered already and cost nothing.
-        usage: tokens of those that would be sent, each answer as long as it may become.
-        cost: what they cost; None without prices.
-    """
+    """What requests would take at most: how many beside the cached ones, tokens, cost (None without prices)."""
 
     requests: int
     cached: int

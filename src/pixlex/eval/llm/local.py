@@ -25,6 +25,7 @@ from pixlex.eval.llm.client import (
     Candidates,
     CandidateScores,
     Completion,
+    LanguageClient,
     LLMOptions,
     Prompts,
     check_candidates,
@@ -52,7 +53,7 @@ def load_local(options: LLMOptions) -> LocalClient:
     return LocalClient(model.to(device), tokenizer, options)
 
 
-class LocalClient:
+class LocalClient(LanguageClient):
     """Answers with a causal language model in this process, a batch at a time, long prompts first.
 
     Args:
@@ -107,9 +108,6 @@ class LocalClient:
     def count_tokens(self, texts: Prompts) -> list[int]:
         """Return the number of tokens of each text, with those that the model wants around a prompt."""
         return [len(row) for row in self._rows(texts)]
-
-    def estimate(self, task: Ability, prompts: Prompts, **limits: Any) -> None:
-        """Return nothing: it costs nothing."""
 
     def generate(
         self, prompts: Prompts, *, max_new_tokens: int, stop: Sequence[str]

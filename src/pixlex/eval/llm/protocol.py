@@ -79,7 +79,7 @@ class EndpointFacts:
         limit_field: how the limit of new tokens is called.
         temperature: whether a temperature of 0 may be asked for; without it writing is not greedy.
         stops: whether stops may be given.
-        echo_tokens: new tokens to ask for when a text is scored; None where texts cannot be scored.
+        echo_tokens: new tokens to ask for when a text is scored; None where it cannot be.
         choice: how one of several candidates can be asked for; None where it cannot.
         context_size: tokens of prompt and answer together; None where it is not known.
     """
@@ -151,14 +151,7 @@ class EndpointFacts:
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """A token of a text.
-
-    Attributes:
-        text: its text, as the endpoint shows it.
-        start: where it begins in the text.
-        end: where it ends.
-        log_probability: ln p given all before it; 0 for the first, which has nothing before it.
-    """
+    """A token as the endpoint shows it, where it stands, and its ln p given all before it (0 for the first)."""
 
     text: str
     start: int
@@ -167,12 +160,9 @@ class ScoredToken:
 
 
 def read_completion(answer: Answer, stop: Sequence[str] = (), limit: int | None = None) -> Completion:
-    """Read what was written, without reasoning; a refusal is an answer that failed.
+    """Read what was written, without reasoning, up to a stop; a refusal is an answer that failed.
 
-    Args:
-        answer: what came.
-        stop: where to cut the text.
-        limit: tokens that were asked for; what is longer than they can be is cut, as the endpoint should have.
+    What is longer than the limit of tokens can be is cut, as the endpoint should have.
 
     Raises:
         ValueError: no text in it.
@@ -282,13 +272,7 @@ Ask = Callable[[Route, dict[str, Any], int | None], Answer]
 
 
 def probe(ask: Ask, model: str, mode: Mode, models: Answer) -> EndpointFacts:
-    """Find out what an endpoint can do with a model, best first.
-
-    Args:
-        ask: sends a request.
-        model: the endpoint's name of it.
-        mode: where to continue texts; `auto` tries completions first.
-        models: what the endpoint says about its models.
+    """Find out what an endpoint can do with a model, best first; `models` is what it says about its models.
 
     Raises:
         ValueError: it does not continue a text, or is too busy to show what it can do.
@@ -300,7 +284,7 @@ def probe(ask: Ask, model: str, mode: Mode, models: Answer) -> EndpointFacts:
         for scoring in (replace(facts, echo_tokens=tokens) for tokens in (0, 1)):
             answer = _try(ask, scoring.path, scoring.scoring(model, PROMPT))
             with suppress(ValueError):
-                if answer is not None and read_scores(answer, PROMPT):
+                if isinstance(answer, dict) and read_scores(answer, PROMPT):
                     facts = scoring
                     break
     ways: list[Choice] = ["structured_outputs", "guided_choice"]
@@ -309,7 +293,7 @@ def probe(ask: Ask, model: str, mode: Mode, models: Answer) -> EndpointFacts:
     for choosing in [replace(facts, choice=way) for way in ways]:
         answer = _try(ask, facts.path, choosing.choosing(model, PROMPT, _CANDIDATES, _CHOICE_LIMIT))
         # A server may also overlook what it does not know.
-        if answer is not None and read_choice(choosing, answer, _CANDIDATES).finish == "stop":
+        if isinstance(answer, dict) and read_choice(choosing, answer, _CANDIDATES).finish == "stop":
             facts = choosing
             break
     if facts.choice is None and facts.echo_tokens is not None:
@@ -326,8 +310,8 @@ def _writing(ask: Ask, model: str, mode: Mode) -> EndpointFacts:
         while facts is not None:
             body = facts.generation(model, PROMPT, PROMPT_LIMIT, ["\n"])
             # What is no answer is asked for again only where no other path is left to try.
-            failure = _failure(ask, route, body, None if route == routes[-1] else 0)
-            if failure is None:
+            failure = _try(ask, route, body, None if route == routes[-1] else 0)
+            if isinstance(failure, dict):
                 return facts
             facts = None if failure.malformed else next(_simpler(facts, f"{failure}"), None)
             if facts is None:
@@ -342,18 +326,6 @@ def _writing(ask: Ask, model: str, mode: Mode) -> EndpointFacts:
     )
 
 
-def _failure(ask: Ask, route: Route, body: dict[str, Any], retries: int | None) -> RequestFailed | None:
-    """Return why a text is not continued, None where it is; raise for an endpoint too busy to show."""
-    try:
-        ask(route, body, retries)
-    except RequestFailed as failure:
-        if retries is not None and failure.is_busy:
-            return _failure(ask, route, body, None)
-        _check_not_busy(failure)
-        return failure
-    return None
-
-
 def _simpler(facts: EndpointFacts, refusal: str) -> Iterator[EndpointFacts]:
     """Yield how to ask without the parameter that was refused, if it is one of ours."""
     if "max_completion_tokens" in refusal and facts.limit_field == "max_tokens":
@@ -364,19 +336,22 @@ def _simpler(facts: EndpointFacts, refusal: str) -> Iterator[EndpointFacts]:
         yield replace(facts, stops=False)
 
 
-def _try(ask: Ask, route: Route, body: dict[str, Any]) -> Answer | None:
-    """Return what an endpoint answers to what it may not be able to do; None where it refuses or breaks."""
+def _try(
+    ask: Ask, route: Route, body: dict[str, Any], retries: int | None = _FEW_RETRIES
+) -> Answer | RequestFailed:
+    """Return what an endpoint answers to what it may not be able to do, or why it does not.
+
+    Raises:
+        ValueError: it is busy, and might answer another time: what it can do is remembered.
+    """
     try:
-        return ask(route, body, _FEW_RETRIES)
+        return ask(route, body, retries)
     except RequestFailed as failure:
-        _check_not_busy(failure)
-        return None
-
-
-def _check_not_busy(failure: RequestFailed) -> None:
-    """Raise for an endpoint that might answer another time: what it can do is remembered."""
-    if failure.is_busy:
-        raise ValueError(f"the endpoint did not show what it can do: {failure}") from failure
+        if failure.is_busy and retries == 0:
+            return _try(ask, route, body, None)
+        if failure.is_busy:
+            raise ValueError(f"the endpoint did not show what it can do: {failure}") from failure
+        return failure
 
 
 def _context_size(models: Answer, model: str) -> int | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from pixlex.eval.llm.client import DOES_NOT_FIT, LLMOptions
 from pixlex.eval.llm.ledger import Answer, Budget, Check, SpendingCapReached, Usage
@@ -44,16 +44,9 @@ Outcome = Answer | RequestFailed | ValueError
 
 @dataclass(frozen=True)
 class Question:
-    """A request.
+    """A request: its parameters (None for a list), the tokens that it may take, what raises for no answer."""
 
-    Attributes:
-        route: where to.
-        body: its parameters; None where nothing is asked but a list.
-        worst: tokens that it may take.
-        check: raises `ValueError` for an answer that is none.
-    """
-
-    route: Route | str
+    route: Route | Literal["models"]
     body: dict[str, Any] | None
     worst: Usage
     check: Check
@@ -125,12 +118,7 @@ class Sender:
             raise ValueError(f"the endpoint's address holds the key of {self.key_variable}")
 
     def send(self, question: Question, stopping: threading.Event, retries: int | None = None) -> Answer:
-        """Send a request until it is answered.
-
-        Args:
-            question: the request.
-            stopping: when set, nothing is sent again.
-            retries: how often at most; None for what the user wants.
+        """Send a request until it is answered, again so often at most, and not once `stopping` is set.
 
         Raises:
             RequestFailed: it was refused, or given up.
@@ -148,11 +136,7 @@ class Sender:
         return outcome
 
     def models(self) -> Answer:
-        """Return what the endpoint says about its models; nothing where it does not say.
-
-        Raises:
-            ValueError: it is down.
-        """
+        """Return what the endpoint says about its models, if it does; raise `ValueError` where it is down."""
         try:
             return self.send(Question("models", None, Usage(), lambda answer: None), threading.Event(), 0)
         except RequestFailed:
@@ -268,22 +252,21 @@ class Sender:
         except ValueError:
             answer = None
         text = data[:1000].decode(errors="replace")
-        if not response.is_success:
-            error = answer.get("error", answer) if isinstance(answer, dict) else None
-            code = error.get("code") if isinstance(error, dict) else None
-            said = f"Error code: {response.status_code} - {text if answer is None else answer}"
-            return self._meaning(response.status_code, code, said, response.headers.get("retry-after", ""))
-        if not isinstance(answer, dict):
+        if response.is_success and not isinstance(answer, dict):
             reason = f"expected a JSON object, got {self._quoter.show(text)[:80]!r}"
             return RequestFailed(reason, again=True, malformed=True, billed=True)
-        if answer.get("error") and not answer.get("choices"):
-            return self._error_in(answer["error"])
-        return answer
-
-    def _error_in(self, error: object) -> RequestFailed | ValueError:
-        """Return what an error means that came with status 200."""
+        if (
+            response.is_success
+            and isinstance(answer, dict)
+            and (not answer.get("error") or answer.get("choices"))
+        ):
+            return answer
+        error: Any = answer.get("error", answer) if isinstance(answer, dict) else {}
         code = error.get("code") if isinstance(error, dict) else None
-        said = error.get("message", error) if isinstance(error, dict) else error
+        if not response.is_success:
+            said = f"Error code: {response.status_code} - {text if answer is None else answer}"
+            return self._meaning(response.status_code, code, said, response.headers.get("retry-after", ""))
+        said = f"{error.get('message', error) if isinstance(error, dict) else error}"
         if f"{code}".isdecimal() and 400 <= int(f"{code}") < 600:
             return self._meaning(int(f"{code}"), code, f"Error code: {code} - {said}")
         reason = f"expected an answer, got an error: {self._quoter.show(said)}"
@@ -292,7 +275,7 @@ class Sender:
     def _meaning(
         self, status: int, code: object, said: object, retry_after: str = ""
     ) -> RequestFailed | ValueError:
-        """Return what an answer with a status code above 399 means."""
+        """Return what an error means, by its status and by the endpoint's own code."""
         reason = self._quoter.show(said)
         if status == 402 or code in _OUT_OF_MONEY:
             return ValueError(f"{self._url}: no quota left for the key of {self.key_variable}: {reason}")
