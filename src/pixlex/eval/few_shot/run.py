@@ -33,10 +33,8 @@ class Cell:
         num_episodes: episodes asked.
         num_failed: episodes without an answer; they are in neither accuracy nor interval.
         accuracy: mean credit of the answers that came, in [0, 1]; None where none came.
-        low: lower end of the 95 % interval.
-        high: upper end of it.
-        accuracy_with_failures: mean credit over all episodes, a failure counted as wrong; None where the
-            episodes do not fit.
+        low, high: its 95 % interval.
+        accuracy_with_failures: with failures counted as wrong; None where the episodes do not fit.
         answers: all answers by number of the episode.
         does_not_fit: why the episodes are longer than what the language model reads; empty where they fit.
     """
@@ -142,11 +140,8 @@ def run_few_shot(
         raise ValueError(
             f"expected answerers and episodes, got {len(classifiers)} and {len(episode_sets)} sets"
         )
-    for kind, identities in (
-        ("answerers", {one.identity for one in classifiers}),
-        ("sets of episodes", {one.identity for one in episode_sets}),
-    ):
-        if len(identities) < len(classifiers if kind == "answerers" else episode_sets):
+    for kind, what in (("answerers", classifiers), ("sets of episodes", episode_sets)):
+        if len({one.identity for one in what}) < len(what):
             raise ValueError(f"two of the {kind} are the same: expected each once")
     for episodes in episode_sets:
         episodes.check(images)

@@ -67,28 +67,19 @@ class Quoter:
             ValueError: it is no JSON; the message quotes nothing.
         """
         try:
-            return self._hidden_in(json.loads(said))
+            return self._walk(json.loads(said))
         except (ValueError, RecursionError):
             pass
         raise ValueError("expected JSON")  # outside: the decoder's own error holds the whole text
 
-    def _hidden_in(self, values: Any) -> Any:
-        plain = json.dumps(values, ensure_ascii=False)
-        if self._clean(plain) == plain:
-            return values
-        return self._walk(values)
-
     def _walk(self, values: Any) -> Any:
         if isinstance(values, str):
-            return self._clean(values)
+            return self.hide(values.encode(errors="replace").decode())
         if isinstance(values, list):
             return [self._walk(value) for value in values]
         if isinstance(values, dict):
-            return {self._clean(key): self._walk(value) for key, value in values.items()}
+            return {self._walk(key): self._walk(value) for key, value in values.items()}
         return values
-
-    def _clean(self, text: str) -> str:
-        return self.hide(text.encode(errors="replace").decode())
 
 
 def _base64_cores(data: bytes) -> set[str]:
