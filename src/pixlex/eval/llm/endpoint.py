@@ -24,8 +24,16 @@ from pixlex.eval.llm.client import (
     Prompts,
     check_candidates,
 )
-from pixlex.eval.llm.connect import token_counter, upper_bounds
-from pixlex.eval.llm.ledger import Answer, AnswerCache, Budget, Check, Estimate, Usage
+from pixlex.eval.llm.ledger import (
+    Answer,
+    AnswerCache,
+    Budget,
+    Check,
+    Estimate,
+    Usage,
+    token_counter,
+    upper_bounds,
+)
 from pixlex.eval.llm.protocol import (
     CHAT,
     PROMPT,

@@ -1,4 +1,4 @@
-"""What an endpoint answered, and what that cost: nothing is sent or paid twice, spending stays under its cap."""
+"""What an endpoint answered, and what that costs: nothing is paid twice, spending stays under its cap."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import json
 import sqlite3
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 FILE_NAME = "answers.sqlite"
+TIKTOKEN = "tiktoken:"
+# A start token, and the space that SentencePiece puts before a text.
+_ADDED = 2
 
 Answer = dict[str, Any]
+TokenCounter = Callable[[Sequence[str]], list[int]]
 # Raises `ValueError` for an answer that is none.
 Check = Callable[[Answer], object]
 
@@ -262,3 +266,60 @@ class Budget:
                 f"at most {self.max_cost:g} is allowed"
             )
         return ""
+
+
+def token_counter(tokenizer: str | None, model: str) -> TokenCounter:
+    """Return what counts an endpoint's tokens.
+
+    Args:
+        tokenizer: as `LLMOptions.tokenizer`.
+        model: the endpoint's name of the model.
+
+    Returns:
+        `upper_bounds` where nothing counts them.
+
+    Raises:
+        ValueError: a tokenizer that cannot be loaded.
+    """
+    if tokenizer is None:
+        try:
+            import tiktoken
+
+            return _counter(tiktoken.encoding_for_model(model))
+        except (ImportError, KeyError, OSError):  # an unknown model, or no network to fetch the encoding from
+            return upper_bounds
+    if not tokenizer.startswith(TIKTOKEN):
+        return _pretrained(tokenizer)
+    try:
+        import tiktoken
+
+        return _counter(tiktoken.get_encoding(tokenizer.removeprefix(TIKTOKEN)))
+    except ImportError as fault:
+        missing = f"tokenizer {tokenizer} needs tiktoken: pip install tiktoken"
+        raise ModuleNotFoundError(missing, name="tiktoken") from fault
+    except (OSError, ValueError) as fault:
+        raise ValueError(f"tokenizer {tokenizer} cannot be loaded: {fault}") from fault
+
+
+def upper_bounds(texts: Sequence[str]) -> list[int]:
+    """Return a number that no tokenizer in use exceeds: the bytes of each text in UTF-8, and two more.
+
+    Every token of a byte-level or byte-fallback vocabulary stands for a byte or more. English has about four
+    bytes a token, so the bound is some four times the truth: name a tokenizer where that is too much.
+    """
+    return [len(text.encode()) + _ADDED for text in texts]
+
+
+def _counter(encoding: Any) -> TokenCounter:
+    # What looks like a special token in a text is text.
+    return lambda texts: [len(encoding.encode(text, disallowed_special=())) for text in texts]
+
+
+def _pretrained(name: str) -> TokenCounter:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as fault:
+        raise ValueError(f"tokenizer {name!r} cannot be loaded: {fault}") from fault
+    return lambda texts: [len(tokenizer(text)["input_ids"]) for text in texts]
