@@ -92,14 +92,9 @@ class Classifier(ABC):
 def fair_credit(episode: Episode, values: Sequence[float], *, tolerance: float) -> Answer:
     """Return the answer of whoever gives each name of an episode a value and takes the largest.
 
-    Names whose values differ from the largest by no more than `tolerance` share the credit: who sees no
-    difference scores exactly 1 / ways, where the first of the largest would score what the order of the names
-    makes of it.
-
-    Args:
-        episode: the question.
-        values: one for each of its names, the larger the better.
-        tolerance: what rounding can make of equal values, 0 or more.
+    Names whose values differ from the largest by no more than `tolerance` (what rounding can make of equal
+    values) share the credit: who sees no difference scores exactly 1 / ways, where the first of the largest
+    would score what the order of the names makes of it.
     """
     best = max(values)
     chosen = [name for name, value in enumerate(values) if value >= best - tolerance]

@@ -322,11 +322,7 @@ def save_episodes(episodes: EpisodeSet, path: Path) -> None:
 
 
 def load_episodes(path: Path, images: ImageSource) -> EpisodeSet:
-    """Read a set of episodes.
-
-    Args:
-        path: what `save_episodes` wrote.
-        images: the source of images that they are to be asked about.
+    """Read a set of episodes about images.
 
     Raises:
         ValueError: the file cannot be read, is no set of episodes, or belongs to other images.

@@ -105,13 +105,7 @@ def pieces(template: Template, setting: Setting, episode: Episode) -> Iterator[s
 
 
 def render(template: Template, setting: Setting, episode: Episode, text_of: Callable[[int], str]) -> Prompt:
-    """Write an episode as a prompt.
-
-    Args:
-        template: the form of the prompt.
-        setting: repeats and induction.
-        episode: images and names.
-        text_of: the text of an image, by its position in the source.
+    """Write an episode as a prompt; `text_of` is the text of an image, by its position in the source.
 
     Raises:
         ValueError: an unknown template.
@@ -135,17 +129,10 @@ def stops_of(template: Template, episode: Episode) -> tuple[str, ...]:
 def check_context(
     prompts: Sequence[Prompt], answer_tokens: int, client: LanguageClient, setting: Setting
 ) -> str:
-    """Say why a prompt and its answer are longer than what the language model reads; nothing where they fit.
+    """Return why a prompt of a setting with its answer is longer than what the language model reads, or nothing.
 
-    Args:
-        prompts: all prompts of a setting.
-        answer_tokens: room that an answer needs.
-        client: whose tokens and context count; one that does not know its context, or bounds the number of
-            tokens from above, passes everything: its refusal shows what does not fit.
-        setting: for the message.
-
-    Returns:
-        What does not fit and what to do, or an empty text.
+    A client that does not know its context, or bounds the number of tokens from above, passes everything: its
+    refusal shows what does not fit.
     """
     context = client.context_size
     if context is None or not client.counts_exactly or not prompts:

@@ -72,12 +72,7 @@ class AnswerJournal(Journal):
         super().__init__(path, {"answers": 1}, "key", _fits)
 
     def get(self, classifier: str, question: str) -> Answer | None:
-        """Return the answer to a question, None where there is none yet.
-
-        Args:
-            classifier: identity of who answered.
-            question: fingerprint of the episode, from `EpisodeSet.questions`.
-        """
+        """Return the answer of a classifier (its identity) to one of `EpisodeSet.questions`, if there is one."""
         key = _key(classifier, question)
         if key not in self:
             return None

@@ -285,10 +285,7 @@ class LocalClient(LanguageClient):
     ) -> Iterator[tuple[int, _T]]:
         """Yield what `run` makes of the prompts that fit, the longest first; others fail with the reason.
 
-        Args:
-            sizes: tokens of each prompt, and of its longest answer.
-            run: answers the prompts of a batch, given by number.
-            failed: an answer that did not come, from the reason.
+        `sizes` are the tokens of each prompt and of its longest answer.
         """
         fitting = []
         for number, (before, after) in enumerate(sizes):
@@ -349,12 +346,7 @@ class EncodedCandidates:
 
     @classmethod
     def of(cls, tokenize: Callable[..., Any], prompt: str, candidates: Sequence[str]) -> EncodedCandidates:
-        """Tokenize a prompt with each candidate.
-
-        Args:
-            tokenize: a fast tokenizer that gives offsets and marks special tokens.
-            prompt: what all the texts begin with.
-            candidates: one or more, none of them empty.
+        """Tokenize a prompt with each candidate; `tokenize` gives offsets and marks special tokens.
 
         Raises:
             ValueError: no candidate, an empty one, or nothing before the first token of one.

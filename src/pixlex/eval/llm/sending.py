@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -66,6 +67,7 @@ class _Sending:
 
     question: Question
     stopping: threading.Event
+    retries: int
     attempts: int = 0
     outcome: Outcome | None = None
 
@@ -87,7 +89,6 @@ class Sender:
         self.key_variable = options.key_variable or DEFAULT_KEY_VARIABLE
         self._lock = threading.Lock()
         self._thread = threading.local()  # openai's client sends in the thread that asks
-        self._client: Any = None
         self._reached = False
         self._failures = 0
 
@@ -124,8 +125,8 @@ class Sender:
             RequestFailed: it was refused, or given up.
             ValueError: no request would be answered: no connection, a wrong key, an unknown model, or the cap.
         """
-        sending = _Sending(question, stopping)
-        self._post(sending, self._options.retries if retries is None else retries)
+        sending = _Sending(question, stopping, self._options.retries if retries is None else retries)
+        self._let_openai(sending)
         outcome = sending.outcome
         if isinstance(outcome, RequestFailed) and outcome.again:
             outcome = self._given_up(outcome, sending.attempts)
@@ -143,63 +144,56 @@ class Sender:
             # Some keys may ask models and not list them: what may be asked shows when something is asked.
             return {}
 
-    def _post(self, sending: _Sending, retries: int) -> None:
-        """Let openai's client send; faults are raised outside, they carry along what the endpoint said."""
-        openai, client = self._openai, self._connect()
+    def _let_openai(self, sending: _Sending) -> None:
+        """Let openai's client send; its own faults are dropped, for they carry along what the endpoint said."""
+        with self._lock:
+            client = self._client
         self._thread.sending = sending
-        question, settings = sending.question, {"cast_to": object, "options": {"max_retries": retries}}
-        try:
+        question, settings = (
+            sending.question,
+            {"cast_to": object, "options": {"max_retries": sending.retries}},
+        )
+        with suppress(importlib.import_module("openai").APIStatusError):  # `outcome` says why
             if question.body is None:
                 client.get(f"/{question.route}", **settings)
             else:
                 client.post(f"/{question.route}", body=question.body, **settings)
-        except openai.APIStatusError:
-            pass  # `outcome` says why
 
     @cached_property
-    def _openai(self) -> Any:
+    def _client(self) -> Any:
+        """The one client of all threads, made under the lock when there is something to send."""
         try:
             import openai
         except ImportError as fault:
             raise not_installed("an endpoint", "the openai client", "llm") from fault
-        return openai
+        plain: Any = openai.DefaultHttpxClient
+        # The library below openai's: httpx before its version 3, httpx2 since.
+        below = importlib.import_module(plain.__base__.__module__.partition(".")[0])
 
-    def _connect(self) -> Any:
-        """Return the one client of all threads, made when there is something to send."""
-        with self._lock:
-            if self._client is None:
-                openai, seconds = self._openai, self._options.timeout
-                # The library below openai's: httpx before its version 3, httpx2 since.
-                below = importlib.import_module(
-                    openai.DefaultHttpxClient.__base__.__module__.partition(".")[0]
-                )
-                plain = openai.DefaultHttpxClient
+        def send(wire: Any, request: Any, **settings: Any) -> Any:
+            outcome = self._attempt(lambda: plain.send(wire, request, **settings | {"stream": True}), below)
+            again = isinstance(outcome, RequestFailed) and outcome.again
+            headers = {"x-should-retry": "true" if again else "false"}
+            if isinstance(outcome, RequestFailed) and 0 < outcome.wait <= _OPENAI_WAIT:
+                headers["retry-after"] = f"{outcome.wait}"
+            status = 200 if isinstance(outcome, dict) else 503
+            return below.Response(status, headers=headers, json={}, request=request)
 
-                def send(wire: Any, request: Any, **settings: Any) -> Any:
-                    outcome = self._attempt(
-                        lambda: plain.send(wire, request, **settings | {"stream": True}), below
-                    )
-                    again = isinstance(outcome, RequestFailed) and outcome.again
-                    headers = {"x-should-retry": "true" if again else "false"}
-                    if isinstance(outcome, RequestFailed) and 0 < outcome.wait <= _OPENAI_WAIT:
-                        headers["retry-after"] = f"{outcome.wait}"
-                    status = 200 if isinstance(outcome, dict) else 503
-                    return below.Response(status, headers=headers, json={}, request=request)
-
-                self._client = openai.OpenAI(
-                    base_url=self._url,
-                    api_key=self._key,
-                    timeout=openai.Timeout(seconds, connect=min(seconds, _CONNECT_TIMEOUT)),
-                    http_client=type("Wire", (plain,), {"send": send})(),
-                )
-            return self._client
+        seconds = self._options.timeout
+        return openai.OpenAI(
+            base_url=self._url,
+            api_key=self._key,
+            timeout=openai.Timeout(seconds, connect=min(seconds, _CONNECT_TIMEOUT)),
+            http_client=type("Wire", (plain,), {"send": send})(),
+        )
 
     def _attempt(self, send: Callable[[], Any], below: Any) -> Outcome:
         """Send a request once; what it took is counted whatever comes of it."""
         sending = self._thread.sending
         sending.outcome = outcome = self._paid(sending, send, below)
         sending.attempts += 1
-        if isinstance(outcome, RequestFailed) and outcome.wait > _OPENAI_WAIT:
+        waits = isinstance(outcome, RequestFailed) and outcome.wait > _OPENAI_WAIT
+        if isinstance(outcome, RequestFailed) and waits and sending.attempts <= sending.retries:
             sending.stopping.wait(outcome.wait)
         return outcome
 
