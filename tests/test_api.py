@@ -93,7 +93,7 @@ def test_neighbors_and_batch_size_change_nothing(tokenizer: ImageTokenizer, tmp_
     assert torch.equal(codes[0], codes[2])
 
 
-def test_the_model_always_sees_one_shape(language: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_sees_few_shapes(language: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_lqae(language)
     seen: set[tuple[int, ...]] = set()
     inner = model.tokenize
@@ -104,9 +104,9 @@ def test_the_model_always_sees_one_shape(language: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(model, "tokenize", recording)
     tokenizer = ImageTokenizer(model)
-    for count in (1, 2, 33, 100):
+    for count in (1, 2, 3, 33, 100):
         assert len(tokenizer.tokenize(images(count))) == count
-    assert len(seen) == 1
+    assert {shape[0] for shape in seen} <= {1, 2, 4, 32}  # powers of two; few where the bits are the same
 
 
 def test_words_and_codes_are_inverse(lqae: ImageTokenizer) -> None:
@@ -244,7 +244,7 @@ def test_embedding_is_the_mean_of_the_language_models_hidden_states(lqae: ImageT
     model = lqae.model
     assert isinstance(model, pretrained.LQAE)
     with torch.no_grad():
-        states = model.encode_text(model.quantizer.embedding[codes]).hidden_states
+        states = model.encode_text(model.quantizer.embedding[codes], all_states=True).hidden_states
     last, every = lqae.embed(images(3)), lqae.embed(images(3), layer="all")
     assert torch.allclose(last, states[-1].mean(1), atol=1e-5)
     assert torch.allclose(every, torch.cat([state.mean(1) for state in states], dim=1), atol=1e-5)
