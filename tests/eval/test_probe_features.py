@@ -146,7 +146,7 @@ def test_too_few_images_of_a_class_are_refused(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_every_patch_of_every_layer_counts(lqae: LQAE, vqvae: VQVAE, images: Tensor) -> None:
     """The released code leaves the first patch out."""
-    hidden = lqae.encode_text(lqae.quantizer.embedding[lqae.tokenize(images)]).hidden_states
+    hidden = lqae.encode_text(lqae.quantizer.embedding[lqae.tokenize(images)], all_states=True).hidden_states
     features = image_features(lqae, images)
     assert len(hidden) == 2
     for number, states in enumerate(hidden):
