@@ -24,7 +24,7 @@ import torch
 
 from pixlex.config.cbvila import CBViLAConfig, FusionConfig, ImageTowerConfig, TextTowerConfig
 from pixlex.data.captions import open_pairs
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 from pixlex.models.cbvila import CBViLA
 from pixlex.search import ImageIndex
 from pixlex.search.store import Store
@@ -40,7 +40,7 @@ Found = list[list[str]]
 
 def chosen_model(name: str | None, *, paper: bool) -> CBViLA:
     if name is not None:
-        model = pretrained.load_any(name)
+        model = checkpoint.load_any(name)
         if not isinstance(model, CBViLA):
             raise ValueError(f"{name} holds a model of family {model.family}, expected cbvila")
         return model

@@ -18,9 +18,9 @@ import torch
 
 from pixlex.batch import ReasoningBatch
 from pixlex.config.cbvila import CBViLARun
-from pixlex.config.reasoning import ReasonerConfig, ReasoningObjectiveConfig
+from pixlex.config.finetune import ReasonerConfig, ReasoningObjectiveConfig
 from pixlex.config.run import read_run
-from pixlex.models.reasoner import Reasoner
+from pixlex.models.finetuned import Reasoner
 from pixlex.objectives.finetune import ReasoningObjective
 from pixlex.objectives.phase import Step
 from pixlex.train.parallel import mixed_precision, pick_precision

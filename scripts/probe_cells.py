@@ -20,9 +20,8 @@ from tqdm import tqdm
 from pixlex.config.cbvila import CBViLARun
 from pixlex.config.run import read_run
 from pixlex.data.synthetic import COLORS, GRID, SHAPES, draw, make_scene
-from pixlex.models import pretrained
 from pixlex.models.cbvila import CBViLA
-from pixlex.models.resized import resized
+from pixlex.models.finetuned import resized
 from pixlex.train.parallel import mixed_precision
 
 BATCH = 32
@@ -59,7 +58,7 @@ def labeled(step: int, size: int) -> tuple[Tensor, list[Tensor]]:
 
 def chosen_model(name: str | None, size: int) -> CBViLA:
     if name is not None:
-        return resized(pretrained.load_cbvila(name), size)
+        return resized(checkpoint.load_cbvila(name), size)
     run = read_run("cbvila/tiny", [f"model.image_size={size}"])
     assert isinstance(run, CBViLARun)
     return CBViLA.start(run.model)

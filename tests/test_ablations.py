@@ -15,13 +15,13 @@ from pixlex.ablations import measures
 from pixlex.ablations import rows as ablations
 from pixlex.ablations.rows import Measure, Measured, judge, plan, run_ablations
 from pixlex.cli import main
-from pixlex.config.ablation import AblationRow, Claim, ablation_rows, select_rows
-from pixlex.config.run import LQAERun, VQVAERun
+from pixlex.config.ablation import AblationRow, Claim, ablation_of, select_rows
+from pixlex.config.lqae import LQAERun, VQVAERun
 from pixlex.eval.few_shot.episodes import sample_episodes, setting_of
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 from pixlex.nn.language_model import load_language_model
 from pixlex.report.ablations import ablation_table
-from pixlex.runs import sole_writer
+from pixlex.run import sole_writer
 from pixlex.train.loop import LossNotFinite
 
 
@@ -52,14 +52,14 @@ class Counted:
         self.measure = Measure(name="few_shot", identity=identity, of=self.take)
 
     def take(self, model: Path, row: AblationRow) -> Mapping[str, Measured]:
-        assert pretrained.load(str(model)) is not None
+        assert checkpoint.load(str(model)) is not None
         self.rows.append(row.name)
         return {"2-way": Measured(value=row.keep_share, low=row.keep_share - 0.1, high=row.keep_share + 0.1)}
 
 
 def test_every_row_is_a_valid_run(recipe: str) -> None:
     """All rows build a run; each differs from the base in what it names and in nothing else."""
-    rows = ablation_rows()
+    rows = ablation_of("lqae").rows
     runs = plan(recipe, [], rows)
     assert set(runs) == {row.name for row in rows if row.trains}
     assert len({row.name for row in rows}) == len(rows)
@@ -134,9 +134,9 @@ def test_row_i_assigns_the_codes_of_a_trained_vqvae(
     results = run_ablations(recipe, [], rows, tmp_path / "out", [few_shot])
     assert results is not None
     assert set(results[1].measured["few_shot"]) == set(results[0].measured["few_shot"])
-    model = pretrained.load(str(tmp_path / "out/rows/I/model"))
+    model = checkpoint.load(str(tmp_path / "out/rows/I/model"))
     assert (type(model).__name__, model.num_codewords) == ("VQVAE", 64)
-    words = pretrained.load(str(tmp_path / "out/rows/base/model")).vocabulary.words[:64]  # type: ignore[union-attr]
+    words = checkpoint.load(str(tmp_path / "out/rows/base/model")).vocabulary.words[:64]  # type: ignore[union-attr]
     written = "\n".join(path.read_text() for path in (tmp_path / "few-shot/words").glob("*.jsonl"))
     texts = [json.loads(line)["text"].split() for line in written.splitlines() if line]
     assert any(set(text) <= set(words) for text in texts)

@@ -18,7 +18,7 @@ from pixlex.api import ImageTokenizer
 from pixlex.config.lqae import LanguageConfig
 from pixlex.data.images import open_source
 from pixlex.eval.few_shot.readers import ModelWords
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 from pixlex.models.lqae import LQAE
 
 BYTES = set("ĠĊĉ")  # how byte-level tokens spell a space, a line end and a tab
@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder / "language")
     language = LanguageConfig(name=str(folder / "language"), vocabulary="all")
     config = dataclasses.replace(tiny_lqae_config(folder), language=language)
-    pretrained.save(LQAE.build(config), folder / "model")
+    checkpoint.save(LQAE.build(config), folder / "model")
     return folder / "model"
 
 

@@ -30,7 +30,7 @@ from pixlex.api import ImageReasoner, ImageTokenizer, load
 from pixlex.api import tokenizer as tokenizer_module
 from pixlex.data.images import UnreadableImage, load_image
 from pixlex.data.transforms import evaluation_transform
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_a_pil_image_is_read_like_its_file(lqae: ImageTokenizer, kind: str) -> N
 def test_embedding_is_the_mean_of_the_language_models_hidden_states(lqae: ImageTokenizer) -> None:
     codes = lqae.tokenize(images(3))
     model = lqae.model
-    assert isinstance(model, pretrained.LQAE)
+    assert isinstance(model, checkpoint.LQAE)
     with torch.no_grad():
         states = model.encode_text(model.quantizer.embedding[codes], all_states=True).hidden_states
     last, every = lqae.embed(images(3)), lqae.embed(images(3), layer="all")
@@ -253,7 +253,7 @@ def test_embedding_is_the_mean_of_the_language_models_hidden_states(lqae: ImageT
 
 def test_embedding_of_a_vqvae_is_its_mean_codeword(vqvae: ImageTokenizer) -> None:
     model = vqvae.model
-    assert isinstance(model, pretrained.VQVAE)
+    assert isinstance(model, checkpoint.VQVAE)
     codewords = model.codebook.weight.detach()[vqvae.tokenize(images(3))]
     assert torch.allclose(vqvae.embed(images(3)), codewords.mean(1), atol=1e-6)
 
@@ -272,12 +272,12 @@ def test_saved_and_loaded_is_the_same(tokenizer: ImageTokenizer, tmp_path: Path)
 
 
 def test_card_and_history_travel_with_the_model(tokenizer: ImageTokenizer, tmp_path: Path) -> None:
-    pretrained.save(tokenizer.model, tmp_path / "run" / "model", trained_on=["some photographs"])
+    checkpoint.save(tokenizer.model, tmp_path / "run" / "model", trained_on=["some photographs"])
     assert not (tmp_path / "run" / "model" / "README.md").exists()
     (tmp_path / "run" / "model" / "README.md").write_text("# card")
     load(tmp_path / "run").save(tmp_path / "copy")
     assert (tmp_path / "copy" / "README.md").read_text() == "# card"
-    assert pretrained.read_config(str(tmp_path / "copy"))["trained_on"] == ["some photographs"]
+    assert checkpoint.read_config(str(tmp_path / "copy"))["trained_on"] == ["some photographs"]
 
 
 def test_a_moved_language_model_is_named_at_loading(language: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -13,12 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pixlex import runs
+from pixlex import run as runs
 from pixlex.config.run import Run, run_from
-from pixlex.files import CHECKSUM, read_json
-from pixlex.models import pretrained
+from pixlex.files import read_json
+from pixlex.models import checkpoint
 from pixlex.models.frozen import Frozen
-from pixlex.models.mae import MAE
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.loop import Callbacks
 from pixlex.train.tracking import read_metrics
@@ -87,62 +85,63 @@ def _cut_off(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, step: int)
         assert runs.run_training(run, folder) is None
 
 
-def test_a_masked_autoencoder_leaves_a_run_folder(tmp_path: Path, pictures: Path) -> None:
-    """Numbers, pictures, page, and a model directory with a card that loads."""
-    folder = tmp_path / "run"
-    model_folder = runs.run_training(_mae_run(pictures, str(pictures)), folder)
-    assert model_folder == folder / "model"
-    for name in ("pictures/masked-00000003.png", "pictures/masked-00000006.png", "curves.png"):
-        with Image.open(folder / name) as picture:
-            assert picture.width > 100
-    results = json.loads((folder / "results.json").read_text())
-    assert set(results) == {"eval/num_images", "eval/masked_patches", "eval/flat_patches", CHECKSUM}
+@pytest.fixture(scope="module")
+def folders(
+    pictures: Path, captions: Path, causal_language: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Run, Path]]:
+    """A finished run of each family, with its folder."""
+    made = {"mae": _mae_run(pictures, str(pictures)), "frozen": _frozen_run(captions, causal_language)}
+    place = tmp_path_factory.mktemp("runs")
+    for name, run in made.items():
+        assert runs.run_training(run, place / name) == place / name / "model"
+    return {name: (run, place / name) for name, run in made.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "measures", "card", "said"),
+    [
+        ("mae", "masked", {"masked_patches", "flat_patches"}, "masked-autoencoder", "saw 25% of the 4 x 4"),
+        ("frozen", "captions", {"caption", "other_image_caption"}, "image-captioning", "caption: the class 0"),
+    ],
+)  # fmt: skip
+def test_a_run_folder_holds_everything(
+    name: str, kind: str, measures: set[str], card: str, said: str, folders: dict[str, tuple[Run, Path]]
+) -> None:
+    """Numbers, pictures, page, and a model directory with a card; of Frozen only the vision encoder is stored."""
+    _, folder = folders[name]
+    for picture in (f"pictures/{kind}-00000003.png", f"pictures/{kind}-00000006.png", "curves.png"):
+        with Image.open(folder / picture) as opened:
+            assert opened.width > 100
+    results = read_json(folder / "results.json")
+    assert set(results) == {"eval/num_images", *(f"eval/{one}" for one in measures)}
     assert results["eval/num_images"] == 10
-    assert [
-        line["step"] for line in read_metrics(folder / "metrics.jsonl") if "eval/masked_patches" in line
-    ] == [3, 6]
-    assert "masked-autoencoder" in (folder / "model/README.md").read_text()
-    page = (folder / "report.html").read_text()
-    assert "The encoder saw 25% of the 4 x 4 patches" in page
-    assert isinstance(pretrained.load_any(str(folder)), MAE)
+    lines = read_metrics(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines if "eval/num_images" in line] == [3, 6]
+    assert card in (folder / "model/README.md").read_text()
+    assert said in (folder / "report.html").read_text()
+    assert checkpoint.load_any(str(folder)).family == name
+    state = torch.load(checkpoints(folder / "checkpoints")[-1], weights_only=True)["objective"]
+    parts = {"mae": {"network"}, "frozen": {"encoder", "projector"}}[name]
+    assert {key.split(".")[1] for key in state} == parts
 
 
-def test_a_masked_autoencoder_without_validation_images(tmp_path: Path, pictures: Path) -> None:
-    """A model, and no numbers."""
+@pytest.mark.parametrize("name", ["mae", "frozen"])
+def test_a_run_cut_off_and_resumed_equals_one_left_alone(
+    name: str, folders: dict[str, tuple[Run, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are equal to the bit, and so are the numbers: the same captions are drawn."""
+    run, folder = folders[name]
+    _cut_off(run, tmp_path, monkeypatch, 4)
+    assert not (tmp_path / "model").exists()
+    assert runs.run_training(run, tmp_path, resume=True) is not None
+    for one in ("model/model.safetensors", "results.json"):
+        assert (tmp_path / one).read_bytes() == (folder / one).read_bytes()
+
+
+def test_without_validation_images_there_is_a_model_and_no_number(tmp_path: Path, pictures: Path) -> None:
     assert runs.run_training(_mae_run(pictures, ""), tmp_path) == tmp_path / "model"
     assert read_json(tmp_path / "results.json") == {}
     assert not (tmp_path / "report.html").exists()
-
-
-def test_a_masked_autoencoder_cut_off_and_resumed_equals_one_left_alone(
-    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The weights are equal to the bit, and so are the numbers."""
-    run = _mae_run(pictures, str(pictures))
-    runs.run_training(run, tmp_path / "whole")
-    _cut_off(run, tmp_path / "cut", monkeypatch, 4)
-    assert not (tmp_path / "cut/model").exists()
-    assert runs.run_training(run, tmp_path / "cut", resume=True) is not None
-    for name in ("model/model.safetensors", "results.json"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-def test_frozen_leaves_a_run_folder(tmp_path: Path, captions: Path, causal_language: Path) -> None:
-    """Numbers, pictures with captions, page, card; only the vision encoder is stored."""
-    folder = tmp_path / "run"
-    assert runs.run_training(_frozen_run(captions, causal_language), folder) == folder / "model"
-    for name in ("pictures/captions-00000003.png", "pictures/captions-00000006.png", "curves.png"):
-        with Image.open(folder / name) as picture:
-            assert picture.width > 100
-    results = json.loads((folder / "results.json").read_text())
-    assert set(results) == {"eval/num_images", "eval/caption", "eval/other_image_caption", CHECKSUM}
-    loaded = pretrained.load_any(str(folder))
-    assert isinstance(loaded, Frozen)
-    assert loaded.language.fingerprint in (folder / "model/README.md").read_text()
-    page = (folder / "report.html").read_text()
-    assert "caption: the class 0" in page
-    state = torch.load(checkpoints(folder / "checkpoints")[-1], weights_only=True)["objective"]
-    assert {name.split(".")[1] for name in state} == {"encoder", "projector"}
 
 
 def test_frozens_language_model_is_bit_equal_after_training(
@@ -167,18 +166,6 @@ def test_frozens_language_model_is_bit_equal_after_training(
     assert all(torch.equal(after[name], value) for name, value in before.items())
     still = [name for name, one in fresh.named_parameters() if torch.equal(one, trained.get_parameter(name))]
     assert still == []
-
-
-def test_frozen_cut_off_and_resumed_equals_one_left_alone(
-    tmp_path: Path, captions: Path, causal_language: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The weights are equal to the bit: the same captions are drawn."""
-    run = _frozen_run(captions, causal_language)
-    runs.run_training(run, tmp_path / "whole")
-    _cut_off(run, tmp_path / "cut", monkeypatch, 4)
-    assert runs.run_training(run, tmp_path / "cut", resume=True) is not None
-    for name in ("model/model.safetensors", "results.json"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_frozen_without_captions_names_the_columns(

@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 
 import pixlex
-from pixlex import runs
+from pixlex import run as runs
 from pixlex.config.run import Run, run_from, write_run
 from pixlex.files import read_json
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 from pixlex.models.cbvila import CBViLA
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.loop import Callbacks
@@ -91,13 +91,13 @@ def test_a_run_leaves_numbers_pictures_page_and_model(trained: Path) -> None:
 
 def test_a_saved_model_is_the_trained_one(trained: Path, language: Path, tmp_path: Path) -> None:
     """To the bit; it says with which vocabulary; another one is refused."""
-    model = pretrained.load_any(str(trained))
+    model = checkpoint.load_any(str(trained))
     assert isinstance(model, CBViLA)
     state = torch.load(checkpoints(trained / "checkpoints")[-1], weights_only=True)["objective"]
     for name, value in model.state_dict().items():
         assert torch.equal(state[f"model.{name}"], value), name
-    assert pretrained.fingerprint(model) == pretrained.fingerprint(
-        pretrained.load_any(str(trained / "model"))
+    assert checkpoint.fingerprint(model) == checkpoint.fingerprint(
+        checkpoint.load_any(str(trained / "model"))
     )
     from tests.tiny import tiny_language
 
@@ -107,7 +107,7 @@ def test_a_saved_model_is_the_trained_one(trained: Path, language: Path, tmp_pat
     words["zzz"] = words.pop("about")
     (other / "tokenizer.json").write_text(json.dumps(vocabulary))
     with pytest.raises(ValueError, match=r"trained with the vocabulary .* word vectors mean nothing"):
-        pretrained.load_any(str(trained), language_model=str(other))
+        checkpoint.load_any(str(trained), language_model=str(other))
 
 
 def test_cut_off_and_resumed_equals_one_left_alone(
@@ -132,7 +132,7 @@ def test_cut_off_and_resumed_equals_one_left_alone(
     monkeypatch.setattr(runs, "fit", stopping)
     assert runs.run_training(_run(language), tmp_path / "cut") is None
     assert runs.run_training(_run(language), tmp_path / "cut", resume=True) == tmp_path / "cut/model"
-    first, second = (pretrained.load_any(str(folder)).state_dict() for folder in (trained, tmp_path / "cut"))
+    first, second = (checkpoint.load_any(str(folder)).state_dict() for folder in (trained, tmp_path / "cut"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     results = [json.loads((folder / "results.json").read_text()) for folder in (trained, tmp_path / "cut")]
     assert results[0] == results[1]
@@ -306,28 +306,18 @@ def test_gallery_command(call: Call, trained: Path, tmp_path: Path) -> None:
     assert 0 < values["codeword_purity"] <= 1
 
 
-def test_a_model_of_few_positions_is_loaded(language: Path, tmp_path: Path) -> None:
-    """Fewer than a run's default of 25 words: the model directory knows no run."""
-    from tests.tiny import tiny_cbvila
-
-    model = tiny_cbvila(language)
-    assert model.config.text.positions < 25
-    pretrained.save(model, tmp_path)
-    assert pretrained.fingerprint(pretrained.load_any(str(tmp_path))) == pretrained.fingerprint(model)
-
-
 def test_codes_of_a_later_step_and_damaged_ones_say_nothing_of_churn(
     trained: Path, language: Path, tmp_path: Path
 ) -> None:
     """A run resumed behind an evaluation must not compare it with itself, and a cut-off file stops nothing."""
     shutil.copytree(trained, tmp_path / "again")
-    for checkpoint in checkpoints(tmp_path / "again/checkpoints")[1:]:
-        checkpoint.unlink()
+    for later in checkpoints(tmp_path / "again/checkpoints")[1:]:
+        later.unlink()
     assert runs.run_training(_run(language), tmp_path / "again", resume=True) is not None
     assert "eval/churn" not in json.loads((tmp_path / "again/results.json").read_text())
     (tmp_path / "again/validation-codes.npz").write_bytes(b"PK")
-    for checkpoint in checkpoints(tmp_path / "again/checkpoints")[1:]:
-        checkpoint.unlink()
+    for later in checkpoints(tmp_path / "again/checkpoints")[1:]:
+        later.unlink()
     assert runs.run_training(_run(language), tmp_path / "again", resume=True) is not None
 
 
@@ -405,8 +395,3 @@ def test_codes_and_back(call: Call, trained: Path, tmp_path: Path) -> None:
     assert json.loads(out)["mse"] > 0
     with pytest.raises(ValueError, match="a cbvila has no words"):
         tokenizer.to_words(images)
-
-
-def test_images_without_captions_are_refused_as_training_data(language: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="captions"):
-        runs.run_training(_run(language, data__train="embedded:digits:train"), tmp_path)

@@ -19,7 +19,7 @@ from PIL import Image
 from tests.tiny import tiny_language, tiny_lqae, tiny_vqvae, write_images
 
 import pixlex
-import pixlex.runs
+import pixlex.run
 from pixlex import cli
 from pixlex.api import ImageTokenizer, load
 from pixlex.cli import facts, finetuning, main, parse, tokens, training
@@ -603,7 +603,7 @@ def test_train_numbers_its_folders(
     run: Callable[..., Outcome], recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = FakeTraining()
-    monkeypatch.setattr(pixlex.runs, "run_training", training)
+    monkeypatch.setattr(pixlex.run, "run_training", training)
     code, out, err = run("train", "mine.yaml", "--json", "train.steps=9")
     assert (code, json.loads(out)) == (0, {"folder": "runs/mine-1", "model": "runs/mine-1/model"})
     assert "pixlex: run folder runs/mine-1" in err
@@ -620,7 +620,7 @@ def test_train_numbers_its_folders(
 
 def test_train_refuses(run: Callable[..., Outcome], recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = FakeTraining()
-    monkeypatch.setattr(pixlex.runs, "run_training", training)
+    monkeypatch.setattr(pixlex.run, "run_training", training)
     assert "no run runs/mine-NUMBER to resume" in refused(run("train", "mine.yaml", "--resume"))
     assert "there is no run to resume" in refused(run("train", "mine.yaml", "--resume", "--out", "nothing"))
     assert "did you mean train.steps?" in refused(run("train", "mine.yaml", "train.stpes=3"))
@@ -652,7 +652,7 @@ def test_exit_codes(
     code: int,
     message: str,
 ) -> None:
-    monkeypatch.setattr(pixlex.runs, "run_training", FakeTraining(outcome))
+    monkeypatch.setattr(pixlex.run, "run_training", FakeTraining(outcome))
     found, out, err = run("train", "mine.yaml")
     assert (found, out, err.splitlines()[-1]) == (code, "", f"pixlex: {message}")
     assert "Traceback" not in err
@@ -664,7 +664,7 @@ def test_exit_codes(
 def test_a_training_that_was_interrupted(
     run: Callable[..., Outcome], recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pixlex.runs, "run_training", FakeTraining(finishes=False))
+    monkeypatch.setattr(pixlex.run, "run_training", FakeTraining(finishes=False))
     code, out, err = run("train", "mine.yaml")
     assert (code, out) == (130, "")
     assert "the same command with --out runs/mine-1 --resume goes on" in err
@@ -673,10 +673,10 @@ def test_a_training_that_was_interrupted(
 def test_only_the_first_process_prints(
     run: Callable[..., Outcome], recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pixlex.runs, "run_training", FakeTraining(finishes=False))
+    monkeypatch.setattr(pixlex.run, "run_training", FakeTraining(finishes=False))
     monkeypatch.setenv("RANK", "1")
     assert run("train", "mine.yaml", "--quiet") == (0, "", "")
-    monkeypatch.setattr(pixlex.runs, "run_training", FakeTraining(OSError("gone")))
+    monkeypatch.setattr(pixlex.run, "run_training", FakeTraining(OSError("gone")))
     assert run("train", "mine.yaml")[2].splitlines()[-1] == "pixlex (process 1): error: gone"
 
 
@@ -691,7 +691,7 @@ def test_quickstart(run: Callable[..., Outcome], tmp_path: Path, monkeypatch: py
         (folder / "report.html").touch()
         return folder / "report.html"
 
-    monkeypatch.setattr(pixlex.runs, "quickstart", fake)
+    monkeypatch.setattr(pixlex.run, "quickstart", fake)
     out = tmp_path / "quick"
     code, printed, err = run("quickstart", "--out", out)
     assert (code, printed, "the same command goes on" in err) == (130, "", True)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from tests.tiny import tiny_cbvila, tiny_mae, tiny_reasoner, write_images
 
-from pixlex.config.reasoning import ReasoningTask
-from pixlex.models import pretrained
+from pixlex.config.finetune import ReasoningTask
+from pixlex.models import checkpoint
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -21,8 +21,8 @@ Call = Callable[..., tuple[int, str, str]]
 def folder(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models and an image."""
     folder = tmp_path_factory.mktemp("explain")
-    pretrained.save(tiny_cbvila(language), folder / "cbvila")
-    pretrained.save(tiny_mae(), folder / "mae")
+    checkpoint.save(tiny_cbvila(language), folder / "cbvila")
+    checkpoint.save(tiny_mae(), folder / "mae")
     write_images(folder, ["a.png"])
     (folder / "text.png").write_text("no image")
     return folder
@@ -94,7 +94,7 @@ def test_the_answer_of_a_fine_tuned_model_is_explained(
 ) -> None:
     """A picture for the answer that `ask` puts first, or for one that is named; as many images as it reads."""
     model = tiny_reasoner(language, task)
-    pretrained.save(model, tmp_path / "model")
+    checkpoint.save(model, tmp_path / "model")
     images = [folder / "a.png"] * model.config.num_images
     arguments = ("--model", tmp_path / "model", "--out", tmp_path / "why.png", "--json")
     code, out, err = call("explain", *images, "about all?", *arguments)

@@ -21,7 +21,7 @@ from pixlex.eval.few_shot.episodes import PAPER_COLUMNS
 from pixlex.eval.few_shot.prompted import SCORERS
 from pixlex.eval.few_shot.prompts import TEMPLATES
 from pixlex.eval.llm import LLMOptions
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     language = tiny_language(place / "language")
     ImageTokenizer(tiny_lqae(language, search="raw")).save(place / "lqae")
     ImageTokenizer(tiny_vqvae()).save(place / "vqvae")
-    pretrained.save(tiny_mae(seed=1), place / "mae")
-    pretrained.save(tiny_frozen(tiny_causal(place / "causal"), seed=1), place / "frozen")
+    checkpoint.save(tiny_mae(seed=1), place / "mae")
+    checkpoint.save(tiny_frozen(tiny_causal(place / "causal"), seed=1), place / "frozen")
     return place
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tests.tiny import english_words, tiny_cbvila, tiny_vqvae, write_images
 
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 
 Call = Callable[..., tuple[int, str, str]]
 NAMES = tuple(f"{group}/{number}.png" for group in ("cats", "dogs") for number in range(5))
@@ -20,7 +20,7 @@ TEXT = " ".join(english_words(40)[20:24])
 @pytest.fixture(scope="module")
 def model(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "pairs"
-    pretrained.save(tiny_cbvila(language), folder)
+    checkpoint.save(tiny_cbvila(language), folder)
     return folder
 
 
@@ -120,7 +120,7 @@ def test_a_sheet_says_what_it_cannot_draw(call: Call, indexed: Path, photos: Pat
 
 
 def test_a_moved_model_is_named(call: Call, language: Path, photos: Path, tmp_path: Path) -> None:
-    pretrained.save(tiny_cbvila(language), tmp_path / "here")
+    checkpoint.save(tiny_cbvila(language), tmp_path / "here")
     call("index", photos, "--model", tmp_path / "here", "--out", tmp_path / "index", "--quiet")
     (tmp_path / "here").rename(tmp_path / "there")
     code, _, error = call("search", TEXT, "--index", tmp_path / "index")
@@ -133,8 +133,8 @@ def test_bad_input(
 ) -> None:
     """What was expected and what came; exit code 2."""
     other, wrong = tmp_path / "other", tmp_path / "wrong"
-    pretrained.save(tiny_cbvila(language, seed=1), other)
-    pretrained.save(tiny_vqvae(), wrong)
+    checkpoint.save(tiny_cbvila(language, seed=1), other)
+    checkpoint.save(tiny_vqvae(), wrong)
     part = next((indexed / "images.lance/data").iterdir())
     for arguments, message in (
         (("search", "--index", indexed), "expected a text to search by, or --image FILE, one of the two"),

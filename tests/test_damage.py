@@ -30,7 +30,7 @@ from pixlex.eval.few_shot.readers import append_texts, load_texts
 from pixlex.eval.few_shot.run import AnswerJournal
 from pixlex.eval.retrieval import CachedScores
 from pixlex.files import Journal, read_json, sealed, write_json
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 from pixlex.search.store import Head, read_head, write_head
 from pixlex.train.checkpoint import load_newest, save_checkpoint
 from pixlex.train.tracking import Tracker, read_metrics
@@ -117,13 +117,13 @@ def _newest(folder: Path) -> list[float]:
 
 
 def _model(folder: Path) -> list[Path]:
-    pretrained.save(tiny_vqvae(), folder, trained_on=["pictures"])
+    checkpoint.save(tiny_vqvae(), folder, trained_on=["pictures"])
     return [folder / "config.json", folder / "model.safetensors"]
 
 
 def _fingerprint(folder: Path) -> list[Any]:
-    model = pretrained.load_any(str(folder))
-    return [pretrained.fingerprint(model), pretrained.read_config(str(folder))["trained_on"]]
+    model = checkpoint.load_any(str(folder))
+    return [checkpoint.fingerprint(model), checkpoint.read_config(str(folder))["trained_on"]]
 
 
 HEADER = {"journal": 1, "model": "m", "source": "s", "images": 6}

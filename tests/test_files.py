@@ -30,7 +30,7 @@ from pixlex.files import (
     write_json,
     write_text,
 )
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 from pixlex.train.checkpoint import load_newest, save_checkpoint
 from pixlex.train.tracking import Tracker
 
@@ -90,7 +90,7 @@ def test_a_file_has_the_rights_of_new_files(
 def test_a_saved_model_is_readable_by_the_group(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        pretrained.save(tiny_vqvae(), tmp_path / "model")
+        checkpoint.save(tiny_vqvae(), tmp_path / "model")
     finally:
         os.umask(before)
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").iterdir()} == {0o640}
@@ -123,7 +123,7 @@ def test_what_the_disk_refuses_names_file_and_cause(tmp_path: Path) -> None:
     """A checkpoint, a model, a line of the log, any file: the old one stays and nothing half-written."""
     save_checkpoint(tmp_path, 1, {"weights": torch.ones(3)}, keep=2)
     model = tiny_vqvae()
-    pretrained.save(model, tmp_path / "model")
+    checkpoint.save(model, tmp_path / "model")
     tracker = Tracker(tmp_path / "run", 0)
     write_text(tmp_path / "text", "before")
     before = {
@@ -135,7 +135,7 @@ def test_what_the_disk_refuses_names_file_and_cause(tmp_path: Path) -> None:
                 lambda: save_checkpoint(tmp_path, 2, {"weights": torch.ones(10_000)}, keep=2),
                 "step-00000002.pt",
             ),
-            (lambda: pretrained.save(model, tmp_path / "model"), "model.safetensors"),
+            (lambda: checkpoint.save(model, tmp_path / "model"), "model.safetensors"),
             (lambda: write_text(tmp_path / "text", "x" * 10_000), "text"),
             (lambda: tracker.log(1, {"x" * 10_000: 1.0}), "metrics.jsonl"),
         ):

@@ -15,9 +15,9 @@ from tests.tiny import tiny_cbvila, tiny_mae
 
 import pixlex
 from pixlex.cli import main
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 from pixlex.models.cbvila import CBViLA
-from pixlex.models.reasoner import Reasoner
+from pixlex.models.finetuned import Reasoner
 from pixlex.train import loop
 
 Call = Callable[..., tuple[int, str, str]]
@@ -37,7 +37,7 @@ TASKS = tuple(ITEMS)
 def start(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory to start from."""
     folder = tmp_path_factory.mktemp("start")
-    pretrained.save(tiny_cbvila(language, seed=5), folder, trained_on=["the beginning"])
+    checkpoint.save(tiny_cbvila(language, seed=5), folder, trained_on=["the beginning"])
     return folder
 
 
@@ -62,10 +62,10 @@ def test_a_run_leaves_numbers_pictures_page_and_model(task: str, tuned: dict[str
     assert page.count('<section class="said">') == 2
     assert page.count("<p>model: ") == 2
     assert str(start) in (folder / "config.yaml").read_text()
-    model = pretrained.load_any(str(folder))
+    model = checkpoint.load_any(str(folder))
     assert isinstance(model, Reasoner)
     assert model.config.num_images == (2 if task in ("nlvr2", "assignment") else 1)
-    begun = pretrained.load_cbvila(str(start))
+    begun = checkpoint.load_cbvila(str(start))
     assert torch.equal(model.body.codebook.weight, begun.codebook.weight)  # not part of the task
     assert not torch.equal(model.body.fusion.layers[0].expand.weight, begun.fusion.layers[0].expand.weight)
 
@@ -186,8 +186,8 @@ def test_without_pretraining_the_weights_are_fresh(start: Path, tmp_path: Path, 
                               "--quiet", "train.steps=1", "train.learning_rate=1e-9", *settings,
                               *SHARED["vqa"])  # fmt: skip
         assert code == 0, error
-    begun = pretrained.load_cbvila(str(start)).text_encoder.words.weight
-    models = {name: pretrained.load_any(str(tmp_path / name)) for name in ("with", "without")}
+    begun = checkpoint.load_cbvila(str(start)).text_encoder.words.weight
+    models = {name: checkpoint.load_any(str(tmp_path / name)) for name in ("with", "without")}
     torch.testing.assert_close(models["with"].body.text_encoder.words.weight, begun, rtol=0, atol=1e-6)
     assert (models["without"].body.text_encoder.words.weight - begun).abs().mean() > 1e-3
     assert "start: ''" in (tmp_path / "without/config.yaml").read_text()
@@ -203,7 +203,7 @@ def test_a_fine_tuned_model_goes_on(
                           "--quiet", "train.steps=1", "train.learning_rate=1e-9", *settings,
                           *SHARED[task])  # fmt: skip
     assert code == 0, error
-    old, new = (pretrained.load_any(str(folder)).state_dict() for folder in (tuned[before], tmp_path))
+    old, new = (checkpoint.load_any(str(folder)).state_dict() for folder in (tuned[before], tmp_path))
     alike = {name for name in new if name in old and old[name].shape == new[name].shape}
     still = {name for name in alike if torch.allclose(old[name], new[name], rtol=0, atol=1e-6)}
     bodies = {name for name in new if name.startswith("body.")}
@@ -219,7 +219,7 @@ def test_retrieval_is_tuned_at_a_larger_size_and_resumed(start: Path, tmp_path: 
     arguments = ("finetune", "finetune/retrieval", "--from", start, "--out", tmp_path / "run", "--quiet",
                  "model.image_size=64", "data.augment=resize", *SHORT)  # fmt: skip
     assert call(*arguments)[0] == 0
-    model = pretrained.load_any(str(tmp_path / "run"))
+    model = checkpoint.load_any(str(tmp_path / "run"))
     assert isinstance(model, CBViLA)
     assert model.config.image_size == 64
     numbers = json.loads((tmp_path / "run/results.json").read_text())
@@ -254,7 +254,7 @@ def test_a_run_goes_on_without_what_it_started_from(
     shutil.rmtree(copied)
     code, _, error = call(*arguments, "--resume")
     assert code == 0, error
-    one, two = (pretrained.load_any(str(tmp_path / name)).state_dict() for name in ("one", "two"))
+    one, two = (checkpoint.load_any(str(tmp_path / name)).state_dict() for name in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
@@ -262,7 +262,7 @@ def test_what_cannot_be_started_from_is_refused(
     start: Path, tuned: dict[str, Path], tmp_path: Path, call: Call
 ) -> None:
     other = tmp_path / "mae"
-    pretrained.save(tiny_mae(), other)
+    checkpoint.save(tiny_mae(), other)
     for arguments, message in (
         (("finetune/scenes-vqa", "--from", other), "family mae: fine-tuning starts from one of cbvila"),
         (("lqae/tiny", "--from", start), "is a recipe of family lqae"),

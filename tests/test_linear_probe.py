@@ -17,7 +17,7 @@ from pixlex.cli import main
 from pixlex.data.images import open_source
 from pixlex.eval.linear_probe import probe_features, probe_rows
 from pixlex.eval.probe_features import open_sets
-from pixlex.models.pretrained import load
+from pixlex.models.checkpoint import load
 
 Outcome = tuple[int, str, str]
 

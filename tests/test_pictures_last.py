@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from tests.tiny import tiny_cbvila, tiny_vqvae, tiny_vqvae_config, write_images
 
-from pixlex import runs
+from pixlex import run as runs
 from pixlex.cli import main
 from pixlex.config.data import DataConfig
-from pixlex.config.run import VQVAERun
+from pixlex.config.lqae import VQVAERun
 from pixlex.config.train import EvalConfig, TrainConfig
 from pixlex.files import read_json
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 from pixlex.report import drawing
 
 Call = Callable[..., tuple[int, str, str]]
@@ -29,8 +29,8 @@ NAMES = (b"caf\xe9.png", b"\x1b[31mred.png", b"two\nlines.png", b"plain.png")
 def place(tmp_path_factory: pytest.TempPathFactory, language: Path) -> Path:
     """Models, labeled images, and a folder of pictures with hostile names in it."""
     folder = tmp_path_factory.mktemp("place")
-    pretrained.save(tiny_vqvae(), folder / "vqvae")
-    pretrained.save(tiny_cbvila(language), folder / "cbvila")
+    checkpoint.save(tiny_vqvae(), folder / "vqvae")
+    checkpoint.save(tiny_cbvila(language), folder / "cbvila")
     for name in ("a", "b"):
         write_images(folder / "labeled" / name, [f"{number}.png" for number in range(6)], seed=ord(name))
     hostile = folder / os.fsdecode(b"caf\xe9\x1b[31m")
@@ -105,7 +105,7 @@ def test_a_training_ends_well_without_pictures(
 
     monkeypatch.setattr(drawing, "write_atomically", full)
     assert runs.run_training(run, tmp_path) == tmp_path / "model"
-    assert pretrained.load(str(tmp_path))
+    assert checkpoint.load(str(tmp_path))
     assert 0 < read_json(tmp_path / "results.json")["eval/mse"] < 1
     remarks = capsys.readouterr().err
     for name in ("reconstruction-00000002.png", "curves.png", "README.md", "report.html"):

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from PIL import Image
 from tests.train.test_loop import SERVER
 
-from pixlex import runs
+from pixlex import run as runs
 from pixlex.config.run import Run, read_run, run_from
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 from pixlex.models.lqae import LQAE
 from pixlex.train.loop import Callbacks
 from pixlex.train.tracking import read_metrics
@@ -59,7 +59,7 @@ def test_a_finished_run_folder_holds_everything(tmp_path: Path, language: Path, 
     assert [line["step"] for line in lines if "eval/psnr" in line] == [2, 4]
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert 0 < results["eval/codebook_usage"] <= 1
-    loaded = pretrained.load(str(tmp_path / "run"))
+    loaded = checkpoint.load(str(tmp_path / "run"))
     assert isinstance(loaded, LQAE)
     assert loaded.language.fingerprint in (model_folder / "README.md").read_text()
     assert sum(path.stat().st_size for path in model_folder.iterdir()) < 2e6
@@ -132,7 +132,7 @@ def test_a_configuration_without_a_run_decides_nothing(
 ) -> None:
     """What a kill left of a run that had not begun is written over."""
     (tmp_path / "config.yaml").write_text("")
-    assert runs.settled(_run(language, pictures), tmp_path).train.precision in ("bf16", "fp32")
+    assert runs.with_precision(_run(language, pictures), tmp_path).train.precision in ("bf16", "fp32")
 
 
 def test_an_interrupted_run_returns_none_and_goes_on(

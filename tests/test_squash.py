@@ -13,10 +13,10 @@ from PIL import Image
 from tests.eval.classes import write_classes
 from tests.tiny import tiny_cbvila, tiny_lqae_config, tiny_vqvae_config
 
-from pixlex import runs
+from pixlex import run as runs
 from pixlex.api import ImageTokenizer
 from pixlex.config.data import Cut, DataConfig
-from pixlex.config.run import LQAERun, VQVAERun
+from pixlex.config.lqae import LQAERun
 from pixlex.config.train import TrainConfig
 from pixlex.data import transforms
 from pixlex.data.decoding import load_image
@@ -69,18 +69,13 @@ def test_every_command_squashes(
 
 
 @pytest.mark.usefixtures("uncut")
-@pytest.mark.parametrize("family", ["lqae", "vqvae"])
-def test_training_and_its_evaluation_squash(family: str, language: Path, tmp_path: Path) -> None:
+def test_training_and_its_evaluation_squash(language: Path, tmp_path: Path) -> None:
     pictures = str(write_classes(tmp_path / "train", 4))
     settings: dict[str, Any] = {
         "data": DataConfig(train=pictures, validation=pictures, augment="resize"),
         "train": TrainConfig(steps=1, batch_size=4, device="cpu", precision="fp32"),
     }
-    run = (
-        LQAERun(model=dataclasses.replace(tiny_lqae_config(language), cut="squash"), **settings)
-        if family == "lqae"
-        else VQVAERun(model=dataclasses.replace(tiny_vqvae_config(), cut="squash"), **settings)
-    )
+    run = LQAERun(model=dataclasses.replace(tiny_lqae_config(language), cut="squash"), **settings)
     assert runs.run_training(run, tmp_path / "run") == tmp_path / "run/model"
 
 

@@ -24,18 +24,25 @@ from pixlex.config.cbvila import (
     VisualCodebookConfig,
 )
 from pixlex.config.data import DataConfig
-from pixlex.config.frozen import CausalLanguageConfig, FrozenConfig
-from pixlex.config.lqae import LanguageConfig, LQAEConfig, QuantizerConfig, VisionConfig, VQVAEConfig
-from pixlex.config.mae import MAEConfig
-from pixlex.config.reasoning import ReasonerConfig, ReasoningTask
+from pixlex.config.finetune import ReasonerConfig, ReasoningTask
+from pixlex.config.lqae import (
+    CausalLanguageConfig,
+    FrozenConfig,
+    LanguageConfig,
+    LQAEConfig,
+    MAEConfig,
+    QuantizerConfig,
+    VisionConfig,
+    VQVAEConfig,
+)
 from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.rows import Images
 from pixlex.data.sources import ImageSource
 from pixlex.models.cbvila import CBViLA
+from pixlex.models.finetuned import Reasoner
 from pixlex.models.frozen import Frozen
 from pixlex.models.lqae import LQAE
 from pixlex.models.mae import MAE
-from pixlex.models.reasoner import Reasoner
 from pixlex.models.vqvae import VQVAE
 
 IMAGE_SIZE = 32

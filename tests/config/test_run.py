@@ -66,7 +66,7 @@ def test_overrides_win_in_order(tmp_path: Path) -> None:
         ("train.steps=" + "[" * 5000, "train.steps: .* is not valid YAML"),
         ("train.steps=2026-13-45", "train.steps: .* is not valid YAML"),
         ("train.learning_rate=.inf", "TrainConfig.learning_rate must be finite, got inf"),
-        ("train.seed=99999999999999999999", "TrainConfig.seed must be below"),
+        ("train.seed=99999999999999999999", "TrainConfig.seed must be 0 or more and below"),
         ("model.image_size=1000000", "image_size must be at most 65536"),
     ],
 )

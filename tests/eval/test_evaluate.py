@@ -52,7 +52,7 @@ from pixlex.eval.probe_features import extract, survey
 from pixlex.eval.reconstruction import evaluate_reconstruction
 from pixlex.eval.retrieval import evaluate_retrieval, gallery
 from pixlex.eval.vqa import evaluate_reasoning
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 from pixlex.objectives.cbvila import CBViLAObjective
 
 # Children inherit imports; see tests/train/test_loop.py.
@@ -81,7 +81,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     language = tiny_language(folder / "language")
     torch.jit.trace(Features().eval(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).save(folder / "fid.pt")
     ImageTokenizer(tiny_lqae(language)).save(folder / "lqae")
-    pretrained.save(tiny_cbvila(language), folder / "cbvila")
+    checkpoint.save(tiny_cbvila(language), folder / "cbvila")
     write_classes(folder / "train", 8)
     write_images(folder / "pictures", [f"{number}.png" for number in range(7)])
     return folder

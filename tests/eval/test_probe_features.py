@@ -30,9 +30,8 @@ from pixlex.eval.probe_features import (
     planned_kinds,
     survey,
 )
+from pixlex.models.checkpoint import build, untrained_copy
 from pixlex.models.lqae import LQAE
-from pixlex.models.pretrained import build
-from pixlex.models.untrained import untrained_copy
 from pixlex.models.vqvae import VQVAE
 
 

@@ -26,7 +26,7 @@ from pixlex.eval.vqa import (
     text_alone,
     write_vqa_submission,
 )
-from pixlex.models.reasoner import Reasoner
+from pixlex.models.finetuned import Reasoner
 
 TEXTS = ("about the class", "and any other", "also about", "the class", "any", "above and")
 

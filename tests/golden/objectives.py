@@ -14,7 +14,7 @@ from torch import nn
 from pixlex.batch import ImageBatch, ImageTextBatch, ReasoningBatch
 from pixlex.config.run import run_from
 from pixlex.objectives.phase import Objective, Step
-from pixlex.runs import build_objective
+from pixlex.run import build_objective
 
 TEXTS = ("about the class", "and any other class", "about the class", "also an argument of another")
 ANSWERS = {

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tests.eval.llm.tiny_causal import tiny_causal
 from tests.tiny import tiny_frozen
 
-from pixlex.config.frozen import FrozenConfig
-from pixlex.models import pretrained
+from pixlex.config.lqae import FrozenConfig
+from pixlex.models import checkpoint
 from pixlex.models.frozen import Frozen
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -52,22 +52,22 @@ def test_gradients_reach_the_encoder_and_not_the_language_model(causal_language:
 def test_saved_without_the_language_model_and_loaded_with_it(tmp_path: Path, causal_language: Path) -> None:
     """Name and hash stay; another language model is refused; it may lie elsewhere."""
     model = tiny_frozen(causal_language)
-    pretrained.save(model, tmp_path / "model")
+    checkpoint.save(model, tmp_path / "model")
     assert {name.split(".")[0] for name in load_file(tmp_path / "model/model.safetensors")} == {
         "encoder",
         "projector",
     }
     config = json.loads((tmp_path / "model/config.json").read_text())
     assert config["language"] == {"name": str(causal_language), "fingerprint": model.language.fingerprint}
-    loaded = pretrained.load_any(str(tmp_path / "model"))
+    loaded = checkpoint.load_any(str(tmp_path / "model"))
     assert isinstance(loaded, Frozen)
     assert loaded.caption(IMAGES, 5) == model.caption(IMAGES, 5)
     same, other = tiny_causal(tmp_path / "same"), tiny_causal(tmp_path / "other", seed=1)
-    assert isinstance(pretrained.load_any(str(tmp_path / "model"), language_model=str(same)), Frozen)
+    assert isinstance(checkpoint.load_any(str(tmp_path / "model"), language_model=str(same)), Frozen)
     with pytest.raises(ValueError, match=r"trained with weights .* mean nothing to another language model"):
-        pretrained.load_any(str(tmp_path / "model"), language_model=str(other))
+        checkpoint.load_any(str(tmp_path / "model"), language_model=str(other))
     with pytest.raises(ValueError, match="family frozen, which writes no codes"):
-        pretrained.load(str(tmp_path / "model"))
+        checkpoint.load(str(tmp_path / "model"))
 
 
 def test_more_embeddings_than_the_language_model_reads_are_refused(causal_language: Path) -> None:

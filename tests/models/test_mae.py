@@ -8,9 +8,8 @@ import pytest
 import torch
 from tests.tiny import tiny_mae, tiny_mae_config, tiny_vqvae
 
-from pixlex.config.lqae import VisionConfig
-from pixlex.config.mae import MAEConfig
-from pixlex.models import pretrained
+from pixlex.config.lqae import MAEConfig, VisionConfig
+from pixlex.models import checkpoint
 from pixlex.models.mae import MAE, sine_positions
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -77,8 +76,8 @@ def test_sine_positions_are_those_of_the_equation() -> None:
 def test_saved_and_loaded_gives_the_same_features(tmp_path: Path) -> None:
     """A model directory like that of a tokenizer; who wants codes is told what it is."""
     model = tiny_mae(seed=3)
-    pretrained.save(model, tmp_path)
-    loaded = pretrained.load_any(str(tmp_path))
+    checkpoint.save(model, tmp_path)
+    loaded = checkpoint.load_any(str(tmp_path))
     assert isinstance(loaded, MAE)
     assert loaded.config == tiny_mae_config()
     assert torch.equal(loaded.embed(IMAGES), model.embed(IMAGES))
@@ -86,9 +85,9 @@ def test_saved_and_loaded_gives_the_same_features(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"family mae, which writes no codes: expected .* lqae, vqvae or cbvila"
     ):
-        pretrained.load(str(tmp_path))
-    pretrained.save(tiny_vqvae(), tmp_path / "codes")
-    assert pretrained.load(str(tmp_path / "codes")).num_codewords == 64
+        checkpoint.load(str(tmp_path))
+    checkpoint.save(tiny_vqvae(), tmp_path / "codes")
+    assert checkpoint.load(str(tmp_path / "codes")).num_codewords == 64
 
 
 def test_a_fresh_network_is_drawn_from_the_global_seed_alone() -> None:

@@ -9,10 +9,9 @@ import torch
 from tests.tiny import tiny_cbvila, tiny_reasoner
 
 from pixlex.batch import Words
-from pixlex.config.reasoning import ReasonerConfig, ReasoningTask
-from pixlex.models import pretrained
-from pixlex.models.reasoner import Reasoner
-from pixlex.models.resized import resized, started
+from pixlex.config.finetune import ReasonerConfig, ReasoningTask
+from pixlex.models import checkpoint
+from pixlex.models.finetuned import Reasoner, resized, started
 from pixlex.nn.bert import AnswerDecoder, Context
 
 
@@ -130,8 +129,8 @@ def test_written_answers_end_or_are_cut(language: Path) -> None:
 @pytest.mark.parametrize("task", ["vqa", "entailment"])
 def test_a_saved_model_answers_as_before(task: ReasoningTask, language: Path, tmp_path: Path) -> None:
     model = tiny_reasoner(language, task)
-    pretrained.save(model, tmp_path)
-    again = pretrained.load_any(str(tmp_path))
+    checkpoint.save(model, tmp_path)
+    again = checkpoint.load_any(str(tmp_path))
     assert isinstance(again, Reasoner)
     assert again.config.answers == model.config.answers
     words, images = _questions(model, "about the class"), _images(model, 1)
@@ -139,7 +138,7 @@ def test_a_saved_model_answers_as_before(task: ReasoningTask, language: Path, tm
         again.rank(images, words).log_likelihoods, model.rank(images, words).log_likelihoods
     )
     with pytest.raises(ValueError, match="family reasoning, which writes no codes"):
-        pretrained.load(str(tmp_path))
+        checkpoint.load(str(tmp_path))
 
 
 def test_a_resized_model_is_the_same_but_for_its_positions(language: Path) -> None:

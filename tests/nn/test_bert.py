@@ -10,9 +10,8 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from pixlex.config.cbvila import CBViLAConfig, FusionConfig, ImageTowerConfig, TextTowerConfig
-from pixlex.models.heads import MaskedWordHead
-from pixlex.models.starts import start_from_pretrained
-from pixlex.models.weights import read_weights
+from pixlex.models.cbvila import MaskedWordHead
+from pixlex.models.initialization import Published, initialize_towers
 from pixlex.nn.bert import BertLayer, CrossAttention, FusionEncoder, TextEncoder
 from pixlex.nn.vit import ClassTokenEncoder
 
@@ -43,7 +42,7 @@ def test_text_and_fusion_equal_the_bert_that_they_start_from(tmp_path: Path) -> 
     reference = _random(BertModel(config, add_pooling_layer=False))
     reference.save_pretrained(tmp_path)
     text, fusion = TextEncoder(60, 20, WIDTH, 2, HEADS), _fusion()
-    start_from_pretrained(
+    initialize_towers(
         ClassTokenEncoder(16, 8, 8, 1, 1, 1.0),
         text,
         fusion,
@@ -134,7 +133,7 @@ def test_names_of_old_files_are_understood(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"bert.embeddings.LayerNorm.gamma": torch.ones(3)}, tmp_path / "model.safetensors")
-    assert list(read_weights(str(tmp_path))) == ["embeddings.LayerNorm.weight"]
+    assert list(Published(str(tmp_path)).weights) == ["embeddings.LayerNorm.weight"]
 
 
 def test_the_embedded_bert_foretells_hidden_words_from_the_start() -> None:

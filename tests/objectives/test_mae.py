@@ -7,7 +7,7 @@ import torch
 from tests.tiny import tiny_mae
 
 from pixlex.batch import ImageBatch
-from pixlex.config.mae import MAEObjectiveConfig
+from pixlex.config.lqae import MAEObjectiveConfig
 from pixlex.objectives.baselines import MAEObjective
 from pixlex.objectives.phase import LossTerms, Step
 

@@ -20,9 +20,8 @@ from tests.tiny import (
 
 from pixlex.batch import ImageBatch, ReasoningBatch
 from pixlex.config.cbvila import CBViLAObjectiveConfig
-from pixlex.config.lqae import LQAEObjectiveConfig, VQVAEObjectiveConfig
-from pixlex.config.mae import MAEObjectiveConfig
-from pixlex.config.reasoning import ReasoningObjectiveConfig
+from pixlex.config.finetune import ReasoningObjectiveConfig
+from pixlex.config.lqae import LQAEObjectiveConfig, MAEObjectiveConfig, VQVAEObjectiveConfig
 from pixlex.nn.codebook import count_codes
 from pixlex.objectives.baselines import MAEObjective
 from pixlex.objectives.cbvila import CBViLAObjective

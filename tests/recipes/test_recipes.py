@@ -14,7 +14,7 @@ import pytest
 from tests.tiny import tiny_cbvila, write_images
 
 from pixlex.config.run import find_recipe, read_run, recipe_names
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 from pixlex.train.optimizers import learning_rate
 from pixlex.train.tracking import read_metrics
 
@@ -68,7 +68,7 @@ def _tiny(recipe: str, language: Path, causal_language: Path) -> Sequence[str]:
 def workplace(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which everything that the commands name lies under just that name."""
     folder = tmp_path_factory.mktemp("workplace")
-    pretrained.save(tiny_cbvila(language), folder / "MODEL", trained_on=["pairs"])
+    checkpoint.save(tiny_cbvila(language), folder / "MODEL", trained_on=["pairs"])
     numbers = range(COUNT)
     for name in ("TRAIN", "VALIDATION", "train", "val", "PAIRS", "OTHER_PAIRS"):
         write_images(folder / name, [f"{number}.png" for number in numbers])
@@ -145,7 +145,7 @@ def test_the_command_on_top_runs_to_its_first_evaluation(
     """As printed, with sizes and steps behind it that a test can hold; curves, model and page aside."""
     monkeypatch.chdir(workplace)
     monkeypatch.setattr("pixlex.report.measuring.curves", lambda *_: None)
-    monkeypatch.setattr("pixlex.runs._finish", lambda run, objective, folder, progress: folder)
+    monkeypatch.setattr("pixlex.run._finish", lambda run, objective, folder, progress: folder)
     arguments = [*command_of(recipe), *SHORT, *_tiny(recipe, language, causal_language)]
     code, _, error = call(*arguments, "--out", tmp_path / "run", "--quiet")
     assert code == 0, error

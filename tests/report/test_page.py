@@ -18,8 +18,8 @@ from PIL import Image
 
 from pixlex.batch import Skipped
 from pixlex.config.data import DataConfig
-from pixlex.config.lqae import LQAEConfig, VQVAEConfig
-from pixlex.config.run import LQAERun, Run, VQVAERun
+from pixlex.config.lqae import LQAEConfig, LQAERun, VQVAEConfig, VQVAERun
+from pixlex.config.run import Run
 from pixlex.eval.evaluate import Evaluation
 from pixlex.eval.metrics import metric_of
 from pixlex.report.figures import Captioned, to_bytes

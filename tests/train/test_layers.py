@@ -17,8 +17,7 @@ from torch import Tensor
 
 from pixlex.batch import ImageBatch
 from pixlex.config.cbvila import CBViLAObjectiveConfig
-from pixlex.config.lqae import LQAEObjectiveConfig, VQVAEObjectiveConfig
-from pixlex.config.mae import MAEObjectiveConfig
+from pixlex.config.lqae import LQAEObjectiveConfig, MAEObjectiveConfig, VQVAEObjectiveConfig
 from pixlex.objectives.baselines import MAEObjective
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective

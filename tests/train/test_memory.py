@@ -11,12 +11,12 @@ import pytest
 import torch
 from tests.tiny import pair_batch
 
-import pixlex.runs
+import pixlex.run
 from pixlex.batch import ImageBatch
 from pixlex.config.run import read_run, recipe_names
 from pixlex.models.cbvila import CBViLA
 from pixlex.objectives.phase import Step
-from pixlex.runs import build_objective, run_training
+from pixlex.run import build_objective, run_training
 from pixlex.train import memory
 from pixlex.train.layers import prepare_layers
 from pixlex.train.memory import check_memory, memory_of, needed
@@ -72,7 +72,7 @@ def test_a_run_takes_no_less(recipe: str, computes_again: bool) -> None:
 def test_what_cannot_fit_is_refused_before_it_is_built(
     setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(pixlex.runs, "build_objective")
+    monkeypatch.delattr(pixlex.run, "build_objective")
     began = time.monotonic()
     with pytest.raises(
         ValueError, match=r"cannot fit: its [\d,.]+ million parameters .* and cpu has [\d,.]+ GiB"

@@ -23,8 +23,8 @@ from pixlex.eval.llm import LanguageClient
 from pixlex.eval.probe_features import ProbeSets
 from pixlex.eval.published import TABLE_TOP_K, benchmark_of
 from pixlex.eval.retrieval import evaluate_retrieval, gallery
-from pixlex.models import pretrained
-from pixlex.models.pretrained import Tokenizer
+from pixlex.models import checkpoint
+from pixlex.models.checkpoint import Tokenizer
 
 
 def probe_measure(sets: ProbeSets, cache: Path, *, device: str = "auto") -> Measure:
@@ -120,7 +120,7 @@ def retrieval_measure(
     top_k = TABLE_TOP_K[benchmark_of(pairs.name) or "flickr30k"]
 
     def measure(folder: Path, row: AblationRow) -> Mapping[str, Measured]:
-        model = pretrained.load_cbvila(str(folder)).to(pick_device(device))
+        model = checkpoint.load_cbvila(str(folder)).to(pick_device(device))
         items = gallery(model, pairs, max_words=max_words, limit=limit)
         # Without contrast similarities mean nothing: all pairs are matched.
         result = evaluate_retrieval(model, items, top_k=top_k if model.compares else len(items.image_of))
@@ -137,11 +137,11 @@ def retrieval_measure(
 
 
 def _load(folder: Path, device: str) -> Tokenizer:
-    return pretrained.load(str(folder)).to(pick_device(device))
+    return checkpoint.load(str(folder)).to(pick_device(device))
 
 
 def _words_of_base(folder: Path) -> tuple[str, ...]:
     """Return the words of the unchanged recipe, which lies beside the row whose codes they stand for."""
-    base = pretrained.load(str(folder.parents[1] / "base" / "model"))
+    base = checkpoint.load(str(folder.parents[1] / "base" / "model"))
     assert base.vocabulary is not None
     return base.vocabulary.words

@@ -10,16 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pixlex.config.ablation import AblationRow, Claim
-from pixlex.config.cbvila import CBViLARun
-from pixlex.config.lqae import VQVAEConfig
-from pixlex.config.run import LQAERun, Run, VQVAERun, read_run
+from pixlex.config.ablation import AblationRow, Claim, ablation_of
+from pixlex.config.lqae import LQAERun, VQVAEConfig, VQVAERun
+from pixlex.config.run import Run, read_run
 from pixlex.files import Damaged, read_json, write_json
 from pixlex.progress import bar_or_lines
-from pixlex.runs import run_training, settled
+from pixlex.run import run_training, with_precision
 from pixlex.train.loop import LossNotFinite
 
-AblatedRun = LQAERun | VQVAERun | CBViLARun
 # Codewords of the VQ-VAE of row I, as many as the baseline's.
 CODES_ASSIGNED = 1024
 # What the table shows of a run's own evaluation.
@@ -91,24 +89,22 @@ class RowResult:
         }
 
 
-def plan(recipe: str, overrides: Sequence[str], rows: Sequence[AblationRow]) -> dict[str, AblatedRun]:
+def plan(recipe: str, overrides: Sequence[str], rows: Sequence[AblationRow]) -> dict[str, Run]:
     """Return the run of each row that trains, checked before anything is computed.
 
     Raises:
         ValueError: a recipe of another family, without validation data, or a row that does not fit it.
     """
-    runs: dict[str, AblatedRun] = {}
+    runs: dict[str, Run] = {}
     for row in rows:
         if not row.trains:
             continue
-        run: Run = read_run(recipe, [*overrides, *row.changes])
-        if not isinstance(run, LQAERun | CBViLARun):
-            raise ValueError(
-                f"ablations are of LQAE or CB-ViLA: expected a recipe of family lqae or cbvila, got {run.family}"
-            )
+        run = read_run(recipe, [*overrides, *row.changes])
+        ablation_of(run.family)
         if not run.data.validation:
             raise ValueError("ablations compare what is held out: name it with data.validation=DATA")
-        runs[row.name] = _vqvae_of(run) if row.family == "vqvae" and isinstance(run, LQAERun) else run
+        change = _CHANGED.get(row.family)
+        runs[row.name] = run if change is None else change(run)
     return runs
 
 
@@ -126,6 +122,10 @@ def _vqvae_of(run: LQAERun) -> VQVAERun:
         codebook_dim=codebook_dim,
     )
     return VQVAERun(model=config, data=run.data, train=run.train, eval=run.eval)
+
+
+# What else a row changes of a run.
+_CHANGED: Mapping[str, Callable[[Any], Run]] = {"vqvae": _vqvae_of}
 
 
 def run_ablations(
@@ -182,7 +182,7 @@ def run_ablations(
     return tuple(dataclasses.replace(one, verdicts=_verdicts(one, results[0])) for one in results)
 
 
-def _is_finished(run: AblatedRun, place: Path) -> bool:
+def _is_finished(run: Run, place: Path) -> bool:
     """Whether a row's folder holds the finished run of just these settings.
 
     The evaluation is asked for too: a row measured on other images cannot stand in one table.
@@ -190,7 +190,7 @@ def _is_finished(run: AblatedRun, place: Path) -> bool:
     if not (place / "model").is_dir() or not (place / "results.json").is_file():
         return False
     before = read_run(place / "config.yaml")
-    if before != settled(run, place):
+    if before != with_precision(run, place):
         raise ValueError(
             f"{place} holds a finished run of other settings: repeat them, or pass another --out"
         )

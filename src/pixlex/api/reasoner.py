@@ -16,8 +16,8 @@ from pixlex.data.text import clean_caption, clean_question
 from pixlex.distributed import pick_device
 from pixlex.eval.gradcam import ExplainedAnswer, explain_answer
 from pixlex.messages import quoted
-from pixlex.models import pretrained
-from pixlex.models.reasoner import Reasoner
+from pixlex.models import checkpoint
+from pixlex.models.finetuned import Reasoner
 
 # ALBEF keeps so many words of a question in testing.
 MOST_WORDS = 50
@@ -56,12 +56,12 @@ def load_reasoner(
     Raises:
         ValueError: no such model, one that answers nothing, damaged files, or no such device.
     """
-    model = pretrained.load_any(os.fspath(name_or_dir), language_model=language_model, revision=revision)
+    model = checkpoint.load_any(os.fspath(name_or_dir), language_model=language_model, revision=revision)
     refusal = (
         f"{name_or_dir} holds a model of family {model.family}, which answers nothing: fine-tune a CB-ViLA "
         "first, with pixlex finetune"
     )
-    model = pretrained.require(Reasoner, model, refusal)
+    model = checkpoint.require(Reasoner, model, refusal)
     return ImageReasoner(model, device=pick_device(device), precision=precision)
 
 

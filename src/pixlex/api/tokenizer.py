@@ -16,10 +16,10 @@ from torch import Tensor
 
 from pixlex.api.pictures import Codes, Images, are_codes, are_texts, batches_of, codes_of, texts_of
 from pixlex.distributed import pick_device
-from pixlex.models import pretrained
-from pixlex.models.described import CONFIG
+from pixlex.models import checkpoint
+from pixlex.models.checkpoint import Tokenizer
 from pixlex.models.inference import SmallPasses, compute_rows
-from pixlex.models.pretrained import Tokenizer
+from pixlex.models.initialization import CONFIG
 from pixlex.nn.vocabulary import Vocabulary
 
 CARD = "README.md"
@@ -49,13 +49,13 @@ def load(
             such device.
     """
     place = pick_device(device)
-    model = pretrained.load(os.fspath(name_or_dir), language_model=language_model, revision=revision)
+    model = checkpoint.load(os.fspath(name_or_dir), language_model=language_model, revision=revision)
     return ImageTokenizer(
         model,
         device=place,
         precision=precision,
         card=_card_beside(Path(name_or_dir)),
-        trained_on=pretrained.read_config(os.fspath(name_or_dir), revision).get("trained_on", []),
+        trained_on=checkpoint.read_config(os.fspath(name_or_dir), revision).get("trained_on", []),
     )
 
 
@@ -239,7 +239,7 @@ class ImageTokenizer:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write a model directory that `pixlex.load` reads."""
-        pretrained.save(self.model, Path(folder), trained_on=self.trained_on)
+        checkpoint.save(self.model, Path(folder), trained_on=self.trained_on)
         if self.card is not None:
             (Path(folder) / CARD).write_text(self.card, encoding="utf-8")
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pixlex.cli.options import answer, remark
 from pixlex.cli.train import AblateOptions, overrides_of
 from pixlex.cli.training import INTERRUPTED, bars
-from pixlex.config.ablation import Ablated, AblationRow, ablation_rows, select_rows
-from pixlex.config.cbvila import CBViLARun
+from pixlex.config.ablation import AblationRow, ablation_of, select_rows
 from pixlex.config.run import Run, read_run
 
 if TYPE_CHECKING:
@@ -20,9 +19,7 @@ if TYPE_CHECKING:
 
 def ablate(options: AblateOptions) -> int:
     """Train and measure the rows of the ablation table; a second call goes on with an interrupted one."""
-    family: Ablated = "lqae"
-    if options.recipe is not None and read_run(options.recipe, options.overrides).family == "cbvila":
-        family = "cbvila"
+    family = "lqae" if options.recipe is None else read_run(options.recipe, options.overrides).family
     rows = select_rows(options.rows, family)
     if options.list:
         values = [asdict(row) for row in rows]
@@ -31,7 +28,7 @@ def ablate(options: AblateOptions) -> int:
     if options.recipe is None or options.out is None:
         raise ValueError("ablate needs RECIPE and --out DIR, or --list")
     from pixlex.ablations.rows import plan
-    from pixlex.runs import sole_writer
+    from pixlex.run import sole_writer
 
     rows = _with_finished(rows, family, options.out)
     overrides = overrides_of(options)
@@ -46,9 +43,10 @@ def _ablate(options: AblateOptions, rows: Sequence[AblationRow], recipe: str, fo
     from pixlex.ablations.rows import run_ablations
     from pixlex.eval.published import objectives_table
 
-    pairs = (options.retrieval or base.data.validation) if isinstance(base, CBViLARun) else ""
+    by_retrieval = "retrieval" in ablation_of(base.family).measures
+    pairs = (options.retrieval or base.data.validation) if by_retrieval else ""
     with bars(options):
-        if isinstance(base, CBViLARun):
+        if by_retrieval:
             measures = [_retrieval_measure(options, base, pairs)]
         else:
             measures = list(_measures(options, folder, base.train.device))
@@ -64,14 +62,14 @@ def _ablate(options: AblateOptions, rows: Sequence[AblationRow], recipe: str, fo
     return 0
 
 
-def _with_finished(rows: Sequence[AblationRow], family: Ablated, folder: Path) -> tuple[AblationRow, ...]:
+def _with_finished(rows: Sequence[AblationRow], family: str, folder: Path) -> tuple[AblationRow, ...]:
     """Return the rows asked for and those that the folder holds finished, so that one table shows them all."""
     left = [*folder.glob("rows/*/results.json"), *folder.glob("rows/*/measures.json")]
     names = {row.name for row in rows} | {path.parent.name for path in left}
-    return tuple(row for row in ablation_rows(family) if row.name in names)
+    return tuple(row for row in ablation_of(family).rows if row.name in names)
 
 
-def _retrieval_measure(options: AblateOptions, run: CBViLARun, description: str) -> Measure:
+def _retrieval_measure(options: AblateOptions, run: Any, description: str) -> Measure:
     """Return what is measured on every row of CB-ViLA; the pairs are opened before anything is trained."""
     from pixlex.ablations.measures import retrieval_measure
     from pixlex.data.captions import open_pairs

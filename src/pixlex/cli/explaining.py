@@ -18,7 +18,7 @@ from pixlex.data.transforms import evaluation_transform
 from pixlex.distributed import pick_device
 from pixlex.eval.gradcam import Explanation, explain
 from pixlex.messages import quoted
-from pixlex.models.reasoner import Reasoner
+from pixlex.models.finetuned import Reasoner
 from pixlex.report.drawing import drawn
 from pixlex.report.galleries import explained_image
 

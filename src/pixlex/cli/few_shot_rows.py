@@ -25,9 +25,8 @@ from pixlex.eval.few_shot.features import EncoderFeatures, PixelFeatures
 from pixlex.eval.few_shot.prompted import SCORERS, FrozenClassifier, PromptedClassifier
 from pixlex.eval.few_shot.readers import AsciiArt, Shortened, TextReader, model_reader
 from pixlex.eval.llm import LanguageClient, LLMOptions, connect
-from pixlex.models import pretrained
-from pixlex.models.pretrained import Model, Tokenizer
-from pixlex.models.untrained import untrained_copy
+from pixlex.models import checkpoint
+from pixlex.models.checkpoint import Model, Tokenizer, untrained_copy
 from pixlex.nn.language_model import load_language_model
 
 # Images that the statistics of an untrained model's search are measured on.
@@ -52,7 +51,7 @@ def models_of(options: FewShotOptions, images: ImageSource) -> dict[str, Model]:
         name, path = _named(entry)
         if name in models:
             raise ValueError(f"two models are called {name!r}: give them names with --model NAME={path}")
-        models[name] = pretrained.load_any(path, language_model=options.language_model)
+        models[name] = checkpoint.load_any(path, language_model=options.language_model)
         if options.untrained:
             config = models[name].config
             # The same ones in every process.

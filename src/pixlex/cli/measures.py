@@ -28,12 +28,13 @@ from pixlex.data.sources import BrokenImages
 from pixlex.eval.evaluate import Evaluation, Pass
 from pixlex.eval.reconstruction import evaluate_reconstruction
 from pixlex.files import write_json
-from pixlex.models.pretrained import read_config
+from pixlex.models.checkpoint import MODELS, read_config
 
 
 def reconstruct(options: ReconstructOptions) -> int:
     """Draw originals, words and reconstructions in one picture; of a CB-ViLA what texts make of masked images."""
-    if read_config(options.model, options.revision)["family"] == "cbvila":
+    model = MODELS.get(read_config(options.model, options.revision).get("family", ""))
+    if model is not None and model.has_codes and model.fuses:
         pairs = _captioned(options.paths)
         if pairs is not None:
             return reconstruct_pairs(options, pairs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -10,10 +11,11 @@ from pixlex.cli.explain import ExplainOptions
 from pixlex.cli.options import ModelOptions, remark
 from pixlex.config.run import Run, read_run
 from pixlex.distributed import pick_device
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 from pixlex.models.cbvila import CBViLA
-from pixlex.models.reasoner import Reasoner
-from pixlex.models.resized import resized
+from pixlex.models.finetuned import Reasoner, resized
+
+_Run = TypeVar("_Run", bound=Run)
 
 
 def model_of(options: ExplainOptions) -> CBViLA | Reasoner:
@@ -22,7 +24,7 @@ def model_of(options: ExplainOptions) -> CBViLA | Reasoner:
     Raises:
         ValueError: no such model, or one of another family.
     """
-    model = pretrained.load_any(
+    model = checkpoint.load_any(
         options.model, language_model=options.language_model, revision=options.revision
     )
     if not model.fuses:
@@ -39,7 +41,7 @@ def cbvila_of(options: ModelOptions) -> CBViLA:
     Raises:
         ValueError: no such model, or one of another family.
     """
-    model = pretrained.load_cbvila(
+    model = checkpoint.load_cbvila(
         options.model, language_model=options.language_model, revision=options.revision
     )
     if getattr(options, "untrained", False):
@@ -49,14 +51,15 @@ def cbvila_of(options: ModelOptions) -> CBViLA:
     return resized(model, size, cut).to(pick_device(options.device))
 
 
-def run_of(name: str) -> Run | None:
-    """Return the run that a model came from, where its run folder is at hand."""
+def run_of(name: str, kind: type[_Run]) -> _Run | None:
+    """Return the run, of a kind, that a model came from, where its run folder is at hand."""
     folder = Path(name)
     path = (folder.parent if folder.name == "model" else folder) / "config.yaml"
     try:
-        return read_run(path) if path.is_file() else None
+        run = read_run(path) if path.is_file() else None
     except ValueError:  # of another version
         return None
+    return run if isinstance(run, kind) else None
 
 
 def remark_without_contrast(options: ModelOptions, model: CBViLA) -> None:

@@ -35,7 +35,7 @@ from pixlex.eval.published import (
 )
 from pixlex.eval.retrieval import evaluate_retrieval, gallery
 from pixlex.files import write_json
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 from pixlex.models.inference import compute_rows, computing
 from pixlex.nn.masking import split_patches
 from pixlex.objectives.cbvila import CBViLAObjective
@@ -68,7 +68,7 @@ def retrieval(options: RetrievalOptions) -> int:
     trained_on = (
         []
         if options.untrained
-        else pretrained.read_config(options.model, options.revision).get("trained_on", [])
+        else checkpoint.read_config(options.model, options.revision).get("trained_on", [])
     )
     setting = setting_of(trained_on, source.name)
     published = retrieval_table(source.name, trained_on)
@@ -147,8 +147,8 @@ def pretraining(options: PretrainingOptions) -> int:
 def reconstruct_pairs(options: ReconstructOptions, source: PairSource) -> int:
     """Draw originals, masked, rebuilt with their captions and with other ones (figure 2 of the paper)."""
     source = source.cleaned()
-    model, run = cbvila_of(options), run_of(options.model)
-    if isinstance(run, CBViLARun) and not run.objective.pixel_weight:
+    model, run = cbvila_of(options), run_of(options.model, CBViLARun)
+    if run is not None and not run.objective.pixel_weight:
         remark(
             options, f"{options.model} was last trained without pixels, so what it rebuilds is out of date"
         )
@@ -183,21 +183,21 @@ def reconstruct_pairs(options: ReconstructOptions, source: PairSource) -> int:
 
 def _trained_words(name: str) -> int:
     """Return how long captions were in training, in words (tokens), and at least those of the tables."""
-    run = run_of(name)
-    return max(TABLE_WORDS, run.data.max_words) if isinstance(run, CBViLARun) else TABLE_WORDS
+    run = run_of(name, CBViLARun)
+    return TABLE_WORDS if run is None else max(TABLE_WORDS, run.data.max_words)
 
 
 def _objective_of(name: str) -> CBViLAObjectiveConfig:
     """Return what a model was trained for, where its run folder is at hand; phases aside."""
-    run = run_of(name)
-    config = run.objective if isinstance(run, CBViLARun) else CBViLAObjectiveConfig()
+    run = run_of(name, CBViLARun)
+    config = CBViLAObjectiveConfig() if run is None else run.objective
     return replace(config, burn_in_steps=0, alternate_every=0)
 
 
 def draw_gallery(options: GalleryOptions) -> int:
     """Draw codewords with patches that they stand for; say how pure they are where images have classes."""
     source = open_source(options.data)
-    model = pretrained.load(options.model, language_model=options.language_model, revision=options.revision)
+    model = checkpoint.load(options.model, language_model=options.language_model, revision=options.revision)
     device = pick_device(options.device)
     model.to(device)
     own = []

@@ -13,8 +13,7 @@ from pixlex.cli.tokens import load_tokenizer, remark_skipped
 from pixlex.data.images import open_source
 from pixlex.eval.linear_probe import Fit, ProbeRow, probe_features, probe_rows
 from pixlex.eval.probe_features import Kind, ProbeSets, first_images, open_sets, planned_kinds
-from pixlex.models.pretrained import Tokenizer
-from pixlex.models.untrained import untrained_copy
+from pixlex.models.checkpoint import Tokenizer, untrained_copy
 from pixlex.report.linear_probe import (
     PUBLISHED,
     PUBLISHED_NOTE,

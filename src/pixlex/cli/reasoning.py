@@ -15,7 +15,7 @@ from pixlex.cli.explain import AskOptions
 from pixlex.cli.models import run_of
 from pixlex.cli.options import answer, remark, table
 from pixlex.cli.tokens import remark_skipped
-from pixlex.config.reasoning import ReasoningRun, ReasoningTask
+from pixlex.config.finetune import ReasoningRun, ReasoningTask
 from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.questions import open_items
 from pixlex.data.records import ReasoningSource
@@ -25,7 +25,7 @@ from pixlex.eval.evaluate import Pass
 from pixlex.eval.published import TABLE_IMAGES, TABLE_WORDS, task_table
 from pixlex.eval.vqa import ReasoningResult, evaluate_reasoning, write_vqa_submission
 from pixlex.files import write_json, write_text
-from pixlex.models.resized import resized
+from pixlex.models.finetuned import resized
 from pixlex.report.drawing import drawn
 from pixlex.report.figures import captioned_images
 from pixlex.report.page import write_page
@@ -114,8 +114,8 @@ def _training_items(options: TaskOptions, task: ReasoningTask) -> ReasoningSourc
     """Return what the baselines without images learn from: as named, or what the model was fine-tuned on."""
     if options.training_data is not None:
         return open_items(options.training_data, task).answered()
-    run = run_of(options.model)
-    if not isinstance(run, ReasoningRun):
+    run = run_of(options.model, ReasoningRun)
+    if run is None:
         remark(options, "no baseline without images: name the training items with --training-data")
         return None
     try:

@@ -18,7 +18,9 @@ INTERRUPTED = 130
 def train(options: RunOptions) -> int:
     """Train a recipe in a run folder, or go on with it."""
     run = read_run(options.recipe, overrides_of(options))
-    tunes = run.family == "reasoning" or find_recipe(options.recipe).parent.name == "finetune"
+    from pixlex.families import FAMILIES
+
+    tunes = FAMILIES[run.family].tunes or find_recipe(options.recipe).parent.name == "finetune"
     if tunes and not getattr(run, "start", ""):
         raise ValueError(
             f"{options.recipe} goes on with a trained model: expected `pixlex finetune` with --from MODEL "
@@ -39,7 +41,7 @@ def train_run(options: RunOptions, run: Run) -> int:
             f"{folder} holds the checkpoints of a run: pass --resume to go on with it, or another --out"
         )
     _say(options, f"run folder {folder}")
-    from pixlex.runs import run_training
+    from pixlex.run import run_training
     from pixlex.train.memory import needed
 
     _say(options, str(needed(run)))
@@ -63,7 +65,7 @@ def quickstart(options: QuickstartOptions) -> int:
         _say(options, f"{folder} is finished; remove it, or pass another --out, to run once more")
     else:
         _say(options, f"run folder {folder}")
-        from pixlex.runs import quickstart as run_quickstart
+        from pixlex.run import quickstart as run_quickstart
 
         with bars(options):
             written = run_quickstart(folder, resume=True, overrides=overrides_of(options))

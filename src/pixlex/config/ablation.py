@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 Expected = Literal["lower", "higher", "not higher", "level"]
@@ -47,109 +47,125 @@ class AblationRow:
     claims: tuple[Claim, ...] = ()
 
 
-Ablated = Literal["lqae", "cbvila"]
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """What is compared with the unchanged recipe of a family.
+
+    Attributes:
+        rows: those that can be run, the unchanged one first.
+        measures: what is measured on the models of the rows besides the run's own numbers.
+        refused: names of the papers' tables that cannot be run, with the reason.
+    """
+
+    rows: tuple[AblationRow, ...]
+    measures: tuple[str, ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
 # The paper gives no values for Table 3 that could be found, only what its text says of them.
 NOT_DESCRIBED = {"C": "the paper lists row C in Table 3 and does not describe it"}
 MASK_RATIOS = (0.0, 0.15, 0.3, 0.5, 0.7, 0.85)
 MASKED_LANGUAGE_WEIGHTS = (0.0, 0.001, 0.01, 0.1)
 KEEP_SHARES = (0.75, 0.5, 0.25)
 
-# CB-ViLA's Table IV, from below; the contrastive term, where the recipe has one, stays.
-_OBJECTIVES = (
-    AblationRow(name="base", title="the recipe, unchanged: MLM+ITM+Pixel+MIM", group="base"),
-    AblationRow(
-        name="mlm-itm",
-        title="MLM+ITM",
-        group="IV",
-        changes=("objective.pixel_weight=0", "objective.masked_image_weight=0"),
-        claims=(Claim(measure="retrieval", expected="lower"),),
-    ),
-    AblationRow(
-        name="mlm-itm-pixel",
-        title="MLM+ITM+Pixel",
-        group="IV",
-        changes=("objective.masked_image_weight=0",),
-        claims=(Claim(measure="retrieval", expected="lower"),),
-    ),
-)
-_WORSE = (Claim(measure="linear_probe", expected="lower"), Claim(measure="few_shot", expected="lower"))
-_NO_HELP = (
-    Claim(measure="linear_probe", expected="not higher"),
-    Claim(measure="few_shot", expected="not higher"),
-)
-_LEVEL = (Claim(measure="linear_probe", expected="level"), Claim(measure="few_shot", expected="level"))
 
-
-def ablation_rows(family: Ablated = "lqae", entropy_weight: float = 0.05) -> tuple[AblationRow, ...]:
-    """Return every row that can be run of a family's recipe, the unchanged one first.
-
-    Row H, the size of the prompted language model, is no row here: each language model that few-shot
-    classification is run with makes a column. Row C is not described (`NOT_DESCRIBED`).
-
-    Args:
-        family: of the recipe.
-        entropy_weight: weight of the entropy regularization in row D.
-    """
-    if family == "cbvila":
-        return _OBJECTIVES
-    return (
-        AblationRow(name="base", title="the recipe, unchanged", group="base"),
-        AblationRow(
-            name="A", title="no L2 norm: nearest by Euclidean distance", group="A",
-            changes=("model.quantizer.metric=euclidean",), claims=_WORSE,
-        ),
-        AblationRow(
-            name="B", title="language model with random weights", group="B",
-            changes=("model.language.random_weights=true",), claims=_WORSE,
-        ),
-        AblationRow(
-            name="D", title=f"entropy regularization, weight {entropy_weight:g}", group="D",
-            changes=(f"objective.entropy_weight={entropy_weight:g}",), claims=_NO_HELP,
-        ),
-        *(_masked_language_row(weight) for weight in MASKED_LANGUAGE_WEIGHTS),
-        AblationRow(
-            name="F", title="predicted words into the decoder", group="F",
-            changes=("model.decoder_input=predicted",), claims=_NO_HELP,
-        ),
-        *(
-            AblationRow(
-                name=f"G-{share:g}", title=f"first {share:.0%} of the words in the prompt", group="G",
-                trains=False, keep_share=share,
-                claims=(Claim(measure="few_shot", expected="level" if share >= 0.75 else "lower"),),
-            )
-            for share in KEEP_SHARES
-        ),
-        AblationRow(
-            name="I", title="codes of a trained VQ-VAE assigned to words", group="I",
-            family="vqvae", claims=(Claim(measure="few_shot", expected="lower"),),
-        ),
-        AblationRow(
-            name="I-joint", title="a codebook learned along picks the words (released code)", group="I",
-            changes=("model.quantizer.search=assigned", "objective.raw_commitment_weight=0.005"),
-            claims=(Claim(measure="few_shot", expected="lower"),),
-        ),
-        *(
-            AblationRow(
-                name=f"mask-{ratio:g}", title=f"{ratio:.0%} of the words hidden in training",
-                group="mask-ratio",
-                changes=(f"objective.mask_ratio_min={ratio:g}", f"objective.mask_ratio_max={ratio:g}"),
-            )
-            for ratio in MASK_RATIOS
-        ),
-    )  # fmt: skip
+def _claims(**expected: Expected) -> tuple[Claim, ...]:
+    """Return a claim for each measure, such as `few_shot="lower"`."""
+    return tuple(Claim(measure=measure, expected=one) for measure, one in expected.items())  # type: ignore[arg-type]
 
 
 def _masked_language_row(weight: float) -> AblationRow:
     """Row E: with a larger weight the probe rises and few-shot falls; without the term little changes."""
-    larger = (Claim(measure="linear_probe", expected="higher"), Claim(measure="few_shot", expected="lower"))
-    claims = _LEVEL if weight == 0 else larger if weight > 0.001 else ()
+    larger = _claims(linear_probe="higher", few_shot="lower") if weight > 0.001 else ()
     return AblationRow(
         name=f"E-{weight:g}", title=f"masked-word loss, weight {weight:g}", group="E",
-        changes=(f"objective.masked_language_weight={weight:g}",), claims=claims,
+        changes=(f"objective.masked_language_weight={weight:g}",),
+        claims=larger if weight else _claims(linear_probe="level", few_shot="level"),
     )  # fmt: skip
 
 
-def select_rows(wanted: Sequence[str], family: Ablated = "lqae") -> tuple[AblationRow, ...]:
+_WORSE = _claims(linear_probe="lower", few_shot="lower")
+_NO_HELP = _claims(linear_probe="not higher", few_shot="not higher")
+_LQAE = (
+    AblationRow(name="base", title="the recipe, unchanged", group="base"),
+    AblationRow(
+        name="A", title="no L2 norm: nearest by Euclidean distance", group="A",
+        changes=("model.quantizer.metric=euclidean",), claims=_WORSE,
+    ),
+    AblationRow(
+        name="B", title="language model with random weights", group="B",
+        changes=("model.language.random_weights=true",), claims=_WORSE,
+    ),
+    AblationRow(
+        name="D", title="entropy regularization, weight 0.05", group="D",
+        changes=("objective.entropy_weight=0.05",), claims=_NO_HELP,
+    ),
+    *map(_masked_language_row, MASKED_LANGUAGE_WEIGHTS),
+    AblationRow(
+        name="F", title="predicted words into the decoder", group="F",
+        changes=("model.decoder_input=predicted",), claims=_NO_HELP,
+    ),
+    *(
+        AblationRow(
+            name=f"G-{share:g}", title=f"first {share:.0%} of the words in the prompt", group="G",
+            trains=False, keep_share=share, claims=_claims(few_shot="level" if share >= 0.75 else "lower"),
+        )
+        for share in KEEP_SHARES
+    ),
+    AblationRow(
+        name="I", title="codes of a trained VQ-VAE assigned to words", group="I",
+        family="vqvae", claims=_claims(few_shot="lower"),
+    ),
+    AblationRow(
+        name="I-joint", title="a codebook learned along picks the words (released code)", group="I",
+        changes=("model.quantizer.search=assigned", "objective.raw_commitment_weight=0.005"),
+        claims=_claims(few_shot="lower"),
+    ),
+    *(
+        AblationRow(
+            name=f"mask-{ratio:g}", title=f"{ratio:.0%} of the words hidden in training", group="mask-ratio",
+            changes=(f"objective.mask_ratio_min={ratio:g}", f"objective.mask_ratio_max={ratio:g}"),
+        )
+        for ratio in MASK_RATIOS
+    ),
+)  # fmt: skip
+# CB-ViLA's Table IV, from below; the contrastive term, where the recipe has one, stays.
+_CBVILA = (
+    AblationRow(name="base", title="the recipe, unchanged: MLM+ITM+Pixel+MIM", group="base"),
+    AblationRow(
+        name="mlm-itm", title="MLM+ITM", group="IV",
+        changes=("objective.pixel_weight=0", "objective.masked_image_weight=0"),
+        claims=_claims(retrieval="lower"),
+    ),
+    AblationRow(
+        name="mlm-itm-pixel", title="MLM+ITM+Pixel", group="IV",
+        changes=("objective.masked_image_weight=0",), claims=_claims(retrieval="lower"),
+    ),
+)  # fmt: skip
+_ONE_MODEL = "it is no model to train: name several language models, each makes a column of few-shot"
+_ABLATIONS = {
+    "lqae": Ablation(
+        rows=_LQAE, measures=("linear_probe", "few_shot"), refused={**NOT_DESCRIBED, "H": _ONE_MODEL}
+    ),
+    "cbvila": Ablation(rows=_CBVILA, measures=("retrieval",)),
+}
+
+
+def ablation_of(family: str) -> Ablation:
+    """Return what is compared with the recipes of a family.
+
+    Raises:
+        ValueError: a family without ablations.
+    """
+    found = _ABLATIONS.get(family)
+    if found is None:
+        raise ValueError(
+            f"ablations are of LQAE or CB-ViLA: expected a recipe of family lqae or cbvila, got {family}"
+        )
+    return found
+
+
+def select_rows(wanted: Sequence[str], family: str = "lqae") -> tuple[AblationRow, ...]:
     """Return the rows of some groups or names, `base` always among them, in the order of the table.
 
     Args:
@@ -157,17 +173,14 @@ def select_rows(wanted: Sequence[str], family: Ablated = "lqae") -> tuple[Ablati
         family: of the recipe.
 
     Raises:
-        ValueError: an unknown one, or row C; the message lists what there is.
+        ValueError: an unknown one, or one that cannot be run; the message lists what there is.
     """
-    rows = ablation_rows(family)
+    ablation = ablation_of(family)
+    rows = ablation.rows
     known = {row.name for row in rows} | {row.group for row in rows}
     for one in wanted:
-        if one in NOT_DESCRIBED and family == "lqae":
-            raise ValueError(f"row {one} cannot be run: {NOT_DESCRIBED[one]}")
-        if one == "H" and family == "lqae":
-            raise ValueError(
-                "row H is no model to train: name several language models, each makes a column of few-shot"
-            )
+        if one in ablation.refused:
+            raise ValueError(f"row {one} cannot be run: {ablation.refused[one]}")
         if one not in known:
             groups = ", ".join(dict.fromkeys(row.group for row in rows))
             raise ValueError(

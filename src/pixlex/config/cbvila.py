@@ -5,20 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pixlex.config.check import Check, describe, part
-from pixlex.config.data import CUT_MEANING, Cut, PairDataConfig
-from pixlex.config.lqae import check_sizes
+from pixlex.config.data import GridConfig, PairDataConfig
+from pixlex.config.fields import (
+    BELOW_ONE,
+    INSIDE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Config,
+    at_least,
+    describe,
+    naming,
+    part,
+)
 from pixlex.config.train import EvalConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTowerConfig:
+class ImageTowerConfig(Config):
     """The image encoder: a vision transformer with a class token."""
 
-    width: int = describe(768, "Width of the patch vectors; ViT-base has 768.")
-    depth: int = describe(12, "Number of blocks; ViT-base has 12.")
-    heads: int = describe(12, "Attention heads; must divide the width.")
-    mlp_ratio: float = describe(4.0, "Width of the feed-forward part over the width of the patch vectors.")
+    width: int = describe(768, "Width of the patch vectors; ViT-base has 768.", POSITIVE)
+    depth: int = describe(12, "Number of blocks; ViT-base has 12.", POSITIVE)
+    heads: int = describe(12, "Attention heads; must divide the width.", POSITIVE)
+    mlp_ratio: float = describe(
+        4.0, "Width of the feed-forward part over the width of the patch vectors.", POSITIVE
+    )
     pretrained: str = describe(
         "",
         "Hub name or directory of a ViT, DeiT, ViTMAE, DINOv2 or SigLIP to start from, positions resampled; a run "
@@ -30,70 +41,68 @@ class ImageTowerConfig:
         "0.5 and 0.5 (ViT, SigLIP), or none.",
     )
 
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        check = Check(self)
-        check.positive("width", "depth", "heads", "mlp_ratio")
-        check.rule("heads", self.width % self.heads == 0, f"must divide the width {self.width}")
-        check.rule(
-            "width", self.width % 4 == 0, "must be a multiple of 4, for positions of sines and cosines"
-        )
-        check.one_of("pixels", ("clip", "imagenet", "half", "none"))
+    def check(self) -> None:
+        """Check the width."""
+        self.require("heads", self.width % self.heads == 0, f"must divide the width {self.width}")
+        four = "must be a multiple of 4, for positions of sines and cosines"
+        self.require("width", self.width % 4 == 0, four)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextTowerConfig:
+class TextTowerConfig(Config):
     """The text encoder: the lower layers of a BERT. Its width is that of the fusion encoder, too."""
 
     tokenizer: str = describe(
         "embedded",
         "Hub name or directory of a BERT's tokenizer, or embedded: the one that a package carries.",
+        naming("a tokenizer"),
     )
     pretrained: str = describe(
         "",
         "Hub name or directory of a BERT whose embeddings and first layers to start from, or embedded: the MiniLM "
         "that a package carries; empty for random weights.",
     )
-    width: int = describe(768, "Width of the word vectors; BERT-base has 768.")
-    depth: int = describe(6, "Number of layers; the paper's 6.")
-    heads: int = describe(12, "Attention heads, of the fusion encoder as well; must divide the width.")
-    mlp_ratio: float = describe(4.0, "Width of the feed-forward part over the width, of the fusion as well.")
-    positions: int = describe(512, "Longest text in words (tokens), its start and end included; BERT's 512.")
+    width: int = describe(768, "Width of the word vectors; BERT-base has 768.", POSITIVE)
+    depth: int = describe(6, "Number of layers; the paper's 6.", POSITIVE)
+    heads: int = describe(
+        12, "Attention heads, of the fusion encoder as well; must divide the width.", POSITIVE
+    )
+    mlp_ratio: float = describe(
+        4.0, "Width of the feed-forward part over the width, of the fusion as well.", POSITIVE
+    )
+    positions: int = describe(
+        512,
+        "Longest text in words (tokens), its start and end included; BERT's 512.",
+        at_least(3, ", a word between start and end"),
+    )
 
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        check = Check(self)
-        check.rule("tokenizer", bool(self.tokenizer.strip()), "must name a tokenizer")
-        check.positive("width", "depth", "heads", "mlp_ratio")
-        check.rule("heads", self.width % self.heads == 0, f"must divide the width {self.width}")
-        check.rule("positions", self.positions >= 3, "must be 3 or more, a word between start and end")
+    def check(self) -> None:
+        """Check the width."""
+        self.require("heads", self.width % self.heads == 0, f"must divide the width {self.width}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusionConfig:
+class FusionConfig(Config):
     """The fusion encoder: bidirectional layers that read one side and look at the other."""
 
-    depth: int = describe(6, "Number of layers; the paper's 6.")
+    depth: int = describe(6, "Number of layers; the paper's 6.", POSITIVE)
     pretrained: str = describe(
         "",
         "Hub name or directory of a BERT whose layers behind those of the text encoder to start from, all but the "
         "cross-attention; empty for random weights.",
     )
 
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        Check(self).positive("depth")
-
 
 @dataclass(frozen=True, kw_only=True)
-class VisualCodebookConfig:
+class VisualCodebookConfig(Config):
     """The visual codebook and the estimator of its gradient."""
 
-    num_codewords: int = describe(3000, "K, the number of codewords; the paper's 3K.")
+    num_codewords: int = describe(3000, "K, the number of codewords; the paper's 3K.", at_least(2))
     dim: int = describe(
         768,
         "Width of a codeword. Equal to the image encoder's: patch vectors are compared as they are (equation 1); "
         "else a linear map comes before the search.",
+        POSITIVE,
     )
     metric: Literal["euclidean", "cosine"] = describe(
         "euclidean", "Nearest by distance (equation 1) or by angle."
@@ -104,14 +113,9 @@ class VisualCodebookConfig:
         "Gumbel-softmax of the distances, whose pixel loss reaches the codewords as well.",
     )
 
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        check = Check(self)
-        check.rule("num_codewords", self.num_codewords >= 2, "must be 2 or more")
-        check.positive("dim")
-        check.one_of("metric", ("euclidean", "cosine"))
-        check.one_of("estimator", ("straight_through", "gumbel"))
-        check.rule(
+    def check(self) -> None:
+        """Require distances where codewords are drawn by them."""
+        self.require(
             "metric",
             self.estimator == "straight_through" or self.metric == "euclidean",
             "must be euclidean with estimator=gumbel, which draws by distances",
@@ -119,71 +123,68 @@ class VisualCodebookConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CBViLAConfig:
+class CBViLAConfig(GridConfig):
     """Vision-language model with a visual codebook (Guo et al. 2022)."""
 
-    image_size: int = describe(256, "Side of the square image in pixels; the paper's 256.")
-    patch_size: int = describe(16, "Side of a patch in pixels; must divide the image size.")
-    cut: Cut = describe("center", CUT_MEANING)
+    image_size: int = describe(256, "Side of the square image in pixels; the paper's 256.", POSITIVE)
     image: ImageTowerConfig = part(ImageTowerConfig, "The image encoder.")
     text: TextTowerConfig = part(TextTowerConfig, "The text encoder.")
     fusion: FusionConfig = part(FusionConfig, "The fusion encoder.")
     codebook: VisualCodebookConfig = part(VisualCodebookConfig, "The visual codebook.")
-    contrastive_dim: int = describe(256, "Width in which images and texts are compared without fusion.")
+    contrastive_dim: int = describe(
+        256, "Width in which images and texts are compared without fusion.", POSITIVE
+    )
     masked_image_head: Literal["patch", "tied", "class"] = describe(
         "patch",
         "What names a hidden patch's codeword: patch: its own vector through a head; tied: the same compared with "
         "the codewords; class: the class vector and the patch's position (as figure 1 says).",
     )
     dropout_rate: float = describe(
-        0.0, "Dropout of text and fusion encoder, of their attention too, in [0, 1); BERT's 0.1."
+        0.0, "Dropout of text and fusion encoder, of their attention too, in [0, 1); BERT's 0.1.", BELOW_ONE
     )
 
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        check = Check(self)
-        check_sizes(check)
-        check.positive("contrastive_dim")
-        check.one_of("masked_image_head", ("patch", "tied", "class"))
-        check.rule("dropout_rate", 0 <= self.dropout_rate < 1, "must lie in [0, 1)")
-        check.rule(
-            "text",
-            self.text.width % 4 == 0,
-            "must have a width that 4 divides, for sines in two directions",
-        )
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch_size
+    def check(self) -> None:
+        """Check the sizes."""
+        super().check()
+        four = "must have a width that 4 divides, for sines in two directions"
+        self.require("text", self.text.width % 4 == 0, four)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CBViLAObjectiveConfig:
+class CBViLAObjectiveConfig(Config):
     """The terms of the loss, what is hidden, and the care of the codebook."""
 
-    image_text_matching_weight: float = describe(1.0, "Weight of image-text matching (equation 5).")
-    masked_language_weight: float = describe(1.0, "Weight of masked language modeling (equation 6).")
-    masked_image_weight: float = describe(
-        1.0, "Weight of masked image modeling on codes (equation 4); 0 switches it off."
+    image_text_matching_weight: float = describe(
+        1.0, "Weight of image-text matching (equation 5).", NOT_NEGATIVE
     )
-    pixel_weight: float = describe(1.0, "Weight of the pixel loss (equation 3, first term).")
-    codebook_weight: float = describe(1.0, "Weight of the term that moves codewords to patch vectors.")
+    masked_language_weight: float = describe(
+        1.0, "Weight of masked language modeling (equation 6).", NOT_NEGATIVE
+    )
+    masked_image_weight: float = describe(
+        1.0, "Weight of masked image modeling on codes (equation 4); 0 switches it off.", NOT_NEGATIVE
+    )
+    pixel_weight: float = describe(1.0, "Weight of the pixel loss (equation 3, first term).", NOT_NEGATIVE)
+    codebook_weight: float = describe(
+        1.0, "Weight of the term that moves codewords to patch vectors.", NOT_NEGATIVE
+    )
     commitment_weight: float = describe(
-        0.25, "Weight of the term that moves patch vectors to codewords (beta; not given in the paper)."
+        0.25,
+        "Weight of the term that moves patch vectors to codewords (beta; not given in the paper).",
+        NOT_NEGATIVE,
     )
     image_text_contrastive_weight: float = describe(
         1.0,
         "Weight of the contrastive term, which equation 7 lacks and hard negatives need; 0 is equation 7.",
+        NOT_NEGATIVE,
     )
     burn_in_steps: int = describe(
-        1000, "First steps without the two masked terms (paper: 1,000); 0 for none."
+        1000, "First steps without the two masked terms (paper: 1,000); 0 for none.", NOT_NEGATIVE
     )
     alternate_every: int = describe(
-        0, "Train codebook and encoders in turn, so many steps each; 0 trains them together."
+        0, "Train codebook and encoders in turn, so many steps each; 0 trains them together.", NOT_NEGATIVE
     )
-    masked_language_ratio: float = describe(0.15, "Share of the words hidden, in (0, 1).")
-    mask_ratio: float = describe(0.75, "Share of the patches hidden, in (0, 1); the paper's 75 %.")
+    masked_language_ratio: float = describe(0.15, "Share of the words hidden, in (0, 1).", INSIDE)
+    mask_ratio: float = describe(0.75, "Share of the patches hidden, in (0, 1); the paper's 75 %.", INSIDE)
     mask_stage: Literal["input", "latent"] = describe(
         "input",
         "input: hidden patches do not enter the image encoder (section IV-H); latent: they are taken out behind "
@@ -198,36 +199,24 @@ class CBViLAObjectiveConfig:
     codebook_update: Literal["gradient", "ema"] = describe(
         "gradient", "gradient: by the codebook term (equation 3); ema: moving averages of the patch vectors."
     )
-    ema_decay: float = describe(0.99, "Decay of those averages for each step, in [0, 1).")
+    ema_decay: float = describe(0.99, "Decay of those averages for each step, in [0, 1).", BELOW_ONE)
     restart_after: int = describe(
-        100, "A codeword unused for so many steps is placed on a patch vector far from its own; 0 for never."
+        100,
+        "A codeword unused for so many steps is placed on a patch vector far from its own; 0 for never.",
+        NOT_NEGATIVE,
     )
-    temperature_start: float = describe(1.0, "Temperature of the Gumbel-softmax at the first step.")
+    temperature_start: float = describe(1.0, "Temperature of the Gumbel-softmax at the first step.", POSITIVE)
     temperature_end: float = describe(
-        0.0625, "The same at the last step; the logarithm falls evenly in between."
+        0.0625, "The same at the last step; the logarithm falls evenly in between.", POSITIVE
     )
 
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        check = Check(self)
-        check.not_negative(
-            "image_text_matching_weight", "masked_language_weight", "masked_image_weight", "pixel_weight",
-            "codebook_weight", "commitment_weight", "image_text_contrastive_weight", "burn_in_steps",
-            "alternate_every", "restart_after",
-        )  # fmt: skip
-        for name in ("masked_language_ratio", "mask_ratio"):
-            check.rule(name, 0 < getattr(self, name) < 1, "must lie in (0, 1)")
-        check.one_of("mask_stage", ("input", "latent"))
-        check.one_of("pixel_patches", ("all", "masked", "visible"))
-        check.one_of("codebook_start", ("k_means", "random"))
-        check.one_of("codebook_update", ("gradient", "ema"))
-        check.rule(
+    def check(self) -> None:
+        """Check what fields have to do with each other."""
+        self.require(
             "alternate_every",
             not self.alternate_every or self.codebook_update == "gradient",
             "must be 0 with codebook_update=ema, which trains no codebook in turn",
         )
-        check.rule("ema_decay", 0 <= self.ema_decay < 1, "must lie in [0, 1)")
-        check.positive("temperature_start", "temperature_end")
 
     @property
     def has_codebook_terms(self) -> bool:
@@ -247,17 +236,14 @@ class CBViLADataConfig(PairDataConfig):
         True, "Lower case, without punctuation, at most 30 words, as ALBEF and its successors."
     )
     max_words: int = describe(
-        25, "Words (tokens) of a caption with its start and end; longer ones are cut (ALBEF: 25)."
+        25,
+        "Words (tokens) of a caption with its start and end; longer ones are cut (ALBEF: 25).",
+        at_least(3, ", a word between start and end"),
     )
-
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        super().__post_init__()
-        Check(self).rule("max_words", self.max_words >= 3, "must be 3 or more, a word between start and end")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CBViLARun:
+class CBViLARun(Config):
     """A vision-language model with a visual codebook, and its pretraining."""
 
     family: str = describe("cbvila", "Picks this class.")
@@ -271,22 +257,21 @@ class CBViLARun:
     train: TrainConfig = part(TrainConfig, "The training.")
     eval: EvalConfig = part(EvalConfig, "The measures.")
 
-    def __post_init__(self) -> None:
-        """Raise `ValueError` where parts do not fit together."""
-        check = Check(self)
+    def check(self) -> None:
+        """Check what parts have to do with each other."""
         most = self.model.text.positions
-        check.rule(
+        self.require(
             "data", self.data.max_words <= most, f"must have max_words of at most {most}, text.positions"
         )
         num_patches = self.model.grid**2
         kept = num_patches - round(num_patches * self.objective.mask_ratio)
-        check.rule(
+        self.require(
             "objective",
             0 < kept < num_patches,
             f"must have a mask_ratio that leaves some of the {num_patches} patches visible and hides some",
         )
         compared = self.objective.image_text_matching_weight or self.objective.image_text_contrastive_weight
-        check.rule(
+        self.require(
             "train",
             self.train.batch_size >= 2 or not compared,
             "must have a batch_size of 2 or more: matching and contrast need another pair to compare with",

@@ -1,22 +1,25 @@
-"""LQAE and its VQ-VAE baseline: shapes of the networks, the search for words, the weights of the loss."""
+"""LQAE and its baselines: VQ-VAE, the masked autoencoder, Frozen."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from pixlex.config.check import Check, describe, part
-from pixlex.config.data import CUT_MEANING, Cut
+from pixlex.config.data import DataConfig, GridConfig, PairDataConfig
+from pixlex.config.fields import FRACTION, NOT_NEGATIVE, POSITIVE, Config, at_least, describe, naming, part
+from pixlex.config.train import EvalConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionConfig:
+class VisionConfig(Config):
     """A vision transformer without class token."""
 
-    width: int = describe(768, "Width of the patch vectors; ViT-base has 768.")
-    depth: int = describe(12, "Number of blocks; ViT-base has 12.")
-    heads: int = describe(12, "Attention heads; must divide the width.")
-    mlp_ratio: float = describe(4.0, "Width of the feed-forward part over the width of the patch vectors.")
+    width: int = describe(768, "Width of the patch vectors; ViT-base has 768.", POSITIVE)
+    depth: int = describe(12, "Number of blocks; ViT-base has 12.", POSITIVE)
+    heads: int = describe(12, "Attention heads; must divide the width.", POSITIVE)
+    mlp_ratio: float = describe(
+        4.0, "Width of the feed-forward part over the width of the patch vectors.", POSITIVE
+    )
     block: Literal["standard", "official"] = describe(
         "standard",
         "standard: pre-norm ViT block; official: gated feed-forward with a depthwise 3x3 convolution and "
@@ -38,23 +41,18 @@ class VisionConfig:
     )
     gelu: Literal["exact", "tanh"] = describe("exact", "Activation; tanh: approximated, as in SigLIP.")
 
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        check = Check(self)
-        check.positive("width", "depth", "heads", "mlp_ratio")
-        check.one_of("pixels", ("none", "clip", "imagenet", "half"))
-        check.one_of("gelu", ("exact", "tanh"))
-        check.rule(
+    def check(self) -> None:
+        """Check what fields have to do with each other."""
+        self.require(
             "block",
             self.block == "standard" or not (self.pretrained or self.class_token or self.gelu == "tanh"),
             "must be standard with pretrained, class_token or gelu=tanh",
         )
-        check.rule("heads", self.width % self.heads == 0, f"must divide the width {self.width}")
-        check.one_of("block", ("standard", "official"))
+        self.require("heads", self.width % self.heads == 0, f"must divide the width {self.width}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig:
+class LanguageConfig(Config):
     """The frozen masked language model."""
 
     name: str = describe(
@@ -73,7 +71,7 @@ class LanguageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizerConfig:
+class QuantizerConfig(Config):
     """How a patch vector finds its word.
 
     The value passed on is always the raw word embedding; only the space of the search changes.
@@ -88,30 +86,35 @@ class QuantizerConfig:
     metric: Literal["cosine", "euclidean"] = describe(
         "cosine", "Nearest by angle, or by distance (paper, Table 3, row A: no L2 norm)."
     )
-    search_dim: int = describe(16, "Width of the search space when it is whitened or assigned.")
-    top_k: int = describe(1, "Codewords considered for each patch; 1 is the nearest alone.")
+    search_dim: int = describe(16, "Width of the search space when it is whitened or assigned.", POSITIVE)
+    top_k: int = describe(1, "Codewords considered for each patch; 1 is the nearest alone.", POSITIVE)
     top_k_mode: Literal["average", "random"] = describe(
         "average", "With top_k above 1: pass on the mean of the k nearest, or one of them drawn per patch."
     )
 
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        check = Check(self)
-        check.one_of("search", ("raw", "whitened", "assigned"))
-        check.one_of("metric", ("cosine", "euclidean"))
-        check.positive("search_dim", "top_k")
-        check.one_of("top_k_mode", ("average", "random"))
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(GridConfig):
+    """Image encoder and decoder."""
+
+    encoder: VisionConfig = part(VisionConfig, "The image encoder.")
+    decoder: VisionConfig = part(VisionConfig, "The image decoder.")
+
+    def check(self) -> None:
+        """Require a decoder that starts from nothing."""
+        super().check()
+        decoder = self.decoder
+        self.require(
+            "decoder",
+            not (decoder.pretrained or decoder.class_token or decoder.pixels != "none"),
+            "must have no pretrained, class_token and pixels, which are an encoder's",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class LQAEConfig:
+class LQAEConfig(AutoencoderConfig):
     """The language quantized autoencoder."""
 
-    image_size: int = describe(256, "Side of the square image in pixels.")
-    patch_size: int = describe(16, "Side of a patch in pixels; must divide the image size.")
-    cut: Cut = describe("center", CUT_MEANING)
-    encoder: VisionConfig = part(VisionConfig, "The image encoder.")
-    decoder: VisionConfig = part(VisionConfig, "The image decoder.")
     language: LanguageConfig = part(LanguageConfig, "The frozen language model.")
     quantizer: QuantizerConfig = part(QuantizerConfig, "The search for words.")
     decoder_input: Literal["hidden", "mixed", "predicted"] = describe(
@@ -120,121 +123,198 @@ class LQAEConfig:
         "hidden states; predicted: the word embeddings that the language model predicts (paper, Table 3, row F).",
     )
 
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        check = Check(self)
-        check_sizes(check)
-        check.one_of("decoder_input", ("hidden", "mixed", "predicted"))
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch_size
-
 
 @dataclass(frozen=True, kw_only=True)
-class LQAEObjectiveConfig:
+class LQAEObjectiveConfig(Config):
     """Weights and masks of LQAE's loss."""
 
-    mask_ratio_min: float = describe(0.5, "Lowest share of words hidden from the language model, in [0, 1].")
-    mask_ratio_max: float = describe(
-        0.5, "Highest such share; each image draws its own between the two. The paper hides half."
+    mask_ratio_min: float = describe(
+        0.5, "Lowest share of words hidden from the language model, in [0, 1].", FRACTION
     )
-    reconstruction_weight: float = describe(1.0, "Weight of the mean squared error of the pixels.")
+    mask_ratio_max: float = describe(
+        0.5, "Highest such share; each image draws its own between the two. The paper hides half.", FRACTION
+    )
+    reconstruction_weight: float = describe(
+        1.0, "Weight of the mean squared error of the pixels.", NOT_NEGATIVE
+    )
     commitment_weight: float = describe(
-        0.005, "Weight of the commitment to the nearest word (beta in the paper, 0.005)."
+        0.005, "Weight of the commitment to the nearest word (beta in the paper, 0.005).", NOT_NEGATIVE
     )
     raw_commitment_weight: float = describe(
         0.0,
         "Weight of the same between patch vectors and raw word embeddings, whatever the space of the search; the "
         "released code adds it, with the weight of the other, where a learned codebook picks the word.",
+        NOT_NEGATIVE,
     )
     masked_language_weight: float = describe(
-        0.001, "Weight of the cross-entropy of the hidden words (alpha in the paper, 0.001)."
+        0.001, "Weight of the cross-entropy of the hidden words (alpha in the paper, 0.001).", NOT_NEGATIVE
     )
     entropy_weight: float = describe(
-        0.0, "Weight of the entropy regularization of the codes (paper, Table 3, row D)."
+        0.0, "Weight of the entropy regularization of the codes (paper, Table 3, row D).", NOT_NEGATIVE
     )
     entropy_temperature: float = describe(
         0.01,
         "Temperature of the soft assignment in that term: softmax of minus the squared distances over it.",
+        POSITIVE,
     )
 
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        check = Check(self)
-        check.share("mask_ratio_min", "mask_ratio_max")
-        check.rule(
-            "mask_ratio_max",
-            self.mask_ratio_min <= self.mask_ratio_max,
-            f"must be at least mask_ratio_min = {self.mask_ratio_min}",
+    def check(self) -> None:
+        """Require a range."""
+        least = self.mask_ratio_min
+        self.require(
+            "mask_ratio_max", least <= self.mask_ratio_max, f"must be at least mask_ratio_min = {least}"
         )
-        check.not_negative(
-            "reconstruction_weight", "commitment_weight", "raw_commitment_weight", "masked_language_weight",
-            "entropy_weight",
-        )  # fmt: skip
-        check.positive("entropy_temperature")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQVAEConfig:
+class VQVAEConfig(AutoencoderConfig):
     """The VQ-VAE baseline: the same networks around a learned codebook."""
 
-    image_size: int = describe(256, "Side of the square image in pixels.")
-    patch_size: int = describe(16, "Side of a patch in pixels; must divide the image size.")
-    cut: Cut = describe("center", CUT_MEANING)
-    encoder: VisionConfig = part(VisionConfig, "The image encoder.")
-    decoder: VisionConfig = part(VisionConfig, "The image decoder.")
-    num_codewords: int = describe(1024, "Rows of the learned codebook.")
-    codebook_dim: int = describe(768, "Width of a codeword.")
+    num_codewords: int = describe(1024, "Rows of the learned codebook.", POSITIVE)
+    codebook_dim: int = describe(768, "Width of a codeword.", POSITIVE)
     metric: Literal["cosine", "euclidean"] = describe("euclidean", "Nearest by angle or by distance.")
-
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        check = Check(self)
-        check_sizes(check)
-        check.positive("num_codewords", "codebook_dim")
-        check.one_of("metric", ("cosine", "euclidean"))
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch_size
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQVAEObjectiveConfig:
+class VQVAEObjectiveConfig(Config):
     """Weights of the VQ-VAE's loss and the care of its codebook."""
 
-    reconstruction_weight: float = describe(1.0, "Weight of the mean squared error of the pixels.")
-    codebook_weight: float = describe(1.0, "Weight of the term that moves codewords to patch vectors.")
-    commitment_weight: float = describe(0.25, "Weight of the term that moves patch vectors to codewords.")
+    reconstruction_weight: float = describe(
+        1.0, "Weight of the mean squared error of the pixels.", NOT_NEGATIVE
+    )
+    codebook_weight: float = describe(
+        1.0, "Weight of the term that moves codewords to patch vectors.", NOT_NEGATIVE
+    )
+    commitment_weight: float = describe(
+        0.25, "Weight of the term that moves patch vectors to codewords.", NOT_NEGATIVE
+    )
     restart_after: int = describe(
-        100, "A codeword unused for so many steps is placed on a patch vector far from its own; 0 for never."
+        100,
+        "A codeword unused for so many steps is placed on a patch vector far from its own; 0 for never.",
+        NOT_NEGATIVE,
     )
 
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        Check(self).not_negative(
-            "reconstruction_weight", "codebook_weight", "commitment_weight", "restart_after"
+
+@dataclass(frozen=True, kw_only=True)
+class LQAERun(Config):
+    """A language quantized autoencoder and its training."""
+
+    family: str = describe("lqae", "Picks this class.")
+    model: LQAEConfig = part(LQAEConfig, "The network.")
+    objective: LQAEObjectiveConfig = part(LQAEObjectiveConfig, "The loss.")
+    data: DataConfig = part(DataConfig, "The images.")
+    train: TrainConfig = part(TrainConfig, "The training.")
+    eval: EvalConfig = part(EvalConfig, "The measures.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAERun(Config):
+    """The VQ-VAE baseline and its training."""
+
+    family: str = describe("vqvae", "Picks this class.")
+    model: VQVAEConfig = part(VQVAEConfig, "The network.")
+    objective: VQVAEObjectiveConfig = part(VQVAEObjectiveConfig, "The loss.")
+    data: DataConfig = part(DataConfig, "The images.")
+    train: TrainConfig = part(TrainConfig, "The training.")
+    eval: EvalConfig = part(EvalConfig, "The measures.")
+
+
+def _decoder() -> VisionConfig:
+    """Return the paper's decoder: narrower and shallower than the encoder."""
+    return VisionConfig(width=512, depth=8, heads=16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAEConfig(AutoencoderConfig):
+    """The masked autoencoder (He et al. 2021), transformers' ViTMAE built anew."""
+
+    image_size: int = describe(
+        256, "Side of the square image in pixels; the paper's 224, here LQAE's.", POSITIVE
+    )
+    encoder: VisionConfig = part(VisionConfig, "The encoder, which reads the visible patches alone.")
+    decoder: VisionConfig = part(_decoder, "The decoder; the paper's has 8 blocks, 512 wide, 16 heads.")
+    mask_ratio: float = describe(0.75, "Share of the patches hidden, in (0, 1); the paper hides 75 %.")
+
+    def check(self) -> None:
+        """Check what transformers' network allows."""
+        super().check()
+        for name, side in (("encoder", self.encoder), ("decoder", self.decoder)):
+            self.require(name, side.block == "standard", "must have standard blocks")
+            four = "must have a width that 4 divides, for sines in two directions"
+            self.require(name, side.width % 4 == 0, four)
+        self.require(
+            "encoder",
+            not self.encoder.class_token and self.encoder.pixels == "none",
+            "must leave class_token and pixels alone: it has a class token and ImageNet's pixels",
+        )
+        patches = self.grid**2
+        self.require(
+            "mask_ratio",
+            0 < int(patches * (1 - self.mask_ratio)) < patches,
+            f"must leave some of the {patches} patches visible and hide some",
         )
 
 
-_LARGEST = 65_536  # pixels
+@dataclass(frozen=True, kw_only=True)
+class MAEObjectiveConfig(Config):
+    """The loss of the masked autoencoder."""
+
+    normalize_targets: bool = describe(
+        True,
+        "Predict each patch after its own mean and standard deviation are taken out, as the paper's best.",
+    )
 
 
-def check_sizes(check: Check) -> None:
-    """Require an image that its patches tile exactly, a known way to make it square, a decoder without a start."""
-    check.one_of("cut", get_args(Cut))
-    check.positive("image_size", "patch_size")
-    check.rule("image_size", check.owner.image_size <= _LARGEST, f"must be at most {_LARGEST}")
-    decoder = getattr(check.owner, "decoder", None)
-    check.rule(
-        "decoder",
-        decoder is None or not (decoder.pretrained or decoder.class_token or decoder.pixels != "none"),
-        "must have no pretrained, class_token and pixels, which are an encoder's",
+@dataclass(frozen=True, kw_only=True)
+class MAERun(Config):
+    """The masked autoencoder and its training."""
+
+    family: str = describe("mae", "Picks this class.")
+    model: MAEConfig = part(MAEConfig, "The network.")
+    objective: MAEObjectiveConfig = part(MAEObjectiveConfig, "The loss.")
+    data: DataConfig = part(DataConfig, "The images.")
+    train: TrainConfig = part(TrainConfig, "The training.")
+    eval: EvalConfig = part(EvalConfig, "The measures.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalLanguageConfig(Config):
+    """The frozen causal language model."""
+
+    name: str = describe(
+        "openai-community/gpt2",
+        "Hub name or directory of a causal language model; the paper's has 7 billion weights and is not public.",
+        naming("a language model"),
     )
-    patch = check.owner.patch_size
-    check.rule(
-        "image_size", check.owner.image_size % patch == 0, f"must be a multiple of the patch size {patch}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenConfig(GridConfig):
+    """Images as words that no vocabulary has (Tsimpoukelli et al. 2021)."""
+
+    image_size: int = describe(224, "Side of the square image in pixels; the paper's 224.", POSITIVE)
+    encoder: VisionConfig = part(VisionConfig, "The image encoder; the paper's is an NF-ResNet-50.")
+    num_prefix_tokens: int = describe(2, "Embeddings that an image becomes; the paper's 2.", POSITIVE)
+    language: CausalLanguageConfig = part(CausalLanguageConfig, "The frozen language model.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenDataConfig(PairDataConfig):
+    """The images and captions of Frozen."""
+
+    max_words: int = describe(
+        48,
+        "Words (tokens) of a caption with its end; longer ones are cut.",
+        at_least(2, ", a word and the end"),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenRun(Config):
+    """A vision encoder in front of a frozen language model, and its training."""
+
+    family: str = describe("frozen", "Picks this class.")
+    model: FrozenConfig = part(FrozenConfig, "The network.")
+    data: FrozenDataConfig = part(FrozenDataConfig, "The images and captions.")
+    train: TrainConfig = part(TrainConfig, "The training.")
+    eval: EvalConfig = part(EvalConfig, "The measures.")

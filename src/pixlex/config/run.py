@@ -6,47 +6,16 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
 
 from pixlex.config.cbvila import CBViLARun
-from pixlex.config.check import describe, part
-from pixlex.config.data import DataConfig
-from pixlex.config.frozen import FrozenRun
-from pixlex.config.lqae import LQAEConfig, LQAEObjectiveConfig, VQVAEConfig, VQVAEObjectiveConfig
-from pixlex.config.mae import MAERun
-from pixlex.config.reasoning import ReasoningRun
-from pixlex.config.train import EvalConfig, TrainConfig
+from pixlex.config.finetune import ReasoningRun
+from pixlex.config.lqae import FrozenRun, LQAERun, MAERun, VQVAERun
 from pixlex.files import write_text
 from pixlex.messages import nearest, quoted
-
-
-@dataclass(frozen=True, kw_only=True)
-class LQAERun:
-    """A language quantized autoencoder and its training."""
-
-    family: str = describe("lqae", "Picks this class.")
-    model: LQAEConfig = part(LQAEConfig, "The network.")
-    objective: LQAEObjectiveConfig = part(LQAEObjectiveConfig, "The loss.")
-    data: DataConfig = part(DataConfig, "The images.")
-    train: TrainConfig = part(TrainConfig, "The training.")
-    eval: EvalConfig = part(EvalConfig, "The measures.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class VQVAERun:
-    """The VQ-VAE baseline and its training."""
-
-    family: str = describe("vqvae", "Picks this class.")
-    model: VQVAEConfig = part(VQVAEConfig, "The network.")
-    objective: VQVAEObjectiveConfig = part(VQVAEObjectiveConfig, "The loss.")
-    data: DataConfig = part(DataConfig, "The images.")
-    train: TrainConfig = part(TrainConfig, "The training.")
-    eval: EvalConfig = part(EvalConfig, "The measures.")
-
 
 Run = LQAERun | VQVAERun | MAERun | FrozenRun | CBViLARun | ReasoningRun
 FAMILIES: Mapping[str, type[Run]] = {
@@ -133,9 +102,9 @@ def run_from(values: Mapping[str, Any], origin: str) -> Run:
         ValueError: as `read_run`.
     """
     family = str(values.get("family"))
-    if family not in FAMILIES:
+    kind = FAMILIES.get(family)
+    if kind is None:
         raise ValueError(f"{origin}: family must be one of {', '.join(FAMILIES)}, got {quoted(family)}")
-    kind = FAMILIES[family]
     values = _without_retired(values, origin)
     _check_keys(kind, values, "", origin)
     from jsonargparse import ArgumentError, ArgumentParser

@@ -5,31 +5,40 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pixlex.config.check import Check, describe
+from pixlex.config.fields import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Config, Range, describe
+
+SEED = Range("must be 0 or more and below 2 ** 63", lambda value: 0 <= value < 2**63)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Config):
     """One training run."""
 
-    steps: int = describe(250_200, "Optimizer steps; the paper's 100 epochs of ImageNet are 250,200.")
-    batch_size: int = describe(512, "Images in a step, over all processes.")
+    steps: int = describe(
+        250_200, "Optimizer steps; the paper's 100 epochs of ImageNet are 250,200.", POSITIVE
+    )
+    batch_size: int = describe(512, "Images in a step, over all processes.", POSITIVE)
     learning_rate: float = describe(
         3e-4,
         "Peak learning rate; the paper says 1.5e-4, its released command makes 3e-4 of that at batch 512.",
+        POSITIVE,
     )
-    warmup_steps: int = describe(12_510, "Steps of linear warm-up; the paper's 5 epochs are 12,510.")
-    initial_learning_rate: float = describe(0.0, "Learning rate that the warm-up begins at.")
-    final_learning_rate: float = describe(0.0, "Learning rate at the end of the cosine.")
-    weight_decay: float = describe(5e-4, "AdamW's weight decay (paper: 0.0005).")
+    warmup_steps: int = describe(
+        12_510, "Steps of linear warm-up; the paper's 5 epochs are 12,510.", NOT_NEGATIVE
+    )
+    initial_learning_rate: float = describe(0.0, "Learning rate that the warm-up begins at.", NOT_NEGATIVE)
+    final_learning_rate: float = describe(0.0, "Learning rate at the end of the cosine.", NOT_NEGATIVE)
+    weight_decay: float = describe(5e-4, "AdamW's weight decay (paper: 0.0005).", NOT_NEGATIVE)
     decay_all: bool = describe(
         False, "Decay norms, biases and positions as well, as the released code does by accident."
     )
-    beta1: float = describe(0.9, "AdamW's first beta.")
-    beta2: float = describe(0.95, "AdamW's second beta (released code: 0.95).")
-    epsilon: float = describe(1e-8, "AdamW's epsilon.")
-    clip_norm: float = describe(1.0, "Largest norm of the gradient; 0 for no limit, as in the paper.")
-    seed: int = describe(0, "Seed of weights, data order, augmentation and masks.")
+    beta1: float = describe(0.9, "AdamW's first beta.", BELOW_ONE)
+    beta2: float = describe(0.95, "AdamW's second beta (released code: 0.95).", BELOW_ONE)
+    epsilon: float = describe(1e-8, "AdamW's epsilon.", POSITIVE)
+    clip_norm: float = describe(
+        1.0, "Largest norm of the gradient; 0 for no limit, as in the paper.", NOT_NEGATIVE
+    )
+    seed: int = describe(0, "Seed of weights, data order, augmentation and masks.", SEED)
     precision: Literal["auto", "bf16", "fp32"] = describe(
         "auto",
         "bf16: mixed precision, distances and losses in float32; fp32: everything in float32; auto: bf16 where "
@@ -51,49 +60,25 @@ class TrainConfig:
         "for models of which one device cannot hold all that. Alone it changes nothing.",
     )
     device: str = describe("auto", "auto, cpu, cuda or cuda:N.")
-    log_every: int = describe(10, "Steps between lines of the log.")
-    checkpoint_every: int = describe(1000, "Steps between checkpoints.")
-    keep_checkpoints: int = describe(2, "Newest checkpoints kept.")
-    evaluate_every: int = describe(5000, "Steps between evaluations with pictures; 0 for the end alone.")
+    log_every: int = describe(10, "Steps between lines of the log.", POSITIVE)
+    checkpoint_every: int = describe(1000, "Steps between checkpoints.", POSITIVE)
+    keep_checkpoints: int = describe(2, "Newest checkpoints kept.", POSITIVE)
+    evaluate_every: int = describe(
+        5000, "Steps between evaluations with pictures; 0 for the end alone.", NOT_NEGATIVE
+    )
     wandb: bool = describe(False, "Log to Weights & Biases as well; needs the extra pixlex[wandb].")
-
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        check = Check(self)
-        check.positive(
-            "steps", "batch_size", "learning_rate", "epsilon", "log_every", "checkpoint_every",
-            "keep_checkpoints",
-        )  # fmt: skip
-        check.not_negative(
-            "warmup_steps",
-            "initial_learning_rate",
-            "final_learning_rate",
-            "weight_decay",
-            "clip_norm",
-            "seed",
-            "evaluate_every",
-        )
-        check.rule("seed", self.seed < 2**63, "must be below 2 ** 63")
-        check.rule("beta1", 0 <= self.beta1 < 1, "must lie in [0, 1)")
-        check.rule("beta2", 0 <= self.beta2 < 1, "must lie in [0, 1)")
-        check.one_of("precision", ("auto", "bf16", "fp32"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
+class EvalConfig(Config):
     """What is measured on the validation images."""
 
-    batch_size: int = describe(64, "Images measured at a time.")
-    limit: int = describe(0, "Validation images used; 0 for all.")
-    examples: int = describe(8, "Images drawn with their words.")
+    batch_size: int = describe(64, "Images measured at a time.", POSITIVE)
+    limit: int = describe(0, "Validation images used; 0 for all.", NOT_NEGATIVE)
+    examples: int = describe(8, "Images drawn with their words.", POSITIVE)
     word_folds: int = describe(
         2,
         "Passes of the language model that measure how well words foretell each other, each with one of so many "
         "shares of the words hidden; 0 for none.",
+        NOT_NEGATIVE,
     )
-
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        check = Check(self)
-        check.positive("batch_size", "examples")
-        check.not_negative("limit", "word_folds")

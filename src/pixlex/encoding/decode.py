@@ -20,7 +20,7 @@ from pixlex.api import ImageTokenizer
 from pixlex.data.decoding import IMAGE_SUFFIXES
 from pixlex.encoding.files import Codes, json_object, read_codes
 from pixlex.files import write_atomically, write_text
-from pixlex.models.pretrained import fingerprint
+from pixlex.models.checkpoint import fingerprint
 from pixlex.progress import bar_or_lines
 
 MARK = ".pixlex-decoded.json"

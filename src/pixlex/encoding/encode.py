@@ -25,7 +25,7 @@ from pixlex.data.sources import BrokenImages, ImageSource, subset
 from pixlex.data.transforms import evaluation_transform
 from pixlex.encoding.files import PARTS, EncodedImage, Kind, check_kind, write_checksum, write_codes
 from pixlex.files import Journal, read_json, sealed, write_atomically, write_json, write_text
-from pixlex.models.pretrained import fingerprint
+from pixlex.models.checkpoint import fingerprint
 from pixlex.progress import bar_or_lines
 
 

@@ -16,7 +16,7 @@ from pixlex.data.text import plain_text
 from pixlex.eval.evaluate import evaluating
 from pixlex.messages import quoted
 from pixlex.models.cbvila import CBViLA
-from pixlex.models.reasoner import Reasoner
+from pixlex.models.finetuned import Reasoner
 from pixlex.nn.bert import Context, FusionEncoder
 
 ScoreOf = Callable[[Tensor], Tensor]  # fused vectors (B, T, D) -> one number for each row (B,)

@@ -27,8 +27,8 @@ from pixlex.batch import Skipped
 from pixlex.eval.evaluate import wilson_interval
 from pixlex.eval.probe_features import Features, ProbeSets, check_counts, extract
 from pixlex.messages import not_installed
+from pixlex.models.checkpoint import Tokenizer
 from pixlex.models.inference import Precision
-from pixlex.models.pretrained import Tokenizer
 from pixlex.progress import bar_or_lines
 
 Method = Literal["lbfgs", "minibatch"]

@@ -29,8 +29,8 @@ from pixlex.data.sources import BrokenImages, ImageSource, subset
 from pixlex.eval.evaluate import progress_bar
 from pixlex.files import Damaged, read_json, write_atomically, write_json
 from pixlex.messages import printable
+from pixlex.models.checkpoint import Tokenizer, fingerprint
 from pixlex.models.inference import Precision, compute_rows, computing
-from pixlex.models.pretrained import Tokenizer, fingerprint
 
 Kind = Literal["layers", "last", "encoder", "codes", "pixels"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

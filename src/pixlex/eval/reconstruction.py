@@ -31,7 +31,7 @@ from pixlex.eval.metrics import (
     word_folds,
 )
 from pixlex.eval.perceptual import FrechetDistance, PerceptualDistance, perceptual_notes
-from pixlex.models.pretrained import Tokenizer
+from pixlex.models.checkpoint import Tokenizer
 
 # In the order in which they are shown.
 _VALUES = (

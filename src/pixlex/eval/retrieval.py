@@ -35,7 +35,7 @@ from pixlex.eval.evaluate import (
 )
 from pixlex.files import check_zip, write_atomically
 from pixlex.models.cbvila import CBViLA
-from pixlex.models.pretrained import fingerprint
+from pixlex.models.checkpoint import fingerprint
 
 Score = Literal["contrastive", "matching", "matching+contrastive"]
 RANKS = (1, 5, 10)

@@ -13,12 +13,12 @@ from typing import Literal
 from pixlex import distributed
 from pixlex.batch import ReasoningBatch, Words
 from pixlex.config.data import SQUARE
-from pixlex.config.reasoning import ReasoningTask
+from pixlex.config.finetune import ReasoningTask
 from pixlex.data.answers import agreement, normalize_answer
 from pixlex.data.records import ReasoningSource
 from pixlex.eval.evaluate import DEFAULT_PASS, Evaluation, Measured, Pass, evaluate, wilson_interval
 from pixlex.files import write_text
-from pixlex.models.reasoner import Reasoner
+from pixlex.models.finetuned import Reasoner
 
 # Likeliest answers of an item that are stored.
 _ANSWERS = 5

@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from pixlex.batch import Words
 from pixlex.config.cbvila import CBViLAConfig
 from pixlex.messages import renamed
-from pixlex.models.heads import ClassPatchHead, MaskedPatchHead, MaskedWordHead
-from pixlex.models.starts import start_from_pretrained
+from pixlex.models import ImageModel
+from pixlex.models.initialization import initialize_towers
 from pixlex.nn.bert import Context, FusionEncoder, TextEncoder
 from pixlex.nn.codebook import LearnedCodebook, Quantized
 from pixlex.nn.masking import SplitPatches
 from pixlex.nn.tokenizer import TextTokenizer, load_tokenizer
-from pixlex.nn.transformer import initialize, initializer, initializing
+from pixlex.nn.transformer import initialize, initializer, initializing, take_rows
 from pixlex.nn.vit import PIXELS, ClassTokenEncoder, sine_positions, take
 
 # Divides similarities before training, and those that no training has scaled (ALBEF's code).
 START_TEMPERATURE = 0.07
 
 
-class CBViLA(nn.Module):
+class CBViLA(ImageModel):
     """Vision-language model with a visual codebook (Guo et al. 2022, arXiv:2208.00475).
 
     Args:
@@ -48,6 +48,7 @@ class CBViLA(nn.Module):
     fuses: ClassVar[Literal[True]] = True
     vocabulary: ClassVar[None] = None  # its codes are no words
     task: ClassVar[None] = None
+    config: CBViLAConfig
     mean: Tensor
     std: Tensor
 
@@ -93,7 +94,7 @@ class CBViLA(nn.Module):
 
     @classmethod
     def build(cls, config: CBViLAConfig, *, initialize: bool = True) -> CBViLA:
-        """Build the model with fresh weights; the counterpart of `LQAE.build`."""
+        """Build the model with fresh weights."""
         with initializing(initialize):
             return cls(config, load_tokenizer(config.text.tokenizer))
 
@@ -105,15 +106,15 @@ class CBViLA(nn.Module):
             ValueError: a part cannot be loaded or does not fit the configuration.
         """
         model = cls.build(config)
-        start_from_pretrained(
+        initialize_towers(
             model.image_encoder, model.text_encoder, model.fusion, model.masked_word_head, config
         )
         return model
 
     @property
-    def grid(self) -> int:
-        """Patches along one side of the image."""
-        return self.config.grid
+    def text_identity(self) -> tuple[str, str]:
+        """Name and fingerprint of the tokenizer."""
+        return self.tokenizer.name, self.tokenizer.fingerprint
 
     @property
     def num_codewords(self) -> int:
@@ -308,6 +309,82 @@ class VisualQuery(nn.Module):
         blank = self.hidden.to(projected.dtype).expand(len(visible), self.positions.shape[1], -1)
         sequence = self.norm(blank.scatter(1, places, projected) + self.positions)
         return torch.cat([class_vectors.unsqueeze(1).to(sequence.dtype), sequence], dim=1)
+
+
+class MaskedWordHead(nn.Module):
+    """BERT's head for hidden words; its output matrix is the word embedding (Devlin et al. 2018).
+
+    Args:
+        width: D, the width of the vectors.
+        vocab_size: V.
+    """
+
+    def __init__(self, width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.transform = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.apply(initializer(width))
+
+    def forward(self, vectors: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        """Return vectors to be compared with word embeddings."""
+        predicted: Tensor = self.norm(F.gelu(self.transform(vectors)))
+        return predicted
+
+
+class MaskedPatchHead(nn.Module):
+    """Names the codewords of hidden patches: BERT's transform, then an output matrix of its own.
+
+    Args:
+        width: D, the width of the vectors.
+        output_width: width of the vectors compared with the output matrix.
+        num_codewords: rows of the output matrix; None where the codewords themselves are compared.
+    """
+
+    def __init__(self, width: int, output_width: int, num_codewords: int | None) -> None:
+        super().__init__()
+        self.transform = nn.Linear(width, output_width)
+        self.norm = nn.LayerNorm(output_width, eps=1e-12)
+        self.apply(initializer(width))
+        self.codewords = None if num_codewords is None else nn.Linear(output_width, num_codewords)
+        # Cosines of what is random differ by 1 / sqrt(width): untrained logits have a spread of about 1.
+        self.log_scale = (
+            nn.Parameter(torch.tensor(0.5 * math.log(output_width))) if num_codewords is None else None
+        )
+        if self.codewords is not None:
+            initialize(self.codewords)  # small: an untrained head finds all codewords alike likely
+
+    def forward(self, vectors: Float[Tensor, "M D"]) -> Float[Tensor, "M S"]:
+        """Return vectors to be compared with the output matrix; with codewords, by angle times a learned scale."""
+        predicted: Tensor = self.norm(F.gelu(self.transform(vectors)))
+        if self.log_scale is not None:
+            predicted = self.log_scale.exp() * F.normalize(predicted.float(), dim=-1)
+        return predicted
+
+
+class ClassPatchHead(nn.Module):
+    """Makes a vector for each hidden patch of the class vector and the patch's position (CB-ViLA, figure 1).
+
+    Args:
+        width: D, the width of the vectors.
+        num_patches: N.
+    """
+
+    def __init__(self, width: int, num_patches: int) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(sine_positions(math.isqrt(num_patches), width)[0, 1:])
+        self.mix = nn.Linear(2 * width, width)
+        self.apply(initializer(width))
+
+    def forward(
+        self, class_vectors: Float[Tensor, "B D"], hidden: Int[Tensor, "B m"]
+    ) -> Float[Tensor, "B m D"]:
+        """Return one vector for each hidden patch."""
+        whole = class_vectors.unsqueeze(1).expand(-1, hidden.shape[1], -1)
+        mixed: Tensor = self.mix(
+            torch.cat([whole, take_rows(self.positions, hidden).to(whole.dtype)], dim=-1)
+        )
+        return mixed
 
 
 def _bridge(before: int, after: int) -> nn.Module:

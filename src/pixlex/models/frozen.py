@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -10,17 +10,17 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from pixlex.batch import Words
-from pixlex.config.frozen import FrozenConfig
+from pixlex.config.lqae import FrozenConfig
+from pixlex.models import ImageModel
 from pixlex.nn.causal import CausalLanguageModel, load_causal_language_model
 from pixlex.nn.transformer import initializing
 from pixlex.nn.vit import ImageEncoder
 
 
-class Frozen(nn.Module):
+class Frozen(ImageModel):
     """A vision encoder in front of a frozen language model (Tsimpoukelli et al. 2021, section 3).
 
-    The language model is held outside the module tree: it is neither trained nor saved, and moves with the
-    model between devices. The encoder is ours, a vision transformer whose patch vectors are averaged, where the
+    The encoder is ours, a vision transformer whose patch vectors are averaged, where the
     paper has an NF-ResNet-50.
 
     Args:
@@ -35,6 +35,12 @@ class Frozen(nn.Module):
     has_codes: ClassVar[Literal[False]] = False
     speaks: ClassVar[Literal[True]] = True
     fuses: ClassVar[Literal[False]] = False
+
+    mismatch: ClassVar[tuple[str, str]] = (
+        "weights", "an image's embeddings mean nothing to another language model",
+    )  # fmt: skip
+    config: FrozenConfig
+    _frozen: tuple[CausalLanguageModel]
 
     def __init__(self, config: FrozenConfig, language: CausalLanguageModel) -> None:
         super().__init__()
@@ -53,7 +59,7 @@ class Frozen(nn.Module):
 
     @classmethod
     def build(cls, config: FrozenConfig, *, initialize: bool = True) -> Frozen:
-        """Load the language model that the configuration names, and build the model; see `LQAE.build`."""
+        """Load the language model that the configuration names, and build the model."""
         language = load_causal_language_model(config.language.name)
         with initializing(initialize):
             return cls(config, language)
@@ -64,25 +70,13 @@ class Frozen(nn.Module):
         return self._frozen[0]
 
     @property
-    def grid(self) -> int:
-        """Patches along one side of the image."""
-        return self.config.grid
+    def text_identity(self) -> tuple[str, str]:
+        """Name and fingerprint of the language model."""
+        return self.language.name, self.language.fingerprint
 
     def tokenize_texts(self, texts: Sequence[str], max_words: int) -> Words:
         """Return texts as the language model reads them, each cut to so many words (tokens) with its end."""
         return self.language.encode(texts, max_words)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
-        """Move the language model along when the model moves."""
-        self.language._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    @torch.no_grad()
-    def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Return the mean of the encoder's patch vectors, in float32; `images` holds pixels in [0, 1]."""
-        vectors: Tensor = self.encoder(images)
-        return vectors.float().mean(1)
 
     def prefix(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B prefix D"]:
         """Return the embeddings that stand for images: the mean patch vector, mapped linearly.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pixlex.config.lqae import LQAEConfig
+from pixlex.models import ImageModel
 from pixlex.nn.codebook import AllMean, Quantized, WordQuantizer, straight_through
 from pixlex.nn.language_model import (
     LanguageModel,
@@ -42,11 +43,8 @@ class LQAEOutput:
     mask: Bool[Tensor, "B N"] | None
 
 
-class LQAE(nn.Module):
+class LQAE(ImageModel):
     """Language quantized autoencoder (LQAE, section 3.2).
-
-    The language model is held outside the module tree: it is neither trained nor saved, and moves with the
-    model between devices.
 
     Args:
         config: shapes and switches.
@@ -62,6 +60,9 @@ class LQAE(nn.Module):
     has_codes: ClassVar[Literal[True]] = True
     speaks: ClassVar[Literal[False]] = False
     fuses: ClassVar[Literal[False]] = False
+    mismatch: ClassVar[tuple[str, str]] = ("word embeddings", "codes mean nothing in another vocabulary")
+    config: LQAEConfig
+    _frozen: tuple[LanguageModel | LanguageWords]
     _word_ids: Tensor
 
     def __init__(
@@ -81,7 +82,7 @@ class LQAE(nn.Module):
             )
         self.config = config
         self.vocabulary = vocabulary
-        self._frozen: tuple[LanguageModel | LanguageWords] = (language,)
+        self._frozen = (language,)
         # Moves with the model, so that no step copies it to a GPU anew.
         self.register_buffer("_word_ids", vocabulary.word_ids, persistent=False)
         embedding = language.word_embedding[vocabulary.word_ids]
@@ -103,12 +104,7 @@ class LQAE(nn.Module):
 
     @classmethod
     def build(cls, config: LQAEConfig, *, initialize: bool = True) -> LQAE:
-        """Load the language model and the vocabulary that the configuration names, and build the model.
-
-        Args:
-            config: shapes and switches.
-            initialize: False where weights are read at once: none are drawn or computed.
-        """
+        """Load the language model and the vocabulary that the configuration names, and build the model."""
         part = config.language
         load = load_language_model if initialize else load_language_words
         language = load(part.name, random_weights=part.random_weights, random_seed=part.random_seed)
@@ -131,21 +127,14 @@ class LQAE(nn.Module):
         return self._frozen[0]
 
     @property
-    def grid(self) -> int:
-        """Words along one side of the image."""
-        return self.config.grid
+    def text_identity(self) -> tuple[str, str]:
+        """Name and fingerprint of the language model."""
+        return self.language_words.name, self.language_words.fingerprint
 
     @property
     def num_codewords(self) -> int:
         """K, the number of words that may be codewords."""
         return self.quantizer.num_codewords
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LQAE:
-        """Move the language model along when the model moves."""
-        if isinstance(self._frozen[0], LanguageModel):
-            self._frozen[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def word_ids(self, codes: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """Return the language model's ids of codewords."""
@@ -166,12 +155,6 @@ class LQAE(nn.Module):
         """
         quantized: Quantized = self.quantizer(self.projector(self.encoder(images)), generator, all_mean)
         return quantized
-
-    @torch.no_grad()
-    def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Return the mean of the encoder's patch vectors, in float32; `images` holds pixels in [0, 1]."""
-        vectors: Tensor = self.encoder(images)
-        return vectors.float().mean(1)
 
     def patch_features(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B N columns"]]:
         """Return one vector for each patch and part of the model: `layer 0` to `layer L`, `encoder`, `codes`."""
@@ -247,7 +230,3 @@ class LQAE(nn.Module):
     def decode(self, codes: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
         """Return the images that words stand for, in [0, 1]: through the language model, nothing hidden."""
         return self.reconstruct(self.encode_text(self.quantizer.embedding[codes])).float().clamp(0, 1)
-
-    def description(self) -> dict[str, Any]:
-        """Return what identifies the language model that the codes belong to."""
-        return {"name": self.language_words.name, "fingerprint": self.language_words.fingerprint}

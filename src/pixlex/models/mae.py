@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pixlex.config.lqae import VisionConfig
-from pixlex.config.mae import MAEConfig
-from pixlex.nn.transformer import initializing
+from pixlex.config.lqae import MAEConfig, VisionConfig
+from pixlex.models import ImageModel
 from pixlex.nn.vit import IMAGENET_MEAN, IMAGENET_STD, sine_positions
 
 
@@ -29,7 +28,7 @@ class MAEOutput:
     mask: Bool[Tensor, "B N"]
 
 
-class MAE(nn.Module):
+class MAE(ImageModel):
     """Masked autoencoder (He et al. 2021): transformers' network, built from a configuration.
 
     Args:
@@ -40,25 +39,18 @@ class MAE(nn.Module):
     has_codes: ClassVar[Literal[False]] = False
     speaks: ClassVar[Literal[False]] = False
     fuses: ClassVar[Literal[False]] = False
+    config: MAEConfig
     mean: Tensor
     std: Tensor
 
     def __init__(self, config: MAEConfig) -> None:
         super().__init__()
         self.config = config
-        from transformers import ViTMAEForPreTraining
-
-        self.network = ViTMAEForPreTraining(_network_config(config))
+        self.network = _network(config)
         # Those of sines are computed, learned ones of another network are kept.
         _initialize(self.network, config.grid, kept=bool(config.encoder.pretrained))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
-
-    @classmethod
-    def build(cls, config: MAEConfig, *, initialize: bool = True) -> MAE:
-        """Build the model; the counterpart of `LQAE.build`."""
-        with initializing(initialize):
-            return cls(config)
 
     @classmethod
     def published(cls, folder: Path, name: str) -> MAE:
@@ -88,9 +80,10 @@ class MAE(nn.Module):
         return model
 
     @property
-    def grid(self) -> int:
-        """Patches along one side of the image."""
-        return self.config.grid
+    def encoder(self) -> nn.Module:
+        """The encoder within transformers' network."""
+        encoder: nn.Module = self.network.vit
+        return encoder
 
     def forward(self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B N"]) -> MAEOutput:
         """Hide the patches with the largest noise, encode the others, predict all.
@@ -164,11 +157,12 @@ def _config_of(found: Any, name: str) -> MAEConfig:
     )
 
 
-def _network_config(config: MAEConfig) -> Any:
-    encoder, decoder = config.encoder, config.decoder
-    from transformers import ViTMAEConfig
+def _network(config: MAEConfig) -> Any:
+    """Build transformers' network, whose import takes a second, where it is needed."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-    return ViTMAEConfig(
+    encoder, decoder = config.encoder, config.decoder
+    settings = ViTMAEConfig(
         hidden_size=encoder.width,
         num_hidden_layers=encoder.depth,
         num_attention_heads=encoder.heads,
@@ -183,6 +177,7 @@ def _network_config(config: MAEConfig) -> Any:
         layer_norm_eps=1e-6,
         hidden_act="gelu_pytorch_tanh" if encoder.gelu == "tanh" else "gelu",
     )
+    return ViTMAEForPreTraining(settings)
 
 
 def _initialize(network: Any, grid: int, *, kept: bool) -> None:

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pixlex.config.lqae import VQVAEConfig
+from pixlex.models import ImageModel
 from pixlex.nn.codebook import LearnedCodebook, Quantized
-from pixlex.nn.transformer import initializing
 from pixlex.nn.vit import ImageEncoder, PixelDecoder
 
 
@@ -23,7 +23,7 @@ class VQVAEOutput:
     quantized: Quantized
 
 
-class VQVAE(nn.Module):
+class VQVAE(ImageModel):
     """Vector quantized autoencoder (van den Oord et al. 2017) with LQAE's encoder and decoder.
 
     Args:
@@ -35,6 +35,7 @@ class VQVAE(nn.Module):
     speaks: ClassVar[Literal[False]] = False
     fuses: ClassVar[Literal[False]] = False
     vocabulary: ClassVar[None] = None  # its codes are no words
+    config: VQVAEConfig
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
@@ -47,17 +48,6 @@ class VQVAE(nn.Module):
         )
         self.codebook = LearnedCodebook(config.num_codewords, config.codebook_dim, config.metric)
         self.decoder = PixelDecoder(config.decoder, config.image_size, config.patch_size, config.codebook_dim)
-
-    @classmethod
-    def build(cls, config: VQVAEConfig, *, initialize: bool = True) -> VQVAE:
-        """Build the model; the counterpart of `LQAE.build`."""
-        with initializing(initialize):
-            return cls(config)
-
-    @property
-    def grid(self) -> int:
-        """Codes along one side of the image."""
-        return self.config.grid
 
     @property
     def num_codewords(self) -> int:
@@ -73,12 +63,6 @@ class VQVAE(nn.Module):
     def feature_widths(self) -> dict[str, int]:
         """Widths of what `patch_features` returns."""
         return {"encoder": self.config.encoder.width, "codes": self.config.codebook_dim}
-
-    @torch.no_grad()
-    def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Return the mean of the encoder's patch vectors, in float32; `images` holds pixels in [0, 1]."""
-        vectors: Tensor = self.encoder(images)
-        return vectors.float().mean(1)
 
     def patch_features(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B N columns"]]:
         """Return one vector for each patch: `encoder`, then `codes`, its codeword."""

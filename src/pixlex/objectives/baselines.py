@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pixlex.batch import ImageBatch, ImageTextBatch, send
-from pixlex.config.mae import MAEObjectiveConfig
+from pixlex.config.lqae import MAEObjectiveConfig
 from pixlex.losses.cross_entropy import caption_loss
 from pixlex.losses.reconstruction import masked_patch_loss, normalized_patches
 from pixlex.models.frozen import Frozen

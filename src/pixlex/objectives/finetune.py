@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixlex.batch import ReasoningBatch, send
-from pixlex.config.reasoning import ReasoningObjectiveConfig
+from pixlex.config.finetune import ReasoningObjectiveConfig
 from pixlex.data.answers import agreement_targets
 from pixlex.losses.cross_entropy import masked_word_loss
 from pixlex.messages import quoted
-from pixlex.models.reasoner import Reasoner
+from pixlex.models.finetuned import Reasoner
 from pixlex.nn.transformer import take_rows
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 

@@ -28,9 +28,9 @@ turns an image into a vector; here it is a baseline for a linear classifier on a
 """
 
 _MAE_USAGE = """\
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 
-model = pretrained.load_any("this directory, or its name on the hub")
+model = checkpoint.load_any("this directory, or its name on the hub")
 features = model.embed(images)  # images: (B, 3, H, W) in [0, 1]; one vector for each"""
 
 _FROZEN = """\
@@ -39,9 +39,9 @@ images with captions: an image becomes a few embeddings, which the language mode
 """
 
 _FROZEN_USAGE = """\
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 
-model = pretrained.load_any("this directory, or its name on the hub")
+model = checkpoint.load_any("this directory, or its name on the hub")
 captions = model.caption(images, max_words=20)  # images: (B, 3, H, W) in [0, 1]"""
 
 _FROZEN_LANGUAGE = """\
@@ -60,9 +60,9 @@ with captions: it compares images and texts, writes an image as codes, foretells
 """
 
 _CBVILA_USAGE = """\
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 
-model = pretrained.load_any("this directory, or its name on the hub")
+model = checkpoint.load_any("this directory, or its name on the hub")
 words = model.tokenize_texts(["two dogs in the snow"], max_words=30)
 images = model.image_vectors(model.encode_image(images))  # images: (B, 3, H, W) in [0, 1]
 texts = model.text_vectors(model.encode_text(words.word_ids, words.key_padding))
@@ -81,9 +81,9 @@ _TASKS = {
 }
 
 _REASONING_USAGE = """\
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 
-model = pretrained.load_any("this directory, or its name on the hub")
+model = checkpoint.load_any("this directory, or its name on the hub")
 words = model.tokenize_texts(["what color is the dog"], max_words=30)
 ranked = model.rank(images, words)  # images: (B, 3, H, W) in [0, 1]
 answers = [model.config.answers[number] for number in ranked.numbers[:, 0]]"""
@@ -193,8 +193,8 @@ def _count(run_config: Mapping[str, Any]) -> str:
 
 def _language(name: str, fingerprint: str, *, family: str) -> str:
     """Say whose words these are, or which language model is spoken through."""
-    if family in ("frozen", "cbvila", "reasoning"):
-        text = _FROZEN_LANGUAGE if family == "frozen" else _CBVILA_LANGUAGE
+    text = {"frozen": _FROZEN_LANGUAGE, "cbvila": _CBVILA_LANGUAGE, "reasoning": _CBVILA_LANGUAGE}.get(family)
+    if text is not None:
         return text.format(name=name, fingerprint=fingerprint)
     source = f"`{name}`"
     if name == "embedded":

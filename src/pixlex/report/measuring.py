@@ -3,49 +3,57 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor
 
 from pixlex import distributed
-from pixlex.batch import ImageBatch, Skipped
+from pixlex.batch import Skipped
 from pixlex.config.run import Run
-from pixlex.data.loader import Loader, LoaderConfig
-from pixlex.data.rows import Images
-from pixlex.data.sources import ImageSource
-from pixlex.distributed import pick_device
-from pixlex.eval.evaluate import Pass
-from pixlex.models.inference import Precision
+from pixlex.families import FAMILIES, Validation
+from pixlex.objectives.phase import Objective
 from pixlex.report.drawing import drawn
 from pixlex.report.plots import curves
-from pixlex.train.parallel import pick_precision
 from pixlex.train.tracking import METRICS
 
 
 class Progress(ABC):
-    """Measures the validation images when called, and draws them.
+    """Measures the validation data when called, and draws them.
 
     Args:
         run: the configuration.
-        model: the network in training.
-        validation: the images.
+        objective: with the network in training.
+        training: what it is trained on.
+        validation: what is measured on.
         folder: the run folder; pictures go to `pictures`.
 
     Attributes:
         numbers: of the newest evaluation; empty before the first.
+        result: all that it found.
+        pictures: for the page, by their headings.
     """
 
-    def __init__(self, run: Run, model: nn.Module, validation: ImageSource, folder: Path) -> None:
-        self.run, self.model, self.validation, self.folder = run, model, validation, folder
+    run: Any
+    result: Any
+
+    def __init__(self, run: Run, objective: Objective, training: Any, validation: Any, folder: Path) -> None:
+        self.run, self.objective, self.folder = run, objective, folder
+        self.training, self.validation = training, validation
         self.numbers: Mapping[str, float] = {}
+        self.pictures: dict[str, Path] = {}
 
     def __call__(self, step: int) -> Mapping[str, float]:
         """Return the numbers of one evaluation, after leaving its picture and the curves.
 
         Several processes that all call it share the images; the first one draws.
         """
-        self.numbers = self._measure(step)
+        # Baselines without images once: they do not change from one evaluation to the next.
+        training = self.training if step == self.run.train.steps else None
+        codes = self._previous_codes(step)
+        one = Validation(self.run, self.objective, self.validation, training, codes)
+        self.result, self.numbers = FAMILIES[self.run.family].evaluate(one)
         if distributed.is_first():
             self._draw(step)
             drawn(self.folder / "curves.png", lambda path: curves(self.folder / METRICS, path))
@@ -56,40 +64,16 @@ class Progress(ABC):
         """Write the page of the newest evaluation; `commands` is what was typed, exactly."""
 
     @abstractmethod
-    def _measure(self, step: int) -> Mapping[str, float]:
-        """Measure."""
-
-    @abstractmethod
     def _draw(self, step: int) -> None:
         """Leave the pictures of what was measured; see `drawn`."""
 
-    def batches(self) -> Iterator[ImageBatch]:
-        """Return this process's share of the images, each once."""
-        run = self.run
-        settings = LoaderConfig(
-            image_size=run.model.image_size,
-            cut=run.model.cut,
-            batch_size=run.eval.batch_size,
-            workers=run.data.workers,
-        )
-        return Loader(Images(self.validation), settings).evaluation(run.eval.limit or None)
-
-    def how(self, count: int) -> Pass:
-        """Return how a set of so many images or items is gone through."""
-        config = self.run.eval
-        return Pass(
-            precision=self.precision, total=min(count, config.limit or count), save_examples=config.examples
-        )
+    def _previous_codes(self, step: int) -> Tensor | None:
+        """Return the codes of an earlier evaluation, where they are kept."""
+        return None
 
     def picture(self, kind: str, step: int) -> Path:
         """Return where a picture of an evaluation goes."""
         return self.folder / "pictures" / f"{kind}-{step:08d}.png"
-
-    @property
-    def precision(self) -> Precision:
-        """What the run computes in."""
-        train = self.run.train
-        return pick_precision(train.precision, pick_device(train.device))
 
     @property
     def curves(self) -> Path | None:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from pixlex.config.run import LQAERun, Run
+from pixlex.config.run import Run
 from pixlex.eval.evaluate import Evaluation
 from pixlex.eval.metrics import metric_of
 from pixlex.files import write_text
@@ -51,7 +51,7 @@ def run_page(
         The path of the page.
     """
     grid = run.model.grid
-    if isinstance(run, LQAERun):
+    if result.examples.get("words") is not None:
         introduction = (
             f"Each image was written as {grid} x {grid} words of a language model's vocabulary, and rebuilt "
             "from the words alone. The words are a code: they need not describe what is seen."

@@ -13,14 +13,10 @@ from torch import Tensor
 
 from pixlex import distributed
 from pixlex.config.cbvila import CBViLAConfig, CBViLARun
-from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.records import PairSource
-from pixlex.data.rows import Pairs
-from pixlex.distributed import pick_device
-from pixlex.eval.evaluate import Evaluation, Pass
-from pixlex.eval.pretraining import ReconstructedExamples, evaluate_pretraining
-from pixlex.eval.retrieval import evaluate_retrieval, gallery, read_arrays, write_arrays
-from pixlex.objectives.cbvila import CBViLAObjective
+from pixlex.eval.evaluate import Evaluation
+from pixlex.eval.pretraining import ReconstructedExamples
+from pixlex.eval.retrieval import read_arrays, write_arrays
 from pixlex.report.drawing import drawn
 from pixlex.report.galleries import codeword_gallery, reconstructed_pairs
 from pixlex.report.measuring import Progress, unreadable
@@ -36,47 +32,16 @@ CODEWORDS = "Codewords, each with patches that it stands for"
 class PretrainingProgress(Progress):
     """Measures and draws CB-ViLA while it is pretrained.
 
-    Args:
-        run: the configuration.
-        objective: with the network in training.
-        validation: images with captions.
-        folder: the run folder; codes of the last evaluation are kept there, to see how many change.
+    The codes of the last evaluation are kept in the run folder, to see how many change.
     """
 
     result: Evaluation
     run: CBViLARun
 
-    def __init__(
-        self, run: CBViLARun, objective: CBViLAObjective, validation: PairSource, folder: Path
-    ) -> None:
-        super().__init__(run, objective.model, validation, folder)
-        self.objective, self.pairs = objective, validation
-        self._pictures: dict[str, Path] = {}
-
-    def _measure(self, step: int) -> Mapping[str, float]:
-        run, config, model = self.run, self.run.eval, self.objective.model
-        self.objective.to(pick_device(run.train.device))
-        limit, most = config.limit or None, run.data.max_words
-        settings: dict[str, Any] = {"batch_size": config.batch_size, "workers": run.data.workers}
-        batches = Loader(
-            Pairs(self.pairs, lambda texts: model.tokenize_texts(texts, most)),
-            LoaderConfig(image_size=run.model.image_size, cut=run.model.cut, **settings),
-        ).evaluation(limit)
-        self.result = evaluate_pretraining(
-            self.objective,
-            batches,
-            self.how(len(self.pairs)),
-            previous_codes=self._previous(step) if distributed.is_first() else None,
-        )
-        numbers = dict(self.result.numbers)
-        if run.objective.image_text_contrastive_weight:  # without it nothing trains the vectors compared
-            how = Pass(precision=self.precision)
-            items = gallery(model, self.pairs, how, max_words=most, states=False, limit=limit, **settings)
-            numbers |= evaluate_retrieval(model, items, score="contrastive").numbers
-        return numbers
-
-    def _previous(self, step: int) -> Tensor | None:
+    def _previous_codes(self, step: int) -> Tensor | None:
         """Return the codes of an earlier step; none where a run was resumed behind them, or they are damaged."""
+        if not distributed.is_first():
+            return None
         stored = read_arrays(self.folder / _CODES)
         if not {"codes", "step"} <= stored.keys() or int(stored["step"]) >= step:
             return None
@@ -92,7 +57,7 @@ class PretrainingProgress(Progress):
         gallery_of_codewords = drawn(
             self.picture("codewords", step),
             lambda path: codeword_gallery(
-                self.pairs,
+                self.validation,
                 self.result.rows["indices"],
                 codes,
                 image_size=self.run.model.image_size,
@@ -110,9 +75,9 @@ class PretrainingProgress(Progress):
 
     def _show(self, heading: str, picture: Path | None) -> None:
         """Have the page show a picture, if there is one."""
-        self._pictures.pop(heading, None)
+        self.pictures.pop(heading, None)
         if picture is not None:
-            self._pictures[heading] = picture
+            self.pictures[heading] = picture
 
     def write_page(self, path: Path, commands: Sequence[str]) -> Path:
         """Write the page of the newest evaluation."""
@@ -129,7 +94,7 @@ class PretrainingProgress(Progress):
             config=dataclasses.asdict(self.run),
             notes=unreadable(self.result.skipped),
             curves=self.curves,
-            pictures=self._pictures,
+            pictures=self.pictures,
         )
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from pixlex.config.reasoning import ReasoningRun
-from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.config.finetune import ReasoningRun
 from pixlex.data.records import ReasoningSource
-from pixlex.data.rows import Questions
-from pixlex.distributed import pick_device
-from pixlex.eval.vqa import Answered, ReasoningResult, evaluate_reasoning
-from pixlex.models.reasoner import Reasoner
+from pixlex.eval.vqa import Answered, ReasoningResult
 from pixlex.report.drawing import drawn
 from pixlex.report.figures import Captioned, captioned_images
 from pixlex.report.measuring import Progress, unreadable
@@ -27,56 +23,15 @@ _TITLES = {
 
 
 class ReasoningProgress(Progress):
-    """Measures and draws a model while it is fine-tuned to a task.
-
-    Args:
-        run: the configuration.
-        model: the network in training.
-        training: the items it is trained on; the baselines without images learn from them.
-        validation: items.
-        folder: the run folder.
-    """
+    """Measures and draws a model while it is fine-tuned to a task."""
 
     result: ReasoningResult
     run: ReasoningRun
 
-    def __init__(
-        self,
-        run: ReasoningRun,
-        model: Reasoner,
-        training: ReasoningSource,
-        validation: ReasoningSource,
-        folder: Path,
-    ) -> None:
-        super().__init__(run, model, validation.images, folder)
-        self.reasoner, self.training, self.items = model, training, validation
-
-    def _measure(self, step: int) -> Mapping[str, float]:
-        run, config = self.run, self.run.eval
-        model, limit = self.reasoner.to(pick_device(run.train.device)), config.limit or None
-        batches = Loader(
-            Questions(self.items, lambda texts: model.tokenize_texts(texts, run.data.max_words)),
-            LoaderConfig(
-                image_size=model.config.image_size,
-                cut=model.config.cut,
-                batch_size=config.batch_size,
-                workers=run.data.workers,
-            ),
-        ).evaluation(limit)
-        self.result = evaluate_reasoning(
-            model,
-            self.items,
-            batches,
-            self.how(len(self.items)),
-            # Once: they do not change from one evaluation to the next.
-            training=self.training if step == run.train.steps else None,
-        )
-        return self.result.numbers
-
     def _draw(self, step: int) -> None:
         drawn(
             self.picture("answers", step),
-            lambda path: captioned_images(answered_items(self.result, self.items), path),
+            lambda path: captioned_images(answered_items(self.result, self.validation), path),
         )
 
     def write_page(self, path: Path, commands: Sequence[str]) -> Path:
@@ -97,7 +52,7 @@ class ReasoningProgress(Progress):
             config=dataclasses.asdict(run),
             notes=[*answer_notes(result), *unreadable(result.skipped)],
             curves=self.curves,
-            captioned=answered_items(result, self.items),
+            captioned=answered_items(result, self.validation),
         )
 
 

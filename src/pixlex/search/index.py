@@ -25,7 +25,7 @@ from pixlex.data.transforms import evaluation_transform
 from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import evaluating
 from pixlex.messages import quoted
-from pixlex.models import pretrained
+from pixlex.models import checkpoint
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.inference import Precision, compute_rows, computing
 from pixlex.search.store import Entry, Head, Store, is_fresh, is_url, read_head, write_head, writing
@@ -129,13 +129,13 @@ class ImageIndex:
         if isinstance(model, str | os.PathLike):
             name = os.fspath(model)
             language_model = language_model or (known.language_model if known is not None else None)
-            model = pretrained.load_cbvila(name, language_model=language_model, revision=revision)
+            model = checkpoint.load_cbvila(name, language_model=language_model, revision=revision)
             model = model.to(pick_device(device))
         network = model.model if isinstance(model, ImageTokenizer) else model
         refusal = f"expected a CB-ViLA, which compares texts and images, got {type(network).__name__}"
-        network = pretrained.require(CBViLA, network, refusal)
+        network = checkpoint.require(CBViLA, network, refusal)
         precision = precision or (known.precision if known is not None else "fp32")
-        digest = pretrained.fingerprint(network, precision=precision)
+        digest = checkpoint.fingerprint(network, precision=precision)
         if known is None:
             if not is_url(place):
                 Path(place).mkdir(parents=True, exist_ok=True)

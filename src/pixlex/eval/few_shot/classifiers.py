@@ -19,7 +19,7 @@ from pixlex.eval.few_shot.features import BagOfWords, Features, LayerFeatures, M
 from pixlex.eval.few_shot.readers import TextReader
 from pixlex.eval.llm.client import DOES_NOT_FIT, NO_TEXT
 from pixlex.messages import not_installed
-from pixlex.models.pretrained import Tokenizer
+from pixlex.models.checkpoint import Tokenizer
 from pixlex.nn.language_model import LanguageModel, load_language_model
 
 Vectors = Float64[np.ndarray, "support D"]

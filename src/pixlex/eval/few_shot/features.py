@@ -13,9 +13,9 @@ from jaxtyping import Float, Float32, Float64, UInt8
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.episodes import digest
 from pixlex.eval.few_shot.readers import TextReader, compute_images, read_pixels
+from pixlex.models.checkpoint import Model, fingerprint
 from pixlex.models.inference import Precision, computing
 from pixlex.models.lqae import LQAE
-from pixlex.models.pretrained import Model, fingerprint
 from pixlex.nn.language_model import LanguageModel
 
 Metric = Literal["cosine", "euclidean"]

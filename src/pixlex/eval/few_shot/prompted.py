@@ -27,9 +27,9 @@ from pixlex.eval.llm.client import (
 )
 from pixlex.eval.llm.ledger import Estimate
 from pixlex.messages import quoted
+from pixlex.models.checkpoint import fingerprint
 from pixlex.models.frozen import Frozen
 from pixlex.models.inference import Precision, computing
-from pixlex.models.pretrained import fingerprint
 
 Scorer = Literal["strict", "likelihood", "likelihood-per-token", "constrained", "v2l"]
 

@@ -22,8 +22,8 @@ from pixlex.data.transforms import center_box, evaluation_transform
 from pixlex.eval.few_shot.episodes import digest, source_identity
 from pixlex.files import Damaged, sealed, unsealed
 from pixlex.messages import printable, quoted
+from pixlex.models.checkpoint import Model, Tokenizer, fingerprint
 from pixlex.models.inference import Precision, compute_rows
-from pixlex.models.pretrained import Model, Tokenizer, fingerprint
 from pixlex.nn.language_model import LanguageModel
 from pixlex.nn.vocabulary import build_vocabulary
 from pixlex.progress import bar_or_lines

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pixlex.config.cbvila import CBViLAConfig, CBViLADataConfig
-from pixlex.config.check import Check, describe, part
 from pixlex.config.data import Cut
+from pixlex.config.fields import POSITIVE, Config, describe, part
 from pixlex.config.train import EvalConfig, TrainConfig
 
 ReasoningTask = Literal["vqa", "nlvr2", "entailment", "assignment"]
@@ -17,7 +17,7 @@ _OF_SEVERAL: tuple[ReasoningTask, ...] = ("nlvr2", "assignment")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReasonerConfig:
+class ReasonerConfig(Config):
     """CB-ViLA with a head for one task."""
 
     task: ReasoningTask = describe(
@@ -27,7 +27,7 @@ class ReasonerConfig:
         "which of two images a caption belongs, which prepares for nlvr2.",
     )
     body: CBViLAConfig = part(CBViLAConfig, "The network under the head.")
-    num_images: int = describe(1, "Images that a text speaks of; NLVR2 has 2. Taken from the data.")
+    num_images: int = describe(1, "Images that a text speaks of; NLVR2 has 2. Taken from the data.", POSITIVE)
     answers: tuple[str, ...] = describe(
         (), "The classes, or the answers that are picked from. Taken from the data where empty."
     )
@@ -35,16 +35,13 @@ class ReasonerConfig:
         10, "Longest answer of the decoder in words (tokens), with start and end."
     )
 
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        check = Check(self)
-        check.one_of("task", TASKS)
-        check.positive("num_images")
-        check.rule(
+    def check(self) -> None:
+        """Check what fields have to do with each other."""
+        self.require(
             "num_images", self.task in _OF_SEVERAL or self.num_images == 1, f"must be 1 with {self.task}"
         )
-        check.rule("answers", len(set(self.answers)) == len(self.answers), "must not repeat one")
-        check.rule(
+        self.require("answers", len(set(self.answers)) == len(self.answers), "must not repeat one")
+        self.require(
             "max_answer_words",
             3 <= self.max_answer_words <= self.body.text.positions,
             f"must lie in [3, {self.body.text.positions}], text.positions",
@@ -81,19 +78,15 @@ class ReasoningDataConfig(CBViLADataConfig):
         1,
         "1: items are drawn one by one, and each brings its images. More: images are drawn, up to so many of "
         "their items come along and share one pass of the image encoder; train.batch_size must be a multiple.",
+        POSITIVE,
     )
     min_answer_count: int = describe(
-        1, "An answer is in the list that is picked from where it was given so often (VQA v2: 9)."
+        1, "An answer is in the list that is picked from where it was given so often (VQA v2: 9).", POSITIVE
     )
-
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        super().__post_init__()
-        Check(self).positive("min_answer_count", "texts_per_image")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReasoningObjectiveConfig:
+class ReasoningObjectiveConfig(Config):
     """What is minimized; the tasks have one term each."""
 
     answer_weights: Literal["count", "soft"] = describe(
@@ -102,13 +95,9 @@ class ReasoningObjectiveConfig:
         "accuracy it would score. With the decoder alone.",
     )
 
-    def __post_init__(self) -> None:
-        """Raise `ValueError` naming the field, the rule and the value."""
-        Check(self).one_of("answer_weights", ("count", "soft"))
-
 
 @dataclass(frozen=True, kw_only=True)
-class ReasoningRun:
+class ReasoningRun(Config):
     """Fine-tuning of a vision-language model to one task."""
 
     family: str = describe("reasoning", "Picks this class.")
@@ -123,14 +112,13 @@ class ReasoningRun:
     train: TrainConfig = part(TrainConfig, "The training.")
     eval: EvalConfig = part(EvalConfig, "The measures.")
 
-    def __post_init__(self) -> None:
-        """Raise `ValueError` where parts do not fit together."""
-        most = self.model.body.text.positions
-        check, together = Check(self), self.data.texts_per_image
-        check.rule(
+    def check(self) -> None:
+        """Check what parts have to do with each other."""
+        most, together = self.model.body.text.positions, self.data.texts_per_image
+        self.require(
             "data", self.data.max_words <= most, f"must have max_words of at most {most}, text.positions"
         )
-        check.rule(
+        self.require(
             "train",
             self.train.batch_size % together == 0,
             f"must have a batch_size that is a multiple of {together}, data.texts_per_image",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +14,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pixlex.batch import Words
-from pixlex.config.reasoning import ReasonerConfig
-from pixlex.messages import renamed
-from pixlex.models.cbvila import CBViLA
-from pixlex.models.heads import MaskedWordHead
+from pixlex.config.cbvila import CBViLAConfig
+from pixlex.config.data import Cut
+from pixlex.config.finetune import ReasonerConfig
+from pixlex.config.run import describe_fields, value_at
+from pixlex.messages import quoted, renamed
+from pixlex.models import ImageModel
+from pixlex.models.cbvila import CBViLA, MaskedWordHead
+from pixlex.models.initialization import resampled
 from pixlex.nn.bert import AnswerDecoder, Context
 from pixlex.nn.tokenizer import TextTokenizer, load_tokenizer
 from pixlex.nn.transformer import initializer, initializing
 
+# Parameters with a row for each patch -> the number of rows in front of those.
+_ON_GRID = {"image_encoder.positions": 1, "query.positions": 0, "class_patch_head.positions": 0}
+# What no shape depends on.
+_NO_SHAPE = ("image_size", "cut", "dropout_rate")
 # Positions of answers whose logits over all words exist at the same time.
 _POSITIONS_AT_ONCE = 2048
 
@@ -40,7 +49,7 @@ class RankedAnswers:
     probabilities: Float[Tensor, "B k"]
 
 
-class Reasoner(nn.Module):
+class Reasoner(ImageModel):
     """A vision-language model with a head for one task (Guo et al. 2022, section IV-D; Li et al. 2021, section 4).
 
     Texts look at images in the fusion encoder. For `vqa` a decoder of as many layers, which start as those of
@@ -57,6 +66,8 @@ class Reasoner(nn.Module):
     has_codes: ClassVar[Literal[False]] = False
     speaks: ClassVar[Literal[False]] = False
     fuses: ClassVar[Literal[True]] = True
+
+    config: ReasonerConfig
 
     def __init__(self, config: ReasonerConfig, tokenizer: TextTokenizer) -> None:
         super().__init__()
@@ -83,7 +94,7 @@ class Reasoner(nn.Module):
 
     @classmethod
     def build(cls, config: ReasonerConfig, *, initialize: bool = True) -> Reasoner:
-        """Build the model with fresh weights; see `LQAE.build`."""
+        """Build the model with fresh weights."""
         with initializing(initialize):
             return cls(config, load_tokenizer(config.body.text.tokenizer))
 
@@ -117,9 +128,9 @@ class Reasoner(nn.Module):
         return model
 
     @property
-    def grid(self) -> int:
-        """Patches along one side of the image."""
-        return self.body.grid
+    def text_identity(self) -> tuple[str, str]:
+        """Name and fingerprint of the tokenizer."""
+        return self.tokenizer.name, self.tokenizer.fingerprint
 
     @property
     def task(self) -> str:
@@ -326,3 +337,72 @@ class Reasoner(nn.Module):
 def _head(config: ReasonerConfig) -> object:
     """Return what a head's shape and meaning depend on."""
     return config.task if config.task == "vqa" else (config.num_images, config.answers)
+
+
+_Fusing = TypeVar("_Fusing", bound=CBViLA | Reasoner)
+
+
+def resized(model: _Fusing, image_size: int | None = None, cut: Cut | None = None) -> _Fusing:
+    """Return a model for images of another size or resize mode, in evaluation mode; itself where nothing changes.
+
+    Args:
+        model: the network, pretrained or fine-tuned.
+        image_size: side of the images in pixels; the patches keep theirs, which must divide it. None keeps it.
+        cut: how images become square; None keeps it.
+
+    Raises:
+        ValueError: the patch size does not divide the image size.
+    """
+    whole: Any = model
+    body: CBViLA = whole if model.task is None else whole.body
+    size, mode = image_size or body.config.image_size, cut or body.config.cut
+    config = dataclasses.replace(body.config, image_size=size, cut=mode)
+    if config == body.config:
+        return model
+    moved: Any = started(config, body)
+    if model.task is not None:
+        moved = Reasoner.start(dataclasses.replace(whole.config, body=config), moved, whole)
+    place = next(model.parameters())
+    placed: _Fusing = moved.to(place.device).eval().requires_grad_(place.requires_grad)
+    return placed
+
+
+def started(config: CBViLAConfig, model: CBViLA) -> CBViLA:
+    """Return a network of a configuration with the weights of a trained model.
+
+    Args:
+        config: that of the model but for the size of the images and dropout.
+        model: the trained model.
+
+    Raises:
+        ValueError: they differ in something else.
+    """
+    wanted, there = _shape(config), _shape(model.config)
+    if wanted != there:
+        names = ", ".join(
+            f"{key} {quoted(there[key])} -> {quoted(wanted[key])}"
+            for key in wanted
+            if wanted[key] != there[key]
+        )
+        raise ValueError(f"the model to start from is of another shape: {names}")
+    with initializing(False):
+        fresh = CBViLA(config, model.tokenizer)
+    weights = model.state_dict()
+    if config.grid != model.grid:
+        for name, before in _ON_GRID.items():
+            if name in weights:
+                shape = weights[name].shape
+                rows = weights[name].view(-1, shape[-1])
+                moved = resampled(rows[before:].unsqueeze(0), config.grid)[0]
+                weights[name] = torch.cat([rows[:before], moved]).view(*shape[:-2], -1, shape[-1])
+    fresh.load_state_dict(weights)
+    return fresh
+
+
+def _shape(config: CBViLAConfig) -> dict[str, object]:
+    """Return what the shapes of the weights depend on, by dotted names."""
+    values = dataclasses.asdict(config)
+    names = [name for name, _, _ in describe_fields(type(config)) if name.split(".")[0] not in _NO_SHAPE]
+    return {
+        name: value_at(values, name) for name in names if not name.endswith((".pretrained", ".tokenizer"))
+    }

@@ -1,4 +1,4 @@
-"""What `config.json` says is checked for its form and beside the weights before anything is built."""
+"""Model directories: checked before anything is built, loaded without computing what the weights hold."""
 
 from __future__ import annotations
 
@@ -10,13 +10,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.tiny import tiny_cbvila, tiny_frozen, tiny_lqae, tiny_mae, tiny_reasoner, tiny_vqvae
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixlex.files import CHECKSUM, sealed
-from pixlex.models import pretrained
-from pixlex.models.described import CONFIG, WEIGHTS, check_shapes
+from pixlex.models import checkpoint
+from pixlex.models.checkpoint import check_shapes
+from pixlex.models.finetuned import Reasoner, started
+from pixlex.models.initialization import CONFIG, WEIGHTS
+from pixlex.models.mae import MAE
 
-Models = Mapping[str, pretrained.Model]
+_COMPUTED = ("normal", "uniform", "_linalg_eigh")
+
+
+class _Computed(TorchDispatchMode):
+    """Collects draws and decompositions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.name().removeprefix("aten::").split(".")[0].rstrip("_")
+        if name in _COMPUTED and args[0].device.type != "meta":  # where transformers builds
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+Models = Mapping[str, checkpoint.Model]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +52,7 @@ def models(language: Path, causal_language: Path) -> Models:
         "vqvae": tiny_vqvae(),
         "mae": tiny_mae(),
         "frozen": tiny_frozen(causal_language),
-        "cbvila": tiny_cbvila(language),
+        "cbvila": tiny_cbvila(language, masked_image_head="class"),
         "vqa": tiny_reasoner(language),
         "nlvr2": tiny_reasoner(language, "nlvr2"),
     }
@@ -39,7 +63,7 @@ def saved(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Mapping[s
     """Their directories."""
     folder = tmp_path_factory.mktemp("models")
     for name, model in models.items():
-        pretrained.save(model, folder / name, trained_on=["pictures"])
+        checkpoint.save(model, folder / name, trained_on=["pictures"])
     return {name: folder / name for name in models}
 
 
@@ -86,17 +110,11 @@ SIZES = {
 def test_a_size_beyond_reason_is_named_and_never_built(
     family: str, field: str, saved: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrained, "build", lambda config: pytest.fail("it was built"))
+    for kind in checkpoint.MODELS.values():
+        monkeypatch.setattr(kind, "build", lambda *_, **__: pytest.fail("it was built"))
     name = changed(saved[family], tmp_path / "m", _set(f"model.{field}", 10**12))
     with pytest.raises(ValueError, match=rf"config.json: model\.{field} "):
-        pretrained.load_any(name)
-
-
-@pytest.mark.parametrize("family", SIZES)
-def test_what_was_saved_is_loaded(family: str, saved: Mapping[str, Path], models: Models) -> None:
-    assert pretrained.fingerprint(pretrained.load_any(str(saved[family]))) == pretrained.fingerprint(
-        models[family]
-    )
+        checkpoint.load_any(name)
 
 
 MALFORMED: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
@@ -125,14 +143,14 @@ def test_a_malformed_configuration_names_the_field(
 ) -> None:
     change, message = MALFORMED[how]
     with pytest.raises(ValueError, match=message) as fault:
-        pretrained.load_any(changed(saved["vqvae"], tmp_path / "m", change))
+        checkpoint.load_any(changed(saved["vqvae"], tmp_path / "m", change))
     assert len(str(fault.value)) < 500 + len(str(tmp_path))
 
 
 @pytest.mark.parametrize("field", ["language", "language.name", "language.fingerprint"])
 def test_a_language_model_that_is_none(field: str, saved: Mapping[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"in {field}, got 5"):
-        pretrained.load_any(changed(saved["cbvila"], tmp_path / "m", _set(field, 5)))
+        checkpoint.load_any(changed(saved["cbvila"], tmp_path / "m", _set(field, 5)))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", '"model"', "[" * 5000, "\0"])
@@ -140,20 +158,20 @@ def test_a_configuration_that_is_none(text: str, saved: Mapping[str, Path], tmp_
     shutil.copytree(saved["vqvae"], tmp_path / "m")
     (tmp_path / "m" / CONFIG).write_text(text)
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
-        pretrained.load_any(str(tmp_path / "m"))
+        checkpoint.load_any(str(tmp_path / "m"))
 
 
 def test_a_change_by_hand_says_what_to_remove(saved: Mapping[str, Path], tmp_path: Path) -> None:
     """Heads change no shape: nothing but the checksum tells."""
     change = _set("model.encoder.heads", 1)
     with pytest.raises(ValueError, match="remove the field 'crc32'"):
-        pretrained.load_any(changed(saved["vqvae"], tmp_path / "m", change, seal=False))
+        checkpoint.load_any(changed(saved["vqvae"], tmp_path / "m", change, seal=False))
 
     def removed(values: dict[str, Any]) -> None:
         change(values)
         del values[CHECKSUM]
 
-    assert pretrained.load_any(changed(saved["vqvae"], tmp_path / "n", removed, seal=False)).config
+    assert checkpoint.load_any(changed(saved["vqvae"], tmp_path / "n", removed, seal=False)).config
 
 
 def test_weights_of_another_family_and_of_none(
@@ -161,14 +179,14 @@ def test_weights_of_another_family_and_of_none(
 ) -> None:
     config = models["mae"].config
     with pytest.raises(ValueError, match=r"no network\.vit.*, which model\.patch_size tells of"):
-        check_shapes(config, saved["vqvae"])
+        check_shapes(MAE, config, saved["vqvae"])
     (tmp_path / WEIGHTS).write_bytes(b"nothing")
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(ValueError, match="does not hold this model's weights"):
-            check_shapes(config, folder)
+            check_shapes(MAE, config, folder)
     size = dataclasses.replace(models["mae"].config, image_size=65_536)
     with pytest.raises(ValueError, match="image_size must be at most 1024 patches, got 8192"):
-        check_shapes(size, saved["mae"])
+        check_shapes(MAE, size, saved["mae"])
 
 
 def test_one_bit_of_the_weights_is_found(saved: Mapping[str, Path], tmp_path: Path) -> None:
@@ -176,13 +194,73 @@ def test_one_bit_of_the_weights_is_found(saved: Mapping[str, Path], tmp_path: Pa
     for folder, change in ((tmp_path / "new", lambda values: None), (tmp_path / "old", _without_checksums)):
         name = changed(saved["vqvae"], folder, change, seal=folder.name == "new")
         weights = bytearray((folder / WEIGHTS).read_bytes())
-        assert pretrained.load_any(name)
+        assert checkpoint.load_any(name)
         weights[-5] ^= 1
         (folder / WEIGHTS).write_bytes(weights)
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged or was replaced"):
-        pretrained.load_any(str(tmp_path / "new"))
-    assert pretrained.load_any(str(tmp_path / "old"))
+        checkpoint.load_any(str(tmp_path / "new"))
+    assert checkpoint.load_any(str(tmp_path / "old"))
 
 
 def _without_checksums(values: dict[str, Any]) -> None:
     del values[CHECKSUM], values["weights_sha256"]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_nothing_is_computed_that_weights_hold(name: str, saved: Mapping[str, Path], models: Models) -> None:
+    """No draw and no eigendecomposition, and every weight is the one that was saved."""
+    model = models[name]
+    with _Computed() as computed:
+        loaded = checkpoint.load_any(str(saved[name]))
+    assert not computed.found
+    assert checkpoint.fingerprint(loaded) == checkpoint.fingerprint(model)
+    weights = loaded.state_dict()
+    assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
+    assert all(torch.equal(value, dict(loaded.named_buffers())[key]) for key, value in model.named_buffers())
+    with _Computed() as computed:  # what is drawn anew is
+        type(model).build(model.config)
+    assert computed.found
+
+
+def test_a_start_draws_no_body(language: Path) -> None:
+    """Fine-tuning draws its head alone."""
+    body = tiny_cbvila(language)
+    with _Computed() as computed:
+        again = started(body.config, body)
+    assert not computed.found
+    assert all(torch.equal(one, again.state_dict()[key]) for key, one in body.state_dict().items())
+    config = tiny_reasoner(language, "nlvr2").config
+    with _Computed() as computed:
+        model = Reasoner.start(config, body)
+    assert computed.found == ["normal"] * 2
+    assert model.class_head is not None
+    assert float(model.class_head[2].weight.detach().std()) == pytest.approx(
+        0.02 * (768 / 32) ** 0.5, rel=0.3
+    )
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = tiny_mae()
+    weight = model.network.decoder.decoder_pred.weight
+    with torch.no_grad():
+        weight[0, 0] = torch.inf
+    checkpoint.save(model, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"safetensors: network\.decoder\.decoder_pred\.weight is not finite"
+    ):
+        checkpoint.load_any(str(tmp_path))
+
+
+@pytest.mark.parametrize("checksum", [True, False])
+def test_weights_that_are_no_file_are_never_waited_for(tmp_path: Path, *, checksum: bool) -> None:
+    """Directories from before there were checksums are read for their shapes first."""
+    checkpoint.save(tiny_mae(), tmp_path)
+    if not checksum:
+        config = tmp_path / "config.json"
+        values = json.loads(config.read_text())
+        config.write_text(json.dumps({name: values[name] for name in ("format", "family", "model")}))
+    weights = tmp_path / "model.safetensors"
+    weights.unlink()
+    weights.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=r"model\.safetensors is no file but a device"):
+        checkpoint.load_any(str(tmp_path))

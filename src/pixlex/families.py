@@ -1,0 +1,312 @@
+"""The families: what is opened, built, minimized, read and measured for each; nobody else asks which one it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixlex.batch import ImageBatch
+from pixlex.config.cbvila import CBViLAConfig, CBViLARun
+from pixlex.config.finetune import ReasoningRun
+from pixlex.config.lqae import FrozenRun, LQAERun, MAERun, VQVAERun
+from pixlex.config.run import Run
+from pixlex.data.answers import build_answers
+from pixlex.data.captions import open_pairs
+from pixlex.data.images import ImageSource, open_source
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.questions import open_items
+from pixlex.data.records import CLASSES, PairSource, ReasoningSource
+from pixlex.data.rows import Images, Pairs, Questions
+from pixlex.distributed import pick_device
+from pixlex.eval.evaluate import Pass
+from pixlex.eval.pretraining import evaluate_captions, evaluate_masked_patches, evaluate_pretraining
+from pixlex.eval.reconstruction import evaluate_reconstruction
+from pixlex.eval.retrieval import evaluate_retrieval, gallery
+from pixlex.eval.vqa import evaluate_reasoning
+from pixlex.models import checkpoint
+from pixlex.models.cbvila import CBViLA
+from pixlex.models.finetuned import Reasoner, started
+from pixlex.models.frozen import Frozen
+from pixlex.models.initialization import initialize_encoder
+from pixlex.models.lqae import LQAE
+from pixlex.models.mae import MAE
+from pixlex.models.vqvae import VQVAE
+from pixlex.objectives.baselines import FrozenObjective, MAEObjective
+from pixlex.objectives.cbvila import CBViLAObjective
+from pixlex.objectives.finetune import ReasoningObjective
+from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
+from pixlex.objectives.phase import Objective
+from pixlex.train.parallel import pick_precision
+
+# Images, images with captions, or items with questions and answers; what one family reads, none of the others do.
+Source = Any
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One evaluation of a network in training.
+
+    Attributes:
+        run: the configuration.
+        objective: with the network.
+        source: what is measured on.
+        training: what is trained on; the baselines without images learn from it. None before the last step.
+        previous_codes: codes of the evaluation before, to see how many change; None where there are none.
+    """
+
+    run: Any
+    objective: Any
+    source: Source
+    training: Source | None = None
+    previous_codes: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run computes."""
+        return pick_device(self.run.train.device)
+
+    @property
+    def model(self) -> Any:
+        """The network, where the run computes."""
+        return self.objective.model.to(self.device)
+
+    @property
+    def how(self) -> Pass:
+        """How the data are gone through."""
+        config, count = self.run.eval, len(self.source)
+        precision = pick_precision(self.run.train.precision, self.device)
+        return Pass(
+            precision=precision, total=min(count, config.limit or count), save_examples=config.examples
+        )
+
+    def batches(self) -> Iterator[Any]:
+        """Return this process's part of what is measured, each once."""
+        run = self.run
+        rows = FAMILIES[run.family].rows(run, self.objective.model, self.source, False)
+        return Loader(rows, _loading(run, batch_size=run.eval.batch_size)).evaluation(run.eval.limit or None)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between families.
+
+    Attributes:
+        run: its configuration.
+        model: its network.
+        open: run and description -> what is read.
+        start: run -> the network as training begins.
+        objective: network and run -> what is minimized.
+        rows: run, network, source and whether it is trained on -> the rows of its batches.
+        evaluate: one evaluation -> what it found, and its numbers by their names in the log.
+        resolve: run, training and validation data -> the run with what its data decide.
+        continues: families of the models that a run may start from.
+        tunes: whether it always starts from a model, or from its shape, and adds a head to it.
+    """
+
+    run: type[Run]
+    model: type[checkpoint.Model]
+    open: Callable[[Any, str], Source]
+    start: Callable[[Any], Any]
+    objective: Callable[[Any, Any], Objective]
+    rows: Callable[[Any, Any, Source, bool], Any]
+    evaluate: Callable[[Validation], tuple[Any, Mapping[str, float]]]
+    resolve: Callable[[Any, Source, Source | None], Any] = lambda run, source, validation: run
+    continues: tuple[str, ...] = ()
+    tunes: bool = False
+
+
+def training_batches(run: Run, model: Any, source: Source) -> Callable[[int], Iterator[ImageBatch]]:
+    """Return what yields this process's part of each batch, from a step on."""
+    settings = _loading(run, batch_size=run.train.batch_size, data=run.data, seed=run.train.seed)
+    return Loader(FAMILIES[run.family].rows(run, model, source, True), settings).training
+
+
+def _loading(run: Run, **settings: Any) -> LoaderConfig:
+    model = run.model
+    return LoaderConfig(image_size=model.image_size, cut=model.cut, workers=run.data.workers, **settings)
+
+
+def images_of(source: Source) -> ImageSource:
+    """Return the images of what is read."""
+    images: ImageSource = source.images if hasattr(source, "images") else source
+    return images
+
+
+def build_objective(run: Run, *, resumed: bool = False) -> Objective:
+    """Build model and objective of a run, untrained, on the CPU.
+
+    Args:
+        run: the configuration.
+        resumed: weights are about to come from a checkpoint: what they started from is not looked at.
+    """
+    family = FAMILIES[run.family]
+    config: Any = run.model
+    model = family.model.build(config, initialize=False) if resumed else family.start(run)
+    return family.objective(model, run)
+
+
+def taken_over(family: str, start: str, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a recipe of fine-tuning takes over from the model it starts from: the shape of the network.
+
+    Args:
+        family: of the recipe.
+        start: the model's name, for errors.
+        before: the model's `config.json`.
+
+    Raises:
+        ValueError: the recipe does not start from such a model.
+    """
+    wanted, there = FAMILIES[family], FAMILIES[before["family"]]
+    if not there.continues:
+        raise ValueError(
+            f"{start} holds a model of family {before['family']}: fine-tuning starts from one of cbvila, or from "
+            "a fine-tuned one"
+        )
+    if before["family"] not in wanted.continues:
+        raise ValueError(
+            f"{start} was fine-tuned to a task and ranks images and texts no longer: expected the model that it "
+            "was made from"
+        )
+    shape = before["model"].get("body", before["model"])
+    return {"body": shape} if wanted.tunes else dict(shape)
+
+
+def _start_encoder(run: Any) -> Any:
+    """Return a network whose image encoder begins as the configuration says."""
+    model: Any = FAMILIES[run.family].model.build(run.model)
+    initialize_encoder(model.encoder, run.model.encoder, model.grid)
+    return model
+
+
+def _start_cbvila(run: CBViLARun) -> CBViLA:
+    return _body(run.model, run.start)
+
+
+def _body(config: CBViLAConfig, start: str) -> CBViLA:
+    return started(config, checkpoint.load_cbvila(start)) if start else CBViLA.start(config)
+
+
+def _start_reasoner(run: ReasoningRun) -> Reasoner:
+    """Return the network with its head; heads of a start go on where they fit."""
+    before = checkpoint.load_any(run.start) if run.start else None
+    if before is None or not before.fuses or before.task is None:
+        return Reasoner.start(run.model, _body(run.model.body, run.start))
+    return Reasoner.start(run.model, started(run.model.body, before.body), before)
+
+
+def _images(run: Run, description: str) -> ImageSource:
+    return open_source(description)
+
+
+def _pairs(run: Any, description: str) -> PairSource:
+    pairs = open_pairs(description)
+    return pairs.cleaned() if getattr(run.data, "clean_captions", False) else pairs
+
+
+def _items(run: ReasoningRun, description: str) -> ReasoningSource:
+    return open_items(description, run.model.task, clean=run.data.clean_captions).answered()
+
+
+def _stepped(kind: Callable[[Any, Any, int], Objective]) -> Callable[[Any, Any], Objective]:
+    return lambda model, run: kind(model, run.objective, run.train.steps)
+
+
+def _resolve_answers(
+    run: ReasoningRun, source: ReasoningSource, validation: ReasoningSource | None
+) -> ReasoningRun:
+    """Return a run with what its data decide: the answers, and how many images an item has."""
+    if validation is not None and validation.num_images != source.num_images:
+        raise ValueError(
+            f"{validation.name} has {validation.num_images} images with each text, {source.name}, which is "
+            f"trained on, has {source.num_images}"
+        )
+    config = run.model
+    answers = config.answers or CLASSES.get(config.task) or build_answers(source, run.data.min_answer_count)
+    model = dataclasses.replace(config, answers=answers, num_images=source.num_images)
+    return dataclasses.replace(run, model=model)
+
+
+def _image_rows(run: Run, model: Any, source: ImageSource, training: bool) -> Images:
+    return Images(source)
+
+
+def _pair_rows(run: Any, model: Any, source: PairSource, training: bool) -> Pairs:
+    return Pairs(source, lambda texts: model.tokenize_texts(texts, run.data.max_words))
+
+
+def _question_rows(run: ReasoningRun, model: Reasoner, source: ReasoningSource, training: bool) -> Questions:
+    together = run.data.texts_per_image if training else 1
+    return Questions(source, lambda texts: model.tokenize_texts(texts, run.data.max_words), together)
+
+
+def _evaluate_codes(one: Validation) -> tuple[Any, Mapping[str, float]]:
+    folds = one.run.eval.word_folds
+    result = evaluate_reconstruction(one.model, one.batches(), one.how, num_folds=folds)
+    return result, result.numbers
+
+
+def _evaluate_patches(one: Validation) -> tuple[Any, Mapping[str, float]]:
+    normalize = one.run.objective.normalize_targets
+    result = evaluate_masked_patches(one.model, one.batches(), one.how, normalize=normalize)
+    return result, result.numbers
+
+
+def _evaluate_captions(one: Validation) -> tuple[Any, Mapping[str, float]]:
+    result = evaluate_captions(one.model, one.batches(), one.how)
+    return result, result.numbers
+
+
+def _evaluate_pretraining(one: Validation) -> tuple[Any, Mapping[str, float]]:
+    objective, run = one.objective.to(one.device), one.run
+    result = evaluate_pretraining(objective, one.batches(), one.how, previous_codes=one.previous_codes)
+    if not run.objective.image_text_contrastive_weight:  # nothing trains the vectors that are compared
+        return result, result.numbers
+    settings = {"batch_size": run.eval.batch_size, "limit": run.eval.limit or None}
+    how, most = Pass(precision=one.how.precision), run.data.max_words
+    items = gallery(
+        objective.model, one.source, how, max_words=most, workers=run.data.workers, states=False, **settings
+    )
+    retrieval = evaluate_retrieval(objective.model, items, score="contrastive").numbers
+    return result, {**result.numbers, **retrieval}
+
+
+def _evaluate_answers(one: Validation) -> tuple[Any, Mapping[str, float]]:
+    result = evaluate_reasoning(one.model, one.source, one.batches(), one.how, training=one.training)
+    return result, result.numbers
+
+
+def _cbvila_objective(model: CBViLA, run: CBViLARun) -> Objective:
+    return CBViLAObjective(model, run.objective, run.train.steps, run.data.max_words)
+
+
+def _frozen_objective(model: Frozen, run: FrozenRun) -> Objective:
+    return FrozenObjective(model, run.train.steps)
+
+
+FAMILIES: Mapping[str, Family] = {
+    "lqae": Family(
+        LQAERun, LQAE, _images, _start_encoder, _stepped(LQAEObjective), _image_rows, _evaluate_codes
+    ),
+    "vqvae": Family(
+        VQVAERun, VQVAE, _images, _start_encoder, _stepped(VQVAEObjective), _image_rows, _evaluate_codes
+    ),
+    "mae": Family(
+        MAERun, MAE, _images, _start_encoder, _stepped(MAEObjective), _image_rows, _evaluate_patches
+    ),
+    "frozen": Family(
+        FrozenRun, Frozen, _pairs, _start_encoder, _frozen_objective, _pair_rows, _evaluate_captions
+    ),
+    "cbvila": Family(
+        CBViLARun, CBViLA, _pairs, _start_cbvila, _cbvila_objective, _pair_rows, _evaluate_pretraining,
+        continues=("cbvila",),
+    ),
+    "reasoning": Family(
+        ReasoningRun, Reasoner, _items, _start_reasoner, _stepped(ReasoningObjective), _question_rows,
+        _evaluate_answers, _resolve_answers, continues=("cbvila", "reasoning"), tunes=True,
+    ),
+}  # fmt: skip

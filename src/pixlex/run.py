@@ -1,0 +1,201 @@
+"""A run from its recipe to its folder: data, model, objective, loop, measures and pictures put together."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pixlex import distributed, report
+from pixlex.config.run import Run, describe_fields, read_run, value_at, write_run
+from pixlex.data.sources import BrokenImages, require_readable
+from pixlex.distributed import pick_device
+from pixlex.families import FAMILIES, build_objective, images_of, training_batches
+from pixlex.files import locked, remove_partial, unsealed, write_json
+from pixlex.messages import printable, quoted
+from pixlex.models import checkpoint
+from pixlex.train.checkpoint import checkpoints
+from pixlex.train.loop import Callbacks, fit
+from pixlex.train.memory import check_memory
+from pixlex.train.parallel import local_batch_size, pick_precision
+from pixlex.train.tracking import METRICS, write_environment
+
+CONFIG = "config.yaml"
+_COMMANDS = "commands.txt"
+# What all trainings of the model read, that of the model it starts from included.
+_DATA = "trained-on.json"
+# What may differ when a run goes on: nothing that its weights depend on, but for rounding.
+_FREE = (
+    "train.device", "train.checkpoint_activations", "train.compile", "train.shard_parameters", "train.log_every",
+    "train.checkpoint_every", "train.keep_checkpoints", "train.evaluate_every", "train.wandb", "data.workers",
+    "data.max_broken_share", "eval.",
+)  # fmt: skip
+
+
+def run_training(run: Run, folder: Path, *, resume: bool = False) -> Path | None:
+    """Train what a run describes and leave weights, numbers and pictures in its folder.
+
+    Args:
+        run: the full configuration.
+        folder: the run folder; made if missing.
+        resume: go on from the newest checkpoint in the folder.
+
+    Returns:
+        The model directory; None when the training was interrupted.
+
+    Raises:
+        ValueError: a folder that holds another run, or data and model that do not fit together.
+        TooManyBroken: more images are broken than `data.max_broken_share` allows.
+        LossNotFinite: the loss became infinite or not a number.
+    """
+    distributed.initialize()
+    try:
+        return _train(run, folder, resume)
+    finally:
+        distributed.shutdown()
+
+
+def _train(run: Run, folder: Path, resume: bool) -> Path | None:
+    """Train within the process group."""
+    local_batch_size(run.train)
+    run = with_precision(run, folder)
+    check_memory(run)
+    family, is_first = FAMILIES[run.family], distributed.is_first()
+    source = family.open(run, run.data.train)
+    validation = family.open(run, run.data.validation) if run.data.validation else None
+    for one in (source, validation):
+        if one is not None:
+            require_readable(images_of(one))
+    run = family.resolve(run, source, validation)
+    with sole_writer(folder) if is_first else nullcontext():
+        if is_first:
+            _prepare_folder(run, folder, resume)
+        distributed.barrier()
+        torch.manual_seed(run.train.seed)
+        objective = build_objective(run, resumed=bool(checkpoints(folder / "checkpoints")))
+        progress = None
+        if validation is not None:
+            progress = report.progress_of(run, objective, source, validation, folder)
+        broken = BrokenImages(folder if is_first else None, images_of(source), run.data.max_broken_share)
+        steps = fit(
+            objective,
+            training_batches(run, objective.model, source),
+            run.train,
+            folder,
+            Callbacks(observe=broken.add, evaluate=progress),
+            dataclasses.asdict(run),
+        )
+        finished = steps == run.train.steps and is_first
+        return _finish(run, objective.model, folder, progress) if finished else None
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if missing, for one command; remove what killed writes left there.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    refusal = f"{folder} is being written by another process: let it end, or pass another --out"
+    with locked(folder / "lock", refusal):
+        remove_partial(folder)
+        yield
+
+
+def with_precision(run: Run, folder: Path) -> Run:
+    """Return a run whose precision is decided: that of the run which the folder holds, or the device's own."""
+    if run.train.precision != "auto":
+        return run
+    begun = bool(checkpoints(folder / "checkpoints")) or (folder / "model").is_dir()
+    began = read_run(folder / CONFIG).train.precision if begun and (folder / CONFIG).is_file() else "auto"
+    precision = pick_precision(began, pick_device(run.train.device))
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, precision=precision))
+
+
+def _prepare_folder(run: Run, folder: Path, resume: bool) -> None:
+    """Make the run folder and write down what runs; refuse to mix two runs in one folder."""
+    has_checkpoints = bool(checkpoints(folder / "checkpoints"))
+    if has_checkpoints and not resume:
+        raise ValueError(
+            f"{folder} holds the checkpoints of a run: pass --resume to go on with it, or another --out"
+        )
+    if (folder / CONFIG).is_file() and has_checkpoints:
+        differing = _differences(read_run(folder / CONFIG), run)
+        if differing:
+            raise ValueError(f"{folder} cannot be resumed, its run differs in {'; '.join(differing)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_run(run, folder / CONFIG)
+    write_json(folder / _DATA, {"trained_on": _trained_on(run, folder, begun=has_checkpoints)})
+    write_environment(folder)
+    with (folder / _COMMANDS).open("a", encoding="utf-8") as file:
+        file.write(printable(shlex.join(["pixlex", *sys.argv[1:]])) + "\n")
+
+
+def _differences(before: Run, now: Run) -> list[str]:
+    """Return `key: before -> now` for each setting that the weights depend on."""
+    if type(before) is not type(now):
+        return [f"family: {before.family} -> {now.family}"]
+    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
+    names = [name for name, _, _ in describe_fields(type(now)) if not name.startswith(_FREE)]
+    pairs = [(name, value_at(old, name), value_at(new, name)) for name in names]
+    return [f"{name}: {quoted(then)} -> {quoted(value)}" for name, then, value in pairs if then != value]
+
+
+def _finish(run: Run, model: Any, folder: Path, progress: report.Progress | None) -> Path:
+    """Write model directory and numbers of a finished run, then its card, curves and page."""
+    if progress is not None and not progress.numbers:  # resumed behind its last step
+        with distributed.alone():
+            progress(run.train.steps)
+    target = folder / "model"
+    checkpoint.save(model, target, trained_on=_trained_on(run, folder, begun=True))
+    numbers = {} if progress is None else dict(progress.numbers)
+    write_json(folder / "results.json", numbers)
+    commands = (folder / _COMMANDS).read_text(encoding="utf-8", errors="replace").splitlines()
+    report.drawn(
+        target / "README.md",
+        lambda path: path.write_text(
+            report.model_card(dataclasses.asdict(run), numbers, commands, model.text_identity),
+            encoding="utf-8",
+        ),
+    )
+    report.drawn(folder / "curves.png", lambda path: report.curves(folder / METRICS, path))
+    if progress is not None:
+        report.drawn(folder / "report.html", lambda path: progress.write_page(path, commands))
+    return target
+
+
+def _trained_on(run: Run, folder: Path, *, begun: bool) -> list[str]:
+    """Return what all trainings read: as written down when the run began, or as the run says."""
+    if begun:
+        # A bare list was written by older versions, which is no JSON object.
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+            values = json.loads((folder / _DATA).read_bytes())
+            found = unsealed(json.dumps(values))["trained_on"] if isinstance(values, dict) else values
+            return [str(one) for one in found]
+    start = getattr(run, "start", "")
+    before = checkpoint.read_config(start).get("trained_on", []) if start else []
+    return [*before, run.data.train]
+
+
+def quickstart(folder: Path, *, resume: bool = False, overrides: Sequence[str] = ()) -> Path | None:
+    """Train the tiny recipe on photographs that come with a dependency, and leave a page to look at.
+
+    Args:
+        folder: the run folder.
+        resume: go on after an interrupt.
+        overrides: settings of the run, `key=value`.
+
+    Returns:
+        The page; None when interrupted.
+    """
+    run = read_run("lqae/tiny", overrides)
+    return None if run_training(run, folder, resume=resume) is None else folder / "report.html"
