@@ -30,7 +30,7 @@ from pixlex.eval.probe_features import (
     planned_kinds,
     survey,
 )
-from pixlex.models.checkpoint import build, untrained_copy
+from pixlex.models.checkpoint import untrained_copy
 from pixlex.models.lqae import LQAE
 from pixlex.models.vqvae import VQVAE
 
@@ -200,7 +200,7 @@ def test_an_untrained_copy_has_fresh_weights_and_the_same_language(
     if search == "whitened":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
-            unmeasured = build(model.config).eval()
+            unmeasured = LQAE.build(model.config).eval()
         assert fresh.tokenize(images).unique().numel() > unmeasured.tokenize(images).unique().numel()
 
 
