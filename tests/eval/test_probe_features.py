@@ -18,18 +18,8 @@ from torch import Tensor
 from pixlex.data.images import open_source
 from pixlex.data.sources import TooManyBroken
 from pixlex.eval import probe_features
-from pixlex.eval.probe_features import (
-    LabeledImages,
-    check_apart,
-    check_counts,
-    columns_of,
-    extract,
-    image_features,
-    in_classes_of,
-    kinds_of,
-    planned_kinds,
-    survey,
-)
+from pixlex.eval.probe_features import columns_of, extract, image_features, kinds_of, planned_kinds
+from pixlex.eval.probe_sets import LabeledImages, check_apart, check_counts, in_classes_of, survey
 from pixlex.models.checkpoint import untrained_copy
 from pixlex.models.lqae import LQAE
 from pixlex.models.vqvae import VQVAE

@@ -15,7 +15,7 @@ from tests.eval.test_linear_probe import part_of
 from pixlex.batch import Skipped
 from pixlex.data.images import open_source
 from pixlex.eval.linear_probe import Fit, ProbeRow, linear_probe
-from pixlex.eval.probe_features import ProbeSets, open_sets
+from pixlex.eval.probe_sets import ProbeSets, open_sets
 from pixlex.report.linear_probe import PUBLISHED_NOTE, write_linear_probe
 from pixlex.report.probe_pictures import draw_confusion
 

@@ -96,7 +96,7 @@ def _measures(options: AblateOptions, folder: Path, device: str) -> Iterator[Mea
     if options.retrieval is not None:
         raise ValueError("rows of LQAE find no images by texts: --retrieval is for CB-ViLA's")
     if options.probe is not None:
-        from pixlex.eval.probe_features import open_sets
+        from pixlex.eval.probe_sets import open_sets
 
         train, test = (open_source(one) for one in options.probe)
         sets = open_sets(train, test, limit=options.probe_limit, test_limit=options.probe_test_limit)

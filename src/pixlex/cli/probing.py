@@ -11,8 +11,9 @@ from pixlex.cli.evaluate import ProbeOptions
 from pixlex.cli.options import answer, remark, remark_page, table
 from pixlex.cli.tokens import load_tokenizer, remark_skipped
 from pixlex.data.images import open_source
-from pixlex.eval.linear_probe import Fit, ProbeRow, probe_features, probe_rows
-from pixlex.eval.probe_features import Kind, ProbeSets, first_images, open_sets, planned_kinds
+from pixlex.eval.linear_probe import Fit, ProbeRow, probe_rows
+from pixlex.eval.probe_features import Kind, planned_kinds, probe_features
+from pixlex.eval.probe_sets import ProbeSets, first_images, open_sets
 from pixlex.models.checkpoint import Tokenizer, untrained_copy
 from pixlex.report.linear_probe import (
     PUBLISHED,

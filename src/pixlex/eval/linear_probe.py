@@ -15,7 +15,6 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,14 +24,11 @@ from torch.nn import functional
 
 from pixlex.batch import Skipped
 from pixlex.eval.evaluate import wilson_interval
-from pixlex.eval.probe_features import Features, ProbeSets, check_counts, extract
+from pixlex.eval.probe_features import Matrix, Part, ProbeFeatures
 from pixlex.messages import not_installed
-from pixlex.models.checkpoint import Tokenizer
-from pixlex.models.inference import Precision
 from pixlex.progress import bar_or_lines
 
 Method = Literal["lbfgs", "minibatch"]
-Matrix = Float32[np.ndarray, "images width"]
 Labels = Int64[np.ndarray, " images"]
 
 # Strengths tried, from strong to weak, two for each power of ten.
@@ -53,42 +49,6 @@ _MIN_STEPS = 1500
 _BATCH = 512
 _LEARNING_RATE = 5e-3
 
-# Rows of features in memory at once where a whole set is visited.
-_ROWS_AT_ONCE = 8192
-
-
-@dataclass(frozen=True)
-class Part:
-    """Features of training, validation or test images, which may lie on the disk and exceed the memory.
-
-    Attributes:
-        features: One row for each image, of other parts too.
-        rows: Those of this part.
-        labels: Their classes.
-    """
-
-    features: Matrix
-    rows: Int64[np.ndarray, " some"]
-    labels: Int64[np.ndarray, " some"]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def width(self) -> int:
-        """Columns of the features."""
-        width: int = self.features.shape[1]
-        return width
-
-    def subset(self, which: Int64[np.ndarray, " fewer"]) -> Part:
-        """Return the images at some places of this part."""
-        return Part(self.features, self.rows[which], self.labels[which])
-
-    def chunks(self) -> Iterator[Matrix]:
-        """Yield the features in chunks that fit into memory."""
-        for first in range(0, len(self.rows), _ROWS_AT_ONCE):
-            yield self.features[self.rows[first : first + _ROWS_AT_ONCE]]
-
 
 @dataclass(frozen=True)
 class Scaling:
@@ -104,12 +64,10 @@ class Scaling:
 
     @classmethod
     def of(cls, part: Part, repeats: int = 1) -> Scaling:
-        """Measure the columns of the training images.
+        """Measure the columns of the training images, meant to stand side by side so many times.
 
-        Args:
-            part: The training images alone.
-            repeats: How often the columns are meant to stand side by side. A penalized classifier spreads a weight
-                evenly over equal columns, so r copies of x act as one column sqrt(r) x: that is what is computed.
+        A penalized classifier spreads a weight evenly over equal columns, so r copies of x act as one column
+        sqrt(r) x: that is what is computed.
         """
         sums = np.zeros(part.width)
         for chunk in part.chunks():
@@ -261,25 +219,20 @@ class ProbeResult:
     """What a linear classifier found in features.
 
     Attributes:
-        num_train: Images fitted on in the end; where a validation part was split off, with it.
-        num_validation: Images that the strength was chosen on.
-        num_test: Images measured on.
+        num_train, num_validation, num_test: Images fitted on in the end (with a validation part that was split
+            off), images that the strength was chosen on, and images measured on.
         num_classes: C.
-        width: Columns of the features, repeats counted.
-        repeats: How often the columns stand side by side (see `Scaling.of`).
-        top1: Fraction of test images whose class has the highest score; a tie gives its part of the credit.
-        top1_interval: 95 % Wilson interval of it.
-        top5: Fraction whose class is among the five highest scores; None with five classes or fewer.
-        top5_interval: 95 % Wilson interval of it.
+        width: Columns of the features, `repeats` counted (see `Scaling.of`).
+        top1, top1_interval: Fraction of test images whose class has the highest score, ties giving part of the
+            credit; its 95 % Wilson interval.
+        top5, top5_interval: The same of the five highest scores; None with five classes or fewer.
         class_accuracy: Top-1 of each class's test images; NaN for a class without any.
         confusion: Test images by class (rows) and by the class of the highest score (columns).
         chance: 1 / C.
         majority: Accuracy of always saying the most frequent training class.
-        penalty: The strength chosen.
-        penalties: The strengths tried.
+        penalty: The strength chosen, of the `penalties` tried.
         validation_accuracy: Top-1 on the validation images with each of them.
-        method: `lbfgs` or `minibatch`.
-        seconds: Time of choosing and fitting.
+        method, seconds: How it was chosen and fitted, and how long that took.
         notes: What must be known before a number is compared.
         classifier: The fitted classifier.
     """
@@ -439,70 +392,6 @@ class ProbeRow:
         """What the row is called."""
         repeats = self.result.repeats
         return f"{self.model}, {self.features}" + (f" x {repeats}" if repeats > 1 else "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeFeatures:
-    """Features that one model has of the images of a probe.
-
-    Attributes:
-        name: What the model is called.
-        sets: The images.
-        parts: Features of each of `sets.parts`.
-    """
-
-    name: str
-    sets: ProbeSets
-    parts: Mapping[str, Features]
-
-    def of(self, part: str, kind: str) -> Part:
-        """Return features of one kind, or of one part of the model such as `layer 3`, of some of the images."""
-        found = self.parts[part]
-        return Part(found.values[:, found.columns[kind]], found.rows, found.labels)
-
-    def repeats(self, compared: ProbeFeatures | None) -> dict[str, int]:
-        """Return how often each kind of features stands side by side, so that widths match; nothing for once.
-
-        LQAE, section 4: "replicate the feature dimensions by the number of RoBERTa layers", which gives both
-        classifiers as many parameters where patch vectors are as wide as hidden states. Elsewhere the number is
-        what gives them as many: the least that makes the features at least as wide.
-
-        Args:
-            compared: Features of the LQAE whose `layers` these are compared with; None for none.
-        """
-        columns = self.parts["training"].columns
-        if "layers" in columns or compared is None:
-            return {}
-        layers = compared.parts["training"].columns["layers"]
-        widths = {kind: columns[kind].stop - columns[kind].start for kind in ("encoder", "codes")}
-        return {kind: max(1, -(-(layers.stop - layers.start) // own)) for kind, own in widths.items()}
-
-
-def probe_features(
-    name: str,
-    model: Tokenizer,
-    sets: ProbeSets,
-    folder: Path,
-    *,
-    precision: Precision = "fp32",
-    max_broken_ratio: float = 0.05,
-    progress: bool = False,
-) -> ProbeFeatures:
-    """Compute the features of one model with all processes, or take them from the disk; see `extract`.
-
-    Raises:
-        ValueError: Too few readable images of a class.
-        TooManyBroken: Too many images cannot be read.
-    """
-    parts = {
-        part: extract(
-            model, images, folder, precision=precision, max_broken_ratio=max_broken_ratio, progress=progress,
-            description=f"{name}, {part}",
-        )
-        for part, images in sets.parts.items()
-    }  # fmt: skip
-    check_counts(sets.train, parts["training"].labels, splits=sets.validation is None)
-    return ProbeFeatures(name=name, sets=sets, parts=parts)
 
 
 def probe_rows(

@@ -1,4 +1,4 @@
-"""The images of a linear probe, and what frozen models make of them: one vector for each image, computed once."""
+"""What frozen models make of the images of a linear probe: one vector for each image, computed once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,12 +20,11 @@ from tqdm import tqdm
 
 from pixlex import __version__, distributed
 from pixlex.batch import Skipped
-from pixlex.config.data import Cut
-from pixlex.data.decoding import ImageRecord, UnreadableImage
 from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.rows import Images
-from pixlex.data.sources import BrokenImages, ImageSource, subset
+from pixlex.data.sources import BrokenImages, subset
 from pixlex.eval.evaluate import progress_bar
+from pixlex.eval.probe_sets import LabeledImages, ProbeSets, check_counts
 from pixlex.files import Damaged, read_json, write_atomically, write_json
 from pixlex.messages import printable
 from pixlex.models.checkpoint import Tokenizer, fingerprint
@@ -40,255 +38,43 @@ PIXEL_GRID = 8
 _FORMAT = 2
 # Images of a process between two writes to the disk.
 _BATCH = 64
+# Rows of features in memory at once where a whole set is visited.
+_ROWS_AT_ONCE = 8192
+
+Matrix = Float32[np.ndarray, "images width"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LabeledImages:
-    """Images of one part of a probe: training, validation or test.
+@dataclass(frozen=True)
+class Part:
+    """Features of training, validation or test images, which may lie on the disk and exceed the memory.
 
     Attributes:
-        source: Where they lie.
-        indices: Position of each in its source.
-        labels: Class of each, a position in `class_names`.
-        class_names: Names of the classes.
-        digests: A hash of each image's stored bytes.
-        skipped: Images that could not be fetched.
-        num_unlabeled: Images left out because their class is unknown.
+        features: One row for each image, of other parts too.
+        rows: Those of this part.
+        labels: Their classes.
     """
 
-    source: ImageSource
-    indices: Int64[np.ndarray, " images"]
-    labels: Int64[np.ndarray, " images"]
-    class_names: tuple[str, ...]
-    digests: tuple[bytes, ...]
-    skipped: tuple[Skipped, ...]
-    num_unlabeled: int
+    features: Matrix
+    rows: Int64[np.ndarray, " some"]
+    labels: Int64[np.ndarray, " some"]
 
     def __len__(self) -> int:
-        return len(self.indices)
-
-    @cached_property
-    def contents(self) -> str:
-        """A hash of the stored bytes of all images in their order."""
-        return hashlib.sha256(b"".join(self.digests)).hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeSets:
-    """The images of a probe, checked against each other.
-
-    Attributes:
-        train: Fitted on.
-        test: Measured on.
-        validation: What the strength is chosen on; None to split it off the training images.
-        notes: What must be known of them.
-    """
-
-    train: LabeledImages
-    test: LabeledImages
-    validation: LabeledImages | None
-    notes: tuple[str, ...]
+        return len(self.rows)
 
     @property
-    def parts(self) -> dict[str, LabeledImages]:
-        """The parts by name."""
-        named = {"training": self.train, "test": self.test, "validation": self.validation}
-        return {name: part for name, part in named.items() if part is not None}
+    def width(self) -> int:
+        """Columns of the features."""
+        width: int = self.features.shape[1]
+        return width
 
+    def subset(self, which: Int64[np.ndarray, " fewer"]) -> Part:
+        """Return the images at some places of this part."""
+        return Part(self.features, self.rows[which], self.labels[which])
 
-def open_sets(
-    train: ImageSource,
-    test: ImageSource,
-    validation: ImageSource | None = None,
-    *,
-    limit: int | None = None,
-    test_limit: int | None = None,
-    allow_overlap: bool = False,
-    max_broken_ratio: float = 0.05,
-    progress: bool = False,
-) -> ProbeSets:
-    """Read the bytes of all images of a probe once and check that they fit together; nothing is decoded.
-
-    Args:
-        train: Labeled images.
-        test: Others of the same classes.
-        validation: Others again; None to split them off the training images.
-        limit: Most training images, evenly spaced.
-        test_limit: Most test images, and most validation images.
-        allow_overlap: Go on when parts share images.
-        max_broken_ratio: Fraction of images that may be unfetchable, in [0, 1].
-        progress: Show a bar.
-
-    Raises:
-        ValueError: No labels, other classes, too few images of a class, or parts that share images.
-        TooManyBroken: Too many images cannot be fetched.
-    """
-
-    def look(source: ImageSource, limit: int | None) -> LabeledImages:
-        return survey(source, limit=limit, max_broken_ratio=max_broken_ratio, progress=progress)
-
-    training = look(train, limit)
-    check_counts(training, training.labels, splits=validation is None)
-    others = [look(source, test_limit) for source in (test, validation) if source is not None]
-    others = [in_classes_of(training, part) for part in others]
-    parts = [training, *others]
-    notes = []
-    for number, part in enumerate(parts):
-        for earlier in parts[:number]:
-            notes += check_apart(earlier, part, allow=allow_overlap)
-    for part in parts:
-        if part.num_unlabeled:
-            notes.append(f"{part.num_unlabeled} images of {part.source.name} have no class and were left out")
-    return ProbeSets(
-        train=training, test=others[0], validation=others[1] if len(others) > 1 else None, notes=tuple(notes)
-    )
-
-
-def survey(
-    source: ImageSource,
-    *,
-    limit: int | None = None,
-    max_broken_ratio: float = 0.05,
-    progress: bool = False,
-) -> LabeledImages:
-    """Read the stored bytes of the images once: their classes, and a hash of each; see `open_sets`.
-
-    The hashes say whether two parts share images, and whether features on disk are still those of these images. A
-    limit takes so many images, evenly spaced over the source, before those without a class are left out.
-    """
-    if not source.class_names:
-        raise ValueError(
-            f"{source.name}: expected labeled images (a folder for each class, or the columns label and "
-            "class_name), got images without classes"
-        )
-    total = len(source)
-    count = total if limit is None else min(limit, total)
-    broken = BrokenImages(None, source, max_broken_ratio)
-    own: list[tuple[int, int, bytes] | Skipped] = []
-    with progress_bar(count, "images", "look through", shown=progress) as bar:
-        for index in distributed.my_turns([number * total // count for number in range(count)]):
-            try:
-                record = source.read(index)
-                own.append((index, record.label, _digest(record)))
-                broken.record((), 1)
-            except UnreadableImage as fault:
-                own.append(Skipped(fault.key, fault.reason))
-                broken.record([Skipped(fault.key, fault.reason)], 0)
-            bar.update()
-    everyone = distributed.in_turn(own)
-    skipped = [one for one in everyone if isinstance(one, Skipped)]
-    read = [one for one in everyone if not isinstance(one, Skipped)]
-    found = [one for one in read if one[1] >= 0]
-    if distributed.world_size() > 1:  # the ratio of all may be too large where that of none is
-        BrokenImages(None, source, max_broken_ratio).record(skipped, len(read))
-    present = sorted({label for _, label, _ in found})
-    if not present:
-        raise ValueError(f"{source.name}: expected labeled images, got none with a known class")
-    if nameless := [label for label in present if not source.class_names[label]]:
-        raise ValueError(f"{source.name}: expected a name for every class, label {nameless[0]} has none")
-    return LabeledImages(
-        source=source,
-        indices=np.array([index for index, _, _ in found], dtype=np.int64),
-        labels=np.searchsorted(present, [label for _, label, _ in found]).astype(np.int64),
-        class_names=tuple(source.class_names[label] for label in present),
-        digests=tuple(digest for _, _, digest in found),
-        skipped=tuple(skipped),
-        num_unlabeled=len(read) - len(found),
-    )
-
-
-def _digest(record: ImageRecord) -> bytes:
-    """Return a hash of an image as it is stored."""
-    if isinstance(record.data, bytes):
-        return hashlib.blake2b(record.data, digest_size=16).digest()
-    pixels = np.ascontiguousarray(record.data)
-    return hashlib.blake2b(pixels.tobytes(), digest_size=16, person=str(pixels.shape).encode()).digest()
-
-
-def in_classes_of(training: LabeledImages, other: LabeledImages) -> LabeledImages:
-    """Return another part with its classes numbered as the training images'.
-
-    Classes are the same when their names are; where several have one name (ImageNet has two classes "crane"),
-    they are told apart by their order, which then must be that of the training images.
-
-    Raises:
-        ValueError: A class without training images.
-    """
-    names = training.class_names
-    if len(set(names)) < len(names) or len(set(other.class_names)) < len(other.class_names):
-        if other.class_names != names:
-            raise ValueError(
-                f"{other.source.name} and {training.source.name}: several classes share a name, so both must "
-                f"hold the same classes in the same order; got {len(other.class_names)} and {len(names)}"
-            )
-        return other
-    unknown = [name for name in other.class_names if name not in names]
-    if unknown:
-        shown = ", ".join(repr(name) for name in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        raise ValueError(
-            f"{other.source.name}: expected the classes of the training images {training.source.name} "
-            f"({len(names)} classes), got {len(unknown)} that have no training image: {shown}"
-        )
-    place = np.array([names.index(name) for name in other.class_names], dtype=np.int64)
-    return replace(other, labels=place[other.labels], class_names=names)
-
-
-def check_apart(first: LabeledImages, second: LabeledImages, *, allow: bool = False) -> list[str]:
-    """Refuse two parts that share images; return what to say beside the numbers where that is allowed.
-
-    Images are the same when their stored bytes are. Equal names alone prove nothing, as two folders may both hold
-    `cat/1.png`.
-
-    Raises:
-        ValueError: They share images, and that is not allowed.
-    """
-    place = {digest: row for row, digest in enumerate(first.digests)}
-    shared = [(row, place[digest]) for row, digest in enumerate(second.digests) if digest in place]
-    if not shared:
-        return []
-    row, other = shared[0]
-    message = (
-        f"{len(shared)} of {len(second)} images of {second.source.name} are also in {first.source.name}, byte "
-        f"by byte; the first is {second.source.key(int(second.indices[row]))} = "
-        f"{first.source.key(int(first.indices[other]))}"
-    )
-    if not allow:
-        raise ValueError(f"{message}; expected parts without common images (see --allow-overlap)")
-    return [message]
-
-
-def check_counts(images: LabeledImages, labels: Int64[np.ndarray, " readable"], *, splits: bool) -> None:
-    """Refuse training images of fewer than two classes, or too few of a class.
-
-    Args:
-        images: The training images.
-        labels: Classes of those that can be read.
-        splits: Whether a validation part is split off them, which takes two images of each class.
-
-    Raises:
-        ValueError: Naming the class.
-    """
-    names = images.class_names
-    if len(names) < 2:
-        raise ValueError(f"{images.source.name}: expected at least 2 classes, got {', '.join(names)} alone")
-    counts = np.bincount(labels, minlength=len(names))
-    least, needed = int(counts.argmin()), 2 if splits else 1
-    if counts[least] < needed:
-        use = "one to fit and one to choose the strength on" if splits else "to fit"
-        raise ValueError(
-            f"{images.source.name}: expected at least {needed} readable images of every class ({use}), got "
-            f"{counts[least]} of {names[least]!r}"
-        )
-
-
-def first_images(images: LabeledImages, size: int, cut: Cut, count: int = 64) -> Float[Tensor, "B 3 H W"]:
-    """Return some of the images, spread over the set, as pixels in [0, 1]; broken ones are left out."""
-    rows = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
-    some = subset(images.source, images.indices[rows].tolist())
-    # The same ones in every process.
-    config = LoaderConfig(image_size=size, batch_size=count, cut=cut, rank=0, world_size=1)
-    (batch,) = Loader(Images(some), config).evaluation()
-    return batch.images
+    def chunks(self) -> Iterator[Matrix]:
+        """Yield the features in chunks that fit into memory."""
+        for first in range(0, len(self.rows), _ROWS_AT_ONCE):
+            yield self.features[self.rows[first : first + _ROWS_AT_ONCE]]
 
 
 def kinds_of(model: Tokenizer) -> tuple[Kind, ...]:
@@ -533,3 +319,67 @@ def _model_fingerprint(model: Tokenizer, precision: Precision) -> str:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeFeatures:
+    """Features that one model has of the images of a probe.
+
+    Attributes:
+        name: What the model is called.
+        sets: The images.
+        parts: Features of each of `sets.parts`.
+    """
+
+    name: str
+    sets: ProbeSets
+    parts: Mapping[str, Features]
+
+    def of(self, part: str, kind: str) -> Part:
+        """Return features of one kind, or of one part of the model such as `layer 3`, of some of the images."""
+        found = self.parts[part]
+        return Part(found.values[:, found.columns[kind]], found.rows, found.labels)
+
+    def repeats(self, compared: ProbeFeatures | None) -> dict[str, int]:
+        """Return how often each kind of features stands side by side, so that widths match; nothing for once.
+
+        LQAE, section 4: "replicate the feature dimensions by the number of RoBERTa layers", which gives both
+        classifiers as many parameters where patch vectors are as wide as hidden states. Elsewhere the number is
+        what gives them as many: the least that makes the features at least as wide.
+
+        Args:
+            compared: Features of the LQAE whose `layers` these are compared with; None for none.
+        """
+        columns = self.parts["training"].columns
+        if "layers" in columns or compared is None:
+            return {}
+        layers = compared.parts["training"].columns["layers"]
+        widths = {kind: columns[kind].stop - columns[kind].start for kind in ("encoder", "codes")}
+        return {kind: max(1, -(-(layers.stop - layers.start) // own)) for kind, own in widths.items()}
+
+
+def probe_features(
+    name: str,
+    model: Tokenizer,
+    sets: ProbeSets,
+    folder: Path,
+    *,
+    precision: Precision = "fp32",
+    max_broken_ratio: float = 0.05,
+    progress: bool = False,
+) -> ProbeFeatures:
+    """Compute the features of one model with all processes, or take them from the disk; see `extract`.
+
+    Raises:
+        ValueError: Too few readable images of a class.
+        TooManyBroken: Too many images cannot be read.
+    """
+    parts = {
+        part: extract(
+            model, images, folder, precision=precision, max_broken_ratio=max_broken_ratio, progress=progress,
+            description=f"{name}, {part}",
+        )
+        for part, images in sets.parts.items()
+    }  # fmt: skip
+    check_counts(sets.train, parts["training"].labels, splits=sets.validation is None)
+    return ProbeFeatures(name=name, sets=sets, parts=parts)

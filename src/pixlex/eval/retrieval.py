@@ -7,8 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
-from zipfile import BadZipFile
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ from pixlex.eval.evaluate import (
     evaluating,
     progress_bar,
 )
-from pixlex.files import check_zip, write_atomically
+from pixlex.files import read_arrays, write_arrays, write_atomically
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.checkpoint import fingerprint
 
@@ -399,19 +398,3 @@ def _key(model: CBViLA, items: Gallery, wanted: Tensor, how: Pass) -> str:
     for tensor in (items.states[:, 0].float(), items.text[:, 0].float(), wanted):
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def write_arrays(path: Path, **arrays: Any) -> None:
-    """Write arrays, which `read_arrays` compares with their checksums."""
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return what `write_arrays` wrote; nothing where there is no file, or not what was written."""
-    try:
-        check_zip(path)
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
-    except (OSError, ValueError, EOFError, LookupError, BadZipFile):
-        return {}

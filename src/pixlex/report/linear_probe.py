@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from pixlex.eval.linear_probe import ProbeRow
-from pixlex.eval.probe_features import ProbeSets
+from pixlex.eval.probe_sets import ProbeSets
 from pixlex.files import write_json, write_text
 from pixlex.report.drawing import drawn, escape
 from pixlex.report.probe_pictures import draw_confusion, draw_layers, draw_rows, draw_strengths

@@ -16,7 +16,7 @@ from pixlex.config.cbvila import CBViLAConfig, CBViLARun
 from pixlex.data.records import PairSource
 from pixlex.eval.evaluate import Evaluation
 from pixlex.eval.pretraining import ReconstructedExamples
-from pixlex.eval.retrieval import read_arrays, write_arrays
+from pixlex.files import read_arrays, write_arrays
 from pixlex.report.drawing import drawn
 from pixlex.report.galleries import codeword_gallery, reconstructed_pairs
 from pixlex.report.measuring import Progress, unreadable
