@@ -42,8 +42,7 @@ from pixlex.nn.masking import random_mask
 from pixlex.nn.vocabulary import Vocabulary
 from pixlex.objectives.lqae import LQAEObjective
 from pixlex.objectives.phase import Step
-from pixlex.train.layers import prepare_layers
-from pixlex.train.parallel import mixed_precision
+from pixlex.train.parallel import mixed_precision, prepare_layers
 
 OURS, AGAIN, COMPILED, PLAIN = "ours", "ours, layers computed again", "ours, compiled", "straightforward"
 CONTESTANTS = (OURS, AGAIN, COMPILED, PLAIN)

@@ -12,16 +12,18 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.module_tracker import ModuleTracker
 
 from in_turn import doubled_until_full, or_full
 from pixlex.config.train import TrainConfig
 from pixlex.distributed import pick_device
-from pixlex.train.meter import Meter, peak_memory, product_rate
-from pixlex.train.optimizers import build_optimizer
-from pixlex.train.parallel import pick_precision
+from pixlex.train.logging import peak_memory
+from pixlex.train.optimizer import build_optimizer
+from pixlex.train.parallel import mixed_precision, pick_precision
 
 Numbers = Mapping[str, float]
-_ATTEMPTS = 10
+_PRODUCTS = 50
 _UNTIMED = 2
 
 
@@ -44,7 +46,45 @@ def synchronize(device: torch.device) -> None:
 
 def best_product_rate(device: torch.device, precision: str = "auto") -> float:
     """Return the operations a second of a large product of matrices, undisturbed by other work at best."""
-    return max(product_rate(device, precision) for _ in range(_ATTEMPTS))
+    side = 8192 if device.type == "cuda" else 512
+    left, right = torch.rand(2, side, side, device=device).unbind()
+    seconds = []
+    with torch.no_grad(), mixed_precision(device, precision):
+        for _ in range(_PRODUCTS):
+            synchronize(device)
+            before = time.perf_counter()
+            torch.mm(left, right)
+            synchronize(device)
+            seconds.append(time.perf_counter() - before)
+    return 2 * side**3 / min(seconds)
+
+
+class _NoHooks(ModuleTracker):
+    """No operations by module: the hooks that tell modules apart would keep alive what checkpointing drops."""
+
+    def __enter__(self) -> _NoHooks:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+
+def operations_of(take_step: Callable[[], object]) -> int:
+    """Return the operations of a step: products of matrices, convolutions, attention; recomputed ones count."""
+    uncounted = {  # attention of the CPU, which torch's counter does not know; given shapes
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *others, **options: (
+            sdpa_flop_count(q, k, v)
+        ),
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *others, **_: (
+            sdpa_backward_flop_count(g, q, k, v)
+        ),
+    }
+    counter = FlopCounterMode(display=False, custom_mapping=uncounted)
+    counter.mod_tracker = _NoHooks()
+    # Compiled layers cannot be counted, and would stay uncompiled afterwards.
+    with torch.compiler.set_stance("force_eager"), counter:
+        take_step()
+    return counter.get_total_flops()
 
 
 class PeakMemory:
@@ -98,32 +138,26 @@ def measured_steps(
     Returns:
         `seconds`, those of the `processor` (all threads; they bear company better) and `operations` (10^12) of an
         image, `peak` memory and what of it is `above_model` (MiB), and `utilization`: operations a second over
-        those of a large product of matrices in the same precision, both as `pixlex.train.meter` counts them.
+        those of a large product of matrices in the same precision.
     """
-    meter = Meter(device, "auto", batch)
-    meter.rate = max(meter.rate, best_product_rate(device))
-    memory = PeakMemory(device)
-    lines, processor = [], []
-    for number in range(steps + _UNTIMED):
+    rate, memory = best_product_rate(device), PeakMemory(device)
+    operations = operations_of(lambda: take_step(0)) / batch
+    seconds, processor = [], []
+    for number in range(1, steps + _UNTIMED):  # layers are compiled in the first of these
         synchronize(device)
-        meter.restart()
-        began = time.process_time()
-        with meter.step("train"):  # operations are counted in the first one, layers compiled in the second
-            take_step(number)
-            synchronize(device)
-        processor.append((time.process_time() - began) / batch)
-        lines.append(meter.line())
-    seconds = statistics.median(1 / line["speed/images"] for line in lines[_UNTIMED:])
-    peak = memory.peak()
+        began, processor_began = time.perf_counter(), time.process_time()
+        take_step(number)
+        synchronize(device)
+        seconds.append((time.perf_counter() - began) / batch)
+        processor.append((time.process_time() - processor_began) / batch)
+    median, peak = statistics.median(seconds[_UNTIMED - 1 :]), memory.peak()
     return {
-        "seconds": seconds,
-        "processor": statistics.median(processor[_UNTIMED:]),
+        "seconds": median,
+        "processor": statistics.median(processor[_UNTIMED - 1 :]),
         "peak": peak,
         "above_model": peak - memory.before,
-        "operations": statistics.median(line["speed/operations"] / line["speed/images"] for line in lines),
-        "utilization": statistics.median(line["speed/operations"] for line in lines[_UNTIMED:])
-        * 1e12
-        / meter.rate,
+        "operations": operations / 1e12,
+        "utilization": operations / median / rate,
     }
 
 

@@ -18,8 +18,8 @@ from pixlex.files import read_json
 from pixlex.models import checkpoint
 from pixlex.models.frozen import Frozen
 from pixlex.train.checkpoint import checkpoints
+from pixlex.train.logging import read_metrics
 from pixlex.train.loop import Callbacks
-from pixlex.train.tracking import read_metrics
 
 VISION = {"width": 32, "depth": 1, "heads": 2}
 TRAIN = {

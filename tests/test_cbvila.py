@@ -22,8 +22,8 @@ from pixlex.files import read_json
 from pixlex.models import checkpoint
 from pixlex.models.cbvila import CBViLA
 from pixlex.train.checkpoint import checkpoints
+from pixlex.train.logging import read_metrics
 from pixlex.train.loop import Callbacks
-from pixlex.train.tracking import read_metrics
 
 # Children inherit imports; see tests/train/test_loop.py.
 SERVER = multiprocessing.get_context("forkserver")

@@ -30,8 +30,8 @@ from pixlex.encoding import read_codes
 from pixlex.eval.few_shot import classifiers
 from pixlex.files import read_json
 from pixlex.search import store
+from pixlex.train.logging import Tracker
 from pixlex.train.loop import LossNotFinite
-from pixlex.train.tracking import Tracker
 
 COMMANDS = (
     "train",

@@ -32,7 +32,7 @@ from pixlex.files import (
 )
 from pixlex.models import checkpoint
 from pixlex.train.checkpoint import load_newest, save_checkpoint
-from pixlex.train.tracking import Tracker
+from pixlex.train.logging import Tracker
 
 
 def test_regular_files_and_links_to_them_are_read_up_to_a_bound(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from pixlex import run as runs
 from pixlex.config.run import Run, read_run, run_from
 from pixlex.models import checkpoint
 from pixlex.models.lqae import LQAE
+from pixlex.train.logging import read_metrics
 from pixlex.train.loop import Callbacks
-from pixlex.train.tracking import read_metrics
 
 
 def _run(language: Path, pictures: Path, **train: object) -> Run:

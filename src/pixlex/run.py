@@ -26,7 +26,7 @@ from pixlex.train.checkpoint import checkpoints
 from pixlex.train.loop import Callbacks, fit
 from pixlex.train.memory import check_memory
 from pixlex.train.parallel import local_batch_size, pick_precision
-from pixlex.train.tracking import METRICS, write_environment
+from pixlex.train.logging import METRICS, write_environment
 
 CONFIG = "config.yaml"
 _COMMANDS = "commands.txt"

@@ -22,8 +22,8 @@ from pixlex.objectives.baselines import MAEObjective
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
 from pixlex.objectives.phase import Objective, Step
-from pixlex.train.layers import check_compiler, prepare_layers
 from pixlex.train.loop import Callbacks
+from pixlex.train.parallel import check_compiler, prepare_layers
 
 TEXTS = ("about the class", "and all", "class and any other", "also")
 
@@ -189,7 +189,7 @@ def test_a_training_that_is_compiled(tmp_path: Path, pictures: Path, language: P
 
 def test_without_a_compiler_training_says_so(tmp_path: Path) -> None:
     program = (
-        "import torch; from pixlex.train.layers import check_compiler; check_compiler(torch.device('cpu'))"
+        "import torch; from pixlex.train.parallel import check_compiler; check_compiler(torch.device('cpu'))"
     )
     nowhere = {"CXX": str(tmp_path / "no-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run(

@@ -21,8 +21,8 @@ from pixlex.config.train import TrainConfig
 from pixlex.data.images import open_source
 from pixlex.objectives.phase import Phase
 from pixlex.train.checkpoint import checkpoints
+from pixlex.train.logging import METRICS, read_metrics
 from pixlex.train.loop import Callbacks, LossNotFinite, fit
-from pixlex.train.tracking import METRICS, read_metrics
 
 # Children inherit imports, so that ten of them start in the time of one, but none of this process's locks: a
 # child of a plain fork shares the lock of tqdm, and killed while it holds it, it blocks every other process.

@@ -26,8 +26,8 @@ from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.rows import Pairs
 from pixlex.objectives.cbvila import BURN_IN, CODEBOOK, ENCODERS, JOINT, CBViLAObjective
 from pixlex.train.checkpoint import checkpoints
+from pixlex.train.logging import METRICS, read_metrics
 from pixlex.train.loop import Callbacks, fit
-from pixlex.train.tracking import METRICS, read_metrics
 
 # Children inherit imports; see tests/train/test_loop.py.
 SERVER = multiprocessing.get_context("forkserver")

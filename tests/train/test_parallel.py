@@ -1,12 +1,17 @@
-"""Devices and precision by name."""
+"""Devices and precision by name; checkpoints of this version and of others."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from tests.train.running import objective, run, settings
 
 from pixlex.distributed import pick_device
-from pixlex.train.parallel import mixed_precision, pick_precision
+from pixlex.train.checkpoint import checkpoints
+from pixlex.train.parallel import Parallel, mixed_precision, pick_precision
 
 CPU = torch.device("cpu")
 
@@ -51,3 +56,58 @@ def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch: pytest.MonkeyP
     assert pick_device("cuda:2") == torch.device("cuda", 2)
     with pytest.raises(ValueError, match="device 'cuda:4' is not there: torch sees 4 GPUs"):
         pick_device("cuda:4")
+
+
+def _renamed(state: dict[str, Any]) -> None:
+    state["objective"]["model.other"] = state["objective"].pop("model.codebook.weight")
+
+
+def _reshaped(state: dict[str, Any]) -> None:
+    state["objective"]["model.codebook.weight"] = torch.zeros(3, 8)
+
+
+def _nameless(state: dict[str, Any]) -> None:
+    state["optimizer"]["state"] = dict(enumerate(state["optimizer"]["state"].values()))
+    for group in state["optimizer"]["param_groups"]:
+        del group["param_names"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_renamed, "2 tensors are in the checkpoint or the model alone: model.codebook.weight"),
+        (_reshaped, r"expected model.codebook.weight of \(64, 8\), got \(3, 8\)"),
+        (_nameless, "without the names of their parameters"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    change: Any, message: str, tmp_path: Path, pictures: Path
+) -> None:
+    run(tmp_path, pictures, None, settings(steps=1))
+    path = checkpoints(tmp_path / "checkpoints")[-1]
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=f"does not fit this configuration or version: .*{message}"):
+        Parallel(objective(None, settings()), settings()).resume(path.parent)
+
+
+def test_moments_that_are_numbered_are_read_by_their_names(tmp_path: Path, pictures: Path) -> None:
+    """As older versions wrote them, whatever their order and groups; what has none gets none."""
+    run(tmp_path, pictures, None, settings(steps=1))
+    path = checkpoints(tmp_path / "checkpoints")[-1]
+    state = torch.load(path, weights_only=True)
+    moments = state["optimizer"]["state"]
+    names = sorted(moments, reverse=True)
+    numbered = {number: moments[name] for number, name in enumerate(names) if number}
+    groups = [{"params": list(range(len(names))), "param_names": names}]
+    torch.save({**state, "optimizer": {"state": numbered, "param_groups": groups}}, path)
+    parallel = Parallel(objective(None, settings(decay_all=True)), settings(decay_all=True))
+    assert parallel.resume(path.parent) == 1
+    own = parallel.objective.named_parameters()
+    found = {name: parallel.optimizer.state[one] for name, one in own if one in parallel.optimizer.state}
+    assert found.keys() == set(names[1:])
+    for name, values in found.items():
+        assert values.keys() == moments[name].keys()
+        assert all(torch.equal(values[kind], one) for kind, one in moments[name].items())
+    assert parallel.optimizer.param_groups[0]["weight_decay"] == settings().weight_decay

@@ -20,52 +20,55 @@ from pixlex.nn.bert import BertLayer
 from pixlex.objectives.finetune import ReasoningObjective
 from pixlex.objectives.lqae import LQAEObjective
 from pixlex.objectives.phase import Objective
+from pixlex.train import parallel as module
 from pixlex.train.checkpoint import checkpoints
-from pixlex.train.layers import LAYERS
-from pixlex.train.sharding import clip_gradients, sharded_copy, shared_like, whole_state
+from pixlex.train.parallel import Parallel, transformer_layers
 
 SERVER = multiprocessing.get_context("forkserver")
-CPU = torch.device("cpu")
 # What moves all patch vectors alike, and their running mean.
 SHIFTS = ("model.encoder.trunk.norm.bias", "model.projector.bias", "model.quantizer.whitening.mean")
 
 
-def _in_parts(layer: nn.Module) -> set[str]:
+def _sharded(layer: nn.Module) -> set[str]:
     return {name for name, parameter in layer.named_parameters() if isinstance(parameter, DTensor)}
 
 
-def _look(objective: Objective) -> None:
-    sharded = sharded_copy(objective, CPU)
+def _look(objective: Objective) -> Parallel:
+    """Halves of what layers hold, all of the rest; gathered they are what they were."""
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    parallel = Parallel(objective, settings(shard_parameters=True))
     for name, parameter in objective.named_parameters():
-        other = sharded.get_parameter(name)
+        other = parallel.objective.get_parameter(name)
         assert not isinstance(parameter, DTensor)
         if isinstance(other, DTensor):
             assert 2 * other.to_local().numel() in (parameter.numel(), parameter.numel() + other[0].numel())
-    for layer in [module for module in sharded.modules() if isinstance(module, LAYERS)]:
-        whole = {name for name, _ in layer.named_parameters()} - _in_parts(layer)
-        looks = isinstance(layer, BertLayer) and layer.cross_attention is not None
-        assert whole == (
-            {"cross_attention.key_value.weight", "cross_attention.key_value.bias"} if looks else set()
+    own = set(parallel.objective.modules())
+    for layer in own.intersection(transformer_layers(parallel.objective.model)):
+        replicated = {name for name, _ in layer.named_parameters()} - _sharded(layer)
+        attends = isinstance(layer, BertLayer) and layer.cross_attention is not None
+        expected = (
+            {"cross_attention.key_value.weight", "cross_attention.key_value.bias"} if attends else set()
         )
-    together = whole_state(sharded.state_dict())
-    assert together.keys() == objective.state_dict().keys()
-    for name, value in objective.state_dict().items():
-        assert torch.equal(together[name], value), name
-    again = shared_like(together, sharded.state_dict())
-    for name, value in sharded.state_dict().items():
-        assert torch.equal(whole_state(again[name]), whole_state(value)), name
+        assert replicated == expected
+    with torch.no_grad():
+        for parameter in objective.parameters():
+            parameter.zero_()
+    with parallel.gathered():
+        for name, value in objective.state_dict().items():
+            assert torch.equal(before[name], value), name
+    return parallel
 
 
-def _clip(objective: Objective) -> None:
-    """The norm over all parts, and the same scale for all."""
-    sharded = sharded_copy(objective, CPU)
+def _clip(objective: Objective, sharded: Objective) -> None:
+    """The norm over all parameters, and the same scale for all."""
     for one, other in zip(objective.parameters(), sharded.parameters(), strict=True):
         one.grad = torch.full_like(one, 0.5)
         other.grad = torch.full_like(other, 0.5)
     expected = nn.utils.clip_grad_norm_(list(objective.parameters()), 1.0)
-    torch.testing.assert_close(clip_gradients(list(sharded.parameters()), 1.0), expected)
+    torch.testing.assert_close(module._clip(list(sharded.parameters()), 1.0), expected)
     for one, other in zip(objective.parameters(), sharded.parameters(), strict=True):
-        torch.testing.assert_close(whole_state(other.grad), one.grad)
+        gradient = other.grad.full_tensor() if isinstance(other.grad, DTensor) else other.grad
+        torch.testing.assert_close(gradient, one.grad)
 
 
 def _one_of_two(rank: int, folder: Path, language: Path, pictures: Path) -> None:
@@ -73,10 +76,10 @@ def _one_of_two(rank: int, folder: Path, language: Path, pictures: Path) -> None
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     lqae = tiny_lqae(language)
     objective = LQAEObjective(lqae, LQAEObjectiveConfig(), 10)
-    _look(objective)
+    sharded = _look(objective).objective
     _look(ReasoningObjective(tiny_reasoner(language), ReasoningObjectiveConfig(), 10))
-    _clip(objective)
-    assert sharded_copy(objective, CPU).model.language is lqae.language  # frozen: not stored twice
+    _clip(objective, sharded)
+    assert sharded.model.language is lqae.language  # frozen: not stored twice
     config = settings(shard_parameters=True)
     run(folder / "whole", pictures, language, config)
     # One of them is told to stop, both do.

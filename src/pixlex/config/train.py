@@ -51,8 +51,8 @@ class TrainConfig(Config):
     )
     compile: bool = describe(
         False,
-        "Compile transformer layers (torch.compile), minutes at the start; meant for GPUs. Evaluations and the "
-        "first step of each phase are not, so a resumed run agrees with an uninterrupted one to rounding only.",
+        "Compile transformer layers (torch.compile), minutes at the start; meant for GPUs. Evaluations are "
+        "not compiled; a resumed run agrees with an uninterrupted one to rounding only.",
     )
     shard_parameters: bool = describe(
         False,

@@ -101,8 +101,6 @@ METRICS = {
     "restarted": Metric("codewords restarted"),
     "images": Metric("speed", "images/s", "higher"),
     "images_per_second": Metric("speed", "images/s", "higher"),
-    "operations": Metric("products of matrices, convolutions, attention", "TFLOP/s", "higher"),
-    "utilization": Metric("operations, of what a large product reaches", "%", "higher"),
     "peak": Metric("peak memory", "MiB", "lower"),
     "wait": Metric("time spent waiting for data", "%", "lower"),
     "num_images": Metric("images"),

@@ -16,7 +16,7 @@ from pixlex.families import FAMILIES, Validation
 from pixlex.objectives.phase import Objective
 from pixlex.report.drawing import drawn
 from pixlex.report.plots import curves
-from pixlex.train.tracking import METRICS
+from pixlex.train.logging import METRICS
 
 
 class Progress(ABC):

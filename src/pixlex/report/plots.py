@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 
 from pixlex.eval.metrics import metric_of
-from pixlex.train.tracking import read_metrics
+from pixlex.train.logging import read_metrics
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 
@@ -23,7 +23,7 @@ _ORDER = (
     "total", "reconstruction", "image_text_contrastive", "image_text_matching", "masked_language",
     "masked_image", "masked_image_gain", "pixel", "hidden_mse", "commitment", "codebook", "entropy",
     "quantization_error_share", "distinct_codewords", "perplexity", "recall", "cosine", "norm_z",
-    "psnr", "ssim", "learning_rate", "gradient_norm", "images", "utilization", "peak", "wait",
+    "psnr", "ssim", "learning_rate", "gradient_norm", "images", "peak", "wait",
 )  # fmt: skip
 _PANEL_OF = {"mse": "reconstruction", "masked_mse": "reconstruction", "mean_image_mse": "reconstruction"}
 _PANEL_OF |= {"majority_accuracy": "accuracy", "text_alone_accuracy": "accuracy"}
@@ -33,8 +33,8 @@ _PANEL_OF |= {f"{side}_recall_at_{k}": "recall" for side in ("text", "image") fo
 _NOT_DRAWN = {
     "eval/num_images", "eval/words_per_image", "eval/mean_color_mse", "eval/images_per_second",
     "eval/codebook_usage", "eval/text_recall_at_5", "eval/image_recall_at_5", "eval/temperature",
-    "eval/text_round_trip_rate", "eval/tokenizer_round_trip_rate", "speed/operations",
-    "eval/num_items",
+    "eval/text_round_trip_rate", "eval/tokenizer_round_trip_rate", "eval/num_items",
+    "speed/operations", "speed/utilization",  # of older versions
 }  # fmt: skip
 # What is reached without what the panel measures, each with its dashes.
 _BASELINES = {"eval/mean_image_mse": "--", "eval/majority_accuracy": ":", "eval/text_alone_accuracy": "--"}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import gc
+import json
 import math
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,33 +15,20 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
 from pixlex import distributed
-from pixlex.batch import ImageBatch
+from pixlex.batch import ImageBatch, NotFinite
 from pixlex.config.train import TrainConfig
-from pixlex.distributed import pick_device
+from pixlex.files import write_text
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
-from pixlex.progress import bar_or_lines
-from pixlex.train.checkpoint import load_newest, save_checkpoint
-from pixlex.train.layers import check_compiler, prepare_layers
-from pixlex.train.meter import Meter
-from pixlex.train.optimizers import build_optimizer, learning_rate
-from pixlex.train.parallel import mixed_precision, share_gradients
-from pixlex.train.sharding import (
-    clip_gradients,
-    finish_gradients,
-    load_optimizer,
-    sharded_copy,
-    shared_like,
-    whole_state,
-)
-from pixlex.train.tracking import Tracker
-from pixlex.train.waiting import LossNotFinite, Reading, read_ahead, reporting
+from pixlex.train.logging import RunLog
+from pixlex.train.optimizer import learning_rate
+from pixlex.train.parallel import Parallel
 
-__all__ = ["Callbacks", "LossNotFinite", "fit"]
+
+class LossNotFinite(ArithmeticError):
+    """A term of the loss became infinite or not a number."""
 
 
 @dataclass(frozen=True)
@@ -85,133 +73,57 @@ def fit(
             later, so that no step waits for the numbers of the one before it, and before anything is written.
     """
     callbacks = callbacks or Callbacks()
-    device = pick_device(config.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # what pins memory and starts kernels goes by it
-    whole = objective  # what evaluates and is saved
-    if config.shard_parameters and distributed.world_size() > 1:
-        objective = sharded_copy(whole, device)
-    else:
-        objective.to(device)
-    if config.compile:
-        torch.compiler.reset()  # forms of models that this process trained before
-        check_compiler(device)
-    prepare_layers(objective.model, compiles=config.compile, checkpoints=config.checkpoint_activations)
-    optimizer = build_optimizer(objective, config)
-    first_step = _restore(objective, optimizer, folder / "checkpoints")
-    is_first = distributed.rank() == 0
-    tracker = Tracker(folder, first_step, settings, config.wandb) if is_first else None
-    stream = read_ahead(batches(first_step), device)
-    unread, in_flight = deque[Reading](), int(device.type == "cuda")
-    bar = bar_or_lines(
-        total=config.steps, initial=first_step, unit=" steps", desc="train", disable=not is_first, smoothing=0.05,
-        seconds=math.inf,  # a line for each of the log
-    )  # fmt: skip
-    meter, step_number = Meter(device, config.precision, config.batch_size), first_step
-    phase = objective.phase_at(first_step)
-    wrapped = _train_only(objective, phase)
+    parallel = Parallel(objective, config)
+    step = parallel.resume(folder / "checkpoints")
+    log = RunLog(folder, step, config, parallel.device, settings)
+    stream = _prefetched(batches(step), parallel.device)
+    pending, in_flight = deque[_StepNumbers](), int(parallel.device.type == "cuda")
+    stops = False
     with _interruptible() as interrupted:
-        stops = False
-        while step_number < config.steps and not stops:
-            if objective.phase_at(step_number) is not phase:  # the next one begins
-                phase = objective.phase_at(step_number)
-                del wrapped
-                gc.collect()  # it holds itself, and room for all gradients
-                wrapped = _train_only(objective, phase)
-            with meter.waiting():
+        while step < config.steps and not stops:
+            with log.waiting():
                 batch = next(stream)
             callbacks.observe(batch)
-            with meter.step(phase.name), reporting(step_number, batch.keys, folder, "patches or codewords"):
-                unread.append(
-                    _step(wrapped, objective, optimizer, batch.to(device), phase, step_number, config)
-                )
-            step_number += 1
-            bar.update()
-            last = step_number == config.steps
-            logs, saves = step_number % config.log_every == 0, step_number % config.checkpoint_every == 0
-            evaluates = last or (config.evaluate_every and step_number % config.evaluate_every == 0)
-            stops = distributed.anywhere(interrupted())  # all at the same step, or some would wait for ever
-            while len(unread) > (0 if logs or saves or evaluates or stops else in_flight):
-                values = unread.popleft().checked(folder)
+            phase = objective.phase_at(step)
+            with _reporting(step, batch.keys, folder, "patches or codewords"):
+                pending.append(_take_step(parallel, batch, phase, step))
+            step += 1
+            log.count_step()
+            last, stops = step == config.steps, distributed.anywhere(interrupted())  # all at the same step
+            logs, saves, evaluates = (
+                every > 0 and step % every == 0
+                for every in (config.log_every, config.checkpoint_every, config.evaluate_every)
+            )
+            while len(pending) > (0 if logs or saves or evaluates or last or stops else in_flight):
+                numbers = pending.popleft().checked(folder)
             if logs or last:
-                values = distributed.mean_numbers(values)
-                line = {f"{phase.name}/{name}": value for name, value in values.items()} | meter.line()
-                bar.set_postfix({"loss": f"{values['total']:.4f}", **_shown(line)})
-                if tracker is not None:
-                    tracker.log(step_number, line)
+                log.write_step(step, phase.name, numbers)
             if saves or last or stops:
-                _save(objective, optimizer, folder / "checkpoints", step_number, config.keep_checkpoints)
-            if evaluates and callbacks.evaluate is not None:
+                parallel.save(folder / "checkpoints", step)
+            if (evaluates or last) and callbacks.evaluate is not None:
                 with (
-                    _put_together(objective, whole, device),
+                    parallel.gathered(),
                     torch.compiler.set_stance("force_eager"),
-                    reporting(step_number, (), folder, "the evaluation"),
+                    _reporting(step, (), folder, "the evaluation"),
                 ):
-                    numbers = callbacks.evaluate(step_number)  # as `pixlex evaluate` will
-                if tracker is not None:
-                    tracker.log(step_number, numbers)
-                meter.restart()
-    bar.close()
-    prepare_layers(objective.model)  # as it was
-    if tracker is not None:
-        tracker.close()
-    with _put_together(objective, whole, device):
-        distributed.barrier()
-    return step_number
+                    log.write(step, callbacks.evaluate(step))  # as `pixlex evaluate` will
+    log.close()
+    parallel.close()
+    return step
 
 
-@contextmanager
-def _put_together(objective: Objective, whole: Objective, device: torch.device) -> Iterator[None]:
-    """Bring the weights of an objective in parts into the one that is whole, which is on the CPU but meanwhile."""
-    if objective is whole:
-        yield
-        return
-    whole.load_state_dict(whole_state(objective.state_dict()))
-    yield
-    whole.cpu()
-    objective.to(device)  # a frozen language model belongs to both
-
-
-def _step(
-    wrapped: nn.Module,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    batch: ImageBatch,
-    phase: Phase,
-    number: int,
-    config: TrainConfig,
-) -> Reading:
+def _take_step(parallel: Parallel, batch: ImageBatch, phase: Phase, number: int) -> _StepNumbers:
     """Take one optimizer step; return its numbers."""
+    config, objective = parallel.config, parallel.objective
     step = Step(number, torch.Generator().manual_seed(_mix(config.seed, number)))
     torch.manual_seed(_mix(config.seed, number, distributed.rank() + 1))
     rate = learning_rate(number, config)
-    for group in optimizer.param_groups:
+    for group in parallel.optimizer.param_groups:
         group["lr"] = rate
-    objective.train()
-    with mixed_precision(batch.images.device, config.precision):
-        loss: LossTerms = wrapped(batch, phase, step)
-    optimizer.zero_grad(set_to_none=True)
-    loss.total.backward()  # type: ignore[no-untyped-call]
-    limit = config.clip_norm or float("inf")
-    if isinstance(objective, FSDPModule):
-        finish_gradients(objective, phase.trains)
-    trained = [one for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
-    clip = clip_gradients if isinstance(objective, FSDPModule) else nn.utils.clip_grad_norm_
-    gradient_norm = clip(trained, limit)
-    optimizer.step()
-    return Reading(
-        number, batch.keys, loss, gradient_norm, {**objective.after_step(step, loss), "learning_rate": rate}
-    )
-
-
-def _shown(line: Mapping[str, float]) -> dict[str, str]:
-    """Return what the progress bar says of speed, device, memory and data."""
-    return {
-        "images_per_s": f"{line['speed/images']:.0f}",
-        "utilization": f"{line['speed/utilization']:.0%}",
-        "peak": f"{line['memory/peak']:,.0f} MiB",
-        "wait": f"{line['data/wait']:.0%}",
-    }
+    loss = parallel.forward(batch, phase, step)
+    measures = {**loss.measures, "gradient_norm": parallel.update(loss)}
+    measures |= {**objective.after_step(step, loss), "learning_rate": rate}
+    return _StepNumbers(number, batch.keys, loss, measures)
 
 
 def _mix(*numbers: int) -> int:
@@ -223,35 +135,85 @@ def _mix(*numbers: int) -> int:
     return mixed
 
 
-def _train_only(objective: Objective, phase: Phase) -> nn.Module:
-    """Let gradients reach the parameters of a phase and no others; return what shares them with all processes."""
-    for name, parameter in objective.named_parameters():
-        # What is put together of parts keeps what it was at first: all get gradients (see `finish_gradients`).
-        parameter.requires_grad_(name.startswith(phase.trains) or isinstance(parameter, DTensor))
-    # Anew for each phase: what is wrapped waits for a gradient of every parameter that can have one.
-    return share_gradients(objective)
+def _prefetched(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:
+    """Yield batches, on the CPU; for a GPU the next one is read, into pinned memory, during the step."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    # A thread begins on the first GPU of the machine, whichever is this process's own.
+    with ThreadPoolExecutor(1, "batches", torch.cuda.set_device, (device,)) as reader:
+        following = reader.submit(lambda: next(batches).pinned())
+        while True:
+            batch = following.result()
+            following = reader.submit(lambda: next(batches).pinned())
+            yield batch
 
 
-def _restore(objective: Objective, optimizer: torch.optim.Optimizer, folder: Path) -> int:
-    """Load the newest checkpoint; return the steps it had finished."""
-    state = load_newest(folder)
-    if state is None:
-        return 0
+class _StepNumbers:
+    """The numbers of a step, copied from the device meanwhile: the host does not wait for the step.
+
+    Args:
+        step: steps finished before this one.
+        keys: names of its images, for the report of a loss that is not finite.
+        loss: what was minimized.
+        measures: further numbers for the log.
+    """
+
+    def __init__(
+        self, step: int, keys: tuple[str, ...], loss: LossTerms, measures: Mapping[str, Tensor | float]
+    ) -> None:
+        self._step, self._keys = step, keys
+        self._must_be_finite = ("total", *loss.terms, "gradient_norm")
+        values: dict[str, Tensor | float] = {"total": loss.total, **loss.terms, **measures}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        # In their order; those of tensors are filled in.
+        self._values = {name: math.nan if isinstance(one, Tensor) else one for name, one in values.items()}
+        self._names = tuple(tensors)
+        numbers = torch.stack([value.detach().double() for value in tensors.values()])
+        self._copied: torch.cuda.Event | None = None
+        self._numbers = numbers
+        if numbers.is_cuda:
+            self._numbers = torch.empty_like(numbers, device="cpu", pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def checked(self, folder: Path) -> dict[str, float]:
+        """Return the numbers, once they are there.
+
+        Raises:
+            LossNotFinite: the loss, a term or the gradient is not finite.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+        values = self._values | dict(zip(self._names, self._numbers.tolist(), strict=True))
+        if not all(math.isfinite(values[name]) for name in self._must_be_finite):
+            bad = [name for name, value in values.items() if not math.isfinite(value)]
+            raise _not_finite(self._step, bad, self._keys, folder, values)
+        return values
+
+
+@contextmanager
+def _reporting(step: int, keys: tuple[str, ...], folder: Path, what: str) -> Iterator[None]:
+    """Report numbers that stopped being finite before there was a loss, as `LossNotFinite`."""
     try:
-        objective.load_state_dict(shared_like(state["objective"], objective.state_dict()))
-        load_optimizer(optimizer, state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder} does not fit this configuration or version: {error}") from error
-    return int(state["step"])
+        yield
+    except NotFinite as fault:
+        raise _not_finite(step, [f"{what} ({fault})"], keys, folder, {}) from fault
 
 
-def _save(objective: Objective, optimizer: torch.optim.Optimizer, folder: Path, step: int, keep: int) -> None:
-    """Write a checkpoint on rank 0; parts of all processes are put together in it."""
-    state = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict()}
-    if isinstance(objective, FSDPModule):
-        state = whole_state(state)
-    if distributed.rank() == 0:
-        save_checkpoint(folder, step, state, keep)
+def _not_finite(
+    step: int, bad: Sequence[str], keys: Sequence[str], folder: Path, values: Mapping[str, float]
+) -> LossNotFinite:
+    """Write down step, terms and images in `not-finite.json`; return the error that names it."""
+    shown = {name: repr(value) for name, value in values.items()}
+    record = {"step": step, "not_finite": list(bad), "values": shown, "images": list(keys)}
+    path = folder / "not-finite.json"
+    write_text(path, json.dumps(record, indent=2) + "\n")
+    return LossNotFinite(
+        f"step {step}: {', '.join(bad)} not finite; terms and images are in {path}. The newest "
+        "checkpoint is untouched; a lower train.learning_rate or train.precision=fp32 may help"
+    )
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""What a run needs at least, told from its configuration: no network is built to find out that none fits."""
+"""The least memory that a run needs, from its configuration: no network is built to find out that none fits."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -45,21 +46,23 @@ def needed(run: Run) -> Needed:
     """Return the least that a run needs in a process, in closed form.
 
     A layer of width w has 4 w^2 parameters for attention, as many for cross-attention, and 2 r w^2 for the rest.
-    For its gradients it keeps 6 + 2 r vectors of every patch; one, where it computes again or is compiled.
+    For its gradients it keeps 6 + 2 r vectors of every patch; one, where it is recomputed or compiled.
     """
     train, parameters, kept = run.train, 0, 0.0
     visible = 1 - getattr(run.objective, "mask_ratio", 0.0) if hasattr(run, "objective") else 1.0
-    for depth, width, ratio, share, crosses in _stacks(run.model, visible):
-        parameters += int(depth * width**2 * (8 if crosses else 4) + 2 * depth * width * int(ratio * width))
-        vectors = 1.0 if train.checkpoint_activations or train.compile else 6 + 2 * ratio
-        kept += depth * width * vectors * int(share * run.model.grid**2)
+    for stack, width, mlp_ratio, fraction in _stacks(run.model, visible):
+        attention = 4 if hasattr(stack, "width") else 8
+        parameters += int(
+            stack.depth * width**2 * attention + 2 * stack.depth * width * int(mlp_ratio * width)
+        )
+        vectors = 1.0 if train.checkpoint_activations or train.compile else 6 + 2 * mlp_ratio
+        kept += stack.depth * width * vectors * int(fraction * run.model.grid**2)
     codebooks = sum(_codebooks(run.model))
     images = train.batch_size // num_announced() // getattr(run.data, "texts_per_image", 1)
     # Of four bytes each: weights, gradients and two moments; codebooks that are moving averages have no moments.
     state = (16 * parameters + 4 * codebooks) // (num_announced() if train.shard_parameters else 1)
-    return Needed(
-        parameters + codebooks, state, int(kept) * images * (4 if train.precision == "fp32" else 2), images
-    )
+    number_size = 4 if train.precision == "fp32" else 2
+    return Needed(parameters + codebooks, state, int(kept) * images * number_size, images)
 
 
 def check_memory(run: Run) -> None:
@@ -70,13 +73,13 @@ def check_memory(run: Run) -> None:
     """
     device, least = pick_device(run.train.device), needed(run)
     processes = num_on_this_machine() if device.type == "cpu" else 1
-    there = memory_of(device)
-    if there is not None and least.memory * processes > there:
+    available = memory_of(device)
+    if available is not None and least.memory * processes > available:
         raise ValueError(
             f"this run cannot fit: its {_count(least.parameters)} parameters need at least "
             f"{_size(least.state * processes)} with gradients and moments, activations of "
             f"{least.images * processes:,} images {_size(least.activations * processes)}, and "
-            f"{device} has {_size(there)}: expected a smaller train.batch_size, "
+            f"{device} has {_size(available)}: expected a smaller train.batch_size, "
             "train.checkpoint_activations=true or a smaller model"
         )
 
@@ -89,23 +92,22 @@ def memory_of(device: torch.device) -> int | None:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
-    limits = [text for text in map(_first_line, _CGROUPS) if text.isdecimal()]
-    swap = next((line for line in _lines("/proc/meminfo") if line.startswith("SwapTotal:")), "SwapTotal: 0")
-    return min([memory, *map(int, limits)]) + int(swap.split()[1]) * 1024
+    limits = [int(text) for text in map(_text, _CGROUPS) if text.isdecimal()]
+    swap = re.search(r"^SwapTotal:\s*(\d+)", _text("/proc/meminfo"), re.MULTILINE)
+    return min([memory, *limits]) + (int(swap[1]) * 1024 if swap else 0)
 
 
-def _stacks(model: Any, visible: float) -> Iterator[tuple[int, int, float, float, bool]]:
-    """Yield depth, width, mlp_ratio, fraction of the patches and whether layers look across, of each stack."""
-    if hasattr(model, "body"):
-        model = model.body
-    hidden = {"encoder": 1 - getattr(model, "mask_ratio", 0.0), "decoder": 1.0, "image": visible}
+def _stacks(model: Any, visible: float) -> Iterator[tuple[Any, int, float, float]]:
+    """Yield each stack of layers, its width and mlp_ratio, and the fraction of the patches that it computes."""
+    model = getattr(model, "body", model)
+    fractions = {"encoder": 1 - getattr(model, "mask_ratio", 0.0), "decoder": 1.0, "image": visible}
     for one in fields(model):
         stack = getattr(model, one.name)
         if hasattr(stack, "depth"):
             sizes = (
                 stack if hasattr(stack, "width") else model.text
             )  # the fusion encoder is as wide as the text
-            yield stack.depth, sizes.width, sizes.mlp_ratio, hidden.get(one.name, 0.0), sizes is not stack
+            yield stack, sizes.width, sizes.mlp_ratio, fractions.get(one.name, 0.0)
 
 
 def _codebooks(model: Any) -> Iterator[int]:
@@ -117,15 +119,11 @@ def _codebooks(model: Any) -> Iterator[int]:
             yield from _codebooks(getattr(model, one.name))
 
 
-def _first_line(path: str) -> str:
-    return next(iter(_lines(path)), "")
-
-
-def _lines(path: str) -> list[str]:
+def _text(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
+        return Path(path).read_text(encoding="utf-8").strip()
     except OSError:
-        return []
+        return ""
 
 
 def _count(count: int) -> str:

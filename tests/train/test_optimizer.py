@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-import torch
 from torch import nn
 
 from pixlex.config.train import TrainConfig
-from pixlex.train.optimizers import build_optimizer, learning_rate
-from pixlex.train.sharding import load_optimizer
+from pixlex.train.optimizer import build_optimizer, learning_rate
 
 
 def test_warm_up_then_cosine() -> None:
@@ -51,25 +49,3 @@ def test_decay_spares_norms_biases_and_positions_unless_told() -> None:
     everything = build_optimizer(module, TrainConfig(weight_decay=0.1, decay_all=True)).param_groups
     assert len(everything) == 1
     assert len(everything[0]["params"]) == 5
-
-
-def test_moments_go_by_the_names_of_parameters() -> None:
-    """Whatever their order and groups; other parameters and nameless ones are refused."""
-    one = nn.ModuleDict({"a": nn.Linear(2, 3), "b": nn.Linear(3, 1)})
-    other = nn.ModuleDict({"b": nn.Linear(3, 1), "a": nn.Linear(2, 3)})
-    first = build_optimizer(one, TrainConfig())
-    one["b"](one["a"](torch.ones(1, 2))).sum().backward()
-    first.step()
-    second = build_optimizer(other, TrainConfig(decay_all=True))
-    load_optimizer(second, first.state_dict())
-    for name, parameter in one.named_parameters():
-        for kind, value in first.state[parameter].items():
-            assert torch.equal(second.state[other.get_parameter(name)][kind], value), (name, kind)
-    third = build_optimizer(nn.ModuleDict({"a": nn.Linear(2, 3)}), TrainConfig())
-    with pytest.raises(
-        ValueError, match=r"2 parameters are in the checkpoint or the model alone, first b\.bias"
-    ):
-        load_optimizer(third, first.state_dict())
-    nameless = torch.optim.AdamW(one.parameters()).state_dict()
-    with pytest.raises(ValueError, match="without the names"):
-        load_optimizer(first, nameless)

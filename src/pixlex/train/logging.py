@@ -1,22 +1,98 @@
-"""Where a run writes its numbers: JSON lines, TensorBoard events, and Weights & Biases if asked."""
+"""Where a run writes its numbers: JSON lines, TensorBoard events, Weights & Biases if asked, a progress bar."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import resource
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pixlex import distributed
+from pixlex.config.train import TrainConfig
 from pixlex.files import Damaged, naming, sealed, unsealed, write_text
 from pixlex.messages import not_installed
+from pixlex.progress import bar_or_lines
 
 METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """The log of a run, with images a second, peak memory and the fraction of the time spent waiting for data.
+
+    Every process has one; the first one writes, the mean over all of them.
+
+    Args:
+        folder: the run folder.
+        first_step: steps finished.
+        config: length and batch size.
+        device: where training computes.
+        settings: the whole configuration, for the trackers that show it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        first_step: int,
+        config: TrainConfig,
+        device: torch.device,
+        settings: Mapping[str, Any] | None,
+    ) -> None:
+        first = distributed.is_first()
+        self._tracker = Tracker(folder, first_step, settings, config.wandb) if first else None
+        self._bar = bar_or_lines(
+            total=config.steps, initial=first_step, unit=" steps", desc="train", disable=not first, smoothing=0.05,
+            seconds=math.inf,  # a line for each of the log
+        )  # fmt: skip
+        self._batch_size, self._device = config.batch_size, device
+        self._restart()
+
+    def _restart(self) -> None:
+        self._started, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as spent waiting for data."""
+        before = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - before
+
+    def count_step(self) -> None:
+        """Count a step as taken."""
+        self._steps += 1
+        self._bar.update()
+
+    def write_step(self, step: int, phase: str, numbers: Mapping[str, float]) -> None:
+        """Write the numbers of a step, as the mean over all processes, and the speed since the last line."""
+        numbers = distributed.mean_numbers(numbers)
+        seconds = max(1e-9, time.perf_counter() - self._started)
+        speed = self._steps * self._batch_size / seconds
+        peak, wait = peak_memory(self._device) / 2**20, self._waited / seconds
+        shown = {"images_per_s": f"{speed:.0f}", "peak": f"{peak:,.0f} MiB", "wait": f"{wait:.0%}"}
+        self._bar.set_postfix({"loss": f"{numbers['total']:.4f}", **shown})
+        terms = {f"{phase}/{name}": value for name, value in numbers.items()}
+        self.write(step, {**terms, "speed/images": speed, "memory/peak": peak, "data/wait": wait})
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Write numbers that are the same on all processes; what was done until now is no training."""
+        if self._tracker is not None:
+            self._tracker.log(step, numbers)
+        self._restart()
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self._bar.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
 
 class Tracker:
@@ -72,6 +148,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if isinstance(line.get("step"), int | float):
                 lines.append(line)
     return lines
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes held so far: on the GPU by tensors, on the CPU by the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def write_environment(folder: Path) -> None:
