@@ -1,42 +1,72 @@
-"""A small training run that tests start, cut off and compare: a folder of noise pictures, a tiny LQAE."""
+"""Small training runs that tests start, cut off and compare: noise pictures with captions, tiny networks."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.distributed as dist
 from PIL import Image
-from tests.tiny import IMAGE_SIZE, tiny_lqae, tiny_vqvae, training_batches
+from tests.tiny import IMAGE_SIZE, tiny_cbvila, tiny_lqae, tiny_vqvae
 
-from pixlex.batch import ImageBatch
+from pixlex.config.cbvila import CBViLADataConfig, CBViLAObjectiveConfig
 from pixlex.config.data import DataConfig
-from pixlex.config.lqae import LQAEObjectiveConfig
+from pixlex.config.lqae import LQAEObjectiveConfig, VQVAEObjectiveConfig
 from pixlex.config.train import TrainConfig
+from pixlex.data.captions import open_pairs
 from pixlex.data.images import open_source
+from pixlex.data.loader import Loader, LoaderConfig
+from pixlex.data.rows import Images, Pairs
+from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
 from pixlex.objectives.phase import Objective
 from pixlex.train.loop import Callbacks, fit
 
 STEPS = 12
+WORDS = [
+    "about",
+    "above",
+    "access",
+    "across",
+    "action",
+    "active",
+    "actual",
+    "add",
+    "after",
+    "again",
+    "all",
+    "allow",
+    "also",
+    "always",
+]
+
+# Children inherit imports, so that ten of them start in the time of one, but none of this process's locks: a
+# child of a plain fork shares the lock of tqdm, and killed while it holds it, it blocks every other process.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.train.running"])
 
 
-def write_pictures(path: Path, count: int = 20) -> Path:
-    """Write a parquet file of random blotches."""
-    rows = []
+def write_pictures(path: Path, count: int = 20, *, captions: bool = False) -> Path:
+    """Write a parquet file of random blotches, with two captions each, of lengths that differ, if asked."""
+    rows, texts = [], []
     for number in range(count):
-        small = np.random.default_rng(number).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        rng = np.random.default_rng(number)
+        small = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(small).resize((40, 40), Image.Resampling.BICUBIC).save(buffer, "PNG")
         rows.append(buffer.getvalue())
-    pq.write_table(pa.table({"image": rows}), path)
+        texts.append([" ".join(rng.permutation(WORDS)[: rng.integers(2, 9)]) for _ in range(2)])
+    pq.write_table(pa.table({"image": rows} | ({"captions": texts} if captions else {})), path)
     return path
 
 
@@ -49,51 +79,91 @@ def settings(**changes: object) -> TrainConfig:
     return TrainConfig(**(values | changes))  # type: ignore[arg-type]
 
 
-def objective(language: Path | None, config: TrainConfig) -> Objective:
-    """Return LQAE with all its terms, or VQ-VAE with restarts where there is no language model."""
-    if language is None:
-        from pixlex.config.lqae import VQVAEObjectiveConfig
+def _pairs(estimator: str = "straight_through", **stages: Any) -> Callable[[Path, int], Objective]:
+    values = {"restart_after": 2, "masked_language_ratio": 0.4, **stages}
 
-        return VQVAEObjective(tiny_vqvae(), VQVAEObjectiveConfig(restart_after=2), config.steps)
-    weights = LQAEObjectiveConfig(
-        masked_language_weight=0.1, commitment_weight=0.1, entropy_weight=0.1, entropy_temperature=0.5
-    )
-    return LQAEObjective(tiny_lqae(language), weights, config.steps)
+    def build(language: Path, steps: int) -> Objective:
+        model = tiny_cbvila(language, dim=8, estimator=estimator)
+        return CBViLAObjective(model, CBViLAObjectiveConfig(**values), steps, 12)
+
+    return build
+
+
+# LQAE with all its terms, VQ-VAE with restarts, CB-ViLA in all its phases.
+FAMILIES: dict[str, Callable[[Path, int], Objective]] = {
+    "lqae": lambda language, steps: LQAEObjective(
+        tiny_lqae(language),
+        LQAEObjectiveConfig(
+            masked_language_weight=0.1, commitment_weight=0.1, entropy_weight=0.1, entropy_temperature=0.5
+        ),
+        steps,
+    ),
+    "vqvae": lambda language, steps: VQVAEObjective(
+        tiny_vqvae(), VQVAEObjectiveConfig(restart_after=2), steps
+    ),
+    "cbvila": _pairs(burn_in_steps=4),
+    "cbvila, gumbel": _pairs("gumbel", burn_in_steps=4),
+    "cbvila, averages": _pairs(burn_in_steps=4, codebook_update="ema"),
+    "cbvila, in turn": _pairs(burn_in_steps=3, alternate_every=3),
+    # The first phase trains no layer, which parameters that are sharded must not remember.
+    "cbvila, codebook first": _pairs(burn_in_steps=0, alternate_every=3),
+}
 
 
 def run(
     folder: Path,
     pictures: Path,
-    language: Path | None,
+    family: str,
+    language: Path,
     config: TrainConfig,
     callbacks: Callbacks | None = None,
-    workers: int = 0,
 ) -> Objective:
     """Train from the newest checkpoint in the folder, or from the start."""
-    trained = objective(language, config)
-    source = open_source(str(pictures))
+    objective = FAMILIES[family](language, config.steps)
 
-    def batches(first_step: int) -> Iterator[ImageBatch]:
-        return training_batches(
-            source, config=DataConfig(workers=workers), image_size=IMAGE_SIZE, batch_size=config.batch_size,
-            seed=config.seed, first_step=first_step,
-        )  # fmt: skip
+    paired = family.startswith("cbvila")
+    loading = LoaderConfig(
+        image_size=IMAGE_SIZE, batch_size=config.batch_size, seed=config.seed,
+        data=CBViLADataConfig() if paired else DataConfig(),
+    )  # fmt: skip
+    if paired:
+        encode = objective.model.tokenize_texts
+        rows = Pairs(open_pairs(str(pictures)).cleaned(), lambda texts: encode(texts, 12))
+    else:
+        rows = Images(open_source(str(pictures)))
+    fit(objective, Loader(rows, loading).training, config, folder, callbacks)
+    return objective
 
-    fit(trained, batches, config, folder, callbacks)
-    return trained
 
-
-def interrupted_before(number: int) -> Callbacks:
-    """Send this process the signal of Ctrl-C before step `number`."""
+def signaled_before(number: int, which: signal.Signals = signal.SIGINT) -> Callbacks:
+    """Send this process a signal, that of Ctrl-C unless said, before step `number`."""
     seen = 0
 
     def observe(batch: object) -> None:
         nonlocal seen
         seen += 1
         if seen == number:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), which)
 
     return Callbacks(observe=observe)
+
+
+def on_two_processes(folder: Path, work: Callable[..., None], *arguments: object) -> None:
+    """Let two processes of one group do some work, given the rank and arguments."""
+    folder.mkdir(exist_ok=True)
+    children = [SERVER.Process(target=_member, args=(rank, folder, work, *arguments)) for rank in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(280)
+    assert [child.exitcode for child in children] == [0, 0]
+
+
+def _member(rank: int, folder: Path, work: Callable[..., None], *arguments: object) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    work(rank, *arguments)
+    dist.destroy_process_group()
 
 
 def digest(module: torch.nn.Module) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.tiny import IMAGE_SIZE, pair_batch, tiny_cbvila, tiny_lqae, tiny_mae, tiny_vqvae
+from tests.train.conftest import Alone
 from tests.train.running import digest, run, settings
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from pixlex.objectives.baselines import MAEObjective
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
 from pixlex.objectives.phase import Objective, Step
+from pixlex.train.logging import METRICS, read_metrics
 from pixlex.train.loop import Callbacks
 from pixlex.train.parallel import check_compiler, prepare_layers
 
@@ -87,13 +88,11 @@ def test_the_same_gradients_in_less_memory(family: str, language: Path) -> None:
 
 @pytest.mark.parametrize("family", ["lqae", "vqvae"])
 def test_a_training_ends_with_the_same_bits(
-    family: str, tmp_path: Path, pictures: Path, language: Path
+    family: str, tmp_path: Path, pairs: Path, language: Path, alone: Alone
 ) -> None:
     """Optimizer, restarts of codewords and the frozen language model included."""
-    model = language if family == "lqae" else None
-    plain = run(tmp_path / "plain", pictures, model, settings(steps=4))
-    changed = run(tmp_path / "changed", pictures, model, settings(steps=4, checkpoint_activations=True))
-    assert digest(changed) == digest(plain)
+    changed = run(tmp_path, pairs, family, language, settings(checkpoint_activations=True))
+    assert digest(changed) == digest(alone(family)[1])
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
@@ -150,8 +149,8 @@ def test_phases_masks_and_lengths_of_texts_compile_nothing_anew(language: Path) 
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
-def test_a_training_that_is_compiled(tmp_path: Path, pictures: Path, language: Path) -> None:
-    """By the real compiler, with layers that compute again; neither first step nor evaluations are compiled."""
+def test_a_training_that_is_compiled(tmp_path: Path, pairs: Path, language: Path, alone: Alone) -> None:
+    """By the real compiler, with recomputed layers; evaluations are not compiled."""
     try:
         check_compiler(torch.device("cpu"))
     except ValueError as reason:
@@ -166,25 +165,21 @@ def test_a_training_that_is_compiled(tmp_path: Path, pictures: Path, language: P
         grown.append(counters["stats"]["unique_graphs"] - before)
         return {}
 
-    changes = ({}, {"compile": True, "checkpoint_activations": True})
-    losses = []
-    for number, more in enumerate(changes):
-        trained = run(
-            tmp_path / str(number),
-            pictures,
-            language,
-            settings(steps=3, **more),
-            Callbacks(evaluate=evaluate),
-        )
-        assert not any("forward" in vars(module) for module in trained.modules())
-        lines = (tmp_path / str(number) / "metrics.jsonl").read_text().splitlines()
-        losses.append([json.loads(line)["train/total"] for line in lines if "train/total" in line])
+    changes = {"compile": True, "checkpoint_activations": True, "evaluate_every": 1}
+    trained = run(
+        tmp_path, pairs, "lqae", language, settings(steps=3, **changes), Callbacks(evaluate=evaluate)
+    )
+    assert not any("forward" in vars(module) for module in trained.modules())
+    # The first two steps have the rates of the longer run.
+    found, expected = (
+        [line["train/total"] for line in read_metrics(folder / METRICS) if "train/total" in line]
+        for folder in (tmp_path, alone("lqae")[0])
+    )
     # One to see that there is a compiler, at least one of the vision transformers and one of the language model.
     assert counters["stats"]["unique_graphs"] >= 3
     assert not counters["graph_break"]
-    assert grown == [0, 0]
-    assert len(losses[0]) == 3
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert grown == [0, 0, 0]
+    assert found == pytest.approx(expected[:3], rel=1e-4)
 
 
 def test_without_a_compiler_training_says_so(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.train.running import objective, run, settings
+from tests.train.running import FAMILIES, run, settings
 
 from pixlex.distributed import pick_device
 from pixlex.train.checkpoint import checkpoints
@@ -81,20 +81,22 @@ def _nameless(state: dict[str, Any]) -> None:
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
-    change: Any, message: str, tmp_path: Path, pictures: Path
+    change: Any, message: str, tmp_path: Path, pairs: Path, language: Path
 ) -> None:
-    run(tmp_path, pictures, None, settings(steps=1))
+    run(tmp_path, pairs, "vqvae", language, settings(steps=1))
     path = checkpoints(tmp_path / "checkpoints")[-1]
     state = torch.load(path, weights_only=True)
     change(state)
     torch.save(state, path)
     with pytest.raises(ValueError, match=f"does not fit this configuration or version: .*{message}"):
-        Parallel(objective(None, settings()), settings()).resume(path.parent)
+        Parallel(FAMILIES["vqvae"](language, 2), settings()).resume(path.parent)
 
 
-def test_moments_that_are_numbered_are_read_by_their_names(tmp_path: Path, pictures: Path) -> None:
+def test_moments_that_are_numbered_are_read_by_their_names(
+    tmp_path: Path, pairs: Path, language: Path
+) -> None:
     """As older versions wrote them, whatever their order and groups; what has none gets none."""
-    run(tmp_path, pictures, None, settings(steps=1))
+    run(tmp_path, pairs, "vqvae", language, settings(steps=1))
     path = checkpoints(tmp_path / "checkpoints")[-1]
     state = torch.load(path, weights_only=True)
     moments = state["optimizer"]["state"]
@@ -102,7 +104,7 @@ def test_moments_that_are_numbered_are_read_by_their_names(tmp_path: Path, pictu
     numbered = {number: moments[name] for number, name in enumerate(names) if number}
     groups = [{"params": list(range(len(names))), "param_names": names}]
     torch.save({**state, "optimizer": {"state": numbered, "param_groups": groups}}, path)
-    parallel = Parallel(objective(None, settings(decay_all=True)), settings(decay_all=True))
+    parallel = Parallel(FAMILIES["vqvae"](language, 2), settings(decay_all=True))
     assert parallel.resume(path.parent) == 1
     own = parallel.objective.named_parameters()
     found = {name: parallel.optimizer.state[one] for name, one in own if one in parallel.optimizer.state}

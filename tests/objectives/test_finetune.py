@@ -152,8 +152,8 @@ def test_a_few_steps_learn_an_answer_by_heart(language: Path) -> None:
     objective = _objective(language)
     given = (("about",), ("also",), ("any",))
     batch = _batch(objective.model, given)
-    optimizer = torch.optim.Adam(objective.parameters(), lr=2e-3)
-    for _ in range(100):
+    optimizer = torch.optim.Adam(objective.parameters(), lr=4e-3)
+    for _ in range(40):
         loss = _loss(objective, batch)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
