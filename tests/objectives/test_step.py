@@ -1,4 +1,4 @@
-"""What no step of any family does: read a number from the device, or add gradients in an order that threads decide."""
+"""What no step of any family does: read from the device, add gradients in an order that threads decide."""
 
 from __future__ import annotations
 
