@@ -72,7 +72,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "lqae, assigned search": lambda one: _lqae(one, "assigned"),
     "vqvae": lambda one: (VQVAEObjective(tiny_vqvae(), VQVAEObjectiveConfig(restart_after=3), 10), _images()),
     "mae": lambda one: (MAEObjective(tiny_mae(), MAEObjectiveConfig(), 10), _images()),
-    "cbvila": lambda one: _cbvila(one, burn_in_steps=1),
+    "cbvila": lambda one: _cbvila(one, burn_in_steps=2),
     "cbvila, moving averages": lambda one: _cbvila(one, codebook_update="ema"),
     "cbvila, class head": lambda one: _cbvila(one, {"masked_image_head": "class"}),
     "cbvila, tied head, latent": lambda one: _cbvila(
@@ -82,6 +82,9 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "vqa": lambda one: _reasoning(one, "vqa"),
     "nlvr2": lambda one: _reasoning(one, "nlvr2"),
 }
+
+
+_ATOMIC = ("aten::index_put", "aten::_index_put_impl", "aten::_unsafe_index_put", "aten::put")
 
 
 class _Sums(TorchDispatchMode):
@@ -95,13 +98,7 @@ class _Sums(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = (kwargs or {}).get("accumulate", args[3] if len(args) > 3 else False)
-        name = func.name().split(".")[0].rstrip("_")
-        if given and name in (
-            "aten::index_put",
-            "aten::_index_put_impl",
-            "aten::_unsafe_index_put",
-            "aten::put",
-        ):
+        if func.name().split(".")[0].rstrip("_") in _ATOMIC and given:
             self.found.append(f"{func.name()} of {tuple(args[0].shape)}")
         return func(*args, **(kwargs or {}))
 
