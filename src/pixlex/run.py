@@ -23,10 +23,10 @@ from pixlex.files import locked, remove_partial, unsealed, write_json
 from pixlex.messages import printable, quoted
 from pixlex.models import checkpoint
 from pixlex.train.checkpoint import checkpoints
+from pixlex.train.logging import METRICS, write_environment
 from pixlex.train.loop import Callbacks, fit
 from pixlex.train.memory import check_memory
 from pixlex.train.parallel import local_batch_size, pick_precision
-from pixlex.train.logging import METRICS, write_environment
 
 CONFIG = "config.yaml"
 _COMMANDS = "commands.txt"

@@ -10,7 +10,7 @@ import torch
 from tests.tiny import tiny_frozen, tiny_mae
 
 from pixlex.batch import ImageBatch, ImageTextBatch
-from pixlex.config.mae import MAEObjectiveConfig
+from pixlex.config.lqae import MAEObjectiveConfig
 from pixlex.objectives.baselines import FrozenObjective, MAEObjective
 from pixlex.objectives.phase import LossTerms, Objective, Step
 

@@ -23,9 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixlex.batch import ImageBatch, ReasoningBatch
 from pixlex.config.cbvila import CBViLAObjectiveConfig
-from pixlex.config.lqae import LQAEObjectiveConfig, VQVAEObjectiveConfig
-from pixlex.config.mae import MAEObjectiveConfig
-from pixlex.config.reasoning import ReasoningObjectiveConfig
+from pixlex.config.finetune import ReasoningObjectiveConfig
+from pixlex.config.lqae import LQAEObjectiveConfig, MAEObjectiveConfig, VQVAEObjectiveConfig
 from pixlex.nn.codebook import count_codes
 from pixlex.nn.transformer import take_rows
 from pixlex.objectives.baselines import FrozenObjective, MAEObjective

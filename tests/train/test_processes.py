@@ -16,8 +16,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from pixlex import distributed
+from pixlex.config.finetune import ReasoningObjectiveConfig
 from pixlex.config.lqae import LQAEObjectiveConfig
-from pixlex.config.reasoning import ReasoningObjectiveConfig
 from pixlex.nn.bert import BertLayer
 from pixlex.objectives.finetune import ReasoningObjective
 from pixlex.objectives.lqae import LQAEObjective

@@ -82,6 +82,6 @@ def __getattr__(name: str) -> Any:
     if name != "pretrained":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(
-        "pixlex.models.pretrained is now pixlex.models.checkpoint", DeprecationWarning, stacklevel=2
+        "pixlex.models.checkpoint is now pixlex.models.checkpoint", DeprecationWarning, stacklevel=2
     )
     return import_module("pixlex.models.checkpoint")
