@@ -364,26 +364,6 @@ def read_json(path: Path) -> dict[str, Any]:
         raise Damaged(f"{path} is damaged: {fault}") from fault
 
 
-def write_arrays(path: Path, **arrays: Any) -> None:
-    """Write arrays of NumPy, which `read_arrays` compares with their checksums; see `write_atomically`."""
-    import numpy as np
-
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
-
-
-def read_arrays(path: Path) -> dict[str, Any]:
-    """Return what `write_arrays` wrote; nothing where there is no file, or not what was written."""
-    import numpy as np
-
-    try:
-        check_zip(path)
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
-    except (OSError, ValueError, EOFError, LookupError, BadZipFile):
-        return {}
-
-
 def check_zip(path: Path) -> None:
     """Compare all that a zip archive holds (a checkpoint, arrays of NumPy) with the checksums in it.
 

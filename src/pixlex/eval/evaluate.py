@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -16,6 +19,7 @@ from tqdm import tqdm
 from pixlex import distributed
 from pixlex.batch import ReasoningBatch, Skipped
 from pixlex.eval.metrics import Number, metric_of
+from pixlex.files import check_zip
 from pixlex.models.inference import Precision
 from pixlex.progress import bar_or_lines
 
@@ -204,6 +208,22 @@ def progress_bar(total: int | None, unit: str, description: str, *, shown: bool)
     return bar_or_lines(
         total=own, unit=f" {unit}", desc=description, disable=not shown or not distributed.is_first()
     )
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write arrays, which `read_arrays` compares with their checksums; see `write_atomically`."""
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return what `write_arrays` wrote; nothing where there is no file, or not what was written."""
+    try:
+        check_zip(path)
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except (OSError, ValueError, EOFError, LookupError, BadZipFile):
+        return {}
 
 
 def wilson_interval(ratio: Number, count: int) -> tuple[float, float]:

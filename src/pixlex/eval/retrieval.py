@@ -31,8 +31,10 @@ from pixlex.eval.evaluate import (
     evaluate,
     evaluating,
     progress_bar,
+    read_arrays,
+    write_arrays,
 )
-from pixlex.files import read_arrays, write_arrays, write_atomically
+from pixlex.files import write_atomically
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.checkpoint import fingerprint
 

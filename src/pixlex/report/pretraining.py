@@ -14,9 +14,8 @@ from torch import Tensor
 from pixlex import distributed
 from pixlex.config.cbvila import CBViLAConfig, CBViLARun
 from pixlex.data.records import PairSource
-from pixlex.eval.evaluate import Evaluation
+from pixlex.eval.evaluate import Evaluation, read_arrays, write_arrays
 from pixlex.eval.pretraining import ReconstructedExamples
-from pixlex.files import read_arrays, write_arrays
 from pixlex.report.drawing import drawn
 from pixlex.report.galleries import codeword_gallery, reconstructed_pairs
 from pixlex.report.measuring import Progress, unreadable
