@@ -83,7 +83,7 @@ def _train(run: Run, folder: Path, resume: bool) -> Path | None:
         objective = build_objective(run, resumed=bool(checkpoints(folder / "checkpoints")))
         progress = None
         if validation is not None:
-            progress = report.progress_of(run, objective, source, validation, folder)
+            progress = report.Progress(run, objective, source, validation, folder)
         broken = BrokenImages(folder if is_first else None, images_of(source), run.data.max_broken_share)
         steps = fit(
             objective,

@@ -13,9 +13,9 @@ from tests.report.test_few_shot import cell
 
 from pixlex.eval.evaluate import wilson_interval
 from pixlex.eval.few_shot.episodes import setting_of
-from pixlex.report.ablations import write_ablation
 from pixlex.report.drawing import drawn, escape, plotted
-from pixlex.report.few_shot import draw_accuracies
+from pixlex.report.plots import draw_accuracies
+from pixlex.report.results import write_ablation
 
 FAULTS = (
     OSError(28, "No space left on device"), UnidentifiedImageError("?"), MemoryError(), ImportError("no font"),

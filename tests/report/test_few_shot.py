@@ -15,9 +15,10 @@ from pixlex.eval.few_shot.classifiers import Answer
 from pixlex.eval.few_shot.episodes import PAPER_COLUMNS, Setting, sample_episodes, setting_of
 from pixlex.eval.few_shot.published import published_rows
 from pixlex.eval.few_shot.run import Cell
-from pixlex.report.few_shot import draw_accuracies, write_few_shot_page, write_results
-from pixlex.report.few_shot_tables import markdown_table, notes_of, rows_of, table_lines, warnings_of
 from pixlex.report.galleries import ShownEpisode, draw_episode_examples, draw_episodes
+from pixlex.report.plots import draw_accuracies
+from pixlex.report.results import write_few_shot, write_few_shot_page
+from pixlex.report.tables import markdown_table, notes_of, rows_of, table_lines, warnings_of
 
 
 def cell(setting: Setting, accuracy: float | None = 0.625, **change: object) -> Cell:
@@ -115,7 +116,7 @@ def test_notes_tell_failures_and_scorers() -> None:
 
 def test_files(tmp_path: Path) -> None:
     cells = [cell(setting_of(column, ways)) for ways in (2, 5) for column in ("1/0", "5/0")]
-    write_results(tmp_path, cells, {"data": "here"})
+    write_few_shot(tmp_path, cells, {"data": "here"})
     values = json.loads((tmp_path / "results.json").read_text())
     assert values["data"] == "here"
     assert values["results"][3]["setting"] == {
@@ -131,7 +132,7 @@ def test_files(tmp_path: Path) -> None:
         title="A <title>",
         commands=["pixlex <x>"],
         about={"seed": 0},
-        pictures=[("Accuracy", figure)],
+        pictures={"Accuracy": figure},
     )
     html = page.read_text()
     assert "<b>|" not in html.replace("&lt;b&gt;|", "")

@@ -16,8 +16,9 @@ from pixlex.batch import Skipped
 from pixlex.data.images import open_source
 from pixlex.eval.linear_probe import Fit, ProbeRow, linear_probe
 from pixlex.eval.probe_sets import ProbeSets, open_sets
-from pixlex.report.linear_probe import PUBLISHED_NOTE, write_linear_probe
-from pixlex.report.probe_pictures import draw_confusion
+from pixlex.report.plots import draw_confusion
+from pixlex.report.results import write_linear_probe
+from pixlex.report.tables import PROBES_NOTE
 
 NAMES = ("blue", "green & <b>gray", "red")
 
@@ -51,7 +52,7 @@ def test_the_page_holds_everything(sets: ProbeSets, tmp_path: Path) -> None:
     assert text.count("data:image/png;base64,") == 4
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
     assert "<script" not in text
-    assert text.count(PUBLISHED_NOTE) == 2
+    assert text.count(PROBES_NOTE) == 2
     assert "39.7 %" in text
     assert "18.4 %" in text
     assert "mine, codes x 4" in text

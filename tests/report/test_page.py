@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -13,17 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
-from pixlex.batch import Skipped
-from pixlex.config.data import DataConfig
-from pixlex.config.lqae import LQAEConfig, LQAERun, VQVAEConfig, VQVAERun
-from pixlex.config.run import Run
-from pixlex.eval.evaluate import Evaluation
 from pixlex.eval.metrics import metric_of
 from pixlex.report.figures import Captioned, to_bytes
-from pixlex.report.page import comparison, run_page, write_page
+from pixlex.report.page import Page, comparison, write_page
 
 EVIL = "<script>alert('x')</script>"
 NUMBERS = {"eval/mse": 0.02, "eval/mean_image_mse": 0.08, "eval/psnr": 17.0, "eval/codebook_usage": 0.0375}
@@ -71,8 +64,9 @@ def write(folder: Path, **changes: Any) -> Path:
         "config": {"family": "lqae", "note": EVIL, "model": {"image_size": 16}},
         "introduction": f"First.\n\nSecond {EVIL}.",
         "notes": [f"note {EVIL}"],
+        "pictures": {},
     }
-    return write_page(folder / "index.html", **{**settings, **changes})
+    return write_page(folder / "index.html", Page(**{**settings, **changes}))
 
 
 def examples(words: bool = True) -> dict[str, Any]:
@@ -163,45 +157,14 @@ def test_what_is_said_of_images_is_text_beside_them(tmp_path: Path) -> None:
 
 def test_curves_are_shown_where_they_are_given(tmp_path: Path) -> None:
     Image.new("RGB", (5, 3)).save(tmp_path / "some.png")
-    source = write(tmp_path, examples=None, curves=tmp_path / "some.png").read_text("utf-8")
+    source = write(
+        tmp_path, examples=None, pictures={"Curves": tmp_path / "some.png", "Lost": None}
+    ).read_text("utf-8")
     data = re.findall(r'class="curves"[^>]*base64,([^"]+)"', source)
     with Image.open(io.BytesIO(base64.b64decode(data[0]))) as picture:
         assert picture.size == (5, 3)
     with pytest.raises(FileNotFoundError):
-        write(tmp_path, curves=tmp_path / "absent.png")
-
-
-@pytest.mark.parametrize("family", ["lqae", "vqvae"])
-def test_the_page_of_a_run(family: str, tmp_path: Path) -> None:
-    data = DataConfig(train="folder <of> images")
-    sizes = {"image_size": 16, "patch_size": 8}
-    run: Run = (
-        LQAERun(model=LQAEConfig(**sizes), data=data)
-        if family == "lqae"
-        else VQVAERun(model=VQVAEConfig(**sizes), data=data)
-    )
-    path = run_page(tmp_path / "report.html", result(family == "lqae"), run, ["pixlex train it"])
-    assert path == tmp_path / "report.html"
-    text = "".join(read(path).text)
-    assert f"{'LQAE' if family == 'lqae' else 'VQ-VAE'}, 16 px, 2 x 2: folder <of> images" in text
-    assert ("words of a language model" in text) == (family == "lqae")
-    assert "2 images could not be read; the first: torn.png, truncated" in text
-    assert "rFID was not computed" in text
-    assert "Curves" not in text
-    assert yaml.safe_load(text[text.index("family:") :]) == dataclasses.asdict(run)
-    Image.new("RGB", (5, 3)).save(tmp_path / "curves.png")
-    assert "Curves" in "".join(
-        read(run_page(tmp_path / "report.html", result(True), run, [], tmp_path / "curves.png")).text
-    )
-
-
-def result(words: bool) -> Evaluation:
-    """What an evaluation of two images found."""
-    torn = Skipped("torn.png", "truncated")
-    return Evaluation(
-        values={"num_images": 2, "mse": 1.0}, skipped=(torn, torn), notes=("rFID was not computed",),
-        examples=examples(words),
-    )  # fmt: skip
+        write(tmp_path, pictures={"Curves": tmp_path / "absent.png"})
 
 
 def test_numbers_stand_with_unit_and_name(tmp_path: Path) -> None:

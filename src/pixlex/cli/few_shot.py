@@ -25,9 +25,10 @@ from pixlex.eval.few_shot.prompted import PromptedClassifier
 from pixlex.eval.few_shot.published import read_open_ended
 from pixlex.eval.few_shot.run import Cell, run_few_shot
 from pixlex.report.drawing import drawn
-from pixlex.report.few_shot import draw_accuracies, write_few_shot_page, write_results
-from pixlex.report.few_shot_tables import markdown_table, table_lines, warnings_of, ways_of
 from pixlex.report.galleries import draw_episode_examples
+from pixlex.report.plots import draw_accuracies
+from pixlex.report.results import write_few_shot, write_few_shot_page
+from pixlex.report.tables import markdown_table, table_lines, warnings_of, ways_of
 
 # Folder inside the one of the results.
 _EPISODES = "episodes"
@@ -127,7 +128,7 @@ def _write(
         "episodes": {one.setting.label: one.identity for one in episode_sets},
         "command": options.command_line,
     }
-    write_results(folder, cells, about)
+    write_few_shot(folder, cells, about)
     pictures = {"Accuracy": drawn(folder / "accuracy.png", lambda path: draw_accuracies(cells, path))}
     for episodes in _smallest(episode_sets):
         reader = readings[0].reader if readings else None
@@ -143,7 +144,7 @@ def _write(
             title=f"Few-shot classification of {images.name}",
             commands=[options.command_line],
             about=about,
-            pictures=[(title, picture) for title, picture in pictures.items() if picture is not None],
+            pictures=pictures,
         ),
     )
     remark_page(options, page)

@@ -134,12 +134,15 @@ def _write_evaluation(
         folder / "report.html",
         lambda path: report.write_page(
             path,
-            title=f"Reconstruction of {values['data']}",
-            numbers=result.numbers,
-            examples=examples,
-            commands=[options.command_line],
-            config={"family": tokenizer.family, "model": asdict(tokenizer.model.config)},
-            notes=result.notes,
+            report.Page(
+                title=f"Reconstruction of {values['data']}",
+                examples=examples,
+                numbers=result.numbers,
+                notes=result.notes,
+                pictures={},
+                commands=[options.command_line],
+                config={"family": tokenizer.family, "model": asdict(tokenizer.model.config)},
+            ),
         ),
     )
     remark_page(options, page)

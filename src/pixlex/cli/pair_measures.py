@@ -41,7 +41,8 @@ from pixlex.nn.masking import split_patches
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.report.drawing import drawn
 from pixlex.report.galleries import codeword_gallery, reconstructed_pairs
-from pixlex.report.pretraining import pretraining_page
+from pixlex.report.page import Page, write_page
+from pixlex.report.progress import draw_pretraining, unreadable
 
 
 def retrieval(options: RetrievalOptions) -> int:
@@ -136,11 +137,19 @@ def pretraining(options: PretrainingOptions) -> int:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         write_json(options.out / "results.json", values)
-        page = pretraining_page(
-            options.out, result, source, model.config, protocol,
-            commands=[options.command_line], config={"model": asdict(model.config), "objective": asdict(config)},
-        )  # fmt: skip
-        remark_page(options, page)
+        folder = options.out
+        pictures = draw_pretraining(result, source, model.config, lambda kind: folder / f"{kind}.png")
+        size, grid = model.config.image_size, model.grid
+        page = Page(
+            title=f"CB-ViLA, {size} px, {grid} x {grid}: {source.name}",
+            introduction=f"{protocol}.",
+            numbers=result.numbers,
+            notes=unreadable(result.skipped),
+            pictures=pictures,
+            commands=[options.command_line],
+            config={"model": asdict(model.config), "objective": asdict(config)},
+        )
+        remark_page(options, drawn(folder / "report.html", lambda path: write_page(path, page)))
     return 0
 
 

@@ -15,13 +15,8 @@ from pixlex.eval.linear_probe import Fit, ProbeRow, probe_rows
 from pixlex.eval.probe_features import Kind, planned_kinds, probe_features
 from pixlex.eval.probe_sets import ProbeSets, first_images, open_sets
 from pixlex.models.checkpoint import Tokenizer, untrained_copy
-from pixlex.report.linear_probe import (
-    PUBLISHED,
-    PUBLISHED_NOTE,
-    row_text,
-    row_values,
-    write_linear_probe,
-)
+from pixlex.report.results import write_linear_probe
+from pixlex.report.tables import PROBES_NOTE, PROBES_PUBLISHED, row_text, row_values
 
 
 def linear_probe(options: ProbeOptions) -> int:
@@ -73,7 +68,7 @@ def linear_probe(options: ProbeOptions) -> int:
     lines = [(row.name, row_text(row)) for row in rows]
     lines.append(("most frequent training class", f"top-1 {100 * rows[0].result.majority:.1f} %"))
     lines.append(("chance", f"top-1 {100 * rows[0].result.chance:.3g} %"))
-    lines += [(name, f"top-1 {100 * top1:.1f} % ({PUBLISHED_NOTE})") for name, top1 in PUBLISHED]
+    lines += [(name, f"top-1 {100 * top1:.1f} % ({PROBES_NOTE})") for name, top1 in PROBES_PUBLISHED]
     answer(options, values, table(lines))
     remark_skipped(options, list(dict.fromkeys(one for row in rows for one in row.skipped)))
     for note in [*notes, *(f"{row.name}: {note}" for row in rows for note in row.result.notes)]:

@@ -28,8 +28,8 @@ from pixlex.files import write_json, write_text
 from pixlex.models.finetuned import resized
 from pixlex.report.drawing import drawn
 from pixlex.report.figures import captioned_images
-from pixlex.report.page import write_page
-from pixlex.report.reasoning import answer_notes, answered_items
+from pixlex.report.page import Page, write_page
+from pixlex.report.progress import answer_notes, answered_items
 
 
 def evaluate(options: TaskOptions, task: ReasoningTask) -> int:
@@ -164,13 +164,15 @@ def _write(
         folder / "report.html",
         lambda path: write_page(
             path,
-            title=f"{result.task}: {items.name}",
-            introduction=result.protocol,
-            numbers=result.numbers,
-            examples=None,
-            commands=[f"pixlex evaluate {result.task} --model {options.model} --data {options.data}"],
-            config={"model": options.model, "data": options.data},
-            notes=answer_notes(result),
-            captioned=answered_items(result, items),
+            Page(
+                title=f"{result.task}: {items.name}",
+                introduction=result.protocol,
+                captioned=answered_items(result, items),
+                numbers=result.numbers,
+                notes=answer_notes(result),
+                pictures={},
+                commands=[options.command_line],
+                config={"model": options.model, "data": options.data},
+            ),
         ),
     )

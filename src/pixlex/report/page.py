@@ -1,131 +1,137 @@
-"""A page of a run: one file that needs nothing else."""
+"""Pages: one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from string import Template
 from typing import Any
 
+import jinja2
 import yaml
 from jaxtyping import Float
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from pixlex.config.run import Run
-from pixlex.eval.evaluate import Evaluation
 from pixlex.eval.metrics import metric_of
 from pixlex.files import write_text
-from pixlex.report.drawing import escape
-from pixlex.report.figures import BREAK, Captioned, Color, fitted, ink_on, line_width, patch_colors, to_bytes
+from pixlex.messages import printable
+from pixlex.report.figures import (
+    BREAK,
+    Captioned,
+    Color,
+    fitted,
+    ink_on,
+    line_width,
+    patch_colors,
+    to_bytes,
+)
 
-_FAMILIES = {"lqae": "LQAE", "vqvae": "VQ-VAE"}
 # Larger pictures look better interpolated.
 _SHOWN_AS_PIXELS = 128
 # Width of a map of words on a wide screen, in pixels: the one for which words are broken.
 _MAP = 560
 
 
-def run_page(
-    path: Path,
-    result: Evaluation,
-    run: Run,
-    commands: Sequence[str],
-    curves: Path | None = None,
-) -> Path:
-    """Write the page of a finished run.
+@dataclass(frozen=True)
+class Table:
+    """A table of a page.
 
-    Args:
-        path: the HTML file to write.
-        result: the last evaluation.
-        run: the configuration.
-        commands: what was typed to get this result, exactly.
-        curves: PNG of the curves; None shows none.
-
-    Returns:
-        The path of the page.
+    Attributes:
+        heading: above it.
+        head: of its columns.
+        rows: their cells.
+        values: columns of numbers, set to the right.
+        remarks: columns in small print.
     """
-    grid = run.model.grid
-    if result.examples.get("words") is not None:
-        introduction = (
-            f"Each image was written as {grid} x {grid} words of a language model's vocabulary, and rebuilt "
-            "from the words alone. The words are a code: they need not describe what is seen."
-        )
-    else:
-        introduction = f"Each image was written as {grid} x {grid} codes and rebuilt from the codes alone."
-    notes = list(result.notes)
-    if result.skipped:
-        first = result.skipped[0]
-        notes.append(
-            f"{len(result.skipped)} images could not be read; the first: {first.key}, {first.reason}"
-        )
-    return write_page(
-        path,
-        title=f"{_FAMILIES[run.family]}, {run.model.image_size} px, {grid} x {grid}: {run.data.train}",
-        introduction=introduction,
-        numbers=result.numbers,
-        examples=result.examples,
-        commands=commands,
-        config=dataclasses.asdict(run),
-        notes=notes,
-        curves=curves,
-    )
+
+    heading: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    values: Sequence[int] = ()
+    remarks: Sequence[int] = ()
 
 
-def write_page(
-    path: Path,
-    *,
-    title: str,
-    numbers: Mapping[str, float],
-    examples: Mapping[str, Any] | None,
-    commands: Sequence[str],
-    config: Mapping[str, Any],
-    introduction: str = "",
-    notes: Sequence[str] = (),
-    curves: Path | None = None,
-    pictures: Mapping[str, Path] | None = None,
-    captioned: Sequence[Captioned] = (),
-) -> Path:
-    """Write a page: images, words, reconstructions, numbers, curves, commands, settings.
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What stands on a page, from top to bottom; whatever is left out is not there.
 
-    Pictures are part of the file; it loads nothing from anywhere and holds no script; words are real text.
-
-    Args:
-        path: the HTML file to write.
+    Attributes:
         title: heading of the page.
+        introduction: a few sentences; an empty line starts a new paragraph.
+        examples: `keys`, `originals`, `reconstructions` and perhaps `words` of images, as `Evaluation.examples`.
+        captioned: images with what is said of them.
+        tables: before the numbers.
         numbers: by their names in the log, such as `Evaluation.numbers`.
-        examples: `keys`, `originals`, `reconstructions` and perhaps `words` of images to show; None shows none.
+        notes: sentences that stand below the tables.
+        pictures: PNG files by their headings; None for one that could not be made.
         commands: what to type to get this result, exactly.
         config: the resolved configuration, of plain values.
-        introduction: a few sentences; an empty line starts a new paragraph.
-        notes: sentences that stand below the numbers.
-        curves: PNG of the curves; None shows none.
-        pictures: further PNGs, each under its heading, before the curves.
-        captioned: images with what is said of them, first of all.
+    """
+
+    title: str
+    introduction: str = ""
+    examples: Mapping[str, Any] | None = None
+    captioned: Sequence[Captioned] = ()
+    tables: Sequence[Table] = ()
+    numbers: Mapping[str, float] | None = None
+    notes: Sequence[str] = ()
+    pictures: Mapping[str, Path | None]
+    commands: Sequence[str]
+    config: Mapping[str, Any]
+
+
+def write_page(path: Path, page: Page) -> Path:
+    """Write a page that loads nothing from anywhere and holds no script; words are real text.
+
+    Args:
+        path: the HTML file to write; its folder is made if missing.
+        page: what stands on it.
 
     Returns:
         The path.
     """
-    shown = {**(pictures or {}), **({} if curves is None else {"Curves": curves})}
-    source = resources.files("pixlex.report").joinpath("page.html").read_text("utf-8")
-    page = Template(source).substitute(
-        title=escape(title),
-        introduction=_introduction(introduction, numbers),
-        examples=(_examples(examples) if examples is not None else "") + _captioned(captioned),
-        numbers="\n".join(_rows(numbers)),
-        notes=_notes(notes),
-        curves="\n".join(_picture(*one) for one in shown.items()),
-        commands=escape("\n".join(commands)),
-        config=escape(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)),
+    numbers = page.numbers
+    paragraphs = [*page.introduction.split("\n\n"), comparison(numbers or {})]
+    text = _template().render(
+        page=page,
+        paragraphs=[one.strip() for one in paragraphs if one.strip()],
+        examples=[] if page.examples is None else list(_examples(page.examples)),
+        tables=[*page.tables, *([] if numbers is None else [_measured(numbers)])],
+        pictures=[
+            (heading, base64.b64encode(picture.read_bytes()).decode("ascii"))
+            for heading, picture in page.pictures.items()
+            if picture is not None
+        ],
+        config=yaml.safe_dump(dict(page.config), sort_keys=False, allow_unicode=True),
+        image=_image,
+        kind=_kind_of,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page)
+    write_text(path, text)
     return path
+
+
+@lru_cache(maxsize=1)
+def _template() -> jinja2.Template:
+    """Return the template; everything that it is given is escaped, what no terminal shows too (`printable`)."""
+
+    def shown(value: object) -> object:
+        return value if isinstance(value, Markup) else printable(value, keep="\n")
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pixlex.report", "."),
+        autoescape=True,
+        finalize=shown,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("page.html")
 
 
 def comparison(numbers: Mapping[str, float]) -> str:
@@ -133,108 +139,61 @@ def comparison(numbers: Mapping[str, float]) -> str:
     error, constant = numbers.get("eval/mse"), numbers.get("eval/mean_image_mse")
     if error is None or not constant:
         return ""
-    share = abs(1 - error / constant)
+    difference = abs(1 - error / constant)
     side = "below" if error < constant else "above"
     return (
-        f"The reconstruction error is {error:.4g}, {share:.0%} {side} that of showing the mean image every "
+        f"The reconstruction error is {error:.4g}, {difference:.0%} {side} that of showing the mean image every "
         f"time ({constant:.4g})."
     )
 
 
-def _introduction(text: str, numbers: Mapping[str, float]) -> str:
-    paragraphs = [*text.split("\n\n"), comparison(numbers)]
-    return "\n".join(f"<p>{escape(paragraph.strip())}</p>" for paragraph in paragraphs if paragraph.strip())
+def _measured(numbers: Mapping[str, float]) -> Table:
+    """Return the table of numbers."""
+    measured = [(metric_of(name), name, value) for name, value in numbers.items()]
+    rows = [(one.label, one.text(value), one.better, name) for one, name, value in measured]
+    return Table("Numbers", ("measure", "value", "better", "name"), rows, values=(1,), remarks=(2, 3))
 
 
-def _notes(notes: Sequence[str]) -> str:
-    if not notes:
-        return ""
-    return "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>"
+def _kind_of(table: Table, column: int) -> Markup:
+    """Return the class of the cells of a column."""
+    if column in table.values:
+        return Markup(' class="value"')
+    return Markup(' class="name"') if column in table.remarks else Markup("")
 
 
-def _rows(numbers: Mapping[str, float]) -> Iterator[str]:
-    """Yield the rows of the table of numbers."""
-    yield '<tr><th>measure</th><th class="value">value</th><th>better</th><th></th></tr>'
-    for name, value in numbers.items():
-        measure = metric_of(name)
-        yield (
-            f'<tr><td>{escape(measure.label)}</td><td class="value">{escape(measure.text(value))}</td>'
-            f'<td class="better">{measure.better}</td><td class="name"><code>{escape(name)}</code></td></tr>'
-        )
-
-
-def _picture(heading: str, path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    title = escape(heading)
-    return f'<h2>{title}</h2>\n<img class="curves" alt="{title}" src="data:image/png;base64,{data}">'
-
-
-def _examples(examples: Mapping[str, Any]) -> str:
-    """Return a block for each image."""
-    words = examples.get("words")
-    heading = "Original, words, reconstruction" if words is not None else "Original, reconstruction"
-    blocks = [f"<h2>{heading}</h2>"]
+def _examples(examples: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what is shown of each image."""
     for row, (original, reconstruction) in enumerate(
         zip(examples["originals"], examples["reconstructions"], strict=True)
     ):
-        own = None if words is None else words[row]
-        blocks.append(_example(original, reconstruction, own, examples["keys"][row]))
-    return "\n".join(blocks)
+        words = examples["words"][row] if examples.get("words") is not None else ()
+        grid = math.isqrt(len(words))
+        colors = patch_colors(original, grid) if words else []
+        yield {
+            "original": original,
+            "reconstruction": reconstruction,
+            "key": examples["keys"][row],
+            "words": " ".join(words),
+            "grid": grid,
+            "cells": [_cell(word, color, _MAP // grid) for word, color in zip(words, colors, strict=True)],
+        }
 
 
-def _captioned(shown: Sequence[Captioned]) -> str:
-    """Return a block for each item."""
-    blocks = []
-    for one in shown:
-        images = "".join(_image(image, "image") for image in one.images)
-        texts = "".join(f"<p>{escape(text)}</p>" for text in one.texts)
-        blocks.append(f'<section class="said"><div class="seen">{images}</div><div>{texts}</div></section>')
-    return "\n".join(["<h2>Images and what is said of them</h2>", *blocks]) if blocks else ""
-
-
-def _example(
-    original: Float[Tensor, "3 H W"],
-    reconstruction: Float[Tensor, "3 H W"],
-    words: Sequence[str] | None,
-    key: str,
-) -> str:
-    """Return the block of one image."""
-    before = f"<figure>{_image(original, 'original')}<figcaption>{escape(key)}</figcaption></figure>"
-    after = (
-        f"<figure>{_image(reconstruction, 'reconstruction')}<figcaption>reconstruction</figcaption></figure>"
-    )
-    if words is None:
-        return f'<section class="example plain">{before}{after}</section>'
-    grid = math.isqrt(len(words))
-    cells = (
-        _cell(word, color, _MAP // grid)
-        for word, color in zip(words, patch_colors(original, grid), strict=True)
-    )
-    return (
-        f'<section class="example">{before}'
-        f'<figure class="map"><div class="words" style="--grid:{grid}">{" ".join(cells)}</div>'
-        f"<figcaption>{grid} x {grid} words, each on its patch's mean color</figcaption></figure>{after}"
-        f"<details><summary>the words as text</summary><p>{escape(' '.join(words))}</p></details></section>"
-    )
-
-
-def _cell(word: str, color: Color, side: int) -> str:
+def _cell(word: str, color: Color, side: int) -> dict[str, Any]:
     """Return one word on its background, broken and shrunk to fit; what is copied is the bare word."""
     text = fitted(word, side)[0]
     width = max(line_width(text), 0.5)
-    style = f"--width:{width:.2f};background:{_css(color)};color:{_css(ink_on(color))}"
-    parts = (escape(part) for part in text.split(BREAK))
-    return f'<div style="{style}"><span>{"<i></i><wbr>".join(parts)}</span></div>'
+    return {"width": width, "color": _css(color), "ink": _css(ink_on(color)), "parts": text.split(BREAK)}
 
 
 def _css(color: Color) -> str:
     return "#{:02x}{:02x}{:02x}".format(*color)
 
 
-def _image(image: Float[Tensor, "3 H W"], alternative: str) -> str:
+def _image(image: Float[Tensor, "3 H W"], alternative: str) -> Markup:
     """Return an image as part of the page."""
     stream = io.BytesIO()
     Image.fromarray(to_bytes(image)).save(stream, format="PNG", optimize=True)
     data = base64.b64encode(stream.getvalue()).decode("ascii")
-    kind = ' class="pixels"' if image.shape[-1] <= _SHOWN_AS_PIXELS else ""
-    return f'<img{kind} alt="{alternative}" src="data:image/png;base64,{data}">'
+    kind = Markup(' class="pixels"') if image.shape[-1] <= _SHOWN_AS_PIXELS else ""
+    return Markup('<img{} alt="{}" src="data:image/png;base64,{}">').format(kind, alternative, data)

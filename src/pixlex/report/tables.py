@@ -1,20 +1,24 @@
-"""Few-shot results as tables in the shape of the paper's Tables 1 and 2."""
+"""Tables of few-shot classification, linear probes and ablations, as text and as plain values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from pixlex.config.ablation import NOT_DESCRIBED
 from pixlex.eval.few_shot.episodes import PAPER_COLUMNS
 from pixlex.eval.few_shot.prompted import SCORERS
 from pixlex.eval.few_shot.published import PublishedRow, published_rows
 from pixlex.eval.few_shot.run import Cell
+from pixlex.eval.linear_probe import ProbeRow
+from pixlex.eval.metrics import metric_of
+from pixlex.eval.published import PublishedTable
 
-
-def ways_of(cells: Sequence[Cell]) -> list[int]:
-    """Return the numbers of ways that were measured."""
-    return sorted({cell.setting.ways for cell in cells})
-
+# (row, top-1) as quoted in QLIP (Zhao et al. 2025, arXiv:2502.05178), Table 10.
+PROBES_PUBLISHED = (("LQAE", 0.397), ("VQ-VAE", 0.184))
+PROBES_NOTE = "published, not comparable: ImageNet, 1,000 classes; as quoted in QLIP, Table 10"
 
 _JUDGED: dict[str, str] = {
     **{str(name): text for name, (_, text) in SCORERS.items()},
@@ -22,13 +26,14 @@ _JUDGED: dict[str, str] = {
     "nearest": "the best of the episode's classes, by vectors of its images; names are never seen",
     "exact": "calculated, not measured",
 }
-
-
 _CUT_OFF = (
     "cut off by the limit of tokens, or empty. A model that thinks before it answers needs room "
     "(--llm-answer-tokens 2000), or prompts that it continues (--llm-mode completions); one that goes on behind "
     "the name is judged by --scorer likelihood or constrained"
 )
+
+AblationValues = Mapping[str, Any]  # name, title, group, failure, numbers: column -> Measured
+Measured = Mapping[str, float | None]  # value, low, high
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,11 @@ class Row:
         values = [self.cells[column].accuracy for column in PAPER_COLUMNS if column in self.cells]
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if len(known) == len(PAPER_COLUMNS) else None
+
+
+def ways_of(cells: Sequence[Cell]) -> list[int]:
+    """Return the numbers of ways that were measured."""
+    return sorted({cell.setting.ways for cell in cells})
 
 
 def rows_of(cells: Sequence[Cell], ways: int) -> list[Row]:
@@ -161,3 +171,93 @@ def markdown_table(lines: Sequence[Sequence[str]]) -> str:
     head, *body = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     rule = ["---", "---", *["---:"] * (len(head) - 2)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body))
+
+
+def row_values(row: ProbeRow, class_names: Sequence[str]) -> dict[str, Any]:
+    """Return a row as plain values for `results.json`."""
+    result = row.result
+    values = {
+        name: value
+        for name, value in vars(result).items()
+        if name not in ("classifier", "confusion", "class_accuracy")
+    }
+    accuracy = [None if math.isnan(one) else float(one) for one in result.class_accuracy]
+    return {
+        "name": row.name,
+        "model": row.model,
+        "features": row.features,
+        **values,
+        "class_accuracy": dict(zip(_distinct(class_names), accuracy, strict=True)),
+        "confusion": result.confusion.tolist(),
+        "skipped": [asdict(one) for one in row.skipped],
+    }
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Return the names, those that occur twice with their number."""
+    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names)]
+
+
+def row_text(row: ProbeRow) -> str:
+    """Return the accuracies of a row."""
+    result = row.result
+    text = f"top-1 {percent(result.top1, result.top1_interval)}"
+    if result.top5 is not None:
+        text += f", top-5 {percent(result.top5, result.top5_interval)}"
+    return text
+
+
+def percent(value: float, interval: tuple[float, float] | None) -> str:
+    """Return an accuracy with its interval, in percent."""
+    assert interval is not None
+    return f"{100 * value:.1f} % ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+
+
+def ablation_table(rows: Sequence[AblationValues], published: PublishedTable | None = None) -> str:
+    """Return the rows as a Markdown table, failed ones and those that the paper does not describe included.
+
+    Args:
+        rows: in the order of the table, `base` first.
+        published: the paper's own values of the recalls, in percent; None where it has none for the data.
+    """
+    columns = ablation_columns(rows)
+    head = ["row", "changes", *(ablation_label(column) for column in columns)]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for row in rows:
+        if row["failure"]:
+            lines.append(_line([row["name"], f"{row['title']}: failed, {row['failure']}"]))
+            continue
+        cells = (_ablation_cell(column, row["numbers"].get(column)) for column in columns)
+        lines.append(_line([row["name"], row["title"], *cells]))
+    if {row["group"] for row in rows} - {"base", "mask-ratio", "IV"}:  # LQAE's Table 3
+        lines += [_line([name, why]) for name, why in NOT_DESCRIBED.items()]
+    if published is not None:
+        recalls = [column for column in columns if column.startswith("retrieval/")]
+        for name, values in published.rows.items():
+            numbers = dict(zip(recalls, values, strict=False))
+            cells = (f"{numbers[column]} %" if column in numbers else "" for column in columns)
+            lines.append(_line([f"published: {name}", f"{published.source}: {published.of}", *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def ablation_columns(rows: Iterable[AblationValues]) -> list[str]:
+    """Return the columns that any row has."""
+    return list(dict.fromkeys(column for row in rows for column in row["numbers"]))
+
+
+def ablation_label(column: str) -> str:
+    """Name a column: measures of reconstruction have labels of their own, the others name themselves."""
+    return column.replace("/", ", ", 1).replace("_", " ") if "/" in column else metric_of(column).label
+
+
+def _ablation_cell(column: str, measured: Measured | None) -> str:
+    if measured is None or measured["value"] is None:
+        return ""
+    value, low, high = measured["value"], measured["low"], measured["high"]
+    if low is None or high is None:
+        return metric_of(f"eval/{column}").text(value)
+    return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
