@@ -22,7 +22,7 @@ import pixlex
 import pixlex.run
 from pixlex import cli
 from pixlex.api import ImageTokenizer, load
-from pixlex.cli import facts, finetuning, main, parse, tokens, training
+from pixlex.cli import facts, main, parse, tokens, train
 from pixlex.cli.train import overrides_of
 from pixlex.config.run import FAMILIES, describe_fields, read_run, recipe_names
 from pixlex.data import embedded, images
@@ -204,8 +204,7 @@ def test_settings_that_are_options(command: str) -> None:
 def test_fine_tuning_from_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """With --untrained a recipe of finetune/ runs in its own shape; with start= it is a run like any other."""
     begun: list[Any] = []
-    monkeypatch.setattr(finetuning, "train_run", lambda options, run: begun.append(run) or 0)
-    monkeypatch.setattr(training, "train_run", lambda options, run: begun.append(run) or 0)
+    monkeypatch.setattr(train, "_train", lambda options, run: begun.append(run) or 0)
     assert main(["finetune", "finetune/vqa", "--untrained", "--seed", "3"]) == 0
     assert main(["train", "finetune/vqa", "start=runs/pairs"]) == 0
     assert main(["train", "cbvila/tiny"]) == 0

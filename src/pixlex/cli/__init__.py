@@ -21,7 +21,10 @@ from typing import Any
 from pixlex import __version__
 from pixlex.cli import data, encode, evaluate, explain, few_shot_options, search, train
 from pixlex.cli.options import (
+    BAD_INPUT,
     EXIT_CODES,
+    FAILED,
+    INTERRUPTED,
     Command,
     MachineOptions,
     Options,
@@ -31,8 +34,6 @@ from pixlex.cli.options import (
     remark,
 )
 from pixlex.messages import nearest, printable
-
-FINE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 COMMANDS: Mapping[str, Command] = {
     "train": Command(run=train.train, processes="own"),

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -24,6 +24,7 @@ PAIRS = (
     "FILE.json?split=train+restval&images=DIR "
     "(also index=, captions=, rows=); several as '2 * ONE + OTHER'"
 )
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 EXIT_CODES = "exit codes: 0 fine, 1 the run failed, 2 bad input, 130 interrupted"
 
 # What a command makes of the processes that torchrun starts: it needs to be alone; all share its work, and the
@@ -343,7 +344,8 @@ def answer(options: JSONOption, values: Any, text: str) -> None:
 
     At once, and before any picture is drawn: whatever that meets must not take the answer along.
     """
-    print(json.dumps(values, indent=2) if options.json else printable(text, keep="\n"), flush=True)
+    shown = json.dumps(values, indent=2, default=asdict) if options.json else printable(text, keep="\n")
+    print(shown, flush=True)
 
 
 def remark(options: Options, text: str) -> None:

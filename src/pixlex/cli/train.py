@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pixlex.cli.few_shot_options import Scorer, Template
 from pixlex.cli.options import (
     DATA,
+    INTERRUPTED,
     Count,
     Folder,
     MachineOptions,
     Options,
     Positive,
+    answer,
     option,
     positional,
+    remark,
 )
+
+if TYPE_CHECKING:
+    from pixlex.ablations.rows import Measure
+    from pixlex.config.run import Run
 
 # Settings of a run that are options, too.
 _SETTINGS = ("device", "seed", "batch_size")
@@ -161,27 +173,235 @@ def overrides_of(options: TrainingOptions) -> list[str]:
 
 def train(options: RunOptions) -> int:
     """Train a model from a recipe."""
-    from pixlex.cli import training
+    from pixlex.config.run import find_recipe, read_run
 
-    return training.train(options)
+    run = read_run(options.recipe, overrides_of(options))
+    from pixlex.families import FAMILIES  # behind what refuses at once
 
-
-def quickstart(options: QuickstartOptions) -> int:
-    """Train the tiny recipe for minutes, end with a page."""
-    from pixlex.cli import training
-
-    return training.quickstart(options)
+    tunes = FAMILIES[run.family].tunes or find_recipe(options.recipe).parent.name == "finetune"
+    if tunes and not getattr(run, "start", ""):
+        raise ValueError(
+            f"{options.recipe} goes on with a trained model: expected `pixlex finetune` with --from MODEL "
+            "(or --untrained for fresh weights)"
+        )
+    return _train(options, run)
 
 
 def finetune(options: FinetuneOptions) -> int:
     """Train a recipe from the weights of a CB-ViLA."""
-    from pixlex.cli import finetuning
+    from pixlex.config.run import find_recipe, read_run, recipe_values
+    from pixlex.families import FAMILIES, taken_over
+    from pixlex.models.checkpoint import read_config
 
-    return finetuning.finetune(options)
+    family = str(recipe_values(find_recipe(options.recipe)).get("family"))
+    if family not in FAMILIES or not FAMILIES[family].continues:
+        raise ValueError(
+            f"{options.recipe} is a recipe of family {family}: expected one of cbvila (retrieval) or reasoning"
+        )
+    values = None
+    if options.start is not None:
+        model = taken_over(family, options.start, read_config(options.start, options.revision))
+        values = {"start": "" if options.untrained else options.start, "model": model}
+    elif not options.untrained:
+        raise ValueError("expected --from MODEL, the model to go on with, or --untrained for fresh weights")
+    return _train(options, read_run(options.recipe, overrides_of(options), values))
+
+
+def quickstart(options: QuickstartOptions) -> int:
+    """Train the tiny recipe for minutes, end with a page."""
+    folder, page, model = options.out, options.out / "report.html", options.out / "model"
+    if page.is_file():
+        _say(options, f"{folder} is finished; remove it, or pass another --out, to run once more")
+    else:
+        _say(options, f"run folder {folder}")
+        from pixlex import run
+
+        with _bars(options):
+            written = run.quickstart(folder, resume=True, overrides=overrides_of(options))
+        if not _is_first():
+            return 0
+        if written is None:
+            _say(options, "interrupted; the same command goes on")
+            return INTERRUPTED
+    text = f"page    {_page(folder, True)}\nmodel   {model}\n"
+    text += f"try     pixlex reconstruct PICTURES --model {folder} --out grid.png"
+    answer(options, {"folder": str(folder), "model": str(model), "page": str(page)}, text)
+    return 0
 
 
 def ablate(options: AblateOptions) -> int:
     """Train and measure a recipe with one change at a time."""
-    from pixlex.cli import ablating
+    from pixlex.config.ablation import ablation_of, select_rows
+    from pixlex.config.run import read_run
 
-    return ablating.ablate(options)
+    family = "lqae" if options.recipe is None else read_run(options.recipe, options.overrides).family
+    rows = select_rows(options.rows, family)
+    if options.list:
+        answer(
+            options, [asdict(row) for row in rows], "\n".join(f"{row.name:<10} {row.title}" for row in rows)
+        )
+        return 0
+    if options.recipe is None or options.out is None:
+        raise ValueError("ablate needs RECIPE and --out DIR, or --list")
+    from pixlex import report
+    from pixlex.ablations.rows import plan, run_ablations
+    from pixlex.eval.published import objectives_table
+    from pixlex.run import sole_writer
+
+    folder, overrides = options.out, overrides_of(options)
+    # One table shows the rows that were asked for and those that the folder holds finished.
+    names = {row.name for row in rows}
+    names |= {
+        path.parent.name for kind in ("results", "measures") for path in folder.glob(f"rows/*/{kind}.json")
+    }
+    rows = tuple(row for row in ablation_of(family).rows if row.name in names)
+    base = plan(options.recipe, overrides, rows)["base"]
+    by_retrieval = "retrieval" in ablation_of(base.family).measures
+    pairs = (options.retrieval or base.data.validation) if by_retrieval else ""
+    with sole_writer(folder):
+        with _bars(options):
+            # Data are opened before anything is trained.
+            measures = [_retrieval_measure(options, base, pairs)] if by_retrieval else [
+                *_probe_measures(options, folder, base.train.device),
+                *_few_shot_measures(options, folder, base.train.device),
+            ]  # fmt: skip
+            results = run_ablations(options.recipe, overrides, rows, folder, measures)
+        if results is None:
+            remark(options, "interrupted; the same command goes on")
+            return INTERRUPTED
+        table, published = [one.values() for one in results], objectives_table(pairs)
+        answer(options, {"folder": str(folder), "rows": table}, report.ablation_table(table, published))
+        for path in report.write_ablation(folder, table, [options.command_line], published):
+            remark(options, f"wrote {path}")
+    return 0
+
+
+def _train(options: RunOptions, run: Run) -> int:
+    """Train a run in the folder that a command names, or go on with it."""
+    folder = options.out if options.out is not None else _default_folder(options.recipe, options.resume)
+    if options.resume and not folder.is_dir():
+        raise ValueError(
+            f"{folder} does not exist: there is no run to resume; leave --resume out to start one"
+        )
+    if not options.resume and any((folder / "checkpoints").glob("step-*.pt")):
+        raise ValueError(
+            f"{folder} holds the checkpoints of a run: pass --resume to go on with it, or another --out"
+        )
+    _say(options, f"run folder {folder}")
+    from pixlex.run import run_training
+    from pixlex.train.memory import needed
+
+    _say(options, str(needed(run)))
+    with _bars(options):
+        model = run_training(run, folder, resume=options.resume)
+    if not _is_first():
+        return 0
+    if model is None:
+        _say(options, f"interrupted; the same command with --out {folder} --resume goes on")
+        return INTERRUPTED
+    page = _page(folder, bool(run.data.validation))
+    answer(options, {"folder": str(folder), "model": str(model)}, f"model   {model}\npage    {page}")
+    return 0
+
+
+def _default_folder(recipe: str, resume: bool) -> Path:
+    """Return runs/NAME-NUMBER: the next number, or the newest one to resume.
+
+    Processes that torchrun started together agree on it: none makes the folder before all have met.
+    """
+    name = Path(recipe.removeprefix("recipes/")).with_suffix("")
+    stem = name.name if name.is_absolute() or Path(recipe).is_file() else "-".join(name.parts)
+    numbers = [path.name.removeprefix(f"{stem}-") for path in Path("runs").glob(f"{stem}-*")]
+    newest = max((int(number) for number in numbers if number.isdigit()), default=0)
+    if resume and not any(number.isdigit() for number in numbers):
+        raise ValueError(f"there is no run runs/{stem}-NUMBER to resume; name its folder with --out")
+    return Path("runs") / f"{stem}-{newest + (not resume)}"
+
+
+def _page(folder: Path, has_validation: bool) -> str:
+    page = folder / "report.html"
+    if page.is_file():
+        return str(page)
+    return f"(none: {'it could not be made' if has_validation else 'the run has no data.validation'})"
+
+
+def _is_first() -> bool:
+    """Whether this is the process that prints, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _say(options: Options, text: str) -> None:
+    if _is_first():
+        remark(options, text)
+
+
+@contextmanager
+def _bars(options: MachineOptions) -> Iterator[None]:
+    """Let nothing but errors through when quiet was asked for."""
+    if not options.quiet:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
+        yield
+    sys.stderr.flush()
+
+
+def _retrieval_measure(options: AblateOptions, run: Any, description: str) -> Measure:
+    """Return what is measured on every row of CB-ViLA."""
+    from pixlex.ablations.measures import retrieval_measure
+    from pixlex.data.captions import open_pairs
+    from pixlex.eval.published import TABLE_WORDS
+
+    if options.probe is not None or options.few_shot is not None or options.llm:
+        raise ValueError(
+            "rows of CB-ViLA are measured by retrieval: --probe, --few-shot and --llm are for LQAE's"
+        )
+    pairs = open_pairs(description)
+    return retrieval_measure(
+        pairs.cleaned() if run.data.clean_captions else pairs,
+        max_words=min(run.model.text.positions, max(TABLE_WORDS, run.data.max_words)),
+        limit=None if options.retrieval else run.eval.limit or None,
+        device=run.train.device,
+    )
+
+
+def _probe_measures(options: AblateOptions, folder: Path, device: str) -> list[Measure]:
+    """Return the linear probe of every row of LQAE, if data for it are named."""
+    if options.retrieval is not None:
+        raise ValueError("rows of LQAE find no images by texts: --retrieval is for CB-ViLA's")
+    if options.probe is None:
+        return []
+    from pixlex.ablations.measures import probe_measure
+    from pixlex.data.images import open_source
+    from pixlex.eval.probe_sets import open_sets
+
+    train, test = (open_source(one) for one in options.probe)
+    sets = open_sets(train, test, limit=options.probe_limit, test_limit=options.probe_test_limit)
+    return [probe_measure(sets, folder / "features", device=device)]
+
+
+def _few_shot_measures(options: AblateOptions, folder: Path, device: str) -> list[Measure]:
+    """Return the few-shot classification by every row's words, if images for it are named."""
+    if options.few_shot is None:
+        if options.llm:
+            raise ValueError("--llm answers episodes: name labeled images with --few-shot DATA")
+        return []
+    from pixlex.ablations.measures import few_shot_measure
+    from pixlex.data.images import open_source
+    from pixlex.eval.few_shot.episodes import sample_episodes, setting_of
+    from pixlex.eval.llm import LLMOptions, connect
+
+    images, cache = open_source(options.few_shot), folder / "few-shot"
+    settings = [setting_of(column, ways) for ways in options.ways for column in options.settings]
+    episodes = [sample_episodes(images, setting, count=options.episodes, seed=0) for setting in settings]
+    answers = cache / "language-models"
+    clients = [
+        connect(LLMOptions(model=name, base_url=options.llm_url, cache=answers, device=device))
+        for name in options.llm
+    ]
+    return [
+        few_shot_measure(
+            images, episodes, cache, clients=clients,
+            template=options.template, scorer=options.scorer, device=device,
+        )
+    ]  # fmt: skip
