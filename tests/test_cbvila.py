@@ -280,7 +280,7 @@ def test_ablate_makes_table_iv(
     assert list(rows) == ["base", "mlm-itm", "mlm-itm-pixel"]
     assert [name for name in rows if "masked_image_gain" in rows[name]] == ["base"]
     assert [name for name in rows if "hidden_mse" in rows[name]] == ["base", "mlm-itm-pixel"]
-    assert "- mlm-itm, text_recall_at_1: paper lower, here " in text
+    assert "| mlm-itm | MLM+ITM | retrieval lower |" in text
     assert "row C" not in text
     (line,) = (line for line in text.splitlines() if line.startswith("| published: MLM+ITM |"))
     assert "CB-ViLA, Table IV: zero-shot on COCO's 5,000 test images" in line

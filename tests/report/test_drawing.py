@@ -71,5 +71,5 @@ def test_cells_of_nothing_and_of_all_are_drawn(tmp_path: Path) -> None:
 
 
 def test_a_table_of_failed_rows_has_no_picture(tmp_path: Path) -> None:
-    row = {"name": "base", "title": "t", "group": "", "failure": "diverged", "verdicts": [], "numbers": {}}
+    row = {"name": "base", "title": "t", "group": "", "paper": "", "failure": "diverged", "numbers": {}}
     assert [path.name for path in write_ablation(tmp_path, [row], [])] == ["results.json", "table.md"]

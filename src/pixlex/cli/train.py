@@ -26,7 +26,7 @@ from pixlex.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pixlex.ablations.rows import Measure
+    from pixlex.ablations import Measure
     from pixlex.config.run import Run
 
 # Settings of a run that are options, too.
@@ -244,7 +244,7 @@ def ablate(options: AblateOptions) -> int:
     if options.recipe is None or options.out is None:
         raise ValueError("ablate needs RECIPE and --out DIR, or --list")
     from pixlex import report
-    from pixlex.ablations.rows import plan, run_ablations
+    from pixlex.ablations import plan, run_ablations
     from pixlex.eval.published import objectives_table
     from pixlex.run import sole_writer
 
@@ -348,7 +348,7 @@ def _bars(options: MachineOptions) -> Iterator[None]:
 
 def _retrieval_measure(options: AblateOptions, run: Any, description: str) -> Measure:
     """Return what is measured on every row of CB-ViLA."""
-    from pixlex.ablations.measures import retrieval_measure
+    from pixlex.ablations import retrieval_measure
     from pixlex.data.captions import open_pairs
     from pixlex.eval.published import TABLE_WORDS
 
@@ -371,7 +371,7 @@ def _probe_measures(options: AblateOptions, folder: Path, device: str) -> list[M
         raise ValueError("rows of LQAE find no images by texts: --retrieval is for CB-ViLA's")
     if options.probe is None:
         return []
-    from pixlex.ablations.measures import probe_measure
+    from pixlex.ablations import probe_measure
     from pixlex.data.images import open_source
     from pixlex.eval.probe_sets import open_sets
 
@@ -386,7 +386,7 @@ def _few_shot_measures(options: AblateOptions, folder: Path, device: str) -> lis
         if options.llm:
             raise ValueError("--llm answers episodes: name labeled images with --few-shot DATA")
         return []
-    from pixlex.ablations.measures import few_shot_measure
+    from pixlex.ablations import few_shot_measure
     from pixlex.data.images import open_source
     from pixlex.eval.few_shot.episodes import sample_episodes, setting_of
     from pixlex.eval.llm import LLMOptions, connect

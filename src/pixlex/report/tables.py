@@ -32,7 +32,7 @@ _CUT_OFF = (
     "the name is judged by --scorer likelihood or constrained"
 )
 
-AblationValues = Mapping[str, Any]  # name, title, group, failure, numbers: column -> Measured
+AblationValues = Mapping[str, Any]  # name, title, group, paper, failure, numbers: column -> Measured
 Measured = Mapping[str, float | None]  # value, low, high
 
 
@@ -221,14 +221,14 @@ def ablation_table(rows: Sequence[AblationValues], published: PublishedTable | N
         published: the paper's own values of the recalls, in percent; None where it has none for the data.
     """
     columns = ablation_columns(rows)
-    head = ["row", "changes", *(ablation_label(column) for column in columns)]
+    head = ["row", "changes", "paper", *(ablation_label(column) for column in columns)]
     lines = [_line(head), _line(["---"] * len(head))]
     for row in rows:
         if row["failure"]:
-            lines.append(_line([row["name"], f"{row['title']}: failed, {row['failure']}"]))
+            lines.append(_line([row["name"], f"{row['title']}: failed, {row['failure']}", row["paper"]]))
             continue
         cells = (_ablation_cell(column, row["numbers"].get(column)) for column in columns)
-        lines.append(_line([row["name"], row["title"], *cells]))
+        lines.append(_line([row["name"], row["title"], row["paper"], *cells]))
     if {row["group"] for row in rows} - {"base", "mask-ratio", "IV"}:  # LQAE's Table 3
         lines += [_line([name, why]) for name, why in NOT_DESCRIBED.items()]
     if published is not None:
@@ -236,7 +236,7 @@ def ablation_table(rows: Sequence[AblationValues], published: PublishedTable | N
         for name, values in published.rows.items():
             numbers = dict(zip(recalls, values, strict=False))
             cells = (f"{numbers[column]} %" if column in numbers else "" for column in columns)
-            lines.append(_line([f"published: {name}", f"{published.source}: {published.of}", *cells]))
+            lines.append(_line([f"published: {name}", f"{published.source}: {published.of}", "", *cells]))
     return "\n".join(lines) + "\n"
 
 

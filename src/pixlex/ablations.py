@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pixlex.config.ablation import AblationRow, Claim, ablation_of
+from pixlex.config.ablation import AblationRow, ablation_of
 from pixlex.config.lqae import LQAERun, VQVAEConfig, VQVAERun
 from pixlex.config.run import Run, read_run
+from pixlex.data.records import PairSource
+from pixlex.data.sources import ImageSource
+from pixlex.distributed import pick_device
+from pixlex.eval.evaluate import wilson_interval
+from pixlex.eval.few_shot.classifiers import Classifier, embedded_encoder, word_classifiers
+from pixlex.eval.few_shot.episodes import EpisodeSet, digest
+from pixlex.eval.few_shot.prompted import PromptedClassifier, Scorer
+from pixlex.eval.few_shot.prompts import Template
+from pixlex.eval.few_shot.readers import model_reader
+from pixlex.eval.few_shot.run import run_few_shot
+from pixlex.eval.linear_probe import probe_rows
+from pixlex.eval.llm import LanguageClient
+from pixlex.eval.probe_features import probe_features
+from pixlex.eval.probe_sets import ProbeSets
+from pixlex.eval.published import TABLE_TOP_K, benchmark_of
+from pixlex.eval.retrieval import evaluate_retrieval, gallery
 from pixlex.files import Damaged, read_json, write_json
+from pixlex.models import checkpoint
+from pixlex.models.checkpoint import Tokenizer
 from pixlex.progress import bar_or_lines
 from pixlex.run import run_training, with_precision
 from pixlex.train.loop import LossNotFinite
@@ -25,8 +42,6 @@ RECONSTRUCTION = (
     "mse", "masked_mse", "psnr", "image_text_matching", "masked_language", "masked_image_gain", "hidden_mse",
     "distinct_codewords", "perplexity",
 )  # fmt: skip
-# Of fewer episodes the interval is wider than what rows differ by.
-_FEWEST_EPISODES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +78,12 @@ class RowResult:
         row: the row.
         reconstruction: numbers of the run's own evaluation, by name.
         measured: numbers of the other measures, by measure, then by column.
-        verdicts: one sentence for each claim of the paper.
         failure: why the row has no numbers; empty where it has.
     """
 
     row: AblationRow
     reconstruction: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[str, Mapping[str, Measured]] = field(default_factory=dict)
-    verdicts: tuple[str, ...] = ()
     failure: str = ""
 
     def values(self) -> dict[str, Any]:
@@ -83,8 +96,8 @@ class RowResult:
             "title": self.row.title,
             "group": self.row.group,
             "changes": list(self.row.changes),
+            "paper": self.row.paper,
             "failure": self.failure,
-            "verdicts": list(self.verdicts),
             "numbers": {column: dataclasses.asdict(one) for column, one in numbers.items()},
         }
 
@@ -111,7 +124,6 @@ def plan(recipe: str, overrides: Sequence[str], rows: Sequence[AblationRow]) -> 
 def _vqvae_of(run: LQAERun) -> VQVAERun:
     """Return the VQ-VAE with an LQAE's networks, images and training."""
     model = run.model
-    codebook_dim = model.encoder.width if model.quantizer.search == "raw" else model.quantizer.search_dim
     config = VQVAEConfig(
         image_size=model.image_size,
         patch_size=model.patch_size,
@@ -119,7 +131,7 @@ def _vqvae_of(run: LQAERun) -> VQVAERun:
         encoder=model.encoder,
         decoder=model.decoder,
         num_codewords=CODES_ASSIGNED,
-        codebook_dim=codebook_dim,
+        codebook_dim=model.encoder.width if model.quantizer.search == "raw" else model.quantizer.search_dim,
     )
     return VQVAERun(model=config, data=run.data, train=run.train, eval=run.eval)
 
@@ -160,14 +172,11 @@ def run_ablations(
         # A row that changes nothing, because the recipe has that value already, is the base.
         changes = not row.trains or runs[row.name] != runs["base"]
         place = folder / "rows" / (row.name if changes else "base")
-        trains = row.trains and (changes or row.name == "base")
         model = (place if row.trains else folder / "rows" / "base") / "model"
         failure = ""
-        if trains:
+        if row.trains and (changes or row.name == "base") and not _is_finished(runs[row.name], place):
             try:
-                if not _is_finished(runs[row.name], place) and run_training(
-                    runs[row.name], place, resume=True
-                ) is None:  # fmt: skip
+                if run_training(runs[row.name], place, resume=True) is None:
                     return None
             except LossNotFinite as reason:
                 failure = str(reason)
@@ -179,7 +188,7 @@ def run_ablations(
         reconstruction = _reconstruction(model.parent) if row.trains else {}
         measured = {one.name: _measured(one, place, model, row) for one in measures}
         results.append(RowResult(row=row, reconstruction=reconstruction, measured=measured))
-    return tuple(dataclasses.replace(one, verdicts=_verdicts(one, results[0])) for one in results)
+    return tuple(results)
 
 
 def _is_finished(run: Run, place: Path) -> bool:
@@ -223,34 +232,121 @@ def _measured(measure: Measure, place: Path, model: Path, row: AblationRow) -> M
     return numbers
 
 
-def _verdicts(result: RowResult, base: RowResult) -> tuple[str, ...]:
-    """Say of each claim of the paper whether it shows here."""
-    found = []
-    for claim in result.row.claims:
-        ours, theirs = result.measured.get(claim.measure, {}), base.measured.get(claim.measure, {})
-        for column in ours.keys() & theirs.keys():
-            found.append(f"{column}: paper {claim.expected}, {judge(claim, ours[column], theirs[column])}")
-    return tuple(sorted(found))
+def probe_measure(sets: ProbeSets, cache: Path, *, device: str = "auto") -> Measure:
+    """Return the linear probe on all layers of the language model; rows without one have none.
 
-
-def judge(claim: Claim, row: Measured, base: Measured) -> str:
-    """Compare a row with the base and say whether a claim holds.
-
-    The difference counts if it is larger than its own 95 % interval, the root of the sum of the squares of
-    both half-widths (independent test sets; for models judged on the same images that is cautious). A mean of
-    fewer than 100 episodes is not judged by.
+    Args:
+        sets: the images.
+        cache: where features are kept.
+        device: where to compute.
     """
-    counts = [one.episodes for one in (row, base) if one.episodes is not None]
-    if counts and min(counts) < _FEWEST_EPISODES:
-        return f"no verdict from {min(counts)} episodes, {_FEWEST_EPISODES} or more are needed"
-    half = [
-        (one.high - one.low) / 2 if one.low is not None and one.high is not None else 0.0
-        for one in (row, base)
-    ]
-    difference, limit = row.value - base.value, math.hypot(*half)
-    seen = "level" if abs(difference) <= limit else "higher" if difference > 0 else "lower"
-    if claim.expected == "not higher":
-        return f"here {seen}: {'does not hold' if seen == 'higher' else 'holds'}"
-    if seen == "level" and claim.expected != "level":
-        return "here level: not seen"
-    return f"here {seen}: {'holds' if seen == claim.expected else 'does not hold'}"
+
+    def measure(folder: Path, row: AblationRow) -> Mapping[str, Measured]:
+        model = _load(folder, device)
+        if not row.trains or model.vocabulary is None:
+            return {}
+        (found,) = probe_rows(probe_features(row.name, model, sets, cache), ["layers"])
+        low, high = found.result.top1_interval
+        return {"top-1": Measured(value=found.result.top1, low=low, high=high)}
+
+    parts = [one.contents for one in sets.parts.values()]
+    return Measure(name="linear_probe", identity=digest(*parts), of=measure)
+
+
+def few_shot_measure(
+    images: ImageSource,
+    episode_sets: Sequence[EpisodeSet],
+    cache: Path,
+    *,
+    clients: Sequence[LanguageClient] = (),
+    template: Template = "frozen",
+    scorer: Scorer = "likelihood",
+    device: str = "auto",
+) -> Measure:
+    """Return few-shot classification by a sentence encoder and by language models (row H: one column each).
+
+    Args:
+        images: what the episodes are about.
+        episode_sets: the episodes.
+        cache: where words and answers are kept.
+        clients: language models that are prompted.
+        template: the prompt.
+        scorer: how their answers are judged.
+        device: where to compute.
+    """
+
+    def measure(folder: Path, row: AblationRow) -> Mapping[str, Measured]:
+        model = _load(folder, device)
+        place = next(model.parameters()).device
+        words = _words_of_base(folder) if model.vocabulary is None else None
+        reader = model_reader(
+            model, row.name, words=words, keep_ratio=row.keep_share, cache=cache / "words", device=place
+        )
+        classifiers: dict[str, Classifier] = {}
+        for classifier in word_classifiers(reader, ["sentence"], encoder=embedded_encoder(), device=place):
+            classifiers["sentence encoder"] = classifier
+        for client in clients:
+            classifiers[f"{client.name}, {scorer}"] = PromptedClassifier(
+                reader, client, template=template, scorer=scorer
+            )
+        cells = run_few_shot(list(classifiers.values()), episode_sets, images, cache / "answers" / row.name)
+        for cell in cells:
+            if cell.does_not_fit:
+                warnings.warn(f"row {row.name}: {cell.does_not_fit}", stacklevel=2)
+        titles = [name for name in classifiers for _ in episode_sets]
+        return {
+            f"{title}, {cell.setting.ways}-way {cell.setting.column}": Measured(
+                value=cell.accuracy,
+                low=cell.low,
+                high=cell.high,
+                episodes=cell.num_episodes - cell.num_failed,
+            )
+            for title, cell in zip(titles, cells, strict=True)
+            if cell.accuracy is not None
+        }
+
+    asked = [f"{one.identity} {template} {scorer}" for one in clients]
+    # Numbers of versions that did not count their episodes are measured again; the answers are there.
+    parts = ["counted", *(one.identity for one in episode_sets), *asked]
+    return Measure(name="few_shot", identity=digest(*parts), of=measure)
+
+
+def retrieval_measure(
+    pairs: PairSource, *, max_words: int, limit: int | None, device: str = "auto"
+) -> Measure:
+    """Return zero-shot retrieval, both directions re-ranked by matching (CB-ViLA, Table IV).
+
+    Args:
+        pairs: images with captions that no row is trained on, as they are to be read.
+        max_words: longest caption in words (tokens).
+        limit: most images; None for all.
+        device: where to compute.
+    """
+    top_k = TABLE_TOP_K[benchmark_of(pairs.name) or "flickr30k"]
+
+    def measure(folder: Path, row: AblationRow) -> Mapping[str, Measured]:
+        model = checkpoint.load_cbvila(str(folder)).to(pick_device(device))
+        items = gallery(model, pairs, max_words=max_words, limit=limit)
+        # Without contrast similarities mean nothing: all pairs are matched.
+        result = evaluate_retrieval(model, items, top_k=top_k if model.compares else len(items.image_of))
+        found = {}
+        for name, value in result.values.items():
+            if "recall_at" in name:
+                count = result.num_images if "text_recall" in name else result.num_captions
+                low, high = wilson_interval(value, count)
+                found[name] = Measured(value=value, low=low, high=high)
+        return found
+
+    asked = f"top {top_k}, {max_words} words, limit {limit}"
+    return Measure(name="retrieval", identity=digest(pairs.identity, asked), of=measure)
+
+
+def _load(folder: Path, device: str) -> Tokenizer:
+    return checkpoint.load(str(folder)).to(pick_device(device))
+
+
+def _words_of_base(folder: Path) -> tuple[str, ...]:
+    """Return the words of the unchanged recipe, which lies beside the row whose codes they stand for."""
+    base = checkpoint.load(str(folder.parents[1] / "base" / "model"))
+    assert base.vocabulary is not None
+    return base.vocabulary.words
