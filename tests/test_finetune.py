@@ -240,7 +240,7 @@ def test_a_run_goes_on_without_what_it_started_from(
         == 0
     )
     arguments = ("train", tmp_path / "one/config.yaml", "--out", tmp_path / "two")
-    step, taken = loop._step, []
+    step, taken = loop._take_step, []
 
     def interrupted(*values: object, **more: object) -> object:
         taken.append(1)
@@ -248,7 +248,7 @@ def test_a_run_goes_on_without_what_it_started_from(
             signal.raise_signal(signal.SIGTERM)
         return step(*values, **more)
 
-    monkeypatch.setattr(loop, "_step", interrupted)
+    monkeypatch.setattr(loop, "_take_step", interrupted)
     assert call(*arguments)[0] == 130
     monkeypatch.undo()
     shutil.rmtree(copied)
