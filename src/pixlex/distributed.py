@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,7 +15,6 @@ from pixlex.messages import quoted
 
 T = TypeVar("T")
 
-_ALONE: list[bool] = []
 _CPU = torch.device("cpu")
 
 
@@ -67,24 +65,14 @@ def pick_device(name: str | torch.device) -> torch.device:
     return device
 
 
-@contextmanager
-def alone() -> Iterator[None]:
-    """Let this process count as the only one meanwhile: what it computes waits for no other."""
-    _ALONE.append(True)
-    try:
-        yield
-    finally:
-        _ALONE.pop()
-
-
 def rank() -> int:
     """Return the number of this process, 0 when alone."""
-    return dist.get_rank() if dist.is_initialized() and not _ALONE else 0
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
     """Return the number of processes, 1 when alone."""
-    return dist.get_world_size() if dist.is_initialized() and not _ALONE else 1
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_first() -> bool:

@@ -36,10 +36,10 @@ from pixlex.models.initialization import initialize_encoder
 from pixlex.models.lqae import LQAE
 from pixlex.models.mae import MAE
 from pixlex.models.vqvae import VQVAE
-from pixlex.objectives.baselines import FrozenObjective, MAEObjective
+from pixlex.objectives.baselines import FrozenObjective, MAEObjective, VQVAEObjective
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.finetune import ReasoningObjective
-from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
+from pixlex.objectives.lqae import LQAEObjective
 from pixlex.objectives.phase import Objective
 from pixlex.train.parallel import pick_precision
 

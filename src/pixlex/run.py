@@ -93,8 +93,11 @@ def _train(run: Run, folder: Path, resume: bool) -> Path | None:
             Callbacks(observe=broken.add, evaluate=progress),
             dataclasses.asdict(run),
         )
-        finished = steps == run.train.steps and is_first
-        return _finish(run, objective.model, folder, progress) if finished else None
+        if steps < run.train.steps:
+            return None
+        if progress is not None and not progress.numbers:  # resumed behind its last step
+            progress(steps)
+        return _finish(run, objective.model, folder, progress) if is_first else None
 
 
 @contextmanager
@@ -152,9 +155,6 @@ def _differences(before: Run, now: Run) -> list[str]:
 
 def _finish(run: Run, model: Any, folder: Path, progress: report.Progress | None) -> Path:
     """Write model directory and numbers of a finished run, then its card, curves and page."""
-    if progress is not None and not progress.numbers:  # resumed behind its last step
-        with distributed.alone():
-            progress(run.train.steps)
     target = folder / "model"
     checkpoint.save(model, target, trained_on=_trained_on(run, folder, begun=True))
     numbers = {} if progress is None else dict(progress.numbers)

@@ -27,10 +27,10 @@ from pixlex.config.finetune import ReasoningObjectiveConfig
 from pixlex.config.lqae import LQAEObjectiveConfig, MAEObjectiveConfig, VQVAEObjectiveConfig
 from pixlex.nn.codebook import count_codes
 from pixlex.nn.transformer import take_rows
-from pixlex.objectives.baselines import FrozenObjective, MAEObjective
+from pixlex.objectives.baselines import FrozenObjective, MAEObjective, VQVAEObjective
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.finetune import ReasoningObjective
-from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
+from pixlex.objectives.lqae import LQAEObjective
 from pixlex.objectives.phase import Objective, Step
 
 TEXTS = ("about the class", "and all", "class and any other", "also")

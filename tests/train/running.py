@@ -27,8 +27,9 @@ from pixlex.data.captions import open_pairs
 from pixlex.data.images import open_source
 from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.rows import Images, Pairs
+from pixlex.objectives.baselines import VQVAEObjective
 from pixlex.objectives.cbvila import CBViLAObjective
-from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
+from pixlex.objectives.lqae import LQAEObjective
 from pixlex.objectives.phase import Objective
 from pixlex.train.loop import Callbacks, fit
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from pixlex.batch import ImageBatch
 from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.config.lqae import LQAEObjectiveConfig, MAEObjectiveConfig, VQVAEObjectiveConfig
-from pixlex.objectives.baselines import MAEObjective
+from pixlex.objectives.baselines import MAEObjective, VQVAEObjective
 from pixlex.objectives.cbvila import CBViLAObjective
-from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
+from pixlex.objectives.lqae import LQAEObjective
 from pixlex.objectives.phase import Objective, Step
 from pixlex.train.logging import METRICS, read_metrics
 from pixlex.train.loop import Callbacks

@@ -1,16 +1,62 @@
-"""The losses of the masked autoencoder and of Frozen."""
+"""The losses of the baselines: VQ-VAE, the masked autoencoder, Frozen."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from pixlex.batch import ImageBatch, ImageTextBatch, send
-from pixlex.config.lqae import MAEObjectiveConfig
+from pixlex.config.lqae import MAEObjectiveConfig, VQVAEObjectiveConfig
 from pixlex.losses.cross_entropy import caption_loss
-from pixlex.losses.reconstruction import masked_patch_loss, normalized_patches
+from pixlex.losses.quantization import codebook_loss, commitment_loss
+from pixlex.losses.reconstruction import masked_patch_loss, normalized_patches, pixel_loss
 from pixlex.models.frozen import Frozen
 from pixlex.models.mae import MAE
+from pixlex.models.vqvae import VQVAE
+from pixlex.objectives.codebook import count_usage, restart
+from pixlex.objectives.lqae import quantization_norms, weighted_sum
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
+
+
+class VQVAEObjective(Objective):
+    """L = reconstruction + codebook + beta * commitment (LQAE, equation 1), one phase.
+
+    Args:
+        model: the autoencoder.
+        config: weights, and when a codeword counts as dead.
+        steps: length of the training.
+    """
+
+    model: VQVAE
+
+    def __init__(self, model: VQVAE, config: VQVAEObjectiveConfig, steps: int) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.phases = (Phase("train", steps),)
+
+    def forward(self, batch: ImageBatch, phase: Phase, step: Step) -> LossTerms:
+        """Return the loss of this process's part of a batch."""
+        quantized = self.model.quantize(batch.images)
+        terms = {
+            "reconstruction": pixel_loss(self.model.decoder(quantized.values), batch.images),
+            "codebook": codebook_loss(quantized.z, quantized.codewords),
+            "commitment": commitment_loss(quantized.z, quantized.codewords),
+        }
+        weights = {name: getattr(self.config, f"{name}_weight") for name in terms}
+        return LossTerms(weighted_sum(terms, weights), terms, quantization_norms(quantized), quantized)
+
+    @torch.no_grad()
+    def after_step(self, step: Step, loss: LossTerms) -> Mapping[str, Tensor | float]:
+        """Restart codewords that no batch used for long; return the usage of codewords."""
+        assert loss.quantized is not None
+        codebook, limit = self.model.codebook, self.config.restart_after
+        counts, measures = count_usage(loss.quantized, self.model.num_codewords)
+        if limit:
+            codebook.note_usage(counts > 0)
+            measures["restarted"] = restart(codebook, loss.quantized, limit, step.generator).sum()
+        return measures
 
 
 class MAEObjective(Objective):

@@ -17,10 +17,13 @@ from pixlex.models.finetuned import Reasoner
 from pixlex.nn.transformer import take_rows
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 
+_BODY = ("image_encoder.", "text_encoder.", "image_projector.", "fusion.")
 _TRAINED = (
-    "model.body.image_encoder.", "model.body.text_encoder.", "model.body.image_projector.", "model.body.fusion.",
-    "model.class_head.", "model.decoder.", "model.word_head.",
-)  # fmt: skip
+    *(f"model.body.{part}" for part in _BODY),
+    "model.class_head.",
+    "model.decoder.",
+    "model.word_head.",
+)
 
 
 class ReasoningObjective(Objective):
@@ -43,6 +46,11 @@ class ReasoningObjective(Objective):
     def forward(self, batch: ReasoningBatch, phase: Phase, step: Step) -> LossTerms:
         """Return the loss of this process's part of a batch, the mean over the items of all processes.
 
+        Args:
+            batch: items with answers; for `vqa` with the fraction of people who gave each.
+            phase: the only one.
+            step: unused, nothing is drawn.
+
         Raises:
             ValueError: an item without an answer, or with one that is no class.
         """
@@ -58,6 +66,7 @@ class ReasoningObjective(Objective):
         return LossTerms(loss, {"answer": loss}, {"accuracy": accuracy})
 
     def _class_of(self, given: tuple[str, ...]) -> int:
+        """Return the number of the one answer of an item."""
         if len(set(given)) != 1 or given[0] not in self._classes:
             raise ValueError(f"expected one of {', '.join(self._classes)} as the answer, got {quoted(given)}")
         return self._classes[given[0]]

@@ -1,4 +1,4 @@
-"""The losses of LQAE and of its VQ-VAE baseline."""
+"""The loss of LQAE, and what it shares with that of VQ-VAE."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from pixlex.batch import ImageBatch, send
-from pixlex.config.lqae import LQAEObjectiveConfig, VQVAEObjectiveConfig
+from pixlex.config.lqae import LQAEObjectiveConfig
 from pixlex.losses.cross_entropy import masked_word_loss
 from pixlex.losses.quantization import codebook_loss, commitment_loss, entropy_regularization
 from pixlex.losses.reconstruction import pixel_loss
 from pixlex.models.lqae import LQAE
-from pixlex.models.vqvae import VQVAE
 from pixlex.nn.codebook import Quantized
 from pixlex.nn.masking import random_mask
 from pixlex.nn.transformer import take_rows
-from pixlex.objectives.codebook import count_usage, restart
+from pixlex.objectives.codebook import count_usage
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 
 
@@ -84,7 +83,7 @@ class LQAEObjective(Objective):
                 model.config.quantizer.metric,
                 processes.all_mean,
             )
-        return LossTerms(_weighted(terms, weights), terms, _norms(quantized), quantized)
+        return LossTerms(weighted_sum(terms, weights), terms, quantization_norms(quantized), quantized)
 
     @torch.no_grad()
     def after_step(self, step: Step, loss: LossTerms) -> Mapping[str, Tensor | float]:
@@ -95,53 +94,14 @@ class LQAEObjective(Objective):
         return count_usage(loss.quantized, self.model.num_codewords)[1]
 
 
-class VQVAEObjective(Objective):
-    """L = reconstruction + codebook + beta * commitment (LQAE, equation 1), one phase.
-
-    Args:
-        model: the autoencoder.
-        config: weights, and when a codeword counts as dead.
-        steps: length of the training.
-    """
-
-    model: VQVAE
-
-    def __init__(self, model: VQVAE, config: VQVAEObjectiveConfig, steps: int) -> None:
-        super().__init__()
-        self.model, self.config = model, config
-        self.phases = (Phase("train", steps),)
-
-    def forward(self, batch: ImageBatch, phase: Phase, step: Step) -> LossTerms:
-        """Return the loss of this process's part of a batch."""
-        quantized = self.model.quantize(batch.images)
-        terms = {
-            "reconstruction": pixel_loss(self.model.decoder(quantized.values), batch.images),
-            "codebook": codebook_loss(quantized.z, quantized.codewords),
-            "commitment": commitment_loss(quantized.z, quantized.codewords),
-        }
-        weights = {name: getattr(self.config, f"{name}_weight") for name in terms}
-        return LossTerms(_weighted(terms, weights), terms, _norms(quantized), quantized)
-
-    @torch.no_grad()
-    def after_step(self, step: Step, loss: LossTerms) -> Mapping[str, Tensor | float]:
-        """Restart codewords that no batch used for long; return the usage of codewords."""
-        assert loss.quantized is not None
-        codebook, limit = self.model.codebook, self.config.restart_after
-        counts, measures = count_usage(loss.quantized, self.model.num_codewords)
-        if limit:
-            codebook.note_usage(counts > 0)
-            measures["restarted"] = restart(codebook, loss.quantized, limit, step.generator).sum()
-        return measures
-
-
-def _weighted(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Return the weighted sum of the terms, in their order."""
     first = next(iter(terms.values()))
     return sum((weights[name] * term for name, term in terms.items()), start=torch.zeros_like(first))
 
 
 @torch.no_grad()
-def _norms(quantized: Quantized) -> dict[str, Tensor | float]:
+def quantization_norms(quantized: Quantized) -> dict[str, Tensor | float]:
     """Return lengths and angle of patch vectors and their codewords: the first signs of a collapse."""
     z, codewords = quantized.z.float(), quantized.codewords.float()
     return {
