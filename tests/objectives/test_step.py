@@ -47,7 +47,7 @@ def _lqae(language: Path, search: str, **weights: float) -> Case:
     return LQAEObjective(tiny_lqae(language, search=search), LQAEObjectiveConfig(**weights), 10), _images()
 
 
-def _cbvila(language: Path, model: dict[str, str] | None = None, **settings: Any) -> Case:
+def _cbvila(language: Path, model: dict[str, Any] | None = None, **settings: Any) -> Case:
     network = tiny_cbvila(language, **(model or {}))
     config = CBViLAObjectiveConfig(**{"burn_in_steps": 0, "restart_after": 3, **settings})
     return CBViLAObjective(network, config, 10, 12), pair_batch(network, TEXTS)
@@ -72,6 +72,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "vqvae": lambda one: (VQVAEObjective(tiny_vqvae(), VQVAEObjectiveConfig(restart_after=3), 10), _images()),
     "mae": lambda one: (MAEObjective(tiny_mae(), MAEObjectiveConfig(), 10), _images()),
     "cbvila": lambda one: _cbvila(one, burn_in_steps=2),
+    "cbvila, dropout": lambda one: _cbvila(one, {"dropout_rate": 0.3}),
     "cbvila, moving averages": lambda one: _cbvila(one, codebook_update="ema"),
     "cbvila, class head": lambda one: _cbvila(one, {"masked_image_head": "class"}),
     "cbvila, tied head, latent": lambda one: _cbvila(
