@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixlex.losses.contrastive import hard_negatives, image_text_contrastive_loss, image_text_matching_loss
+from pixlex.losses.cross_entropy import hard_negatives, image_text_contrastive_loss, image_text_matching_loss
 
 
 def test_contrast_is_the_cross_entropy_of_both_directions() -> None:

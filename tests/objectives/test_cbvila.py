@@ -15,7 +15,7 @@ from tests.tiny import pair_batch, tiny_cbvila
 
 from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.distributed import ALONE
-from pixlex.losses.contrastive import hard_negatives
+from pixlex.losses.cross_entropy import hard_negatives
 from pixlex.models.cbvila import CBViLA
 from pixlex.nn.masking import split_patches
 from pixlex.objectives import cbvila as module

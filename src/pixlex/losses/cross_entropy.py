@@ -1,7 +1,8 @@
-"""Cross-entropy of words: hidden ones, and those of captions."""
+"""Cross-entropies: of hidden words, of captions, of images and texts in contrast, of their matching."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+IGNORED = -100  # label of what does not count
 _ROWS = 128
-_IGNORED = -100
 
 
 def masked_word_loss(
@@ -57,7 +58,7 @@ def masked_word_loss(
     word_ids, factors = F.pad(word_ids, (0, missing)), F.pad(factors, (0, missing))
     with torch.autocast(device, enabled=False):
         summed: Tensor = _SummedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            vectors, weight, bias, word_ids, factors, block, dtype, torch.is_grad_enabled()
+            vectors, weight, bias, word_ids, factors, _Way(block, dtype, torch.is_grad_enabled())
         )
     return summed / total
 
@@ -79,11 +80,80 @@ def caption_loss(
         key_padding: True = padding, which does not count.
         total: as in `masked_word_loss`.
     """
-    targets = word_ids.masked_fill(key_padding, _IGNORED)
+    targets = word_ids.masked_fill(key_padding, IGNORED)
     summed = F.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=_IGNORED
+        logits.float().flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED
     )
     return summed / ((~key_padding).sum() if total is None else total)
+
+
+def image_text_contrastive_loss(
+    image_to_text: Float[Tensor, "B A"], text_to_image: Float[Tensor, "B A"], same: Bool[Tensor, "B A"]
+) -> Float[Tensor, ""]:
+    """Return the mean of both cross-entropies over the batch in nats (Li et al. 2021, ALBEF, equation 2).
+
+    Without the momentum encoders and queue of ALBEF; the target is spread evenly over all pairs that are the same.
+
+    Args:
+        image_to_text: similarity of each image of this process to each text of all, over the temperature.
+        text_to_image: similarity of each text of this process to each image of all, over the temperature.
+        same: True where they belong together: the pair itself, other captions of the image, the same caption.
+    """
+    targets = same.float() / same.float().sum(1, keepdim=True)
+    forward = -(targets * F.log_softmax(image_to_text.float(), dim=1)).sum(1).mean()
+    backward = -(targets * F.log_softmax(text_to_image.float(), dim=1)).sum(1).mean()
+    return (forward + backward) / 2
+
+
+@torch.no_grad()
+def hard_negatives(
+    similarity: Float[Tensor, "B A"], same: Bool[Tensor, "B A"], chance: Float[Tensor, " B"]
+) -> Int[Tensor, " B"]:
+    """Return for each row one column that is not the same, more similar ones more often, by its number.
+
+    Drawn from softmax(similarity) plus 1e-4 (CB-ViLA, section III-C: "based on the contrastive similarity
+    distribution"), evenly where similarities are not finite.
+
+    Args:
+        similarity: over the temperature.
+        same: True where a column may not be drawn.
+        chance: uniform in [0, 1), one draw for each row.
+
+    Returns:
+        Column numbers; -1 for a row all of whose columns are the same.
+    """
+    weights = F.softmax(similarity.float(), dim=1) + 1e-4
+    weights = torch.where(weights.isfinite().all(1, keepdim=True), weights, torch.ones_like(weights))
+    weights = weights.masked_fill(same, 0.0).double()
+    total = weights.cumsum(1)
+    drawn = torch.searchsorted(total, chance.double().unsqueeze(1) * total[:, -1:], right=True).squeeze(1)
+    # Rounding may lead behind the last column that can be drawn.
+    last = weights.shape[1] - 1 - (weights > 0).flip(1).int().argmax(1)
+    return torch.where((~same).any(1), torch.minimum(drawn, last), -1)
+
+
+def image_text_matching_loss(
+    logits: Float[Tensor, "R 2"], labels: Int[Tensor, " R"], *, total: float | Float[Tensor, ""] | None = None
+) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy of "does not belong" and "belongs" in nats (CB-ViLA, equation 5).
+
+    Args:
+        logits: for each image with a text.
+        labels: 1 where they belong together, 0 where not, `IGNORED` where a row does not count; not all.
+        total: divides the sum; None = the rows that count here. With several processes, those of all over the
+            number of processes makes their mean exact.
+    """
+    summed = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+    return summed / ((labels != IGNORED).sum() if total is None else total)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a sum is computed: positions at a time, type of the products, whether gradients are wanted."""
+
+    block: int
+    dtype: torch.dtype
+    has_gradient: bool
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -101,11 +171,10 @@ class _SummedCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         word_ids: Tensor,
         factors: Tensor,
-        block: int,
-        dtype: torch.dtype,
-        has_gradient: bool,
+        way: _Way,
     ) -> Tensor:
-        wanted = [has_gradient and one for one in ctx.needs_input_grad[:3]]
+        wanted = [way.has_gradient and one for one in ctx.needs_input_grad[:3]]
+        block, dtype = way.block, way.dtype
         matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
         total = vectors.new_zeros(())
         of_vectors, of_weight, of_bias = (
@@ -144,4 +213,4 @@ class _SummedCrossEntropy(torch.autograd.Function):
             None if one is None else (gradient * one).to(dtype)
             for one, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return (*found, None, None, None, None, None)
+        return (*found, None, None, None)

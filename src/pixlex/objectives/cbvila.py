@@ -15,13 +15,13 @@ from torch import Tensor
 from pixlex.batch import ImageTextBatch, send
 from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.distributed import Processes
-from pixlex.losses.contrastive import (
+from pixlex.losses.cross_entropy import (
     IGNORED,
     hard_negatives,
     image_text_contrastive_loss,
     image_text_matching_loss,
+    masked_word_loss,
 )
-from pixlex.losses.cross_entropy import masked_word_loss
 from pixlex.losses.quantization import codebook_loss, commitment_loss
 from pixlex.losses.reconstruction import masked_patch_loss
 from pixlex.models.cbvila import START_TEMPERATURE, CBViLA
