@@ -194,7 +194,8 @@ def finetune(options: FinetuneOptions) -> int:
     from pixlex.models.checkpoint import read_config
 
     family = str(recipe_values(find_recipe(options.recipe)).get("family"))
-    if family not in FAMILIES or not FAMILIES[family].continues:
+    row = FAMILIES.get(family)
+    if row is None or not row.continues:
         raise ValueError(
             f"{options.recipe} is a recipe of family {family}: expected one of cbvila (retrieval) or reasoning"
         )
