@@ -28,8 +28,8 @@ from torch import Tensor
 import pixlex
 from pixlex.api import ImageReasoner, ImageTokenizer, load
 from pixlex.api import tokenizer as tokenizer_module
+from pixlex.data.decoding import evaluation_transform
 from pixlex.data.images import UnreadableImage, load_image
-from pixlex.data.transforms import evaluation_transform
 from pixlex.models import checkpoint
 
 

@@ -18,7 +18,7 @@ from pixlex.api import ImageTokenizer
 from pixlex.config.data import Cut, DataConfig
 from pixlex.config.lqae import LQAERun
 from pixlex.config.train import TrainConfig
-from pixlex.data import transforms
+from pixlex.data import decoding
 from pixlex.data.decoding import load_image
 from pixlex.models.lqae import LQAE
 from pixlex.models.vqvae import VQVAE
@@ -36,13 +36,13 @@ def _tokenizer(family: str, language: Path) -> ImageTokenizer:
 @pytest.fixture
 def uncut(monkeypatch: pytest.MonkeyPatch) -> None:
     """No model may get the square cut out of an image."""
-    whole_box = transforms._whole_box
+    whole_box = decoding._whole_box
 
     def squashed(image: Image.Image, cut: Cut) -> tuple[float, float, float, float]:
         assert cut == "squash"
         return whole_box(image, cut)
 
-    monkeypatch.setattr(transforms, "_whole_box", squashed)
+    monkeypatch.setattr(decoding, "_whole_box", squashed)
 
 
 @pytest.mark.usefixtures("uncut")
@@ -83,7 +83,7 @@ def test_codes_of_files_are_those_of_squashed_pixels(language: Path, tmp_path: P
     tokenizer = _tokenizer("lqae", language)
     path = next(write_classes(tmp_path, 1).rglob("*.png"))
     picture = load_image(path.read_bytes(), path.name).resize((90, 36))
-    squashed = transforms.evaluation_transform(picture, tokenizer.image_size, "squash")[None]
+    squashed = decoding.evaluation_transform(picture, tokenizer.image_size, "squash")[None]
     assert torch.equal(tokenizer.tokenize(picture), tokenizer.tokenize(squashed))
-    centered = transforms.evaluation_transform(picture, tokenizer.image_size)[None]
+    centered = decoding.evaluation_transform(picture, tokenizer.image_size)[None]
     assert not torch.equal(tokenizer.tokenize(picture), tokenizer.tokenize(centered))

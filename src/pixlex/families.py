@@ -15,11 +15,10 @@ from pixlex.config.cbvila import CBViLAConfig, CBViLARun
 from pixlex.config.finetune import ReasoningRun
 from pixlex.config.lqae import FrozenRun, LQAERun, MAERun, VQVAERun
 from pixlex.config.run import Run
-from pixlex.data.answers import build_answers
 from pixlex.data.captions import open_pairs
 from pixlex.data.images import ImageSource, open_source
 from pixlex.data.loader import Loader, LoaderConfig
-from pixlex.data.questions import open_items
+from pixlex.data.questions import build_answers, open_items
 from pixlex.data.records import CLASSES, PairSource, ReasoningSource
 from pixlex.data.rows import Images, Pairs, Questions
 from pixlex.distributed import pick_device

@@ -146,10 +146,7 @@ def test_visual_genome(tmp_path: Path, picture: Picture) -> None:
         (["a.png"], r"found a list of 1 'a\.png'"),
         (3, "found 3"),
         ({"image_urls": ["http://x"], "captions": ["a"]}, "lists web addresses; download .* img2dataset"),
-        (
-            [{"image": "a", "caption": "b"}, {"image": "c", "caption": 3}],
-            r"entry 1: c: expected a caption",
-        ),
+        ([{"image": "a", "caption": "b"}, {"image": "c", "caption": 3}], r"entry 1: c: expected a caption"),
         ([{"image": "a", "caption": "b"}, {"caption": "c"}], "entry 1 has no field 'image'"),
         (
             [{"image": "a", "caption": "b"}, {"image": 3, "caption": "c"}],
@@ -171,10 +168,7 @@ def test_visual_genome(tmp_path: Path, picture: Picture) -> None:
             {"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "x"}]},
             "image 0 has no field 'file_n",
         ),
-        (
-            [{"image": "a", "caption": "b"}, {"image": "c", "caption": {"d": "e" * 999}}],
-            "got .{80}$",
-        ),
+        ([{"image": "a", "caption": "b"}, {"image": "c", "caption": {"d": "e" * 999}}], "got .{80}$"),
         ([{"image": "a", "caption": "b"}, "c"], "entry 1: expected an object, got 'c'"),
         ([{"image": "a", "caption": ""}], "none of 1 images has a caption"),
         (

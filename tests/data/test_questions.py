@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
+import pyarrow.parquet as pq
 import pytest
 
-from pixlex.data.questions import assignment_items, open_items
-from pixlex.data.records import PairSource, Task
-from pixlex.data.scenes import ScenesSource
+from pixlex.data.embedded import ScenesSource
+from pixlex.data.questions import assignment_items, build_answers, open_items
+from pixlex.data.records import PairSource, ReasoningSource, Task
 from pixlex.data.sources import subset
+from pixlex.data.text import normalize_answer
 
 # Items, images of the first file, distinct answers.
 REAL = {
@@ -114,3 +118,47 @@ def test_too_few_images_are_refused() -> None:
         assignment_items(_pairs(2))
     with pytest.raises(ValueError, match="nearly every image has the caption 'same'"):
         assignment_items(PairSource(ScenesSource("test", 4), (("same",),) * 4))
+
+
+@pytest.fixture
+def answered() -> ReasoningSource:
+    """Items whose most frequent answers are red three times, blue and 2 two times, green once, nothing once."""
+    answers = (
+        ("blue", "Blue.", "red"),
+        ("the red", "green", "red"),
+        ("two",),
+        ("red", "green"),
+        ("green", "red", "green"),
+        (),
+        ("Red",),
+        ("2",),
+        ("a", "the", "blue"),
+        ("a",),
+    )
+    scenes = open_items(f"embedded:scenes:train:{len(answers)}", "vqa")
+    return replace(scenes, answers=answers)
+
+
+def test_answers_to_choose_from(answered: ReasoningSource) -> None:
+    """The most frequent first, equally frequent ones as they occur; an item counts once."""
+    assert build_answers(answered, 1) == ("red", "blue", "2", "green")
+    assert build_answers(answered, 2) == ("red", "blue", "2")
+    assert build_answers(answered, 3) == ("red",)
+    with pytest.raises(
+        ValueError, match="expected an answer of 4 items or more, the most frequent one has 3"
+    ):
+        build_answers(answered, 4)
+    with pytest.raises(ValueError, match="min_count must be 1 or more, got 0"):
+        build_answers(answered, 0)
+
+
+def test_answers_of_daquar(shared_data: Path) -> None:
+    """Every answer of the training items, once each, by decreasing frequency."""
+    path = shared_data / "vqa" / "train.parquet"
+    if not path.is_file():
+        pytest.skip("no vqa among the shared data")
+    chosen = build_answers(open_items(str(path), "vqa"), 1)
+    normalized = [normalize_answer(answer) for answer in pq.read_table(path)["answer"].to_pylist()]
+    assert set(chosen) == set(normalized)
+    assert len(set(chosen)) == len(chosen)
+    assert all(normalized.count(one) >= normalized.count(other) for one, other in pairwise(chosen[:50]))

@@ -18,10 +18,10 @@ from tests.tiny import training_batches, write_images
 from pixlex.batch import ImageTextBatch, ReasoningBatch, Words
 from pixlex.config.data import DataConfig
 from pixlex.data.captions import open_pairs
+from pixlex.data.embedded import ScenesSource
 from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.records import NoCaptions, PairSource, ReasoningSource
 from pixlex.data.rows import Pairs, Questions, group_items
-from pixlex.data.scenes import ScenesSource
 from pixlex.data.sources import subset
 
 NAMES = [f"{number}.png" for number in range(7)]

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from pixlex.data.captions import open_pairs
+from pixlex.data.embedded import SCENES_VERSION, ScenesSource
 from pixlex.data.images import open_source
-from pixlex.data.scenes import VERSION, ScenesSource
 from pixlex.data.sources import ImageSource
 from pixlex.data.synthetic import (
     BACKGROUNDS,
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("in_bulk")
 _DIGEST = """
 import hashlib
 from pixlex.data.synthetic import make_scene
-from pixlex.data.scenes import ScenesSource, scene_items
+from pixlex.data.embedded import ScenesSource, scene_items
 text = []
 for split in ("train", "test"):
     source = ScenesSource(split, 50)
@@ -52,7 +52,7 @@ def _described(scene: Scene) -> frozenset[tuple[str, str, int, int]]:
 
 
 def test_a_process_of_its_own_makes_the_same_scenes_and_texts() -> None:
-    """Two processes that hash strings differently, and a fixed digest: a change needs another `VERSION`."""
+    """Two processes that hash strings differently, and a fixed digest: a change needs another `SCENES_VERSION`."""
     found = [
         subprocess.run(
             [sys.executable, "-c", _DIGEST],
@@ -63,7 +63,7 @@ def test_a_process_of_its_own_makes_the_same_scenes_and_texts() -> None:
         ).stdout.strip()
         for seed in ("1", "2")
     ]
-    assert VERSION == 1
+    assert SCENES_VERSION == 1
     assert found == ["a7a4bc59b72ffb4656634e2e5093736973509068b1c2156ca173581901ea0f71"] * 2
 
 

@@ -24,8 +24,8 @@ from tests.data.scene_reading import (
     true_of,
 )
 
+from pixlex.data.embedded import ScenesSource, SceneTask, scene_items
 from pixlex.data.records import CLASSES
-from pixlex.data.scenes import ScenesSource, SceneTask, scene_items
 from pixlex.data.synthetic import (
     COLORS,
     LEVELS,
@@ -75,9 +75,7 @@ def _parts(text: str) -> list[str]:
     return re.split(", | and ", text)
 
 
-def test_the_first_names_every_object_with_its_place(
-    captioned: list[tuple[Scene, tuple[str, ...]]],
-) -> None:
+def test_the_first_names_every_object_with_its_place(captioned: list[tuple[Scene, tuple[str, ...]]]) -> None:
     for scene, texts in captioned:
         parts = _parts(_core(texts[0], scene))
         for part, thing in zip(parts, scene.objects, strict=True):

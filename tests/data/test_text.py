@@ -11,11 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixlex.data.text import (
+    CONTRACTIONS,
+    agreement,
+    agreement_targets,
     clean_caption,
     clean_question,
     decode_text,
     id_text,
     list_in,
+    normalize_answer,
     plain_text,
     texts_in,
     whole_number,
@@ -156,3 +160,64 @@ def test_lists_inside_a_text(text: str, found: list[object] | None) -> None:
 )
 def test_whole_numbers_and_ids(value: object, number: int | None, name: str) -> None:
     assert (whole_number(value), id_text(value)) == (number, name)
+
+
+# Worked out by hand: a mark between letters is a blank, one beside a blank is dropped, the same mark
+# elsewhere decides; a comma between digits drops every mark; periods stay before a digit.
+NORMALIZED = {
+    "Yes": "yes", " yes\n": "yes", "left\tside": "left side", "yes/no": "yes no", "t-shirt": "t shirt",
+    "yes / no": "yes no", "red, blue": "red blue", "red ,blue": "red blue", "red,blue": "red blue",
+    "(left)": "left", "what?!": "what", "a;b[c]d{e}f": "b c d e f",
+    'x"y=z+w\\v_u>t<s@r`q': 'x y z w v u t s r q', "t-shirt - red": "tshirt red", "1,000": "1000",
+    "1,000-2,000": "10002000", "1,000 t-shirts": "1000 tshirts", "1, 2": "1 2", "3.5": "3.5", "3.": "3",
+    ".5": ".5", "u.s.a.": "usa", "st. john": "st john", "no. 5": "no 5", "10:30": "10:30", "dog's": "dog's",
+    "5%": "5%", "#1": "#1", "None": "0", "zero": "0", "Two dogs": "2 dogs", "ten": "10", "eleven": "eleven",
+    "someone": "someone", "The cat on a mat": "cat on mat", "an apple": "apple", "a": "", "the": "", "": "",
+    "theory": "theory", "dont": "don't", "DONT know": "don't know", "cant": "can't", "wont": "won't",
+    "shant": "shan't", "its": "its", "shes": "shes", "hes here": "he's here", "couldnt've": "couldn't've",
+    "couldn'tve": "couldn't've", "wed": "wed", "wed've": "we'd've", "oclock": "o'clock", "twas": "'twas",
+    "'ows'at": "'ow's'at", "yall'll": "y'all'll", "somebody'd": "somebodyd", "somebodyd": "somebodyd",
+}  # fmt: skip
+
+
+def test_answers_are_written_as_the_official_script_does() -> None:
+    assert {text: normalize_answer(text) for text in NORMALIZED} == NORMALIZED
+
+
+def test_contractions_only_gain_an_apostrophe() -> None:
+    """All but the one that the official table has the wrong way round."""
+    for bare, whole in CONTRACTIONS.items():
+        if bare != "somebody'd":
+            assert bare.replace("'", "") == whole.replace("'", "")
+            assert whole.count("'") >= bare.count("'")
+    assert len(CONTRACTIONS) > 100
+
+
+@given(st.text(st.sampled_from("aAnN tTheE012.,'-/?!\n"), max_size=20))
+def test_no_mark_no_capital_no_article_is_left(text: str) -> None:
+    left = normalize_answer(text)
+    assert not set(left) & set('ANTE;/[]"{}()=+\\_-><@`,?!\n')
+    assert not {"a", "an", "the"} & set(left.split())
+    assert left == " ".join(left.split())
+    assert not left.endswith(".")
+
+
+def test_agreement_of_ten_and_of_fewer() -> None:
+    """Against the mean written out: each one left out, the others asked."""
+    assert [agreement(count, 10) for count in range(6)] == pytest.approx([0, 0.3, 0.6, 0.9, 1, 1])
+    for number in range(2, 12):
+        for count in range(number + 1):
+            agrees = [1] * count + [0] * (number - count)
+            left_out = [agrees[:one] + agrees[one + 1 :] for one in range(number)]
+            mean = sum(min(1, sum(others) / 3) for others in left_out) / number
+            assert agreement(count, number) == pytest.approx(mean)
+    assert [agreement(count, 1) for count in (0, 1)] == [0, 1]
+
+
+def test_targets_by_agreement() -> None:
+    """One, two, three, and four of ten; those that say nothing have answered."""
+    answers = ["Cat"] * 3 + ["cat."] + ["dog"] * 3 + ["the"] + ["two", "2"]
+    assert agreement_targets(answers) == pytest.approx({"cat": 1, "dog": 0.9, "2": 0.6})
+    assert agreement_targets(answers, 0.5) == pytest.approx({"cat": 0.5, "dog": 0.45, "2": 0.3})
+    assert agreement_targets(["Yes."]) == {"yes": 1}
+    assert agreement_targets([]) == {}

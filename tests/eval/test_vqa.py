@@ -12,10 +12,10 @@ import torch
 from tests.tiny import tiny_reasoner
 from torch import Tensor
 
+from pixlex.data.embedded import ScenesSource
 from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.records import ReasoningSource
 from pixlex.data.rows import Questions
-from pixlex.data.scenes import ScenesSource
 from pixlex.data.sources import subset
 from pixlex.eval import vqa
 from pixlex.eval.evaluate import Pass

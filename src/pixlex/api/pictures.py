@@ -16,9 +16,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pixlex.config.data import Cut
+from pixlex.data.decoding import evaluation_transform
 from pixlex.data.images import UnreadableImage, load_image
 from pixlex.data.sources import read_file, stored_bytes
-from pixlex.data.transforms import evaluation_transform
 
 # Outside [0, 1] by more than rounding: the pixels were normalized or resized without clipping.
 _PIXEL_TOLERANCE = 1e-3

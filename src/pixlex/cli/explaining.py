@@ -11,10 +11,10 @@ from pixlex.api.reasoner import ImageReasoner
 from pixlex.cli.explain import ExplainOptions
 from pixlex.cli.models import model_of
 from pixlex.cli.options import answer, remark
+from pixlex.data.decoding import evaluation_transform
 from pixlex.data.images import load_image
 from pixlex.data.sources import read_file
 from pixlex.data.text import clean_caption, plain_text
-from pixlex.data.transforms import evaluation_transform
 from pixlex.distributed import pick_device
 from pixlex.eval.gradcam import Explanation, explain
 from pixlex.messages import quoted

@@ -16,8 +16,6 @@ from pixlex.messages import quoted
 Row = Mapping[str, Any]
 ReadRow = Callable[[int, Row], Iterable[Record]]
 
-CAPTION_COLUMNS = ("captions", "caption", "title", "text")
-
 _GENOME_FOLDERS = ("VG_100K", "VG_100K_2")
 
 

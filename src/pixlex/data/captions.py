@@ -14,14 +14,13 @@ from typing import Any
 from urllib.parse import unquote
 
 from pixlex.data.annotations import CAPTION_FORMATS, check_options, read_annotations
-from pixlex.data.folders import FileSource, below, image_path
+from pixlex.data.embedded import ScenesSource
+from pixlex.data.folders import CAPTION_COLUMNS, FileSource, below, captions_beside, image_path
 from pixlex.data.images import DatasetSource, open_source
 from pixlex.data.labels import RowLabel, no_labels, resolve_labels, row_label
 from pixlex.data.named_images import PATH_FIELDS, FileImages
 from pixlex.data.records import AnnotatedSplits, NoCaptions, PairSource, mix, with_captions
-from pixlex.data.scenes import ScenesSource
 from pixlex.data.shards import TarSource
-from pixlex.data.side_files import CAPTION_COLUMNS, read_metadata, side_captions, without_side_files
 from pixlex.data.sources import remark_left_out, remark_passed_over
 from pixlex.data.tables import ParquetSource, columns_without_images, table_rows
 from pixlex.data.text import id_text, list_rows, texts_in
@@ -264,9 +263,7 @@ def _open_images(described: SetDescription) -> PairSource:
         ids = () if any(one is None for one in given) else tuple(map(id_text, given))
     elif isinstance(images, FileSource):
         described.only(("captions", "rows"), "folders")
-        metadata = read_metadata(images)
-        captions = side_captions(images, metadata, described.options.get("captions"))
-        images = without_side_files(images, metadata)
+        images, captions = captions_beside(images, described.options.get("captions"))
     else:
         described.only(("rows",), "shards and embedded sets")
         if isinstance(images, TarSource):

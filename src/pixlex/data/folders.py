@@ -1,23 +1,31 @@
-"""Sources of image files: folders, lists (.csv, .tsv, .jsonl), single files."""
+"""Sources of image files: folders, lists (.csv, .tsv, .jsonl), single files; labels and captions beside them."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 
 from pixlex.data.decoding import IMAGE_SUFFIXES, ImageRecord, holds_image
 from pixlex.data.labels import CLASSES_FILE, Labels, no_labels, resolve_labels, row_label, spoken_names
-from pixlex.data.sources import HIDDEN, PassedOver, fingerprint, kind_of, read_file
-from pixlex.data.text import list_rows
-from pixlex.files import open_regular
+from pixlex.data.sources import HIDDEN, MAX_TEXT_BYTES, PassedOver, fingerprint, kind_of, read_file
+from pixlex.data.tables import columns_without_images, table_rows
+from pixlex.data.text import csv_rows, decode_text, json_lines, json_value, list_rows, texts_in
+from pixlex.files import open_regular, read_regular
 from pixlex.messages import quoted
+
+CAPTION_COLUMNS = ("captions", "caption", "title", "text")
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+# Path of an image -> where its row in a metadata file stands, and the row.
+_MetadataRows = dict[str, tuple[str, Mapping[str, Any]]]
 
 # Files of one folder that are looked for before the folder is given up.
 _TRIES = 16
@@ -251,3 +259,112 @@ def _nothing_found(folder: Path, ignored: Sequence[PassedOver]) -> str:
     if any(entry.is_dir() for entry in folder.iterdir()):
         return f"no image in {folder}: it holds only folders without files"
     return f"{folder} is empty"
+
+
+def with_metadata_labels(images: FileSource) -> FileSource:
+    """Return the images with the labels of their metadata files where those have some, else of their folders."""
+    files, found = _read_metadata(images)
+    rows = [found.get(path, ("", {})) for path in images.paths]
+    if not any(row.keys() & {"label", "class_name"} for _, row in rows):
+        return images
+    pairs = [row_label(row.get("label"), row.get("class_name"), where) for where, row in rows]
+    labels = resolve_labels(pairs, images.name, images.root, numbered=True)
+    return replace(images, labels=labels, ignored=_without(images.ignored, files), empty_folders=())
+
+
+def captions_beside(images: FileSource, column: str | None) -> tuple[FileSource, tuple[tuple[str, ...], ...]]:
+    """Return the images, the files of their captions no longer among those that are ignored, and their captions.
+
+    Captions are `captions`, `caption`, `title` or `text` (or the column that is named) of an image's row in a
+    metadata file, or else `captions`, `caption` or `text` of NAME.json, or else NAME.txt.
+
+    Raises:
+        ValueError: Such a file is no UTF-8 text, no JSON, or its field is no caption.
+    """
+    files, rows = _read_metadata(images)
+    if column is not None and not any(column in row for _, row in rows.values()):
+        raise ValueError(f"{images.name}: expected a column {column} in a metadata file, found none")
+    names = CAPTION_COLUMNS if column is None else (column,)
+    present = {one.name for one in images.ignored}
+    captions = []
+    for path in images.paths:
+        where, row = rows.get(path, ("", {}))
+        texts = next((texts_in(row[name], where) for name in names if name in row), ())
+        captions.append(texts or _captions_of_file(images.root, path, present))
+    files |= {
+        str(PurePosixPath(path).with_suffix(ending)) for path in images.paths for ending in (".json", ".txt")
+    }
+    return replace(images, ignored=_without(images.ignored, files)), tuple(captions)
+
+
+def _without(ignored: Sequence[PassedOver], files: set[str]) -> tuple[PassedOver, ...]:
+    return tuple(one for one in ignored if one.name not in files)
+
+
+def _read_metadata(images: FileSource) -> tuple[set[str], _MetadataRows]:
+    """Return the metadata files among the images of a folder, and their rows, as Hugging Face's imagefolder.
+
+    A file in a folder has a row for each of the images in it and below, with `file_name` relative to it. Rows of
+    images that are not there are passed over with a warning. A file of such a name without the column `file_name`
+    is something else, and stays among the ignored files. `ValueError` for a malformed file, or an image that has
+    two rows in a folder.
+    """
+    folders = {above for path in images.paths for above in PurePosixPath(path).parents}
+    present, files = set(images.paths), set[str]()
+    rows: _MetadataRows = {}
+    for inside in sorted(folders, key=lambda folder: len(folder.parts)):  # the nearest wins
+        of_folder: _MetadataRows = {}
+        for name in _METADATA:
+            path = images.root / inside / name
+            if path.is_file() and _names_files(path):
+                files.add(str(inside / name))
+                _add_rows(path, inside, present, of_folder)
+        rows |= of_folder
+    return files, rows
+
+
+def _names_files(path: Path) -> bool:
+    """Whether a file has the column of imagefolder's metadata."""
+    if path.suffix == ".parquet":
+        return "file_name" in columns_without_images(path)
+    rows = json_lines(path) if path.suffix == ".jsonl" else csv_rows(path)
+    return "file_name" in next(rows, (0, {}))[1]
+
+
+def _add_rows(path: Path, inside: PurePosixPath, present: set[str], rows: _MetadataRows) -> None:
+    """Add the rows of one file that belong to images that are there."""
+    is_table = path.suffix == ".parquet"
+    missing = []
+    for number, row in enumerate(table_rows(path)) if is_table else list_rows(path):
+        where = f"{path} {'row' if is_table else 'line'} {number}"
+        named = image_path(row.get("file_name"), f"{where}, column file_name", path.parent)
+        image = str(inside / named)
+        if image not in present:
+            missing.append(named)
+        elif rows.setdefault(image, (where, row))[1] is not row:
+            raise ValueError(f"{where}: expected one row for each image, got {quoted(named)} again")
+    if missing:
+        warnings.warn(
+            f"{path}: {len(missing)} rows name images that are not in the folder, such as {quoted(missing[0])}",
+            stacklevel=4,
+        )
+
+
+def _captions_of_file(root: Path, image: str, present: set[str]) -> tuple[str, ...]:
+    """Return the captions in an image's own .json or .txt file."""
+    stem = str(PurePosixPath(image).with_suffix(""))
+    if (name := f"{stem}.json") in present:
+        fields = json_value(_content(root / name), root / name)
+        for field in ("captions", "caption", "text") if isinstance(fields, dict) else ():
+            if found := texts_in(fields.get(field), name):
+                return found
+    if (name := f"{stem}.txt") in present:
+        return texts_in(decode_text(_content(root / name), root / name), name)
+    return ()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_regular(path, MAX_TEXT_BYTES)
+    except OSError as fault:
+        raise ValueError(f"{path} cannot be read: {fault.strerror or fault}") from fault

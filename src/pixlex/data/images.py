@@ -16,11 +16,17 @@ import pyarrow as pa
 
 from pixlex.data.decoding import IMAGE_SUFFIXES, ImageRecord, UnreadableImage, load_image
 from pixlex.data.embedded import open_embedded
-from pixlex.data.folders import is_image_file, is_image_name, open_folder, open_image_files, open_list
+from pixlex.data.folders import (
+    is_image_file,
+    is_image_name,
+    open_folder,
+    open_image_files,
+    open_list,
+    with_metadata_labels,
+)
 from pixlex.data.labels import CLASSES_FILE, Labels, labels_of_known_classes, resolve_labels, row_label
 from pixlex.data.remote import AnyPath, RemotePath, as_local, is_url
 from pixlex.data.shards import TarSource, open_shards
-from pixlex.data.side_files import with_metadata_labels
 from pixlex.data.sources import (
     ImageSource,
     PassedOver,

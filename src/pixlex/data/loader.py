@@ -20,11 +20,19 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pixlex import distributed
 from pixlex.batch import ImageBatch, Skipped
 from pixlex.config.data import Cut, DataConfig
-from pixlex.data.decoding import ImageRecord, UnreadableImage, decode_record, decoding_bytes
+from pixlex.data.decoding import (
+    ImageRecord,
+    UnreadableImage,
+    decode_record,
+    decoding_bytes,
+    evaluation_crop,
+    float_images,
+    minimum_decoded_side,
+    training_crop,
+)
 from pixlex.data.rows import Rows
 from pixlex.data.shards import Prefetch
 from pixlex.data.sources import ImageSource, TooManyBroken
-from pixlex.data.transforms import evaluation_crop, float_images, minimum_decoded_side, training_crop
 
 Batch = TypeVar("Batch")
 T = TypeVar("T")
@@ -356,10 +364,7 @@ def _without_empty_batches(batches: Iterator[ImageBatch], name: str) -> Iterator
 
 
 def prefetch(
-    source: ImageSource,
-    indices: Sequence[int],
-    batch_size: int,
-    prepare: Callable[[int, ImageRecord], T],
+    source: ImageSource, indices: Sequence[int], batch_size: int, prepare: Callable[[int, ImageRecord], T]
 ) -> Iterator[list[T | Skipped]]:
     """Yield what `prepare` makes of images, in order; threads prepare the next batch while this one is in use.
 

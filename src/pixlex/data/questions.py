@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from pixlex.data.annotations import found_in, load_json, read_annotations, read_records
 from pixlex.data.captions import SetDescription, open_pairs, read_descriptions
-from pixlex.data.embedded import open_embedded
+from pixlex.data.embedded import ScenesSource, open_embedded, scene_items
 from pixlex.data.images import open_source, remote_tables
 from pixlex.data.item_annotations import ITEM_FIELDS, QUESTION_FORMATS, item_rows, official_statements
 from pixlex.data.named_images import ID_FIELDS, PATH_FIELDS, FileImages, RowImages, Table, TableImages
@@ -27,10 +28,9 @@ from pixlex.data.records import (
     join_items,
 )
 from pixlex.data.remote import AnyPath
-from pixlex.data.scenes import ScenesSource, scene_items
 from pixlex.data.sources import remark_left_out, remark_passed_over
 from pixlex.data.tables import ParquetSource, columns_without_images, image_columns, table_rows
-from pixlex.data.text import json_lines, json_value, list_rows
+from pixlex.data.text import json_lines, json_value, list_rows, normalize_answer
 from pixlex.files import open_regular
 from pixlex.messages import quoted
 
@@ -127,6 +127,41 @@ def _partner(pairs: PairSource, text: str, taken: list[int], generator: np.rando
     raise ValueError(
         f"{pairs.name}: nearly every image has the caption {quoted(text, 60)}: it can be assigned to none"
     )
+
+
+def build_answers(source: ReasoningSource, min_count: int = 9) -> tuple[str, ...]:
+    """Return the answers to choose from: those that are the most frequent answer of enough items (ViLT).
+
+    Answers are normalized before they are counted; among an item's equally frequent ones the first given is its
+    answer. On VQA v2's train and val this is the rule behind the 3,129 answers of ViLT, and the 3,128 of ALBEF's
+    answer_list.json, which lack the empty one. Neither list can be made again exactly: which of equally frequent
+    answers a question was counted for is not written down, nor is the normalization of ALBEF's list, whose
+    files also leave out 7 questions (salesforce/ALBEF #40, #135).
+
+    Args:
+        source: items, some of them with answers.
+        min_count: fewest items of an answer, 1 or more; 9 for VQA v2, 1 for all answers of a small set.
+
+    Returns:
+        Normalized answers, the most frequent first, equally frequent ones in the order in which they occur.
+
+    Raises:
+        ValueError: min_count is below 1, or no answer is frequent enough.
+    """
+    if min_count < 1:
+        raise ValueError(f"min_count must be 1 or more, got {min_count}")
+    counts: Counter[str] = Counter()
+    for given in source.answers:
+        normalized = Counter(answer for answer in map(normalize_answer, given) if answer)
+        counts.update(answer for answer, _ in normalized.most_common(1))
+    # most_common keeps the order of first occurrence among equals.
+    chosen = tuple(answer for answer, count in counts.most_common() if count >= min_count)
+    if not chosen:
+        most = max(counts.values(), default=0)
+        raise ValueError(
+            f"{source.name}: expected an answer of {min_count} items or more, the most frequent one has {most}"
+        )
+    return chosen
 
 
 def _open_scenes(described: SetDescription, task: ListedTask) -> ReasoningSource:

@@ -14,8 +14,8 @@ from pixlex import distributed
 from pixlex.batch import ReasoningBatch, Words
 from pixlex.config.data import SQUARE
 from pixlex.config.finetune import ReasoningTask
-from pixlex.data.answers import agreement, normalize_answer
 from pixlex.data.records import ReasoningSource
+from pixlex.data.text import agreement, normalize_answer
 from pixlex.eval.evaluate import DEFAULT_PASS, Evaluation, Measured, Pass, evaluate, wilson_interval
 from pixlex.files import write_text
 from pixlex.models.finetuned import Reasoner

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pixlex.batch import ReasoningBatch, send
 from pixlex.config.finetune import ReasoningObjectiveConfig
-from pixlex.data.answers import agreement_targets
+from pixlex.data.text import agreement_targets
 from pixlex.losses.cross_entropy import masked_word_loss
 from pixlex.messages import quoted
 from pixlex.models.finetuned import Reasoner

@@ -17,9 +17,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pixlex.config.data import Cut
-from pixlex.data.decoding import UnreadableImage, decode_record
+from pixlex.data.decoding import UnreadableImage, center_box, decode_record
 from pixlex.data.sources import ImageSource
-from pixlex.data.transforms import center_box
 from pixlex.eval.few_shot.classifiers import Answer
 from pixlex.eval.few_shot.episodes import Episode, EpisodeSet, images_of
 from pixlex.eval.few_shot.readers import TextReader, read_pixels

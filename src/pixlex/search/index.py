@@ -17,11 +17,10 @@ from torch import Tensor
 from pixlex.api import ImageTokenizer
 from pixlex.api.pictures import Images, batches_of, texts_of
 from pixlex.batch import Skipped
-from pixlex.data.decoding import UnreadableImage, decode_record
+from pixlex.data.decoding import UnreadableImage, decode_record, evaluation_transform
 from pixlex.data.images import open_source
 from pixlex.data.sources import ImageSource
 from pixlex.data.text import clean_caption
-from pixlex.data.transforms import evaluation_transform
 from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import evaluating
 from pixlex.messages import quoted

@@ -16,9 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pixlex.config.data import Cut
-from pixlex.data.decoding import UnreadableImage, decode_record
+from pixlex.data.decoding import UnreadableImage, center_box, decode_record, evaluation_transform
 from pixlex.data.sources import ImageSource
-from pixlex.data.transforms import center_box, evaluation_transform
 from pixlex.eval.few_shot.episodes import digest, source_identity
 from pixlex.files import Damaged, sealed, unsealed
 from pixlex.messages import printable, quoted
