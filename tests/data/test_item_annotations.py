@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pixlex.batch import Words
-from pixlex.data.item_annotations import sentence_of, truth
+from pixlex.data.formats import sentence_of, truth
 from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.questions import open_items
 from pixlex.data.rows import Questions

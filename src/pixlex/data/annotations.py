@@ -1,48 +1,165 @@
-"""Annotation files that the community shares, a table of formats: those of captions, and what all are read by."""
+"""How rows of annotation files become records, and where the images lie that they name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
-from pixlex.data.folders import image_path
+import numpy as np
+from jaxtyping import Int64
+
+from pixlex.data.folders import FileSource, below, image_path, is_image_name, open_folder
+from pixlex.data.images import DatasetSource
+from pixlex.data.labels import no_labels
 from pixlex.data.records import Record
-from pixlex.data.text import id_text, json_value, texts_in, whole_number
+from pixlex.data.sources import ImageSource, concatenate
+from pixlex.data.tables import ParquetSource
+from pixlex.data.text import id_text, json_value, list_in, plain_text, whole_number
 from pixlex.files import read_regular
 from pixlex.messages import quoted
 
+PATH_FIELDS = ("path", "filepath", "image", "file_name")
+ID_FIELDS = ("image_id", "Flickr30K_ID", "Flikr30kID")
+Table = ParquetSource | DatasetSource
+Found = tuple[ImageSource, Int64[np.ndarray, " names"]]
 Row = Mapping[str, Any]
 ReadRow = Callable[[int, Row], Iterable[Record]]
-
-_GENOME_FOLDERS = ("VG_100K", "VG_100K_2")
 
 
 class LeftOut(Exception):
     """A row that is no item, and why; not a fault of the file."""
 
 
-class NamedImages:
-    """Images as rows name them (see `pixlex.data.named_images`).
+@dataclass(frozen=True)
+class FileImages:
+    """Images that are files below a folder.
 
-    Attributes:
-        folder: the folder that paths are relative to; None where images lie in a table.
+    Args:
+        name: what to call the source.
+        folder: what paths are relative to.
     """
 
-    folder: Path | None = None
+    name: str
+    folder: Path
 
     def of(self, number: int, row: Row) -> tuple[str | int, ...]:
-        """Return what the images of a row are called; raises `ValueError` if the row does not say."""
-        raise NotImplementedError
+        """Return the path of a row; an image id is a file's name."""
+        names = _names_in(row, (*PATH_FIELDS, *ID_FIELDS))
+        paths = [image_path(name, "image", self.folder) for name in names]
+        return tuple(path if is_image_name(path) else f"{path}.jpg" for path in paths)
 
     def called(self, image_id: str, path: str) -> str:
-        """Return what an image is called that has this id, and this path."""
-        raise NotImplementedError
+        """Return the path."""
+        return path
+
+    def find(self, names: Sequence[str | int]) -> Found:
+        """Return the files; a missing one is found when it is read.
+
+        Raises:
+            ValueError: all of them are missing.
+        """
+        number = {path: row for row, path in enumerate(dict.fromkeys(map(str, names)))}
+        paths = tuple(below(list(number), self.folder))
+        if not any(os.path.isfile(self.folder / path) for path in paths):
+            raise ValueError(
+                f"{self.name}: none of {len(paths):,} images exists, the first is {self.folder}/{paths[0]:.80}; "
+                "say where they lie, such as ?images=FOLDER"
+            )
+        rows = np.array([number[str(name)] for name in names], dtype=np.int64)
+        return FileSource(self.name, self.folder, paths, no_labels(len(paths))), rows
 
     def located(self, name: str) -> str:
-        """Return what an image is called whose file has this name."""
-        raise NotImplementedError
+        """Return the path of a file somewhere below the folder, or its bare name where there is none.
+
+        Raises:
+            ValueError: several such files lie there, or no image at all.
+        """
+        paths = self._below.get(name, [name])
+        if len(paths) > 1:
+            raise ValueError(
+                f"expected one file {name:.80} below {self.folder}, found {paths[0]} and {paths[1]}; name the "
+                "folder that is meant with ?images="
+            )
+        return paths[0]
+
+    @cached_property
+    def _below(self) -> Mapping[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for path in open_folder(self.folder).paths:
+            found.setdefault(PurePosixPath(path).name, []).append(path)
+        return found
+
+
+@dataclass(frozen=True)
+class TableImages:
+    """Images in a table of their own, with a column image_id."""
+
+    table: Table
+    folder: ClassVar[None] = None
+
+    def of(self, number: int, row: Row) -> tuple[str | int, ...]:
+        """Return the image id of a row."""
+        return _names_in(row, (*ID_FIELDS, *PATH_FIELDS))
+
+    def called(self, image_id: str, path: str) -> str:
+        """Return the id."""
+        return image_id
+
+    def located(self, name: str) -> str:
+        """Return the name of the file."""
+        return name
+
+    def find(self, names: Sequence[str | int]) -> Found:
+        """Return the table and the rows that have the ids, with or without the ending of a file; -1 for none.
+
+        Raises:
+            ValueError: the table has no column image_id, or an id twice.
+        """
+        if "image_id" not in self.table.column_names:
+            found = ", ".join(self.table.column_names)
+            raise ValueError(f"{self.table.name}: expected a column image_id, found {found:.200}")
+        rows: dict[str, int] = {}
+        for row, value in enumerate(self.table.values("image_id")):
+            if rows.setdefault(id_text(value), row) != row:
+                raise ValueError(
+                    f"{self.table.key(row)}: expected ids that occur once, got {quoted(value)} again"
+                )
+        for name in list(rows):
+            rows.setdefault(_bare(name), rows[name])
+        wanted = map(str, names)
+        found_rows = [rows[name] if name in rows else rows.get(_bare(name), -1) for name in wanted]
+        return self.table, np.array(found_rows, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class RowImages:
+    """Images in the rows themselves, as many as there are tables.
+
+    Args:
+        name: what to call the source.
+        tables: the same rows, each with another column of images.
+    """
+
+    name: str
+    tables: tuple[Table, ...]
+
+    def of(self, number: int, row: Row) -> tuple[str | int, ...]:
+        """Return the place of each image among those of all tables."""
+        return tuple(place * len(self.tables[0]) + number for place in range(len(self.tables)))
+
+    def find(self, names: Sequence[str | int]) -> Found:
+        """Return the tables one after the other; every image is there."""
+        images = self.tables[0] if len(self.tables) == 1 else concatenate(self.name, self.tables)
+        return images, np.array(names, dtype=np.int64)
+
+
+# Images of a file of their own, which official files name; those of any file.
+ListedImages = FileImages | TableImages
+NamedImages = ListedImages | RowImages
 
 
 @dataclass(frozen=True)
@@ -61,11 +178,11 @@ class Format:
     shape: str
     options: tuple[str, ...]
     fits: Callable[[Any], bool]
-    open: Callable[[Any, NamedImages, Mapping[str, str]], tuple[str, Iterable[Any], ReadRow]]
+    open: Callable[[Any, ListedImages, Mapping[str, str]], tuple[str, Iterable[Any], ReadRow]]
 
 
 def read_annotations(
-    path: Path, formats: tuple[Format, ...], images: NamedImages, options: Mapping[str, str]
+    path: Path, formats: tuple[Format, ...], images: ListedImages, options: Mapping[str, str]
 ) -> tuple[Any, list[Record]]:
     """Read a .json file of any of some formats, told by its content.
 
@@ -201,109 +318,60 @@ def found_in(content: Any) -> str:
     return quoted(content, 40)
 
 
-def _albef(content: Any, images: NamedImages, options: Mapping[str, str]) -> tuple[str, Any, ReadRow]:
-    def read(number: int, row: Row) -> Iterable[Record]:
-        path = _path(row["image"], images)
-        yield Record(
-            (path,), texts_in(row["captions"] if "captions" in row else row["caption"], f"{path:.80}")
-        )
-
-    return "entry", content, read
-
-
-def _karpathy(content: Any, images: NamedImages, options: Mapping[str, str]) -> tuple[str, Any, ReadRow]:
-    def read(number: int, row: Row) -> Iterable[Record]:
-        path = _path(str(PurePosixPath(row.get("filepath") or "", row["filename"])), images)
-        sentences = (texts_in(sentence["raw"], f"{path:.80}") for sentence in row.get("sentences", ()))
-        yield Record((path,), tuple(text for texts in sentences for text in texts), split=str(row["split"]))
-
-    return "image", content["images"], read
-
-
-def _coco(content: Any, images: NamedImages, options: Mapping[str, str]) -> tuple[str, Any, ReadRow]:
-    known = {id_text(row["id"]) for row in content["images"] if isinstance(row, dict) and "id" in row}
-    texts: dict[str, list[str]] = {}
-    for place, row in enumerate(content["annotations"]):
-        where = f"annotation {place}"
-        if not isinstance(row, dict) or not {"image_id", "caption"} <= row.keys():
-            raise ValueError(f"{where}: expected the fields image_id and caption, got {quoted(row)}")
-        name = id_text(row["image_id"])
-        if name not in known:
-            raise ValueError(
-                f"{where} belongs to image {quoted(row['image_id'])}, which is not among the images"
-            )
-        texts.setdefault(name, []).extend(texts_in(row["caption"], f"{where} (image {name:.80})"))
-
-    def read(number: int, row: Row) -> Iterable[Record]:
-        name = id_text(row["id"])
-        yield Record((_path(row["file_name"], images),), tuple(texts.get(name, ())), id=name)
-
-    return "image", content["images"], read
+def _names_in(row: Row, fields: Sequence[str]) -> tuple[str, ...]:
+    """Return what the images of a row are called: a list `images`, or the first of some fields."""
+    several = row.get("images")
+    if is_nothing(several):
+        names = (id_of(row, *fields),)
+    else:
+        several = list_in(several) if isinstance(several, str) else several
+        if not isinstance(several, list) or not several or not all(isinstance(one, str) for one in several):
+            raise ValueError(f"expected a list of names as images, got {quoted(row['images'])}")
+        names = tuple(name.strip() for name in several)
+    if not all(names):
+        found = ", ".join(map(str, row)) or "nothing"
+        raise ValueError(f"expected an image in images or one of {', '.join(fields)}; found {found:.200}")
+    for name in names:
+        if "://" in name and not name.startswith("file:"):
+            raise ValueError(f"the image is a web address ({quoted(name, 60)}): download the pictures first")
+    return names
 
 
-def _genome(content: Any, images: NamedImages, options: Mapping[str, str]) -> tuple[str, Any, ReadRow]:
-    """Read [{id or image_id, regions: [{phrase}]}]; the phrase of a region is a text of the whole image."""
-    paths = genome_paths(images, options)
-
-    def read(number: int, row: Row) -> Iterable[Record]:
-        image, path = genome_image(row, paths)
-        phrases = (texts_in(region["phrase"], f"image {image}") for region in row["regions"])
-        yield Record((path,), tuple(text for texts in phrases for text in texts))
-
-    return "entry", content, read
+def _bare(name: str) -> str:
+    """Return a name without the ending of an image file."""
+    return name.rsplit(".", 1)[0] if is_image_name(name) else name
 
 
-def _path(value: object, images: NamedImages) -> str:
-    assert images.folder is not None
-    return image_path(value, "image", images.folder)
+def text_of(row: Row, *names: str) -> str:
+    """Return the text in the first of some fields that is there; raises `ValueError` without one."""
+    name = field_of(row, *names)
+    text = plain_text(row[name]).strip() if isinstance(row[name], str) else ""
+    if not text:
+        raise ValueError(f"expected a text in {name}, got {quoted(row[name])}")
+    return text
 
 
-def genome_image(row: Row, paths: Mapping[int, str]) -> tuple[int, str]:
-    """Return number and path of an image of Visual Genome."""
-    number = whole_number(row["id"] if "id" in row else row["image_id"])
-    if number is None:
-        raise ValueError(f"expected a whole number as id, got {quoted(dict(row))}")
-    return number, paths.get(number, f"{_GENOME_FOLDERS[0]}/{number}.jpg")
+def field_of(row: Row, *names: str) -> str:
+    """Return the first of some fields that a row has; raises `ValueError` without one."""
+    name = next((name for name in names if name in row), None)
+    if name is None:
+        found = ", ".join(map(str, row)) or "nothing"
+        raise ValueError(f"expected a field {' or '.join(names)}, found {found:.200}")
+    return name
 
 
-def genome_paths(images: NamedImages, options: Mapping[str, str]) -> dict[int, str]:
-    """Return the path of each image below a folder, from the URLs in image_data.json or by looking."""
-    if "index" in options:
-        index = Path(options["index"]).expanduser()
-        rows = load_json(index)
-        if not isinstance(rows, list) or not all(has_some([row], "image_id", "url") for row in rows):
-            raise ValueError(f"{index} is no image_data.json: expected a list of {{image_id, url}}")
-        ids = [whole_number(row["image_id"]) for row in rows]
-        if None in ids:
-            raise ValueError(f"{index} entry {ids.index(None)}: expected a whole number as image_id")
-        tails = ("/".join(str(row["url"]).split("/")[-2:]) for row in rows)
-        return {number: tail for number, tail in zip(ids, tails, strict=True) if number is not None}
-    paths: dict[int, str] = {}
-    for folder in (*_GENOME_FOLDERS, ".") if images.folder is not None else ():
-        assert images.folder is not None
-        for name in (images.folder / folder).glob("*.jpg"):
-            if name.stem.isdecimal():
-                paths.setdefault(int(name.stem), str(PurePosixPath(folder, name.name)))
-    return paths
+def is_nothing(value: object) -> bool:
+    """Whether a cell says nothing: None, NaN or a blank text."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
-CAPTION_FORMATS = (
-    Format(
-        "Karpathy's files", "{images: [{filename, split, sentences: [{raw}]}]}", ("split", "images", "rows"),
-        lambda content: isinstance(content, dict) and has_some(content.get("images"), "sentences"), _karpathy,
-    ),
-    Format(
-        "COCO's captions", "{images: [{id, file_name}], annotations: [{image_id, caption}]}",
-        ("split", "images", "rows"),
-        lambda content: isinstance(content, dict) and isinstance(content.get("images"), list)
-        and has_some(content.get("annotations"), "image_id", "caption"), _coco,
-    ),
-    Format(
-        "Visual Genome's region descriptions", "a list of {id, regions: [{phrase}]}",
-        ("split", "images", "index", "rows"), lambda content: has_some(content, "regions"), _genome,
-    ),
-    Format(
-        "ALBEF's captions", "a list of {image, caption}", ("split", "images", "rows"),
-        lambda content: has_some(content, "image", "caption") or has_some(content, "image", "captions"), _albef,
-    ),
-)  # fmt: skip
+def id_of(row: Row, *names: str) -> str:
+    """Return the id in the first of some fields that says something, else ""; `ValueError` if it is none."""
+    for name in names:
+        value = row.get(name)
+        if is_nothing(value):
+            continue
+        if not isinstance(value, str) and whole_number(value) is None:
+            raise ValueError(f"expected a text or a whole number in {name}, got {quoted(value)}")
+        return id_text(value)
+    return ""

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from pixlex.data.annotations import CAPTION_FORMATS, check_options, read_annotations
+from pixlex.data.annotations import PATH_FIELDS, FileImages, check_options, read_annotations
 from pixlex.data.embedded import ScenesSource
 from pixlex.data.folders import CAPTION_COLUMNS, FileSource, below, captions_beside, image_path
+from pixlex.data.formats import CAPTION_FORMATS
 from pixlex.data.images import DatasetSource, open_source
 from pixlex.data.labels import RowLabel, no_labels, resolve_labels, row_label
-from pixlex.data.named_images import PATH_FIELDS, FileImages
 from pixlex.data.records import AnnotatedSplits, NoCaptions, PairSource, mix, with_captions
 from pixlex.data.shards import TarSource
 from pixlex.data.sources import remark_left_out, remark_passed_over

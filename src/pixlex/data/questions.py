@@ -11,12 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from pixlex.data.annotations import found_in, load_json, read_annotations, read_records
+from pixlex.data.annotations import (
+    ID_FIELDS,
+    PATH_FIELDS,
+    FileImages,
+    RowImages,
+    Table,
+    TableImages,
+    found_in,
+    load_json,
+    read_annotations,
+    read_records,
+)
 from pixlex.data.captions import SetDescription, open_pairs, read_descriptions
 from pixlex.data.embedded import ScenesSource, open_embedded, scene_items
+from pixlex.data.formats import ITEM_FIELDS, QUESTION_FORMATS, item_rows, official_statements
 from pixlex.data.images import open_source, remote_tables
-from pixlex.data.item_annotations import ITEM_FIELDS, QUESTION_FORMATS, item_rows, official_statements
-from pixlex.data.named_images import ID_FIELDS, PATH_FIELDS, FileImages, RowImages, Table, TableImages
 from pixlex.data.records import (
     CLASSES,
     ListedTask,

@@ -1,27 +1,31 @@
-"""Files of questions, statements and hypotheses that the community shares: what reads a row of each."""
+"""The formats of annotation files that the community shares: captions, questions, statements and hypotheses."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pixlex.data.annotations import (
     Format,
     LeftOut,
+    ListedImages,
     NamedImages,
     ReadRow,
     Row,
+    field_of,
     found_in,
-    genome_image,
-    genome_paths,
     has_some,
+    id_of,
+    is_nothing,
     load_json,
+    text_of,
 )
+from pixlex.data.folders import image_path
 from pixlex.data.records import CLASSES, ListedTask, Record
-from pixlex.data.text import id_text, list_in, plain_text, whole_number
+from pixlex.data.text import id_text, list_in, plain_text, texts_in, whole_number
 from pixlex.messages import quoted
 
 # What is looked at in tables, besides the fields of images.
@@ -36,6 +40,115 @@ _GENOME_SCALE = 0.5
 # NLVR shows the three boxes of an example in every order.
 _NUM_PERMUTATIONS = 6
 _PAIR_IMAGE = re.compile(r"(?:.*/)?(?P<set>[a-z]+\d*-\d+)-\d+-img[01]\.\w+")
+_GENOME_FOLDERS = ("VG_100K", "VG_100K_2")
+
+
+def _albef(content: Any, images: ListedImages, options: Mapping[str, str]) -> tuple[str, Any, ReadRow]:
+    def read(number: int, row: Row) -> Iterable[Record]:
+        path = _path(row["image"], images)
+        yield Record(
+            (path,), texts_in(row["captions"] if "captions" in row else row["caption"], f"{path:.80}")
+        )
+
+    return "entry", content, read
+
+
+def _karpathy(content: Any, images: ListedImages, options: Mapping[str, str]) -> tuple[str, Any, ReadRow]:
+    def read(number: int, row: Row) -> Iterable[Record]:
+        path = _path(str(PurePosixPath(row.get("filepath") or "", row["filename"])), images)
+        sentences = (texts_in(sentence["raw"], f"{path:.80}") for sentence in row.get("sentences", ()))
+        yield Record((path,), tuple(text for texts in sentences for text in texts), split=str(row["split"]))
+
+    return "image", content["images"], read
+
+
+def _coco(content: Any, images: ListedImages, options: Mapping[str, str]) -> tuple[str, Any, ReadRow]:
+    known = {id_text(row["id"]) for row in content["images"] if isinstance(row, dict) and "id" in row}
+    texts: dict[str, list[str]] = {}
+    for place, row in enumerate(content["annotations"]):
+        where = f"annotation {place}"
+        if not isinstance(row, dict) or not {"image_id", "caption"} <= row.keys():
+            raise ValueError(f"{where}: expected the fields image_id and caption, got {quoted(row)}")
+        name = id_text(row["image_id"])
+        if name not in known:
+            raise ValueError(
+                f"{where} belongs to image {quoted(row['image_id'])}, which is not among the images"
+            )
+        texts.setdefault(name, []).extend(texts_in(row["caption"], f"{where} (image {name:.80})"))
+
+    def read(number: int, row: Row) -> Iterable[Record]:
+        name = id_text(row["id"])
+        yield Record((_path(row["file_name"], images),), tuple(texts.get(name, ())), id=name)
+
+    return "image", content["images"], read
+
+
+def _genome(content: Any, images: ListedImages, options: Mapping[str, str]) -> tuple[str, Any, ReadRow]:
+    """Read [{id or image_id, regions: [{phrase}]}]; the phrase of a region is a text of the whole image."""
+    paths = _genome_paths(images, options)
+
+    def read(number: int, row: Row) -> Iterable[Record]:
+        image, path = _genome_image(row, paths)
+        phrases = (texts_in(region["phrase"], f"image {image}") for region in row["regions"])
+        yield Record((path,), tuple(text for texts in phrases for text in texts))
+
+    return "entry", content, read
+
+
+def _path(value: object, images: ListedImages) -> str:
+    assert images.folder is not None
+    return image_path(value, "image", images.folder)
+
+
+def _genome_image(row: Row, paths: Mapping[int, str]) -> tuple[int, str]:
+    """Return number and path of an image of Visual Genome."""
+    number = whole_number(row["id"] if "id" in row else row["image_id"])
+    if number is None:
+        raise ValueError(f"expected a whole number as id, got {quoted(dict(row))}")
+    return number, paths.get(number, f"{_GENOME_FOLDERS[0]}/{number}.jpg")
+
+
+def _genome_paths(images: ListedImages, options: Mapping[str, str]) -> dict[int, str]:
+    """Return the path of each image below a folder, from the URLs in image_data.json or by looking."""
+    if "index" in options:
+        index = Path(options["index"]).expanduser()
+        rows = load_json(index)
+        if not isinstance(rows, list) or not all(has_some([row], "image_id", "url") for row in rows):
+            raise ValueError(f"{index} is no image_data.json: expected a list of {{image_id, url}}")
+        ids = [whole_number(row["image_id"]) for row in rows]
+        if None in ids:
+            raise ValueError(f"{index} entry {ids.index(None)}: expected a whole number as image_id")
+        tails = ("/".join(str(row["url"]).split("/")[-2:]) for row in rows)
+        return {number: tail for number, tail in zip(ids, tails, strict=True) if number is not None}
+    paths: dict[int, str] = {}
+    for folder in (*_GENOME_FOLDERS, ".") if images.folder is not None else ():
+        assert images.folder is not None
+        for name in (images.folder / folder).glob("*.jpg"):
+            if name.stem.isdecimal():
+                paths.setdefault(int(name.stem), str(PurePosixPath(folder, name.name)))
+    return paths
+
+
+CAPTION_FORMATS = (
+    Format(
+        "Karpathy's files", "{images: [{filename, split, sentences: [{raw}]}]}", ("split", "images", "rows"),
+        lambda content: isinstance(content, dict) and has_some(content.get("images"), "sentences"), _karpathy,
+    ),
+    Format(
+        "COCO's captions", "{images: [{id, file_name}], annotations: [{image_id, caption}]}",
+        ("split", "images", "rows"),
+        lambda content: isinstance(content, dict) and isinstance(content.get("images"), list)
+        and has_some(content.get("annotations"), "image_id", "caption"), _coco,
+    ),
+    Format(
+        "Visual Genome's region descriptions", "a list of {id, regions: [{phrase}]}",
+        ("split", "images", "index", "rows"), lambda content: has_some(content, "regions"), _genome,
+    ),
+    Format(
+        "ALBEF's captions", "a list of {image, caption}", ("split", "images", "rows"),
+        lambda content: has_some(content, "image", "caption") or has_some(content, "image", "captions"), _albef,
+    ),
+)  # fmt: skip
 
 
 def item_rows(task: ListedTask, images: NamedImages, column: str | None = None) -> ReadRow:
@@ -50,7 +163,7 @@ def item_rows(task: ListedTask, images: NamedImages, column: str | None = None) 
     def question(number: int, row: Row) -> Iterable[Record]:
         yield Record(
             images.of(number, row), (text_of(row, "question"),),
-            row_answers(row) if column is None else answers_in(row[field_of(row, column)]),
+            _row_answers(row) if column is None else _answers_in(row[field_of(row, column)]),
             id_of(row, "question_id"), scale=_GENOME_SCALE if row.get("dataset") == "vg" else 1.0,
             kind=id_of(row, "kind", "answer_type"),
         )  # fmt: skip
@@ -78,7 +191,7 @@ def item_rows(task: ListedTask, images: NamedImages, column: str | None = None) 
 
 
 def _official_questions(
-    content: Any, images: NamedImages, options: Mapping[str, str]
+    content: Any, images: ListedImages, options: Mapping[str, str]
 ) -> tuple[str, Any, ReadRow]:
     """Read VQA v2's questions, of photographs; answers are unknown without its annotations."""
     subtype = options.get("split", content.get("data_subtype"))
@@ -102,7 +215,7 @@ def _official_questions(
         found: Row = {} if annotations is None else annotations[name]
         called = images.called(image, f"{inside}COCO_{split}_{int(image):012d}.jpg")
         texts, kind = (text_of(row, "question"),), id_of(found, "answer_type")
-        yield Record((called,), texts, answers_in(found.get("answers")), name, kind=kind)
+        yield Record((called,), texts, _answers_in(found.get("answers")), name, kind=kind)
 
     return "entry", content["questions"], read
 
@@ -127,17 +240,17 @@ def _annotations_of_questions(path: Path) -> dict[str, Row]:
 
 
 def _genome_questions(
-    content: Any, images: NamedImages, options: Mapping[str, str]
+    content: Any, images: ListedImages, options: Mapping[str, str]
 ) -> tuple[str, Any, ReadRow]:
     """Read Visual Genome's questions; `index` as for its region descriptions."""
-    paths = genome_paths(images, options)
+    paths = _genome_paths(images, options)
 
     def read(number: int, row: Row) -> Iterable[Record]:
-        image, path = genome_image(row, paths)
+        image, path = _genome_image(row, paths)
         if not isinstance(row.get("qas"), list) or not all(isinstance(asked, dict) for asked in row["qas"]):
             raise ValueError(f"expected a list qas of {{qa_id, question, answer}}, got {quoted(dict(row))}")
         for asked in row["qas"]:
-            texts, answers = (text_of(asked, "question"),), answers_in(asked.get("answer"))
+            texts, answers = (text_of(asked, "question"),), _answers_in(asked.get("answer"))
             name = (images.called(str(image), path),)
             yield Record(name, texts, answers, id_of(asked, "qa_id"), scale=_GENOME_SCALE)
 
@@ -163,7 +276,7 @@ QUESTION_FORMATS = (
 )  # fmt: skip
 
 
-def official_statements(images: NamedImages, split: str) -> ReadRow:
+def official_statements(images: ListedImages, split: str) -> ReadRow:
     """Return what reads the lines of NLVR2 and of NLVR, told apart by their identifiers.
 
     Their images are looked for by name in all folders below that of the images: `split-set-pair-img0.png` and
@@ -233,17 +346,17 @@ def truth(label: object) -> tuple[str, ...]:
     raise ValueError(f"expected true or false (or 1 or 0) as label, got {quoted(label)}")
 
 
-def row_answers(row: Row) -> tuple[str, ...]:
+def _row_answers(row: Row) -> tuple[str, ...]:
     """Return the answers in a row: `answers`, or `answer` where that is all there is, or a set.
 
     DAQUAR answers some questions by a set: `answer` is then the whole, its members joined by commas, and
     `answers` holds the members, none of which is right alone. The whole is taken.
     """
-    several, whole = answers_in(row.get("answers")), answers_in(row.get("answer"))
+    several, whole = _answers_in(row.get("answers")), _answers_in(row.get("answer"))
     return whole if not several or (len(whole) == 1 and whole[0] == ", ".join(several)) else several
 
 
-def answers_in(value: object) -> tuple[str, ...]:
+def _answers_in(value: object) -> tuple[str, ...]:
     """Return the answers in a cell: a text, a list of texts or of {answer}, nothing; raises `ValueError` else."""
     if is_nothing(value):
         return ()
@@ -265,38 +378,3 @@ def _answer(value: object) -> str:
     if whole_number(text) is None:
         raise ValueError(f"expected an answer, a list of answers or nothing, got {quoted(value)}")
     return id_text(text)
-
-
-def text_of(row: Row, *names: str) -> str:
-    """Return the text in the first of some fields that is there; raises `ValueError` without one."""
-    name = field_of(row, *names)
-    text = plain_text(row[name]).strip() if isinstance(row[name], str) else ""
-    if not text:
-        raise ValueError(f"expected a text in {name}, got {quoted(row[name])}")
-    return text
-
-
-def field_of(row: Row, *names: str) -> str:
-    """Return the first of some fields that a row has; raises `ValueError` without one."""
-    name = next((name for name in names if name in row), None)
-    if name is None:
-        found = ", ".join(map(str, row)) or "nothing"
-        raise ValueError(f"expected a field {' or '.join(names)}, found {found:.200}")
-    return name
-
-
-def is_nothing(value: object) -> bool:
-    """Whether a cell says nothing: None, NaN or a blank text."""
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
-
-
-def id_of(row: Row, *names: str) -> str:
-    """Return the id in the first of some fields that says something, else ""; `ValueError` if it is none."""
-    for name in names:
-        value = row.get(name)
-        if is_nothing(value):
-            continue
-        if not isinstance(value, str) and whole_number(value) is None:
-            raise ValueError(f"expected a text or a whole number in {name}, got {quoted(value)}")
-        return id_text(value)
-    return ""
