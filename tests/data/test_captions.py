@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tests.data.test_tar import write_tar
 
 from pixlex.data.captions import open_pairs
 from pixlex.data.folders import FileSource
@@ -296,15 +296,6 @@ def test_tables_of_images(tmp_path: Path, picture: Picture) -> None:
         open_pairs(f"{tmp_path}?captions=words")
     with pytest.raises(ValueError, match="tables of images take the options captions, rows, got images"):
         open_pairs(f"{tmp_path}?images={tmp_path}")
-
-
-def write_tar(path: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as shard:
-        for name, data in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            shard.addfile(entry, io.BytesIO(data))
-    return path
 
 
 def test_shards(tmp_path: Path, picture: Picture) -> None:

@@ -382,15 +382,11 @@ def test_pixels_do_not_depend_on_the_bands_they_are_converted_in(
     assert np.array_equal(decoded(data), whole)
 
 
-PLAIN = DataConfig(augment="resize", horizontal_flip=False)
-
-
-def noise(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+RESIZED = DataConfig(augment="resize", horizontal_flip=False)
 
 
 def test_pixels_are_the_image_divided_by_255() -> None:
-    pixels = noise(16, 16)
+    pixels = rgb(0, 16, 16)
     out = evaluation_transform(Image.fromarray(pixels), 16)
     assert out.dtype == torch.float32
     assert out.is_contiguous()
@@ -399,7 +395,7 @@ def test_pixels_are_the_image_divided_by_255() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(20, 35), (35, 20), (21, 34), (8, 8)])
 def test_evaluation_is_the_short_side_resized_and_the_center_cut_out(height: int, width: int) -> None:
-    pixels = noise(height, width)
+    pixels = rgb(0, height, width)
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     out = evaluation_transform(Image.fromarray(pixels), side)
@@ -425,9 +421,9 @@ def test_a_large_photograph_is_shrunk_as_by_the_full_filter() -> None:
 
 
 def test_without_randomness_training_is_evaluation() -> None:
-    image, generator = Image.fromarray(noise(30, 40)), np.random.default_rng(0)
+    image, generator = Image.fromarray(rgb(0, 30, 40)), np.random.default_rng(0)
     state = generator.bit_generator.state
-    assert torch.equal(training_crop(image, 16, PLAIN, generator), evaluation_crop(image, 16))
+    assert torch.equal(training_crop(image, 16, RESIZED, generator), evaluation_crop(image, 16))
     assert generator.bit_generator.state == state
 
 
@@ -463,7 +459,7 @@ def test_areas_and_shapes_of_random_boxes_are_spread_as_documented() -> None:
 
 def test_half_of_the_images_are_mirrored() -> None:
     config = DataConfig(augment="resize", horizontal_flip=True)
-    image = Image.fromarray(noise(12, 12))
+    image = Image.fromarray(rgb(0, 12, 12))
     plain = evaluation_crop(image, 12)
     outs = [training_crop(image, 12, config, np.random.default_rng(seed)) for seed in range(200)]
     mirrored = [torch.equal(out, plain.flip(-1)) for out in outs]
@@ -478,7 +474,7 @@ def test_an_image_decoded_at_the_minimum_side_is_never_enlarged_by_a_crop(
     side = minimum_decoded_side(size, DataConfig(crop_scale_min=scale_min))
     assert math.sqrt(0.75 * scale_min) * side >= size - 1e-6
     assert math.sqrt(0.75 * scale_min) * (side - 1) < size
-    assert minimum_decoded_side(size, PLAIN) == 0
+    assert minimum_decoded_side(size, RESIZED) == 0
 
 
 def test_a_squashed_image_keeps_all_of_it() -> None:
@@ -490,5 +486,4 @@ def test_a_squashed_image_keeps_all_of_it() -> None:
     squashed = evaluation_crop(image, 30, "squash")
     assert [int(squashed[:, 15, column].argmax()) for column in (3, 15, 27)] == [0, 1, 2]
     assert int(evaluation_crop(image, 30)[1].min()) == 255
-    config = DataConfig(augment="resize", horizontal_flip=False)
-    assert torch.equal(training_crop(image, 30, config, np.random.default_rng(0), "squash"), squashed)
+    assert torch.equal(training_crop(image, 30, RESIZED, np.random.default_rng(0), "squash"), squashed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -18,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tests.data.test_tar import write_tar
 from tests.tiny import evaluation_batches, training_batches
 
 from pixlex.batch import ImageBatch
@@ -467,13 +467,8 @@ def shards(tmp_path: Path) -> Path:
     """Three shards of 4, 3 and 5 images."""
     numbers: Iterator[int] = iter(range(12))
     for shard, count in enumerate((4, 3, 5)):
-        with tarfile.open(tmp_path / f"shard-{shard}.tar", "w") as file:
-            for _ in range(count):
-                number = next(numbers)
-                data = _pixels(number)
-                entry = tarfile.TarInfo(f"{number:03d}.png")
-                entry.size = len(data)
-                file.addfile(entry, io.BytesIO(data))
+        files = {f"{number:03d}.png": _pixels(number) for number in islice(numbers, count)}
+        write_tar(tmp_path / f"shard-{shard}.tar", files)
     return tmp_path
 
 

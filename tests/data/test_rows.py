@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
@@ -20,7 +19,7 @@ from pixlex.config.data import DataConfig
 from pixlex.data.captions import open_pairs
 from pixlex.data.embedded import ScenesSource
 from pixlex.data.loader import Loader, LoaderConfig
-from pixlex.data.records import NoCaptions, PairSource, ReasoningSource
+from pixlex.data.records import PairSource, ReasoningSource
 from pixlex.data.rows import Pairs, Questions, group_items
 from pixlex.data.sources import subset
 
@@ -37,16 +36,12 @@ def encode(texts: Sequence[str]) -> Words:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven pictures as files and in a parquet file, with captions in every form."""
+    """A parquet file of seven pictures with captions."""
     folder = write_images(tmp_path_factory.mktemp("pairs"), NAMES)
     images = [(folder / name).read_bytes() for name in NAMES]
     pq.write_table(
         pa.table({"image": images, "captions": CAPTIONS}), folder / "many.parquet", row_group_size=3
     )
-    pq.write_table(pa.table({"image": images, "caption": NAMES}), folder / "one.parquet")
-    rows = [{"path": name, "captions": texts} for name, texts in zip(NAMES, CAPTIONS, strict=True)]
-    (folder / "many.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in rows))
-    (folder / "one.csv").write_text("path,caption\n" + "".join(f'{name},"a, {name}"\n' for name in NAMES))
     return folder
 
 
@@ -108,25 +103,6 @@ def test_evaluation_takes_the_first_caption_of_every_image(folder: Path) -> None
     source = open_pairs(str(folder / "many.parquet"))
     batches = list(Loader(Pairs(source, encode), LoaderConfig(image_size=16, batch_size=3)).evaluation())
     assert [text for batch in batches for text in batch.texts] == [texts[0] for texts in CAPTIONS]
-
-
-def test_what_has_no_captions_is_refused(folder: Path, tmp_path: Path) -> None:
-    """A folder of images, a table without the column, an image with none."""
-    image = (folder / "0.png").read_bytes()
-    with pytest.raises(ValueError, match=r"has no captions: expected \.parquet"):
-        open_pairs(str(folder / "0.png"))
-    for columns, message in (
-        ({"sentence": ["a"]}, "expected a column captions, caption, title or text, found image, sentence"),
-        ({"captions": [["", " "]]}, "none of 1 images has a caption of one character or more"),
-        ({"caption": [3]}, "expected a caption or a list of captions, got 3"),
-        ({"captions": pa.array([None], pa.list_(pa.string()))}, "none of 1 images has a caption"),
-    ):
-        pq.write_table(pa.table({"image": [image], **columns}), tmp_path / "bad.parquet")
-        with pytest.raises(ValueError, match=message):
-            open_pairs(str(tmp_path / "bad.parquet"))
-    (tmp_path / "bad.csv").write_text("path,words\n0.png,1\n")
-    with pytest.raises(NoCaptions, match=r"expected a column captions, .* found path, words; another can be"):
-        open_pairs(str(tmp_path / "bad.csv"))
 
 
 RESIZED = DataConfig(augment="resize", horizontal_flip=False)
