@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tests.data.conftest import encoded
 
 from pixlex.cli.data_reports import caption_text
 from pixlex.data import convert
@@ -160,10 +161,8 @@ def test_flickr8k_there_and_back(shared_data: Path, tmp_path: Path) -> None:
 def test_a_folder_with_everything(tmp_path: Path, picture: Picture) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    buffer = io.BytesIO()
-    Image.new("RGB", (30, 20)).save(buffer, "JPEG", exif=exif)
     files = {
-        "cat/turned.jpg": buffer.getvalue(),
+        "cat/turned.jpg": encoded(Image.new("RGB", (30, 20)), "JPEG", exif=exif),
         "cat/plain.png": picture(0, width=12, height=10),
         "cat/text.jpg": b"a text",
         "dog/grey.gif": b"",

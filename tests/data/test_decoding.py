@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tests.data.conftest import encoded
 
 from pixlex.config.data import DataConfig
 from pixlex.data.decoding import (
@@ -36,12 +37,6 @@ from pixlex.data.decoding import (
 )
 from pixlex.data.embedded import open_embedded
 from pixlex.data.loader import prefetch
-
-
-def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
 
 
 def decoded(data: bytes) -> np.ndarray:

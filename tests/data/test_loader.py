@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tests.data.conftest import encoded, pixels_of
 from tests.data.test_tar import write_tar
 from tests.tiny import evaluation_batches, training_batches
 
@@ -29,13 +29,6 @@ from pixlex.data.sources import ImageSource, concatenate, subset
 
 Folder = Callable[..., Path]
 CONFIG = DataConfig()
-
-
-def pixels_of(number: int) -> np.ndarray:
-    """The pixels of an image of `folder_of`."""
-    rows, columns = np.mgrid[0:10, 0:12]
-    channels = [(number * 37 + rows * 6) % 256, (number * 11 + columns * 5) % 256, (rows + columns) * 4 % 256]
-    return np.stack(channels, axis=-1).astype(np.uint8)
 
 
 class Numbers:
@@ -123,20 +116,9 @@ def test_workers_change_nothing(folder_of: Folder, workers: int) -> None:
     assert_same(evaluate(source), evaluate(source, workers=workers))
 
 
-def test_spawned_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import io
-    import tarfile
-
-    from PIL import Image
-
-    with tarfile.open(tmp_path / "set.tar", "w") as shard:
-        for number in range(7):
-            buffer = io.BytesIO()
-            Image.new("RGB", (9, 9), (number * 30, 0, 0)).save(buffer, "PNG")
-            entry = tarfile.TarInfo(f"{number}.png")
-            entry.size = buffer.tell()
-            shard.addfile(entry, io.BytesIO(buffer.getvalue()))
-    source = open_source(str(tmp_path / "set.tar"))
+def test_spawned_workers_change_nothing(tmp_path: Path) -> None:
+    files = {f"{number}.png": _pixels(30 * number) for number in range(7)}
+    source = open_source(str(write_tar(tmp_path / "set.tar", files)))
     expected = train(source, 2)
     method = multiprocessing.get_start_method()
     multiprocessing.set_start_method("spawn", force=True)
@@ -457,9 +439,7 @@ def test_orders_that_do_not_fit(arguments: dict[str, object], message: str) -> N
 
 
 def _pixels(number: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), (number, number, number)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(Image.new("RGB", (4, 4), (number, number, number)), "PNG")
 
 
 @pytest.fixture

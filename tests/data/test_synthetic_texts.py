@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter, defaultdict
 
@@ -30,22 +29,18 @@ from pixlex.data.synthetic import (
     COLORS,
     LEVELS,
     SHAPES,
-    Noun,
     Scene,
     SceneObject,
     make_scene,
-    noun_of,
     related_nouns,
 )
 from pixlex.data.synthetic_texts import (
     ANSWERS,
     KINDS,
-    RELATIONS,
     captions,
     contrast,
     entailment,
     question,
-    related,
     statement,
 )
 
@@ -161,23 +156,6 @@ def test_wording_varies(captioned: list[tuple[Scene, tuple[str, ...]]]) -> None:
     sizes = sum("large" in five[0] or "small" in five[0] for _, five in captioned)
     assert 300 < backgrounds < 450
     assert 650 < sizes < 850
-
-
-def test_relations_compare_rows_and_columns() -> None:
-    cells = list(itertools.product(range(3), range(3)))
-    for (row, column), (other_row, other_column) in itertools.permutations(cells, 2):
-        first = SceneObject("star", "red", "small", row, column)
-        second = SceneObject("ring", "blue", "small", other_row, other_column)
-        found = {relation for relation in RELATIONS if related(first, relation, second)}
-        assert found == {relation for relation in RELATIONS if stand(first, relation, second)}
-
-
-def test_names_in_words() -> None:
-    thing = SceneObject("cross", "orange", "small", 0, 0)
-    assert noun_of(thing).one == "an orange cross"
-    assert noun_of(thing).many == "orange crosses"
-    assert noun_of(thing, ("size", "color", "shape")).one == "a small orange cross"
-    assert Noun().many == "objects"
 
 
 def test_names_for_questions_fit_and_do_not_fit() -> None:
