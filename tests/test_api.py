@@ -27,7 +27,7 @@ from torch import Tensor
 
 import pixlex
 from pixlex.api import ImageReasoner, ImageTokenizer, load
-from pixlex.api import tokenizer as tokenizer_module
+from pixlex.api import models as api_models
 from pixlex.data.decoding import evaluation_transform
 from pixlex.data.images import UnreadableImage, load_image
 from pixlex.models import checkpoint
@@ -319,7 +319,7 @@ class FakeHub:
 
 
 def test_push_to_hub_uploads_model_and_card(vqvae: ImageTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_module, "HfApi", FakeHub)
+    monkeypatch.setattr(api_models, "HfApi", FakeHub)
     address = vqvae.push_to_hub("me/tiny", private=True, token="secret", card="# tiny")
     assert address == "https://hub.example/me/tiny"
     assert FakeHub.calls == [
@@ -337,7 +337,7 @@ def test_push_to_hub_uploads_model_and_card(vqvae: ImageTokenizer, monkeypatch: 
 def test_push_to_hub_warns_of_a_local_language_model(
     lqae: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizer_module, "HfApi", FakeHub)
+    monkeypatch.setattr(api_models, "HfApi", FakeHub)
     with pytest.warns(UserWarning, match="local directory"):
         lqae.push_to_hub("me/tiny")
 

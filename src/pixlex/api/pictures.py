@@ -22,7 +22,6 @@ from pixlex.data.sources import read_file, stored_bytes
 
 # Outside [0, 1] by more than rounding: the pixels were normalized or resized without clipping.
 _PIXEL_TOLERANCE = 1e-3
-_CHANNELS = (1, 3, 4)
 
 OneImage = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
 Images = OneImage | Iterable[Any]
@@ -48,14 +47,13 @@ def batches_of(images: Images, batch_size: int, size: int, cut: Cut) -> Iterator
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     if (
         isinstance(images, Tensor)
+        and images.is_floating_point()
         and images.shape[1:] == (3, size, size)
         and len(images)
-        and _kind(images) == "f"
     ):
         yield from torch.split(_in_range(images.detach(), "").float(), batch_size)  # checked at once
         return
-    numbered = enumerate(_apart(images))
-    prepared = (_prepared(image, f"image {number}", size, cut) for number, image in numbered)
+    prepared = (_prepared(one, f"image {number}", size, cut) for number, one in enumerate(_apart(images)))
     chunk = list(islice(prepared, batch_size))
     if not chunk:
         raise ValueError("expected at least one image, got none")
@@ -71,11 +69,7 @@ def images_of(images: Images) -> list[Any]:
 
 
 def texts_of(texts: str | Iterable[str]) -> list[str]:
-    """Return one or several texts as a list.
-
-    Raises:
-        ValueError: something else than texts, or none.
-    """
+    """Return one or several texts as a list; `ValueError` for something else, or none."""
     several = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str | bytes) else [texts]
     wrong = [type(one).__name__ for one in several if not isinstance(one, str)]
     if wrong or not several:
@@ -94,9 +88,13 @@ def are_texts(given: Any) -> TypeGuard[str | Sequence[str]]:
 
 def are_codes(given: Any, most_axes: int = 2) -> TypeGuard[Codes]:
     """Whether something holds codes rather than images: integers, of one image or of several."""
-    if isinstance(given, Tensor | np.ndarray) and _kind(given) != "O":
-        return given.ndim <= most_axes and _kind(given) in "iu"
-    if hasattr(given, "tolist"):  # a column of pandas
+    if isinstance(given, Tensor | np.ndarray):
+        if given.ndim > most_axes:
+            return False
+        given = _array(given)
+        if given.dtype.kind != "O":
+            return given.dtype.kind in "iu"
+    if hasattr(given, "tolist"):  # a column of pandas, or an array of objects
         given = given.tolist()
     if isinstance(given, Sequence) and not isinstance(given, str | bytes) and len(given):
         return isinstance(given[0], int | np.integer) or (most_axes > 1 and are_codes(given[0], 1))
@@ -115,7 +113,7 @@ def codes_of(codes: Codes, num_codes: int, num_codewords: int) -> Int[Tensor, "B
     Raises:
         ValueError: another shape, no integers, or integers out of [0, K).
     """
-    matrix = _matrix(codes)
+    matrix = _integers(codes)
     matrix = matrix[None] if matrix.ndim == 1 else matrix
     if matrix.ndim != 2 or matrix.shape[1] != num_codes:
         raise ValueError(f"expected codes of shape (B, {num_codes}), got {matrix.shape}")
@@ -124,14 +122,15 @@ def codes_of(codes: Codes, num_codes: int, num_codewords: int) -> Int[Tensor, "B
     return torch.from_numpy(matrix.astype(np.int64))
 
 
-def _matrix(codes: Any) -> np.ndarray:
+def _integers(codes: Any) -> np.ndarray:
     """Return integers as one array."""
     if hasattr(codes, "to_pylist"):  # a column of pyarrow
         codes = codes.to_pylist()
-    if not isinstance(codes, Tensor | np.ndarray) or _kind(codes) == "O":
+    codes = _array(codes)
+    if not isinstance(codes, np.ndarray) or codes.dtype.kind == "O":
         if isinstance(codes, str | bytes | Mapping) or not isinstance(codes, Iterable):
             raise ValueError(f"expected integer codes, got {type(codes).__name__}")
-        rows = [one.detach().cpu().numpy() if isinstance(one, Tensor) else one for one in codes]
+        rows = [_array(one) for one in codes]
         if not rows:
             raise ValueError("expected the codes of at least one image, got none")
         try:
@@ -139,45 +138,42 @@ def _matrix(codes: Any) -> np.ndarray:
         except ValueError as fault:
             lengths = sorted({len(row) if isinstance(row, Sized) else 0 for row in rows})
             raise ValueError(f"expected as many codes of every image, got {lengths}"[:200]) from fault
-    if _kind(codes) not in "iu":
-        cells = codes.flat if _kind(codes) == "O" else ()
+    if codes.dtype.kind not in "iu":
+        cells = codes.flat if codes.dtype.kind == "O" else ()
         wrong = [type(one).__name__ for one in cells if not isinstance(one, int)]
         raise ValueError(f"expected integer codes, got {wrong[0] if wrong else codes.dtype}")
-    return codes.detach().cpu().numpy() if isinstance(codes, Tensor) else codes
+    return np.asarray(codes)
 
 
-def _kind(pixels: Tensor | np.ndarray) -> str:
-    """Return the letter that NumPy has for a type: b, i, u, f, ..."""
-    if isinstance(pixels, np.ndarray):
-        return pixels.dtype.kind
-    if pixels.dtype == torch.bool:
-        return "b"
-    return "f" if pixels.is_floating_point() else "c" if pixels.is_complex() else "i"
+def _array(given: Any) -> Any:
+    """Return a tensor as an array, floats of any width as float32; anything else as it is."""
+    if not isinstance(given, Tensor):
+        return given
+    plain = given.detach().cpu()
+    return (plain.float() if plain.is_floating_point() else plain).numpy()
 
 
 def _apart(images: Any) -> Iterable[Any]:
     """Return one or several images as several."""
-    if isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | Mapping):
-        return [images]
     if isinstance(images, np.ndarray) and images.dtype.kind in "OUS":  # a column of paths
-        return _apart(images.tolist())
+        images = images.tolist()
     if isinstance(images, Tensor | np.ndarray):
         return images if images.ndim > 3 else [images]
-    if hasattr(images, "read") or not isinstance(images, Iterable):
+    if isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | Mapping):
         return [images]
-    return images
+    return [images] if hasattr(images, "read") or not isinstance(images, Iterable) else images
 
 
 def _prepared(image: Any, key: str, size: int, cut: Cut) -> Float[Tensor, "3 H W"]:
     """Read one image and make it a square of the model's size."""
     if isinstance(image, Tensor | np.ndarray):
-        pixels = _pixels(image, key)
-        if isinstance(pixels, Tensor):
-            if pixels.shape[1:] == (size, size):
-                return pixels
-            pixels = Image.fromarray(_eight_bits(pixels.movedim(0, 2).numpy()))
-        picture = pixels
-    elif isinstance(image, Image.Image):
+        pixels = _channels_last(image, key)
+        if pixels.dtype == np.float32:
+            if pixels.shape[:2] == (size, size) and pixels.shape[2] < 4:
+                return torch.from_numpy(pixels).movedim(-1, 0).expand(3, -1, -1)
+            pixels = np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)  # as an image file would store them
+        image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+    if isinstance(image, Image.Image):
         picture = _rgb(image, key)
     elif isinstance(image, str | os.PathLike):
         path = Path(image)
@@ -192,36 +188,24 @@ def _prepared(image: Any, key: str, size: int, cut: Cut) -> Float[Tensor, "3 H W
     return evaluation_transform(picture, size, cut)
 
 
-def _pixels(image: Tensor | np.ndarray, key: str) -> Image.Image | Float[Tensor, "3 H W"]:
-    """Return 8-bit pixels as a picture, and floats as they are, channels first."""
+def _channels_last(image: Tensor | np.ndarray, key: str) -> np.ndarray:
+    """Return pixels (H, W, C) of 8 bits or float32 in [0, 1]."""
     axes = (0, -1) if isinstance(image, Tensor) else (-1, 0)
-    if image.ndim == 2:
-        image = image[None] if isinstance(image, Tensor) else image[..., None]
+    array = _array(image)
+    if array.ndim == 2:
+        array = np.expand_dims(array, axes[0])
     # Arrays of tensors and tensors of arrays are common: the other order is taken where only that one fits.
-    axis = next((one for one in axes if image.ndim == 3 and image.shape[one] in _CHANNELS), None)
-    if axis is None or 0 in image.shape:
+    axis = next((one for one in axes if array.ndim == 3 and array.shape[one] in (1, 3, 4)), None)
+    if axis is None or 0 in array.shape:
         raise ValueError(
-            f"{key}: expected pixels (H, W, C) or (C, H, W) with 1, 3 or 4 channels, got {tuple(image.shape)}"
+            f"{key}: expected pixels (H, W, C) or (C, H, W) with 1, 3 or 4 channels, got {array.shape}"
         )
-    if _kind(image) == "f":
-        tensor = image if isinstance(image, Tensor) else torch.from_numpy(image.astype(np.float32))
-        floats = _in_range(tensor.detach().cpu().float(), f"{key}: ").movedim(axis, 0)
-        if len(floats) < 4:
-            return floats.expand(3, -1, -1)
-        channels_last = _eight_bits(floats.movedim(0, 2).numpy())
-    else:
-        if image.dtype not in (torch.uint8, np.uint8):
-            raise ValueError(f"{key}: expected pixels of 8 bits or floats in [0, 1], got {image.dtype}")
-        plain = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
-        channels_last = np.ascontiguousarray(np.moveaxis(plain, axis, -1))
-    return _rgb(
-        Image.fromarray(channels_last[..., 0] if channels_last.shape[-1] == 1 else channels_last), key
-    )
-
-
-def _eight_bits(floats: np.ndarray) -> np.ndarray:
-    """Return floats in [0, 1] as an image file would store them."""
-    return np.asarray(np.rint(floats.clip(0, 1) * 255), dtype=np.uint8)
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32)
+        _in_range(torch.from_numpy(array), f"{key}: ")
+    elif array.dtype != np.uint8:
+        raise ValueError(f"{key}: expected pixels of 8 bits or floats in [0, 1], got {image.dtype}")
+    return np.moveaxis(array, axis, -1)
 
 
 def _in_range(pixels: Tensor, where: str) -> Tensor:

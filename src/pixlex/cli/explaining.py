@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixlex.api.reasoner import ImageReasoner
+from pixlex.api.models import ImageReasoner
 from pixlex.cli.explain import ExplainOptions
 from pixlex.cli.models import model_of
 from pixlex.cli.options import answer, remark

@@ -9,7 +9,7 @@ from typing import Any
 
 from pixlex import distributed
 from pixlex.api import ImageReasoner, load_reasoner
-from pixlex.api.reasoner import MOST_WORDS
+from pixlex.api.models import MOST_WORDS
 from pixlex.cli.evaluate import TaskOptions
 from pixlex.cli.explain import AskOptions
 from pixlex.cli.models import run_of
