@@ -22,7 +22,7 @@ import pixlex
 import pixlex.run
 from pixlex import cli
 from pixlex.api import ImageTokenizer, load
-from pixlex.cli import facts, main, parse, tokens, train
+from pixlex.cli import data, main, parse, train
 from pixlex.cli.train import overrides_of
 from pixlex.config.run import FAMILIES, describe_fields, read_run, recipe_names
 from pixlex.data import embedded, images
@@ -87,7 +87,7 @@ load_once = cache(load)
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """`run(*arguments)` returns exit code, stdout and stderr of a command."""
-    monkeypatch.setattr(tokens, "load", load_once)
+    monkeypatch.setattr(pixlex.api, "load", load_once)
 
     def call(*arguments: object) -> Outcome:
         capsys.readouterr()
@@ -231,7 +231,7 @@ def test_missing_extras_fail_and_are_named(
         if name == package or name.startswith(f"{package}."):
             monkeypatch.setitem(sys.modules, name, None)
     embedded._digits.cache_clear()
-    monkeypatch.setattr(facts, "version", lambda options: call(tmp_path))
+    monkeypatch.setattr(data, "answer", lambda *_: call(tmp_path))
     assert f"pip install 'pixlex[{extra}]'" in refused(run("version"), code=1)
 
 
@@ -282,10 +282,10 @@ def test_where_nothing_can_be_written_is_found_first(
 def test_faults_of_the_system_name_the_file(
     run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, fault: OSError, code: int, message: str
 ) -> None:
-    def failing(options: Any) -> int:
+    def failing(*_: Any) -> int:
         raise fault
 
-    monkeypatch.setattr(facts, "version", failing)
+    monkeypatch.setattr(data, "answer", failing)
     assert refused(run("version"), code=code) == message
 
 

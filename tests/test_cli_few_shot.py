@@ -15,7 +15,8 @@ from tests.eval.llm.tiny_causal import tiny_causal
 from tests.tiny import tiny_frozen, tiny_language, tiny_lqae, tiny_mae, tiny_vqvae
 
 from pixlex.api import ImageTokenizer
-from pixlex.cli import few_shot_options, few_shot_rows, main
+from pixlex.cli import few_shot, main
+from pixlex.eval import llm
 from pixlex.eval.few_shot.classifiers import WORD_CLASSIFIERS
 from pixlex.eval.few_shot.episodes import PAPER_COLUMNS
 from pixlex.eval.few_shot.prompted import SCORERS
@@ -59,10 +60,10 @@ def command(folder: Path, *rest: str) -> list[str]:
 
 
 def test_the_choices_are_those_that_exist() -> None:
-    assert few_shot_options.COLUMNS == PAPER_COLUMNS
-    assert get_args(few_shot_options.Template) == TEMPLATES
-    assert tuple(SCORERS) == get_args(few_shot_options.Scorer)
-    assert (*WORD_CLASSIFIERS, "linear", "pixels", "chance") == get_args(few_shot_options.Classifier)
+    assert few_shot.COLUMNS == PAPER_COLUMNS
+    assert get_args(few_shot.Template) == TEMPLATES
+    assert tuple(SCORERS) == get_args(few_shot.Scorer)
+    assert (*WORD_CLASSIFIERS, "linear", "pixels", "chance") == get_args(few_shot.ClassifierName)
 
 
 def test_models_and_baselines_give_rows(folder: Path, tmp_path: Path, cells: Any) -> None:
@@ -108,7 +109,7 @@ def test_a_language_model_gives_rows(
         given.update(vars(options))
         return client
 
-    monkeypatch.setattr(few_shot_rows, "connect", connect)
+    monkeypatch.setattr(llm, "connect", connect)
     asked = [
         "--model", str(folder / "lqae"), "--answerers", "--llm", "some-model", "--llm-url", "http://host/v1",
         "--template", "frozen", "v2l", "--scorer", "strict", "--llm-max-cost", "2", "--out", str(tmp_path),

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tests.data.conftest import encoded
 
-from pixlex.cli.data_reports import caption_text
+from pixlex.cli.data import caption_text
 from pixlex.data import convert
 from pixlex.data.captions import open_pairs
 from pixlex.data.convert import EXPECTED_SPLITS, Spread, convert_pairs, inspect_captions, inspect_source

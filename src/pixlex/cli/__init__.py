@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pixlex import __version__
-from pixlex.cli import data, encode, evaluate, explain, few_shot_options, search, train
+from pixlex.cli import data, encode, evaluate, evaluate_pairs, explain, few_shot, search, train
 from pixlex.cli.options import (
     BAD_INPUT,
     EXIT_CODES,
@@ -48,13 +48,13 @@ COMMANDS: Mapping[str, Command] = {
     "ask": Command(run=explain.ask),
     "evaluate reconstruction": Command(run=evaluate.reconstruction, processes="shared"),
     "evaluate linear-probe": Command(run=evaluate.linear_probe, processes="shared"),
-    "evaluate retrieval": Command(run=evaluate.retrieval, processes="shared"),
-    "evaluate pretraining": Command(run=evaluate.pretraining, processes="shared"),
-    "evaluate vqa": Command(run=evaluate.vqa, processes="shared"),
-    "evaluate nlvr2": Command(run=evaluate.nlvr2, processes="shared"),
-    "evaluate entailment": Command(run=evaluate.entailment, processes="shared"),
-    "evaluate assignment": Command(run=evaluate.assignment, processes="shared"),
-    "evaluate few-shot": Command(run=few_shot_options.few_shot),
+    "evaluate retrieval": Command(run=evaluate_pairs.retrieval, processes="shared"),
+    "evaluate pretraining": Command(run=evaluate_pairs.pretraining, processes="shared"),
+    "evaluate vqa": Command(run=evaluate_pairs.vqa, processes="shared"),
+    "evaluate nlvr2": Command(run=evaluate_pairs.nlvr2, processes="shared"),
+    "evaluate entailment": Command(run=evaluate_pairs.entailment, processes="shared"),
+    "evaluate assignment": Command(run=evaluate_pairs.assignment, processes="shared"),
+    "evaluate few-shot": Command(run=few_shot.few_shot),
     "index": Command(run=search.index),
     "search": Command(run=search.search),
     "describe": Command(run=data.describe),

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import platform
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
 
+from pixlex import __version__
 from pixlex.cli.options import (
     DATA,
     PAIRS,
@@ -11,9 +18,21 @@ from pixlex.cli.options import (
     JSONOption,
     MachineOptions,
     Positive,
+    answer,
     option,
     positional,
+    table,
 )
+from pixlex.messages import nearest, quoted
+
+if TYPE_CHECKING:
+    from pixlex.data.convert import CaptionReport, DataReport, Spread
+    from pixlex.data.images import ImageSource
+
+_LINE = 90
+_LONGEST_TEXT = 60
+_SHOWN = 10
+_PACKAGES = ("torch", "transformers", "numpy", "Pillow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,27 +64,205 @@ class ConvertOptions(MachineOptions):
 
 def describe(options: DescribeOptions) -> int:
     """List the recipes, or every setting of one with its meaning."""
-    from pixlex.cli import facts
+    from pixlex.config.run import FAMILIES, recipe_names
 
-    return facts.describe(options)
+    if options.subject is None:
+        recipes = {name: _first_sentence(name) for name in recipe_names()}
+        families = {name: " ".join((kind.__doc__ or "").split()) for name, kind in FAMILIES.items()}
+        short = {name: textwrap.shorten(text, _LINE, placeholder=" ...") for name, text in recipes.items()}
+        parts = [
+            f"{title}\n{textwrap.indent(table(list(rows.items())), '  ')}"
+            for title, rows in (("recipes", short), ("families", families))
+        ]
+        answer(options, {"recipes": recipes, "families": families}, "\n\n".join(parts))
+        return 0
+    fields = _fields(options.subject)
+    lines = []
+    for field in fields:
+        changed = "" if field["value"] == field["default"] else f"   (default {_shown(field['default'])})"
+        lines.append(f"{field['field']} = {_shown(field['value'])}{changed}")
+        lines.append(textwrap.fill(field["sentence"], 100, initial_indent="    ", subsequent_indent="    "))
+    answer(options, fields, "\n".join(lines))
+    return 0
 
 
 def doctor(options: DoctorOptions) -> int:
     """Read every image and say what is there."""
-    from pixlex.cli import facts
+    from pixlex.data.captions import open_pairs
+    from pixlex.data.convert import inspect_captions, inspect_source
+    from pixlex.data.images import open_source
+    from pixlex.data.records import NoCaptions
+    from pixlex.data.sources import distinct_images
+    from pixlex.progress import bar_or_lines
 
-    return facts.doctor(options)
+    source: ImageSource
+    captions = None
+    try:
+        pairs = open_pairs(options.data, every_split=True)
+    except NoCaptions:
+        source = open_source(options.data)
+    else:
+        source, captions = distinct_images(pairs.images), inspect_captions(pairs)
+    with bar_or_lines(total=len(source), unit=" images", desc="read", disable=options.quiet) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
+        report = inspect_source(source, advance)
+    values = {
+        **asdict(report),
+        "num_missing": report.num_missing,
+        "broken_share": report.broken_share,
+        "class_names": source.class_names,
+        "captions": captions,
+    }
+    text = report_text(report) if captions is None else f"{report_text(report)}\n\n{caption_text(captions)}"
+    answer(options, values, text)
+    return 0
 
 
 def version(options: JSONOption) -> int:
     """Say which versions are at work."""
-    from pixlex.cli import facts
+    from importlib import metadata
 
-    return facts.version(options)
+    values = {"pixlex": __version__, "python": platform.python_version()}
+    values |= {package: metadata.version(package) for package in _PACKAGES}
+    answer(options, values, table(list(values.items())))
+    return 0
 
 
 def convert(options: ConvertOptions) -> int:
     """Write images with captions to one .parquet or .jsonl file."""
-    from pixlex.cli import converting
+    from pixlex.data.captions import open_pairs, with_split
+    from pixlex.data.convert import convert_pairs
 
-    return converting.convert(options)
+    source = open_pairs(options.data if options.split is None else with_split(options.data, options.split))
+    result = convert_pairs(
+        source,
+        options.out,
+        image_size=options.image_size,
+        overwrite=options.overwrite,
+        progress=not options.quiet,
+    )
+    values = {
+        "path": str(result.path),
+        "num_images": result.num_images,
+        "num_captions": result.num_captions,
+        "skipped": result.skipped,
+        "without_captions": source.ignored,
+    }
+    lines = [f"{result.path}: {result.num_images:,} images, {result.num_captions:,} captions"]
+    skipped = [f"{one.key}: {one.reason}" for one in result.skipped]
+    lines += _listed("images that cannot be read, left out", skipped)
+    lines += _listed("images without a caption, left out", source.ignored)
+    answer(options, values, "\n".join(lines))
+    return 0
+
+
+def _fields(subject: str) -> list[dict[str, Any]]:
+    """Return name, default, value and sentence of each setting."""
+    from pixlex.config.run import FAMILIES, describe_fields, find_recipe, read_run, recipe_names, value_at
+
+    values = None
+    if (kind := FAMILIES.get(subject)) is None:
+        try:
+            find_recipe(subject)
+        except ValueError as fault:
+            hint = nearest(subject, [*FAMILIES, *recipe_names()])
+            raise ValueError(f"no recipe or family {quoted(subject)}: {hint}") from fault
+        run = read_run(subject)
+        kind, values = type(run), asdict(run)
+    return [
+        {
+            "field": name,
+            "default": default,
+            "value": default if values is None else value_at(values, name),
+            "sentence": sentence,
+        }
+        for name, default, sentence in describe_fields(kind)
+    ]
+
+
+def _first_sentence(recipe: str) -> str:
+    """Return the sentence at the top of a recipe."""
+    from pixlex.config.run import find_recipe
+
+    lines = find_recipe(recipe).read_text(encoding="utf-8").splitlines()
+    comment = [line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines)]
+    return re.split(r"(?<!et al)\. ", " ".join(comment))[0].removesuffix(".")
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if value == "" else str(value)
+
+
+def report_text(report: DataReport) -> str:
+    """Return a report for people."""
+    rows = [
+        ("source", report.name),
+        ("images", f"{report.num_images:,}"),
+        ("broken", _broken(report)),
+        ("width", _spread(report.width)),
+        ("height", _spread(report.height)),
+        ("formats", _counts(report.formats)),
+        ("stored as", _counts(report.modes)),
+        ("classes", _counts(report.images_per_class) or "none"),
+    ]
+    if report.images_per_class and report.unlabeled:
+        rows.append(("without a class", f"{report.unlabeled:,}"))
+    lines = [table(rows)]
+    lines += _listed("broken images", [f"{one.key}: {one.reason}" for one in report.broken])
+    lines += _listed(
+        "keys that occur more than once", [f"{k}: {n} times" for k, n in report.duplicate_keys.items()]
+    )
+    lines += _listed("files passed over", [str(one) for one in report.ignored])
+    lines += _listed("folders without images", list(report.empty_folders))
+    return "\n".join(lines)
+
+
+def _spread(spread: Spread | None) -> str:
+    if spread is None:
+        return "no image can be read"
+    return f"{spread.smallest} to {spread.largest} px, middle {spread.middle}"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    shown = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:_SHOWN])
+    return f"{shown}, and {len(counts) - _SHOWN:,} more" if len(counts) > _SHOWN else shown
+
+
+def _listed(title: str, entries: Sequence[str]) -> list[str]:
+    """Return a title and the first entries, if there are any."""
+    if not entries:
+        return []
+    more = [f"  and {len(entries) - _SHOWN:,} more (--json lists all)"] if len(entries) > _SHOWN else []
+    return ["", f"{title} ({len(entries):,})", *(f"  {entry}" for entry in entries[:_SHOWN]), *more]
+
+
+def caption_text(report: CaptionReport) -> str:
+    """Return a report on captions."""
+    per_image, words = report.captions_per_image, report.words_per_caption
+    rows = [
+        ("captions", f"{report.num_captions:,}"),
+        ("per image", f"{per_image.smallest:,} to {per_image.largest:,}, middle {per_image.middle:,}"),
+        ("words each", f"{words.smallest:,} to {words.largest:,}, middle {words.middle:,}"),
+        ("duplicates", f"{report.num_duplicates:,} ({report.num_duplicates / report.num_captions:.1%})"),
+        ("no caption", f"{len(report.without_captions):,} images, left out"),
+    ]
+    rows += [(f"split {name}", _split(report, name)) for name in report.splits]
+    lines = [table(rows), *report.remarks]
+    repeated = (f"{count:,} times: {text:.{_LONGEST_TEXT}}" for text, count in report.most_repeated.items())
+    lines += _listed("captions that occur most often", list(repeated))
+    return "\n".join([*lines, *_listed("images without a caption", report.without_captions)])
+
+
+def _split(report: CaptionReport, name: str) -> str:
+    found, expected = report.splits[name], report.expected_splits.get(name)
+    if expected is None:
+        return f"{found:,} images"
+    return f"{found:,} images, {'as' if found == expected else f'{expected:,}'} expected"
+
+
+def _broken(report: DataReport) -> str:
+    missing = f", {report.num_missing:,} of them missing files" if report.num_missing else ""
+    return f"{len(report.broken):,} ({report.broken_share:.1%}{missing})"

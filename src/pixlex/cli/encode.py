@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from pixlex.cli.models import (
+    batches_of,
+    finish,
+    load_cbvila,
+    load_tokenizer,
+    objective_of,
+    open_paths,
+    remark_skipped,
+    run_of,
+    words_of,
+)
 from pixlex.cli.options import (
     BatchOptions,
     BrokenOption,
@@ -15,9 +30,19 @@ from pixlex.cli.options import (
     PathArguments,
     Picture,
     Positive,
+    answer,
     option,
     positional,
+    remark,
 )
+from pixlex.messages import printable
+
+if TYPE_CHECKING:
+    from pixlex.api import ImageTokenizer
+    from pixlex.batch import Skipped
+    from pixlex.data.images import ImageSource
+    from pixlex.data.records import PairSource
+    from pixlex.encoding import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,20 +83,212 @@ class ReconstructOptions(MachineOptions, ModelOptions, PathArguments):
 
 def encode(options: EncodeOptions) -> int:
     """Write images as words or codes."""
-    from pixlex.cli import tokens
+    _check_encoding(options)
+    from pixlex import distributed
+    from pixlex.encoding import encode_parts, encode_source
 
-    return tokens.encode(options)
+    processes = distributed.num_announced()
+    if processes > 1 and options.part_size is None:
+        raise ValueError(
+            "several processes cannot write one file: expected --part-size, with which they share the images"
+        )
+    source = open_paths(options.paths)
+    tokenizer = load_tokenizer(options, options.model)
+    kind: Kind = options.to or ("words" if tokenizer.has_words else "codes")
+    vocabulary = tokenizer.model.vocabulary
+    if kind == "words" and vocabulary is not None and not vocabulary.is_exact:
+        remark(
+            options,
+            "vocabulary 'all': words are text as the language model's tokenizer writes it, which is not read back "
+            "exactly (evaluate reconstruction counts it); --to codes, jsonl or parquet can be decoded",
+        )
+    if options.out is None:
+        return _print_codes(tokenizer, source, "jsonl" if options.json else kind, options)
+    how: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "progress": not options.quiet,
+        "max_broken_share": options.max_broken_share,
+    }
+    parts = {}
+    if options.part_size is None:
+        result = encode_source(tokenizer, source, options.out, kind, overwrite=options.overwrite, **how)
+        num_images, resumed = result.num_images, f"{result.num_resumed:,} of them by the run before"
+        text = f"{result.num_images:,} images as {kind}"
+    else:
+        result = encode_parts(tokenizer, source, options.out, part_size=options.part_size, **how)
+        num_images = result.num_images - result.num_resumed
+        resumed = f"{result.num_resumed:,} more were there from a run that was cut off"
+        finished = "parts are finished" if processes == 1 else f"parts by {processes} processes"
+        text = f"{result.num_parts:,} {finished}; this process encoded {num_images:,} images"
+        parts = {"num_parts": result.num_parts}
+    values = {
+        "path": str(result.path),
+        "kind": kind,
+        **parts,
+        "num_images": num_images,
+        "num_resumed": result.num_resumed,
+        "skipped": result.skipped,
+    }
+    text = f"{result.path}: {text}{f', {resumed}' if result.num_resumed else ''}"
+    finish(options, values, text, result.skipped)
+    return 0
 
 
 def decode(options: DecodeOptions) -> int:
     """Turn words or codes into pictures."""
-    from pixlex.cli import tokens
+    from pixlex.encoding import decode_codes, read_lines
 
-    return tokens.decode(options)
+    first, several = options.words[0], len(options.words) > 1
+    path = Path(first)
+    is_file = not several and os.path.exists(first)  # no Path: it refuses a text too long for a name
+    if not several and not is_file and (path.suffix or "/" in first) and len(first.split()) == 1:
+        raise ValueError(f"{first} does not exist: expected a file, - for stdin, or the words of an image")
+    tokenizer = load_tokenizer(options, options.model)
+    lines = sys.stdin.buffer if first == "-" and not several else [" ".join(options.words).encode()]
+    result = decode_codes(
+        tokenizer,
+        path if is_file else list(read_lines(lines, "stdin" if first == "-" else "words", tokenizer)),
+        options.out,
+        batch_size=options.batch_size,
+        progress=not options.quiet,
+        overwrite=options.overwrite,
+    )
+    values = {**vars(result), "folder": str(result.folder)}
+    there = f", {result.num_resumed:,} of them were there" if result.num_resumed else ""
+    answer(options, values, f"{result.folder}: {result.num_images:,} pictures{there}")
+    return 0
 
 
 def reconstruct(options: ReconstructOptions) -> int:
     """One picture: originals, words, reconstructions; of a CB-ViLA original, masked and rebuilt with captions."""
-    from pixlex.cli import measures
+    import torch
 
-    return measures.reconstruct(options)
+    from pixlex.data.rows import Images
+    from pixlex.models.checkpoint import MODELS, read_config
+    from pixlex.report import reconstruction_grid
+
+    model = MODELS.get(read_config(options.model, options.revision).get("family", ""))
+    if model is not None and model.has_codes and model.fuses:
+        pairs = _captioned(options.paths)
+        if pairs is not None:
+            return _reconstruct_pairs(options, pairs)
+        remark(options, "images without captions are rebuilt from their codes alone")
+    source = open_paths(options.paths)
+    tokenizer = load_tokenizer(options, options.model)
+    batches = list(batches_of(Images(source), tokenizer.model.config, 8, options.limit))
+    originals = torch.cat([batch.images for batch in batches])
+    codes = tokenizer.tokenize(originals)
+    words = None
+    if tokenizer.model.vocabulary is not None:
+        names = tokenizer.model.vocabulary.words
+        words = [[names[code] for code in row] for row in codes.tolist()]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    reconstruction_grid(originals, tokenizer.decode(codes), words, tokenizer.grid, options.out)
+    skipped = [one for batch in batches for one in batch.skipped]
+    keys = [key for batch in batches for key in batch.keys]
+    values = {"path": str(options.out), "keys": keys, "skipped": skipped}
+    finish(options, values, f"{options.out}: {len(keys)} images", skipped)
+    return 0
+
+
+def _check_encoding(options: EncodeOptions) -> None:
+    """Refuse options that do not go together."""
+    if options.to == "parquet" and options.out is None:
+        raise ValueError("parquet cannot be printed: name a file with --out")
+    if options.json and options.out is None and options.to not in (None, "jsonl"):
+        raise ValueError(f"--json prints jsonl, not {options.to}: leave one of --json and --to out")
+    if options.part_size is not None and (
+        options.to != "parquet" or options.out is None or options.overwrite
+    ):
+        raise ValueError(
+            "--part-size writes a folder of Parquet files: it goes with --to parquet and --out DIR, "
+            "without --overwrite"
+        )
+
+
+def _print_codes(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind, options: EncodeOptions) -> int:
+    """Print a line for each image as soon as it is encoded."""
+    from pixlex.data.sources import BrokenImages
+    from pixlex.encoding import check_kind, encode_images, format_line
+    from pixlex.progress import bar_or_lines
+
+    check_kind(kind, tokenizer)
+    skipped: list[Skipped] = []
+    broken = BrokenImages(None, source, options.max_broken_share)
+    batches = encode_images(tokenizer, source, broken, batch_size=options.batch_size)
+    # On a terminal the bar would stand between the lines.
+    hidden = options.quiet or sys.stdout.isatty()
+    try:
+        with bar_or_lines(total=len(source), unit=" images", desc="encode", disable=hidden) as bar:
+            for batch in batches:
+                for image in batch.images:
+                    # File names may be bytes that are no UTF-8; they come out as the same bytes.
+                    line = format_line(image, kind, tokenizer)
+                    if sys.stdout.isatty():  # which would obey what a file name holds
+                        line = printable(line, keep="\t")
+                    sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape") + b"\n")
+                sys.stdout.buffer.flush()
+                skipped += batch.skipped
+                bar.update(len(batch.images) + len(batch.skipped))
+    finally:
+        remark_skipped(options, skipped)
+    return 0
+
+
+def _captioned(paths: Sequence[str]) -> PairSource | None:
+    """Return the images with their captions; None where there are no captions."""
+    from pixlex.data.captions import open_pairs
+    from pixlex.data.decoding import IMAGE_SUFFIXES
+    from pixlex.data.records import NoCaptions
+
+    if len(paths) > 1 or Path(paths[0]).suffix.lower() in IMAGE_SUFFIXES:
+        return None
+    try:
+        return open_pairs(paths[0])
+    except NoCaptions:
+        return None
+
+
+def _reconstruct_pairs(options: ReconstructOptions, source: PairSource) -> int:
+    """Draw originals, masked, rebuilt with their captions and with other ones (figure 2 of the paper)."""
+    import torch
+
+    from pixlex.config.cbvila import CBViLARun
+    from pixlex.data.rows import Pairs
+    from pixlex.data.sources import TooManyBroken
+    from pixlex.distributed import pick_device
+    from pixlex.eval.pretraining import reconstructed_examples
+    from pixlex.models.inference import computing
+    from pixlex.nn.masking import split_patches
+    from pixlex.report.galleries import reconstructed_pairs
+
+    source = source.cleaned()
+    model, run = load_cbvila(options), run_of(options.model, CBViLARun)
+    if run is not None and not run.objective.pixel_weight:
+        remark(
+            options, f"{options.model} was last trained without pixels, so what it rebuilds is out of date"
+        )
+    max_words = words_of(options.model, model)
+    rows = Pairs(source, lambda texts: model.tokenize_texts(texts, max_words))
+    (batch,) = batches_of(rows, model.config, options.limit, options.limit)
+    if not len(batch.images):
+        remark_skipped(options, batch.skipped)
+        raise TooManyBroken(f"{source.name}: none of {len(batch.skipped)} images can be read")
+    device, num_patches = pick_device(options.device), model.grid**2
+    num_visible = max(1, num_patches - round(num_patches * objective_of(options.model).mask_ratio))
+    split = split_patches(len(batch.images), num_patches, num_visible, torch.Generator().manual_seed(0))
+    with computing(device, options.precision):
+        examples = reconstructed_examples(model, batch.to(device), split.to(device), options.limit)
+    reconstructed_pairs(examples, options.out)
+    values = {
+        "path": str(options.out),
+        "keys": list(examples.keys),
+        "texts": list(examples.texts),
+        "other_texts": list(examples.other_texts),
+        "num_visible": num_visible,
+        "skipped": batch.skipped,
+    }
+    seen = f"{num_visible} of {num_patches} patches seen"
+    text = f"{options.out}: {len(examples.keys)} images, {seen}, rebuilt with two texts each"
+    finish(options, values, text, batch.skipped)
+    return 0

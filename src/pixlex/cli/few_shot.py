@@ -1,65 +1,179 @@
-"""`evaluate few-shot`."""
+"""`evaluate few-shot`: what the words are worth to whoever sees a few labeled images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pixlex.cli.few_shot_options import FewShotOptions
-from pixlex.cli.few_shot_rows import Reading, answerers_of, models_of, readings_of
-from pixlex.cli.options import answer, remark, remark_page
-from pixlex.data.images import ImageSource, open_source
-from pixlex.eval.few_shot.classifiers import Classifier
-from pixlex.eval.few_shot.episodes import (
-    PAPER_COLUMNS,
-    EpisodeSet,
-    load_episodes,
-    sample_episodes,
-    save_episodes,
-    setting_of,
+from pixlex.cli.models import remark_page
+from pixlex.cli.options import (
+    DATA,
+    Count,
+    DeviceOptions,
+    Folder,
+    Fraction,
+    MachineOptions,
+    Options,
+    Positive,
+    answer,
+    option,
+    remark,
 )
-from pixlex.eval.few_shot.prompted import PromptedClassifier
-from pixlex.eval.few_shot.published import read_open_ended
-from pixlex.eval.few_shot.run import Cell, run_few_shot
-from pixlex.report.drawing import drawn
-from pixlex.report.galleries import draw_episode_examples
-from pixlex.report.plots import draw_accuracies
-from pixlex.report.results import write_few_shot, write_few_shot_page
-from pixlex.report.tables import markdown_table, table_lines, warnings_of, ways_of
 
-# Folder inside the one of the results.
-_EPISODES = "episodes"
+if TYPE_CHECKING:
+    from pixlex.data.sources import ImageSource
+    from pixlex.eval.few_shot.classifiers import Classifier
+    from pixlex.eval.few_shot.episodes import EpisodeSet
+    from pixlex.eval.few_shot.readers import TextReader
+    from pixlex.eval.few_shot.run import Cell
+    from pixlex.eval.llm import LanguageClient
+    from pixlex.models.checkpoint import Model, Tokenizer
+
+    # What makes text of images, and the model behind it, if there is one.
+    Reading = tuple[TextReader, Tokenizer | None]
+
+COLUMNS = ("bare:1/0", "1/0", "3/0", "5/0", "1/1", "1/3", "1/5")
+ClassifierName = Literal["sentence", "layers", "last-layer", "bag", "linear", "pixels", "chance"]
+Template = Literal["frozen", "v2l", "pixlex"]
+Scorer = Literal["strict", "likelihood", "likelihood-per-token", "constrained", "v2l"]
+# Images that the statistics of an untrained model's search are measured on.
+_SOME = 64
 
 
-def evaluate_few_shot(options: FewShotOptions) -> int:
-    """Ask everybody, leave answers, numbers, tables, pictures and a page in a folder."""
+@dataclass(frozen=True, kw_only=True)
+class ReaderOptions(DeviceOptions):
+    """How images become words."""
+
+    GROUP = "images as words"
+    model: tuple[str, ...] = option(
+        (),
+        "model directories, run folders or hub repositories, of any family or a ViTMAE; each gives rows",
+        "[NAME=]M",
+    )
+    untrained: bool = option(
+        False,
+        "every model also with fresh weights; a whitened search takes its statistics from 64 of the images",
+    )
+    ascii: bool = option(False, "also ASCII art of 64 x 64 characters")
+    keep_share: Fraction = option(1.0, "first fraction of an image's words that is kept; default all")
+    language_model: str | None = option(None, "where a model's language model lies now", "M")
+    code_words: str = option(
+        "embedded", "language model whose whole words stand for a VQ-VAE's codes; default %(default)s", "M"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeOptions(Options):
+    """What is classified."""
+
+    GROUP = "episodes"
+    data: str | None = option(None, f"labeled images: {DATA}", "DATA")
+    out: Folder = option(text="results; a run that was killed there goes on", metavar="DIR")
+    ways: tuple[Positive, ...] = option((2, 5), "classes; default 2 5")
+    episodes: Positive = option(500, "of each setting; default %(default)s")
+    seed: Count = option(0, "default %(default)s")
+    names: Literal["real", "nonsense"] = option(
+        "real", "the classes' own, or dax, blicket ... assigned anew in every episode; default %(default)s"
+    )
+    settings: tuple[str, ...] = option(
+        COLUMNS, f"shots/repeats, bare: for no induction; default the paper's {' '.join(COLUMNS)}", "S"
+    )
+    episode_files: Path | None = option(
+        None,
+        "use these episodes: a file, or the folder `episodes` of an earlier run; they bring ways, settings, "
+        "names and seed",
+        "PATH",
+    )
+    open_ended: Path | None = option(None, "published miniImageNet episodes instead of --data", "DIR")
+    task: str | None = option(None, "which of several published tasks in DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptions(Options):
+    """Who classifies without a large language model."""
+
+    GROUP = "who answers without a large language model"
+    answerers: tuple[ClassifierName, ...] = option(
+        get_args(ClassifierName),
+        "nearest class mean of a sentence encoder's vectors, of the language model's layers, its last layer, "
+        "word counts, pixels; a linear classifier of an encoder's vectors (for a MAE the only one); chance; "
+        "default all",
+        nargs="*",
+    )
+    encoder: str = option("embedded", "the sentence encoder; default %(default)s", "M")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargeModelOptions(Options):
+    """Who classifies with a large language model."""
+
+    GROUP = "who answers with a large language model"
+    llm: str | None = option(
+        None, "an endpoint's model with --llm-url, else a directory or hub repository", "M"
+    )
+    llm_url: str | None = option(None, "OpenAI-compatible endpoint, such as http://host:8000/v1", "URL")
+    template: tuple[Template, ...] = option(("frozen",), "default frozen")
+    scorer: tuple[Scorer, ...] | None = option(
+        None, "how answers are judged; default all that M can but per-token and v2l"
+    )
+    llm_key_variable: str | None = option(
+        None, "environment variable of the key; default OPENAI_API_KEY", "NAME"
+    )
+    llm_mode: Literal["auto", "chat", "completions"] = option("auto", "how an endpoint is asked")
+    llm_concurrency: Positive = option(8, "default %(default)s requests at a time")
+    llm_timeout: float = option(120.0, "default %(default)s", "SECONDS")
+    llm_cache: Folder | None = option(None, "default: a folder in --out", "DIR")
+    llm_input_price: float | None = option(None, "of a million tokens of prompts", "P")
+    llm_output_price: float | None = option(None, "of a million tokens of answers", "P")
+    llm_max_cost: float | None = option(None, "spending stops before it exceeds this", "P")
+    llm_max_tokens: Positive | None = option(None, "tokens stop before they exceed this", "N")
+    llm_answer_tokens: Positive | None = option(
+        None,
+        "room of an answer, for models that think first; default the longest name and a little more",
+        "N",
+    )
+    llm_context: Positive | None = option(None, "tokens that prompt and answer may have", "N")
+    llm_tokenizer: str | None = option(None, "counts an endpoint's tokens; default an upper bound", "M")
+    llm_batch_size: Positive = option(16, "of a local model; default %(default)s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotOptions(MachineOptions, LargeModelOptions, ClassifierOptions, EpisodeOptions, ReaderOptions):
+    """Options of `evaluate few-shot`."""
+
+
+def few_shot(options: FewShotOptions) -> int:
+    """What the words are worth to whoever sees a few labeled images."""
+    from pixlex.eval.few_shot.episodes import save_episodes
+    from pixlex.eval.few_shot.run import run_few_shot
+    from pixlex.report.tables import markdown_table, table_lines, warnings_of, ways_of
+
     images, episode_sets = _episodes(options)
-    models = models_of(options, images)
-    readings = readings_of(options, models)
-    answerers = answerers_of(options, models, readings)
-    folder: Path = options.out
+    models = _models(options, images)
+    readings = _readings(options, models)
+    classifiers = _classifiers(options, models, readings)
     for episodes in episode_sets:
-        save_episodes(episodes, folder / _EPISODES / episodes.file_name)
-    _remark_cost(options, answerers, episode_sets, images)
-    cells = run_few_shot(answerers, episode_sets, images, folder, progress=not options.quiet)
+        save_episodes(episodes, options.out / "episodes" / episodes.file_name)
+    _remark_cost(options, classifiers, episode_sets, images)
+    cells = run_few_shot(classifiers, episode_sets, images, options.out, progress=not options.quiet)
     tables = "\n\n".join(f"{ways}-way\n{markdown_table(table_lines(cells, ways))}" for ways in ways_of(cells))
-    answer(options, [_plain(cell) for cell in cells], tables)
+    values = [{key: value for key, value in vars(cell).items() if key != "answers"} for cell in cells]
+    answer(options, values, tables)
     for warning in warnings_of(cells):
         remark(options, warning)
     _write(options, images, episode_sets, readings, cells)
     return 0
 
 
-def _plain(cell: Cell) -> dict[str, Any]:
-    values = {key: value for key, value in vars(cell).items() if key != "answers"}
-    return {**values, "setting": asdict(cell.setting)}
-
-
 def _episodes(options: FewShotOptions) -> tuple[ImageSource, list[EpisodeSet]]:
     """Draw, load or read the episodes."""
+    from pixlex.data.images import open_source
+    from pixlex.eval.few_shot.episodes import sample_episodes, setting_of
+    from pixlex.eval.few_shot.published import read_open_ended
+
     if options.open_ended is not None:
         if options.data is not None or options.episode_files is not None:
             raise ValueError("--open-ended brings images and episodes: leave out --data and --episode-files")
@@ -81,27 +195,187 @@ def _episodes(options: FewShotOptions) -> tuple[ImageSource, list[EpisodeSet]]:
 
 def _load_episodes(place: Path, images: ImageSource) -> list[EpisodeSet]:
     """Load one file of episodes, or all of a folder."""
+    from pixlex.eval.few_shot.episodes import load_episodes
+
     paths = sorted(place.glob("*.json")) if place.is_dir() else [place]
     if not paths:
         raise ValueError(f"no .json file of episodes in {place}")
     sets = [load_episodes(path, images) for path in paths]
-    order = {column: number for number, column in enumerate(PAPER_COLUMNS)}
+    order = {column: number for number, column in enumerate(COLUMNS)}
     return sorted(sets, key=lambda one: (one.setting.ways, order.get(one.setting.column, len(order))))
+
+
+def _models(options: FewShotOptions, images: ImageSource) -> dict[str, Model]:
+    """Load the models, of any family, by the names of their rows; untrained ones if asked for."""
+    from pixlex.data.loader import Loader, LoaderConfig
+    from pixlex.data.rows import Images
+    from pixlex.models.checkpoint import load_any, untrained_copy
+
+    models: dict[str, Model] = {}
+    for entry in options.model:
+        name, path = _named(entry)
+        if name in models:
+            raise ValueError(f"two models are called {name!r}: give them names with --model NAME={path}")
+        model = models[name] = load_any(path, language_model=options.language_model)
+        if options.untrained:
+            # The same ones in every process.
+            settings = LoaderConfig(
+                image_size=model.config.image_size,
+                cut=model.config.cut,
+                batch_size=_SOME,
+                rank=0,
+                world_size=1,
+            )
+            some = Loader(Images(images), settings).evaluation(_SOME)
+            models[f"untrained {name}"] = untrained_copy(model, next(some).images)
+    return models
+
+
+def _named(entry: str) -> tuple[str, str]:
+    """Split NAME=PATH; a path alone is called by its folder."""
+    name, sign, path = entry.partition("=")
+    if sign and name and "/" not in name:
+        return name, path
+    folder = Path(entry)
+    return (folder.parent.name if folder.name == "model" else folder.name) or entry, entry
+
+
+def _readings(options: FewShotOptions, models: Mapping[str, Model]) -> list[Reading]:
+    """Return what makes text of images, each with the model behind it, if there is one."""
+    from pixlex.distributed import pick_device
+    from pixlex.eval.few_shot.readers import AsciiArt, Shortened, model_reader
+    from pixlex.nn.language_model import load_language_model
+
+    code_words = None
+    if any(model.has_codes and model.vocabulary is None for model in models.values()):
+        code_words = load_language_model(options.code_words)
+    readings: list[Reading] = []
+    for name, model in models.items():
+        if model.has_codes:
+            reader = model_reader(
+                model,
+                name,
+                words=code_words,
+                keep_ratio=options.keep_share,
+                cache=options.out / "words",
+                device=pick_device(options.device),
+                precision=options.precision,
+            )
+            readings.append((reader, model))
+    if options.ascii:
+        art = AsciiArt()
+        readings.append((Shortened(art, options.keep_share) if options.keep_share < 1 else art, None))
+    return readings
+
+
+def _classifiers(
+    options: FewShotOptions,
+    models: Mapping[str, Model],
+    readings: Sequence[Reading],
+) -> list[Classifier]:
+    """Return the rows of the table."""
+    from pixlex.distributed import pick_device
+    from pixlex.eval.few_shot.classifiers import Chance, NearestClassMean, WordClassifier, word_classifiers
+    from pixlex.eval.few_shot.features import PixelFeatures
+    from pixlex.nn.language_model import load_language_model
+
+    asked = list(dict.fromkeys(options.answerers))
+    kinds: list[WordClassifier] = sorted(set(get_args(WordClassifier)) & set(asked), key=asked.index)
+    if not models and not readings and (kinds or options.llm):
+        raise ValueError(
+            "nothing to read images with: name a --model, or --ascii, or ask for --answerers pixels chance alone"
+        )
+    encoder = load_language_model(options.encoder) if "sentence" in kinds and readings else None
+    client = _client(options, options.llm) if options.llm is not None else None
+    device = pick_device(options.device)
+    rows: list[Classifier] = []
+    for reader, model in readings:
+        rows += word_classifiers(reader, kinds, model=model, encoder=encoder, device=device)
+        if client is not None:
+            rows += _prompted(options, reader, client)
+    for name, one in models.items():
+        rows += _of_model(options, name, one, linear="linear" in asked)
+    if "pixels" in asked:
+        rows.append(NearestClassMean(PixelFeatures()))
+    if "chance" in asked:
+        rows.append(Chance())
+    return rows
+
+
+def _of_model(options: FewShotOptions, name: str, model: Model, *, linear: bool) -> list[Classifier]:
+    """Return the rows that need a model's networks rather than its words."""
+    from pixlex.distributed import pick_device
+    from pixlex.eval.few_shot.classifiers import LinearPerEpisode
+    from pixlex.eval.few_shot.features import EncoderFeatures
+    from pixlex.eval.few_shot.prompted import FrozenClassifier
+
+    where: dict[str, Any] = {"device": pick_device(options.device), "precision": options.precision}
+    if model.speaks:
+        scorers: tuple[Literal["strict", "likelihood"], ...] = ("strict", "likelihood")
+        return [
+            FrozenClassifier(model, name=name, scorer=scorer, template=template, **where)
+            for template in dict.fromkeys(options.template)
+            for scorer in scorers
+            if options.scorer is None or scorer in options.scorer
+        ]
+    return [LinearPerEpisode(EncoderFeatures(model, name=name, **where))] if linear else []
+
+
+def _prompted(options: FewShotOptions, reader: TextReader, client: LanguageClient) -> list[Classifier]:
+    from pixlex.eval.few_shot.prompted import SCORERS, PromptedClassifier
+
+    able = [scorer for scorer, (ability, _) in SCORERS.items() if ability in client.abilities]
+    scorers = options.scorer or [scorer for scorer in able if scorer not in ("likelihood-per-token", "v2l")]
+    return [
+        PromptedClassifier(
+            reader, client, template=template, scorer=scorer, answer_tokens=options.llm_answer_tokens
+        )
+        for template in dict.fromkeys(options.template)
+        for scorer in dict.fromkeys(scorers)
+    ]
+
+
+def _client(options: FewShotOptions, name: str) -> LanguageClient:
+    from pixlex.eval import llm
+
+    client = llm.connect(
+        llm.LLMOptions(
+            model=name,
+            base_url=options.llm_url,
+            key_variable=options.llm_key_variable,
+            mode=options.llm_mode,
+            concurrency=options.llm_concurrency,
+            timeout=options.llm_timeout,
+            cache=options.llm_cache or options.out / "language-model",
+            input_price=options.llm_input_price,
+            output_price=options.llm_output_price,
+            max_cost=options.llm_max_cost,
+            max_tokens=options.llm_max_tokens,
+            context_size=options.llm_context,
+            tokenizer=options.llm_tokenizer,
+            device=options.device,
+            batch_size=options.llm_batch_size,
+        )
+    )
+    remark(options, f"{client.name} can {', '.join(sorted(client.abilities))}")
+    return client
 
 
 def _remark_cost(
     options: FewShotOptions,
-    answerers: Sequence[Classifier],
+    classifiers: Sequence[Classifier],
     episode_sets: Sequence[EpisodeSet],
     images: ImageSource,
 ) -> None:
     """Say what the questions of this run take at most, before the first is sent."""
+    from pixlex.eval.few_shot.prompted import PromptedClassifier
+
     estimates = [
         estimate
-        for answerer in answerers
-        if isinstance(answerer, PromptedClassifier)
+        for classifier in classifiers
+        if isinstance(classifier, PromptedClassifier)
         for episodes in episode_sets
-        for estimate in answerer.estimate(episodes.setting, episodes.episodes, images)
+        for estimate in classifier.estimate(episodes.setting, episodes.episodes, images)
     ]
     if estimates:
         requests, tokens = sum(one.requests for one in estimates), sum(one.usage.total for one in estimates)
@@ -119,6 +393,11 @@ def _write(
     cells: Sequence[Cell],
 ) -> None:
     """Write results.json, table.md, accuracy.png, pictures of episodes, report.html."""
+    from pixlex.report.drawing import drawn
+    from pixlex.report.galleries import draw_episode_examples
+    from pixlex.report.plots import draw_accuracies
+    from pixlex.report.results import write_few_shot, write_few_shot_page
+
     folder: Path = options.out
     about: Mapping[str, Any] = {
         "data": images.name,
@@ -131,7 +410,7 @@ def _write(
     write_few_shot(folder, cells, about)
     pictures = {"Accuracy": drawn(folder / "accuracy.png", lambda path: draw_accuracies(cells, path))}
     for episodes in _smallest(episode_sets):
-        reader = readings[0].reader if readings else None
+        reader = readings[0][0] if readings else None
         pictures[f"Episodes: {episodes.setting.label}"] = drawn(
             folder / f"episodes-{episodes.setting.ways}-way.png",
             partial(draw_episode_examples, episodes, cells, images, reader),
@@ -156,9 +435,7 @@ def _smallest(episode_sets: Sequence[EpisodeSet]) -> list[EpisodeSet]:
     for one in episode_sets:
         known = found.setdefault(one.setting.ways, one)
         # With induction: the names that the picture shows are the names that were asked for.
-        if (one.setting.shots, not one.setting.induction) < (
-            known.setting.shots,
-            not known.setting.induction,
-        ):
-            found[one.setting.ways] = one
+        found[one.setting.ways] = min(
+            known, one, key=lambda one: (one.setting.shots, not one.setting.induction)
+        )
     return [found[ways] for ways in sorted(found)]

@@ -227,6 +227,21 @@ class UntrainedOption(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasureOptions(MachineOptions, BrokenOption, BatchOptions, LimitOption, ModelOptions):
+    """What most measures have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions(Options):
+    """How a fine-tuned model answers."""
+
+    generate: bool = option(False, "write answers freely, not out of the list")
+    shortlist: Positive = option(
+        128, "answers of the list whose whole likelihood is computed; default %(default)s", "K"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command:
     """A command of the table in `pixlex.cli`.
 
@@ -352,12 +367,6 @@ def remark(options: Options, text: str) -> None:
     """Print a remark to stderr, except where quiet was asked for."""
     if not getattr(options, "quiet", False):
         print(f"pixlex: {printable(text)}", file=sys.stderr)
-
-
-def remark_page(options: Options, page: Path | None) -> None:
-    """Say where a page is; one that could not be made has been remarked upon."""
-    if page is not None:
-        remark(options, f"page {page}")
 
 
 def table(rows: list[tuple[str, str]]) -> str:

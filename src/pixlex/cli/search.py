@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from pixlex.cli.models import finish, load_cbvila, remark_without_contrast
 from pixlex.cli.options import (
     DATA,
     BatchOptions,
@@ -19,7 +21,14 @@ from pixlex.cli.options import (
     Positive,
     option,
     positional,
+    remark,
+    table,
 )
+from pixlex.messages import printable
+
+if TYPE_CHECKING:
+    from pixlex.report.figures import Thumbnail
+    from pixlex.search import Hit, ImageIndex, SearchResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +69,109 @@ class SearchOptions(MachineOptions):
 
 def index(options: IndexOptions) -> int:
     """Make pictures searchable, or bring their index up to date."""
-    from pixlex.cli import searching
+    from pixlex.search import ImageIndex
 
-    return searching.index(options)
+    model = load_cbvila(options)
+    remark_without_contrast(options, model)
+    found = ImageIndex.open(
+        options.out,
+        model,
+        name=_lasting(options.model),
+        precision=options.precision,
+        revision=options.revision,
+        language_model=None if options.language_model is None else _lasting(options.language_model),
+        create=True,
+    )
+    result = found.update(
+        options.data,
+        moved=options.moved,
+        batch_size=options.batch_size,
+        max_broken_share=options.max_broken_share,
+        progress=not options.quiet,
+    )
+    values = {"index": str(options.out), "source": found.head.source, **asdict(result)}
+    rows = [
+        ("images", f"{result.num_images:,}"),
+        ("embedded", f"{result.num_embedded:,}"),
+        ("same bytes as before under another name", f"{result.num_copied:,}"),
+        ("unchanged", f"{result.num_unchanged:,}"),
+        ("removed", f"{result.num_removed:,}"),
+        ("left out, of a name already taken", f"{result.num_repeated:,}"),
+        ("unreadable", f"{len(result.skipped):,}"),
+    ]
+    finish(options, values, f"{options.out}\n{table(rows)}", result.skipped)
+    return 0
 
 
 def search(options: SearchOptions) -> int:
     """Find indexed pictures by text or by picture."""
-    from pixlex.cli import searching
+    from pixlex.report.drawing import drawn
+    from pixlex.report.figures import contact_sheet
+    from pixlex.search import ImageIndex
 
-    return searching.search(options)
+    if bool(options.words) == (options.image is not None):
+        raise ValueError("expected a text to search by, or --image FILE, one of the two")
+    text = " ".join(options.words)
+    found = ImageIndex.open(
+        options.index,
+        options.model,
+        revision=options.revision,
+        language_model=options.language_model,
+        device=options.device,
+    )
+    query: dict[str, Any] = {"texts": [text]} if options.image is None else {"images": [options.image]}
+    (result,) = found.search(
+        **query,
+        top_k=options.top_k,
+        rerank=options.rerank,
+        score=options.score,
+        approximate=options.approximate,
+    )
+    values = {
+        "index": str(options.index),
+        "query": {"text": text} if options.image is None else {"image": str(options.image)},
+        "num_images": len(found),
+        "ranked_by": options.score if options.rerank else "contrastive",
+        "rerank": options.rerank,
+        "hits": result.hits,
+        "skipped": result.skipped,
+        "sheet": None if options.sheet is None else str(options.sheet),
+    }
+    finish(options, values, _hits_table(result.hits), result.skipped)
+    if options.sheet is not None:
+        title = text or str(options.image)
+        drawn(options.sheet, lambda path: contact_sheet(title, _thumbnails(options, found, result), path))
+    return 0
+
+
+def _hits_table(hits: Sequence[Hit]) -> str:
+    """Return hits as text, a line for each, under a line of titles."""
+    matched = any(hit.matching is not None for hit in hits)
+    lines = [f"rank  similarity  {'matching  ' if matched else ''}key"]
+    for hit in hits:
+        matching = "" if not matched else f"{'' if hit.matching is None else f'{hit.matching:.4f}':>8}  "
+        lines.append(f"{hit.rank:>4}  {hit.similarity:>10.4f}  {matching}{printable(hit.key)}")
+    return "\n".join(lines)
+
+
+def _thumbnails(options: SearchOptions, found: ImageIndex, result: SearchResult) -> list[Thumbnail]:
+    """Return the pictures of hits; an empty frame for one that is gone, and a remark."""
+    from pixlex.data.images import UnreadableImage
+    from pixlex.report.figures import Thumbnail
+
+    thumbnails = []
+    for hit in result.hits:
+        value = hit.similarity if hit.matching is None else hit.matching
+        lines = (f"{hit.rank}.  {value:.4f}", hit.key)
+        try:
+            thumbnails.append(Thumbnail(found.picture(hit.key), lines))
+        except UnreadableImage as fault:
+            remark(options, f"not drawn: {fault}")
+            thumbnails.append(Thumbnail(None, lines))
+    return thumbnails
+
+
+def _lasting(name: str) -> str:
+    """Return the name of a model such that it is found from any folder."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixlex.cli.few_shot_options import Scorer, Template
+from pixlex.cli.few_shot import Scorer, Template
 from pixlex.cli.options import (
     DATA,
     INTERRUPTED,
