@@ -44,7 +44,7 @@ def test_index(call: Call, photos: Path, model: Path, tmp_path: Path) -> None:
     rows = dict(line.rsplit(maxsplit=1) for line in out.splitlines()[1:])
     assert (rows["images"], rows["embedded"], rows["unreadable"]) == ("10", "10", "1")
     assert "index: 100%" in error
-    assert "images/s" in error
+    assert "images/s" in error or "s/ images" in error  # tqdm's own way to write less than one a second
     assert "pixlex: skipped broken.png: not an image" in error
     code, out, error = call(*arguments, "--json", "--quiet")
     values = json.loads(out)
