@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pixlex.config.cbvila import CBViLARun
 from pixlex.config.run import read_run
 from pixlex.data.synthetic import COLORS, GRID, SHAPES, draw, make_scene
+from pixlex.models import checkpoint
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.finetuned import resized
 from pixlex.train.parallel import mixed_precision

@@ -178,7 +178,7 @@ def test_random_weights_keep_the_words_and_redraw_the_rest(tiny_language_model: 
     assert first.fingerprint == language.fingerprint
     assert first.output.weight is first.word_embedding
     pretrained, redrawn = language.state_dict(), first.state_dict()
-    assert checkpoint.keys() == redrawn.keys()
+    assert pretrained.keys() == redrawn.keys()
     kept = {name for name in pretrained if torch.equal(pretrained[name], redrawn[name])}
     words = {name for name in kept if torch.equal(pretrained[name], language.word_embedding)}
     assert kept == words  # every other weight, the head's included, is new
