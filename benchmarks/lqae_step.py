@@ -37,7 +37,7 @@ from pixlex.batch import ImageBatch
 from pixlex.config.lqae import LQAEConfig, LQAEObjectiveConfig, QuantizerConfig, VisionConfig
 from pixlex.distributed import pick_device
 from pixlex.models.lqae import LQAE
-from pixlex.nn.language_model import LanguageModel
+from pixlex.nn.language_model import LanguageModel, registered_attention
 from pixlex.nn.masking import random_mask
 from pixlex.nn.vocabulary import Vocabulary
 from pixlex.objectives.lqae import LQAEObjective
@@ -66,7 +66,7 @@ def build(sizes: Sizes) -> LQAE:
         type_vocab_size=1,
     )
     language_model = RobertaForMaskedLM(config)
-    language_model.set_attn_implementation("pixlex")
+    language_model.set_attn_implementation(registered_attention())
     # The row of the padding is 0 in fresh models: ours leaves it out, the plain way would take it nearly always.
     torch.nn.init.normal_(language_model.get_input_embeddings().weight[config.pad_token_id], std=0.02)
     language = LanguageModel(

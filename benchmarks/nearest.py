@@ -141,9 +141,10 @@ PACKAGES = {
 def why_absent(name: str, device: torch.device) -> str | None:
     """Return why a contestant does not take part; None where it does."""
     package = PACKAGES.get(name)
-    if package is not None and importlib.util.find_spec(package) is None:
-        return f"{package} is not installed"
-    return "its index is on the CPU alone" if package == "faiss" and device.type != "cpu" else None
+    if package == "faiss" and device.type != "cpu":
+        return "its index is on the CPU alone"
+    missing = package is not None and importlib.util.find_spec(package) is None
+    return f"{package} is not installed" if missing else None
 
 
 def inputs(arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:

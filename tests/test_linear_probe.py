@@ -139,7 +139,7 @@ def test_what_it_refuses(
 def test_real_photographs(shared_data: Path, models: tuple[str, str], tmp_path: Path) -> None:
     """Colors of 8 x 8 fields tell a hundred classes apart better than chance, whatever the model."""
     files = [open_source(str(shared_data / "tinyimages" / f"{name}.parquet")) for name in ("train", "val")]
-    sets = open_sets(*files, limit=300, test_limit=200)
+    sets = open_sets(*files, limit=600, test_limit=300)
     (row,) = probe_rows(probe_features("mine", load(models[1]), sets, tmp_path), ["pixels"])
     assert row.result.num_classes == 100
     assert row.result.top5_interval is not None

@@ -244,7 +244,7 @@ def load_language_model(
     # It may be loaded in the middle of a computation, whose precision and modes are not those of its checks.
     with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
         model, tokenizer, missing = load_pretrained(
-            AutoModelForMaskedLM, source, embedded, attn_implementation=_registered_attention()
+            AutoModelForMaskedLM, source, embedded, attn_implementation=registered_attention()
         )
         body = f"{model.base_model_prefix}."
         check_complete(source, [key for key in missing if key.startswith(body)])
@@ -351,7 +351,7 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _registered_attention() -> str:
+def registered_attention() -> str:
     """The name under which transformers finds our attention, fast in bfloat16 on a CPU."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
