@@ -348,11 +348,6 @@ def _check_words(model: Model, described: Mapping[str, Any], folder: Path) -> No
         )
 
 
-def parameter_count(model: torch.nn.Module) -> int:
-    """Return how many numbers training may change."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
 def untrained_copy(model: SomeModel, images: Float[Tensor, "B 3 H W"], seed: int = 0) -> SomeModel:
     """Return the same model with fresh weights, in evaluation mode, on the CPU: what training is compared with.
 
