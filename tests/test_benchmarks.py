@@ -29,6 +29,7 @@ TINY = {
     "search": "--count 40 --queries 2 --rerank 2",
     "reranking": "--images 2 --top-k 1 --rounds 1",
     "shared_images": "--items 8 --rounds 1",
+    "tokenizing": "--images 8 --rounds 1 model.image_size=32",
 }
 
 
