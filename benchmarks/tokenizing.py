@@ -1,8 +1,8 @@
 """`pixlex.load(...).tokenize` and `decode` against the network called plainly: processor milliseconds a picture.
 
 An untrained `lqae/tinyimages` with the embedded language model. *Plain* is encoder and search (or decoder) in one
-call of the network, at several batch sizes; the least of them is what `tokenize` is compared with. Contestants take
-turns in one process. Then a fresh process that loads the model and turns one picture into words.
+call of the network, at several batch sizes; the least of them is what `tokenize` is compared with. Contestants
+take turns in one process. Then a fresh process that loads the model and turns one picture into words.
 
     OMP_NUM_THREADS=1 python benchmarks/tokenizing.py [--images 128] [--rounds 7] [KEY=VALUE ...]
 """
