@@ -19,9 +19,7 @@ __all__ = ["ImageReasoner", "ImageTokenizer", "__version__", "load", "load_reaso
 def __getattr__(name: str) -> Any:
     """Import the API on first use, so that `import pixlex` and `pixlex --help` stay fast."""
     if name in __all__:
-        from pixlex import api
-
-        return getattr(api, name)
+        return getattr(import_module("pixlex.api"), name)
     if name == "search":
         return import_module("pixlex.search")
     raise AttributeError(f"module 'pixlex' has no attribute {name!r}")

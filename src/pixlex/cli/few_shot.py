@@ -18,6 +18,8 @@ from pixlex.cli.options import (
     MachineOptions,
     Options,
     Positive,
+    Scorer,
+    Template,
     answer,
     option,
     remark,
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
 
 COLUMNS = ("bare:1/0", "1/0", "3/0", "5/0", "1/1", "1/3", "1/5")
 ClassifierName = Literal["sentence", "layers", "last-layer", "bag", "linear", "pixels", "chance"]
-Template = Literal["frozen", "v2l", "pixlex"]
-Scorer = Literal["strict", "likelihood", "likelihood-per-token", "constrained", "v2l"]
 # Images that the statistics of an untrained model's search are measured on.
 _SOME = 64
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixlex.cli.few_shot import Scorer, Template
 from pixlex.cli.options import (
     DATA,
     INTERRUPTED,
@@ -19,6 +18,8 @@ from pixlex.cli.options import (
     MachineOptions,
     Options,
     Positive,
+    Scorer,
+    Template,
     answer,
     option,
     positional,
