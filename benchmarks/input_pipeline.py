@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pixlex.config.data import DataConfig
+from pixlex.config.fields import DataConfig
 from pixlex.data import tables
 from pixlex.data.embedded import PHOTOGRAPHS, photograph
 from pixlex.data.images import open_source

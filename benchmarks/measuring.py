@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from torch.utils.module_tracker import ModuleTracker
 
 from in_turn import doubled_until_full, or_full
-from pixlex.config.train import TrainConfig
+from pixlex.config.fields import TrainConfig
 from pixlex.distributed import pick_device
 from pixlex.train.logging import peak_memory
 from pixlex.train.optimizer import build_optimizer

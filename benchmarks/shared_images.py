@@ -17,8 +17,7 @@ import time
 import torch
 
 from pixlex.batch import ReasoningBatch
-from pixlex.config.cbvila import CBViLARun
-from pixlex.config.finetune import ReasonerConfig, ReasoningObjectiveConfig
+from pixlex.config.cbvila import CBViLARun, ReasonerConfig, ReasoningObjectiveConfig
 from pixlex.config.run import read_run
 from pixlex.models.finetuned import Reasoner
 from pixlex.objectives.finetune import ReasoningObjective

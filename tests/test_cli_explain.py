@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tests.tiny import tiny_cbvila, tiny_mae, tiny_reasoner, write_images
 
-from pixlex.config.finetune import ReasoningTask
+from pixlex.config.cbvila import ReasoningTask
 from pixlex.models import checkpoint
 
 Call = Callable[..., tuple[int, str, str]]

@@ -13,9 +13,8 @@ from tests.tiny import tiny_cbvila, tiny_vqvae, tiny_vqvae_config, write_images
 
 from pixlex import run as runs
 from pixlex.cli import main
-from pixlex.config.data import DataConfig
+from pixlex.config.fields import DataConfig, EvalConfig, TrainConfig
 from pixlex.config.lqae import VQVAERun
-from pixlex.config.train import EvalConfig, TrainConfig
 from pixlex.files import read_json
 from pixlex.models import checkpoint
 from pixlex.report import drawing

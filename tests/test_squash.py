@@ -15,9 +15,8 @@ from tests.tiny import tiny_cbvila, tiny_lqae_config, tiny_vqvae_config
 
 from pixlex import run as runs
 from pixlex.api import ImageTokenizer
-from pixlex.config.data import Cut, DataConfig
+from pixlex.config.fields import Cut, DataConfig, TrainConfig
 from pixlex.config.lqae import LQAERun
-from pixlex.config.train import TrainConfig
 from pixlex.data import decoding
 from pixlex.data.decoding import load_image
 from pixlex.models.lqae import LQAE

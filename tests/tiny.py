@@ -20,11 +20,12 @@ from pixlex.config.cbvila import (
     CBViLAConfig,
     FusionConfig,
     ImageTowerConfig,
+    ReasonerConfig,
+    ReasoningTask,
     TextTowerConfig,
     VisualCodebookConfig,
 )
-from pixlex.config.data import DataConfig
-from pixlex.config.finetune import ReasonerConfig, ReasoningTask
+from pixlex.config.fields import DataConfig
 from pixlex.config.lqae import (
     CausalLanguageConfig,
     FrozenConfig,

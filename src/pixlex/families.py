@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from pixlex.batch import ImageBatch
-from pixlex.config.cbvila import CBViLAConfig, CBViLARun
-from pixlex.config.finetune import ReasoningRun
+from pixlex.config.cbvila import CBViLAConfig, CBViLARun, ReasoningRun
 from pixlex.config.lqae import FrozenRun, LQAERun, MAERun, VQVAERun
 from pixlex.config.run import Run
 from pixlex.data.captions import open_pairs

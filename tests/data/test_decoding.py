@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests.data.conftest import encoded
 
-from pixlex.config.data import DataConfig
+from pixlex.config.fields import DataConfig
 from pixlex.data.decoding import (
     ImageRecord,
     UnreadableImage,

@@ -21,7 +21,7 @@ from tests.data.test_tar import write_tar
 from tests.tiny import evaluation_batches, training_batches
 
 from pixlex.batch import ImageBatch
-from pixlex.config.data import DataConfig
+from pixlex.config.fields import DataConfig
 from pixlex.data.decoding import ImageRecord
 from pixlex.data.images import TooManyBroken, UnreadableImage, open_source
 from pixlex.data.loader import LoaderConfig, TrainingOrder

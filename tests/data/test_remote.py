@@ -22,7 +22,7 @@ from tests.data.far import Far, asked
 from tests.data.test_tar import write_tar
 from tests.tiny import training_batches
 
-from pixlex.config.data import DataConfig
+from pixlex.config.fields import DataConfig
 from pixlex.data import remote
 from pixlex.data.captions import open_pairs
 from pixlex.data.decoding import UnreadableImage

@@ -15,7 +15,7 @@ import torch
 from tests.tiny import training_batches, write_images
 
 from pixlex.batch import ImageTextBatch, ReasoningBatch, Words
-from pixlex.config.data import DataConfig
+from pixlex.config.fields import DataConfig
 from pixlex.data.captions import open_pairs
 from pixlex.data.embedded import ScenesSource
 from pixlex.data.loader import Loader, LoaderConfig

@@ -18,7 +18,7 @@ from tests.data.far import Far, asked
 from tests.data.test_tar import write_tar
 from tests.tiny import evaluation_batches, training_batches
 
-from pixlex.config.data import DataConfig
+from pixlex.config.fields import DataConfig
 from pixlex.data.captions import open_pairs
 from pixlex.data.images import open_source
 from pixlex.data.labels import Labels, resolve_labels, row_label

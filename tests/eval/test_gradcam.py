@@ -9,7 +9,7 @@ import torch
 from tests.tiny import IMAGE_SIZE, tiny_cbvila, tiny_reasoner
 from torch import Tensor, nn
 
-from pixlex.config.finetune import ReasoningTask
+from pixlex.config.cbvila import ReasoningTask
 from pixlex.eval import gradcam
 from pixlex.eval.gradcam import attention_heat, default_layer, explain, explain_answer
 from pixlex.models.cbvila import CBViLA

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.tiny import write_images
 
-from pixlex.config.finetune import ReasoningTask
+from pixlex.config.cbvila import ReasoningTask
 from pixlex.data.questions import open_items
 from pixlex.eval.published import benchmark_of, objectives_table, retrieval_table, setting_of, task_table
 

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from pixlex import run as runs
 from pixlex.config.cbvila import CBViLAConfig, FusionConfig, ImageTowerConfig, TextTowerConfig
-from pixlex.config.data import DataConfig
+from pixlex.config.fields import DataConfig, TrainConfig
 from pixlex.config.lqae import LQAERun, VisionConfig
 from pixlex.config.run import MAERun
-from pixlex.config.train import TrainConfig
 from pixlex.models import checkpoint
 from pixlex.models.cbvila import MaskedWordHead
 from pixlex.models.initialization import initialize_encoder, initialize_towers

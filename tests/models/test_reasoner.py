@@ -9,7 +9,7 @@ import torch
 from tests.tiny import tiny_cbvila, tiny_reasoner
 
 from pixlex.batch import Words
-from pixlex.config.finetune import ReasonerConfig, ReasoningTask
+from pixlex.config.cbvila import ReasonerConfig, ReasoningTask
 from pixlex.models import checkpoint
 from pixlex.models.finetuned import Reasoner, resized, started
 from pixlex.nn.bert import AnswerDecoder, Context

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tests.tiny import IMAGE_SIZE, tiny_cbvila
 
 from pixlex.batch import ReasoningBatch
-from pixlex.config.finetune import ReasonerConfig, ReasoningObjectiveConfig
+from pixlex.config.cbvila import ReasonerConfig, ReasoningObjectiveConfig
 from pixlex.models.finetuned import Reasoner
 from pixlex.objectives.finetune import ReasoningObjective
 from pixlex.objectives.phase import Step

@@ -22,8 +22,7 @@ from tests.tiny import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixlex.batch import ImageBatch, ReasoningBatch
-from pixlex.config.cbvila import CBViLAObjectiveConfig
-from pixlex.config.finetune import ReasoningObjectiveConfig
+from pixlex.config.cbvila import CBViLAObjectiveConfig, ReasoningObjectiveConfig
 from pixlex.config.lqae import LQAEObjectiveConfig, MAEObjectiveConfig, VQVAEObjectiveConfig
 from pixlex.nn.codebook import count_codes
 from pixlex.nn.transformer import take_rows

@@ -20,9 +20,8 @@ from PIL import Image
 from tests.tiny import IMAGE_SIZE, tiny_cbvila, tiny_lqae, tiny_vqvae
 
 from pixlex.config.cbvila import CBViLADataConfig, CBViLAObjectiveConfig
-from pixlex.config.data import DataConfig
+from pixlex.config.fields import DataConfig, TrainConfig
 from pixlex.config.lqae import LQAEObjectiveConfig, VQVAEObjectiveConfig
-from pixlex.config.train import TrainConfig
 from pixlex.data.captions import open_pairs
 from pixlex.data.images import open_source
 from pixlex.data.loader import Loader, LoaderConfig

@@ -7,7 +7,7 @@ import math
 import pytest
 from torch import nn
 
-from pixlex.config.train import TrainConfig
+from pixlex.config.fields import TrainConfig
 from pixlex.train.optimizer import build_optimizer, learning_rate
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from pixlex import distributed
-from pixlex.config.finetune import ReasoningObjectiveConfig
+from pixlex.config.cbvila import ReasoningObjectiveConfig
 from pixlex.config.lqae import LQAEObjectiveConfig
 from pixlex.nn.bert import BertLayer
 from pixlex.objectives.finetune import ReasoningObjective

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pixlex.config.data import Cut
+from pixlex.config.fields import Cut
 from pixlex.data.decoding import evaluation_transform
 from pixlex.data.images import UnreadableImage, load_image
 from pixlex.data.sources import read_file, stored_bytes

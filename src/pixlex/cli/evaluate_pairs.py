@@ -35,7 +35,7 @@ from pixlex.cli.options import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pixlex.config.finetune import ReasoningTask
+    from pixlex.config.cbvila import ReasoningTask
     from pixlex.data.records import PairSource, ReasoningSource
     from pixlex.eval.vqa import ReasoningResult
 
@@ -153,7 +153,7 @@ def retrieval(options: RetrievalOptions) -> int:
 def pretraining(options: PretrainingOptions) -> int:
     """Losses, codebook and rebuilt pixels of a CB-ViLA on pairs that it was not trained on."""
     from pixlex import distributed
-    from pixlex.config.data import SQUARE
+    from pixlex.config.fields import SQUARE
     from pixlex.data.rows import Pairs
     from pixlex.eval.pretraining import evaluate_pretraining
     from pixlex.objectives.cbvila import CBViLAObjective
@@ -290,7 +290,7 @@ def _evaluate_task(options: TaskOptions, task: ReasoningTask) -> int:
 
 def _training_items(options: TaskOptions, task: ReasoningTask) -> ReasoningSource | None:
     """Return what the baselines without images learn from: as named, or what the model was fine-tuned on."""
-    from pixlex.config.finetune import ReasoningRun
+    from pixlex.config.cbvila import ReasoningRun
     from pixlex.data.questions import open_items
 
     if options.training_data is not None:

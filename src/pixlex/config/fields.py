@@ -1,9 +1,9 @@
-"""Fields of the configurations: default, sentence and range in one place; choices are checked from the type."""
+"""Fields of configurations: default, sentence, range and choices; and the parts that every run has."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -85,3 +85,171 @@ def _choices(kind: type[Any]) -> dict[str, tuple[str, ...]]:
     """Return the choices of each field that has some."""
     hints = get_type_hints(kind)
     return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+
+
+# How an image becomes a square: its centered square, or all of it in another shape.
+Cut = Literal["center", "squash"]
+CUT_MEANING = (
+    "How images that are not square become so, random crops aside: center cuts out a square; squash keeps "
+    "all of the image and not its shape (LQAE, ALBEF)."
+)
+SQUARE: Mapping[Cut, str] = {"center": "images cut at the center", "squash": "images squashed to squares"}
+
+_LARGEST = 65_536  # pixels
+_CROP = Range("must lie in (0, 1]", lambda value: 0 < value <= 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridConfig(Config):
+    """A network that reads square images as a grid of square patches."""
+
+    image_size: int = describe(256, "Side of the square image in pixels.", POSITIVE)
+    patch_size: int = describe(16, "Side of a patch in pixels; must divide the image size.", POSITIVE)
+    cut: Cut = describe("center", CUT_MEANING)
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    def check(self) -> None:
+        """Require an image that its patches tile exactly."""
+        side, patch = self.image_size, self.patch_size
+        self.require("image_size", side <= _LARGEST, f"must be at most {_LARGEST}")
+        self.require("image_size", side % patch == 0, f"must be a multiple of the patch size {patch}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """Where images come from and how they are prepared."""
+
+    train: str = describe(
+        "embedded:photographs:train",
+        "Training images: a folder, a .parquet, .csv or .jsonl file, .tar shards (these and .parquet also at an "
+        "address such as s3://BUCKET/train-{000..063}.tar), hf:NAME[:SPLIT] or "
+        "embedded:digits|photographs:train|test or embedded:scenes:train|test[:COUNT].",
+        naming("a source of images"),
+    )
+    validation: str = describe("", "Validation images, described as above; empty for none.")
+    augment: Literal["random_resized_crop", "resize"] = describe(
+        "random_resized_crop",
+        "How training images are cut: a random area, or resized as for evaluation (model.cut).",
+    )
+    crop_scale_min: float = describe(
+        0.2,
+        "Smallest share of the image's area that a random crop keeps, in (0, 1]; LQAE's code uses 0.2.",
+        _CROP,
+    )
+    horizontal_flip: bool = describe(True, "Mirror half of the training images.")
+    max_broken_share: float = describe(
+        0.05, "Share of unreadable images, in [0, 1], above which a run stops instead of going on.", FRACTION
+    )
+    shuffle_blocks: int = describe(
+        0,
+        "0: any image may follow any other. N: tar shards, or row groups of Parquet files, come in random order, "
+        "and the images of N of them are mixed at a time, so that slow disks and large files are read forward.",
+        NOT_NEGATIVE,
+    )
+    streams: int = describe(
+        1,
+        "Parts of the images that each fill their share of a batch. With shuffle_blocks, and as many streams as "
+        "processes or a multiple, processes read different shards; the batch is the same for all such numbers.",
+        POSITIVE,
+    )
+    workers: int = describe(
+        0, "Processes that decode images; 0 decodes in the training process.", NOT_NEGATIVE
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairDataConfig(DataConfig):
+    """Where images with captions come from and how they are prepared."""
+
+    train: str = describe(
+        "embedded:scenes:train",
+        "Images with captions: .parquet, .csv, .tsv, .jsonl, .json (ALBEF, Karpathy, COCO, Visual Genome), .tar "
+        "shards, a folder, hf:NAME[:SPLIT] or embedded:scenes:train; options follow, as in "
+        "FILE.json?split=train&images=DIR; several joined by ' + ', each with an optional 'WEIGHT * ' in front.",
+        naming("a source of images"),
+    )
+    validation: str = describe("", "Validation images with captions, described as above; empty for none.")
+    horizontal_flip: bool = describe(
+        False, "Mirror half of the training images; captions know left and right."
+    )
+
+
+SEED = Range("must be 0 or more and below 2 ** 63", lambda value: 0 <= value < 2**63)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """One training run."""
+
+    steps: int = describe(
+        250_200, "Optimizer steps; the paper's 100 epochs of ImageNet are 250,200.", POSITIVE
+    )
+    batch_size: int = describe(512, "Images in a step, over all processes.", POSITIVE)
+    learning_rate: float = describe(
+        3e-4,
+        "Peak learning rate; the paper says 1.5e-4, its released command makes 3e-4 of that at batch 512.",
+        POSITIVE,
+    )
+    warmup_steps: int = describe(
+        12_510, "Steps of linear warm-up; the paper's 5 epochs are 12,510.", NOT_NEGATIVE
+    )
+    initial_learning_rate: float = describe(0.0, "Learning rate that the warm-up begins at.", NOT_NEGATIVE)
+    final_learning_rate: float = describe(0.0, "Learning rate at the end of the cosine.", NOT_NEGATIVE)
+    weight_decay: float = describe(5e-4, "AdamW's weight decay (paper: 0.0005).", NOT_NEGATIVE)
+    decay_all: bool = describe(
+        False, "Decay norms, biases and positions as well, as the released code does by accident."
+    )
+    beta1: float = describe(0.9, "AdamW's first beta.", BELOW_ONE)
+    beta2: float = describe(0.95, "AdamW's second beta (released code: 0.95).", BELOW_ONE)
+    epsilon: float = describe(1e-8, "AdamW's epsilon.", POSITIVE)
+    clip_norm: float = describe(
+        1.0, "Largest norm of the gradient; 0 for no limit, as in the paper.", NOT_NEGATIVE
+    )
+    seed: int = describe(0, "Seed of weights, data order, augmentation and masks.", SEED)
+    precision: Literal["auto", "bf16", "fp32"] = describe(
+        "auto",
+        "bf16: mixed precision, distances and losses in float32; fp32: everything in float32; auto: bf16 where "
+        "the device multiplies in it, else fp32, decided when a run begins.",
+    )
+    checkpoint_activations: bool = describe(
+        False,
+        "Keep the input of each layer alone and compute the rest again for its gradients: the same numbers in "
+        "less memory, about a third slower. The way to a large batch, since losses compare within it.",
+    )
+    compile: bool = describe(
+        False,
+        "Compile transformer layers (torch.compile), minutes at the start; meant for GPUs. Evaluations are "
+        "not compiled; a resumed run agrees with an uninterrupted one to rounding only.",
+    )
+    shard_parameters: bool = describe(
+        False,
+        "Share weights, gradients and moments of transformer layers out among the processes of torchrun (FSDP2): "
+        "for models of which one device cannot hold all that. Alone it changes nothing.",
+    )
+    device: str = describe("auto", "auto, cpu, cuda or cuda:N.")
+    log_every: int = describe(10, "Steps between lines of the log.", POSITIVE)
+    checkpoint_every: int = describe(1000, "Steps between checkpoints.", POSITIVE)
+    keep_checkpoints: int = describe(2, "Newest checkpoints kept.", POSITIVE)
+    evaluate_every: int = describe(
+        5000, "Steps between evaluations with pictures; 0 for the end alone.", NOT_NEGATIVE
+    )
+    wandb: bool = describe(False, "Log to Weights & Biases as well; needs the extra pixlex[wandb].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(Config):
+    """What is measured on the validation images."""
+
+    batch_size: int = describe(64, "Images measured at a time.", POSITIVE)
+    limit: int = describe(0, "Validation images used; 0 for all.", NOT_NEGATIVE)
+    examples: int = describe(8, "Images drawn with their words.", POSITIVE)
+    word_folds: int = describe(
+        2,
+        "Passes of the language model that measure how well words foretell each other, each with one of so many "
+        "shares of the words hidden; 0 for none.",
+        NOT_NEGATIVE,
+    )

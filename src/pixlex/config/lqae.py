@@ -5,9 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pixlex.config.data import DataConfig, GridConfig, PairDataConfig
-from pixlex.config.fields import FRACTION, NOT_NEGATIVE, POSITIVE, Config, at_least, describe, naming, part
-from pixlex.config.train import EvalConfig, TrainConfig
+from pixlex.config.fields import (
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Config,
+    DataConfig,
+    EvalConfig,
+    GridConfig,
+    PairDataConfig,
+    TrainConfig,
+    at_least,
+    describe,
+    naming,
+    part,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

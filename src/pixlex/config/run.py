@@ -11,8 +11,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from pixlex.config.cbvila import CBViLARun
-from pixlex.config.finetune import ReasoningRun
+from pixlex.config.cbvila import CBViLARun, ReasoningRun
 from pixlex.config.lqae import FrozenRun, LQAERun, MAERun, VQVAERun
 from pixlex.files import write_text
 from pixlex.messages import nearest, quoted

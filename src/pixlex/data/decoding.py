@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from pixlex.config.data import Cut, DataConfig
+from pixlex.config.fields import Cut, DataConfig
 
 T = TypeVar("T")
 

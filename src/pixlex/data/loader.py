@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pixlex import distributed
 from pixlex.batch import ImageBatch, Skipped
-from pixlex.config.data import Cut, DataConfig
+from pixlex.config.fields import Cut, DataConfig
 from pixlex.data.decoding import (
     ImageRecord,
     UnreadableImage,

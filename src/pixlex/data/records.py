@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from jaxtyping import Int64
 
-from pixlex.config.finetune import ReasoningTask
+from pixlex.config.cbvila import ReasoningTask
 from pixlex.data.decoding import ImageRecord
 from pixlex.data.sources import ImageSource, ImageSubset, concatenate, remark_left_out, subset
 from pixlex.data.text import clean_caption, clean_question

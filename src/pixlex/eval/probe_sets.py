@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pixlex import distributed
 from pixlex.batch import Skipped
-from pixlex.config.data import Cut
+from pixlex.config.fields import Cut
 from pixlex.data.decoding import ImageRecord, UnreadableImage
 from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.rows import Images

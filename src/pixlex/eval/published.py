@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pixlex.config.finetune import ReasoningTask
+from pixlex.config.cbvila import ReasoningTask
 from pixlex.data.records import ReasoningSource
 
 Benchmark = Literal["flickr30k", "coco"]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pixlex import distributed
 from pixlex.batch import ImageBatch, Skipped, Words
-from pixlex.config.data import SQUARE
+from pixlex.config.fields import SQUARE
 from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.records import PairSource
 from pixlex.data.rows import Images

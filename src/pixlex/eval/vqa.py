@@ -12,8 +12,8 @@ from typing import Literal
 
 from pixlex import distributed
 from pixlex.batch import ReasoningBatch, Words
-from pixlex.config.data import SQUARE
-from pixlex.config.finetune import ReasoningTask
+from pixlex.config.cbvila import ReasoningTask
+from pixlex.config.fields import SQUARE
 from pixlex.data.records import ReasoningSource
 from pixlex.data.text import agreement, normalize_answer
 from pixlex.eval.evaluate import DEFAULT_PASS, Evaluation, Measured, Pass, evaluate, wilson_interval

@@ -14,9 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pixlex.batch import Words
-from pixlex.config.cbvila import CBViLAConfig
-from pixlex.config.data import Cut
-from pixlex.config.finetune import ReasonerConfig
+from pixlex.config.cbvila import CBViLAConfig, ReasonerConfig
+from pixlex.config.fields import Cut
 from pixlex.config.run import describe_fields, value_at
 from pixlex.messages import quoted, renamed
 from pixlex.models import ImageModel

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixlex.batch import ReasoningBatch, send
-from pixlex.config.finetune import ReasoningObjectiveConfig
+from pixlex.config.cbvila import ReasoningObjectiveConfig
 from pixlex.data.text import agreement_targets
 from pixlex.losses.cross_entropy import masked_word_loss
 from pixlex.messages import quoted

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from pixlex.config.data import Cut
+from pixlex.config.fields import Cut
 from pixlex.data.decoding import UnreadableImage, center_box, decode_record
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.classifiers import Answer

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from pixlex import distributed
-from pixlex.config.train import TrainConfig
+from pixlex.config.fields import TrainConfig
 from pixlex.files import Damaged, naming, sealed, unsealed, write_text
 from pixlex.messages import not_installed
 from pixlex.progress import bar_or_lines

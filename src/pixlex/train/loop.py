@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pixlex import distributed
 from pixlex.batch import ImageBatch, NotFinite
-from pixlex.config.train import TrainConfig
+from pixlex.config.fields import TrainConfig
 from pixlex.files import write_text
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 from pixlex.train.logging import RunLog

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pixlex import distributed
 from pixlex.batch import ImageBatch
-from pixlex.config.train import TrainConfig
+from pixlex.config.fields import TrainConfig
 from pixlex.models.inference import Precision
 from pixlex.nn.bert import BertLayer
 from pixlex.nn.transformer import Block, OfficialBlock, multiplies_bfloat16

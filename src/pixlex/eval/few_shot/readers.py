@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pixlex.config.data import Cut
+from pixlex.config.fields import Cut
 from pixlex.data.decoding import UnreadableImage, center_box, decode_record, evaluation_transform
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.episodes import digest, source_identity
