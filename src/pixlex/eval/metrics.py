@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from pixlex import distributed
 from pixlex.nn.codebook import count_codes, perplexity
@@ -147,6 +146,8 @@ def psnr(images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H
         images: Pixels in [0, 1].
         reconstructions: Pixels in [0, 1].
     """
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # brings scipy, 3 s
+
     values: Tensor = peak_signal_noise_ratio(
         reconstructions, images, data_range=1.0, reduction="none", dim=(1, 2, 3)
     )
@@ -166,6 +167,8 @@ def ssim(images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H
     Raises:
         ValueError: Images smaller than the window.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     if min(images.shape[-2:]) < SSIM_WINDOW:
         size = tuple(images.shape[-2:])
         raise ValueError(f"SSIM needs images of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels, got {size}")
