@@ -8,7 +8,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from pixlex.config.fields import Cut, DataConfig
+if TYPE_CHECKING:
+    from pixlex.config.fields import Cut, DataConfig
 
 T = TypeVar("T")
 
@@ -32,14 +33,11 @@ IMAGE_SUFFIXES = frozenset(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 # No image file is larger: 6 bytes for each of the pixels that Pillow decodes at most (16-bit RGB, uncompressed).
 MAX_FILE_BYTES = 1 << 29
-
 # What decoding and scaling take for each pixel at most, but for animated WebP: the pixels as Pillow holds them (4
 # bytes), once more as RGB (4), or the coefficients of a progressive JPEG (6).
 _BYTES_A_PIXEL = 10
-
 # Enough of a file to tell that it is an image, long profiles in front included.
 _HEAD_BYTES = 1 << 20
-
 # Pixels that are converted at a time: what a conversion needs between its steps does not grow with the image.
 _BAND_PIXELS = 1 << 20
 
@@ -65,10 +63,8 @@ _UPRIGHT = {
 # Width / height of a random crop is log-uniform between these (Szegedy et al. 2014, "Going deeper with
 # convolutions", section 6).
 ASPECT_RATIOS = (3 / 4, 4 / 3)
-
 # Draws of a crop that does not fit into the image, before the largest centered one is taken.
 _ATTEMPTS = 10
-
 # Shrink to at least this many times the target by averaging whole pixels before the bicubic filter: on a
 # large photograph several times faster, and by Pillow's documentation hardly to be told apart.
 _REDUCING_GAP = 3.0
@@ -77,17 +73,11 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 class UnreadableImage(ValueError):
-    """An image that could not be read.
-
-    Args:
-        key: The stable name of the image inside its source.
-        reason: Why it could not be read, in one sentence.
-    """
+    """An image that could not be read: its stable name inside its source, and why, in one sentence."""
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(key, reason)
-        self.key = key
-        self.reason = reason
+        self.key, self.reason = key, reason
 
     def __str__(self) -> str:
         return f"{self.key}: {self.reason}"
@@ -108,15 +98,8 @@ class ImageRecord:
     key: str
 
 
-@dataclass(frozen=True)
-class StoredForm:
-    """How an image is stored, read from its header without decoding the pixels.
-
-    Attributes:
-        file_format: Pillow's name of the format, "array" for pixels without a file.
-        mode: Pillow's name of the pixel layout, such as "RGB", "L", "P", "CMYK" or "I;16".
-        pixels: Width times height.
-    """
+class StoredForm(NamedTuple):
+    """Pillow's names of format ("array" for pixels without a file) and pixel layout; width times height."""
 
     file_format: str
     mode: str
@@ -124,7 +107,7 @@ class StoredForm:
 
 
 def stored_form(record: ImageRecord) -> StoredForm:
-    """Return how an image is stored; raises `UnreadableImage` for bytes that are no image that is read."""
+    """Return how an image is stored, by its header; raises `UnreadableImage` for bytes that are no image."""
     if isinstance(record.data, np.ndarray):
         return StoredForm("array", "RGB", record.data.shape[0] * record.data.shape[1])
     return _tried(record.data, _form, record.key)
@@ -169,9 +152,6 @@ def load_image(data: bytes, key: str, *, minimum_side: int = 0) -> Image.Image:
         key: Name of the image, for the error.
         minimum_side: If above 0, a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, but not
             smaller than this many pixels on its short side; 0 decodes at full size.
-
-    Returns:
-        An image of mode "RGB".
 
     Raises:
         UnreadableImage: The bytes are damaged, truncated, not an image of these formats, or would decode
@@ -282,13 +262,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     transparent = image.has_transparency_data
     if image.mode == "RGB" and not transparent:
         return image
-    convert = _composited if transparent else _converted
-    if image.mode == "F" or image.mode.startswith("I"):
+    is_number = image.mode == "F" or image.mode.startswith("I")
+    if is_number:
         _check_range(image)
-        convert = _scaled
     rgb = Image.new("RGB", image.size)
     for box in _bands(image):
-        rgb.paste(convert(image.crop(box)), box)
+        band = image.crop(box)
+        if is_number:
+            band = _scaled(band)
+        elif transparent:
+            band = Image.alpha_composite(Image.new("RGBA", band.size, "white"), band.convert("RGBA"))
+        rgb.paste(band.convert("RGB"), box)
     return rgb
 
 
@@ -298,29 +282,19 @@ def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
         yield 0, top, image.width, min(top + rows, image.height)
 
 
-def _converted(band: Image.Image) -> Image.Image:
-    return band.convert("RGB")
-
-
-def _composited(band: Image.Image) -> Image.Image:
-    canvas = Image.new("RGBA", band.size, "white")
-    canvas.alpha_composite(band.convert("RGBA"))
-    return canvas.convert("RGB")
-
-
 def _scaled(band: Image.Image) -> Image.Image:
     """Scale greyscale pixels of 16 bits to 0..255 by 255/65535, or of [0, 1] by 255, rounding to nearest."""
     pixels = np.asarray(band)
     # 65535 = 257 * 255, so (v + 128) // 257 is v * 255 / 65535 rounded to nearest.
     grey = np.rint(pixels * 255) if band.mode == "F" else (pixels.astype(np.uint32) + 128) // 257
-    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    return Image.fromarray(grey.astype(np.uint8))
 
 
 def _check_range(image: Image.Image) -> None:
     """Raise `ValueError` for numbers that have no meaning as greyscale pixels."""
     pixels = (np.asarray(image.crop(box)) for box in _bands(image))
-    lows, highs = zip(*((float(band.min()), float(band.max())) for band in pixels), strict=True)
-    low, high = float(np.min(lows)), float(np.max(highs))  # NaN stays NaN
+    ends = np.array([(float(band.min()), float(band.max())) for band in pixels])
+    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())  # NaN stays NaN
     if image.mode == "F" and not (low >= 0 and high <= 1):
         raise ValueError(f"floating-point pixels must lie in [0, 1], got {low:g} to {high:g}")
     if image.mode != "F" and (low < 0 or high > 65535):
@@ -330,18 +304,9 @@ def _check_range(image: Image.Image) -> None:
 def training_crop(
     image: Image.Image, size: int, config: DataConfig, generator: np.random.Generator, cut: Cut = "center"
 ) -> UInt8[Tensor, "3 H W"]:
-    """Crop a training image, scale it bicubically to a square and mirror half of them.
+    """Crop an RGB image for training, scale it bicubically to a square of `size` pixels, mirror half of them.
 
-    With `augment="random_resized_crop"` the crop keeps a uniform fraction of the area in [crop_scale_min, 1],
-    with an aspect ratio log-uniform in [3/4, 4/3], at a uniform place; with "resize" it is that of
-    `evaluation_crop`.
-
-    Args:
-        image: An RGB image.
-        size: Side of the result, in pixels.
-        config: What to do.
-        generator: The only source of randomness.
-        cut: With "resize", as for `evaluation_crop`.
+    With `augment="random_resized_crop"` the crop is that of `random_box`, with "resize" that of `evaluation_crop`.
     """
     if config.augment == "random_resized_crop":
         box = random_box(image.width, image.height, config.crop_scale_min, generator)
@@ -354,11 +319,9 @@ def training_crop(
 
 
 def evaluation_crop(image: Image.Image, size: int, cut: Cut = "center") -> UInt8[Tensor, "3 H W"]:
-    """Return an image as a square, bicubically scaled.
+    """Return an RGB image as a square of `size` pixels, bicubically scaled.
 
     Args:
-        image: An RGB image.
-        size: Side of the result, in pixels.
         cut: "center" cuts out the largest centered square; "squash" keeps all of the image and not its shape
             (ALBEF).
     """
@@ -388,7 +351,10 @@ def minimum_decoded_side(size: int, config: DataConfig) -> int:
 
 
 def random_box(width: int, height: int, scale_min: float, generator: np.random.Generator) -> Box:
-    """Draw a crop, not rounded: small images have few whole pixels."""
+    """Draw a crop: area uniform in [scale_min, 1] of the image's, aspect ratio log-uniform, place uniform.
+
+    Its sides are not rounded: small images have few whole pixels.
+    """
     for _ in range(_ATTEMPTS):
         area = width * height * generator.uniform(scale_min, 1.0)
         ratio = math.exp(generator.uniform(math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1])))

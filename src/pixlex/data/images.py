@@ -35,9 +35,8 @@ from pixlex.data.sources import (
     kind_of,
     remark_passed_over,
     stored_bytes,
-    unreadable_column,
 )
-from pixlex.data.tables import ParquetSource
+from pixlex.data.tables import ParquetSource, unreadable_column
 from pixlex.data.text import json_value
 from pixlex.files import read_regular
 from pixlex.messages import not_installed, quoted
@@ -96,19 +95,27 @@ def _opened(description: str, captioned: bool) -> ImageSource:
     if description.startswith("embedded:"):
         return open_embedded(description.removeprefix("embedded:"))
     if is_url(description):
-        others: list[str] = []
-        return _open_files(description, _remote_files(description, others), captioned, others)
+        files, others = _remote_files(description)
+        return _open_files(description, files, captioned, others)
     if description.startswith("hf:"):
         return open_hub(description.removeprefix("hf:"), numbered=captioned)
     if not description:
         raise ValueError(f"the description of the images is empty; {_EXPECTED}")
     path = Path(description).expanduser()
+    suffix = path.suffix.lower()
     if os.path.isdir(path):  # unlike Path.is_dir, false for names that are too long
         return _open_directory(path, captioned)
     if os.path.isfile(path):
-        return _open_file(path, captioned)
+        if suffix in (".parquet", ".tar"):
+            return _open_files(str(path), [path], captioned)
+        if suffix in (".csv", ".tsv", ".jsonl"):
+            return open_list(path)
+        if suffix in IMAGE_SUFFIXES or is_image_file(path):
+            return open_image_files([path])
+        raise ValueError(f"{path} ends in {suffix or 'no suffix'}; {_EXPECTED}")
     if re.search(r"[*?\[{]", description):
-        return _open_pattern(str(path), captioned)
+        found = {Path(name) for part in _expand_braces(str(path)) for name in _matching(part)}
+        return _open_files(str(path), sorted(found), captioned)
     if os.path.lexists(path):
         raise ValueError(
             f"{path} is neither a file nor a folder (a pipe, a device or a dead link); {_EXPECTED}"
@@ -117,16 +124,11 @@ def _opened(description: str, captioned: bool) -> ImageSource:
     raise ValueError(f"{path} does not exist (looked for {path.absolute()}){slashes}; {_EXPECTED}")
 
 
-def _open_file(path: Path, captioned: bool) -> ImageSource:
-    match path.suffix.lower():
-        case ".parquet" | ".tar":
-            return _open_files(str(path), [path], captioned)
-        case ".csv" | ".tsv" | ".jsonl":
-            return open_list(path)
-        case suffix if suffix in IMAGE_SUFFIXES or is_image_file(path):
-            return open_image_files([path])
-        case suffix:
-            raise ValueError(f"{path} ends in {suffix or 'no suffix'}; {_EXPECTED}")
+def _matching(pattern: str) -> list[str]:
+    found = glob.glob(pattern, recursive=True)
+    if not found:
+        raise ValueError(f"no file matches {pattern}")
+    return found
 
 
 def _open_directory(folder: Path, captioned: bool) -> ImageSource:
@@ -134,31 +136,19 @@ def _open_directory(folder: Path, captioned: bool) -> ImageSource:
         return open_saved(folder, numbered=captioned)
     entries = sorted(folder.iterdir())
     files = [path for path in entries if path.is_file() and not path.name.startswith(".")]
-    # Folders of images may hold a metadata.parquet, by a custom of the Hugging Face Hub.
-    tables = [path for path in files if path.suffix.lower() == ".parquet" and path.stem != "metadata"]
-    shards = [path for path in files if path.suffix.lower() == ".tar"]
-    kinds = {"images": any(is_image_name(path.name) for path in files), ".parquet": tables, ".tar": shards}
-    present = [kind for kind, found in kinds.items() if found]
-    if len(present) > 1:
+    stored = [path for path in files if _is_stored_set(path)]
+    kinds = ["images"] if any(is_image_name(path.name) for path in files) else []
+    kinds += sorted({path.suffix.lower() for path in stored})
+    if len(kinds) > 1:
         raise ValueError(
-            f"{folder} holds {' and '.join(present)} files, and it is not clear which are meant: "
-            f"name them with a pattern such as {folder}/*{present[-1]}, or put them into folders of their own"
+            f"{folder} holds {' and '.join(kinds)} files, and it is not clear which are meant: "
+            f"name them with a pattern such as {folder}/*{kinds[-1]}, or put them into folders of their own"
         )
-    if tables or shards:
-        used = {*(tables or shards), folder / CLASSES_FILE}
-        others = [f"{path.name}/" if path.is_dir() else path.name for path in entries if path not in used]
-        return _open_files(str(folder), tables or shards, captioned, others)
-    return with_metadata_labels(open_folder(folder))
-
-
-def _open_pattern(pattern: str, captioned: bool) -> ImageSource:
-    paths = []
-    for part in _expand_braces(pattern):
-        found = [Path(name) for name in glob.glob(part, recursive=True)]
-        if not found:
-            raise ValueError(f"no file matches {part}")
-        paths += found
-    return _open_files(pattern, sorted(set(paths)), captioned)
+    if not stored:
+        return with_metadata_labels(open_folder(folder))
+    used = {*stored, folder / CLASSES_FILE}
+    others = [f"{path.name}/" if path.is_dir() else path.name for path in entries if path not in used]
+    return _open_files(str(folder), stored, captioned, others)
 
 
 def _open_files(
@@ -168,9 +158,7 @@ def _open_files(
     beside = tuple(PassedOver("folder" if name.endswith("/") else kind_of(name), name) for name in others)
     match sorted({path.suffix.lower() for path in files}):
         case [".parquet"]:
-            table = ParquetSource(pattern, files, numbered=captioned)
-            table.ignored = beside
-            return table
+            return ParquetSource(pattern, files, numbered=captioned, ignored=beside)
         case [".tar"]:
             shards = open_shards(pattern, files, captioned=captioned)
             return replace(shards, ignored=shards.ignored + beside)
@@ -187,16 +175,13 @@ def remote_tables(description: str) -> list[RemotePath]:
         ValueError: It means no file.
         Unreachable: The URL does not answer.
     """
-    files = _remote_files(description) if is_url(description) else []
+    files, _ = _remote_files(description) if is_url(description) else ([], [])
     return files if all(file.suffix.lower() == ".parquet" for file in files) else []
 
 
-def _remote_files(description: str, others: list[str] | None = None) -> list[RemotePath]:
-    """Return the files of a description with a protocol, in the order in which files of a disk would be taken.
-
-    Names of files in a folder that are none of them go to `others`.
-    """
-    found: set[RemotePath] = set()
+def _remote_files(description: str) -> tuple[list[RemotePath], list[str]]:
+    """Return the files that a URL means, in the order of a disk, and the names of others in their folders."""
+    found, others = set[RemotePath](), list[str]()
     for part in map(RemotePath, _expand_braces(description)):
         if part.is_pattern:
             files = part.list_files()
@@ -205,22 +190,18 @@ def _remote_files(description: str, others: list[str] | None = None) -> list[Rem
         else:
             listing = part.list_files()
             files = list(filter(_is_stored_set, listing))
-            if others is not None:
-                others += [file.name for file in listing if file not in files]
+            others += [file.name for file in listing if file not in files]
         if not files:
             nothing = "no file matches" if part.is_pattern else "expected a .tar or .parquet file, or some in"
             raise ValueError(f"{nothing} {part}")
         found.update(files)
-    return sorted(found, key=lambda file: file.path)
+    return sorted(found, key=lambda file: file.path), others
 
 
 def _is_stored_set(file: AnyPath) -> bool:
     """Whether a file of a folder is a shard or a table; some folders hold a metadata.parquet beside."""
-    return (
-        not file.name.startswith(".")
-        and file.suffix.lower() in (".tar", ".parquet")
-        and file.name.lower() != "metadata.parquet"
-    )
+    name = file.name.lower()
+    return not name.startswith(".") and name.endswith((".tar", ".parquet")) and name != "metadata.parquet"
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:
@@ -340,11 +321,11 @@ def _datasets() -> Any:
 
 def _dataset_source(name: str, dataset: Any, folder: Path | None, numbered: bool) -> DatasetSource:
     datasets, features = _datasets(), dataset.features
-    columns = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    columns = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
     columns = columns or [
         column
-        for column, feature in features.items()
-        if isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+        for column, kind in features.items()
+        if getattr(kind, "dtype", "") in ("binary", "large_binary")
     ]
     column = "image" if "image" in columns else columns[0] if len(columns) == 1 else None
     if column is None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -46,8 +46,7 @@ class Labels:
     class_names: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class RowLabel:
+class RowLabel(NamedTuple):
     """What one row of a list says of its class; None where it says nothing."""
 
     label: int | None
@@ -96,13 +95,10 @@ def row_label(label: object, class_name: object, where: str) -> RowLabel:
 def labels_of_known_classes(
     values: Sequence[object], names: Sequence[str], source: str, folder: AnyPath | None = None
 ) -> Labels:
-    """Return labels whose classes are declared beforehand, as in a `datasets.ClassLabel`.
+    """Return labels whose classes are declared beforehand, as in a `datasets.ClassLabel`; see `resolve_labels`.
 
-    Args:
-        values: Class index of each image; None or -1 where unknown; else a `ValueError` is raised.
-        names: Name of each class index.
-        source: Name of the source, for errors.
-        folder: Where `classes.csv` is looked for, see `spoken_names`.
+    Raises:
+        ValueError: A value is neither the index of a name nor -1 or None, for unknown.
     """
     indices = np.full(len(values), -1, dtype=np.int64)
     for row, value in enumerate(values):
@@ -117,12 +113,7 @@ def labels_of_known_classes(
 
 
 def resolve_labels(
-    rows: Sequence[RowLabel],
-    source: str,
-    folder: AnyPath | None = None,
-    *,
-    numbered: bool = False,
-    positions: Sequence[int] | None = None,
+    rows: Iterable[RowLabel], source: str, folder: AnyPath | None = None, *, numbered: bool = False
 ) -> Labels:
     """Number and name the classes of a source.
 
@@ -138,63 +129,65 @@ def resolve_labels(
         folder: Where `classes.csv` is looked for; None: nowhere.
         numbered: Call classes that nothing names by their number, and number names in sorted order where no
             image has a number; for sources whose labels are not what they are opened for.
-        positions: What number the error gives each row, where rows that say the same are left out.
 
     Raises:
         ValueError: Labels without names, names without labels, or an index with two names.
     """
     rows = list(rows)
-    at = range(len(rows)) if positions is None else positions
-    if any(row.is_half for row in rows):
-        rows = _filled(rows, folder, numbered)
-    if half := next(((place, row) for place, row in zip(at, rows, strict=True) if row.is_half), None):
-        raise ValueError(_half_a_label(*half, source, folder))
+    firsts: dict[RowLabel, int] = {}
+    for position, row in enumerate(rows):
+        firsts.setdefault(row, position)
+    filled = _filled(firsts, folder, numbered)
+    for row, whole in filled.items():
+        if whole.is_half:
+            raise ValueError(_half_a_label(firsts[row], whole, source, folder))
     names: dict[int, str] = {}
-    for position, row in zip(at, rows, strict=True):
-        if row.label is None or row.class_name is None:
-            continue
-        known = names.setdefault(row.label, row.class_name)
-        if known != row.class_name:
+    for row, (label, name) in filled.items():
+        if label is not None and name is not None and (known := names.setdefault(label, name)) != name:
             raise ValueError(
-                f"{source} row {position}: label {row.label} has two names, {quoted(known)} and "
-                f"{quoted(row.class_name)}"
+                f"{source} row {firsts[row]}: label {label} has two names, {quoted(known)} and {quoted(name)}"
             )
     if not names:
         return no_labels(len(rows))
-    indices = np.array([-1 if row.label is None else row.label for row in rows], dtype=np.int64)
+    numbers = {row: -1 if label is None else label for row, (label, _) in filled.items()}
+    indices = np.array([numbers[row] for row in rows], dtype=np.int64)
     spoken = spoken_names(names, source, folder)
     return Labels(indices, tuple(spoken.get(label, "") for label in range(max(names) + 1)))
 
 
-def _filled(rows: Sequence[RowLabel], folder: AnyPath | None, numbered: bool) -> list[RowLabel]:
-    """Fill in the half that a row leaves out, where the file of classes beside the source has it."""
-    beside = names_beside(folder)
-    names = {} if beside is None else dict(beside.names)
+def _filled(
+    rows: Collection[RowLabel], folder: AnyPath | None, numbered: bool
+) -> Mapping[RowLabel, RowLabel]:
+    """Return rows with the half that they leave out, where the file of classes beside the source has it."""
+    if not any(row.is_half for row in rows):
+        return {row: row for row in rows}
+    names = {label: name for label, name in classes_beside(folder).items() if isinstance(label, int)}
     if numbered:
         names |= _numbered(rows, names)
     # A name with two labels cannot say which of them is meant.
     occurrences = Counter(names.values())
     labels = {wordnet_id: number for wordnet_id, (number, _) in imagenet_classes().items()}
     labels |= {name: label for label, name in names.items() if occurrences[name] == 1}
-    filled = []
+    filled = {}
     for row in rows:
-        if row.label is not None and row.class_name is None:
-            row = RowLabel(row.label, names.get(row.label))
-        elif row.class_name is not None and row.label is None:
-            row = RowLabel(labels.get(row.class_name), row.class_name)
-        filled.append(row)
+        label, name = row
+        if label is not None and name is None:
+            name = names.get(label)
+        elif label is None and name is not None:
+            label = labels.get(name)
+        filled[row] = RowLabel(label, name)
     return filled
 
 
-def _numbered(rows: Sequence[RowLabel], names: dict[int, str]) -> dict[int, str]:
+def _numbered(rows: Collection[RowLabel], names: Mapping[int, str]) -> dict[int, str]:
     """Return names for the labels that have none, or labels for the names if no row has a label."""
     labels = {row.label for row in rows if row.label is not None}
     if not labels and not names:
         return dict(enumerate(sorted({row.class_name for row in rows if row.class_name is not None})))
     given: dict[int, str] = {}
-    for row in rows:
-        if row.label is not None and row.class_name is not None:
-            given.setdefault(row.label, row.class_name)
+    for label, name in rows:
+        if label is not None and name is not None:
+            given.setdefault(label, name)
     return {label: given.get(label, str(label)) for label in labels - names.keys()}
 
 
@@ -207,32 +200,19 @@ def _half_a_label(position: int, row: RowLabel, source: str, folder: AnyPath | N
     return f"{source}: {given} (row {position}); {remedy}, or leave out both"
 
 
-@dataclass(frozen=True)
-class ClassesFile:
-    """What a `classes.csv` says: label -> name, and WordNet id -> name."""
-
-    path: AnyPath
-    names: dict[int, str] = field(default_factory=dict)
-    of_wordnet: dict[str, str] = field(default_factory=dict)
-
-
-def names_beside(folder: AnyPath | None) -> ClassesFile | None:
-    """Return what `classes.csv` in a folder says: the `class_name` of each `label`, WordNet id in `wnid`, or both.
+def classes_beside(folder: AnyPath | None) -> dict[int | str, str]:
+    """Return the `class_name` of each `label` and each WordNet id (`wnid`) in a folder's `classes.csv`, if any.
 
     Raises:
         ValueError: A column is missing, a row is malformed, or a class has two names.
     """
+    found: dict[int | str, str] = {}
     path = None if folder is None else folder / CLASSES_FILE
-    if path is None or not path.is_file():
-        return None
-    found = ClassesFile(path)
-    for line, row in csv_rows(path):
+    for line, row in csv_rows(path) if path is not None and path.is_file() else ():
         where = f"{path} line {line}"
         if "class_name" not in row or not row.keys() & {"label", "wnid"}:
-            columns = ", ".join(map(str, row))
-            raise ValueError(
-                f"{where}: expected the columns label (or wnid) and class_name, found {columns:.200}"
-            )
+            columns = f"{', '.join(map(str, row)):.200}"
+            raise ValueError(f"{where}: expected the columns label (or wnid) and class_name, found {columns}")
         name, label, wnid = (
             plain_text(row.get(key) or "").strip() for key in ("class_name", "label", "wnid")
         )
@@ -240,10 +220,9 @@ def names_beside(folder: AnyPath | None) -> ClassesFile | None:
         wordnet_id = wnid or (label if _WORDNET_ID.fullmatch(label) else "")
         if not name or (number is None and not wordnet_id) or (number is not None and number < 0):
             raise ValueError(f"{where}: expected a label and a class_name, got {quoted(row)}")
-        if number is not None and found.names.setdefault(number, name) != name:
-            raise ValueError(f"{where}: label {number} has two names")
-        if wordnet_id and found.of_wordnet.setdefault(wordnet_id, name) != name:
-            raise ValueError(f"{where}: {wordnet_id} has two names")
+        for key, shown in ((number, f"label {number}"), (wordnet_id or None, wordnet_id)):
+            if key is not None and found.setdefault(key, name) != name:
+                raise ValueError(f"{where}: {shown} has two names")
     return found
 
 
@@ -276,23 +255,24 @@ def spoken_names(
     """
     cleaned = {label: " ".join(plain_text(name).split()) for label, name in names.items()}
     unclear = {label for label, name in cleaned.items() if _COMMA.search(name) or _WORDNET_ID.fullmatch(name)}
-    beside = names_beside(folder) if unclear else None
-    given: dict[int, str] = {}
-    if beside is not None:
-        given = {label: beside.names[label] for label in unclear & beside.names.keys()}
-        if given and folders and beside.names.keys() != names.keys():
-            raise ValueError(
-                f"{beside.path}: expected a column wnid with the names of folders, or the labels 0 to "
-                f"{len(names) - 1} of the {len(names)} folders in sorted order; found {len(beside.names)} labels"
-            )
-        ids = {label: _wordnet_id(cleaned[label]) for label in unclear}
-        given |= {label: beside.of_wordnet[one] for label, one in ids.items() if one in beside.of_wordnet}
-    short = {label: _short(name) if label in unclear else name for label, name in cleaned.items()}
+    beside = classes_beside(folder) if unclear else {}
+    numbers = {label for label in beside if isinstance(label, int)}
+    if folders and numbers & unclear and numbers != names.keys():
+        raise ValueError(
+            f"{folder}/{CLASSES_FILE}: expected a column wnid with the names of folders, or the labels 0 to "
+            f"{len(names) - 1} of the {len(names)} folders in sorted order; found {len(numbers)} labels"
+        )
+    spoken, given = dict(cleaned), set[int]()
+    short = {label: _short(cleaned[label]) for label in unclear}
     # Two of ImageNet's classes may share a name (crane).
-    shared = Counter(short[label] for label in unclear if not _is_of_imagenet(cleaned[label]))
-    spoken = {
-        label: given.get(label, cleaned[label] if shared[name] > 1 else name) for label, name in short.items()
-    }
+    shared = Counter(name for label, name in short.items() if not _is_of_imagenet(cleaned[label]))
+    for label in unclear:
+        of_wordnet = beside.get(_wordnet_id(cleaned[label]))
+        if name := of_wordnet or beside.get(label):
+            given.add(label)
+            spoken[label] = name
+        elif shared[short[label]] <= 1:
+            spoken[label] = short[label]
     _warn(names, {label: name for label, name in spoken.items() if label not in given}, unclear, source)
     return spoken
 
@@ -312,30 +292,30 @@ def _short(name: str) -> str:
     return _COMMA.split(name, maxsplit=1)[0] or name
 
 
+def _is_of_imagenet(name: str) -> bool:
+    return _wordnet_id(name) in imagenet_classes() or name in _synonyms()
+
+
 @cache
 def _synonyms() -> frozenset[str]:
     return frozenset(synonyms for _, synonyms in imagenet_classes().values())
-
-
-def _is_of_imagenet(name: str) -> bool:
-    return _wordnet_id(name) in imagenet_classes() or name in _synonyms()
 
 
 def _warn(names: Mapping[int, str], spoken: Mapping[int, str], unclear: set[int], source: str) -> None:
     """Say which names were changed, and that others are no names."""
     changed = [label for label, name in spoken.items() if name != " ".join(names[label].split())]
     same = [label for label in spoken if label in unclear and label not in changed]
-    remarks = []
+    remedy = f"a {CLASSES_FILE} in their folder (label or wnid, and class_name) names them otherwise"
     if changed:
-        remarks.append(
-            f"{len(changed)} of {len(names)} class names are taken by their first synonym, or without characters "
-            f"that no tokenizer reads, such as {quoted(names[changed[0]])} as {quoted(spoken[changed[0]])}"
+        warnings.warn(
+            f"{source}: {len(changed)} of {len(names)} class names are taken by their first synonym, or without "
+            f"characters that no tokenizer reads, such as {quoted(names[changed[0]])} as "
+            f"{quoted(spoken[changed[0]])}; {remedy}",
+            stacklevel=4,
         )
     if same:
-        remarks.append(
-            f"{len(same)} of {len(names)} class names are lists or ids, and answers would be such, the first is "
-            f"{quoted(spoken[same[0]])}"
+        warnings.warn(
+            f"{source}: {len(same)} of {len(names)} class names are lists or ids, and answers would be such, the "
+            f"first is {quoted(spoken[same[0]])}; {remedy}",
+            stacklevel=4,
         )
-    remedy = f"a {CLASSES_FILE} in their folder (label or wnid, and class_name) names them otherwise"
-    for remark in remarks:
-        warnings.warn(f"{source}: {remark}; {remedy}", stacklevel=4)

@@ -31,7 +31,7 @@ from pixlex.data.decoding import (
     training_crop,
 )
 from pixlex.data.rows import Rows
-from pixlex.data.shards import Prefetch
+from pixlex.data.shards import prefetching
 from pixlex.data.sources import ImageSource, TooManyBroken
 
 Batch = TypeVar("Batch")
@@ -182,11 +182,12 @@ class Loader(Generic[Batch]):
             [group * together + place for _, group in batch for place in range(together)] for batch in order
         )
         batches = iter(loader)  # worker processes begin before the thread does
-        with Prefetch(images, wanted) as shards:
+        with prefetching(images, wanted) as shards:
             try:
                 for batch in batches:
                     yield _to_images(batch)
-                    shards.batch_done()
+                    if shards is not None:
+                        shards.batch_done()
             except ValueError as fault:
                 # PyTorch puts the traceback of a worker process in front of what was said.
                 _, name, said = str(fault).rpartition(f"{type(fault).__name__}: ")
@@ -406,10 +407,11 @@ def prefetch(
         return pool.submit(prepared, index, record, size)
 
     threads = min(_MOST_DECODERS, os.cpu_count() or 1)
-    with Prefetch(source, iter(batches)) as shards, ThreadPoolExecutor(threads) as pool:
+    with prefetching(source, iter(batches)) as shards, ThreadPoolExecutor(threads) as pool:
         for batch in batches:
             queue.append([submit(index) for index in batch])
-            shards.batch_done()
+            if shards is not None:
+                shards.batch_done()
             if len(queue) > 1:
                 yield [future.result() for future in queue.popleft()]
         for futures in queue:

@@ -23,6 +23,7 @@ from pixlex.messages import quoted
 
 T = TypeVar("T")
 
+# The folder of what can be made or downloaded again, and how many gigabytes of shards are kept in it.
 FOLDER_VARIABLE = "PIXLEX_CACHE"
 SIZE_VARIABLE = "PIXLEX_CACHE_GB"
 _DEFAULT_GB = 50.0
@@ -34,7 +35,6 @@ _LINK = re.compile(
 
 # Seconds before a second, third, ... try.
 _WAITS = (1.0, 2.0, 4.0, 8.0)
-
 # Requested at a time when a file is read from beginning to end.
 _PIECE_BYTES = 1 << 24
 
@@ -66,10 +66,7 @@ class _NotWritten(Exception):
 
 @dataclass(frozen=True)
 class FileState:
-    """What tells one content of a file from another: size in bytes, and time of change or name of the content.
-
-    None and an empty text where a server does not say.
-    """
+    """Size in bytes, and time of change or name of the content; None and "" where a server does not say."""
 
     size: int | None
     version: str
@@ -79,9 +76,9 @@ class FileState:
 class RemotePath:
     """A file at a URL, with the methods of `Path` that sources use.
 
-    It holds no connection: those of fsspec do not survive the fork of a worker process. Each method raises
-    `NoSuchFile` where nothing is there, `Unreachable` where there is no answer, `ValueError` for an unknown
-    protocol and `ModuleNotFoundError` where a package is missing.
+    It holds no connection: those of fsspec do not survive a fork. Each method raises `NoSuchFile` where nothing is
+    there, `Unreachable` where there is no answer, `ValueError` for an unknown protocol and `ModuleNotFoundError`
+    where a package is missing.
     """
 
     url: str
@@ -244,7 +241,7 @@ AnyPath = Path | RemotePath
 
 
 class RangeFile(io.RawIOBase):
-    """A remote file read from any position, by one request a read; it holds nothing open."""
+    """A remote file read from any position, by one request a read, for pyarrow; it holds nothing open."""
 
     def __init__(self, remote: RemotePath) -> None:
         size = remote.state().size
@@ -252,20 +249,16 @@ class RangeFile(io.RawIOBase):
             raise ValueError(f"{remote} cannot be read in parts: the server does not say how large it is")
         self._remote, self._size, self._position = remote, size, 0
 
-    def readable(self) -> bool:
-        """It is; pyarrow asks."""
+    def readable(self) -> bool:  # noqa: D102
         return True
 
-    def seekable(self) -> bool:
-        """It is."""
+    def seekable(self) -> bool:  # noqa: D102
         return True
 
-    def tell(self) -> int:
-        """Return the position, in bytes."""
+    def tell(self) -> int:  # noqa: D102
         return self._position
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a position; returns it."""
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:  # noqa: D102
         self._position = (0, self._position, self._size)[whence] + offset
         return self._position
 
@@ -295,9 +288,7 @@ class CachedFile:
     def open(self) -> io.BufferedReader:
         """Open the copy for reading; download it if it is not there.
 
-        Raises:
-            ValueError: The cache cannot be written.
-            Unreachable: The file cannot be had.
+        Raises `ValueError` where the cache cannot be written, `Unreachable` where the file cannot be had.
         """
         identity = f"{self.remote.url}\n{self.state.size}\n{self.state.version}"
         name = hashlib.sha256(identity.encode()).hexdigest()[:32]

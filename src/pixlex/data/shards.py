@@ -12,20 +12,19 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixlex import distributed
 from pixlex.data.decoding import IMAGE_EXTENSIONS, ImageRecord, UnreadableImage
-from pixlex.data.labels import Labels, RowLabel, no_labels, resolve_labels
+from pixlex.data.labels import Labels, RowLabel, resolve_labels
 from pixlex.data.remote import (
     SIZE_VARIABLE,
     AnyPath,
@@ -44,13 +43,10 @@ Shard = Path | CachedFile
 
 # Remote shards that are downloaded and read at a time when a source is opened.
 _AT_A_TIME = 8
-
 # A file that was written so recently may be written again without a later time of change.
 _SETTLED_SECONDS = 2.0
-
 # Goes up where an index of before would be read wrongly.
 _FORM = 2
-
 # Batches that `Prefetch` looks ahead: enough for a shard to arrive, and soon looked through.
 _MOST_BATCHES = 1000
 
@@ -146,10 +142,9 @@ def open_shards(name: str, paths: Sequence[AnyPath], *, captioned: bool = False)
     basename within a shard make one sample: an image of any format that a folder reads and its class; an image
     without an extension stands alone. The class index is in .cls, in `label` of .json or in .txt (if that is an
     integer); its name in .cls, in `class_name` of .json or in .txt beside an index (a .txt alone is a caption, not
-    a class). Of a damaged shard what can be read is read, see `pixlex.data.tar.members`. Nothing else is read,
-    which `ignored` counts, and nothing is ever unpickled.
-
-    Captions are `captions`, `caption` or `text` of .json, or else a .txt that is no class.
+    a class). Of a damaged shard what can be read is read, see `members`. Nothing else is read, which `ignored`
+    counts, and nothing is ever unpickled. Captions are `captions`, `caption` or `text` of .json, or else a .txt
+    that is no class.
 
     Remote shards are downloaded for it, several at a time, in another order in each process: of processes that
     share a cache, each does a part.
@@ -165,7 +160,11 @@ def open_shards(name: str, paths: Sequence[AnyPath], *, captioned: bool = False)
     """
     names = names_within(paths)
     found = _indexed(name, paths, names, captioned)
-    ignored = _counted([table for _, table in found])
+    counts: dict[str, PassedOver] = {}
+    for one in (PassedOver(*one) for _, table in found for one in _notes(table)["ignored"]):
+        before = counts.get(one.kind, replace(one, count=0))
+        counts[one.kind] = replace(before, count=before.count + one.count)
+    ignored = tuple(counts[kind] for kind in sorted(counts))
     firsts = tuple(accumulate((table.num_rows for _, table in found), initial=0))
     if not firsts[-1]:
         others = ", ".join(f"{one.count:,} {one.kind}" for one in ignored) or "nothing else"
@@ -174,17 +173,23 @@ def open_shards(name: str, paths: Sequence[AnyPath], *, captioned: bool = False)
             f"{', '.join('.' + extension for extension in IMAGE_EXTENSIONS)}; found {others}"
         )
     table = pa.concat_tables(table for _, table in found)
-    captions = (map(_decoded, texts) for texts in table["captions"].to_pylist()) if captioned else ()
+    classes = map(_decoded, table["class_name"].to_pylist())
+    rows = map(RowLabel, table["label"].to_pylist(), classes)
+    captions = table["captions"].to_pylist() if captioned else ()
     return TarSource(
         name,
         tuple(shard for shard, _ in found),
         names,
         table.select(["file", "offset", "size"]).combine_chunks(),
         firsts,
-        _labels(table, name, paths[0].parent, captioned),
+        resolve_labels(rows, name, paths[0].parent, numbered=captioned),
         ignored,
-        tuple(map(tuple, captions)),
+        tuple(tuple(map(_decoded, texts)) for texts in captions),
     )
+
+
+def _decoded(text: bytes | None) -> Any:
+    return None if text is None else text.decode(errors="surrogatepass")
 
 
 def _indexed(
@@ -195,7 +200,7 @@ def _indexed(
     def index(number: int) -> tuple[Shard, pa.Table]:
         path = paths[number]
         shard = CachedFile(path, path.state()) if isinstance(path, RemotePath) else path
-        return shard, index_shard(shard, names[number], captioned=captioned)
+        return shard, _index_of(shard, names[number], captioned)
 
     if not any(isinstance(path, RemotePath) for path in paths):
         return [index(number) for number in range(len(paths))]
@@ -221,40 +226,8 @@ def _indexed(
     return [found[number] for number in range(len(paths))]
 
 
-def _counted(tables: Sequence[pa.Table]) -> tuple[PassedOver, ...]:
-    """Return what shards pass over, one entry for each kind."""
-    found: dict[str, PassedOver] = {}
-    for one in (PassedOver(*one) for table in tables for one in _notes(table)["ignored"]):
-        before = found.get(one.kind, replace(one, count=0))
-        found[one.kind] = replace(before, count=before.count + one.count)
-    return tuple(found[kind] for kind in sorted(found))
-
-
-def _labels(table: pa.Table, name: str, folder: AnyPath, numbered: bool) -> Labels:
-    """Return the labels of all images; each pair of label and class name is looked at once."""
-    named = table["class_name"].combine_chunks().dictionary_encode()
-    names = [None, *(_decoded(text) for text in named.dictionary.to_pylist())]
-    # A label of -1, in front, is none, and so is a name of number 0.
-    labels = table["label"].fill_null(-1).to_numpy()
-    pairs = (labels + 1) * len(names) + named.indices.fill_null(-1).to_numpy() + 1
-    distinct, firsts, codes = np.unique(pairs, return_index=True, return_inverse=True)
-    order = np.argsort(firsts)
-    rows = [
-        RowLabel(pair // len(names) - 1 if pair >= len(names) else None, names[pair % len(names)])
-        for pair in distinct[order].tolist()
-    ]
-    if rows == [RowLabel(None, None)]:
-        return no_labels(len(pairs))
-    resolved = resolve_labels(rows, name, folder, numbered=numbered, positions=firsts[order].tolist())
-    return Labels(resolved.indices[np.argsort(order)[codes]], resolved.class_names)
-
-
-def _decoded(text: bytes) -> str:
-    return text.decode(errors="surrogatepass")
-
-
-def index_shard(shard: Shard, name: str, *, captioned: bool) -> pa.Table:
-    """Return what `pixlex.data.tar.scan_shard` finds in a shard, cached until the shard changes."""
+def _index_of(shard: Shard, name: str, captioned: bool) -> pa.Table:
+    """Return what `scan_shard` finds in a shard, cached until the shard changes."""
     state = _state_of(shard)
     where = str(shard) if isinstance(shard, CachedFile) else str(shard.absolute())
     named = hashlib.sha256(f"{where}\n{captioned}".encode(errors="surrogateescape")).hexdigest()[:32]
@@ -329,33 +302,26 @@ def write_index(table: pa.Table, path: Path, expected: dict[str, Any]) -> None:
 class Prefetch:
     """Downloads the shards of batches to come in a thread, each as soon as it and those wanted before it fit.
 
-    They fit into half of the cache, which the processes of the machine divide among them. A context manager; it
-    does nothing where the source has no remote shards.
+    A context manager.
 
     Args:
-        source: The images.
-        batches: Which images each batch holds, in the order in which they will be wanted.
+        batches: Which shards each batch reads, in the order in which they will be wanted.
+        limit: Bytes that shards of batches not yet done may take together; one may take more.
     """
 
-    def __init__(self, source: ImageSource, batches: Iterable[Sequence[int]]) -> None:
-        self._source = source
-        self._batches = batches
-        self._limit = 0
+    def __init__(self, batches: Iterable[Iterable[CachedFile]], limit: int) -> None:
+        self._batches, self._limit = batches, limit
         self._changed = threading.Condition()
         self._done = 0
         self._stopped = False
         self._last: dict[CachedFile, int] = {}  # the last batch, of those looked at, that wants a shard
 
     def __enter__(self) -> Prefetch:
-        if _has_remote_shards(self._source):
-            self._limit = cache_bytes() // 2 // distributed.num_on_this_machine()
-            # A daemon: the next process resumes what it is downloading when this one ends.
-            threading.Thread(target=self._run, name="shard prefetch", daemon=True).start()
+        # A daemon: the next process resumes what it is downloading when this one ends.
+        threading.Thread(target=self._run, name="shard prefetch", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *fault: object) -> None:
         with self._changed:
             self._stopped = True
             self._changed.notify()
@@ -368,9 +334,7 @@ class Prefetch:
 
     def _run(self) -> None:
         for number, batch in enumerate(self._batches):
-            for shard in dict.fromkeys(_remote_shard(self._source, index) for index in batch):
-                if shard is None:
-                    continue
+            for shard in dict.fromkeys(batch):
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopped or self._fits(shard, number))  # noqa: B023
                     if self._stopped:
@@ -378,10 +342,8 @@ class Prefetch:
                     is_wanted = shard not in self._last and number >= self._done
                     self._last[shard] = number
                 if is_wanted:
-                    try:
+                    with suppress(ValueError):  # raised when it is wanted, if it cannot be had then either
                         shard.open().close()
-                    except ValueError:  # raised when the shard is wanted, if it cannot be had then either
-                        continue
 
     def _fits(self, shard: CachedFile, number: int) -> bool:
         self._last = {kept: last for kept, last in self._last.items() if last >= self._done}
@@ -389,6 +351,19 @@ class Prefetch:
         return number < self._done + _MOST_BATCHES and (
             not taken or shard in self._last or taken + (shard.state.size or 0) <= self._limit
         )
+
+
+def prefetching(
+    source: ImageSource, batches: Iterator[Sequence[int]]
+) -> AbstractContextManager[Prefetch | None]:
+    """Return what downloads the shards of batches to come, as `Prefetch` does; None where none is remote.
+
+    They fit into half of the cache, which the processes of the machine divide among them.
+    """
+    if not _has_remote_shards(source):
+        return nullcontext()
+    shards = (filter(None, (_remote_shard(source, index) for index in batch)) for batch in batches)
+    return Prefetch(shards, cache_bytes() // 2 // distributed.num_on_this_machine())
 
 
 def _has_remote_shards(source: ImageSource) -> bool:

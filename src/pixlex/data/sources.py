@@ -92,8 +92,7 @@ class PassedOver:
     count: int = 1
 
     def __str__(self) -> str:
-        more = f" and {self.count - 1:,} more {self.kind}" if self.count > 1 else ""
-        return f"{self.name}{more}"
+        return f"{self.name} and {self.count - 1:,} more {self.kind}" if self.count > 1 else self.name
 
 
 def remark_passed_over(source: ImageSource) -> None:
@@ -102,27 +101,23 @@ def remark_passed_over(source: ImageSource) -> None:
     for one in getattr(source, "ignored", ()):
         if isinstance(one, PassedOver) and one.kind != HIDDEN:
             counts[one.kind] += one.count
-    if not counts:
-        return
-    shown = [f"{count:,} {kind}" for kind, count in counts.most_common(_SHOWN_KINDS)]
-    shown += ["..."] if len(counts) > _SHOWN_KINDS else []
-    files = f"{counts.total():,} file{'' if counts.total() == 1 else 's'}"
-    warnings.warn(
-        f"{source.name}: {files} passed over ({', '.join(shown)}), `pixlex doctor` lists them",
-        PassedOverWarning,
-        stacklevel=3,
-    )
+    if counts:
+        shown = [f"{count:,} {kind}" for kind, count in counts.most_common(_SHOWN_KINDS)]
+        shown += ["..."] if len(counts) > _SHOWN_KINDS else []
+        warnings.warn(
+            f"{source.name}: {counts.total():,} file{'' if counts.total() == 1 else 's'} passed over "
+            f"({', '.join(shown)}), `pixlex doctor` lists them",
+            PassedOverWarning,
+            stacklevel=3,
+        )
 
 
 def remark_left_out(name: str, left_out: Sequence[str], what: str) -> None:
     """Warn of images or items of a source that are passed over, naming the first."""
     if left_out:
         more = ", ..." if len(left_out) > 1 else ""
-        warnings.warn(
-            f"{name}: {len(left_out):,} {what} passed over ({left_out[0]}{more})",
-            PassedOverWarning,
-            stacklevel=3,
-        )
+        said = f"{name}: {len(left_out):,} {what} passed over ({left_out[0]}{more})"
+        warnings.warn(said, PassedOverWarning, stacklevel=3)
 
 
 def kind_of(name: str) -> str:
@@ -176,11 +171,6 @@ def stored_bytes(cell: Any, folder: AnyPath, key: str) -> bytes:
         return bytes(cell)
     except (TypeError, ValueError) as fault:  # a list with a gap
         raise UnreadableImage(key, f"expected bytes, got {quoted(cell)}") from fault
-
-
-def unreadable_column(path: object, name: str, fault: BaseException) -> ValueError:
-    """Return the error of a column of a table that cannot be read."""
-    return ValueError(f"{path}: the column {name} cannot be read: {quoted(str(fault), 200)}")
 
 
 def names_within(paths: Sequence[AnyPath]) -> tuple[str, ...]:
@@ -296,13 +286,12 @@ def concatenate(name: str, sources: Sequence[ImageSource]) -> ImageSubset:
     """Return sources one after the other; keys are numbered by source if one occurs in two of them."""
     parts: list[ImageSource] = []
     rows = []
-    first = 0
     keys: set[str] = set()
     numbered = False
     for source in sources:
+        first = sum(map(len, parts))
         rows.append(first + (source.rows if isinstance(source, ImageSubset) else np.arange(len(source))))
         parts += source.parts if isinstance(source, ImageSubset) else [source]
-        first = sum(len(part) for part in parts)
         if not numbered:
             distinct = distinct_images(source)
             new = {distinct.key(index) for index in range(len(distinct))}
@@ -331,12 +320,9 @@ class BrokenImages:
         if not 0 <= max_broken_share <= 1:
             raise ValueError(f"max_broken_share must lie in [0, 1], got {max_broken_share}")
         self.path = None if folder is None else folder / SKIPPED_FILE
-        self.visited = 0
+        self.visited = self._broken_visits = 0
         self.broken: dict[str, str] = {}
-        self._source_name = source.name
-        self._num_images = len(source)
-        self._limit = max_broken_share
-        self._broken_visits = 0
+        self._name, self._num_images, self._limit = source.name, len(source), max_broken_share
         # Only for not writing them twice: a run that is resumed after its images were repaired starts anew.
         self._listed = set() if self.path is None else _listed_keys(self.path, source.name)
 
@@ -352,42 +338,49 @@ class BrokenImages:
                 after 100 visits the broken fraction of all visits lies above it by three standard errors.
         """
         self.visited += num_readable + len(skipped)
+        if not skipped:
+            return
         self._broken_visits += len(skipped)
         new = {image.key: image.reason for image in skipped if image.key not in self.broken}
         self.broken.update(new)
         self._write({key: reason for key, reason in new.items() if key not in self._listed})
-        if skipped:
-            self._stop_if_too_many()
-
-    def _stop_if_too_many(self) -> None:
         margin = _MARGIN * math.sqrt(self._limit * (1 - self._limit) * self.visited)
         of_source = len(self.broken) > self._limit * self._num_images
         of_visits = self.visited >= _MIN_VISITED and self._broken_visits > self._limit * self.visited + margin
-        if not (of_source or of_visits):
-            return
-        shown = "; ".join(f"{key} ({reason})" for key, reason in list(self.broken.items())[:3])
-        listed = "" if self.path is None else f"; all that were met are listed in {self.path}"
-        raise TooManyBroken(
-            f"{self._source_name}: {len(self.broken)} different images of {self._num_images} cannot be read "
-            f"({self._broken_visits} of {self.visited} visits, {self._broken_visits / self.visited:.1%}), "
-            f"the limit max_broken_share is {self._limit:.1%}: {shown}{listed}"
-        )
+        if of_source or of_visits:
+            shown = "; ".join(f"{key} ({reason})" for key, reason in list(self.broken.items())[:3])
+            listed = "" if self.path is None else f"; all that were met are listed in {self.path}"
+            raise TooManyBroken(
+                f"{self._name}: {len(self.broken)} different images of {self._num_images} cannot be read "
+                f"({self._broken_visits} of {self.visited} visits, {self._broken_visits / self.visited:.1%}), "
+                f"the limit max_broken_share is {self._limit:.1%}: {shown}{listed}"
+            )
 
     def _write(self, images: dict[str, str]) -> None:
         self._listed.update(images)
         if self.path is None or not images:
             return
-        lines = [
-            json.dumps(sealed({"source": self._source_name, "key": key, "reason": reason})) + "\n"
-            for key, reason in images.items()
-        ]
+        rows = [{"source": self._name, "key": key, "reason": reason} for key, reason in images.items()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
             # A run that was killed may have left half a line: the next one must not continue it.
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 file.write(b"" if file.read() == b"\n" else b"\n")
-            file.write("".join(lines).encode())
+            file.write("".join(f"{json.dumps(sealed(row))}\n" for row in rows).encode())
+
+
+def _listed_keys(path: Path, source: str) -> set[str]:
+    """Return the keys of a source that a file lists already, leaving out lines cut off by a kill, or damaged."""
+    keys = set()
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            entry = unsealed(line)
+        except Damaged:
+            continue
+        if entry.get("source") == source:
+            keys.add(str(entry.get("key")))
+    return keys
 
 
 def require_readable(source: ImageSource) -> None:
@@ -410,16 +403,3 @@ def require_readable(source: ImageSource) -> None:
             f"{source.name}: none of {count} images tried can be read, the first {fault.key}: {fault.reason}; say "
             "where they lie, such as ?images=FOLDER behind a file that lists them"
         )
-
-
-def _listed_keys(path: Path, source: str) -> set[str]:
-    """Return the keys of a source that a file lists already, leaving out lines cut off by a kill, or damaged."""
-    keys = set()
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            entry = unsealed(line)
-        except Damaged:
-            continue
-        if entry.get("source") == source:
-            keys.add(str(entry.get("key")))
-    return keys

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pixlex.data.decoding import ImageRecord, UnreadableImage, holds_image
 from pixlex.data.labels import Labels, labels_of_known_classes, resolve_labels, row_label
 from pixlex.data.remote import AnyPath, NoSuchFile, RangeFile, RemotePath, Unreachable
-from pixlex.data.sources import PassedOver, fingerprint, names_within, stored_bytes, unreadable_column
+from pixlex.data.sources import PassedOver, fingerprint, names_within, stored_bytes
 from pixlex.data.text import check_columns, json_value
 from pixlex.files import open_regular
 from pixlex.messages import quoted
@@ -30,6 +30,15 @@ CACHE_BYTES = 1 << 30
 
 # A column of texts is one of images where more than half of its first ones are images in base64.
 _LOOKED_AT = 32
+
+_BYTES = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+)
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 def columns_without_images(path: AnyPath) -> list[str]:
@@ -46,8 +55,8 @@ def table_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[st
     """Return the rows of a parquet file, some columns alone; raises `ValueError` if it cannot be read."""
     parquet = _open_parquet(path)
     names = list(parquet.schema_arrow.names if columns is None else columns)
-    found = _read_columns(parquet, path, names)
-    return [dict(zip(names, row, strict=True)) for row in zip(*(found[name] for name in names), strict=True)]
+    found = [_read_column(parquet, path, name) for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*found, strict=True)]
 
 
 class _RowGroup(NamedTuple):
@@ -66,6 +75,7 @@ class ParquetSource:
         files: The parquet files, in order.
         numbered: Call classes without a name by their number, see `pixlex.data.labels.resolve_labels`.
         column: The column of the images, where there are several.
+        ignored: What lies beside the files.
 
     Raises:
         ValueError: A file cannot be read, there are no rows, not exactly one column holds images (one
@@ -74,35 +84,37 @@ class ParquetSource:
     """
 
     def __init__(
-        self, name: str, files: Sequence[AnyPath], *, numbered: bool = False, column: str | None = None
+        self,
+        name: str,
+        files: Sequence[AnyPath],
+        *,
+        numbered: bool = False,
+        column: str | None = None,
+        ignored: tuple[PassedOver, ...] = (),
     ) -> None:
-        self.name = name
-        self.ignored: tuple[PassedOver, ...] = ()  # what lies beside the files, as whoever listed them says
-        self._files = tuple(files)
-        self._names = names_within(files)
+        self.name, self.ignored = name, ignored
+        self._files, self._names, self._named = tuple(files), names_within(files), column
         self._forget()
         schema = self._parquet(0).schema_arrow
-        self._named = column
         self._column = column or _image_column(self._parquet(0), self._files[0])
-        self._is_text = _is_text(schema.field(self._column).type)
+        self._is_text = _is(schema.field(self._column).type, _TEXTS)
         label_columns = [column for column in ("label", "class_name") if column in schema.names]
         self._row_groups: list[_RowGroup] = []
         self._file_firsts: list[int] = []
-        first = image_bytes = 0
+        self._size = image_bytes = 0
         for number, path in enumerate(self._files):
             parquet = self._parquet(number)
             if missing := {self._column, *label_columns} - set(parquet.schema_arrow.names):
                 raise ValueError(f"{path}: the columns {sorted(missing)} of {self._files[0]} are missing")
-            self._file_firsts.append(first)
+            self._file_firsts.append(self._size)
             for group in range(parquet.num_row_groups):
                 about = parquet.metadata.row_group(group)
-                self._row_groups.append(_RowGroup(number, group, first))
-                first += about.num_rows
+                self._row_groups.append(_RowGroup(number, group, self._size))
+                self._size += about.num_rows
                 image_bytes += _uncompressed_size(about, self._column)
-        if not first:
+        if not self._size:
             raise ValueError(f"{name} has no rows")
         self._firsts = [group.first for group in self._row_groups]
-        self._size = first
         self.labels = self._read_labels(schema, label_columns, numbered)
         self._forget()
         if image_bytes > CACHE_BYTES:
@@ -131,8 +143,7 @@ class ParquetSource:
     @property
     def blocks(self) -> tuple[int, ...]:
         """The number of images in each row group that has some."""
-        sizes = np.diff([*self._firsts, self._size])
-        return tuple(int(size) for size in sizes if size)
+        return tuple(int(size) for size in np.diff([*self._firsts, self._size]) if size)
 
     def key(self, index: int) -> str:
         """Return the file name and row of an image, such as "train.parquet#17"."""
@@ -140,12 +151,9 @@ class ParquetSource:
         return f"{self._names[number]}#{index - self._file_firsts[number]}"
 
     def read(self, index: int) -> ImageRecord:
-        """Return the bytes in a row.
+        """Return the bytes in a row; raises `UnreadableImage` if there are none, or the file is damaged.
 
-        Raises:
-            UnreadableImage: There are none, or the file is damaged.
-            NoSuchFile: Nothing is at the URL any more.
-            Unreachable: The row group cannot be had from its URL.
+        `NoSuchFile` and `Unreachable` are raised where the row group cannot be had from its URL.
         """
         key = self.key(index)
         where = self._row_group_of(index)
@@ -174,7 +182,7 @@ class ParquetSource:
             parquet = self._parquet(number)
             if name not in (present := parquet.schema_arrow.names):
                 raise ValueError(f"{path}: expected a column {name}, found {', '.join(present):.200}")
-            values += _read_columns(parquet, path, [name])[name]
+            values += _read_column(parquet, path, name)
         self._forget()
         return values
 
@@ -213,16 +221,16 @@ class ParquetSource:
         return images
 
     def _read_labels(self, schema: Any, columns: Sequence[str], numbered: bool) -> Labels:
-        rows = []
-        values: list[object] = []
-        names = _declared_names(schema, self._files[0])
+        rows, values = [], list[object]()
         for number, path in enumerate(self._files):
-            found = _read_columns(self._parquet(number), path, columns)
-            nothing = [None] * self._parquet(number).metadata.num_rows
-            values += found.get("label", nothing)
-            pairs = zip(found.get("label", nothing), found.get("class_name", nothing), strict=True)
+            parquet = self._parquet(number)
+            found = {name: _read_column(parquet, path, name) for name in columns}
+            nothing = [None] * parquet.metadata.num_rows
+            labels = found.get("label", nothing)
+            pairs = zip(labels, found.get("class_name", nothing), strict=True)
             rows += [row_label(*pair, f"{path} row {row}") for row, pair in enumerate(pairs)]
-        folder = self._files[0].parent
+            values += labels
+        names, folder = _declared_names(schema, self._files[0]), self._files[0].parent
         if names and "class_name" not in columns:
             return labels_of_known_classes(values, names, f"{self.name}, column label", folder)
         return resolve_labels(rows, self.name, folder, numbered=numbered)
@@ -244,19 +252,16 @@ def _open_parquet(path: AnyPath) -> Any:
     return parquet
 
 
-def _read_columns(parquet: Any, path: AnyPath, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Return the values of some columns; raises `ValueError` naming file, column and row that cannot be read."""
-    found: dict[str, list[Any]] = {}
-    for name in names:
-        try:
-            cells = parquet.read(columns=[name], use_threads=False)[name]
-        except (pa.ArrowException, OSError, NotImplementedError) as fault:
-            raise unreadable_column(path, name, fault) from fault
-        try:
-            found[name] = cells.to_pylist()
-        except UnicodeDecodeError:
-            found[name] = [_text(cell, f"{path}#{row}, column {name}") for row, cell in enumerate(cells)]
-    return found
+def _read_column(parquet: Any, path: AnyPath, name: str) -> list[Any]:
+    """Return the values of a column; raises `ValueError` naming file, column and row that cannot be read."""
+    try:
+        cells = parquet.read(columns=[name], use_threads=False)[name]
+    except (pa.ArrowException, OSError, NotImplementedError) as fault:
+        raise unreadable_column(path, name, fault) from fault
+    try:
+        return list(cells.to_pylist())
+    except UnicodeDecodeError:
+        return [_text(cell, f"{path}#{row}, column {name}") for row, cell in enumerate(cells)]
 
 
 def _text(cell: Any, where: str) -> Any:
@@ -268,11 +273,15 @@ def _text(cell: Any, where: str) -> Any:
         ) from fault
 
 
+def unreadable_column(path: object, name: str, fault: BaseException) -> ValueError:
+    """Return the error of a column of a table that cannot be read."""
+    return ValueError(f"{path}: the column {name} cannot be read: {quoted(str(fault), 200)}")
+
+
 def _uncompressed_size(row_group: Any, column: str) -> int:
-    chunks = (row_group.column(number) for number in range(row_group.num_columns))
-    return sum(
-        chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column
-    )
+    chunks = map(row_group.column, range(row_group.num_columns))
+    own = (chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+    return sum(chunk.total_uncompressed_size for chunk in own)
 
 
 def _image_column(parquet: Any, path: AnyPath) -> str:
@@ -280,16 +289,13 @@ def _image_column(parquet: Any, path: AnyPath) -> str:
     columns = _image_columns(parquet, path)
     if "image" in columns or len(columns) == 1:
         return "image" if "image" in columns else columns[0]
-    schema = parquet.schema_arrow
-    several = next(
-        (field for field in schema if _is_list(field.type) and _holds_bytes(field.type.value_type)), None
-    )
-    if several is not None and not columns:
-        raise ValueError(
-            f"{path}: expected one image a row, got a list of them, {several.type!s:.200}, in the column "
-            f"{several.name}; write a row for each"
-        )
-    found = ", ".join(f"{field.name}: {field.type}" for field in schema)
+    for field in () if columns else parquet.schema_arrow:
+        if _is(field.type, _LISTS) and _holds_bytes(field.type.value_type):
+            raise ValueError(
+                f"{path}: expected one image a row, got a list of them, {field.type!s:.200}, in the column "
+                f"{field.name}; write a row for each"
+            )
+    found = ", ".join(f"{field.name}: {field.type}" for field in parquet.schema_arrow)
     raise ValueError(
         f"{path}: expected one column of image bytes (binary, struct with bytes and path, list of uint8, text in "
         f"base64), or one of them named 'image'; found {found:.400}"
@@ -299,33 +305,24 @@ def _image_column(parquet: Any, path: AnyPath) -> str:
 def _image_columns(parquet: Any, path: AnyPath) -> list[str]:
     fields = parquet.schema_arrow
     columns = [field.name for field in fields if _holds_bytes(field.type)]
-    texts = (field.name for field in fields if _is_text(field.type))
+    texts = (field.name for field in fields if _is(field.type, _TEXTS))
     return columns or [name for name in texts if _is_base64(parquet, path, name)]
+
+
+def _is(kind: Any, tests: Sequence[Any]) -> bool:
+    """Whether a type, or that of the values of a dictionary, is one of some."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return any(test(kind) for test in tests)
 
 
 def _holds_bytes(kind: Any) -> bool:
     """Whether this is a type of bytes: binary of any form, a dictionary, struct or list of it."""
-    if pa.types.is_struct(kind):
-        position = kind.get_field_index("bytes")
-        return bool(position >= 0 and _holds_bytes(kind.field(position).type))
     if pa.types.is_dictionary(kind):
         return _holds_bytes(kind.value_type)
-    if _is_list(kind):
-        return bool(pa.types.is_uint8(kind.value_type))
-    types = pa.types
-    tests = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
-    return any(test(kind) for test in tests)
-
-
-def _is_list(kind: Any) -> bool:
-    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(test(kind) for test in tests)
-
-
-def _is_text(kind: Any) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+    if pa.types.is_struct(kind):
+        position = kind.get_field_index("bytes")
+        return position >= 0 and _holds_bytes(kind.field(position).type)
+    return bool(pa.types.is_uint8(kind.value_type)) if _is(kind, _LISTS) else _is(kind, _BYTES)
 
 
 def _is_base64(parquet: Any, path: AnyPath, column: str) -> bool:
@@ -337,11 +334,8 @@ def _is_base64(parquet: Any, path: AnyPath, column: str) -> bool:
         return False
     except (pa.ArrowException, OSError) as fault:
         raise unreadable_column(path, column, fault) from fault
-    return sum(map(_is_image, map(_from_base64, texts))) > len(texts) / 2
-
-
-def _is_image(data: bytes | None) -> bool:
-    return data is not None and holds_image(io.BytesIO(data))
+    found = filter(None, map(_from_base64, texts))
+    return sum(holds_image(io.BytesIO(data)) for data in found) > len(texts) / 2
 
 
 def _from_base64(text: str) -> bytes | None:
@@ -357,14 +351,13 @@ def _from_base64(text: str) -> bytes | None:
 def _declared_names(schema: Any, path: AnyPath) -> list[str]:
     """Return the class names that `datasets` writes into the metadata of its parquet files."""
     text = (schema.metadata or {}).get(b"huggingface")
-    if text is None:
-        return []
     where = f"{path}, metadata 'huggingface'"
-    found: Any = json_value(text, where)
+    found: Any = None if text is None else json_value(text, where)
     for key in ("info", "features", "label", "names"):
         found = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(found or [], list) or not all(isinstance(name, str) for name in found or []):
+    names = found or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(
             f"{where}: expected the class names of label to be a list of texts, got {quoted(found)}"
         )
-    return list(found or [])
+    return names

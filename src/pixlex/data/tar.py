@@ -7,9 +7,9 @@ import json
 import os
 import posixpath
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import astuple, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, replace
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -17,9 +17,6 @@ from pixlex.data.decoding import IMAGE_EXTENSIONS, holds_image
 from pixlex.data.labels import MAX_CLASSES, RowLabel, row_label
 from pixlex.data.sources import HIDDEN, MAX_TEXT_BYTES, PassedOver, kind_of
 from pixlex.data.text import decode_text, json_value, texts_in, whole_number
-
-LABEL_EXTENSIONS = ("cls", "json", "txt")
-BLOCK = 512
 
 # A row for each image; names and texts are bytes: file names need not be UTF-8, and JSON may hold halves of
 # characters. The metadata "pixlex" is JSON with what was passed over in `ignored`.
@@ -34,15 +31,12 @@ SCHEMA = pa.schema(
     }
 )
 
-# What every header holds since 1988, and where.
-_MAGIC, _MAGIC_OFFSET = b"ustar", 257
+# What every header of a tar file holds since 1988, and where.
+_MAGIC, _MAGIC_OFFSET, _BLOCK = b"ustar", 257, 512
 _CHUNK_BYTES = 1 << 20
-
 # Links to links are followed so far.
 _MOST_LINKS = 16
-
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-
 # What the reader of headers raises where they are damaged.
 _FAULTS = (tarfile.TarError, ValueError, LookupError, ArithmeticError, EOFError)
 
@@ -50,8 +44,7 @@ _FAULTS = (tarfile.TarError, ValueError, LookupError, ArithmeticError, EOFError)
 Note = Callable[[str, str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A file in a tar file: its name, and where its content lies in bytes from the beginning of the tar file."""
 
     name: str
@@ -66,7 +59,7 @@ def scan_shard(file: io.BufferedIOBase, shard: object, name: str, *, captioned: 
         file: The shard.
         shard: What errors call it.
         name: What its keys begin with.
-        captioned: See `pixlex.data.shards.open_shards`.
+        captioned: See `open_shards`.
 
     Raises:
         ValueError: It is not an uncompressed tar file, or holds a malformed label or caption.
@@ -77,8 +70,12 @@ def scan_shard(file: io.BufferedIOBase, shard: object, name: str, *, captioned: 
         before = ignored.get(kind, PassedOver(kind, f"{name}/{what}", 0))
         ignored[kind] = replace(before, count=before.count + 1)
 
+    try:
+        found = members(file, note)
+    except (tarfile.TarError, OSError, ValueError) as fault:
+        raise ValueError(f"{shard} cannot be read as an uncompressed tar file: {fault}") from fault
     rows = []
-    for image, texts in _images(file, shard, note):
+    for image, texts in (one for sample in _samples(file, found, note) for one in _images_of(sample, note)):
         label, captions = _described(file, texts, f"{name}/{image.name}", captioned)
         rows.append(
             {
@@ -86,34 +83,30 @@ def scan_shard(file: io.BufferedIOBase, shard: object, name: str, *, captioned: 
                 "offset": image.offset,
                 "size": image.size,
                 "label": label.label,
-                "class_name": None if label.class_name is None else _encoded(label.class_name),
-                "captions": [_encoded(caption) for caption in captions],
+                "class_name": _encoded(label.class_name),
+                "captions": list(map(_encoded, captions)),
             }
         )
     notes = json.dumps({"ignored": [astuple(one) for one in ignored.values()]})
     return pa.Table.from_pylist(rows, SCHEMA.with_metadata({"pixlex": notes}))
 
 
-def _encoded(text: str) -> bytes:
-    return text.encode(errors="surrogatepass")
+def _encoded(text: str | None) -> bytes | None:
+    return None if text is None else text.encode(errors="surrogatepass")
 
 
-def _images(file: io.BufferedIOBase, shard: object, note: Note) -> Iterator[tuple[Member, dict[str, Member]]]:
-    """Yield the images of a shard with their texts, in the order of their samples' first files.
+def _samples(file: io.BufferedIOBase, found: Sequence[Member], note: Note) -> list[dict[str, Member]]:
+    """Return the files of each sample by their extensions, in the order of the samples' first files.
 
-    The image of a sample is its file with a plain image extension, the first of `IMAGE_EXTENSIONS` if it has
-    several; where it has none, all whose extension ends in one, such as .input.jpg. A name that occurs again
-    begins another sample: tar files may be joined.
+    A name that occurs again begins another sample: tar files may be joined.
     """
-    try:
-        found = members(file, note)
-    except (tarfile.TarError, OSError, ValueError) as fault:
-        raise ValueError(f"{shard} cannot be read as an uncompressed tar file: {fault}") from fault
     samples: list[dict[str, Member]] = []
     latest: dict[str, dict[str, Member]] = {}
     for member in found:
-        base, extension = _split(member.name)
-        kind = kind_of(member.name)
+        # The extension ends the name from its first dot on, as in WebDataset.
+        folder, slash, file_name = member.name.rpartition("/")
+        stem, _, extension = file_name.partition(".")
+        base, extension, kind = folder + slash + stem, extension.lower(), kind_of(member.name)
         if kind.startswith(HIDDEN) or not (extension or _is_image(file, member)):
             note(kind, member.name)
         elif not extension:
@@ -123,18 +116,28 @@ def _images(file: io.BufferedIOBase, shard: object, note: Note) -> Iterator[tupl
                 latest[base] = {}
                 samples.append(latest[base])
             latest[base][extension] = member
-    for sample in samples:
-        yield from _images_of(sample, note)
+    return samples
+
+
+def _is_image(file: io.BufferedIOBase, member: Member) -> bool:
+    file.seek(member.offset)
+    return holds_image(file)
 
 
 def _images_of(sample: Mapping[str, Member], note: Note) -> Iterator[tuple[Member, dict[str, Member]]]:
-    images = [extension for extension in sample if _last(extension) in IMAGE_EXTENSIONS]
+    """Yield the images of a sample, each with its .cls, .json and .txt files.
+
+    That is its file with a plain image extension, the first of `IMAGE_EXTENSIONS` if it has several; where it has
+    none, all whose extension ends in one, such as .input.jpg.
+    """
+    last = {extension: extension.rpartition(".")[2] for extension in sample}
+    images = [extension for extension in sample if last[extension] in IMAGE_EXTENSIONS]
     plain = [extension for extension in images if extension in IMAGE_EXTENSIONS]
     used = set()
     for extension in [min(plain, key=IMAGE_EXTENSIONS.index)] if plain else images:
-        front = extension.removesuffix(_last(extension))
+        front = extension.removesuffix(last[extension])
         texts = {}
-        for kind in LABEL_EXTENSIONS:
+        for kind in ("cls", "json", "txt"):
             own = next((one for one in (front + kind, kind) if one in sample), None)
             if own is not None and sample[own].size <= MAX_TEXT_BYTES:
                 texts[kind] = sample[own]
@@ -143,23 +146,7 @@ def _images_of(sample: Mapping[str, Member], note: Note) -> Iterator[tuple[Membe
         yield sample[extension], texts
     for extension, member in sample.items():
         if extension not in used:
-            note("further picture" if extension in images else f".{_last(extension)}", member.name)
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Return basename and extension of a file, which ends the name from its first dot on, as in WebDataset."""
-    folder, slash, file_name = name.rpartition("/")
-    stem, _, extension = file_name.partition(".")
-    return folder + slash + stem, extension.lower()
-
-
-def _last(extension: str) -> str:
-    return extension.rpartition(".")[2]
-
-
-def _is_image(file: io.BufferedIOBase, member: Member) -> bool:
-    file.seek(member.offset)
-    return holds_image(file)
+            note("further picture" if extension in images else f".{last[extension]}", member.name)
 
 
 def _described(
@@ -174,26 +161,19 @@ def _described(
     fields: dict[str, Any] = found if isinstance(found, dict) else {}
     captions: tuple[str, ...] = ()
     if captioned:
-        text = texts.pop("txt", "") if _is_caption(texts) else ""
+        # A .txt is a caption that is no index, nor the name of a class beside one.
+        number = whole_number(texts.get("txt", ""))
+        is_class = "cls" in texts or (number is not None and 0 <= number < MAX_CLASSES)
+        text = "" if is_class else texts.pop("txt", "")
         named = (texts_in(fields.get(name), key) for name in ("captions", "caption", "text"))
         captions = next(filter(None, named), ()) or texts_in(text, key)
-    return _label(texts, fields, key), captions
-
-
-def _label(texts: Mapping[str, str], fields: Mapping[str, Any], key: str) -> RowLabel:
-    row = row_label(texts.get("cls", fields.get("label")), fields.get("class_name"), key)
-    text = row_label(texts.get("txt"), None, key)
-    if row.label is None:
-        row = RowLabel(text.label, row.class_name)
-    if row.label is not None and row.class_name is None:
-        row = RowLabel(row.label, text.class_name)
-    return row
-
-
-def _is_caption(texts: Mapping[str, str]) -> bool:
-    """Whether the .txt file of a sample is a caption: not an index, nor the name of a class beside one."""
-    number = whole_number(texts.get("txt", ""))
-    return not ("cls" in texts or (number is not None and 0 <= number < MAX_CLASSES))
+    label, name = row_label(texts.get("cls", fields.get("label")), fields.get("class_name"), key)
+    of_text = row_label(texts.get("txt"), None, key)
+    if label is None:
+        label = of_text.label
+    if label is not None and name is None:
+        name = of_text.class_name
+    return RowLabel(label, name), captions
 
 
 def members(file: io.BufferedIOBase, note: Note) -> list[Member]:
@@ -209,7 +189,7 @@ def members(file: io.BufferedIOBase, note: Note) -> list[Member]:
     Raises:
         ValueError: It does not begin as a tar file does.
     """
-    found: list[Member | tuple[str, str]] = []
+    found: list[tuple[str, Member | str]] = []
     targets: dict[str, Member | str] = {}
     for entry in _entries(file, note):
         name = posixpath.normpath(entry.name)
@@ -217,7 +197,7 @@ def members(file: io.BufferedIOBase, note: Note) -> list[Member]:
             note("sparse file", entry.name)
         elif entry.isreg():
             targets[name] = member = Member(entry.name, entry.offset_data, entry.size)
-            found.append(member)
+            found.append((entry.name, member))
         elif entry.issym() or entry.islnk():
             # Hard links name files from the top, symbolic ones from where they lie.
             folder = posixpath.dirname(name) if entry.issym() else ""
@@ -227,23 +207,15 @@ def members(file: io.BufferedIOBase, note: Note) -> list[Member]:
         elif not entry.isdir():
             note("no regular file", entry.name)
     read = []
-    for one in found:
-        if isinstance(one, Member):
-            read.append(one)
-        elif (linked := _followed(one[1], targets)) is not None:
-            read.append(replace(linked, name=one[0]))
+    for name, leads_to in found:
+        last: Member | str | None = leads_to
+        for _ in range(_MOST_LINKS):
+            last = targets.get(last) if isinstance(last, str) else last
+        if isinstance(last, Member):
+            read.append(last._replace(name=name))
         else:
-            note("link", f"{one[0]}: leads to {one[1]}, which is no file here")
+            note("link", f"{name}: leads to {leads_to}, which is no file here")
     return read
-
-
-def _followed(target: str, targets: Mapping[str, Member | str]) -> Member | None:
-    for _ in range(_MOST_LINKS):
-        found = targets.get(target)
-        if not isinstance(found, str):
-            return found
-        target = found
-    return None
 
 
 def _entries(file: io.BufferedIOBase, note: Note) -> Iterator[tarfile.TarInfo]:
@@ -268,7 +240,7 @@ def _entries(file: io.BufferedIOBase, note: Note) -> Iterator[tarfile.TarInfo]:
         except _FAULTS as fault:
             if not start and not end:
                 raise ValueError(_compression(file) or f"{fault}") from fault
-            end = min(end + BLOCK, size)
+            end = min(end + _BLOCK, size)
         start = _next_header(file, end, None if cut else note)
 
 
@@ -281,17 +253,17 @@ def _next_header(file: io.BufferedIOBase, start: int, note: Note | None) -> int 
         buffer += piece
         found = _header_in(buffer)
         # A header may lie across two pieces.
-        passed = max(0, len(buffer) - BLOCK + 1) if found is None else found
+        passed = max(0, len(buffer) - _BLOCK + 1) if found is None else found
         damaged |= any(buffer[:passed].strip(b"\0"))
         offset, buffer = offset + passed, buffer[passed:]
     if found is None:
         damaged |= any(buffer.strip(b"\0"))
         offset += len(buffer)
     # Full files have full blocks.
-    damaged |= found is not None and (offset - start) % BLOCK != 0
+    damaged |= found is not None and (offset - start) % _BLOCK != 0
     if note is not None and damaged:
         note("damaged part", f"bytes {start:,} to {offset:,}")
-    elif note is not None and found is None and (offset == start or (offset - start) % BLOCK):
+    elif note is not None and found is None and (offset == start or (offset - start) % _BLOCK):
         note("missing end mark", "the end, before which something may have been cut off")
     return None if found is None else offset
 
@@ -300,7 +272,7 @@ def _header_in(buffer: bytes) -> int | None:
     """Return where the first header in some bytes begins; in joined files they need not lie on full blocks."""
     at = buffer.find(_MAGIC, _MAGIC_OFFSET)
     while at >= 0:
-        block = buffer[at - _MAGIC_OFFSET :][:BLOCK]
+        block = buffer[at - _MAGIC_OFFSET :][:_BLOCK]
         try:
             tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except _FAULTS:
@@ -312,6 +284,6 @@ def _header_in(buffer: bytes) -> int | None:
 
 def _compression(file: io.BufferedIOBase) -> str:
     file.seek(0)
-    head = file.read(BLOCK)
+    head = file.read(_BLOCK)
     found = next((name for mark, name in _COMPRESSED.items() if head.startswith(mark)), None)
     return f"it is compressed ({found}), and images are read by their position: unpack it" if found else ""
