@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pixlex.data.images import open_source
 from pixlex.encoding import encode_source
 from pixlex.encoding.decode import decode_codes
 from pixlex.models import inference
-from pixlex.models.inference import SmallPasses, compute_rows, rows_at_once
+from pixlex.models.inference import PassSizes, compute_rows, rows_at_once
 from pixlex.search import ImageIndex
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -145,32 +145,30 @@ def test_few_images_are_what_they_are_among_many(precision: Any, language: Path)
 class _Rounded(torch.nn.Module):
     """A layer that rounds by the number of rows, as products of matrices do on some processors."""
 
-    def __init__(self, below: int) -> None:
+    def __init__(self, same: Sequence[int]) -> None:
         super().__init__()
-        self.below, self.sizes = below, list[int]()
+        self.same, self.sizes = same, list[int]()
 
     def forward(self, rows: Tensor) -> Tensor:
         self.sizes.append(len(rows))
-        return rows + (1e-7 if len(rows) < self.below else 0.0)
+        return rows + (0.0 if len(rows) in self.same else 1e-7)
 
 
-@pytest.mark.parametrize("below", [0, 4])
-def test_small_passes_are_taken_where_they_give_the_same_bits(below: int) -> None:
+@pytest.mark.parametrize("same", [(2, 4, 8, 16), (4, 8)])
+def test_other_passes_are_taken_where_they_give_the_same_bits(same: tuple[int, ...]) -> None:
     """Tried once for each size; what comes out of the whole, here whole numbers, does not have to show it."""
-    layer, small = _Rounded(below), SmallPasses()
+    layer, sizes = _Rounded(same), PassSizes()
 
-    def compute(count: int) -> Tensor:
+    def computed(count: int) -> list[int]:
         del layer.sizes[:]
         rows = torch.rand(count, 3)
-        found = compute_rows(rows, lambda some: layer(some).long(), grid=8, device=CPU, small=small)
+        found = compute_rows(rows, lambda some: layer(some).long(), grid=8, device=CPU, sizes=sizes)
         assert len(found) == count
-        return found
+        return [*layer.sizes]
 
-    compute(2)
-    assert layer.sizes == ([8, 2, 2] if below == 0 else [8, 2, 8])
-    compute(2)
-    assert layer.sizes == ([2] if below == 0 else [8])
-    compute(11)
-    assert layer.sizes == [8, 8, 4, 4]
-    compute(5)
-    assert layer.sizes == [8]
+    assert computed(2) == ([2, 8, 2] if 2 in same else [2, 8, 4, 8, 4])
+    assert computed(2) == ([2] if 2 in same else [4])
+    assert computed(11) == ([8, 4, 8, 4] if 2 in same else [8, 4])
+    assert computed(5) == [8]
+    assert computed(35) == ([8, 16, 16, 16, 4] if 16 in same else [8, 16, 8, 8, 8, 8, 4])
+    assert computed(47) == ([16, 16, 16] if 16 in same else [8, 8, 8, 8, 8, 8])

@@ -24,7 +24,7 @@ from pixlex.messages import quoted
 from pixlex.models import checkpoint
 from pixlex.models.checkpoint import Tokenizer
 from pixlex.models.finetuned import Reasoner
-from pixlex.models.inference import SmallPasses, compute_rows
+from pixlex.models.inference import PassSizes, compute_rows
 from pixlex.models.initialization import CONFIG
 from pixlex.nn.vocabulary import Vocabulary
 
@@ -106,7 +106,7 @@ class ImageTokenizer:
         self.family, self.image_size = model.family, model.config.image_size
         self.grid, self.num_codewords = model.grid, model.num_codewords
         self.has_words = model.vocabulary is not None
-        self._small: dict[str, SmallPasses] = {}
+        self._sizes: dict[str, PassSizes] = {}
 
     from_pretrained = staticmethod(load)
 
@@ -274,7 +274,7 @@ class ImageTokenizer:
             device=self.device,
             precision=self.precision,
             batch_size=batch_size,
-            small=self._small.setdefault(use, SmallPasses()),
+            sizes=self._sizes.setdefault(use, PassSizes()),
         )
 
 

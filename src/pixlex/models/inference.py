@@ -33,39 +33,50 @@ def rows_at_once(grid: int, device: torch.device, batch_size: int) -> int:
     return max(1, _PATCHES_AT_ONCE // grid**2) if device.type == "cpu" else batch_size
 
 
-class SmallPasses:
-    """Passes of fewer rows than the full one, taken where they give the same bits; for one use of one model.
+class PassSizes:
+    """Passes of fewer or more rows than the full one, where they give the same bits; for one use of one model.
 
     Whether they do is a matter of the processor and its libraries. Each size is tried once, on random images: the
-    outputs of all layers are compared with those of a full pass.
+    outputs of all layers are compared with those of a full pass, wherever in the pass they stand.
     """
 
     def __init__(self) -> None:
         self._same: dict[int, bool] = {}
 
-    def size(self, chunk: Tensor, full: int, compute: Callable[[Tensor], Tensor]) -> int:
+    def largest(self, inputs: Tensor, full: int, compute: Callable[[Tensor], Tensor]) -> int:
+        """Return the rows of a pass over many: two full passes at once are faster, where it is worth the trial."""
+        return (
+            2 * full if len(inputs) >= 4 * full and self._are_same(inputs, 2 * full, full, compute) else full
+        )
+
+    def smallest(self, chunk: Tensor, full: int, compute: Callable[[Tensor], Tensor]) -> int:
         """Return the rows of the smallest pass for a chunk: a power of two, or the full pass."""
         size = 1 << (len(chunk) - 1).bit_length()
-        if size >= full:
-            return full
+        while size < full and not self._are_same(chunk, size, full, compute):
+            size *= 2
+        return min(size, full)
+
+    def _are_same(self, chunk: Tensor, size: int, full: int, compute: Callable[[Tensor], Tensor]) -> bool:
         if size not in self._same:
-            rows = chunk[:1].expand(full, *chunk.shape[1:])
+            few, many = sorted((size, full))
+            rows = chunk[:1].expand(few, *chunk.shape[1:])
             if rows.is_floating_point():
                 rows = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0))
-            ones, others = (_checksums(compute, rows, number, size) for number in (full, size))
-            self._same[size] = ones == others
-        return size if self._same[size] else full
+            repeated = rows.repeat(-(-many // few), *[1] * (rows.ndim - 1))[:many]
+            ones, others = (_checksums(compute, given, few) for given in (rows, repeated))
+            self._same[size] = all({*other} == {*one} for one, other in zip(ones, others, strict=True))
+        return self._same[size]
 
 
-def _checksums(compute: Callable[[Tensor], Tensor], rows: Tensor, number: int, size: int) -> list[int]:
-    """Compute a number of rows; return a checksum of what each layer makes of the first `size` of them."""
-    found: list[int] = []
+def _checksums(compute: Callable[[Tensor], Tensor], rows: Tensor, each: int) -> list[list[int]]:
+    """Compute rows; return for each layer the checksums of what it makes of every so many of them."""
+    found: list[list[int]] = []
 
     def note(output: Any) -> None:
         for one in output if isinstance(output, tuple) else (output,):
             if isinstance(one, Tensor) and one.ndim:
-                part = one.detach()[: -(-len(one) * size // number)].float().contiguous()
-                found.append(zlib.crc32(part.numpy().data))
+                parts = one.detach().float().split(-(-len(one) * each // len(rows)))
+                found.append([zlib.crc32(part.contiguous().numpy().data) for part in parts])
 
     def hook(layer: nn.Module, given: Any, output: Any) -> None:
         if next(layer.children(), None) is None:
@@ -73,7 +84,7 @@ def _checksums(compute: Callable[[Tensor], Tensor], rows: Tensor, number: int, s
 
     handle = nn.modules.module.register_module_forward_hook(hook)
     try:
-        note(compute(rows[:number]))
+        note(compute(rows))
     finally:
         handle.remove()
     return found
@@ -87,7 +98,7 @@ def compute_rows(
     device: torch.device,
     precision: Precision = "fp32",
     batch_size: int = 64,
-    small: SmallPasses | None = None,
+    sizes: PassSizes | None = None,
 ) -> Tensor:
     """Compute one row for each row of the inputs, always in the same shape, without gradients.
 
@@ -101,7 +112,7 @@ def compute_rows(
         device: Where to compute.
         precision: bf16 computes under autocast.
         batch_size: Rows of a pass on a GPU, 1 or more, filled up where there are fewer.
-        small: Takes smaller passes on a CPU where they give the same; None fills up.
+        sizes: Takes smaller and larger passes on a CPU where they give the same; None fills up.
 
     Returns:
         The rows, on the CPU.
@@ -113,23 +124,28 @@ def compute_rows(
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     full = rows_at_once(grid, device, batch_size)
+    sizes = sizes if device.type == "cpu" else None
     parts = []
     with computing(device, precision):
-        for number, chunk in enumerate(torch.split(inputs, full)):
+        most = full if sizes is None else sizes.largest(inputs, full, compute)
+        for first in range(0, len(inputs), most):
+            chunk = inputs[first : first + most]
             try:
-                size = full if small is None or device.type != "cpu" else small.size(chunk, full, compute)
+                size = most if len(chunk) > full else full
+                if sizes is not None and len(chunk) <= full:
+                    size = sizes.smallest(chunk, full, compute)
                 filler = chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])
                 part = compute(torch.cat([chunk, filler]).to(device))[: len(chunk)].cpu()
             except NotFinite as fault:  # in the row of a patch
                 row = None if fault.row is None else min(fault.row // grid**2, len(chunk) - 1)
-                raise _not_finite(len(inputs), None if row is None else number * full + row) from fault
+                raise _not_finite(len(inputs), None if row is None else first + row) from fault
             except torch.OutOfMemoryError as fault:
                 # No smaller pass is tried: codes would depend on what else the memory holds at the moment.
                 raise RuntimeError(
                     f"{device} does not hold a pass of {full} images: a smaller batch size may fit"
                 ) from fault
             if not (finite := part.isfinite().reshape(len(part), -1).all(1)).all():
-                raise _not_finite(len(inputs), number * full + int((~finite).nonzero()[0, 0]))
+                raise _not_finite(len(inputs), first + int((~finite).nonzero()[0, 0]))
             parts.append(part)
     return torch.cat(parts)
 
