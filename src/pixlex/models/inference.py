@@ -75,7 +75,7 @@ def _checksums(compute: Callable[[Tensor], Tensor], rows: Tensor, each: int) -> 
     def note(output: Any) -> None:
         for one in output if isinstance(output, tuple) else (output,):
             if isinstance(one, Tensor) and one.ndim:
-                parts = one.detach().float().split(-(-len(one) * each // len(rows)))
+                parts = torch.split(one.detach().float(), -(-len(one) * each // len(rows)))
                 found.append([zlib.crc32(part.contiguous().numpy().data) for part in parts])
 
     def hook(layer: nn.Module, given: Any, output: Any) -> None:
