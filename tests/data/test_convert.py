@@ -16,7 +16,7 @@ from tests.data.conftest import encoded
 from pixlex.cli.data import caption_text
 from pixlex.data import convert
 from pixlex.data.captions import open_pairs
-from pixlex.data.convert import EXPECTED_SPLITS, Spread, convert_pairs, inspect_captions, inspect_source
+from pixlex.data.convert import EXPECTED_SPLITS, Spread, convert_images, inspect_captions, inspect_source
 from pixlex.data.images import TooManyBroken, open_source
 from pixlex.data.records import AnnotatedSplits
 
@@ -39,7 +39,7 @@ def albef(tmp_path: Path, picture: Picture) -> Path:
 
 def test_parquet_holds_the_bytes(albef: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "set.parquet"
-    result = convert_pairs(open_pairs(str(albef)), out, progress=False)
+    result = convert_images(open_pairs(str(albef)), out, progress=False)
     assert (result.num_images, result.num_captions) == (2, 4)
     assert [one.key for one in result.skipped] == ["deep/1.jpg", "deep/3.jpg"]
     assert pq.read_schema(out).names == ["image", "image_id", "captions"]
@@ -50,7 +50,7 @@ def test_parquet_holds_the_bytes(albef: Path, tmp_path: Path) -> None:
     lines = (tmp_path / "new" / "set.parquet.skipped.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == ["deep/1.jpg", "deep/3.jpg"]
     assert sorted(path.name for path in out.parent.iterdir()) == ["set.parquet", "set.parquet.skipped.jsonl"]
-    again = convert_pairs(source, tmp_path / "again.parquet", progress=False)
+    again = convert_images(source, tmp_path / "again.parquet", progress=False)
     assert again.skipped == ()
     assert open_pairs(str(again.path)).ids == source.ids
     assert (tmp_path / "again.parquet").read_bytes() == out.read_bytes()
@@ -59,7 +59,7 @@ def test_parquet_holds_the_bytes(albef: Path, tmp_path: Path) -> None:
 def test_jsonl_names_the_files(albef: Path, tmp_path: Path) -> None:
     """Paths are relative to the new file, through selections and mixtures too."""
     out = tmp_path / "lists" / "set.jsonl"
-    result = convert_pairs(open_pairs(f"2 * {albef} + {albef}"), out, progress=False)
+    result = convert_images(open_pairs(f"2 * {albef} + {albef}"), out, progress=False)
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert rows[0] == {"path": "../in/deep/0.jpg", "captions": ["ä 0", "b"]}
     assert [row["path"][-5] for row in rows] == ["0", "2"] * 3
@@ -73,21 +73,65 @@ def test_images_get_another_size(albef: Path, tmp_path: Path, picture: Picture) 
     """The short side is N at most; small images are not enlarged."""
     out = tmp_path / "set.parquet"
     for size, expected in ((30, (45, 30)), (200, (90, 60))):
-        convert_pairs(open_pairs(str(albef)), out, image_size=size, overwrite=True, progress=False)
+        convert_images(open_pairs(str(albef)), out, image_size=size, overwrite=True, progress=False)
         image = Image.open(io.BytesIO(open_pairs(str(out)).read(0).data))
         assert (image.size, image.format, image.mode) == (expected, "JPEG", "RGB")
 
 
 def test_pixels_without_a_file_become_png(tmp_path: Path) -> None:
     source = open_pairs("embedded:scenes:test:2")
-    convert_pairs(source, tmp_path / "set.parquet", progress=False)
+    convert_images(source, tmp_path / "set.parquet", progress=False)
     converted = open_pairs(str(tmp_path / "set.parquet"))
     assert converted.captions == source.captions
     image = Image.open(io.BytesIO(converted.read(1).data))
     assert image.format == "PNG"
     assert image.tobytes() == source.read(1).data.tobytes()
     with pytest.raises(ValueError, match=r"are no files of their own: convert to a\.parquet"):
-        convert_pairs(source, tmp_path / "a.jsonl")
+        convert_images(source, tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "table"])
+@pytest.mark.parametrize("suffix", [".parquet", ".tar", ".jsonl"])
+def test_images_without_captions_keep_their_classes(
+    tmp_path: Path, picture: Picture, kind: str, suffix: str
+) -> None:
+    """Of a folder, a list or a table; some without a class, one unreadable; small copies but for lists."""
+    pictures, rows = tmp_path / "in", ["path,label,class_name"]
+    for number, name in enumerate(("cat", "owl", "cat")):
+        (pictures / name).mkdir(parents=True, exist_ok=True)
+        (pictures / name / f"{number}.png").write_bytes(picture(number))
+        rows.append(f"{name}/{number}.png,{3 * (name == 'owl')},{name}")
+    (pictures / "owl" / "9.png").write_bytes(b"no picture")
+    if kind != "folder":
+        (pictures / "set.csv").write_text("\n".join([*rows, "owl/9.png,,", "owl/1.png,,"]))
+    source = open_source(str(pictures if kind == "folder" else pictures / "set.csv"))
+    if kind == "table":
+        source = open_source(str(convert_images(source, tmp_path / "t.parquet", progress=False).path))
+    out, size = tmp_path / f"out{suffix}", None if suffix == ".jsonl" else 5
+    if (kind, suffix) == ("table", ".jsonl"):
+        with pytest.raises(ValueError, match=r"are no files of their own: convert to out\.parquet"):
+            convert_images(source, out, progress=False)
+        return
+    result = convert_images(source, out, image_size=size, progress=False)
+    assert (result.num_captions, len(result.skipped)) == (0, kind != "table")
+    found = open_source(str(out))
+    records = [record for index in range(len(source)) if (record := source.read(index)).data != b"no picture"]
+    expected = [(one.label, source.class_names[one.label] if one.label >= 0 else "") for one in records]
+    labels = [found.read(index).label for index in range(len(found))]
+    assert [(one, found.class_names[one] if one >= 0 else "") for one in labels] == expected
+    for index, record in enumerate(records):
+        data = found.read(index).data
+        assert data == record.data if size is None else Image.open(io.BytesIO(data)).size == (6, 5)
+
+
+def test_captions_in_a_shard(albef: Path, tmp_path: Path) -> None:
+    result = convert_images(open_pairs(str(albef)), tmp_path / "set.tar", progress=False)
+    source = open_pairs(str(result.path))
+    assert source.captions == (("ä 0", "b"), ("ä 2", "b"))
+    assert source.read(1).data == (albef.parent / "deep" / "2.jpg").read_bytes()
+    assert source.key(1) == "set.tar/00000001.jpeg"
+    again = convert_images(source, tmp_path / "again.tar", progress=False).path
+    assert open_pairs(str(again)).captions == source.captions
 
 
 def test_row_groups_are_bounded(tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +144,7 @@ def test_row_groups_are_bounded(tmp_path: Path, picture: Picture, monkeypatch: p
     (tmp_path / "images" / "set.csv").write_text("\n".join(lines))
     monkeypatch.setattr(convert, "ROW_GROUP_BYTES", int(2.5 * len(picture(0))))
     out = tmp_path / "set.parquet"
-    convert_pairs(open_pairs(str(tmp_path / "images" / "set.csv")), out, progress=False)
+    convert_images(open_pairs(str(tmp_path / "images" / "set.csv")), out, progress=False)
     metadata = pq.ParquetFile(out).metadata
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     assert sum(sizes) == 10
@@ -108,7 +152,7 @@ def test_row_groups_are_bounded(tmp_path: Path, picture: Picture, monkeypatch: p
     assert len(sizes) >= 4
     assert [text for (text,) in open_pairs(str(out)).captions] == [str(number) for number in range(10)]
     monkeypatch.setattr(convert, "ROW_GROUP_BYTES", 1)
-    convert_pairs(open_pairs(str(out)), tmp_path / "ones.parquet", progress=False)
+    convert_images(open_pairs(str(out)), tmp_path / "ones.parquet", progress=False)
     assert pq.ParquetFile(tmp_path / "ones.parquet").num_row_groups == 10
 
 
@@ -117,19 +161,19 @@ def test_what_is_refused(albef: Path, tmp_path: Path) -> None:
     out = tmp_path / "set.parquet"
     out.write_text("old")
     with pytest.raises(ValueError, match="exists; choose another name, or replace it with --overwrite"):
-        convert_pairs(source, out, progress=False)
-    with pytest.raises(ValueError, match=r"must end in \.parquet or \.jsonl, got .*set\.csv"):
-        convert_pairs(source, tmp_path / "set.csv")
+        convert_images(source, out, progress=False)
+    with pytest.raises(ValueError, match=r"must end in \.parquet, \.tar or \.jsonl, got .*set\.csv"):
+        convert_images(source, tmp_path / "set.csv")
     with pytest.raises(ValueError, match=r"they cannot get another size: convert to a.parquet"):
-        convert_pairs(source, tmp_path / "a.jsonl", image_size=3)
+        convert_images(source, tmp_path / "a.jsonl", image_size=3)
     with pytest.raises(ValueError, match="image_size must be 1 or more, got 0"):
-        convert_pairs(source, tmp_path / "a.parquet", image_size=0)
+        convert_images(source, tmp_path / "a.parquet", image_size=0)
     for path in (albef.parent / "deep").iterdir():
         path.unlink()
     with pytest.raises(
         TooManyBroken, match=r"none of 4 images can be read, the first is deep/0\.jpg \(the file"
     ):
-        convert_pairs(source, out, overwrite=True, progress=False)
+        convert_images(source, out, overwrite=True, progress=False)
     assert out.read_text() == "old"
     assert not list(tmp_path.glob(".*"))
 
@@ -140,7 +184,7 @@ def test_a_kill_leaves_no_half_file(albef: Path, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(convert, "_stored", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        convert_pairs(open_pairs(str(albef)), tmp_path / "set.parquet", progress=False)
+        convert_images(open_pairs(str(albef)), tmp_path / "set.parquet", progress=False)
     assert not list(tmp_path.glob("*.parquet*"))
     assert not list(tmp_path.glob(".*"))
 
@@ -151,7 +195,7 @@ def test_flickr8k_there_and_back(shared_data: Path, tmp_path: Path) -> None:
     if not path.is_file():
         pytest.skip("no captions among the shared data")
     source = open_pairs(str(path))
-    result = convert_pairs(source, tmp_path / "set.parquet", progress=False)
+    result = convert_images(source, tmp_path / "set.parquet", progress=False)
     converted = open_pairs(str(result.path))
     assert (result.num_images, result.num_captions, result.skipped) == (1000, 5000, ())
     assert (converted.captions, converted.ids) == (source.captions, source.ids)

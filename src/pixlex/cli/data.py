@@ -53,8 +53,8 @@ class DoctorOptions(MachineOptions):
 class ConvertOptions(MachineOptions):
     """Options of `convert`."""
 
-    data: str = positional("SOURCE", PAIRS)
-    out: File = option(text="a .parquet or .jsonl file", metavar="FILE")
+    data: str = positional("SOURCE", f"{DATA}; or {PAIRS}")
+    out: File = option(text="a .parquet, .tar or .jsonl file", metavar="FILE")
     split: str | None = option(None, "of Karpathy's files or hf:NAME; several joined by +", "S")
     image_size: Positive | None = option(
         None, "store as JPEG with a short side of at most N pixels; default: as they are", "N"
@@ -88,21 +88,15 @@ def describe(options: DescribeOptions) -> int:
 
 def doctor(options: DoctorOptions) -> int:
     """Read every image and say what is there."""
-    from pixlex.data.captions import open_pairs
     from pixlex.data.convert import inspect_captions, inspect_source
-    from pixlex.data.images import open_source
-    from pixlex.data.records import NoCaptions
+    from pixlex.data.records import PairSource
     from pixlex.data.sources import distinct_images
     from pixlex.progress import bar_or_lines
 
-    source: ImageSource
-    captions = None
-    try:
-        pairs = open_pairs(options.data, every_split=True)
-    except NoCaptions:
-        source = open_source(options.data)
-    else:
-        source, captions = distinct_images(pairs.images), inspect_captions(pairs)
+    source, captions = _pairs_or_images(options.data, every_split=True), None
+    if isinstance(source, PairSource):
+        captions = inspect_captions(source)
+        source = distinct_images(source.images)
     with bar_or_lines(total=len(source), unit=" images", desc="read", disable=options.quiet) as bar:
 
         def advance(done: int, total: int) -> None:
@@ -132,12 +126,15 @@ def version(options: JSONOption) -> int:
 
 
 def convert(options: ConvertOptions) -> int:
-    """Write images with captions to one .parquet or .jsonl file."""
-    from pixlex.data.captions import open_pairs, with_split
-    from pixlex.data.convert import convert_pairs
+    """Write images, with their captions and classes, to one .parquet, .tar or .jsonl file."""
+    from pixlex.data.captions import with_split
+    from pixlex.data.convert import convert_images
+    from pixlex.data.records import PairSource
 
-    source = open_pairs(options.data if options.split is None else with_split(options.data, options.split))
-    result = convert_pairs(
+    described = options.data if options.split is None else with_split(options.data, options.split)
+    source = _pairs_or_images(described, every_split=False)
+    without_captions = source.ignored if isinstance(source, PairSource) else ()
+    result = convert_images(
         source,
         options.out,
         image_size=options.image_size,
@@ -149,14 +146,26 @@ def convert(options: ConvertOptions) -> int:
         "num_images": result.num_images,
         "num_captions": result.num_captions,
         "skipped": result.skipped,
-        "without_captions": source.ignored,
+        "without_captions": without_captions,
     }
     lines = [f"{result.path}: {result.num_images:,} images, {result.num_captions:,} captions"]
     skipped = [f"{one.key}: {one.reason}" for one in result.skipped]
     lines += _listed("images that cannot be read, left out", skipped)
-    lines += _listed("images without a caption, left out", source.ignored)
+    lines += _listed("images without a caption, left out", without_captions)
     answer(options, values, "\n".join(lines))
     return 0
+
+
+def _pairs_or_images(description: str, *, every_split: bool) -> ImageSource:
+    """Open images with their captions, or without where they have none."""
+    from pixlex.data.captions import open_pairs
+    from pixlex.data.images import open_source
+    from pixlex.data.records import NoCaptions
+
+    try:
+        return open_pairs(description, every_split=every_split)
+    except NoCaptions:
+        return open_source(description)
 
 
 def _fields(subject: str) -> list[dict[str, Any]]:

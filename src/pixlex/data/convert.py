@@ -1,15 +1,18 @@
-"""Images with captions, from whatever holds them, into one file; what a source is like, for `pixlex doctor`."""
+"""Images with what is known of them, from whatever holds them, into one file; what is in a source."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median_low
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +32,13 @@ ROW_GROUP_BYTES = 64 << 20
 _QUALITY = 90
 # Images that are read ahead, and held as they are stored: few, for files may be large.
 _WINDOW = 8
-_SCHEMA = pa.schema([("image", pa.binary()), ("image_id", pa.string()), ("captions", pa.list_(pa.string()))])
+# Columns of a table beside `image`.
+_COLUMNS = {
+    "image_id": pa.string(),
+    "captions": pa.list_(pa.string()),
+    "label": pa.int64(),
+    "class_name": pa.string(),
+}
 
 # Images of each split of Karpathy and Fei-Fei 2015, "Deep Visual-Semantic Alignments".
 EXPECTED_SPLITS: Mapping[str, Mapping[str, int]] = {
@@ -43,14 +52,7 @@ _MOST_REPEATED = 10
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """What `convert_pairs` wrote.
-
-    Attributes:
-        path: The file.
-        num_images: Images in it.
-        num_captions: Captions in it.
-        skipped: Images that cannot be read and are not in it.
-    """
+    """The file that `convert_images` wrote, what is in it, and images that cannot be read and are not."""
 
     path: Path
     num_images: int
@@ -58,32 +60,33 @@ class ConversionResult:
     skipped: tuple[Skipped, ...]
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One image with its captions, as it will lie in the file; the path where it is a file of its own."""
+class _Row(NamedTuple):
+    """One image as it will lie in the file, what is known of it, and its path where it is a file of its own."""
 
     image: bytes
-    image_id: str
-    captions: tuple[str, ...]
+    extension: str
+    known: dict[str, Any]
     path: Path | None
 
 
-def convert_pairs(
-    source: PairSource,
+def convert_images(
+    source: ImageSource,
     out: Path,
     *,
     image_size: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> ConversionResult:
-    """Write images with captions to one file that `open_pairs` reads; images that cannot be read are left out.
+    """Write images, with captions and classes where there are some, to one file that is opened as a source again.
 
-    `.parquet` has the columns image (bytes of an image file), image_id and captions, in row groups of about
-    64 MB; `.jsonl` has one object {path, captions} a line, with paths relative to the file. The file appears
-    when it is complete. Images that cannot be read are listed in `OUT.skipped.jsonl` (key, reason).
+    `.parquet` has the columns image (bytes of an image file), image_id, captions, label and class_name, in row
+    groups of about 64 MB; `.tar` is a shard as WebDataset writes them, with the same fields in a .json beside each
+    image; `.jsonl` has an object a line with a path relative to the file. Captions and classes are left out where
+    there are none. The file appears when it is complete. Images that cannot be read are listed in
+    `OUT.skipped.jsonl` (key, reason).
 
     Args:
-        source: Images and captions.
+        source: Images, or images with captions.
         out: The file; its folder is made if missing.
         image_size: If given, images are stored as JPEG of quality 90 whose short side has at most this many
             pixels; else their bytes are copied (pixels without a file as PNG).
@@ -97,33 +100,40 @@ def convert_pairs(
     """
     _check(source, out, image_size, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
+    pairs = source if isinstance(source, PairSource) else PairSource(source, ((),) * len(source))
+    has_captions, names = any(pairs.captions), pairs.class_names
     skipped: dict[str, Skipped] = {}
     counts: Counter[str] = Counter()
-    bar = bar_or_lines(
-        total=len(source), unit=" images", desc="convert", disable=not progress, smoothing=0.05
-    )
+    bar = bar_or_lines(total=len(pairs), unit=" images", desc="convert", disable=not progress, smoothing=0.05)
 
     def prepare(index: int, record: ImageRecord) -> _Row:
-        image = _stored(record, image_size)
-        return _Row(image, source.image_id(index), source.captions[index], _file_of(source.images, index))
+        image, extension = _stored(record, image_size)
+        known: dict[str, Any] = {"image_id": pairs.image_id(index)}
+        if has_captions:
+            known["captions"] = list(pairs.captions[index])
+        if names:
+            is_known = record.label >= 0
+            known["label"] = record.label if is_known else None
+            known["class_name"] = names[record.label] if is_known else None
+        return _Row(image, extension, known, _file_of(pairs.images, index))
 
     def rows() -> Iterator[_Row]:
         with bar:
-            for batch in prefetch(source, range(len(source)), _WINDOW, prepare):
+            for batch in prefetch(pairs, range(len(pairs)), _WINDOW, prepare):
                 bar.update(len(batch))
                 skipped.update({row.key: row for row in batch if isinstance(row, Skipped)})
                 for row in batch:
                     if isinstance(row, _Row):
-                        counts.update(images=1, captions=len(row.captions))
+                        counts.update(images=1, captions=len(row.known.get("captions", ())))
                         yield row
         if not counts["images"]:
             first = next(iter(skipped.values()))
             raise TooManyBroken(
-                f"{source.name}: none of {len(skipped)} images can be read, the first is {first.key} "
+                f"{pairs.name}: none of {len(skipped)} images can be read, the first is {first.key} "
                 f"({first.reason})"
             )
 
-    write = _write_parquet if out.suffix.lower() == ".parquet" else _write_jsonl
+    write = _WRITERS[out.suffix.lower()]
     try:
         write_atomically(out, lambda temporary: write(temporary, rows()))
     finally:
@@ -131,17 +141,17 @@ def convert_pairs(
     return ConversionResult(out, counts["images"], counts["captions"], tuple(skipped.values()))
 
 
-def _check(source: PairSource, out: Path, image_size: int | None, overwrite: bool) -> None:
+def _check(source: ImageSource, out: Path, image_size: int | None, overwrite: bool) -> None:
     """Raise `ValueError` for what cannot be done."""
     suffix = out.suffix.lower()
-    if suffix not in (".parquet", ".jsonl"):
-        raise ValueError(f"the file must end in .parquet or .jsonl, got {out}")
+    if suffix not in _WRITERS:
+        raise ValueError(f"the file must end in .parquet, .tar or .jsonl, got {out}")
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be 1 or more, got {image_size}")
     remedy = f"convert to {out.with_suffix('.parquet').name}, which holds the images"
     if suffix == ".jsonl" and image_size is not None:
         raise ValueError(f".jsonl names the images as they are, they cannot get another size: {remedy}")
-    if suffix == ".jsonl" and _file_of(source.images, 0) is None:
+    if suffix == ".jsonl" and _file_of(source, 0) is None:
         raise ValueError(
             f".jsonl names image files, those of {source.name} are no files of their own: {remedy}"
         )
@@ -151,37 +161,40 @@ def _check(source: PairSource, out: Path, image_size: int | None, overwrite: boo
 
 def _file_of(images: ImageSource, index: int) -> Path | None:
     """Return where an image lies, None if it is no file of its own."""
+    if isinstance(images, PairSource):
+        return _file_of(images.images, index)
     if isinstance(images, ImageSubset):
         return _file_of(*images.place(index))
     return images.root / images.paths[index] if isinstance(images, FileSource) else None
 
 
-def _stored(record: ImageRecord, image_size: int | None) -> bytes:
-    """Return the bytes to store; decoding finds out whether they are an image at all."""
+def _stored(record: ImageRecord, image_size: int | None) -> tuple[bytes, str]:
+    """Return the bytes to store and their format; decoding finds out whether they are an image at all."""
     # A JPEG may be decoded at a fraction of its size: two pixels for one are left to the filter.
     image = decode_record(record, minimum_side=1 if image_size is None else 2 * image_size)
     if image_size is None and isinstance(record.data, bytes):
-        return record.data
+        return record.data, stored_form(record).file_format.lower()
     buffer = io.BytesIO()
     if image_size is None:
         image.save(buffer, "PNG")
-    else:
-        scale = min(1.0, image_size / min(image.size))
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=_QUALITY)
-    return buffer.getvalue()
+        return buffer.getvalue(), "png"
+    scale = min(1.0, image_size / min(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue(), "jpeg"
 
 
 def _write_parquet(path: Path, rows: Iterator[_Row]) -> None:
-    with pq.ParquetWriter(path, _SCHEMA, write_page_checksum=True) as writer:
+    writer: pq.ParquetWriter | None = None
+    with ExitStack() as stack:
         for group in _row_groups(rows):
-            columns = {
-                "image": [row.image for row in group],
-                # Parquet's text is UTF-8; a file name that is not keeps its bytes as \udc80 and the like.
-                "image_id": [row.image_id.encode("utf-8", "backslashreplace").decode() for row in group],
-                "captions": [list(row.captions) for row in group],
-            }
-            writer.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=len(group))
+            schema = pa.schema([("image", pa.binary()), *((name, _COLUMNS[name]) for name in group[0].known)])
+            columns = {name: [row.known[name] for row in group] for name in group[0].known}
+            # Parquet's text is UTF-8; a file name that is not keeps its bytes as \udc80 and the like.
+            names = (name.encode("utf-8", "backslashreplace").decode() for name in columns["image_id"])
+            columns |= {"image": [row.image for row in group], "image_id": list(names)}
+            writer = writer or stack.enter_context(pq.ParquetWriter(path, schema, write_page_checksum=True))
+            writer.write_table(pa.table(columns, schema=schema), row_group_size=len(group))
 
 
 def _row_groups(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
@@ -198,15 +211,34 @@ def _row_groups(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
         yield group
 
 
+def _write_tar(path: Path, rows: Iterator[_Row]) -> None:
+    with tarfile.open(path, "w") as shard:
+        for number, row in enumerate(rows):
+            fields = {name: value for name, value in row.known.items() if value is not None}
+            for extension, data in ((row.extension, row.image), ("json", json.dumps(fields).encode())):
+                entry = tarfile.TarInfo(f"{number:08d}.{extension}")
+                entry.size = len(data)
+                shard.addfile(entry, io.BytesIO(data))
+
+
 def _write_jsonl(path: Path, rows: Iterator[_Row]) -> None:
     folder = path.parent.absolute()
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             assert row.path is not None
             where = Path(os.path.relpath(row.path.absolute(), folder)).as_posix()
+            fields = {"path": where, **row.known}
+            del fields["image_id"]
             # A file name that is no UTF-8 is written in escapes, which JSON reads back as its bytes.
             escapes = any("\udc80" <= mark <= "\udcff" for mark in where)
-            file.write(json.dumps({"path": where, "captions": row.captions}, ensure_ascii=escapes) + "\n")
+            file.write(json.dumps(fields, ensure_ascii=escapes) + "\n")
+
+
+_WRITERS: Mapping[str, Callable[[Path, Iterator[_Row]], None]] = {
+    ".parquet": _write_parquet,
+    ".tar": _write_tar,
+    ".jsonl": _write_jsonl,
+}
 
 
 def _list_skipped(path: Path, skipped: list[Skipped]) -> None:
@@ -236,14 +268,11 @@ class DataReport:
     """What a source of images holds.
 
     Attributes:
-        name: The source.
         identity: Fingerprint of its listing.
         num_images: Images listed, readable or not.
-        width: Widths of the readable images, upright; None if none is readable.
-        height: Their heights.
+        width: Widths of the readable images, upright; None if none is readable; height as well.
         formats: File format -> number of readable images; "array" for pixels without a file.
         modes: Pixel layout as stored, such as "RGB" or "CMYK" -> number of readable images.
-        broken: Images that cannot be read, with the reason.
         images_per_class: Class name -> number of readable images; empty without labels.
         unlabeled: Readable images without a class.
         duplicate_keys: Keys that occur more than once -> how often.
@@ -292,17 +321,17 @@ def inspect_source(source: ImageSource, progress: Callable[[int, int], None] | N
         try:
             record = source.read(index)
             form = stored_form(record)
-            image = decode_record(record)
+            sizes.append(decode_record(record).size)
         except UnreadableImage as fault:
             broken.append(Skipped(fault.key, fault.reason))
         else:
             formats[form.file_format] += 1
             modes[form.mode] += 1
             classes[record.label] += 1
-            sizes.append(image.size)
         if progress is not None:
             progress(index + 1, len(source))
-    unlabeled = classes.pop(-1, 0)
+    unlabeled, names = classes.pop(-1, 0), source.class_names
+    named = Counter(names)  # a name that several classes have gets their numbers
     return DataReport(
         name=source.name,
         identity=source.identity,
@@ -312,22 +341,16 @@ def inspect_source(source: ImageSource, progress: Callable[[int, int], None] | N
         formats=dict(formats.most_common()),
         modes=dict(modes.most_common()),
         broken=tuple(broken),
-        images_per_class=_named(classes, source.class_names),
+        images_per_class={
+            f"{name} ({label})" if named[name] > 1 else name: classes[label]
+            for label, name in enumerate(names)
+            if name
+        },
         unlabeled=unlabeled,
         duplicate_keys={key: count for key, count in keys.items() if count > 1},
         ignored=tuple(one for one in getattr(source, "ignored", ()) if isinstance(one, PassedOver)),
         empty_folders=source.empty_folders if isinstance(source, FileSource) else (),
     )
-
-
-def _named(classes: Counter[int], names: tuple[str, ...]) -> dict[str, int]:
-    """Count images by class name; a name that several classes have gets their numbers."""
-    counts = Counter(names)
-    return {
-        f"{name} ({label})" if counts[name] > 1 else name: classes[label]
-        for label, name in enumerate(names)
-        if name
-    }
 
 
 @dataclass(frozen=True)
@@ -371,6 +394,13 @@ def inspect_captions(source: PairSource) -> CaptionReport:
     sizes = {} if source.splits is None else dict(source.splits.sizes)
     dataset = "" if source.splits is None else source.splits.dataset
     expected = dict(EXPECTED_SPLITS.get(dataset, {}))
+    remarks = []
+    for split in [*expected, *sorted(sizes.keys() - expected.keys())] if expected else ():
+        found, wanted = sizes.get(split, 0), expected.get(split, 0)
+        if found != wanted:
+            remarks.append(
+                f"Karpathy's split of {_TITLES[dataset]} has {wanted:,} images in {split}, this file {found:,}."
+            )
     return CaptionReport(
         num_captions=len(captions),
         captions_per_image=per_image,
@@ -380,15 +410,5 @@ def inspect_captions(source: PairSource) -> CaptionReport:
         without_captions=source.ignored,
         splits=sizes,
         expected_splits=expected,
-        remarks=tuple(_remarks(dataset, sizes, expected)),
+        remarks=tuple(remarks),
     )
-
-
-def _remarks(dataset: str, sizes: dict[str, int], expected: dict[str, int]) -> Iterator[str]:
-    """Say of each split in how far it is not the expected one."""
-    for split in [*expected, *sorted(sizes.keys() - expected.keys())] if expected else ():
-        found, wanted = sizes.get(split, 0), expected.get(split, 0)
-        if found != wanted:
-            yield (
-                f"Karpathy's split of {_TITLES[dataset]} has {wanted:,} images in {split}, this file {found:,}."
-            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,8 +24,9 @@ from pixlex.files import open_regular, read_regular
 from pixlex.messages import quoted
 
 CAPTION_COLUMNS = ("captions", "caption", "title", "text")
+
+# Metadata of Hugging Face's imagefolder; path of an image -> where its row in such a file stands, and the row.
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-# Path of an image -> where its row in a metadata file stands, and the row.
 _MetadataRows = dict[str, tuple[str, Mapping[str, Any]]]
 
 # Files of one folder that are looked for before the folder is given up.
@@ -92,25 +94,27 @@ def open_folder(folder: Path) -> FileSource:
     ignored: list[PassedOver] = []
     for name in _walk(folder, ignored):
         kind = kind_of(name)
-        by_content = not os.path.splitext(name)[1]
-        if not kind.startswith(HIDDEN) and (
-            kind in IMAGE_SUFFIXES or (by_content and is_image_file(folder / name))
-        ):
+        by_content = not os.path.splitext(name)[1] and not kind.startswith(HIDDEN)
+        if kind in IMAGE_SUFFIXES or (by_content and is_image_file(folder / name)):
             images.append(name)
         elif name != CLASSES_FILE:
             ignored.append(PassedOver(kind, name))
-    paths, others = tuple(sorted(images)), tuple(sorted(ignored, key=lambda one: one.name))
-    if not paths:
-        raise ValueError(_nothing_found(folder, others))
-    if any("/" not in path for path in paths):
-        return FileSource(str(folder), folder, paths, no_labels(len(paths)), others)
-    names = sorted({path.split("/", 1)[0] for path in paths})
-    number = {name: index for index, name in enumerate(names)}
-    indices = np.array([number[path.split("/", 1)[0]] for path in paths], dtype=np.int64)
+    ignored.sort(key=lambda one: one.name)
+    if not images:
+        raise ValueError(_nothing_found(folder, ignored))
+    source = FileSource(str(folder), folder, tuple(sorted(images)), no_labels(len(images)), tuple(ignored))
+    if any("/" not in path for path in images):
+        return source
+    classes = [path.split("/", 1)[0] for path in source.paths]
+    numbers = {name: number for number, name in enumerate(sorted(set(classes)))}
+    indices = np.array([numbers[name] for name in classes], dtype=np.int64)
+    spoken = spoken_names(dict(enumerate(numbers)), str(folder), folder, folders=True)
     present = {entry.name for entry in folder.iterdir() if entry.is_dir() and kind_of(entry.name) != HIDDEN}
-    spoken = spoken_names(dict(enumerate(names)), str(folder), folder, folders=True)
-    labels = Labels(indices, tuple(spoken.values()))
-    return FileSource(str(folder), folder, paths, labels, others, tuple(sorted(present - set(names))))
+    return replace(
+        source,
+        labels=Labels(indices, tuple(spoken.values())),
+        empty_folders=tuple(sorted(present - numbers.keys())),
+    )
 
 
 def open_image_files(paths: Sequence[Path]) -> FileSource:
@@ -132,8 +136,7 @@ def open_list(path: Path) -> FileSource:
         ValueError: The list is empty, a line is malformed, `path` is missing, or labels and names do
             not fit (see `pixlex.data.labels.resolve_labels`).
     """
-    paths = []
-    pairs = []
+    paths, pairs = [], []
     for line, row in list_rows(path):
         where = f"{path} line {line}"
         if "path" not in row:
@@ -162,8 +165,7 @@ def image_path(value: object, where: str, folder: Path) -> str:
     """Return the path of an image as a cell names it, relative to a folder; of a file:// URL what it stands for.
 
     Raises:
-        ValueError: It is no text, empty, no path, an address of the web, or written with backslashes; `where`
-            names the row.
+        ValueError: Naming the row (`where`): it is no path, a web address, or written with backslashes.
     """
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{where}: expected a path, got {quoted(value)}")
@@ -194,18 +196,15 @@ def below(paths: Sequence[str], folder: Path) -> list[str]:
     longest tail that exists below the folder is taken, such as `train2014/1.jpg`. Where there is none it stays.
     """
     known: dict[str, str] = {}
-    tries: dict[str, int] = {}
+    tries: Counter[str] = Counter()
     found = []
     for path in paths:
         above, _, name = path.rpartition("/")
-        if _ABSOLUTE.match(path) and above not in known and tries.get(above, 0) < _TRIES:
-            tries[above] = tries.get(above, 0) + 1
+        if _ABSOLUTE.match(path) and above not in known and tries[above] < _TRIES:
+            tries[above] += 1
             parts = PurePosixPath(above).parts
-            tails = [
-                PurePosixPath(above),
-                *(PurePosixPath(*parts[drop:]) for drop in range(1, len(parts) + 1)),
-            ]
-            here = (str(tail) for tail in tails if os.path.isfile(folder / tail / name))
+            tails = [above, *(str(PurePosixPath(*parts[drop:])) for drop in range(1, len(parts) + 1))]
+            here = (tail for tail in tails if os.path.isfile(folder / tail / name))
             if (tail := next(here, None)) is not None:
                 known[above] = tail
         found.append(str(PurePosixPath(known[above], name)) if above in known else path)
@@ -290,11 +289,25 @@ def captions_beside(images: FileSource, column: str | None) -> tuple[FileSource,
     for path in images.paths:
         where, row = rows.get(path, ("", {}))
         texts = next((texts_in(row[name], where) for name in names if name in row), ())
-        captions.append(texts or _captions_of_file(images.root, path, present))
-    files |= {
-        str(PurePosixPath(path).with_suffix(ending)) for path in images.paths for ending in (".json", ".txt")
-    }
+        own = [str(PurePosixPath(path).with_suffix(ending)) for ending in (".json", ".txt")]
+        beside = (_captions_of_file(images.root / name, name) for name in own if name in present)
+        captions.append(texts or next(filter(None, beside), ()))
+        files.update(own)
     return replace(images, ignored=_without(images.ignored, files)), tuple(captions)
+
+
+def _captions_of_file(path: Path, name: str) -> tuple[str, ...]:
+    """Return the captions in an image's own .json or .txt file."""
+    try:
+        content = read_regular(path, MAX_TEXT_BYTES)
+    except OSError as fault:
+        raise ValueError(f"{path} cannot be read: {fault.strerror or fault}") from fault
+    if path.suffix == ".txt":
+        return texts_in(decode_text(content, path), name)
+    fields = json_value(content, path)
+    fields = fields if isinstance(fields, dict) else {}
+    found = (texts_in(fields.get(field), name) for field in ("captions", "caption", "text"))
+    return next(filter(None, found), ())
 
 
 def _without(ignored: Sequence[PassedOver], files: set[str]) -> tuple[PassedOver, ...]:
@@ -348,23 +361,3 @@ def _add_rows(path: Path, inside: PurePosixPath, present: set[str], rows: _Metad
             f"{path}: {len(missing)} rows name images that are not in the folder, such as {quoted(missing[0])}",
             stacklevel=4,
         )
-
-
-def _captions_of_file(root: Path, image: str, present: set[str]) -> tuple[str, ...]:
-    """Return the captions in an image's own .json or .txt file."""
-    stem = str(PurePosixPath(image).with_suffix(""))
-    if (name := f"{stem}.json") in present:
-        fields = json_value(_content(root / name), root / name)
-        for field in ("captions", "caption", "text") if isinstance(fields, dict) else ():
-            if found := texts_in(fields.get(field), name):
-                return found
-    if (name := f"{stem}.txt") in present:
-        return texts_in(decode_text(_content(root / name), root / name), name)
-    return ()
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return read_regular(path, MAX_TEXT_BYTES)
-    except OSError as fault:
-        raise ValueError(f"{path} cannot be read: {fault.strerror or fault}") from fault
