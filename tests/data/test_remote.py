@@ -70,19 +70,18 @@ def stored(far: Path, picture: Picture) -> Iterator[Path]:
     files.rm("/", recursive=True)
 
 
-def roots(stored: Path) -> list[str]:
-    return [f"file://{stored}", "memory://far", "far:/"]
-
-
 @pytest.mark.parametrize("pattern", ["shards", "shards/set-{0..2}.tar", "tables/table.parquet"])
 def test_a_source_is_the_same_wherever_it_lies(stored: Path, pattern: str) -> None:
-    local = open_source(str(stored / pattern))
-    for root in roots(stored):
+    local, pairs = open_source(str(stored / pattern)), open_pairs(f"{stored / pattern}?rows=captions")
+    for root in (f"file://{stored}", "memory://far", "far:/"):
         source = open_source(f"{root}/{pattern}")
         assert (source.identity, source.class_names, source.blocks) == (
             local.identity, local.class_names, local.blocks,
         )  # fmt: skip
         assert all(source.read(index) == local.read(index) for index in range(len(local)))
+        other = open_pairs(f"{root}/{pattern}?rows=captions")
+        assert (other.captions, other.ids, other.identity) == (pairs.captions, pairs.ids, pairs.identity)
+    assert len(open_pairs(f"2 * memory://far/{pattern} + far://{pattern}")) == 3 * len(local)
 
 
 @pytest.mark.parametrize("pattern", ["shards/*.tar", "tables/table.parquet"])
@@ -96,15 +95,6 @@ def test_batches_are_the_same_to_the_bit(stored: Path, pattern: str) -> None:
     for batch, other in zip(batches, [*expected, *expected[5:]], strict=True):
         assert torch.equal(batch.images, other.images)
         assert (batch.keys, batch.labels.tolist(), batch.skipped) == (other.keys, other.labels.tolist(), ())
-
-
-@pytest.mark.parametrize("pattern", ["shards/set-{0,2}.tar", "tables/table.parquet?rows=captions"])
-def test_captions_are_the_same(stored: Path, pattern: str) -> None:
-    local = open_pairs(str(stored / pattern))
-    for root in roots(stored):
-        source = open_pairs(f"{root}/{pattern}")
-        assert (source.captions, source.ids, source.identity) == (local.captions, local.ids, local.identity)
-    assert len(open_pairs(f"2 * memory://far/{pattern} + far://{pattern}")) == 3 * len(local)
 
 
 def test_files_come_in_the_order_of_a_disk_and_braces_are_not_listed(far: Path, picture: Picture) -> None:
@@ -383,22 +373,17 @@ def test_a_source_larger_than_the_bound_says_so_and_is_read(
     assert [source.read(index).data for index in range(3)] == [picture(shard) for shard in range(3)]
 
 
-@pytest.mark.parametrize("text", ["many", "0", "-1", "inf", "nan"])
-def test_a_bound_that_is_no_number(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIXLEX_CACHE_GB", text)
-    with pytest.raises(
-        ValueError, match=f"PIXLEX_CACHE_GB must be a number of gigabytes above 0, got '{text}'"
-    ):
-        cache_bytes()
-
-
-def test_where_copies_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_and_how_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIXLEX_CACHE", "~/kept")
     assert cache_folder() == Path.home() / "kept"
     monkeypatch.delenv("PIXLEX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     monkeypatch.delenv("PIXLEX_CACHE_GB", raising=False)
     assert (cache_folder(), cache_bytes()) == (Path("/somewhere/pixlex"), 50_000_000_000)
+    for text in ("many", "0", "inf", "nan"):
+        monkeypatch.setenv("PIXLEX_CACHE_GB", text)
+        with pytest.raises(ValueError, match=f"PIXLEX_CACHE_GB must be a number of .* above 0, got '{text}'"):
+            cache_bytes()
 
 
 def test_a_folder_that_cannot_be_written(
