@@ -1,16 +1,32 @@
-"""Typed batches that cross from data to models: shapes, dtypes and value ranges, written here once."""
+"""Typed batches that cross from data to models: shapes, ranges; the account of images that cannot be read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pixlex.files import Damaged, sealed, unsealed
+
+if TYPE_CHECKING:
+    from pixlex.data.sources import ImageSource
+
 Batch = TypeVar("Batch", bound="ImageBatch")
+
+SKIPPED_FILE = "skipped.jsonl"
+# Before this many images were visited, their broken fraction says little about the source.
+_MIN_VISITED = 100
+# Standard errors that the broken fraction of visits must lie above the limit: a source just below the limit
+# would else be stopped by the chance of which images come first.
+_MARGIN = 3.0
 
 
 class NotFinite(ArithmeticError):
@@ -134,3 +150,86 @@ class ReasoningBatch(ImageBatch):
     answers: tuple[tuple[str, ...], ...]
     targets: tuple[Mapping[str, float], ...]
     looks_at: Int[Tensor, " Q"] | None = None
+
+
+class TooManyBroken(ValueError):
+    """More images cannot be read than the configuration allows."""
+
+
+class BrokenImages:
+    """Collects the images of a source that could not be read and lists them in a file.
+
+    The file holds one JSON object a line (source, key, reason), each image once, also over resumed runs.
+
+    Args:
+        folder: The folder of the run, in which skipped.jsonl lists the images; None keeps no list. Several
+            sources may use it.
+        source: The source that the images belong to.
+        max_broken_share: Fraction of broken images, in [0, 1], above which `record` raises.
+    """
+
+    def __init__(self, folder: Path | None, source: ImageSource, max_broken_share: float) -> None:
+        if not 0 <= max_broken_share <= 1:
+            raise ValueError(f"max_broken_share must lie in [0, 1], got {max_broken_share}")
+        self.path = None if folder is None else folder / SKIPPED_FILE
+        self.visited = self._broken_visits = 0
+        self.broken: dict[str, str] = {}
+        self._name, self._num_images, self._limit = source.name, len(source), max_broken_share
+        # Only for not writing them twice: a run that is resumed after its images were repaired starts anew.
+        self._listed = set() if self.path is None else _listed_keys(self.path, source.name)
+
+    def add(self, batch: ImageBatch) -> None:
+        """Record a batch; see `record`."""
+        self.record(batch.skipped, len(batch.keys))
+
+    def record(self, skipped: Sequence[Skipped], num_readable: int) -> None:
+        """Record images that could not be read and the number of those that could.
+
+        Raises:
+            TooManyBroken: The distinct broken images are more than max_broken_share of the source, or
+                after 100 visits the broken fraction of all visits lies above it by three standard errors.
+        """
+        self.visited += num_readable + len(skipped)
+        if not skipped:
+            return
+        self._broken_visits += len(skipped)
+        new = {image.key: image.reason for image in skipped if image.key not in self.broken}
+        self.broken.update(new)
+        self._write({key: reason for key, reason in new.items() if key not in self._listed})
+        margin = _MARGIN * math.sqrt(self._limit * (1 - self._limit) * self.visited)
+        of_source = len(self.broken) > self._limit * self._num_images
+        of_visits = self.visited >= _MIN_VISITED and self._broken_visits > self._limit * self.visited + margin
+        if of_source or of_visits:
+            shown = "; ".join(f"{key} ({reason})" for key, reason in list(self.broken.items())[:3])
+            listed = "" if self.path is None else f"; all that were met are listed in {self.path}"
+            raise TooManyBroken(
+                f"{self._name}: {len(self.broken)} different images of {self._num_images} cannot be read "
+                f"({self._broken_visits} of {self.visited} visits, {self._broken_visits / self.visited:.1%}), "
+                f"the limit max_broken_share is {self._limit:.1%}: {shown}{listed}"
+            )
+
+    def _write(self, images: dict[str, str]) -> None:
+        self._listed.update(images)
+        if self.path is None or not images:
+            return
+        rows = [{"source": self._name, "key": key, "reason": reason} for key, reason in images.items()]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            # A run that was killed may have left half a line: the next one must not continue it.
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                file.write(b"" if file.read() == b"\n" else b"\n")
+            file.write("".join(f"{json.dumps(sealed(row))}\n" for row in rows).encode())
+
+
+def _listed_keys(path: Path, source: str) -> set[str]:
+    """Return the keys of a source that a file lists already, leaving out lines cut off by a kill, or damaged."""
+    keys = set()
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            entry = unsealed(line)
+        except Damaged:
+            continue
+        if entry.get("source") == source:
+            keys.add(str(entry.get("key")))
+    return keys

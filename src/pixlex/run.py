@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from pixlex import distributed, report
+from pixlex.batch import BrokenImages
 from pixlex.config.run import Run, describe_fields, read_run, value_at, write_run
-from pixlex.data.sources import BrokenImages, require_readable
+from pixlex.data.sources import require_readable
 from pixlex.distributed import pick_device
 from pixlex.families import FAMILIES, build_objective, images_of, training_batches
 from pixlex.files import locked, remove_partial, unsealed, write_json

@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 from tests.data.conftest import encoded
 
+from pixlex.batch import TooManyBroken
 from pixlex.cli.data import caption_text
 from pixlex.data import convert
 from pixlex.data.captions import open_pairs
 from pixlex.data.convert import EXPECTED_SPLITS, Spread, convert_images, inspect_captions, inspect_source
-from pixlex.data.images import TooManyBroken, open_source
+from pixlex.data.images import open_source
 from pixlex.data.records import AnnotatedSplits
 
 Picture = Callable[..., bytes]

@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from pixlex.data.captions import open_pairs
-from pixlex.data.decoding import UnreadableImage
 from pixlex.data.images import open_hub, open_source
 from pixlex.data.questions import open_items
 from pixlex.data.tables import ParquetSource

@@ -20,10 +20,10 @@ from tests.data.conftest import encoded, pixels_of
 from tests.data.test_tar import write_tar
 from tests.tiny import evaluation_batches, training_batches
 
-from pixlex.batch import ImageBatch
+from pixlex.batch import ImageBatch, TooManyBroken
 from pixlex.config.fields import DataConfig
 from pixlex.data.decoding import ImageRecord
-from pixlex.data.images import TooManyBroken, UnreadableImage, open_source
+from pixlex.data.images import UnreadableImage, open_source
 from pixlex.data.loader import LoaderConfig, TrainingOrder
 from pixlex.data.sources import ImageSource, concatenate, subset
 

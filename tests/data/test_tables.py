@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 
 from pixlex.data import tables
 from pixlex.data.captions import open_pairs
-from pixlex.data.decoding import UnreadableImage, load_image
+from pixlex.data.decoding import UnreadableImage
 from pixlex.data.images import open_source
 from pixlex.data.tables import ParquetSource, image_columns
 

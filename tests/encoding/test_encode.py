@@ -20,7 +20,8 @@ from tests.tiny import tiny_language, tiny_lqae, write_images
 from tqdm import tqdm
 
 from pixlex.api import ImageTokenizer
-from pixlex.data.images import ImageRecord, ImageSource, TooManyBroken, open_source
+from pixlex.batch import TooManyBroken
+from pixlex.data.images import ImageRecord, ImageSource, open_source
 from pixlex.encoding import encode, encode_parts, encode_source, read_codes
 from pixlex.files import Journal, locked
 

@@ -15,8 +15,8 @@ from tests.tiny import tiny_lqae
 from tests.train.running import digest
 from torch import Tensor
 
+from pixlex.batch import TooManyBroken
 from pixlex.data.images import open_source
-from pixlex.data.sources import TooManyBroken
 from pixlex.eval import probe_features
 from pixlex.eval.probe_features import columns_of, extract, image_features, kinds_of, planned_kinds
 from pixlex.eval.probe_sets import LabeledImages, check_apart, check_counts, in_classes_of, survey

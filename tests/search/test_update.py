@@ -22,9 +22,9 @@ from tests.search.conftest import NAMES, Indexed, contents
 from tests.tiny import tiny_cbvila, write_images
 from tqdm import tqdm
 
-from pixlex.batch import NotFinite
+from pixlex.batch import NotFinite, TooManyBroken
 from pixlex.data.folders import FileSource
-from pixlex.data.images import TooManyBroken, open_source
+from pixlex.data.images import open_source
 from pixlex.data.sources import ImageRecord
 from pixlex.models.cbvila import CBViLA
 from pixlex.search import DamagedIndex, ImageIndex

@@ -218,7 +218,7 @@ def _remark_of(
 
 def _data_failed(fault: ValueError) -> bool:
     """Whether the data failed, rather than what was typed; without importing what would define it."""
-    sources, remote = (sys.modules.get(f"pixlex.data.{name}") for name in ("sources", "remote"))
-    return (sources is not None and isinstance(fault, sources.TooManyBroken)) or (
+    batch, remote = (sys.modules.get(f"pixlex.{name}") for name in ("batch", "data.remote"))
+    return (batch is not None and isinstance(fault, batch.TooManyBroken)) or (
         remote is not None and isinstance(fault, remote.Unreachable)
     )

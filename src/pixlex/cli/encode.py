@@ -208,7 +208,7 @@ def _check_encoding(options: EncodeOptions) -> None:
 
 def _print_codes(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind, options: EncodeOptions) -> int:
     """Print a line for each image as soon as it is encoded."""
-    from pixlex.data.sources import BrokenImages
+    from pixlex.batch import BrokenImages
     from pixlex.encoding import check_kind, encode_images, format_line
     from pixlex.progress import bar_or_lines
 
@@ -253,9 +253,9 @@ def _reconstruct_pairs(options: ReconstructOptions, source: PairSource) -> int:
     """Draw originals, masked, rebuilt with their captions and with other ones (figure 2 of the paper)."""
     import torch
 
+    from pixlex.batch import TooManyBroken
     from pixlex.config.cbvila import CBViLARun
     from pixlex.data.rows import Pairs
-    from pixlex.data.sources import TooManyBroken
     from pixlex.distributed import pick_device
     from pixlex.eval.pretraining import reconstructed_examples
     from pixlex.models.inference import computing

@@ -241,7 +241,7 @@ def _notes(rows: Sequence[ProbeRow]) -> Iterator[str]:
 
 def _accounted(batches: Iterator[ImageBatch], source: ImageSource, limit: float) -> Iterator[ImageBatch]:
     """Pass batches on; raise `TooManyBroken` when more than a share of the images cannot be read."""
-    from pixlex.data.sources import BrokenImages
+    from pixlex.batch import BrokenImages
 
     broken = BrokenImages(None, source, limit)
     for batch in batches:

@@ -138,9 +138,9 @@ def gallery(options: GalleryOptions) -> int:
     import torch
 
     from pixlex import distributed
+    from pixlex.batch import TooManyBroken
     from pixlex.data.images import open_source
     from pixlex.data.rows import Images
-    from pixlex.data.sources import TooManyBroken
     from pixlex.eval.evaluate import labeled
     from pixlex.eval.pretraining import codeword_purity
     from pixlex.models import checkpoint

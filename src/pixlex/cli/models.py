@@ -163,7 +163,7 @@ def pass_of(options: Any, total: int, save_examples: int = 8) -> Pass:
 
 def refuse_broken(options: Any, source: Any, skipped: Sequence[Skipped], num_readable: int) -> None:
     """Raise `TooManyBroken` where the processes together met too many images that cannot be read."""
-    from pixlex.data.sources import BrokenImages
+    from pixlex.batch import BrokenImages
 
     BrokenImages(None, source, options.max_broken_share).record(skipped, num_readable)
 

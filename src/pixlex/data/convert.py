@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pixlex.batch import Skipped
+from pixlex.batch import Skipped, TooManyBroken
 from pixlex.data.decoding import ImageRecord, UnreadableImage, decode_record, stored_form
 from pixlex.data.folders import FileSource
 from pixlex.data.loader import prefetch
 from pixlex.data.records import PairSource
-from pixlex.data.sources import NO_FILE, ImageSource, ImageSubset, PassedOver, TooManyBroken
+from pixlex.data.sources import NO_FILE, ImageSource, ImageSubset, PassedOver
 from pixlex.files import write_atomically, write_text
 from pixlex.progress import bar_or_lines
 

@@ -30,7 +30,6 @@ from pixlex.data.shards import TarSource, open_shards
 from pixlex.data.sources import (
     ImageSource,
     PassedOver,
-    TooManyBroken,
     fingerprint,
     kind_of,
     remark_passed_over,
@@ -42,7 +41,7 @@ from pixlex.files import read_regular
 from pixlex.messages import not_installed, quoted
 
 __all__ = [
-    "DatasetSource", "ImageRecord", "ImageSource", "TooManyBroken", "UnreadableImage", "load_image",
+    "DatasetSource", "ImageRecord", "ImageSource", "UnreadableImage", "load_image",
     "open_image_files", "open_source", "remote_tables",
 ]  # fmt: skip
 

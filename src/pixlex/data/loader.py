@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pixlex import distributed
-from pixlex.batch import ImageBatch, Skipped
+from pixlex.batch import ImageBatch, Skipped, TooManyBroken
 from pixlex.config.fields import Cut, DataConfig
 from pixlex.data.decoding import (
     ImageRecord,
@@ -32,7 +32,7 @@ from pixlex.data.decoding import (
 )
 from pixlex.data.rows import Rows
 from pixlex.data.shards import prefetching
-from pixlex.data.sources import ImageSource, TooManyBroken
+from pixlex.data.sources import ImageSource
 
 Batch = TypeVar("Batch")
 T = TypeVar("T")

@@ -19,10 +19,10 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from pixlex import __version__, distributed
-from pixlex.batch import Skipped
+from pixlex.batch import BrokenImages, Skipped
 from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.rows import Images
-from pixlex.data.sources import BrokenImages, subset
+from pixlex.data.sources import subset
 from pixlex.eval.evaluate import progress_bar
 from pixlex.eval.probe_sets import LabeledImages, ProbeSets, check_counts
 from pixlex.files import Damaged, read_json, write_atomically, write_json

@@ -11,12 +11,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from pixlex import distributed
-from pixlex.batch import Skipped
+from pixlex.batch import BrokenImages, Skipped
 from pixlex.config.fields import Cut
 from pixlex.data.decoding import ImageRecord, UnreadableImage
 from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.rows import Images
-from pixlex.data.sources import BrokenImages, ImageSource, subset
+from pixlex.data.sources import ImageSource, subset
 from pixlex.eval.evaluate import progress_bar
 
 

@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pixlex import distributed
-from pixlex.batch import ImageBatch, Skipped, Words
+from pixlex.batch import ImageBatch, Skipped, TooManyBroken, Words
 from pixlex.config.fields import SQUARE
 from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.records import PairSource
 from pixlex.data.rows import Images
-from pixlex.data.sources import TooManyBroken, subset
+from pixlex.data.sources import subset
 from pixlex.eval.evaluate import (
     DEFAULT_PASS,
     Evaluation,
