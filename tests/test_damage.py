@@ -215,12 +215,12 @@ def _shard(folder: Path) -> list[Path]:
             archive.addfile(entry, io.BytesIO(b"data"))
     with (folder / "s.tar").open("rb") as file:
         table = scan_shard(file, folder / "s.tar", "s", captioned=False)
-    write_index(table, folder / "index.parquet", TOLD)
-    return [folder / "index.parquet"]
+    write_index(table, folder / "index.arrow", TOLD)
+    return [folder / "index.arrow"]
 
 
 def _kept_rows(folder: Path) -> dict[str, Any] | None:
-    table = read_index(folder / "index.parquet", TOLD)
+    table = read_index(folder / "index.arrow", TOLD)
     return None if table is None else {"rows": table.to_pylist(), "about": table.schema.metadata}
 
 

@@ -94,8 +94,7 @@ def convert_images(
         progress: Show a bar with rate and time left.
 
     Raises:
-        ValueError: The name ends otherwise, the file exists, image_size is below 1, or `.jsonl` is asked for
-            where images are no files of their own or are to be stored anew.
+        ValueError: It cannot be written so, or exists.
         TooManyBroken: No image can be read.
     """
     _check(source, out, image_size, overwrite)
@@ -269,12 +268,10 @@ class DataReport:
 
     Attributes:
         identity: Fingerprint of its listing.
-        num_images: Images listed, readable or not.
-        width: Widths of the readable images, upright; None if none is readable; height as well.
-        formats: File format -> number of readable images; "array" for pixels without a file.
-        modes: Pixel layout as stored, such as "RGB" or "CMYK" -> number of readable images.
-        images_per_class: Class name -> number of readable images; empty without labels.
-        unlabeled: Readable images without a class.
+        num_images: Images listed, readable or not; all other numbers are of the readable ones.
+        width: Of upright images; None if none is readable; height as well.
+        formats: Format -> images; "array" for pixels without a file.
+        modes: Pixel layout as stored, such as "RGB" or "CMYK" -> images.
         duplicate_keys: Keys that occur more than once -> how often.
         ignored: Files beside the images that are not looked at.
         empty_folders: Class folders without images.
@@ -306,12 +303,7 @@ class DataReport:
 
 
 def inspect_source(source: ImageSource, progress: Callable[[int, int], None] | None = None) -> DataReport:
-    """Decode every image of a source once and report what was found.
-
-    Args:
-        source: The images.
-        progress: Called after each image with the number of images done and of all images.
-    """
+    """Decode every image once and report what was found; `progress` is called with images done and all images."""
     sizes: list[tuple[int, int]] = []
     formats, modes, keys = Counter[str](), Counter[str](), Counter[str]()
     classes: Counter[int] = Counter()
@@ -358,9 +350,6 @@ class CaptionReport:
     """What the captions of a source are like.
 
     Attributes:
-        num_captions: Captions of all images.
-        captions_per_image: How many an image has.
-        words_per_caption: Words of a caption, between blanks.
         num_duplicates: Captions whose text, but for case and blanks, is that of an earlier one.
         most_repeated: The texts that occur most often, at most ten -> how often.
         without_captions: Keys of images that have none and are left out.

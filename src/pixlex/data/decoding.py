@@ -85,12 +85,9 @@ class UnreadableImage(ValueError):
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image as its source stores it.
+    """One image as its source stores it: an image file or RGB pixels in 0..255.
 
-    Attributes:
-        data: The bytes of an image file, or RGB pixels in 0..255.
-        label: Class index, -1 where unknown.
-        key: The stable name of the image inside its source.
+    The label is its class index, -1 where unknown; the key its stable name inside the source.
     """
 
     data: bytes | UInt8[np.ndarray, "H W 3"]

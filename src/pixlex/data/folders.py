@@ -39,13 +39,9 @@ _HALVES = re.compile("[\\0\ud800-\udc7f\udd00-\udfff]")
 
 @dataclass(frozen=True)
 class FileSource:
-    """Images that are files of their own.
+    """Images that are files of their own, at paths (which are their keys) with forward slashes below a root.
 
     Args:
-        name: What to call the source.
-        root: Folder that the paths are relative to.
-        paths: Path of each image, with forward slashes; also its key.
-        labels: Class index of each image and the class names.
         ignored: What else lies in the folder, each file.
         empty_folders: Class folders without images, which make no class.
     """
@@ -86,9 +82,6 @@ def open_folder(folder: Path) -> FileSource:
     If every image lies in a subfolder, the first level of folders gives the classes, numbered by sorted
     name. If an image lies in the folder itself, the whole is one flat collection without labels.
     Hidden files and folders are left out. Symbolic links are followed, each folder is read once.
-
-    Raises:
-        ValueError: There is no image.
     """
     images: list[str] = []
     ignored: list[PassedOver] = []
@@ -131,10 +124,6 @@ def open_list(path: Path) -> FileSource:
 
     Columns: `path` (relative to the list file, or absolute), optionally `label` (integer) with
     `class_name`; other columns are not looked at.
-
-    Raises:
-        ValueError: The list is empty, a line is malformed, `path` is missing, or labels and names do
-            not fit (see `pixlex.data.labels.resolve_labels`).
     """
     paths, pairs = [], []
     for line, row in list_rows(path):
@@ -164,8 +153,7 @@ def is_image_file(path: Path) -> bool:
 def image_path(value: object, where: str, folder: Path) -> str:
     """Return the path of an image as a cell names it, relative to a folder; of a file:// URL what it stands for.
 
-    Raises:
-        ValueError: Naming the row (`where`): it is no path, a web address, or written with backslashes.
+    `ValueError`, naming the row, for no path, a web address, or one written with backslashes.
     """
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{where}: expected a path, got {quoted(value)}")
@@ -276,9 +264,6 @@ def captions_beside(images: FileSource, column: str | None) -> tuple[FileSource,
 
     Captions are `captions`, `caption`, `title` or `text` (or the column that is named) of an image's row in a
     metadata file, or else `captions`, `caption` or `text` of NAME.json, or else NAME.txt.
-
-    Raises:
-        ValueError: Such a file is no UTF-8 text, no JSON, or its field is no caption.
     """
     files, rows = _read_metadata(images)
     if column is not None and not any(column in row for _, row in rows.values()):

@@ -81,8 +81,7 @@ def open_source(description: str, *, captioned: bool = False) -> ImageSource:
         ModuleNotFoundError: The kind of source needs a package that is not installed.
         Unreachable: A URL does not answer.
 
-    Warns:
-        UserWarning: Files among the images are passed over (where captioned, `open_pairs` does).
+    Warns of files among the images that are passed over (where captioned, `open_pairs` does).
     """
     source = _opened(as_local(description.strip()), captioned)
     if not captioned:
@@ -168,12 +167,7 @@ def _open_files(
 
 
 def remote_tables(description: str) -> list[RemotePath]:
-    """Return the .parquet files that a description of remote files means; none if it means others.
-
-    Raises:
-        ValueError: It means no file.
-        Unreachable: The URL does not answer.
-    """
+    """Return the .parquet files that a URL means; none if it means others, or is none."""
     files, _ = _remote_files(description) if is_url(description) else ([], [])
     return files if all(file.suffix.lower() == ".parquet" for file in files) else []
 
@@ -222,15 +216,7 @@ def _expand_braces(pattern: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """Images of a data set of the `datasets` library.
-
-    Args:
-        name: What to call the source.
-        column: The name of its image column.
-        images: The data set with that column alone, undecoded.
-        labels: Class index of each image and the class names.
-        table: The data set without its image columns.
-    """
+    """Images of a data set of the `datasets` library: its image column, undecoded; `table` is all but images."""
 
     name: str
     column: str
@@ -281,10 +267,6 @@ def open_hub(description: str, *, numbered: bool = False) -> DatasetSource:
     """Open NAME[:SPLIT] of the Hugging Face Hub through `datasets`; the split is "train" by default.
 
     For `numbered` see `pixlex.data.labels.resolve_labels`.
-
-    Raises:
-        ModuleNotFoundError: `datasets` is not installed.
-        ValueError: The data set or split cannot be had, or has no image column.
     """
     name, _, split = description.partition(":")
     try:
@@ -295,7 +277,7 @@ def open_hub(description: str, *, numbered: bool = False) -> DatasetSource:
 
 
 def open_saved(folder: Path, *, numbered: bool = False) -> DatasetSource:
-    """Open a folder written by `Dataset.save_to_disk`; raises as `open_hub` does."""
+    """Open a folder written by `Dataset.save_to_disk`."""
     if (path := folder / "dataset_dict.json").is_file():
         found = json_value(read_regular(path), path)
         splits = found.get("splits") if isinstance(found, dict) else None

@@ -71,9 +71,6 @@ def row_label(label: object, class_name: object, where: str) -> RowLabel:
             taken as the class name if there is no other.
         class_name: A text or nothing (None, "", NaN).
         where: The row, for the error.
-
-    Raises:
-        ValueError: The label is no integer or not in [0, 1 000 000), or the name is no text.
     """
     if class_name != class_name:  # NaN, as pandas reads an empty cell
         class_name = None
@@ -97,8 +94,7 @@ def labels_of_known_classes(
 ) -> Labels:
     """Return labels whose classes are declared beforehand, as in a `datasets.ClassLabel`; see `resolve_labels`.
 
-    Raises:
-        ValueError: A value is neither the index of a name nor -1 or None, for unknown.
+    Values are indices of names, or -1 or None for unknown.
     """
     indices = np.full(len(values), -1, dtype=np.int64)
     for row, value in enumerate(values):
@@ -124,14 +120,9 @@ def resolve_labels(
     index to several names.
 
     Args:
-        rows: What each row says.
-        source: Name of the source, for errors.
         folder: Where `classes.csv` is looked for; None: nowhere.
         numbered: Call classes that nothing names by their number, and number names in sorted order where no
             image has a number; for sources whose labels are not what they are opened for.
-
-    Raises:
-        ValueError: Labels without names, names without labels, or an index with two names.
     """
     rows = list(rows)
     firsts: dict[RowLabel, int] = {}
@@ -201,11 +192,7 @@ def _half_a_label(position: int, row: RowLabel, source: str, folder: AnyPath | N
 
 
 def classes_beside(folder: AnyPath | None) -> dict[int | str, str]:
-    """Return the `class_name` of each `label` and each WordNet id (`wnid`) in a folder's `classes.csv`, if any.
-
-    Raises:
-        ValueError: A column is missing, a row is malformed, or a class has two names.
-    """
+    """Return the `class_name` of each `label` and each WordNet id (`wnid`) in a folder's `classes.csv`, if any."""
     found: dict[int | str, str] = {}
     path = None if folder is None else folder / CLASSES_FILE
     for line, row in csv_rows(path) if path is not None and path.is_file() else ():
@@ -246,12 +233,8 @@ def spoken_names(
 
     Args:
         names: Label -> name as given.
-        source: Name of the source, for the warning.
         folder: Where `classes.csv` is looked for; None: nowhere.
-        folders: The labels are the positions of folders in sorted order.
-
-    Raises:
-        ValueError: `classes.csv` is malformed, or numbers classes otherwise than the folders are numbered.
+        folders: The labels are the positions of folders in sorted order; `classes.csv` must number them so.
     """
     cleaned = {label: " ".join(plain_text(name).split()) for label, name in names.items()}
     unclear = {label for label, name in cleaned.items() if _COMMA.search(name) or _WORDNET_ID.fullmatch(name)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import io
+import itertools
 import json
 import random
 import threading
@@ -15,12 +16,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pixlex import distributed
 from pixlex.data.decoding import IMAGE_EXTENSIONS, ImageRecord, UnreadableImage
@@ -35,8 +34,8 @@ from pixlex.data.remote import (
     cache_folder,
 )  # fmt: skip
 from pixlex.data.sources import ImageSource, ImageSubset, PassedOver, fingerprint, names_within
-from pixlex.data.tar import SCHEMA, scan_shard
-from pixlex.files import open_regular, write_atomically
+from pixlex.data.tar import scan_shard
+from pixlex.files import open_regular, read_regular, write_atomically
 from pixlex.progress import bar_or_lines
 
 Shard = Path | CachedFile
@@ -46,7 +45,9 @@ _AT_A_TIME = 8
 # A file that was written so recently may be written again without a later time of change.
 _SETTLED_SECONDS = 2.0
 # Goes up where an index of before would be read wrongly.
-_FORM = 2
+_FORM = 3
+# Of the SHA-256 in front of an index.
+_CHECKSUM_BYTES = 32
 # Batches that `Prefetch` looks ahead: enough for a shard to arrive, and soon looked through.
 _MOST_BATCHES = 1000
 
@@ -56,12 +57,9 @@ class TarSource:
     """Images inside uncompressed tar files, read by their position.
 
     Args:
-        name: What to call the source.
-        shards: The tar files, in order.
-        shard_names: What the keys of each begin with.
+        shard_names: What the keys of each shard begin with.
         rows: Of each image the name of its file, as bytes, where its content begins in the shard, and its size.
         firsts: Number of the first image of each shard; behind them the number of all images.
-        labels: Class index of each image and the class names.
         ignored: Files that are neither image nor label, one entry for each kind.
         captions: The texts of each image, where the shards were opened for them; else empty.
     """
@@ -91,18 +89,16 @@ class TarSource:
     @cached_property
     def blocks(self) -> tuple[int, ...]:
         """The number of images in each shard that has some."""
-        return tuple(end - first for first, end in pairwise(self.firsts) if end > first)
+        return tuple(end - first for first, end in itertools.pairwise(self.firsts) if end > first)
 
     def key(self, index: int) -> str:
         """Return shard and file name of an image, such as "shard-000.tar/0017.jpg"."""
         return self._key(self._shard_number(index), self.rows["file"][index].as_py())
 
     def read(self, index: int) -> ImageRecord:
-        """Return the bytes of an image; a remote shard is downloaded first.
+        """Return the bytes of an image; a remote shard is downloaded first, or `Unreachable`.
 
-        Raises:
-            UnreadableImage: The shard is gone or shorter than it was.
-            Unreachable: The shard cannot be downloaded.
+        `UnreadableImage` where the shard is gone or shorter than it was.
         """
         key, size = self.key(index), self.rows["size"][index].as_py()
         try:
@@ -129,7 +125,7 @@ class TarSource:
         return f"{self.shard_names[shard]}/{file.decode(errors='surrogateescape')}"
 
     def _keys_and_sizes(self) -> Iterator[str]:
-        for shard, (first, end) in enumerate(pairwise(self.firsts)):
+        for shard, (first, end) in enumerate(itertools.pairwise(self.firsts)):
             rows = self.rows.slice(first, end - first)
             for file, size in zip(rows["file"].to_pylist(), rows["size"].to_pylist(), strict=True):
                 yield f"{self._key(shard, file)}:{size}"
@@ -150,22 +146,17 @@ def open_shards(name: str, paths: Sequence[AnyPath], *, captioned: bool = False)
     share a cache, each does a part.
 
     Args:
-        name: What to call the source.
-        paths: The shards, in order.
         captioned: Keep the captions, and call classes without a name by their number.
-
-    Raises:
-        ValueError: A shard is not an uncompressed tar file, none holds an image, or labels and names do not fit.
-        Unreachable: A shard cannot be downloaded.
     """
     names = names_within(paths)
     found = _indexed(name, paths, names, captioned)
     counts: dict[str, PassedOver] = {}
-    for one in (PassedOver(*one) for _, table in found for one in _notes(table)["ignored"]):
+    notes = (json.loads(table.schema.metadata[b"ignored"]) for _, table in found)
+    for one in itertools.starmap(PassedOver, itertools.chain.from_iterable(notes)):
         before = counts.get(one.kind, replace(one, count=0))
         counts[one.kind] = replace(before, count=before.count + one.count)
     ignored = tuple(counts[kind] for kind in sorted(counts))
-    firsts = tuple(accumulate((table.num_rows for _, table in found), initial=0))
+    firsts = tuple(itertools.accumulate((table.num_rows for _, table in found), initial=0))
     if not firsts[-1]:
         others = ", ".join(f"{one.count:,} {one.kind}" for one in ignored) or "nothing else"
         raise ValueError(
@@ -231,7 +222,7 @@ def _index_of(shard: Shard, name: str, captioned: bool) -> pa.Table:
     state = _state_of(shard)
     where = str(shard) if isinstance(shard, CachedFile) else str(shard.absolute())
     named = hashlib.sha256(f"{where}\n{captioned}".encode(errors="surrogateescape")).hexdigest()[:32]
-    path = cache_folder() / "indexes" / f"{named}.parquet"
+    path = cache_folder() / "indexes" / f"{named}.arrow"
     expected: dict[str, Any] = {"form": _FORM, "shard": where, "captioned": captioned}
     if state is not None:
         expected |= {"size": state.size, "version": state.version}
@@ -263,40 +254,30 @@ def _state_of(shard: Shard) -> FileState | None:
     return FileState(found.st_size, str(found.st_mtime_ns)) if settled else None
 
 
-def _notes(table: pa.Table) -> dict[str, Any]:
-    notes: dict[str, Any] = json.loads((table.schema.metadata or {}).get(b"pixlex", b"{}"))
-    return notes
-
-
-def _sealed_notes(table: pa.Table, expected: dict[str, Any]) -> dict[str, Any]:
-    """Return what is written beside the pages, which have checksums of their own."""
-    ignored = _notes(table).get("ignored")
-    checksum = hashlib.sha256(json.dumps(ignored).encode()).hexdigest()
-    return {**expected, "images": table.num_rows, "ignored": ignored, "checksum": checksum}
-
-
 def read_index(path: Path, expected: dict[str, Any]) -> pa.Table | None:
     """Read an index; None if there is none, it is of another content, or damaged."""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read(use_threads=False)
-            same = table.schema.equals(SCHEMA) and _notes(table) == _sealed_notes(table, expected)
-            return table if same else None
-    except (pa.ArrowException, OSError, ValueError, RecursionError):
+        content = read_regular(path)
+    except OSError:
         return None
+    checksum, content = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
+    if hashlib.sha256(content).digest() != checksum:
+        return None
+    with pa.ipc.open_stream(content) as file:
+        table = file.read_all()
+    return table if json.loads(table.schema.metadata[b"of"]) == expected else None
 
 
 def write_index(table: pa.Table, path: Path, expected: dict[str, Any]) -> None:
     """Write an index; where the folder cannot be written, or is full, the next start reads the headers again."""
-    table = table.replace_schema_metadata({"pixlex": json.dumps(_sealed_notes(table, expected))})
-    try:
+    table = table.replace_schema_metadata({**table.schema.metadata, "of": json.dumps(expected)})
+    buffer = io.BytesIO()
+    with pa.ipc.new_stream(buffer, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as file:
+        file.write_table(table)
+    content = hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            path,
-            lambda temporary: pq.write_table(table, temporary, compression="zstd", write_page_checksum=True),
-        )
-    except OSError:
-        return
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 class Prefetch:

@@ -70,13 +70,7 @@ class PassedOverWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True)
 class PassedOver:
-    """Files of one kind that lie among the images of a source and are not read.
-
-    Attributes:
-        kind: Ending or what they are, such as ".heic", "link" or "hidden".
-        name: The first of them, and why it is not read where the kind does not say it.
-        count: How many they are.
-    """
+    """Files of a kind (".heic", "link", "hidden") that a source does not read: the first, or why, and how many."""
 
     kind: str
     name: str
@@ -175,11 +169,7 @@ def names_within(paths: Sequence[AnyPath]) -> tuple[str, ...]:
 class ImageSubset:
     """Rows of the concatenation of some sources, any of them more than once; is an `ImageSource` itself.
 
-    Args:
-        name: What to call the source.
-        parts: The sources.
-        rows: Which images of the concatenation, in which order.
-        numbered: Keys begin with the number of the part, for parts share keys.
+    Keys begin with the number of the part where parts share some (`numbered`).
     """
 
     name: str
@@ -294,20 +284,18 @@ def concatenate(name: str, sources: Sequence[ImageSource]) -> ImageSubset:
 def require_readable(source: ImageSource) -> None:
     """Read images here and there: a wrong folder must be found before hours of training, not at their end.
 
-    Raises:
-        TooManyBroken: None of them can be read.
+    `TooManyBroken` is raised where none of them can be read.
     """
-    count = min(len(source), _TRIED)
-    fault = None
+    count, faults = min(len(source), _TRIED), list[UnreadableImage]()
     for number in range(count):
         try:
             source.read(number * len(source) // count)
-        except UnreadableImage as one:
-            fault = fault or one
+        except UnreadableImage as fault:
+            faults.append(fault)
         else:
             return
-    if fault is not None:
+    if faults:
         raise TooManyBroken(
-            f"{source.name}: none of {count} images tried can be read, the first {fault.key}: {fault.reason}; say "
-            "where they lie, such as ?images=FOLDER behind a file that lists them"
+            f"{source.name}: none of {count} images tried can be read, the first {faults[0].key}: "
+            f"{faults[0].reason}; say where they lie, such as ?images=FOLDER behind a file that lists them"
         )

@@ -71,16 +71,9 @@ class ParquetSource:
     """Images in a column of parquet files, read by row group when one of its rows is asked for.
 
     Args:
-        name: What to call the source.
-        files: The parquet files, in order.
         numbered: Call classes without a name by their number, see `pixlex.data.labels.resolve_labels`.
-        column: The column of the images, where there are several.
+        column: The column of the images, where there are several and none is called "image".
         ignored: What lies beside the files.
-
-    Raises:
-        ValueError: A file cannot be read, there are no rows, not exactly one column holds images (one
-            named "image" is preferred), the files differ in their columns, or labels and names do not fit.
-        Unreachable: A remote file cannot be had.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from pixlex.data.sources import HIDDEN, MAX_TEXT_BYTES, PassedOver, kind_of
 from pixlex.data.text import decode_text, json_value, texts_in, whole_number
 
 # A row for each image; names and texts are bytes: file names need not be UTF-8, and JSON may hold halves of
-# characters. The metadata "pixlex" is JSON with what was passed over in `ignored`.
+# characters. The metadata `ignored` are JSON with what was passed over.
 SCHEMA = pa.schema(
     {
         "file": pa.binary(),
@@ -55,14 +55,7 @@ class Member(NamedTuple):
 def scan_shard(file: io.BufferedIOBase, shard: object, name: str, *, captioned: bool) -> pa.Table:
     """Read the headers of a shard, its labels and captions into a table with a row for each image, see `SCHEMA`.
 
-    Args:
-        file: The shard.
-        shard: What errors call it.
-        name: What its keys begin with.
-        captioned: See `open_shards`.
-
-    Raises:
-        ValueError: It is not an uncompressed tar file, or holds a malformed label or caption.
+    Errors call it `shard`; its keys begin with the name.
     """
     ignored: dict[str, PassedOver] = {}
 
@@ -87,8 +80,8 @@ def scan_shard(file: io.BufferedIOBase, shard: object, name: str, *, captioned: 
                 "captions": list(map(_encoded, captions)),
             }
         )
-    notes = json.dumps({"ignored": [astuple(one) for one in ignored.values()]})
-    return pa.Table.from_pylist(rows, SCHEMA.with_metadata({"pixlex": notes}))
+    notes = json.dumps([astuple(one) for one in ignored.values()])
+    return pa.Table.from_pylist(rows, SCHEMA.with_metadata({"ignored": notes}))
 
 
 def _encoded(text: str | None) -> bytes | None:
@@ -180,14 +173,8 @@ def members(file: io.BufferedIOBase, note: Note) -> list[Member]:
     """Return the files of a tar file, in order; links to such files have the bytes of those.
 
     It is read on behind the end mark, for tar files may be joined, and behind damage from the next header on.
-
-    Args:
-        file: An uncompressed tar file.
-        note: Called with what is passed over: a part that is damaged or cut off, or may be cut off for want of an
-            end mark; links to elsewhere; sparse files.
-
-    Raises:
-        ValueError: It does not begin as a tar file does.
+    Noted is what is passed over: a part that is damaged or cut off, or may be cut off for want of an end mark;
+    links to elsewhere; sparse files. `ValueError` where it does not begin as an uncompressed tar file does.
     """
     found: list[tuple[str, Member | str]] = []
     targets: dict[str, Member | str] = {}
