@@ -19,7 +19,7 @@ from pixlex.config.lqae import LQAERun, VQVAERun
 from pixlex.eval.few_shot.episodes import sample_episodes, setting_of
 from pixlex.models import checkpoint
 from pixlex.nn.language_model import load_language_model
-from pixlex.report.tables import ablation_table
+from pixlex.report.ablation import ablation_table
 from pixlex.run import sole_writer
 from pixlex.train.loop import LossNotFinite
 

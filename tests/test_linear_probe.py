@@ -15,8 +15,7 @@ from tests.tiny import tiny_language, tiny_lqae, tiny_vqvae
 from pixlex.api import ImageTokenizer
 from pixlex.cli import main
 from pixlex.data.images import open_source
-from pixlex.eval.linear_probe import probe_rows
-from pixlex.eval.probe_features import probe_features
+from pixlex.eval.probe_features import probe_features, probe_rows
 from pixlex.eval.probe_sets import open_sets
 from pixlex.models.checkpoint import load
 

@@ -17,7 +17,7 @@ from pixlex.config.fields import DataConfig, EvalConfig, TrainConfig
 from pixlex.config.lqae import VQVAERun
 from pixlex.files import read_json
 from pixlex.models import checkpoint
-from pixlex.report import drawing
+from pixlex.report import figures
 
 Call = Callable[..., tuple[int, str, str]]
 # A name that is no UTF-8, one that colors a terminal, one with a line end.
@@ -73,7 +73,7 @@ def test_numbers_come_first_and_stay(
         printed.append(capsys.readouterr().out)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(drawing, "write_atomically", full)
+    monkeypatch.setattr(figures, "write_atomically", full)
     code = main([str(one) for one in _commands(place, out)[name]])
     remarks = capsys.readouterr().err
     assert code == 0
@@ -102,7 +102,7 @@ def test_a_training_ends_well_without_pictures(
     def full(path: Path, write: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(drawing, "write_atomically", full)
+    monkeypatch.setattr(figures, "write_atomically", full)
     assert runs.run_training(run, tmp_path) == tmp_path / "model"
     assert checkpoint.load(str(tmp_path))
     assert 0 < read_json(tmp_path / "results.json")["eval/mse"] < 1

@@ -22,9 +22,8 @@ from pixlex.eval.few_shot.prompted import PromptedClassifier, Scorer
 from pixlex.eval.few_shot.prompts import Template
 from pixlex.eval.few_shot.readers import model_reader
 from pixlex.eval.few_shot.run import run_few_shot
-from pixlex.eval.linear_probe import probe_rows
 from pixlex.eval.llm import LanguageClient
-from pixlex.eval.probe_features import probe_features
+from pixlex.eval.probe_features import probe_features, probe_rows
 from pixlex.eval.probe_sets import ProbeSets
 from pixlex.eval.published import TABLE_TOP_K, benchmark_of
 from pixlex.eval.retrieval import evaluate_retrieval, gallery

@@ -39,6 +39,7 @@ from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.finetune import ReasoningObjective
 from pixlex.objectives.lqae import LQAEObjective
 from pixlex.objectives.phase import Objective
+from pixlex.report import progress
 from pixlex.train.parallel import pick_precision
 
 # Images, images with captions, or items with questions and answers; what one family reads, none of the others do.
@@ -101,6 +102,7 @@ class Family:
         objective: network and run -> what is minimized.
         rows: run, network, source and whether it is trained on -> the rows of its batches.
         evaluate: one evaluation -> what it found, and its numbers by their names in the log.
+        show: one evaluation and what it found -> pictures in the run folder, and the fields of its page.
         resolve: run, training and validation data -> the run with what its data decide.
         continues: families of the models that a run may start from.
         tunes: whether it always starts from a model, or from its shape, and adds a head to it.
@@ -113,6 +115,7 @@ class Family:
     objective: Callable[[Any, Any], Objective]
     rows: Callable[[Any, Any, Source, bool], Any]
     evaluate: Callable[[Validation], tuple[Any, Mapping[str, float]]]
+    show: Callable[[progress.Evaluated, Any], dict[str, Any]]
     resolve: Callable[[Any, Source, Source | None], Any] = lambda run, source, validation: run
     continues: tuple[str, ...] = ()
     tunes: bool = False
@@ -288,23 +291,27 @@ def _frozen_objective(model: Frozen, run: FrozenRun) -> Objective:
 
 FAMILIES: Mapping[str, Family] = {
     "lqae": Family(
-        LQAERun, LQAE, _images, _start_encoder, _stepped(LQAEObjective), _image_rows, _evaluate_codes
+        LQAERun, LQAE, _images, _start_encoder, _stepped(LQAEObjective), _image_rows, _evaluate_codes,
+        progress.show_codes,
     ),
     "vqvae": Family(
-        VQVAERun, VQVAE, _images, _start_encoder, _stepped(VQVAEObjective), _image_rows, _evaluate_codes
+        VQVAERun, VQVAE, _images, _start_encoder, _stepped(VQVAEObjective), _image_rows, _evaluate_codes,
+        progress.show_codes,
     ),
     "mae": Family(
-        MAERun, MAE, _images, _start_encoder, _stepped(MAEObjective), _image_rows, _evaluate_patches
+        MAERun, MAE, _images, _start_encoder, _stepped(MAEObjective), _image_rows, _evaluate_patches,
+        progress.show_patches,
     ),
     "frozen": Family(
-        FrozenRun, Frozen, _pairs, _start_encoder, _frozen_objective, _pair_rows, _evaluate_captions
+        FrozenRun, Frozen, _pairs, _start_encoder, _frozen_objective, _pair_rows, _evaluate_captions,
+        progress.show_captions,
     ),
     "cbvila": Family(
         CBViLARun, CBViLA, _pairs, _start_cbvila, _cbvila_objective, _pair_rows, _evaluate_pretraining,
-        continues=("cbvila",),
+        progress.show_pretraining, continues=("cbvila",),
     ),
     "reasoning": Family(
         ReasoningRun, Reasoner, _items, _start_reasoner, _stepped(ReasoningObjective), _question_rows,
-        _evaluate_answers, _resolve_answers, continues=("cbvila", "reasoning"), tunes=True,
+        _evaluate_answers, progress.show_answers, _resolve_answers, continues=("cbvila", "reasoning"), tunes=True,
     ),
 }  # fmt: skip

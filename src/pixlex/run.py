@@ -7,22 +7,29 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pixlex import distributed, report
+from pixlex import distributed
 from pixlex.batch import BrokenImages
 from pixlex.config.run import Run, describe_fields, read_run, value_at, write_run
 from pixlex.data.sources import require_readable
 from pixlex.distributed import pick_device
-from pixlex.families import FAMILIES, build_objective, images_of, training_batches
+from pixlex.eval.evaluate import read_arrays
+from pixlex.families import FAMILIES, Validation, build_objective, images_of, training_batches
 from pixlex.files import locked, remove_partial, unsealed, write_json
 from pixlex.messages import printable, quoted
 from pixlex.models import checkpoint
+from pixlex.objectives.phase import Objective
+from pixlex.report.card import model_card
+from pixlex.report.curves import curves
+from pixlex.report.figures import drawn
+from pixlex.report.page import Page, write_page
+from pixlex.report.progress import CODES, Evaluated
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.logging import METRICS, write_environment
 from pixlex.train.loop import Callbacks, fit
@@ -84,7 +91,7 @@ def _train(run: Run, folder: Path, resume: bool) -> Path | None:
         objective = build_objective(run, resumed=bool(checkpoints(folder / "checkpoints")))
         progress = None
         if validation is not None:
-            progress = report.Progress(run, objective, source, validation, folder)
+            progress = Progress(run, objective, source, validation, folder)
         broken = BrokenImages(folder if is_first else None, images_of(source), run.data.max_broken_share)
         steps = fit(
             objective,
@@ -99,6 +106,51 @@ def _train(run: Run, folder: Path, resume: bool) -> Path | None:
         if progress is not None and not progress.numbers:  # resumed behind its last step
             progress(steps)
         return _finish(run, objective.model, folder, progress) if is_first else None
+
+
+class Progress:
+    """Measures the validation data when called, and draws them.
+
+    Attributes:
+        numbers: Of the newest evaluation; empty before the first.
+    """
+
+    def __init__(self, run: Any, objective: Objective, training: Any, validation: Any, folder: Path) -> None:
+        self.run, self.objective, self.folder = run, objective, folder
+        self.training, self.validation = training, validation
+        self.numbers: Mapping[str, float] = {}
+        self._shown: dict[str, Any] = {}
+
+    def __call__(self, step: int) -> Mapping[str, float]:
+        """Return the numbers of one evaluation, after leaving its pictures and the curves.
+
+        Several processes that all call it share the images; the first one draws.
+        """
+        run, family = self.run, FAMILIES[self.run.family]
+        # Baselines without images once: they do not change from one evaluation to the next.
+        training = self.training if step == run.train.steps else None
+        codes = self._previous_codes(step) if distributed.is_first() else None
+        one = Validation(run, self.objective, self.validation, training, codes)
+        result, self.numbers = family.evaluate(one)
+        if distributed.is_first():
+            self._shown = family.show(Evaluated(run, self.validation, self.folder, step), result)
+            drawn(self.folder / "curves.png", lambda path: curves(self.folder / METRICS, path))
+        return self.numbers
+
+    def write_page(self, path: Path, commands: Sequence[str]) -> Path:
+        """Write the page of the newest evaluation; `commands` is what was typed, exactly."""
+        plot = self.folder / "curves.png"
+        pictures = {**self._shown["pictures"], "Curves": plot if plot.is_file() else None}
+        shown = {**self._shown, "pictures": pictures}
+        config = dataclasses.asdict(self.run)
+        return write_page(path, Page(numbers=self.numbers, commands=commands, config=config, **shown))
+
+    def _previous_codes(self, step: int) -> torch.Tensor | None:
+        """Return the codes of an earlier step; none where a run was resumed behind them, or they are damaged."""
+        stored = read_arrays(self.folder / CODES)
+        if not {"codes", "step"} <= stored.keys() or int(stored["step"]) >= step:
+            return None
+        return torch.from_numpy(stored["codes"])
 
 
 @contextmanager
@@ -154,23 +206,23 @@ def _differences(before: Run, now: Run) -> list[str]:
     return [f"{name}: {quoted(then)} -> {quoted(value)}" for name, then, value in pairs if then != value]
 
 
-def _finish(run: Run, model: Any, folder: Path, progress: report.Progress | None) -> Path:
+def _finish(run: Run, model: Any, folder: Path, progress: Progress | None) -> Path:
     """Write model directory and numbers of a finished run, then its card, curves and page."""
     target = folder / "model"
     checkpoint.save(model, target, trained_on=_trained_on(run, folder, begun=True))
     numbers = {} if progress is None else dict(progress.numbers)
     write_json(folder / "results.json", numbers)
     commands = (folder / _COMMANDS).read_text(encoding="utf-8", errors="replace").splitlines()
-    report.drawn(
+    drawn(
         target / "README.md",
         lambda path: path.write_text(
-            report.model_card(dataclasses.asdict(run), numbers, commands, model.text_identity),
+            model_card(dataclasses.asdict(run), numbers, commands, model.text_identity),
             encoding="utf-8",
         ),
     )
-    report.drawn(folder / "curves.png", lambda path: report.curves(folder / METRICS, path))
+    drawn(folder / "curves.png", lambda path: curves(folder / METRICS, path))
     if progress is not None:
-        report.drawn(folder / "report.html", lambda path: progress.write_page(path, commands))
+        drawn(folder / "report.html", lambda path: progress.write_page(path, commands))
     return target
 
 

@@ -9,19 +9,18 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from pixlex.eval import linear_probe as module
-from pixlex.eval import probe_features
 from pixlex.eval.evaluate import wilson_interval
 from pixlex.eval.linear_probe import (
     Fit,
     LinearClassifier,
     Method,
+    Part,
     Scaling,
     credit,
     fit,
     linear_probe,
     validation_rows,
 )
-from pixlex.eval.probe_features import Part
 
 LBFGS, MINIBATCH = Fit(method="lbfgs"), Fit(method="minibatch")
 
@@ -119,7 +118,7 @@ def test_a_column_that_does_not_vary_does_no_harm(method: Method, monkeypatch: p
 
 
 def test_scaling_measures_the_rows_of_the_part_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe_features, "_ROWS_AT_ONCE", 17)
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 17)
     whole = part_of(3)
     some = whole.subset(np.arange(5, 200, 3))
     scaling = Scaling.of(some)

@@ -10,13 +10,13 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pixlex.eval import metrics
+from pixlex.eval.evaluate import metric_of
 from pixlex.eval.metrics import (
     CodebookUsage,
     MeanImage,
     WordScores,
     distinct_per_image,
     mean_color_mse,
-    metric_of,
     mse,
     pseudo_perplexity,
     psnr,

@@ -10,7 +10,7 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
-from pixlex.eval.perceptual import FrechetDistance, PerceptualDistance, perceptual_notes
+from pixlex.eval.metrics import FrechetDistance, PerceptualDistance, perceptual_notes
 
 CPU = torch.device("cpu")
 

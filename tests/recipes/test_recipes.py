@@ -144,7 +144,7 @@ def test_the_command_on_top_runs_to_its_first_evaluation(
 ) -> None:
     """As printed, with sizes and steps behind it that a test can hold; curves, model and page aside."""
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr("pixlex.report.progress.curves", lambda *_: None)
+    monkeypatch.setattr("pixlex.run.curves", lambda *_: None)
     monkeypatch.setattr("pixlex.run._finish", lambda run, objective, folder, progress: folder)
     arguments = [*command_of(recipe), *SHORT, *_tiny(recipe, language, causal_language)]
     code, _, error = call(*arguments, "--out", tmp_path / "run", "--quiet")

@@ -14,11 +14,10 @@ from tests.eval.test_linear_probe import part_of
 
 from pixlex.batch import Skipped
 from pixlex.data.images import open_source
-from pixlex.eval.linear_probe import Fit, ProbeRow, linear_probe
+from pixlex.eval.linear_probe import Fit, linear_probe
+from pixlex.eval.probe_features import ProbeRow
 from pixlex.eval.probe_sets import ProbeSets, open_sets
-from pixlex.report.plots import draw_confusion
-from pixlex.report.results import write_linear_probe
-from pixlex.report.tables import PROBES_NOTE
+from pixlex.report.linear_probe import PROBES_NOTE, draw_confusion, write_linear_probe
 
 NAMES = ("blue", "green & <b>gray", "red")
 

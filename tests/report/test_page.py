@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pixlex.eval.metrics import metric_of
+from pixlex.eval.evaluate import metric_of
 from pixlex.report.figures import Captioned, to_bytes
 from pixlex.report.page import Page, comparison, write_page
 
@@ -206,7 +206,3 @@ def test_the_comparison_says_which_is_better(
 )
 def test_values_are_written_for_people(key: str, value: float, text: str) -> None:
     assert metric_of(key).text(value) == text
-
-
-def test_an_unknown_measure_keeps_its_name() -> None:
-    assert metric_of("eval/never_heard_of").label == "never heard of"

@@ -165,7 +165,7 @@ def reconstruct(options: ReconstructOptions) -> int:
 
     from pixlex.data.rows import Images
     from pixlex.models.checkpoint import MODELS, read_config
-    from pixlex.report import reconstruction_grid
+    from pixlex.report.figures import reconstruction_grid
 
     model = MODELS.get(read_config(options.model, options.revision).get("family", ""))
     if model is not None and model.has_codes and model.fuses:
@@ -282,13 +282,13 @@ def _reconstruct_pairs(options: ReconstructOptions, source: PairSource) -> int:
     reconstructed_pairs(examples, options.out)
     values = {
         "path": str(options.out),
-        "keys": list(examples.keys),
-        "texts": list(examples.texts),
-        "other_texts": list(examples.other_texts),
+        "keys": list(examples["keys"]),
+        "texts": list(examples["texts"]),
+        "other_texts": list(examples["other_texts"]),
         "num_visible": num_visible,
         "skipped": batch.skipped,
     }
     seen = f"{num_visible} of {num_patches} patches seen"
-    text = f"{options.out}: {len(examples.keys)} images, {seen}, rebuilt with two texts each"
+    text = f"{options.out}: {len(examples['keys'])} images, {seen}, rebuilt with two texts each"
     finish(options, values, text, batch.skipped)
     return 0

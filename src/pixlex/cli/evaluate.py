@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from pixlex.api import ImageTokenizer
     from pixlex.batch import ImageBatch
     from pixlex.data.images import ImageSource
-    from pixlex.eval.linear_probe import ProbeRow
-    from pixlex.eval.probe_features import Kind
+    from pixlex.eval.probe_features import Kind, ProbeRow
     from pixlex.eval.probe_sets import ProbeSets
     from pixlex.models.checkpoint import Tokenizer
 
@@ -84,10 +83,12 @@ class ProbeOptions(MachineOptions, BrokenOption, LimitOption, LanguageModelOptio
 
 def reconstruction(options: ReconstructionOptions) -> int:
     """How well images survive as words."""
-    from pixlex import distributed, report
+    from pixlex import distributed
     from pixlex.data.images import open_source
     from pixlex.data.rows import Images
     from pixlex.eval.reconstruction import evaluate_reconstruction
+    from pixlex.report.figures import drawn, reconstruction_grid
+    from pixlex.report.page import Page
 
     source = open_source(options.data)
     tokenizer = load_tokenizer(options, options.model)
@@ -114,10 +115,8 @@ def reconstruction(options: ReconstructionOptions) -> int:
     if options.out is not None:
         examples = result.examples
         shown = examples["originals"], examples["reconstructions"], examples["words"], tokenizer.grid
-        report.drawn(
-            options.out / "reconstruction.png", lambda path: report.reconstruction_grid(*shown, path)
-        )
-        page = report.Page(
+        drawn(options.out / "reconstruction.png", lambda path: reconstruction_grid(*shown, path))
+        page = Page(
             title=f"Reconstruction of {source.name}",
             examples=examples,
             numbers=result.numbers,
@@ -134,11 +133,16 @@ def linear_probe(options: ProbeOptions) -> int:
     """What a linear classifier reads from frozen features."""
     from pixlex import distributed
     from pixlex.data.images import open_source
-    from pixlex.eval.linear_probe import Fit, probe_rows
-    from pixlex.eval.probe_features import planned_kinds, probe_features
+    from pixlex.eval.linear_probe import Fit
+    from pixlex.eval.probe_features import planned_kinds, probe_features, probe_rows
     from pixlex.eval.probe_sets import open_sets
-    from pixlex.report.results import write_linear_probe
-    from pixlex.report.tables import PROBES_NOTE, PROBES_PUBLISHED, row_text, row_values
+    from pixlex.report.linear_probe import (
+        PROBES_NOTE,
+        PROBES_PUBLISHED,
+        row_text,
+        row_values,
+        write_linear_probe,
+    )
 
     names = _names(options.model)
     validation = None if options.validation is None else open_source(options.validation)
@@ -212,13 +216,12 @@ def _versions(
     sets: ProbeSets,
 ) -> Iterator[tuple[str, Tokenizer, list[Kind]]]:
     """Yield each model with its name and what is probed of it, and the same without training where asked for."""
-    from pixlex.eval.probe_sets import first_images
     from pixlex.models.checkpoint import untrained_copy
 
     for name, tokenizer, kinds in zip(names, tokenizers, plan, strict=True):
         versions = {name: tokenizer.model}
         if options.untrained:
-            images = first_images(sets.train, tokenizer.image_size, tokenizer.model.config.cut)
+            images = sets.train.first(tokenizer.image_size, tokenizer.model.config.cut)
             fresh = untrained_copy(tokenizer.model, images, options.seed)
             versions[f"{name}, untrained"] = fresh.to(tokenizer.device)
         for version, model in versions.items():

@@ -312,8 +312,7 @@ def _write_answers(
     """Write all answers, the official submission for questions, a picture and a page."""
     from pixlex.eval.vqa import write_vqa_submission
     from pixlex.files import write_text
-    from pixlex.report.drawing import drawn
-    from pixlex.report.figures import captioned_images
+    from pixlex.report.figures import captioned_images, drawn
     from pixlex.report.page import Page, write_page
     from pixlex.report.progress import answer_notes, answered_items
 

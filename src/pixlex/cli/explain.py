@@ -145,7 +145,7 @@ def gallery(options: GalleryOptions) -> int:
     from pixlex.eval.pretraining import codeword_purity
     from pixlex.models import checkpoint
     from pixlex.models.inference import compute_rows
-    from pixlex.report.drawing import drawn
+    from pixlex.report.figures import drawn
     from pixlex.report.galleries import codeword_gallery
 
     source = open_source(options.data)
@@ -214,7 +214,7 @@ def _finish(
     answered: str | None = None,
 ) -> None:
     """Print heat by word, for one image or, with an answer, for each; say what was not read; draw."""
-    from pixlex.report.drawing import drawn
+    from pixlex.report.figures import drawn
     from pixlex.report.galleries import explained_image
 
     first, path = found[0], options.out

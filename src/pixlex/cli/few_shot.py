@@ -149,7 +149,7 @@ def few_shot(options: FewShotOptions) -> int:
     """What the words are worth to whoever sees a few labeled images."""
     from pixlex.eval.few_shot.episodes import save_episodes
     from pixlex.eval.few_shot.run import run_few_shot
-    from pixlex.report.tables import markdown_table, table_lines, warnings_of, ways_of
+    from pixlex.report.few_shot import markdown_table, table_lines, warnings_of, ways_of
 
     images, episode_sets = _episodes(options)
     models = _models(options, images)
@@ -393,10 +393,13 @@ def _write(
     cells: Sequence[Cell],
 ) -> None:
     """Write results.json, table.md, accuracy.png, pictures of episodes, report.html."""
-    from pixlex.report.drawing import drawn
-    from pixlex.report.galleries import draw_episode_examples
-    from pixlex.report.plots import draw_accuracies
-    from pixlex.report.results import write_few_shot, write_few_shot_page
+    from pixlex.report.few_shot import (
+        draw_accuracies,
+        draw_episode_examples,
+        write_few_shot,
+        write_few_shot_page,
+    )
+    from pixlex.report.figures import drawn
 
     folder: Path = options.out
     about: Mapping[str, Any] = {

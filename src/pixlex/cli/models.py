@@ -209,7 +209,7 @@ def remark_without_contrast(options: ModelOptions, model: CBViLA) -> None:
 
 def leave_page(options: Options, folder: Path, page: Page) -> None:
     """Write report.html; one that cannot be made has been remarked upon."""
-    from pixlex.report.drawing import drawn
+    from pixlex.report.figures import drawn
     from pixlex.report.page import write_page
 
     remark_page(options, drawn(folder / "report.html", lambda path: write_page(path, page)))

@@ -105,8 +105,7 @@ def index(options: IndexOptions) -> int:
 
 def search(options: SearchOptions) -> int:
     """Find indexed pictures by text or by picture."""
-    from pixlex.report.drawing import drawn
-    from pixlex.report.figures import contact_sheet
+    from pixlex.report.figures import contact_sheet, drawn
     from pixlex.search import ImageIndex
 
     if bool(options.words) == (options.image is not None):

@@ -245,9 +245,9 @@ def ablate(options: AblateOptions) -> int:
         return 0
     if options.recipe is None or options.out is None:
         raise ValueError("ablate needs RECIPE and --out DIR, or --list")
-    from pixlex import report
     from pixlex.ablations import plan, run_ablations
     from pixlex.eval.published import objectives_table
+    from pixlex.report.ablation import ablation_table, write_ablation
     from pixlex.run import sole_writer
 
     folder, overrides = options.out, overrides_of(options)
@@ -272,8 +272,8 @@ def ablate(options: AblateOptions) -> int:
             remark(options, "interrupted; the same command goes on")
             return INTERRUPTED
         table, published = [one.values() for one in results], objectives_table(pairs)
-        answer(options, {"folder": str(folder), "rows": table}, report.ablation_table(table, published))
-        for path in report.write_ablation(folder, table, [options.command_line], published):
+        answer(options, {"folder": str(folder), "rows": table}, ablation_table(table, published))
+        for path in write_ablation(folder, table, [options.command_line], published):
             remark(options, f"wrote {path}")
     return 0
 

@@ -1,4 +1,4 @@
-"""One pass over a set, shared by processes: what all evaluations have in common, and how sure a number is."""
+"""One pass over a set, shared by processes; metrics in words; and how sure a number is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,13 +18,110 @@ from tqdm import tqdm
 
 from pixlex import distributed
 from pixlex.batch import ReasoningBatch, Skipped
-from pixlex.eval.metrics import Number, metric_of
 from pixlex.files import check_zip
 from pixlex.models.inference import Precision
 from pixlex.progress import bar_or_lines
 
+Number = int | float
+
 _Z = 1.959963984540054  # two-sided 95 % of a normal distribution
 _ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric, or a term of a loss, in words; the unit "%" shows a ratio in [0, 1] in percent."""
+
+    label: str
+    unit: str = ""
+    better: Literal["higher", "lower", ""] = ""
+
+    def text(self, value: Number) -> str:
+        """Return a value with its unit, four digits of it."""
+        if not math.isfinite(value):
+            return str(value)
+        scaled = 100 * value if self.unit == "%" else value
+        digits = f"{scaled:,.0f}" if scaled == round(scaled) or abs(scaled) >= 1000 else f"{scaled:.4g}"
+        return f"{digits} {self.unit}".rstrip()
+
+
+# By the last part of their names in the log.
+METRICS = {
+    "total": Metric("loss", "", "lower"),
+    "reconstruction": Metric("reconstruction error", "MSE", "lower"),
+    "commitment": Metric("commitment", "MSE", "lower"),
+    "codebook": Metric("codebook loss", "MSE", "lower"),
+    "masked_language": Metric("cross-entropy of hidden words", "nats", "lower"),
+    "entropy": Metric("entropy regularization", "nats", "lower"),
+    "masked_patches": Metric("error of hidden patches", "MSE", "lower"),
+    "flat_patches": Metric("for comparison: each hidden patch in its own mean", "MSE"),
+    "caption": Metric("cross-entropy of captions, per word", "nats", "lower"),
+    "other_image_caption": Metric("for comparison: with another image", "nats"),
+    "image_text_contrastive": Metric("contrast of images and texts", "nats", "lower"),
+    "image_text_matching": Metric("matching of images and texts", "nats", "lower"),
+    "masked_image": Metric("cross-entropy of hidden codes", "nats", "lower"),
+    "masked_image_gain": Metric("entropy of the codes less cross-entropy of hidden ones", "nats", "higher"),
+    "pixel": Metric("error of normalized pixels", "MSE", "lower"),
+    "quantization_error_share": Metric("quantization error over variance", "%", "lower"),
+    "temperature": Metric("temperature of the contrast"),
+    "churn": Metric("patches whose code has changed", "%"),
+    "hidden_mse": Metric("error of hidden patches", "MSE", "lower"),
+    "visible_mse": Metric("error of visible patches", "MSE", "lower"),
+    "recall": Metric("recall", "%", "higher"),
+    "text_recall_at_1": Metric("image to text, recall at 1", "%", "higher"),
+    "text_recall_at_5": Metric("image to text, recall at 5", "%", "higher"),
+    "text_recall_at_10": Metric("image to text, recall at 10", "%", "higher"),
+    "image_recall_at_1": Metric("text to image, recall at 1", "%", "higher"),
+    "image_recall_at_5": Metric("text to image, recall at 5", "%", "higher"),
+    "image_recall_at_10": Metric("text to image, recall at 10", "%", "higher"),
+    "codeword_purity": Metric("patches of the most frequent class of their codeword", "%", "higher"),
+    "codeword_shuffled_purity": Metric("for comparison: classes dealt anew", "%"),
+    "codeword_information": Metric("what a codeword tells of the class", "nats", "higher"),
+    "codeword_shuffled_information": Metric("for comparison: classes dealt anew", "nats"),
+    "mean_recall": Metric("mean of the recalls", "%", "higher"),
+    "answer": Metric("cross-entropy of answers", "nats", "lower"),
+    "num_items": Metric("items"),
+    "accuracy": Metric("accuracy", "%", "higher"),
+    "consistency": Metric("sentences all of whose items are right", "%", "higher"),
+    "majority_accuracy": Metric("for comparison: the most frequent answer", "%"),
+    "text_alone_accuracy": Metric("for comparison: a linear classifier on the text alone", "%"),
+    "learning_rate": Metric("learning rate"),
+    "gradient_norm": Metric("norm of the gradient"),
+    "norm_z": Metric("length of patch vectors"),
+    "norm_codeword": Metric("length of their codewords"),
+    "cosine": Metric("cosine of patch vectors and codewords", "", "higher"),
+    "restarted": Metric("codewords restarted"),
+    "images": Metric("speed", "images/s", "higher"),
+    "images_per_second": Metric("speed", "images/s", "higher"),
+    "peak": Metric("peak memory", "MiB", "lower"),
+    "wait": Metric("time spent waiting for data", "%", "lower"),
+    "num_images": Metric("images"),
+    "words_per_image": Metric("words per image"),
+    "mse": Metric("reconstruction error", "MSE", "lower"),
+    "psnr": Metric("PSNR", "dB", "higher"),
+    "ssim": Metric("SSIM", "", "higher"),
+    "masked_mse": Metric("reconstruction error, part of the words hidden", "MSE", "lower"),
+    "mean_image_mse": Metric("for comparison: the mean image", "MSE"),
+    "mean_color_mse": Metric("for comparison: each image's mean color", "MSE"),
+    "distinct_codewords": Metric("distinct codewords", "", "higher"),
+    "codebook_usage": Metric("codewords used, of all", "%", "higher"),
+    "perplexity": Metric("perplexity of the codewords", "", "higher"),
+    "most_frequent_share": Metric("share of the most frequent codeword", "%", "lower"),
+    "distinct_words_per_image": Metric("distinct words per image"),
+    "masked_word_accuracy": Metric("hidden words guessed by the language model", "%"),
+    "pseudo_perplexity": Metric("pseudo-perplexity of the words"),
+    "text_round_trip_rate": Metric("images whose words survive as text", "%", "higher"),
+    "word_round_trip_rate": Metric("words that survive as text", "%", "higher"),
+    "tokenizer_round_trip_rate": Metric("the same through the language model's tokenizer", "%", "higher"),
+    "rfid": Metric("rFID", "", "lower"),
+    "lpips": Metric("LPIPS", "", "lower"),
+}
+
+
+def metric_of(name: str) -> Metric:
+    """Return what a name of the log (`phase/term`, `eval/metric`), or its last part, stands for."""
+    last = name.rpartition("/")[2]
+    return METRICS.get(last, Metric(last.replace("_", " ")))
 
 
 class NothingToEvaluate(ValueError):
@@ -36,7 +133,7 @@ class Pass:
     """How a set is gone through.
 
     Attributes:
-        precision: bf16 computes networks under autocast; measures are always computed in float32.
+        precision: Of the networks; measures are always computed in float32.
         total: Images or items expected, for the time left on the progress bar; None where unknown.
         save_examples: Images or items that are returned with what became of them.
         progress: Show a bar.
@@ -68,13 +165,12 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What an evaluation found on the whole set.
+    """What an evaluation found on the whole set; a number that could not be had is missing.
 
     Attributes:
-        values: The numbers by name, described in `METRICS`; one that could not be had is missing.
+        values: The numbers by name, described in `METRICS`.
         skipped: Images that could not be read.
-        rows: By name a tensor or tuple with something for each image or item.
-        examples: The same for the examples.
+        rows, examples: As in `Measured`.
         notes: What must be known before a number is compared.
         protocol: What the numbers mean, in a line.
     """
@@ -112,22 +208,17 @@ def evaluate(
     unit: str = "images",
     description: str = "evaluate",
 ) -> Evaluation:
-    """Measure each batch and put together what all processes found.
+    """Measure each batch and combine what all processes found; every process returns the whole.
 
-    The model is in evaluation mode meanwhile, and afterwards in the mode it was in. Whole batches go to one
-    process each and are summed up in their order, so any number of processes gives the same numbers.
+    The model is in evaluation mode meanwhile. Whole batches go to one process each and are summed up in their
+    order, so any number of processes gives the same numbers.
 
     Args:
-        model: What is evaluated, where it is.
         batches: The images, pairs or items, each once; of several processes each brings its own.
-        measure: Given a batch on the model's device, one image or item at least, and how many examples there is
-            room for, returns what it found; runs without gradients, networks in the precision asked for.
-        how: How the set is gone through.
+        measure: Given a batch of one item or more on the model's device, and how many examples there is room for,
+            returns what it found; runs without gradients, networks in the precision asked for.
         unit: What is counted, as `num_` + unit.
         description: What the bar is called.
-
-    Returns:
-        Numbers, rows and examples of the whole set on every process; a mean of no weight is missing.
 
     Raises:
         NothingToEvaluate: Nothing could be read.
@@ -159,10 +250,9 @@ def evaluate(
 
 def _means(parts: Sequence[Mapping[str, tuple[Number, Number]]]) -> dict[str, Number]:
     totals: dict[str, tuple[Number, Number]] = {}
-    for part in parts:
-        for name, (value, weight) in part.items():
-            total, weights = totals.get(name, (0.0, 0.0))
-            totals[name] = total + value, weights + weight
+    for name, (value, weight) in chain.from_iterable(part.items() for part in parts):
+        total, weights = totals.get(name, (0.0, 0.0))
+        totals[name] = total + value, weights + weight
     return {name: total / weights for name, (total, weights) in totals.items() if weights}
 
 
@@ -193,21 +283,14 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def progress_bar(total: int | None, unit: str, description: str, *, shown: bool) -> tqdm[Any]:
-    """Return a bar of what this process does, shown by the first one alone.
-
-    Args:
-        total: What all processes do together, in even parts; None where unknown.
-        unit: What is counted.
-        description: What is done.
-        shown: Whether the caller wants a bar.
-    """
+    """Return a bar, which the first process alone shows, of its part of the total of all processes."""
     processes = distributed.world_size()
-    own = total if total is None else -(-total // processes)
     if processes > 1:
         description += f" (process 1 of {processes})"
     return bar_or_lines(
-        total=own, unit=f" {unit}", desc=description, disable=not shown or not distributed.is_first()
-    )
+        total=total if total is None else -(-total // processes), unit=f" {unit}", desc=description,
+        disable=not shown or not distributed.is_first(),
+    )  # fmt: skip
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
@@ -227,21 +310,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def wilson_interval(ratio: Number, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of the success ratio of independent trials (Wilson 1927).
+    """Return the 95 % interval of the success ratio of so many independent trials (Wilson 1927).
 
-    With partial credits the ratio is a mean of numbers in [0, 1], whose variance is at most that of right and
-    wrong with the same mean: the interval is then too wide, never too narrow. It covers the draw of the trials
-    alone: images and classes that are the same in all of them are not in it.
-
-    Args:
-        ratio: Fraction of successes, or mean credit, in [0, 1].
-        count: Trials, 1 or more.
-
-    Returns:
-        The bounds, between which the ratio itself always lies.
+    The ratio itself always lies in it. With partial credits the variance is at most that of right and wrong with
+    the same mean: the interval is then too wide, never too narrow. It covers the draw of the trials alone: images
+    and classes that are the same in all of them are not in it.
 
     Raises:
-        ValueError: No trials, or a ratio out of range.
+        ValueError: No trials, or a ratio outside [0, 1].
     """
     if count < 1 or not -_ROUNDING <= ratio <= 1 + _ROUNDING:
         raise ValueError(f"expected a ratio in [0, 1] of 1 or more trials, got {ratio} of {count}")

@@ -34,12 +34,7 @@ _TEXTS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Heat:
-    """What speaks for a score at each place that a layer looks at.
-
-    Attributes:
-        maps: 0 or more, for each query and each place of the context, in units of the score.
-        scores: What was explained, one for each row.
-    """
+    """What speaks for each row's score, for each query and each place of the context, 0 or more, in its units."""
 
     maps: Float[Tensor, "B T M"]
     scores: Float[Tensor, " B"]
@@ -53,8 +48,7 @@ class Explanation:
         words: Of the text, as the model tokenizes it; pieces of one word joined.
         maps: One for each word, rows of the grid first, 0 or more, in units of the score: the mean of the maps of
             its pieces.
-        whole: Of the whole text: the mean over all its tokens, start and end among them.
-        explained: Which score.
+        whole: The mean over all tokens of the text, start and end among them.
         score: The logit of "belongs", the log-probability of the hidden words, or the log-likelihood of an answer
             (nats).
         layer: Of the fusion encoder, counted from 1.
@@ -72,12 +66,9 @@ class Explanation:
 
 @dataclass(frozen=True)
 class ExplainedAnswer:
-    """Why a model gives an answer.
+    """Why a model gives an answer, for each image of the text.
 
-    Attributes:
-        answer: The answer.
-        log_likelihood: Of it, its end included, in nats; for classes the log-probability.
-        images: One for each image of the text, with `log_likelihood` as the score.
+    The log-likelihood is the answer's, its end included, in nats; for classes the log-probability.
     """
 
     answer: str
@@ -86,13 +77,10 @@ class ExplainedAnswer:
 
 
 def default_layer(depth: int) -> int:
-    """Return the third layer, or the last but one of fewer than four.
+    """Return the third layer of so many, or the last but one of fewer than four.
 
     Not the last: behind it the score depends on the first vector alone, so what other words look at there is
     nothing to it, and their maps are zero. With a single layer there is no choice.
-
-    Args:
-        depth: Layers of the fusion encoder, 1 or more.
     """
     return min(_BEST_LAYER, max(1, depth - 1))
 
@@ -114,10 +102,7 @@ def attention_heat(
     score says nothing of another. No parameter needs a gradient and none gets one.
 
     Args:
-        fusion: Its queries are the text, its keys the context.
         text: Vectors of words; one text for each context, or several groups (see `CrossAttention`).
-        context: What is looked at.
-        key_padding: True = padding of the text.
         score_of: Maps fused vectors to one score for each row, whose sum is explained.
         layer: Counted from 1.
 
@@ -153,10 +138,8 @@ def explain(
     then their sum (Salazar et al. 2020, pseudo-log-likelihood).
 
     Args:
-        model: The network, where it is.
         images: RGB pixels in [0, 1]; one for each text, or one for all of them.
         texts: One or more, as the model's training texts were cleaned; each cut to the model's positions.
-        score: What is explained.
         layer: Of the fusion encoder, counted from 1; None for `default_layer`.
 
     Returns:
@@ -240,7 +223,6 @@ def explain_answer(
     looks at the text, which has looked at the image; or the log-probability of the class.
 
     Args:
-        model: The network, where it is.
         images: RGB pixels in [0, 1], as many as the model is given with each text.
         text: A question, statement or hypothesis, cleaned as in training; cut to the model's positions.
         answer: None for the model's own; otherwise any words for `vqa`, or one of the classes.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,14 +22,16 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch.nn import functional
 
-from pixlex.batch import Skipped
 from pixlex.eval.evaluate import wilson_interval
-from pixlex.eval.probe_features import Matrix, Part, ProbeFeatures
 from pixlex.messages import not_installed
 from pixlex.progress import bar_or_lines
 
 Method = Literal["lbfgs", "minibatch"]
+Matrix = Float32[np.ndarray, "images width"]
 Labels = Int64[np.ndarray, " images"]
+
+# Rows of features in memory at once where a whole set is visited.
+_ROWS_AT_ONCE = 8192
 
 # Strengths tried, from strong to weak, two for each power of ten.
 PENALTIES = tuple(float(f"{10 ** (exponent / 2):.2g}") for exponent in range(2, -11, -1))
@@ -51,12 +53,42 @@ _LEARNING_RATE = 5e-3
 
 
 @dataclass(frozen=True)
+class Part:
+    """Features of training, validation or test images, which may lie on the disk and exceed the memory.
+
+    Attributes:
+        features: One row for each image, of other parts too.
+        rows: Those of this part.
+        labels: Their classes.
+    """
+
+    features: Matrix
+    rows: Int64[np.ndarray, " some"]
+    labels: Int64[np.ndarray, " some"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def width(self) -> int:
+        """Columns of the features."""
+        return int(self.features.shape[1])
+
+    def subset(self, which: Int64[np.ndarray, " fewer"]) -> Part:
+        """Return the images at some places of this part."""
+        return Part(self.features, self.rows[which], self.labels[which])
+
+    def chunks(self) -> Iterator[Matrix]:
+        """Yield the features in chunks that fit into memory."""
+        for first in range(0, len(self.rows), _ROWS_AT_ONCE):
+            yield self.features[self.rows[first : first + _ROWS_AT_ONCE]]
+
+
+@dataclass(frozen=True)
 class Scaling:
     """What standardizes features: mean and standard deviation of each column over the training images.
 
-    Attributes:
-        mean: Subtracted.
-        scale: Divided by; 1 for a column that does not vary.
+    The scale of a column that does not vary is 1.
     """
 
     mean: Float32[np.ndarray, " width"]
@@ -90,15 +122,7 @@ class Scaling:
 
 @dataclass(frozen=True)
 class LinearClassifier:
-    """A fitted classifier.
-
-    Attributes:
-        weight: One row for each class, for standardized features.
-        bias: One number for each class.
-        scaling: Standardizes features.
-        penalty: The strength of regularization it was fitted with.
-        converged: Whether the fit met its tolerance before its last iteration.
-    """
+    """A fitted classifier of standardized features, and whether its fit met its tolerance."""
 
     weight: Float32[np.ndarray, "classes width"]
     bias: Float32[np.ndarray, " classes"]
@@ -139,16 +163,10 @@ DEFAULT_FIT = Fit()
 
 
 def fit(part: Part, num_classes: int, penalties: Sequence[float], how: Fit) -> Iterator[LinearClassifier]:
-    """Yield a classifier for each strength of regularization.
+    """Yield a classifier for each strength of regularization, of a part with every class at least once.
 
-    L-BFGS fits one after the other, each from the weights of the one before; whoever stops asking saves the rest.
-    Mini-batches fit all of them in the same passes over the features.
-
-    Args:
-        part: The training images, every class at least once.
-        num_classes: C.
-        penalties: Strengths, best from strong to weak.
-        how: The method and its settings.
+    L-BFGS fits one after the other, each from the weights of the one before, best from strong to weak; whoever
+    stops asking saves the rest. Mini-batches fit all of them in the same passes over the features.
     """
     assert len(np.unique(part.labels)) == num_classes
     scaling = Scaling.of(part, how.repeats)
@@ -221,20 +239,16 @@ class ProbeResult:
     Attributes:
         num_train, num_validation, num_test: Images fitted on in the end (with a validation part that was split
             off), images that the strength was chosen on, and images measured on.
-        num_classes: C.
         width: Columns of the features, `repeats` counted (see `Scaling.of`).
-        top1, top1_interval: Fraction of test images whose class has the highest score, ties giving part of the
-            credit; its 95 % Wilson interval.
-        top5, top5_interval: The same of the five highest scores; None with five classes or fewer.
+        top1, top5: Fraction of test images whose class is among the highest scores, ties giving part of the
+            credit; top-5 is None with five classes or fewer.
+        top1_interval, top5_interval: Their 95 % Wilson intervals.
         class_accuracy: Top-1 of each class's test images; NaN for a class without any.
         confusion: Test images by class (rows) and by the class of the highest score (columns).
-        chance: 1 / C.
         majority: Accuracy of always saying the most frequent training class.
         penalty: The strength chosen, of the `penalties` tried.
         validation_accuracy: Top-1 on the validation images with each of them.
-        method, seconds: How it was chosen and fitted, and how long that took.
         notes: What must be known before a number is compared.
-        classifier: The fitted classifier.
     """
 
     num_train: int
@@ -272,10 +286,7 @@ def linear_probe(
     networks too.
 
     Args:
-        train: Every class at least twice, or once with a validation part.
-        test: What is measured on.
-        num_classes: C; labels lie in [0, C).
-        how: How classifiers are fitted.
+        train: Every class at least twice, or once with a validation part; labels lie in [0, num_classes).
         validation: What the strength is chosen on.
     """
     started = time.perf_counter()
@@ -336,21 +347,14 @@ def _notes(final: LinearClassifier, unconverged: int, num_validation: int) -> It
     elif unconverged:
         yield f"{unconverged} of the fits that were not chosen ended before they met their tolerance"
     if final.penalty in (PENALTIES[0], PENALTIES[-1]):
-        yield (
-            f"the chosen strength {final.penalty:g} is at the edge of the search "
-            f"({PENALTIES[0]:g} to {PENALTIES[-1]:g})"
-        )
+        edges = f"{PENALTIES[0]:g} to {PENALTIES[-1]:g}"
+        yield f"the chosen strength {final.penalty:g} is at the edge of the search ({edges})"
     if num_validation < 100:
         yield f"the strength was chosen on {num_validation} images only"
 
 
 def validation_rows(labels: Labels, seed: int) -> Int64[np.ndarray, " rows"]:
-    """Return the validation rows: of every class a fifth, at least one and never all.
-
-    Args:
-        labels: Every class at least twice.
-        seed: Of the draw.
-    """
+    """Return the validation rows: of every class a fifth, at least one and never all."""
     random = np.random.default_rng(seed)
     chosen = []
     for label in np.unique(labels):
@@ -369,59 +373,3 @@ def credit(logits: Matrix, labels: Labels, k: int) -> Float64[np.ndarray, " imag
     higher, equal = (logits > own).sum(1), (logits == own).sum(1)
     credits: Float64[np.ndarray, " images"] = np.clip((k - higher) / equal, 0.0, 1.0)
     return credits
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeRow:
-    """One row of the table.
-
-    Attributes:
-        model: What the model is called.
-        features: Kind of features, or one layer of `layers` such as `layer 3`.
-        result: What the classifier found.
-        skipped: Images that could not be read.
-    """
-
-    model: str
-    features: str
-    result: ProbeResult
-    skipped: tuple[Skipped, ...]
-
-    @property
-    def name(self) -> str:
-        """What the row is called."""
-        repeats = self.result.repeats
-        return f"{self.model}, {self.features}" + (f" x {repeats}" if repeats > 1 else "")
-
-
-def probe_rows(
-    features: ProbeFeatures,
-    kinds: Sequence[str],
-    how: Fit = DEFAULT_FIT,
-    *,
-    per_layer: bool = False,
-    repeats: Mapping[str, int] | None = None,
-) -> Iterator[ProbeRow]:
-    """Yield a row of the table for each kind of features; needs no other process.
-
-    Args:
-        features: Of one model.
-        kinds: What is probed.
-        how: How classifiers are fitted.
-        per_layer: Add a row for every single layer of `layers`.
-        repeats: How often the columns of a kind stand side by side, once unless said (see
-            `ProbeFeatures.repeats`).
-    """
-    sets, parts = features.sets, features.parts
-    skipped = [one for images in sets.parts.values() for one in images.skipped]
-    skipped += [one for part in parts.values() for one in part.skipped]
-    shown = list(kinds)
-    if per_layer and "layers" in kinds:
-        shown += [column for column in parts["training"].columns if column.startswith("layer ")]
-    for kind in shown:
-        result = linear_probe(
-            features.of("training", kind), features.of("test", kind), len(sets.train.class_names),
-            replace(how, repeats=(repeats or {}).get(kind, 1)),
-            validation=features.of("validation", kind) if "validation" in parts else None,
-        )  # fmt: skip
-        yield ProbeRow(model=features.name, features=kind, result=result, skipped=tuple(skipped))

@@ -1,24 +1,25 @@
-"""Metrics: their names in words, units and directions; and the formulas of those of images, codes and words."""
+"""Formulas: metrics of images, codes and words, and rFID and LPIPS through networks that the user brings."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pixlex import distributed
+from pixlex.eval.evaluate import Number
 from pixlex.nn.codebook import count_codes, perplexity
 from pixlex.nn.language_model import LanguageModel
 from pixlex.nn.vocabulary import Vocabulary
-
-Number = int | float
 
 # An exact copy has an infinite PSNR, which no mean survives and JSON cannot hold.
 LARGEST_PSNR = 100.0
@@ -27,108 +28,12 @@ SSIM_WINDOW = 11
 _ROWS_OF_LOGITS = 512
 # exp of more does not fit a float.
 _LARGEST_EXPONENT = 700.0
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric, or a term of a loss, in words.
-
-    Attributes:
-        label: What stands in a table or over a curve.
-        unit: Of the value; "%" shows a ratio in [0, 1] in percent, "" means that there is none.
-        better: Which direction is better, where there is one.
-    """
-
-    label: str
-    unit: str = ""
-    better: Literal["higher", "lower", ""] = ""
-
-    def text(self, value: Number) -> str:
-        """Return a value with its unit, four digits of it."""
-        if not math.isfinite(value):
-            return str(value)
-        scaled = 100 * value if self.unit == "%" else value
-        digits = f"{scaled:,.0f}" if scaled == round(scaled) or abs(scaled) >= 1000 else f"{scaled:.4g}"
-        return f"{digits} {self.unit}".rstrip()
-
-
-# By the last part of their names in the log.
-METRICS = {
-    "total": Metric("loss", "", "lower"),
-    "reconstruction": Metric("reconstruction error", "MSE", "lower"),
-    "commitment": Metric("commitment", "MSE", "lower"),
-    "codebook": Metric("codebook loss", "MSE", "lower"),
-    "masked_language": Metric("cross-entropy of hidden words", "nats", "lower"),
-    "entropy": Metric("entropy regularization", "nats", "lower"),
-    "masked_patches": Metric("error of hidden patches", "MSE", "lower"),
-    "flat_patches": Metric("for comparison: each hidden patch in its own mean", "MSE"),
-    "caption": Metric("cross-entropy of captions, per word", "nats", "lower"),
-    "other_image_caption": Metric("for comparison: with another image", "nats"),
-    "image_text_contrastive": Metric("contrast of images and texts", "nats", "lower"),
-    "image_text_matching": Metric("matching of images and texts", "nats", "lower"),
-    "masked_image": Metric("cross-entropy of hidden codes", "nats", "lower"),
-    "masked_image_gain": Metric("entropy of the codes less cross-entropy of hidden ones", "nats", "higher"),
-    "pixel": Metric("error of normalized pixels", "MSE", "lower"),
-    "quantization_error_share": Metric("quantization error over variance", "%", "lower"),
-    "temperature": Metric("temperature of the contrast"),
-    "churn": Metric("patches whose code has changed", "%"),
-    "hidden_mse": Metric("error of hidden patches", "MSE", "lower"),
-    "visible_mse": Metric("error of visible patches", "MSE", "lower"),
-    "recall": Metric("recall", "%", "higher"),
-    "text_recall_at_1": Metric("image to text, recall at 1", "%", "higher"),
-    "text_recall_at_5": Metric("image to text, recall at 5", "%", "higher"),
-    "text_recall_at_10": Metric("image to text, recall at 10", "%", "higher"),
-    "image_recall_at_1": Metric("text to image, recall at 1", "%", "higher"),
-    "image_recall_at_5": Metric("text to image, recall at 5", "%", "higher"),
-    "image_recall_at_10": Metric("text to image, recall at 10", "%", "higher"),
-    "codeword_purity": Metric("patches of the most frequent class of their codeword", "%", "higher"),
-    "codeword_shuffled_purity": Metric("for comparison: classes dealt anew", "%"),
-    "codeword_information": Metric("what a codeword tells of the class", "nats", "higher"),
-    "codeword_shuffled_information": Metric("for comparison: classes dealt anew", "nats"),
-    "mean_recall": Metric("mean of the recalls", "%", "higher"),
-    "answer": Metric("cross-entropy of answers", "nats", "lower"),
-    "num_items": Metric("items"),
-    "accuracy": Metric("accuracy", "%", "higher"),
-    "consistency": Metric("sentences all of whose items are right", "%", "higher"),
-    "majority_accuracy": Metric("for comparison: the most frequent answer", "%"),
-    "text_alone_accuracy": Metric("for comparison: a linear classifier on the text alone", "%"),
-    "learning_rate": Metric("learning rate"),
-    "gradient_norm": Metric("norm of the gradient"),
-    "norm_z": Metric("length of patch vectors"),
-    "norm_codeword": Metric("length of their codewords"),
-    "cosine": Metric("cosine of patch vectors and codewords", "", "higher"),
-    "restarted": Metric("codewords restarted"),
-    "images": Metric("speed", "images/s", "higher"),
-    "images_per_second": Metric("speed", "images/s", "higher"),
-    "peak": Metric("peak memory", "MiB", "lower"),
-    "wait": Metric("time spent waiting for data", "%", "lower"),
-    "num_images": Metric("images"),
-    "words_per_image": Metric("words per image"),
-    "mse": Metric("reconstruction error", "MSE", "lower"),
-    "psnr": Metric("PSNR", "dB", "higher"),
-    "ssim": Metric("SSIM", "", "higher"),
-    "masked_mse": Metric("reconstruction error, part of the words hidden", "MSE", "lower"),
-    "mean_image_mse": Metric("for comparison: the mean image", "MSE"),
-    "mean_color_mse": Metric("for comparison: each image's mean color", "MSE"),
-    "distinct_codewords": Metric("distinct codewords", "", "higher"),
-    "codebook_usage": Metric("codewords used, of all", "%", "higher"),
-    "perplexity": Metric("perplexity of the codewords", "", "higher"),
-    "most_frequent_share": Metric("share of the most frequent codeword", "%", "lower"),
-    "distinct_words_per_image": Metric("distinct words per image"),
-    "masked_word_accuracy": Metric("hidden words guessed by the language model", "%"),
-    "pseudo_perplexity": Metric("pseudo-perplexity of the words"),
-    "text_round_trip_rate": Metric("images whose words survive as text", "%", "higher"),
-    "word_round_trip_rate": Metric("words that survive as text", "%", "higher"),
-    "tokenizer_round_trip_rate": Metric("the same through the language model's tokenizer", "%", "higher"),
-    "rfid": Metric("rFID", "", "lower"),
-    "lpips": Metric("LPIPS", "", "lower"),
-}
-
-
-def metric_of(name: str) -> Metric:
-    """Return what a name of the log (`phase/term`, `eval/metric`), or its last part, stands for."""
-    last = name.rpartition("/")[2]
-    return METRICS.get(last, Metric(last.replace("_", " ")))
+# Published values are of 50,000 images; fewer give larger ones.
+IMAGES_OF_PUBLISHED_FID = 50_000
+# What torchmetrics keeps of the features.
+_SUMS = tuple(
+    f"{kind}_features_{name}" for kind in ("real", "fake") for name in ("sum", "cov_sum", "num_samples")
+)
 
 
 def mse(images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
@@ -139,12 +44,8 @@ def mse(images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H 
 def psnr(images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
     """Return the peak signal-to-noise ratio of each image, 10 log10(1 / MSE), in dB, at most 100.
 
-    Over the three RGB channels at once, not over luminance. The PSNR of a set is the mean over its images, which
-    is above the PSNR of the set's mean MSE.
-
-    Args:
-        images: Pixels in [0, 1].
-        reconstructions: Pixels in [0, 1].
+    Over the three RGB channels at once, not over luminance; pixels in [0, 1]. The PSNR of a set is the mean over
+    its images, which is above the PSNR of the set's mean MSE.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio  # brings scipy, 3 s
 
@@ -157,12 +58,8 @@ def psnr(images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H
 def ssim(images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
     """Return the structural similarity of each image, mean over channels and pixels (Wang et al. 2004).
 
-    Gaussian window of 11 pixels with sigma 1.5 and data range 1. Only windows that lie inside the image count, as
+    Gaussian window of 11 pixels with sigma 1.5, pixels in [0, 1]. Only windows that lie inside the image count, as
     in the paper, scikit-image and TensorFlow; torchmetrics alone would also count windows over a mirrored border.
-
-    Args:
-        images: Pixels in [0, 1], at least 11 x 11 of them.
-        reconstructions: Pixels in [0, 1].
 
     Raises:
         ValueError: Images smaller than the window.
@@ -192,44 +89,33 @@ class MeanImage:
     """
 
     def __init__(self) -> None:
-        self._parts: list[tuple[Tensor, Tensor, int]] = []
+        self._sums: list[tuple[Tensor, Tensor, int]] = []
 
     def update(self, images: Float[Tensor, "B 3 H W"]) -> None:
         """Take in a batch of images with pixels in [0, 1]."""
         pixels = images.double()
-        self._add(pixels.sum(0).cpu(), pixels.square().sum(0).cpu(), len(images))
-
-    def _add(self, total: Tensor, squares: Tensor, count: int) -> None:
-        for one, more, number in self._parts:
-            total, squares, count = one + total, more + squares, number + count
-        self._parts = [(total, squares, count)]
+        self._add([*self._sums, (pixels.sum(0).cpu(), pixels.square().sum(0).cpu(), len(images))])
 
     def gather(self) -> None:
         """Take in what other processes have."""
-        parts = distributed.gather_objects(self._parts)
-        self._parts = []
-        for part in parts:
-            for one in part:
-                self._add(*one)
+        self._add([one for part in distributed.gather_objects(self._sums) for one in part])
+
+    def _add(self, sums: Sequence[tuple[Tensor, Tensor, int]]) -> None:
+        total, squares, count = (sum(column[1:], column[0]) for column in zip(*sums, strict=True))
+        self._sums = [(total, squares, count)]
 
     def mse(self) -> float:
         """Return the mean squared error over images, channels and pixels; at least one image was taken in."""
-        ((total, squares, count),) = self._parts
+        ((total, squares, count),) = self._sums
         mean = total / count
         return float((squares / count - 2 * mean * mean + mean.square()).mean())
 
 
 class CodebookUsage:
-    """How often each codeword was used, over everything taken in.
+    """How often each of K codewords was used, over everything taken in.
 
     The released LQAE code counts distinct pairs of column and codeword and reports up to 357 % use; here a
     codeword counts once, whatever its place, and the union is over the whole evaluated set.
-
-    Args:
-        num_codewords: K.
-
-    Attributes:
-        counts: Uses of each codeword.
     """
 
     def __init__(self, num_codewords: int) -> None:
@@ -275,24 +161,22 @@ def text_round_trips(
 ) -> dict[str, Float[Tensor, " B"]]:
     """Return for each image how much of its words survives as text.
 
-    Returns:
-        `text_round_trip_rate`: 1 where codes -> text -> codes through the vocabulary gives the same codes, else 0;
-        `word_round_trip_rate`: fraction of the words that come back, in order;
-        `tokenizer_round_trip_rate`: 1 where the language model's own tokenizer reads the text as the same words,
-            as
-        any program does that is given the text and not the codes.
+    `text_round_trip_rate` is 1 where codes -> text -> codes through the vocabulary gives the same codes, else 0;
+    `word_round_trip_rate` the fraction of the words that come back, in order; `tokenizer_round_trip_rate` 1 where
+    the language model's own tokenizer reads the text as the same words, as any program does that is given the
+    text and not the codes.
     """
-    rows = codes.tolist()
+    rows, word_ids = codes.tolist(), vocabulary.word_ids.tolist()
     texts = [vocabulary.to_text(row) for row in rows]
     tokenized = language.tokenizer([f" {text}" for text in texts], add_special_tokens=False)["input_ids"]
-    word_ids = vocabulary.word_ids.tolist()
+    wanted = [[word_ids[code] for code in row] for row in rows]
     found = {
         "text_round_trip_rate": [
             _codes_of(vocabulary, one) == row for one, row in zip(texts, rows, strict=True)
         ],
         "word_round_trip_rate": [vocabulary.survivors(row) / len(row) for row in rows],
         "tokenizer_round_trip_rate": [
-            ids == [word_ids[code] for code in row] for row, ids in zip(rows, tokenized, strict=True)
+            ids == expected for ids, expected in zip(tokenized, wanted, strict=True)
         ],
     }
     return {name: torch.tensor(values, dtype=torch.float) for name, values in found.items()}
@@ -307,7 +191,7 @@ def _codes_of(vocabulary: Vocabulary, text: str) -> list[int] | None:
 
 @dataclass(frozen=True)
 class WordScores:
-    """How well a masked language model predicts hidden words among all V words; scores add up.
+    """How well a masked language model predicts hidden words among all V words.
 
     Attributes:
         log_probability: Sum of ln p(word | words not hidden), in nats.
@@ -315,16 +199,9 @@ class WordScores:
         count: Hidden words.
     """
 
-    log_probability: float = 0.0
-    correct: int = 0
-    count: int = 0
-
-    def __add__(self, other: WordScores) -> WordScores:
-        return WordScores(
-            self.log_probability + other.log_probability,
-            self.correct + other.correct,
-            self.count + other.count,
-        )
+    log_probability: float
+    correct: int
+    count: int
 
 
 def pseudo_perplexity(mean_log_probability: float) -> float:
@@ -333,14 +210,10 @@ def pseudo_perplexity(mean_log_probability: float) -> float:
 
 
 def word_folds(indices: Sequence[int], num_words: int, num_folds: int, seed: int) -> Int[Tensor, "B T"]:
-    """Assign the words of each image to folds of equal size (within one), at random.
+    """Assign the T words of each image to folds of equal size (within one), at random.
 
     Args:
-        indices: The number of each image, 0 or more; with the seed it decides the image's folds, whatever the
-            batch.
-        num_words: T.
-        num_folds: Number of folds, in [1, num_words].
-        seed: 0 or more.
+        indices: The number of each image; with the seed it decides the image's folds, whatever the batch.
 
     Raises:
         ValueError: A number of folds out of range.
@@ -355,7 +228,7 @@ def word_folds(indices: Sequence[int], num_words: int, num_folds: int, seed: int
 def score_words(
     language: LanguageModel, word_ids: Int[Tensor, "B T"], folds: Int[Tensor, "B T"]
 ) -> WordScores:
-    """Hide each word exactly once, a fold at a time, and score the language model's predictions.
+    """Hide each word exactly once, a fold at a time, and score the language model's predictions, in float32.
 
     Pseudo-perplexity proper (Salazar et al. 2020) hides one word at a time, T passes; here F folds take F passes,
     and T / F words are hidden together. With F = T the two are the same; with fewer folds the model sees fewer
@@ -364,30 +237,159 @@ def score_words(
 
     Args:
         language: A frozen masked language model with a head; it is given the words alone, no start, no end.
-        word_ids: The words of each image.
-        folds: The fold of each word.
-
-    Returns:
-        The scores of all B x T words.
     """
     embeddings = language.word_embedding[word_ids]
     mask_embedding = language.word_embedding[language.mask_id]
-    scores = WordScores()
+    log_probability, correct = 0.0, 0
     for fold in range(int(folds.max()) + 1):
         mask = folds == fold
         hidden = language(torch.where(mask.unsqueeze(-1), mask_embedding, embeddings)).last[mask]
-        scores += _score_predictions(language, hidden, word_ids[mask])
-    return scores
+        parts = (torch.split(one, _ROWS_OF_LOGITS) for one in (hidden, word_ids[mask]))
+        of_fold = 0.0
+        with torch.autocast(hidden.device.type, enabled=False):
+            for states, truth in zip(*parts, strict=True):
+                logits = language.logits(states.float())
+                of_fold -= float(functional.cross_entropy(logits, truth, reduction="sum"))
+                correct += int((logits.argmax(-1) == truth).sum())
+        log_probability += of_fold
+    return WordScores(log_probability, correct, word_ids.numel())
 
 
-def _score_predictions(language: LanguageModel, hidden: Tensor, word_ids: Tensor) -> WordScores:
-    """Score what last hidden states predict, in float32; `word_ids` are the true words."""
-    scores = WordScores()
-    with torch.autocast(hidden.device.type, enabled=False):
-        for states, truth in zip(
-            torch.split(hidden, _ROWS_OF_LOGITS), torch.split(word_ids, _ROWS_OF_LOGITS), strict=True
-        ):
-            logits = language.logits(states.float())
-            loss = functional.cross_entropy(logits, truth, reduction="sum")
-            scores += WordScores(-float(loss), int((logits.argmax(-1) == truth).sum()), len(truth))
-    return scores
+class FrechetDistance:
+    """Distance between originals and reconstructions as Gaussians of features, rFID (Heusel et al. 2017).
+
+    Args:
+        path: A TorchScript network that takes RGB images (B, 3, H, W) as uint8 of any size, resizes them itself
+            and returns features (B, F): the Inception networks that are passed around as
+            `inception-2015-12-05.pt` do. A network whose forward has the argument `return_features` is called
+            with `return_features=True`.
+
+    Raises:
+        ValueError: No such file, no TorchScript, or a network that does not take such images.
+    """
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        features = _Features(_load_network(path, device))
+        try:
+            size = features(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device)).shape[1]
+        except RuntimeError as reason:
+            raise ValueError(
+                f"{path.name} does not turn uint8 images (B, 3, H, W) into features: {reason}"
+            ) from reason
+        features.num_features = size
+        # Not synchronized by torchmetrics, which would wait for all processes where one evaluates alone.
+        self._distance = FrechetInceptionDistance(feature=features, sync_on_compute=False).to(device)
+
+    @torch.no_grad()
+    def update(self, images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H W"]) -> None:
+        """Take in a batch, pixels in [0, 1]."""
+        for batch, real in ((images, True), (reconstructions, False)):
+            self._distance.update((batch * 255).round().clamp(0, 255).byte(), real=real)
+
+    def gather(self) -> None:
+        """Take in what other processes have: sums in float64 of features and their products, and counts."""
+        for name in _SUMS:
+            own: Tensor = getattr(self._distance, name)
+            setattr(self._distance, name, distributed.all_sum(own.cpu()).to(own.device))
+
+    def compute(self) -> float | None:
+        """Return the distance, 0 or more (within rounding); None of fewer than two images."""
+        several = int(self._distance.real_features_num_samples) > 1
+        return float(self._distance.compute()) if several else None
+
+
+class _Features(nn.Module):
+    """Calls a feature network the way it asks to be called."""
+
+    num_features: int
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+        self._settings = {"return_features": True} if "return_features" in _arguments(network) else {}
+
+    def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
+        features: Tensor = self.network(images, **self._settings)
+        return features.flatten(1)
+
+
+class PerceptualDistance:
+    """Distance between an image and its reconstruction in a network's features, LPIPS (Zhang et al. 2018).
+
+    Args:
+        path: A TorchScript network of one of two kinds: it takes two batches of RGB images in [-1, 1] and returns
+            one distance for each pair (a traced `lpips.LPIPS`); or its forward has the argument `return_lpips`,
+            takes images in [0, 255] and returns features whose squared distance is LPIPS (`vgg16.pt` of
+            StyleGAN).
+
+    Raises:
+        ValueError: No such file, or no TorchScript.
+    """
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self._name, self._network = path.name, _load_network(path, device)
+        self._gives_features = "return_lpips" in _arguments(self._network)
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H W"]
+    ) -> Float[Tensor, " B"]:
+        """Return the distance of each pair; pixels in [0, 1].
+
+        Raises:
+            ValueError: The network does not take such images, or does not return one number for each pair.
+        """
+        try:
+            distances: Tensor
+            if self._gives_features:
+                first, second = (
+                    self._network(batch * 255, resize_images=False, return_lpips=True).flatten(1)
+                    for batch in (images, reconstructions)
+                )
+                distances = (first - second).square().sum(dim=1)
+            else:
+                distances = self._network(images * 2 - 1, reconstructions * 2 - 1)
+        except RuntimeError as reason:
+            raise ValueError(f"{self._name} cannot compare images: {reason}") from reason
+        if distances.numel() != len(images):
+            raise ValueError(
+                f"{self._name}: expected {len(images)} distances, got {tuple(distances.shape)} numbers"
+            )
+        return distances.flatten().float()
+
+
+def perceptual_notes(num_images: int, *, has_fid: bool, has_lpips: bool) -> list[str]:
+    """Return what a reader must know of rFID and LPIPS."""
+    notes = []
+    if not has_fid:
+        notes.append(
+            "rFID was not computed: it needs an Inception network as a TorchScript file (fid_features)"
+        )
+    elif num_images < IMAGES_OF_PUBLISHED_FID:
+        notes.append(
+            f"rFID of {num_images} images: published values are of {IMAGES_OF_PUBLISHED_FID}, and fewer "
+            "images give larger ones"
+        )
+    if not has_lpips:
+        notes.append("LPIPS was not computed: it needs its network as a TorchScript file (lpips_network)")
+    return notes
+
+
+def _load_network(path: Path, device: torch.device) -> Any:
+    """Load a TorchScript network, which runs in its own interpreter: no Python of the file is run."""
+    if not path.is_file():
+        raise ValueError(f"no network at {path}: expected a TorchScript file")
+    with warnings.catch_warnings():
+        # torch recommends torch.export for new files; those that people have are TorchScript.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            return torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
+        except RuntimeError as reason:
+            raise ValueError(f"{path.name} is not a TorchScript file: {reason}") from reason
+
+
+def _arguments(network: Any) -> set[str]:
+    """Names of the arguments of a TorchScript network's forward."""
+    return {argument.name for argument in network.forward.schema.arguments}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,29 +30,6 @@ _LAST = ("num_images", "distinct_codewords", "perplexity", "masked_image_gain", 
          "hidden_mse", "visible_mse", "mean_color_mse")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ReconstructedExamples:
-    """Masked images with what became of them.
-
-    Attributes:
-        keys: Names of the images.
-        texts: Their captions.
-        other_texts: The other text: the caption of the next image, empty where there is none.
-        originals: Pixels in [0, 1].
-        visible: What the image encoder received of them, the rest gray.
-        reconstructions: From that and the caption.
-        other_reconstructions: From that and the other text.
-    """
-
-    keys: tuple[str, ...]
-    texts: tuple[str, ...]
-    other_texts: tuple[str, ...]
-    originals: Float[Tensor, "E 3 H W"]
-    visible: Float[Tensor, "E 3 H W"]
-    reconstructions: Float[Tensor, "E 3 H W"]
-    other_reconstructions: Float[Tensor, "E 3 H W"]
-
-
 def evaluate_pretraining(
     objective: CBViLAObjective,
     batches: Iterable[ImageTextBatch],
@@ -62,22 +40,19 @@ def evaluate_pretraining(
 ) -> Evaluation:
     """Measure a model on images with captions, by the terms that its objective minimizes in its last phases.
 
+    The values are means of the terms of the loss and of its measures, pairs being compared within batches; where
+    the objective quantizes, use of the codebook and `churn`, the fraction of codes that differ from the previous
+    ones, with `codes` of each image and its place, `indices`, as rows; where it has pixels, the errors of hidden
+    and visible patches, and for comparison that of hidden ones in the mean color of the visible ones, with
+    `reconstructed_examples` as examples.
+
     Args:
-        objective: With the model, where it is.
         batches: The pairs, each once; of several processes each brings its own (see `Loader`).
-        how: How the set is gone through.
         seed: With the position of a batch's first image, of what is hidden; 0 or more.
         previous_codes: Of the same images, from an earlier evaluation.
 
-    Returns:
-        Means of the terms of the loss and of its measures, pairs being compared within batches; where the
-        objective quantizes, `codes` of each image and its place, `indices`, as rows, use of the codebook and
-        `churn`, the fraction of codes that differ from the previous ones; where it has pixels, the errors of
-        hidden and visible patches, in comparison that of hidden ones in the mean color of the visible ones, and
-        the fields of `ReconstructedExamples` as examples.
-
     Raises:
-        ValueError: No readable image.
+        NothingToEvaluate: No readable image.
     """
     model, config = objective.model, objective.config
 
@@ -99,7 +74,7 @@ def evaluate_pretraining(
             reconstructions = model.reconstruct(batch.images, _words(batch), split)
             means |= _pixel_errors(model, batch.images, reconstructions, split)
             if room > 0:
-                examples = vars(reconstructed_examples(model, batch, split, room, reconstructions))
+                examples = reconstructed_examples(model, batch, split, room, reconstructions)
         return Measured({name: (size * one, size) for name, one in means.items()}, rows, examples)
 
     found = evaluate(objective, batches, measure, how)
@@ -125,15 +100,14 @@ def reconstructed_examples(
     split: SplitPatches,
     most: int,
     reconstructions: Float[Tensor, "B 3 H W"] | None = None,
-) -> ReconstructedExamples:
+) -> dict[str, Any]:
     """Return the first images of a batch, masked, and reconstructed with their own and another text (figure 2).
 
-    Args:
-        model: The network, where the batch is.
-        batch: Images with texts.
-        split: Which of their patches are visible.
-        most: How many are returned.
-        reconstructions: With their own texts, where that was done already.
+    The other text is the caption of the next image, empty where there is none.
+
+    Returns:
+        `keys`, `texts`, `other_texts`, `originals` with pixels in [0, 1], `visible` (what the image encoder
+        received of them, the rest gray), `reconstructions` and `other_reconstructions`.
     """
     if reconstructions is None:
         reconstructions = model.reconstruct(batch.images, _words(batch), split)
@@ -144,10 +118,14 @@ def reconstructed_examples(
     )
     shown = _visible_pixels(model, split)
     gray = shown * batch.images + 0.5 * (1 - shown)
-    pictures = (batch.images, gray, reconstructions, others)
-    return ReconstructedExamples(
-        batch.keys[:most], batch.texts[:most], other_texts[:most], *(one[:most].cpu() for one in pictures)
-    )
+    pictures = {
+        "originals": batch.images, "visible": gray, "reconstructions": reconstructions,
+        "other_reconstructions": others,
+    }  # fmt: skip
+    return {
+        "keys": batch.keys[:most], "texts": batch.texts[:most], "other_texts": other_texts[:most],
+        **{name: images[:most].cpu() for name, images in pictures.items()},
+    }  # fmt: skip
 
 
 def _words(batch: ImageTextBatch) -> Words:
@@ -176,12 +154,7 @@ def _pixel_errors(
 
 
 def codeword_purity(codes: Int[Tensor, "I N"], labels: Int[Tensor, " I"], seed: int = 0) -> dict[str, float]:
-    """Measure how well a patch's codeword predicts the class of its image.
-
-    Args:
-        codes: Of each image.
-        labels: Class of each image; -1 where unknown, which leaves the image out.
-        seed: Of the shuffled classes, 0 or more.
+    """Measure how well a patch's codeword predicts the class of its image; -1 leaves an image out.
 
     Returns:
         `codeword_purity`, the fraction of the patches whose image has the most frequent class of their codeword;
@@ -196,16 +169,13 @@ def codeword_purity(codes: Int[Tensor, "I N"], labels: Int[Tensor, " I"], seed: 
     if len(labels) == 0:
         raise ValueError("no image has a class: purity needs labels")
     generator = torch.Generator().manual_seed(seed)
-    purity, information = _purity(codes, labels)
-    shuffled = [
-        _purity(codes, labels[torch.randperm(len(labels), generator=generator)]) for _ in range(_SHUFFLES)
-    ]
-    return {
-        "codeword_purity": purity,
-        "codeword_shuffled_purity": sum(one for one, _ in shuffled) / _SHUFFLES,
-        "codeword_information": information,
-        "codeword_shuffled_information": sum(one for _, one in shuffled) / _SHUFFLES,
-    }
+    orders = [torch.randperm(len(labels), generator=generator) for _ in range(_SHUFFLES)]
+    own, *shuffled = (_purity(codes, some) for some in (labels, *(labels[order] for order in orders)))
+    found = {}
+    for column, name in enumerate(("purity", "information")):
+        found[f"codeword_{name}"] = own[column]
+        found[f"codeword_shuffled_{name}"] = sum(one[column] for one in shuffled) / _SHUFFLES
+    return found
 
 
 def _purity(codes: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -224,19 +194,16 @@ def evaluate_captions(
 ) -> Evaluation:
     """Measure how well a language model that is given images predicts their captions.
 
+    The values are `caption`, the mean cross-entropy of caption words with their ends, in nats, and
+    `other_image_caption`, the same with the image of another caption of the batch, where any batch has two images;
+    the examples `keys`, `originals`, their captions `texts`, and what the model writes greedily, `written`.
+
     Args:
-        model: What is evaluated, where it is.
         batches: The pairs, each once; of several processes each brings its own (see `Loader`).
-        how: How the set is gone through.
         max_words: Length of the captions that the model writes itself.
 
-    Returns:
-        `caption`, the mean cross-entropy of caption words with their ends, in nats; `other_image_caption`, the
-        same with the image of another caption of the batch, where any batch has two images; as examples `keys`,
-        `originals`, their captions `texts`, and what the model writes greedily, `written`.
-
     Raises:
-        ValueError: No readable image.
+        NothingToEvaluate: No readable image.
     """
 
     def loss(images: Tensor, batch: ImageTextBatch) -> float:
@@ -265,40 +232,35 @@ def evaluate_masked_patches(
 ) -> Evaluation:
     """Measure a masked autoencoder on images; masks depend on seed and position, not on the batch.
 
-    Args:
-        model: What is evaluated, where it is.
-        batches: The images, each once; of several processes each brings its own (see `Loader`).
-        how: How the set is gone through.
-        normalize: Whether the model predicts normalized patches.
-        seed: Of the masks, 0 or more.
+    The values are `masked_patches`, the mean squared error of the hidden patches in the space that was trained,
+    and `flat_patches`, the same with each hidden patch in its own mean, which takes knowing it: a model far below
+    has found structure. The examples are `keys`, `originals`, `visible` (what the encoder received, the rest gray)
+    and `reconstructions` (where targets are normalized, each hidden patch with its own mean and deviation, as the
+    model's authors draw it).
 
-    Returns:
-        `masked_patches`, the mean squared error of the hidden patches in the space that was trained;
-        `flat_patches`, the same with each hidden patch in its own mean, which takes knowing it: a model far below
-        has found structure; as examples `keys`, `originals`, `visible` (what the encoder received, the rest gray)
-        and `reconstructions` (where targets are normalized, each hidden patch with its own mean and deviation, as
-        the model's authors draw it).
+    Args:
+        batches: The images, each once; of several processes each brings its own (see `Loader`).
+        normalize: Whether the model predicts normalized patches.
 
     Raises:
-        ValueError: No readable image.
+        NothingToEvaluate: No readable image.
     """
 
     def measure(batch: ImageBatch, room: int) -> Measured:
         size = len(batch.images)
-        output = model(
-            batch.images, _noise(batch.indices.tolist(), model.grid**2, seed).to(batch.images.device)
-        )
+        # From a generator of each image's own.
+        random = (np.random.default_rng((seed, 0, index)) for index in batch.indices.tolist())
+        noise = torch.from_numpy(np.stack([one.random(model.grid**2) for one in random])).float()
+        output = model(batch.images, noise.to(batch.images.device))
         with torch.autocast(batch.images.device.type, enabled=False):
             patches = model.patches(batch.images)
             targets = normalized_patches(patches) if normalize else patches
             flat = targets.mean(-1, keepdim=True).expand_as(targets)
             # Every image hides as many patches, so the mean over images is that over patches.
+            errors = {"masked_patches": output.predicted, "flat_patches": flat}
             sums = {
-                "masked_patches": (
-                    size * float(masked_patch_loss(output.predicted, targets, output.mask)),
-                    size,
-                ),
-                "flat_patches": (size * float(masked_patch_loss(flat, targets, output.mask)), size),
+                name: (size * float(masked_patch_loss(one, targets, output.mask)), size)
+                for name, one in errors.items()
             }
             if room <= 0:
                 return Measured(sums)
@@ -314,9 +276,3 @@ def evaluate_masked_patches(
         return Measured(sums, examples=examples)
 
     return evaluate(model, batches, measure, how)
-
-
-def _noise(indices: Sequence[int], count: int, seed: int) -> Float[Tensor, "B N"]:
-    """Return noise for each image from a generator of its own."""
-    rows = [np.random.default_rng((seed, 0, index)).random(count) for index in indices]
-    return torch.from_numpy(np.stack(rows)).float()

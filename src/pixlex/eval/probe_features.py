@@ -6,7 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,6 +24,7 @@ from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.rows import Images
 from pixlex.data.sources import subset
 from pixlex.eval.evaluate import progress_bar
+from pixlex.eval.linear_probe import DEFAULT_FIT, Fit, Part, ProbeResult, linear_probe
 from pixlex.eval.probe_sets import LabeledImages, ProbeSets, check_counts
 from pixlex.files import Damaged, read_json, write_atomically, write_json
 from pixlex.messages import printable
@@ -38,43 +39,6 @@ PIXEL_GRID = 8
 _FORMAT = 2
 # Images of a process between two writes to the disk.
 _BATCH = 64
-# Rows of features in memory at once where a whole set is visited.
-_ROWS_AT_ONCE = 8192
-
-Matrix = Float32[np.ndarray, "images width"]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Features of training, validation or test images, which may lie on the disk and exceed the memory.
-
-    Attributes:
-        features: One row for each image, of other parts too.
-        rows: Those of this part.
-        labels: Their classes.
-    """
-
-    features: Matrix
-    rows: Int64[np.ndarray, " some"]
-    labels: Int64[np.ndarray, " some"]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def width(self) -> int:
-        """Columns of the features."""
-        width: int = self.features.shape[1]
-        return width
-
-    def subset(self, which: Int64[np.ndarray, " fewer"]) -> Part:
-        """Return the images at some places of this part."""
-        return Part(self.features, self.rows[which], self.labels[which])
-
-    def chunks(self) -> Iterator[Matrix]:
-        """Yield the features in chunks that fit into memory."""
-        for first in range(0, len(self.rows), _ROWS_AT_ONCE):
-            yield self.features[self.rows[first : first + _ROWS_AT_ONCE]]
 
 
 def kinds_of(model: Tokenizer) -> tuple[Kind, ...]:
@@ -86,32 +50,28 @@ def planned_kinds(models: Sequence[Tokenizer], kinds: Sequence[Kind] | None) -> 
     """Return which features are probed of each model.
 
     Args:
-        models: The models.
         kinds: What is asked for, passed over for a model that does not have it; None for what the paper probes
             (figure 4), LQAE's layers and a VQ-VAE's encoder, and beside the latter its codewords.
 
     Raises:
         ValueError: A kind that none of the models has, or a model that has none of the kinds.
     """
-    if kinds is None:
-        return [("layers",) if "layers" in kinds_of(model) else ("encoder", "codes") for model in models]
     known = [kinds_of(model) for model in models]
-
-    def family(some: Sequence[Kind]) -> str:
-        return "LQAE" if "layers" in some else "VQ-VAE"
-
+    if kinds is None:
+        return [("layers",) if "layers" in some else ("encoder", "codes") for some in known]
+    families = {some: "LQAE" if "layers" in some else "VQ-VAE" for some in known}
     for kind in kinds:
         if not any(kind in some for some in known):
             raise ValueError(
                 f"no model has the features {kind!r}: expected "
-                + "; ".join(f"{', '.join(some)} of a {family(some)}" for some in dict.fromkeys(known))
+                + "; ".join(f"{', '.join(some)} of a {family}" for some, family in families.items())
             )
     # Pixels are the same whatever the model: one row is enough.
     plan, pixels = [], False
     for some in known:
         chosen = tuple(dict.fromkeys(kind for kind in kinds if kind in some))
         if not chosen:
-            raise ValueError(f"a {family(some)} has none of {', '.join(kinds)}: expected {', '.join(some)}")
+            raise ValueError(f"a {families[some]} has none of {', '.join(kinds)}: expected {', '.join(some)}")
         plan.append(tuple(kind for kind in chosen if kind != "pixels" or not pixels))
         pixels = pixels or "pixels" in chosen
     return plan
@@ -125,10 +85,6 @@ def image_features(
     LQAE, section 4: the hidden states of all layers of the language model, nothing hidden, each the mean over the
     patches. The released code drops the first patch, a habit of models with a class token; here every patch
     counts.
-
-    Args:
-        model: In evaluation mode.
-        images: Pixels in [0, 1].
 
     Returns:
         By name: `layer 0` (the embedding layer's output) to `layer L` in this order, for a model with a language
@@ -147,8 +103,7 @@ def columns_of(widths: Mapping[str, int]) -> dict[str, slice]:
         start += width
     layers = [columns[name] for name in widths if name.startswith("layer ")]
     if layers:
-        columns["layers"] = slice(layers[0].start, layers[-1].stop)
-        columns["last"] = layers[-1]
+        columns |= {"layers": slice(layers[0].start, layers[-1].stop), "last": layers[-1]}
     return columns
 
 
@@ -197,12 +152,7 @@ def extract(
 
     Args:
         model: Where it computes; it is put into evaluation mode and nothing else of it changes.
-        images: What to compute.
-        folder: Of all features; made if missing.
-        precision: bf16 computes networks under autocast.
         max_broken_ratio: Fraction of images that may be unreadable, in [0, 1].
-        progress: Show a bar with rate and time left.
-        description: What the bar is called.
 
     Raises:
         TooManyBroken: Too many images cannot be read.
@@ -222,20 +172,19 @@ def extract(
     entry = distributed.from_first(lambda: _stored(path, header))
     if entry is None:
         skipped: list[Skipped] = []
-        readable: list[Int64[np.ndarray, " some"]] = []
-        shape = len(images), sum(widths.values())
+        missing = set(range(len(images)))
 
         def write(temporary: Path | None) -> None:
             """Compute all rows together with the other processes; write them where there is a path."""
+            shape = len(images), sum(widths.values())
             values = None
             if temporary is not None:
                 values = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
-            bar = progress_bar(len(images), "images", printable(description), shown=progress)
-            with bar:
+            with progress_bar(len(images), "images", printable(description), shown=progress) as bar:
                 for rows, computed, faults in _computed(model, images, precision, bar):
                     broken.record(faults, len(rows))
                     skipped.extend(faults)
-                    readable.append(rows)
+                    missing.difference_update(rows.tolist())
                     if values is not None:
                         values[rows] = computed
             if values is not None:
@@ -246,17 +195,15 @@ def extract(
             write_atomically(path, write)
         else:
             write(None)
-        missing = np.setdiff1d(np.arange(len(images)), np.concatenate(readable))
         entry = {
-            "header": header, "source": images.source.name, "missing": missing.tolist(),
+            "header": header, "source": images.source.name, "missing": sorted(missing),
             "skipped": [asdict(one) for one in skipped],
         }  # fmt: skip
         described = entry
-
-        def describe() -> None:
-            write_json(path.with_suffix(".json"), {**described, "checksum": _checksum(path)})
-
-        distributed.from_first(describe)  # before others return
+        # Before others return.
+        distributed.from_first(
+            lambda: write_json(path.with_suffix(".json"), {**described, "checksum": _checksum(path)})
+        )
     else:  # a limit may be stricter than that of the run which computed them
         broken.record([Skipped(**one) for one in entry["skipped"]], len(images) - len(entry["skipped"]))
     rows = np.setdiff1d(np.arange(len(images)), entry["missing"])
@@ -282,13 +229,12 @@ def _computed(
     for _ in range(0, len(images), _BATCH * distributed.world_size()):
         own = []
         for batch in islice(batches, 1):
+            computed = torch.empty(0, 1)
             if len(batch.images):
                 computed = compute_rows(
                     batch.images, compute, grid=model.grid, device=device, precision=precision
                 )
-                own.append((batch.indices.numpy(), computed.numpy(), batch.skipped))
-            else:
-                own.append((np.empty(0, np.int64), np.empty((0, 1), np.float32), batch.skipped))
+            own.append((batch.indices.numpy(), computed.numpy(), batch.skipped))
             bar.update(len(batch.images) + len(batch.skipped))
         yield from distributed.in_turn(own)
 
@@ -323,13 +269,7 @@ def _model_fingerprint(model: Tokenizer, precision: Precision) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeFeatures:
-    """Features that one model has of the images of a probe.
-
-    Attributes:
-        name: What the model is called.
-        sets: The images.
-        parts: Features of each of `sets.parts`.
-    """
+    """Features that one model has of the images of a probe, of each of `sets.parts`."""
 
     name: str
     sets: ProbeSets
@@ -383,3 +323,49 @@ def probe_features(
     }  # fmt: skip
     check_counts(sets.train, parts["training"].labels, splits=sets.validation is None)
     return ProbeFeatures(name=name, sets=sets, parts=parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRow:
+    """One row of the table: what a classifier found in a kind of features, or in one layer such as `layer 3`."""
+
+    model: str
+    features: str
+    result: ProbeResult
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def name(self) -> str:
+        """What the row is called."""
+        repeats = self.result.repeats
+        return f"{self.model}, {self.features}" + (f" x {repeats}" if repeats > 1 else "")
+
+
+def probe_rows(
+    features: ProbeFeatures,
+    kinds: Sequence[str],
+    how: Fit = DEFAULT_FIT,
+    *,
+    per_layer: bool = False,
+    repeats: Mapping[str, int] | None = None,
+) -> Iterator[ProbeRow]:
+    """Yield a row of the table for each kind of features of a model; needs no other process.
+
+    Args:
+        per_layer: Add a row for every single layer of `layers`.
+        repeats: How often the columns of a kind stand side by side, once unless said (see
+            `ProbeFeatures.repeats`).
+    """
+    sets, parts = features.sets, features.parts
+    skipped = [one for images in sets.parts.values() for one in images.skipped]
+    skipped += [one for part in parts.values() for one in part.skipped]
+    shown = list(kinds)
+    if per_layer and "layers" in kinds:
+        shown += [column for column in parts["training"].columns if column.startswith("layer ")]
+    for kind in shown:
+        result = linear_probe(
+            features.of("training", kind), features.of("test", kind), len(sets.train.class_names),
+            replace(how, repeats=(repeats or {}).get(kind, 1)),
+            validation=features.of("validation", kind) if "validation" in parts else None,
+        )  # fmt: skip
+        yield ProbeRow(model=features.name, features=kind, result=result, skipped=tuple(skipped))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -28,7 +29,6 @@ class LabeledImages:
         source: Where they lie.
         indices: Position of each in its source.
         labels: Class of each, a position in `class_names`.
-        class_names: Names of the classes.
         digests: A hash of each image's stored bytes.
         skipped: Images that could not be fetched.
         num_unlabeled: Images left out because their class is unknown.
@@ -50,16 +50,21 @@ class LabeledImages:
         """A hash of the stored bytes of all images in their order."""
         return hashlib.sha256(b"".join(self.digests)).hexdigest()
 
+    def first(self, size: int, cut: Cut, count: int = 64) -> Float[Tensor, "B 3 H W"]:
+        """Return some of the images, spread over the set, as pixels in [0, 1]; broken ones are left out."""
+        rows = np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)
+        some = subset(self.source, self.indices[rows].tolist())
+        # The same ones in every process.
+        config = LoaderConfig(image_size=size, batch_size=count, cut=cut, rank=0, world_size=1)
+        (batch,) = Loader(Images(some), config).evaluation()
+        return batch.images
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSets:
-    """The images of a probe, checked against each other.
+    """The images of a probe, checked against each other, and what must be known of them.
 
-    Attributes:
-        train: Fitted on.
-        test: Measured on.
-        validation: What the strength is chosen on; None to split it off the training images.
-        notes: What must be known of them.
+    Without a validation part it is split off the training images.
     """
 
     train: LabeledImages
@@ -88,46 +93,36 @@ def open_sets(
     """Read the bytes of all images of a probe once and check that they fit together; nothing is decoded.
 
     Args:
-        train: Labeled images.
-        test: Others of the same classes.
-        validation: Others again; None to split them off the training images.
         limit: Most training images, evenly spaced.
         test_limit: Most test images, and most validation images.
         allow_overlap: Go on when parts share images.
         max_broken_ratio: Fraction of images that may be unfetchable, in [0, 1].
-        progress: Show a bar.
 
     Raises:
         ValueError: No labels, other classes, too few images of a class, or parts that share images.
         TooManyBroken: Too many images cannot be fetched.
     """
-
-    def look(source: ImageSource, limit: int | None) -> LabeledImages:
-        return survey(source, limit=limit, max_broken_ratio=max_broken_ratio, progress=progress)
-
-    training = look(train, limit)
+    how: dict[str, Any] = {"max_broken_ratio": max_broken_ratio, "progress": progress}
+    training = survey(train, limit=limit, **how)
     check_counts(training, training.labels, splits=validation is None)
-    others = [look(source, test_limit) for source in (test, validation) if source is not None]
-    others = [in_classes_of(training, part) for part in others]
-    parts = [training, *others]
+    others = [survey(one, limit=test_limit, **how) for one in (test, validation) if one is not None]
+    parts = [training, *(in_classes_of(training, part) for part in others)]
     notes = []
     for number, part in enumerate(parts):
         for earlier in parts[:number]:
             notes += check_apart(earlier, part, allow=allow_overlap)
-    for part in parts:
-        if part.num_unlabeled:
-            notes.append(f"{part.num_unlabeled} images of {part.source.name} have no class and were left out")
+    notes += [
+        f"{part.num_unlabeled} images of {part.source.name} have no class and were left out"
+        for part in parts
+        if part.num_unlabeled
+    ]
     return ProbeSets(
-        train=training, test=others[0], validation=others[1] if len(others) > 1 else None, notes=tuple(notes)
+        train=training, test=parts[1], validation=parts[2] if len(parts) > 2 else None, notes=tuple(notes)
     )
 
 
 def survey(
-    source: ImageSource,
-    *,
-    limit: int | None = None,
-    max_broken_ratio: float = 0.05,
-    progress: bool = False,
+    source: ImageSource, *, limit: int | None = None, max_broken_ratio: float = 0.05, progress: bool = False
 ) -> LabeledImages:
     """Read the stored bytes of the images once: their classes, and a hash of each; see `open_sets`.
 
@@ -184,13 +179,10 @@ def _digest(record: ImageRecord) -> bytes:
 
 
 def in_classes_of(training: LabeledImages, other: LabeledImages) -> LabeledImages:
-    """Return another part with its classes numbered as the training images'.
+    """Return another part with its classes numbered as the training images', which must have all of them.
 
     Classes are the same when their names are; where several have one name (ImageNet has two classes "crane"),
     they are told apart by their order, which then must be that of the training images.
-
-    Raises:
-        ValueError: A class without training images.
     """
     names = training.class_names
     if len(set(names)) < len(names) or len(set(other.class_names)) < len(other.class_names):
@@ -200,8 +192,7 @@ def in_classes_of(training: LabeledImages, other: LabeledImages) -> LabeledImage
                 f"hold the same classes in the same order; got {len(other.class_names)} and {len(names)}"
             )
         return other
-    unknown = [name for name in other.class_names if name not in names]
-    if unknown:
+    if unknown := [name for name in other.class_names if name not in names]:
         shown = ", ".join(repr(name) for name in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise ValueError(
             f"{other.source.name}: expected the classes of the training images {training.source.name} "
@@ -216,9 +207,6 @@ def check_apart(first: LabeledImages, second: LabeledImages, *, allow: bool = Fa
 
     Images are the same when their stored bytes are. Equal names alone prove nothing, as two folders may both hold
     `cat/1.png`.
-
-    Raises:
-        ValueError: They share images, and that is not allowed.
     """
     place = {digest: row for row, digest in enumerate(first.digests)}
     shared = [(row, place[digest]) for row, digest in enumerate(second.digests) if digest in place]
@@ -239,31 +227,17 @@ def check_counts(images: LabeledImages, labels: Int64[np.ndarray, " readable"], 
     """Refuse training images of fewer than two classes, or too few of a class.
 
     Args:
-        images: The training images.
         labels: Classes of those that can be read.
         splits: Whether a validation part is split off them, which takes two images of each class.
-
-    Raises:
-        ValueError: Naming the class.
     """
-    names = images.class_names
+    names, name = images.class_names, images.source.name
     if len(names) < 2:
-        raise ValueError(f"{images.source.name}: expected at least 2 classes, got {', '.join(names)} alone")
+        raise ValueError(f"{name}: expected at least 2 classes, got {', '.join(names)} alone")
     counts = np.bincount(labels, minlength=len(names))
     least, needed = int(counts.argmin()), 2 if splits else 1
     if counts[least] < needed:
         use = "one to fit and one to choose the strength on" if splits else "to fit"
         raise ValueError(
-            f"{images.source.name}: expected at least {needed} readable images of every class ({use}), got "
-            f"{counts[least]} of {names[least]!r}"
+            f"{name}: expected at least {needed} readable images of every class ({use}), got {counts[least]} of "
+            f"{names[least]!r}"
         )
-
-
-def first_images(images: LabeledImages, size: int, cut: Cut, count: int = 64) -> Float[Tensor, "B 3 H W"]:
-    """Return some of the images, spread over the set, as pixels in [0, 1]; broken ones are left out."""
-    rows = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
-    some = subset(images.source, images.indices[rows].tolist())
-    # The same ones in every process.
-    config = LoaderConfig(image_size=size, batch_size=count, cut=cut, rank=0, world_size=1)
-    (batch,) = Loader(Images(some), config).evaluation()
-    return batch.images

@@ -30,14 +30,7 @@ _TEST_SETS: Mapping[Benchmark, str] = {
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """Rows of a paper.
-
-    Attributes:
-        source: which paper and table.
-        of: what was measured, on which data.
-        columns: what the values are.
-        rows: percent by the name of a method; None where the paper prints nothing.
-    """
+    """Rows of a paper: percent by the name of a method; None where the paper prints nothing."""
 
     source: str
     of: str
@@ -45,11 +38,7 @@ class PublishedTable:
     rows: Mapping[str, tuple[float | None, ...]]
 
     def text(self, here: str) -> str:
-        """Return the rows as text, each marked as published.
-
-        Args:
-            here: what was measured here, such as "12 images".
-        """
+        """Return the rows as text, each marked as published; `here` says what was measured here: "12 images"."""
         width = max(map(len, self.rows))
         lines = [f"published, {self.of}; here {here} ({self.source}; percent: {', '.join(self.columns)})"]
         for name, values in self.rows.items():
@@ -121,14 +110,13 @@ def benchmark_of(description: str) -> Benchmark | None:
 def setting_of(trained_on: Sequence[str], data: str) -> str:
     """Say what kind of number an evaluation gives, as publications must be told apart by it.
 
+    "zs-direct": pretrained, nothing fine-tuned. "zs-coco-ft": fine-tuned on COCO, evaluated on something else,
+    which ALBEF and its heirs call zero-shot on Flickr30k. "fine-tuned on ...": on anything else. "training
+    unknown": a model directory that does not say, or an untrained model.
+
     Args:
         trained_on: Descriptions of the data of all trainings, pretraining first; empty where unknown.
         data: Description of what is evaluated.
-
-    Returns:
-        "zs-direct": pretrained, nothing fine-tuned. "zs-coco-ft": fine-tuned on COCO, evaluated on something else,
-        which ALBEF and its heirs call zero-shot on Flickr30k. "fine-tuned on ...": on anything else.
-        "training unknown": a model directory that does not say, or an untrained model.
     """
     if not trained_on:
         return "training unknown"
@@ -139,12 +127,7 @@ def setting_of(trained_on: Sequence[str], data: str) -> str:
 
 
 def retrieval_table(data: str, trained_on: Sequence[str]) -> PublishedTable | None:
-    """Return Table I, or Table II where the last training was on the set itself; None for other data.
-
-    Args:
-        data: description of what is evaluated.
-        trained_on: descriptions of the data of all trainings, pretraining first.
-    """
+    """Return Table I, or Table II where the last training was on the set itself; None for other data."""
     benchmark = benchmark_of(data)
     if benchmark is None:
         return None

@@ -14,23 +14,8 @@ from torch import Tensor
 
 from pixlex import distributed
 from pixlex.batch import ImageBatch
-from pixlex.eval.evaluate import DEFAULT_PASS, Evaluation, Measured, Pass, evaluate
-from pixlex.eval.metrics import (
-    SSIM_WINDOW,
-    CodebookUsage,
-    MeanImage,
-    Number,
-    distinct_per_image,
-    mean_color_mse,
-    mse,
-    pseudo_perplexity,
-    psnr,
-    score_words,
-    ssim,
-    text_round_trips,
-    word_folds,
-)
-from pixlex.eval.perceptual import FrechetDistance, PerceptualDistance, perceptual_notes
+from pixlex.eval import metrics
+from pixlex.eval.evaluate import DEFAULT_PASS, Evaluation, Measured, Number, Pass, evaluate
 from pixlex.models.checkpoint import Tokenizer
 
 # In the order in which they are shown.
@@ -43,11 +28,9 @@ _VALUES = (
 
 
 class ExampleSample:
-    """A uniform sample of fixed size, whatever the batches: the images with the smallest random numbers.
+    """A uniform sample of so many images, whatever the batches: those with the smallest random numbers.
 
-    Args:
-        size: Images of the sample.
-        seed: With the position of an image in its source it gives the image's random number.
+    An image's number depends on the seed and its position in its source.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -61,24 +44,17 @@ class ExampleSample:
             if len(self._rows) < self.size or (self._rows and number < self._rows[-1][0]):
                 # Copies: a row of a batch would keep the whole batch in memory.
                 tensors = tuple(one[row].cpu().clone() for one in (batch.images, reconstructions, codes))
-                self._smallest([(number, index, batch.keys[row], tensors)])
-
-    def _smallest(self, more: Sequence[tuple[float, int, str, tuple[Tensor, ...]]]) -> None:
-        self._rows = sorted([*self._rows, *more], key=lambda one: one[:2])[: self.size]
+                self._keep([*self._rows, (number, index, batch.keys[row], tensors)])
 
     def gather(self) -> None:
         """Take in what other processes have."""
-        parts = distributed.gather_objects(self._rows)
-        self._rows = []
-        for part in parts:
-            self._smallest(part)
+        self._keep([row for part in distributed.gather_objects(self._rows) for row in part])
+
+    def _keep(self, rows: Sequence[tuple[float, int, str, tuple[Tensor, ...]]]) -> None:
+        self._rows = sorted(rows, key=lambda one: one[:2])[: self.size]
 
     def result(self, words: Sequence[str] | None) -> dict[str, object]:
-        """Return the sample in the order of the set: `keys`, `originals`, `reconstructions`, `codes` and `words`.
-
-        Args:
-            words: The word of each code; None where codes are no words.
-        """
+        """Return the sample in the order of the set, with the word of each code where codes are words."""
         rows = sorted(self._rows, key=lambda one: one[1])
         tensors = list(zip(*(one[3] for one in rows), strict=True)) or [(), (), ()]
         originals, reconstructions, codes = (
@@ -104,22 +80,16 @@ def evaluate_reconstruction(
 ) -> Evaluation:
     """Measure a model's reconstructions, codes and words on a set of images, one batch at a time.
 
-    Masks, folds and examples depend on the seed and the position of an image in its source, not on the batch.
+    Masks, folds and examples depend on the seed and the position of an image in its source, not on the batch. The
+    examples are a uniform sample of `keys`, `originals`, `reconstructions`, `codes` and `words`. A model without
+    words has none of their measures.
 
     Args:
-        model: What is evaluated, where it is; one without words has none of their measures.
         batches: The images, each once; of several processes each brings its own (see `Loader`).
-        how: How the set is gone through.
         mask_ratio: Fraction of the words hidden at random for `masked_mse`, in [0, 1]; None leaves it out.
         num_folds: Passes of the language model for the two measures of word sequences, at most one for each word;
             0 leaves them out.
-        seed: Of masks, folds and the choice of examples, 0 or more.
-        fid_features: TorchScript network for rFID (see `FrechetDistance`).
-        lpips_network: TorchScript network for LPIPS (see `PerceptualDistance`).
-
-    Returns:
-        The numbers, a uniform sample of `keys`, `originals`, `reconstructions`, `codes` and `words` as examples,
-        and notes on what is missing.
+        fid_features, lpips_network: TorchScript networks (see `FrechetDistance`, `PerceptualDistance`).
 
     Raises:
         ValueError: No readable image, or a network, ratio or number of folds that does not fit.
@@ -127,11 +97,11 @@ def evaluate_reconstruction(
     if mask_ratio is not None and not 0 <= mask_ratio <= 1:
         raise ValueError(f"mask_ratio must lie in [0, 1], got {mask_ratio}")
     device = next(model.parameters()).device
-    frechet = FrechetDistance(fid_features, device) if fid_features else None
-    lpips = PerceptualDistance(lpips_network, device) if lpips_network else None
+    frechet = metrics.FrechetDistance(fid_features, device) if fid_features else None
+    lpips = metrics.PerceptualDistance(lpips_network, device) if lpips_network else None
     lqae = model if model.vocabulary is not None else None
     predicts = num_folds > 0 and lqae is not None and lqae.language.has_head
-    usage, mean_image = CodebookUsage(model.num_codewords), MeanImage()
+    usage, mean_image = metrics.CodebookUsage(model.num_codewords), metrics.MeanImage()
     sample = ExampleSample(how.save_examples, seed)
 
     def measure(batch: ImageBatch, _: int) -> Measured:
@@ -139,28 +109,34 @@ def evaluate_reconstruction(
         codes = model.tokenize(images)
         reconstructions = model.decode(codes)
         with torch.autocast(images.device.type, enabled=False):
-            metrics = _pixel_metrics(images, reconstructions)
+            pair = images, reconstructions
+            each = {
+                "mse": metrics.mse(*pair), "psnr": metrics.psnr(*pair),
+                "mean_color_mse": metrics.mean_color_mse(images),
+            }  # fmt: skip
+            if min(images.shape[-2:]) >= metrics.SSIM_WINDOW:
+                each["ssim"] = metrics.ssim(*pair)
             if lpips is not None:
-                metrics["lpips"] = lpips(images, reconstructions)
+                each["lpips"] = lpips(*pair)
             if frechet is not None:
-                frechet.update(images, reconstructions)
+                frechet.update(*pair)
             mean_image.update(images)
-        metrics["distinct_words_per_image"] = distinct_per_image(codes)
+        each["distinct_words_per_image"] = metrics.distinct_per_image(codes)
         usage.update(codes)
         sample.update(batch, reconstructions, codes)
         sums: dict[str, tuple[Number, Number]] = {}
         if lqae is not None:
-            metrics |= text_round_trips(lqae.language, lqae.vocabulary, codes)
+            each |= metrics.text_round_trips(lqae.language, lqae.vocabulary, codes)
             if mask_ratio is not None:
                 mask = _masks(indices, codes.shape[1], mask_ratio, seed).to(codes.device)
                 output = lqae.encode_text(lqae.quantizer.embedding[codes], mask)
-                metrics["masked_mse"] = mse(images, lqae.reconstruct(output).float().clamp(0, 1))
+                each["masked_mse"] = metrics.mse(images, lqae.reconstruct(output).float().clamp(0, 1))
             if predicts:
-                folds = word_folds(indices, codes.shape[1], min(num_folds, codes.shape[1]), seed)
-                words = score_words(lqae.language, lqae.word_ids(codes), folds.to(codes.device))
+                folds = metrics.word_folds(indices, codes.shape[1], min(num_folds, codes.shape[1]), seed)
+                words = metrics.score_words(lqae.language, lqae.word_ids(codes), folds.to(codes.device))
                 sums["pseudo_perplexity"] = (words.log_probability, words.count)
                 sums["masked_word_accuracy"] = (words.correct, words.count)
-        means = {name: (float(one.double().sum()), len(images)) for name, one in metrics.items()}
+        means = {name: (float(one.double().sum()), len(images)) for name, one in each.items()}
         return Measured({**means, **sums})
 
     started = time.perf_counter()
@@ -173,15 +149,14 @@ def evaluate_reconstruction(
         **found.values, **usage.values, "words_per_image": model.grid**2, "mean_image_mse": mean_image.mse(),
         "images_per_second": count / (time.perf_counter() - started),
     }  # fmt: skip
-    notes = perceptual_notes(count, has_fid=frechet is not None, has_lpips=lpips is not None)
+    notes = metrics.perceptual_notes(count, has_fid=frechet is not None, has_lpips=lpips is not None)
     if "ssim" not in values:
-        notes.append(
-            f"SSIM was not computed: it needs images of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels"
-        )
+        side = metrics.SSIM_WINDOW
+        notes.append(f"SSIM was not computed: it needs images of at least {side} x {side} pixels")
     if frechet is not None and (distance := frechet.compute()) is not None:
         values["rfid"] = distance
     if predicts:
-        values["pseudo_perplexity"] = pseudo_perplexity(values["pseudo_perplexity"])
+        values["pseudo_perplexity"] = metrics.pseudo_perplexity(values["pseudo_perplexity"])
     elif lqae is not None and num_folds:
         notes.append(f"no measure of word sequences: {lqae.language.name} has no masked-language-model head")
     return replace(
@@ -190,18 +165,6 @@ def evaluate_reconstruction(
         examples=sample.result(None if lqae is None else lqae.vocabulary.words),
         notes=tuple(notes),
     )
-
-
-def _pixel_metrics(images: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
-    """Return the metrics that need the pixels alone."""
-    found = {
-        "mse": mse(images, reconstructions),
-        "psnr": psnr(images, reconstructions),
-        "mean_color_mse": mean_color_mse(images),
-    }
-    if min(images.shape[-2:]) >= SSIM_WINDOW:
-        found["ssim"] = ssim(images, reconstructions)
-    return found
 
 
 def _masks(indices: Sequence[int], num_words: int, ratio: float, seed: int) -> Bool[Tensor, "B N"]:

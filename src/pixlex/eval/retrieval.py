@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -48,16 +48,12 @@ _IMAGES_A_FILE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Images and all their captions after their encoders, on the CPU.
+    """I images and all their C captions after their encoders, on the CPU; vectors are of length 1.
 
     Attributes:
         states: The images that this process has encoded, class vector first; all of them when alone. No vectors,
             as in `text`, where those of the first stage alone were kept.
         own: Which of the images those are.
-        image_vectors: For the first stage, of length 1.
-        text: The captions.
-        key_padding: True = padding.
-        text_vectors: For the first stage, of length 1.
         image_of: Row of each caption's image.
         same_pixels: Row of the first image with the pixels of each.
         same_text: Row of the first caption with the text of each.
@@ -90,12 +86,8 @@ class RetrievalResult(Evaluation):
     """Recalls at 1, 5 and 10 in both directions, their mean, and what they are of.
 
     `text_recall_at_k` is the fraction of images one of whose captions is among the first k, `image_recall_at_k`
-    that of captions whose image, or one that has the same caption, is among the first k.
-
-    Attributes:
-        num_images: I.
-        num_captions: C.
-        num_scored: Pairs that the second stage scored, each once.
+    that of captions whose image, or one that has the same caption, is among the first k. `num_scored` counts the
+    pairs that the second stage scored, each once.
     """
 
     num_images: int
@@ -122,9 +114,7 @@ def gallery(
     images alone.
 
     Args:
-        model: The network, where it is.
         source: Images with captions, as they are to be encoded.
-        how: How the set is gone through.
         max_words: Longest caption in words (tokens) with start and end.
         batch_size: Images, and captions, at a time.
         limit: If given, so many images, evenly spaced.
@@ -134,13 +124,15 @@ def gallery(
     Raises:
         TooManyBroken: No image can be read.
     """
-    rows = _rows_of_images(source, limit)
-    batches = Loader(
-        Images(subset(source.images, [first for first, *_ in rows])),
-        LoaderConfig(
-            image_size=model.config.image_size, batch_size=batch_size, workers=workers, cut=model.config.cut
-        ),
-    ).evaluation()
+    total, by_image = len(source), dict[int, list[int]]()
+    count = total if limit is None else min(limit, total)
+    for row in (number * total // count for number in range(count)):
+        by_image.setdefault(source.image_of(row), []).append(row)
+    rows, config = list(by_image.values()), model.config
+    settings = LoaderConfig(
+        image_size=config.image_size, batch_size=batch_size, workers=workers, cut=config.cut
+    )
+    batches = Loader(Images(subset(source.images, [first for first, *_ in rows])), settings).evaluation()
     own: list[tuple[Tensor, Tensor]] = []
 
     def encode(batch: ImageBatch, _: int) -> Measured:
@@ -150,9 +142,8 @@ def gallery(
         vectors = model.image_vectors(encoded).cpu()
         return Measured(rows={"images": indices, "vectors": vectors, "pixels": pixels})
 
-    total = Pass(precision=how.precision, total=len(rows), progress=how.progress)
     try:
-        found = evaluate(model, batches, encode, total, description="encode")
+        found = evaluate(model, batches, encode, replace(how, total=len(rows)), description="encode")
     except NothingToEvaluate as fault:
         raise TooManyBroken(f"{source.name}: none of {len(rows)} images can be read") from fault
     images: Tensor = found.rows["images"]
@@ -161,7 +152,7 @@ def gallery(
     words = model.tokenize_texts(texts, max_words)
     text, text_vectors = _encode_texts(model, words, batch_size, how, states=states)
     return Gallery(
-        states=torch.cat([one for _, one in own]) if own else torch.empty(0, 0, model.config.image.width),
+        states=torch.cat([one for _, one in own]) if own else torch.empty(0, 0, config.image.width),
         own=torch.searchsorted(images, torch.cat([one for one, _ in own])) if own else images[:0],
         image_vectors=found.rows["vectors"],
         text=text,
@@ -173,17 +164,6 @@ def gallery(
         max_words=max_words,
         skipped=found.skipped,
     )
-
-
-def _rows_of_images(source: PairSource, limit: int | None) -> list[list[int]]:
-    """Return the rows of each distinct image among so many rows, evenly spaced; images in order of their first."""
-    total = len(source)
-    count = total if limit is None else min(limit, total)
-    rows: dict[int, list[int]] = {}
-    for number in range(count):
-        row = number * total // count
-        rows.setdefault(source.image_of(row), []).append(row)
-    return list(rows.values())
 
 
 def _encode_texts(
@@ -229,11 +209,7 @@ def evaluate_retrieval(
     pairs of the images that each has encoded, and all return the same result.
 
     Args:
-        model: The network, where it is.
         items: What is searched, from the same model.
-        how: How the pairs are gone through.
-        score: What pairs are ranked by.
-        top_k: See above; 1 or more.
         cache: A folder in which the second stage's scores lie until it is finished; a second call on as many
             processes goes on there.
 
@@ -250,10 +226,8 @@ def evaluate_retrieval(
     if score != "contrastive":
         of_images, of_captions = top_pairs(similarity, top_k)
         wanted = of_images | of_captions
-        num_scored, first = (
-            int(wanted.sum()),
-            f"the top {min(top_k, max(similarity.shape))} of each by contrast, then ",
-        )
+        num_scored = int(wanted.sum())
+        first = f"the top {min(top_k, max(similarity.shape))} of each by contrast, then "
         logits = matching_logits(model, items, wanted, how, cache)
         if score == "matching+contrastive":
             logits = logits + similarity
@@ -294,11 +268,8 @@ def ranks(
 ) -> tuple[Int[Tensor, " I"], Int[Tensor, " C"]]:
     """Return how many wrong ones stand before the best right caption of each image, and the same of captions.
 
-    A wrong one of the same score stands before: a model that gives all the same score finds nothing.
-
-    Args:
-        scores: Of all pairs; minus infinity where a pair was not scored.
-        belongs: Which captions are right for which images; each has one or more.
+    A wrong one of the same score stands before: a model that gives all the same score finds nothing. Scores are
+    minus infinity where a pair was not scored; each image and caption belongs to one or more.
     """
     right = scores.masked_fill(~belongs, -torch.inf)
     # What is not below stands before: so does what is no number.
@@ -310,17 +281,15 @@ def ranks(
 def matching_logits(
     model: CBViLA, items: Gallery, wanted: Bool[Tensor, "I C"], how: Pass, cache: Path | None = None
 ) -> Float[Tensor, "I C"]:
-    """Return the logit of "belongs" for the wanted pairs, zeros elsewhere; an image is projected once.
-
-    Args:
-        model: The network, where it is.
-        items: Images and captions, with what the second stage needs.
-        wanted: The pairs.
-        how: Precision and bar.
-        cache: See `evaluate_retrieval`.
-    """
+    """Return the logit of "belongs" for the wanted pairs, zeros elsewhere; an image is projected once."""
     device, own = next(model.parameters()).device, wanted[items.own]
-    scores = None if cache is None or not len(own) else CachedScores(cache, _key(model, items, own, how))
+    scores = None
+    if cache is not None and len(own):
+        # The key holds all that the scores depend on: model, images and texts after their encoders, pairs.
+        digest = hashlib.sha256(fingerprint(model, precision=how.precision).encode())
+        for tensor in (items.states[:, 0].float(), items.text[:, 0].float(), own):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        scores = CachedScores(cache, digest.hexdigest())
     found = [torch.zeros(0)]
     bar = progress_bar(int(wanted.sum()), "pairs", "match", shown=how.progress)
     with evaluating(model), autocast(device, how.precision), bar:
@@ -366,9 +335,7 @@ def _match(
 class CachedScores:
     """Scores of pairs in a folder, a file for some images each, that an interrupted evaluation need not repeat.
 
-    Args:
-        folder: Where they lie.
-        key: Of all that the scores depend on; those of another key are not looked at.
+    Those of another key are not looked at.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -392,11 +359,3 @@ class CachedScores:
 
     def _path(self, first: int) -> Path:
         return self.folder / f"{first:07d}.npz"
-
-
-def _key(model: CBViLA, items: Gallery, wanted: Tensor, how: Pass) -> str:
-    """Return a hash of all that the scores depend on: model, images and texts after their encoders, pairs."""
-    digest = hashlib.sha256(fingerprint(model, precision=how.precision).encode())
-    for tensor in (items.states[:, 0].float(), items.text[:, 0].float(), wanted):
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -34,12 +34,10 @@ _METRICS: Mapping[ReasoningTask, str] = {
 
 @dataclass(frozen=True)
 class Answered:
-    """One item with what the model says.
+    """One item of the source with the likeliest answers of the model, the best first.
 
     Attributes:
-        item: Its position in the source.
-        answers: The likeliest, the best first.
-        probabilities: Of those, among all that were ranked.
+        probabilities: Of the answers, among all that were ranked.
         credit: Of the first, in [0, 1]; None where no answer is known.
     """
 
@@ -60,7 +58,6 @@ class ReasoningResult(Evaluation):
     `images`.
 
     Attributes:
-        task: The task.
         answered: Each item, in order.
         interval: 95 % interval of the accuracy; None where no answer is known.
         by_kind: Accuracy of each kind of question.
@@ -88,14 +85,10 @@ def evaluate_reasoning(
     """Answer each item and compare with what people answered.
 
     Args:
-        model: The network, where it is.
-        source: The items.
-        batches: The same, as the model is given them; of several processes each brings its own.
-        how: How the items are gone through.
+        batches: The items of the source as the model is given them; of several processes each brings its own.
         mode: How answers of `vqa` are found: "rank" takes them from the list, "generate" writes them freely.
             Classes are always ranked.
-        shortlist: See `Reasoner.rank`.
-        first_token_twice: See `Reasoner.rank`.
+        shortlist, first_token_twice: See `Reasoner.rank`.
         training: Items that the baselines without images learn from.
 
     Raises:
@@ -114,22 +107,21 @@ def evaluate_reasoning(
                 batch.images, words, looks_at=batch.looks_at, shortlist=shortlist,
                 first_token_twice=first_token_twice,
             )  # fmt: skip
-            best, probabilities = (
-                ranked.numbers[:, :_ANSWERS].tolist(),
-                ranked.probabilities[:, :_ANSWERS].tolist(),
-            )
-            answers = [tuple(model.config.answers[number] for number in row) for row in best]
-            found = list(zip(answers, map(tuple, probabilities), strict=True))
-        rows = zip(batch.items.tolist(), found, batch.answers, strict=True)
+            best = [
+                tuple(model.config.answers[number] for number in row[:_ANSWERS])
+                for row in ranked.numbers.tolist()
+            ]
+            found = list(zip(best, map(tuple, ranked.probabilities[:, :_ANSWERS].tolist()), strict=True))
         answered = tuple(
             Answered(item, said, likely, credit_of(task, said[0], given) if given else None)
-            for item, (said, likely), given in rows
+            for item, (said, likely), given in zip(batch.items.tolist(), found, batch.answers, strict=True)
         )
-        if room <= 0:
-            return Measured(rows={"answered": answered})
-        groups = batch.images.unflatten(0, (-1, num_images))  # type: ignore[no-untyped-call]
-        images = groups if batch.looks_at is None else groups[batch.looks_at]
-        return Measured(rows={"answered": answered}, examples={"images": images[:room].cpu()})
+        examples = {}
+        if room > 0:
+            groups = batch.images.unflatten(0, (-1, num_images))  # type: ignore[no-untyped-call]
+            images = groups if batch.looks_at is None else groups[batch.looks_at]
+            examples = {"images": images[:room].cpu()}
+        return Measured(rows={"answered": answered}, examples=examples)
 
     found = evaluate(model, batches, measure, how, unit="items", description="answer")
     answered: tuple[Answered, ...] = found.rows["answered"]
@@ -139,18 +131,16 @@ def evaluate_reasoning(
         values["accuracy"] = _mean([credit for _, credit in known])
         interval = wilson_interval(values["accuracy"], len(known))
         if source.sentences:
-            values["consistency"] = _mean(
-                [float(min(some) == 1) for some in _grouped(source.sentences, known).values()]
-            )
+            sentences = _grouped(source.sentences, known).values()
+            values["consistency"] = _mean([float(min(some) == 1) for some in sentences])
     if training is not None and known:
         items = source.take([item for item, _ in known])
         baselines, majority = distributed.from_first(lambda: text_alone(task, training, items))
         values |= baselines
-    answers = ""
-    if task == "vqa":
+    answers = "; answers written freely, word by word" if mode == "generate" else ""
+    if task == "vqa" and mode == "rank":
         count = min(shortlist, len(model.config.answers))
         answers = f"; answers ranked by likelihood among the {count} of likeliest first words"
-        answers = answers if mode == "rank" else "; answers written freely, word by word"
     return ReasoningResult(
         values=values,
         skipped=found.skipped,
@@ -182,13 +172,6 @@ def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
     mean, so that two that agree are worth 1/3 and three 2/3; for a single one, which agrees with nobody, we take
     equality after normalization.
 
-    Args:
-        prediction: The answer to be judged.
-        answers: What people answered, repeats included; one or more.
-
-    Returns:
-        A credit in [0, 1].
-
     Raises:
         ValueError: There are no answers.
     """
@@ -203,11 +186,8 @@ def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
 def write_vqa_submission(path: Path, results: Iterable[tuple[str, str]]) -> None:
     """Write answers in the form in which EvalAI takes them, {question_id, answer}; the file appears when complete.
 
-    All questions of the test set must be in it, also those that test-dev does not score.
-
-    Args:
-        path: The JSON file.
-        results: Id of each question and its answer. Ids that are whole numbers become integers.
+    All questions of the test set must be in it, also those that test-dev does not score. Ids that are whole
+    numbers become integers.
 
     Raises:
         ValueError: A question occurs twice.
@@ -227,15 +207,9 @@ def write_vqa_submission(path: Path, results: Iterable[tuple[str, str]]) -> None
 def text_alone(
     task: ReasoningTask, training: ReasoningSource, items: ReasoningSource
 ) -> tuple[dict[str, float], str]:
-    """Return what is reached from the texts alone: by the most frequent answer, and by words and pairs of words.
+    """Return what is reached from the texts alone, and the most frequent answer; all items have answers.
 
-    Args:
-        task: Decides what an answer is worth.
-        training: Items to learn from, each with an answer.
-        items: Those that are measured, each with an answer.
-
-    Returns:
-        `majority_accuracy` and, with scikit-learn, `text_alone_accuracy`; the most frequent answer.
+    `majority_accuracy` is that answer's and, with scikit-learn, `text_alone_accuracy` that of words and pairs.
     """
     answers = [Counter(given).most_common(1)[0][0] for given in training.answers]
     majority = Counter(answers).most_common(1)[0][0]

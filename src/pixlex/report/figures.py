@@ -1,10 +1,12 @@
-"""Figures of images beside their words, their texts and each other; PNG files."""
+"""Figures of images beside their words, their texts and each other; PNG files, which may fail alone."""
 
 from __future__ import annotations
 
 import math
+import struct
+import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,11 +14,20 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+import yaml
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from pixlex.files import write_atomically
 from pixlex.messages import printable
+
+# What disk, memory, fonts, names, values out of the ordinary and the libraries that draw raise. An AssertionError
+# is not among them: that an invariant of ours is broken must not pass for a remark.
+_FAULTS = (
+    OSError, MemoryError, ImportError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError,
+    RuntimeError, struct.error, yaml.YAMLError,
+)  # fmt: skip
 
 Color = tuple[int, int, int]
 
@@ -33,17 +44,35 @@ _READABLE = 11
 # What stands where a word is broken.
 BREAK = "-\n"
 
-PAPER, INK = (255, 255, 255), (32, 32, 36)
+PAPER, INK, SOFT = (255, 255, 255), (32, 32, 36), (110, 110, 116)
 _NOTHING = (228, 228, 232)
 
 
-class Sheet:
-    """A white picture on which pictures and texts are placed.
+def drawn(path: Path, draw: Callable[[Path], object]) -> Path | None:
+    """Let `draw(temporary_path)` make a picture or a page in one move; where it fails, say so and go on.
 
-    Args:
-        width: in pixels.
-        height: in pixels.
+    Pictures and pages come after the numbers, and none of them takes the numbers down with it. What an earlier
+    call left there goes with a failure, for it shows other numbers.
+
+    Returns:
+        The path; None where there is no picture.
     """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, draw)
+        return path
+    except _FAULTS as fault:
+        reason = " ".join(printable(line) for line in f"{type(fault).__name__}: {fault}".split())
+        print(f"pixlex: {printable(path)} could not be made: {reason:.300}", file=sys.stderr)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # it lies where nothing can be written
+        return None
+    return None
+
+
+class Sheet:
+    """A white picture on which pictures and texts are placed."""
 
     def __init__(self, width: int, height: int) -> None:
         self.image = Image.new("RGB", (width, height), PAPER)
@@ -74,20 +103,25 @@ def reconstruction_grid(
     Pixels are enlarged by a whole factor, so that they stay pixels. A cell has its patch's mean color.
 
     Args:
-        originals: square images with pixels in [0, 1].
-        reconstructions: pixels in [0, 1]; values outside are clipped.
+        originals: Square images with pixels in [0, 1].
+        reconstructions: Pixels in [0, 1]; values outside are clipped.
         words: grid x grid words for each image, rows of the grid first; None leaves the column out.
-        grid: words along one side of the image.
-        path: where to write.
-
-    Returns:
-        The path.
+        grid: Words along one side of the image.
 
     Raises:
-        ValueError: no image, images that are not square, or a number of words that is not grid x grid.
+        ValueError: No image, images that are not square, or a number of words that is not grid x grid.
     """
-    _check(originals, reconstructions, words, grid)
-    scale = _scale(originals.shape[-1], grid if words is not None else 1)
+    shape = tuple(originals.shape)
+    if len(originals) == 0:
+        raise ValueError("no image to draw")
+    if originals.shape != reconstructions.shape:
+        raise ValueError(f"expected reconstructions of {shape}, got {tuple(reconstructions.shape)}")
+    if shape[-1] != shape[-2] or shape[-1] % grid:
+        raise ValueError(f"expected square images that {grid} x {grid} words tile, got {shape}")
+    counts = [grid**2] * len(originals) if words is None else [len(row) for row in words]
+    if counts != [grid**2] * len(originals):
+        raise ValueError(f"expected {grid**2} words for each of {len(originals)} images, got {counts}")
+    scale = _scale(shape[-1], grid if words is not None else 1)
     titles = ["original", "reconstruction"]
     if words is not None:
         titles.insert(1, "words, each on its patch's mean color")
@@ -106,15 +140,11 @@ def image_columns(
     """Write a PNG with one column of images under each title, enlarged by a whole factor.
 
     Args:
-        columns: as many square images of one size under each title, pixels in [0, 1], values outside clipped.
-        path: where to write.
-        labels: a text below each row, its lines cut to the width; with them a sheet may have no row.
-
-    Returns:
-        The path.
+        columns: As many square images of one size under each title, pixels in [0, 1], values outside clipped.
+        labels: A text below each row, its lines cut to the width; with them a sheet may have no row.
 
     Raises:
-        ValueError: no image, or columns of different shapes.
+        ValueError: No image, or columns of different shapes.
     """
     shapes = {tuple(images.shape) for images in columns.values()}
     if len(shapes) != 1 or (0 in next(iter(shapes)) and labels is None):
@@ -155,30 +185,14 @@ def _write_columns(
 
 @dataclass(frozen=True)
 class Captioned:
-    """Images with what is said of them.
-
-    Attributes:
-        images: pixels in [0, 1], one or more, shown side by side.
-        texts: a paragraph each.
-    """
+    """Images, one or more side by side, with what is said of them, a paragraph each."""
 
     images: Float[Tensor, "n 3 H W"]
     texts: tuple[str, ...]
 
 
 def captioned_images(shown: Sequence[Captioned], path: Path) -> Path:
-    """Write a PNG with one row for each item: its images, and its texts to the right of them.
-
-    Args:
-        shown: one or more, of images of one size and number.
-        path: where to write.
-
-    Returns:
-        The path.
-
-    Raises:
-        ValueError: nothing to show.
-    """
+    """Write a PNG with a row for each item, all of images of one size and number: its images, its texts beside."""
     if not shown:
         raise ValueError("expected one image or more with what is said of it, got none")
     rows = torch.stack([torch.cat(list(one.images), dim=-1) for one in shown])
@@ -196,31 +210,14 @@ def captioned_images(shown: Sequence[Captioned], path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """One picture of a contact sheet.
-
-    Attributes:
-        picture: RGB, of any size; None draws an empty frame.
-        lines: what stands below it.
-    """
+    """One RGB picture of a contact sheet, of any size, or an empty frame, and the lines below it."""
 
     picture: Image.Image | None
     lines: tuple[str, ...]
 
 
 def contact_sheet(title: str, thumbnails: Sequence[Thumbnail], path: Path) -> Path:
-    """Write a PNG of pictures, each whole and in a square of its own, in rows of at most five.
-
-    Args:
-        title: stands above.
-        thumbnails: one or more.
-        path: where to write; its folder is made if missing.
-
-    Returns:
-        The path.
-
-    Raises:
-        ValueError: no picture.
-    """
+    """Write a PNG of pictures under a title, each whole and in a square of its own, in rows of at most five."""
     if not thumbnails:
         raise ValueError("no picture to draw")
     columns = min(5, len(thumbnails))
@@ -252,27 +249,6 @@ def _end_of(text: str, width: int) -> str:
     while shown and font(14).getlength(f"...{shown}") > width:
         shown = shown[1:]
     return f"...{shown}"
-
-
-def _check(
-    originals: Tensor, reconstructions: Tensor, words: Sequence[Sequence[str]] | None, grid: int
-) -> None:
-    """Raise `ValueError` for what cannot be drawn."""
-    if len(originals) == 0:
-        raise ValueError("no image to draw")
-    if originals.shape != reconstructions.shape:
-        raise ValueError(
-            f"expected reconstructions of {tuple(originals.shape)}, got {tuple(reconstructions.shape)}"
-        )
-    if originals.shape[-1] != originals.shape[-2] or originals.shape[-1] % grid:
-        raise ValueError(
-            f"expected square images that {grid} x {grid} words tile, got {tuple(originals.shape)}"
-        )
-    if words is not None and [len(row) for row in words] != [grid * grid] * len(originals):
-        raise ValueError(
-            f"expected {grid * grid} words for each of {len(originals)} images, "
-            f"got {[len(row) for row in words]}"
-        )
 
 
 def _scale(image_size: int, grid: int) -> int:
@@ -318,12 +294,11 @@ def _linear(channel: float) -> float:
 
 
 def word_panel(words: Sequence[str], colors: Sequence[Color], side: int) -> Image.Image:
-    """Return a square picture with each word in its cell.
+    """Return a square picture with each word in its cell, on its color.
 
     Args:
         words: grid x grid words, rows of the grid first.
-        colors: background of each cell.
-        side: of the picture, in pixels, a multiple of the grid.
+        side: Of the picture, in pixels, a multiple of the grid.
     """
     grid = math.isqrt(len(words))
     cell = side // grid
@@ -339,12 +314,7 @@ def word_panel(words: Sequence[str], colors: Sequence[Color], side: int) -> Imag
 
 @lru_cache(maxsize=65536)
 def fitted(word: str, cell: int) -> tuple[str, int]:
-    """Return a word, broken into lines where it must be, and the largest font size that fits a cell.
-
-    Args:
-        word: the text.
-        cell: side of the cell in pixels.
-    """
+    """Return a word, broken into lines where it must be, and the largest font size that fits a cell in pixels."""
     best = (word, 0)
     for num_lines in (1, 2, 3):
         length = max(1, math.ceil(len(word) / num_lines))

@@ -1,12 +1,13 @@
-"""Figures of what models make of images: heat of words, patches of codewords, answers to episodes; PNG files."""
+"""Figures of what models make of images: heat of words, patches of codewords, rebuilt pairs; PNG files."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,27 +18,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pixlex.config.fields import Cut
-from pixlex.data.decoding import UnreadableImage, center_box, decode_record
+from pixlex.data.decoding import UnreadableImage, decode_record, evaluation_transform
 from pixlex.data.sources import ImageSource
-from pixlex.eval.few_shot.classifiers import Answer
-from pixlex.eval.few_shot.episodes import Episode, EpisodeSet, images_of
-from pixlex.eval.few_shot.readers import TextReader, read_pixels
-from pixlex.eval.few_shot.run import Cell
 from pixlex.eval.gradcam import Explanation
-from pixlex.eval.pretraining import ReconstructedExamples
-from pixlex.report.figures import (
-    GAP,
-    INK,
-    MARGIN,
-    Color,
-    Sheet,
-    enlarged,
-    image_columns,
-    line_width,
-    to_bytes,
-)
-
-_SOFT = (110, 110, 116)
+from pixlex.progress import bar_or_lines
+from pixlex.report.figures import GAP, MARGIN, SOFT, Sheet, enlarged, image_columns, line_width, to_bytes
 
 # Heat, in pixels.
 _HEATED, _LABEL, _FOOT, _BAR = 176, 44, 66, (260, 12)
@@ -55,11 +40,6 @@ _PATCH, _PATCH_GAP, _CODEWORD = 72, 6, 118
 _PATCHES, _AROUND = 14, 1
 _FRAME = (214, 60, 40)
 
-# Episodes, in pixels; lines of words.
-_SHOT, _LINE, _ANSWERS = 144, 14, 460
-_WORD_LINES = 5
-_RIGHT, _WRONG, _PART = (20, 120, 50), (176, 32, 32), (150, 100, 0)
-
 
 def explained_image(
     images: Float[Tensor, "n 3 H W"], explanations: Sequence[Explanation], path: Path, *, answer: str = ""
@@ -71,16 +51,12 @@ def explained_image(
     that stands there. Between the centers of patches heat is interpolated linearly.
 
     Args:
-        images: square, pixels in [0, 1].
-        explanations: one of each image, of the same text.
-        path: where to write.
-        answer: the answer that is explained; empty where it is none.
-
-    Returns:
-        The path.
+        images: Square, pixels in [0, 1].
+        explanations: One of each image, of the same text.
+        answer: The answer that is explained; empty where it is none.
 
     Raises:
-        ValueError: images that are not square, or another number of explanations.
+        ValueError: Images that are not square, or another number of explanations.
     """
     if len(images) != len(explanations) or not explanations:
         raise ValueError(
@@ -94,7 +70,14 @@ def explained_image(
     rows = math.ceil((2 + len(explanations[0].words)) / columns)
     step = side + _LABEL + GAP
     width = 2 * MARGIN + columns * (side + GAP) - GAP
-    foot = textwrap.wrap(_foot(explanations[0], answer), max(20, int((width - 2 * MARGIN) / 7.2)))
+    first = explanations[0]
+    what = f'log-likelihood of the answer "{answer}"' if answer else _SCORES[first.explained]
+    cut = f"; cut, not read: {' '.join(first.left_out)}" if first.left_out else ""
+    said = (
+        f"{what} {first.score:.3f}; cross-attention of fusion layer {first.layer}; each panel in its own scale, "
+        f"its highest value in percent of the highest of all words{cut}"
+    )
+    foot = textwrap.wrap(said, max(20, int((width - 2 * MARGIN) / 7.2)))
     end = MARGIN + len(images) * rows * step
     sheet = Sheet(width, end + MARGIN + _FOOT + 18 * (len(foot) - 1))
     for block, (image, one) in enumerate(zip(images, explanations, strict=True)):
@@ -110,7 +93,7 @@ def explained_image(
             top = MARGIN + (block * rows + number // columns) * step
             sheet.image.paste(panel, (left, top))
             sheet.text(left, top + side + 4, _start_of(label, side), 15)
-            sheet.text(left, top + side + 24, note, 12, _SOFT)
+            sheet.text(left, top + side + 24, note, 12, SOFT)
     _write_foot(sheet, foot, end)
     return sheet.save(path)
 
@@ -119,9 +102,8 @@ def heated(image: Float[Tensor, "3 H W"], heat: Float[Tensor, "grid grid"], side
     """Return an image in gray under a map in matplotlib's "inferno", scaled to its own highest value.
 
     Args:
-        image: square, pixels in [0, 1].
         heat: 0 or more; all zero leaves the gray image.
-        side: of the picture in pixels, a multiple of the image's.
+        side: Of the picture in pixels, a multiple of the image's.
     """
     gray = Image.fromarray(to_bytes(image)).convert("L").resize((side, side), Image.Resampling.NEAREST)
     highest = float(heat.max())
@@ -139,16 +121,6 @@ def _start_of(label: str, side: int) -> str:
     while len(label) > 1 and 15 * line_width(label) > side:
         label = label[:-2] + "…"
     return label
-
-
-def _foot(explanation: Explanation, answer: str) -> str:
-    """Say what is explained, by which layer, and how panels are scaled."""
-    what = f'log-likelihood of the answer "{answer}"' if answer else _SCORES[explanation.explained]
-    cut = f"; cut, not read: {' '.join(explanation.left_out)}" if explanation.left_out else ""
-    return (
-        f"{what} {explanation.score:.3f}; cross-attention of fusion layer {explanation.layer}; each panel in its "
-        f"own scale, its highest value in percent of the highest of all words{cut}"
-    )
 
 
 def _write_foot(sheet: Sheet, lines: Sequence[str], top: int) -> None:
@@ -179,25 +151,22 @@ def codeword_gallery(
     As figure 3 of CB-ViLA. A patch is shown with its surroundings, framed.
 
     Args:
-        images: the source of the images.
-        indices: where the images lie in it.
-        codes: of each image, rows of its square grid first.
-        path: where to write.
-        image_size: side in pixels that they were encoded at.
-        cut: how they became square.
-        num_codewords: rows.
-        seed: of the draw of codewords and patches.
-
-    Returns:
-        The path.
+        indices: Where the images lie in their source.
+        codes: Of each image, rows of its square grid first.
+        image_size: Side in pixels that they were encoded at.
+        num_codewords: Rows.
+        seed: Of the draw of codewords and patches.
     """
     chosen = choose_codewords(codes, num_codewords, seed)
     counts = torch.bincount(codes.flatten())
     places = {code: _spread_out((codes == code).nonzero(), seed) for code in chosen}
     wanted = sorted({int(indices[row]) for found in places.values() for row, _ in found})
     pixels: dict[int, Float[Tensor, "3 H W"]] = {}
-    for positions, batch in read_pixels(images, wanted, image_size, "patches", cut):
-        pixels.update(zip(positions, batch, strict=True))
+    # A bar on a terminal alone, after a second.
+    quiet: dict[str, Any] = {"delay": 1, "leave": False, "disable": None}
+    for index in bar_or_lines(wanted, unit=" images", desc="read: patches", **quiet):
+        with contextlib.suppress(UnreadableImage):
+            pixels[index] = evaluation_transform(decode_record(images.read(index)), image_size, cut)
     step = _PATCH + _PATCH_GAP
     sheet = Sheet(2 * _PATCH_GAP + _CODEWORD + _PATCHES * step, _PATCH_GAP + max(1, len(chosen)) * step)
     for line, code in enumerate(chosen):
@@ -213,25 +182,15 @@ def codeword_gallery(
     return sheet.save(path)
 
 
-def reconstructed_pairs(examples: ReconstructedExamples, path: Path) -> Path:
-    """Write a PNG with one row for each image: original, masked, rebuilt, rebuilt with another text; both texts.
-
-    Args:
-        examples: one or more images.
-        path: where to write.
-
-    Returns:
-        The path.
-    """
+def reconstructed_pairs(examples: Mapping[str, Any], path: Path) -> Path:
+    """Write a PNG of `reconstructed_examples`: a row for each image, rebuilt with two texts, and both below it."""
     columns = {
-        "original": examples.originals,
-        "masked": examples.visible,
-        "rebuilt": examples.reconstructions,
-        "with another text": examples.other_reconstructions,
-    }
-    pairs = zip(examples.texts, examples.other_texts, strict=True)
+        "original": "originals", "masked": "visible", "rebuilt": "reconstructions",
+        "with another text": "other_reconstructions",
+    }  # fmt: skip
+    pairs = zip(examples["texts"], examples["other_texts"], strict=True)
     labels = [f"{text}\nother text: {other or '(none)'}" for text, other in pairs]
-    return image_columns(columns, path, labels)
+    return image_columns({title: examples[name] for title, name in columns.items()}, path, labels)
 
 
 def choose_codewords(
@@ -239,11 +198,7 @@ def choose_codewords(
 ) -> list[int]:
     """Return codewords drawn at random from those used `least` times or more, ascending.
 
-    Args:
-        codes: of a set of images.
-        num_codewords: how many; fewer where there are not as many.
-        seed: of the draw.
-        least: uses below which a codeword is not drawn; fewer where no codeword has as many.
+    Where no codeword is used as often, those that are used most; fewer where there are not as many.
     """
     counts = torch.bincount(codes.flatten())
     used = (counts >= min(least, int(counts.max()))).nonzero().flatten().numpy()
@@ -276,128 +231,3 @@ def _framed(image: Float[Tensor, "3 H W"], patch: int, grid: int) -> Image.Image
     last = (first[0] + side * scale - 1, first[1] + side * scale - 1)
     ImageDraw.Draw(crop).rectangle((first, last), outline=_FRAME, width=max(1, scale // 2))
     return crop.resize((_PATCH, _PATCH), Image.Resampling.LANCZOS)
-
-
-@dataclass(frozen=True)
-class ShownEpisode:
-    """An episode with what was answered.
-
-    Attributes:
-        episode: the question.
-        answers: by who answered.
-    """
-
-    episode: Episode
-    answers: Mapping[str, Answer]
-
-
-def draw_episodes(
-    shown: Sequence[ShownEpisode], images: ImageSource, words: Mapping[int, str], path: Path
-) -> Path:
-    """Write a PNG with a row for each episode: support images, the one asked about, the answers.
-
-    Under an image stand its name and the first of its words. Answers are green where right, red where wrong,
-    ocher where the credit was shared, grey where there was none.
-
-    Args:
-        shown: the episodes; those of one picture should have as many support images.
-        images: what they are about.
-        words: the text of images by position; an image without text shows none.
-        path: where to write.
-
-    Raises:
-        ValueError: no episode.
-    """
-    if not shown:
-        raise ValueError("no episode to draw")
-    columns = max(len(one.episode.images) for one in shown)
-    heights = [
-        max(_SHOT + (_WORD_LINES + 2) * _LINE, (len(one.answers) * 2 + 3) * _LINE) + 2 * GAP for one in shown
-    ]
-    width = 2 * MARGIN + columns * (_SHOT + GAP) + GAP + _ANSWERS
-    sheet = Sheet(width, 2 * MARGIN + sum(heights))
-    top = MARGIN
-    for one, height in zip(shown, heights, strict=True):
-        _draw_episode(sheet, one, images, words, top)
-        top += height
-        sheet.draw.line((MARGIN, top - GAP, width - MARGIN, top - GAP), fill=(220, 220, 226))
-    return sheet.save(path)
-
-
-def _draw_episode(
-    sheet: Sheet, shown: ShownEpisode, images: ImageSource, words: Mapping[int, str], top: int
-) -> None:
-    """Draw the row of one episode."""
-    episode = shown.episode
-    captions = [*(episode.names[one.name] for one in episode.support), f"? ({episode.names[episode.answer]})"]
-    left = MARGIN
-    for place, (image, caption) in enumerate(zip(episode.images, captions, strict=True)):
-        if place == len(episode.support):
-            left += GAP
-            frame = (left - 3, top - 3, left + _SHOT + 2, top + _SHOT + 2)
-            sheet.draw.rectangle(frame, outline=INK, width=2)
-        sheet.image.paste(_thumbnail(images, image), (left, top))
-        sheet.text(left, top + _SHOT + 4, caption[:22], 12)
-        text = textwrap.shorten(words.get(image, ""), 27 * _WORD_LINES, placeholder=" ...")
-        for line, part in enumerate(textwrap.wrap(text, 27)[:_WORD_LINES]):
-            sheet.text(left, top + _SHOT + (line + 1.5) * _LINE, part, 10, _SOFT)
-        left += _SHOT + GAP
-    left += GAP
-    sheet.text(left, top, f"episode {episode.number}: {' or '.join(episode.names)}"[:70], 12)
-    for line, (name, answer) in enumerate(shown.answers.items()):
-        height = top + (2 * line + 1.6) * _LINE
-        sheet.text(left, height, name[:78], 10, _SOFT)
-        text, color = _judged(answer)
-        sheet.text(left + 8, height + _LINE - 2, text[:66], 12, color)
-
-
-def _judged(answer: Answer) -> tuple[str, Color]:
-    """Return an answer and its color."""
-    if answer.credit is None:
-        return f"no answer: {answer.detail}", _SOFT
-    text = " ".join(answer.text.split()) or "(nothing)"
-    if answer.credit == 1:
-        return text, _RIGHT
-    return text, _WRONG if answer.credit == 0 else _PART
-
-
-def _thumbnail(images: ImageSource, index: int) -> Image.Image:
-    """Return the center of an image, pixels as pixels where it is small."""
-    try:
-        picture = decode_record(images.read(index))
-    except UnreadableImage:
-        return Image.new("RGB", (_SHOT, _SHOT), (230, 230, 230))
-    box = center_box(picture.width, picture.height)
-    small = min(picture.size) <= _SHOT
-    method = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
-    return picture.resize((_SHOT, _SHOT), method, box=box)
-
-
-def draw_episode_examples(
-    episodes: EpisodeSet,
-    cells: Sequence[Cell],
-    images: ImageSource,
-    reader: TextReader | None,
-    path: Path,
-    count: int = 4,
-) -> Path:
-    """Draw the first episodes of a set with what everybody answered.
-
-    Args:
-        episodes: the set.
-        cells: the answers; those of other settings are left out, and rows that are calculated.
-        images: what the episodes are about.
-        reader: whose words stand under the images; None for none.
-        path: where to write.
-        count: how many episodes, at most.
-    """
-    chosen = episodes.episodes[:count]
-    words = reader.read(images, images_of(chosen)) if reader is not None else {}
-    answered = [cell for cell in cells if cell.setting == episodes.setting and cell.scorer != "exact"]
-    shown = [
-        ShownEpisode(
-            episode, {f"{cell.answerer} ({cell.scorer})": cell.answers[episode.number] for cell in answered}
-        )
-        for episode in chosen
-    ]
-    return draw_episodes(shown, images, words, path)

@@ -18,19 +18,10 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from pixlex.eval.metrics import metric_of
+from pixlex.eval.evaluate import metric_of
 from pixlex.files import write_text
 from pixlex.messages import printable
-from pixlex.report.figures import (
-    BREAK,
-    Captioned,
-    Color,
-    fitted,
-    ink_on,
-    line_width,
-    patch_colors,
-    to_bytes,
-)
+from pixlex.report.figures import BREAK, Captioned, Color, fitted, ink_on, line_width, patch_colors, to_bytes
 
 # Larger pictures look better interpolated.
 _SHOWN_AS_PIXELS = 128
@@ -40,14 +31,11 @@ _MAP = 560
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a page.
+    """A table of a page, under its heading.
 
     Attributes:
-        heading: above it.
-        head: of its columns.
-        rows: their cells.
-        values: columns of numbers, set to the right.
-        remarks: columns in small print.
+        values: Columns of numbers, set to the right.
+        remarks: Columns in small print.
     """
 
     heading: str
@@ -62,16 +50,14 @@ class Page:
     """What stands on a page, from top to bottom; whatever is left out is not there.
 
     Attributes:
-        title: heading of the page.
-        introduction: a few sentences; an empty line starts a new paragraph.
+        introduction: A few sentences; an empty line starts a new paragraph.
         examples: `keys`, `originals`, `reconstructions` and perhaps `words` of images, as `Evaluation.examples`.
-        captioned: images with what is said of them.
-        tables: before the numbers.
-        numbers: by their names in the log, such as `Evaluation.numbers`.
-        notes: sentences that stand below the tables.
+        tables: Before the numbers.
+        numbers: By their names in the log, such as `Evaluation.numbers`.
+        notes: Sentences that stand below the tables.
         pictures: PNG files by their headings; None for one that could not be made.
-        commands: what to type to get this result, exactly.
-        config: the resolved configuration, of plain values.
+        commands: What to type to get this result, exactly.
+        config: The resolved configuration, of plain values.
     """
 
     title: str
@@ -87,22 +73,20 @@ class Page:
 
 
 def write_page(path: Path, page: Page) -> Path:
-    """Write a page that loads nothing from anywhere and holds no script; words are real text.
-
-    Args:
-        path: the HTML file to write; its folder is made if missing.
-        page: what stands on it.
-
-    Returns:
-        The path.
-    """
+    """Write a page that loads nothing from anywhere and holds no script; words are real text."""
     numbers = page.numbers
     paragraphs = [*page.introduction.split("\n\n"), comparison(numbers or {})]
+    tables = list(page.tables)
+    if numbers is not None:
+        measured = [(metric_of(name), name, value) for name, value in numbers.items()]
+        rows = [(one.label, one.text(value), one.better, name) for one, name, value in measured]
+        head = ("measure", "value", "better", "name")
+        tables.append(Table("Numbers", head, rows, values=(1,), remarks=(2, 3)))
     text = _template().render(
         page=page,
         paragraphs=[one.strip() for one in paragraphs if one.strip()],
         examples=[] if page.examples is None else list(_examples(page.examples)),
-        tables=[*page.tables, *([] if numbers is None else [_measured(numbers)])],
+        tables=tables,
         pictures=[
             (heading, base64.b64encode(picture.read_bytes()).decode("ascii"))
             for heading, picture in page.pictures.items()
@@ -147,18 +131,10 @@ def comparison(numbers: Mapping[str, float]) -> str:
     )
 
 
-def _measured(numbers: Mapping[str, float]) -> Table:
-    """Return the table of numbers."""
-    measured = [(metric_of(name), name, value) for name, value in numbers.items()]
-    rows = [(one.label, one.text(value), one.better, name) for one, name, value in measured]
-    return Table("Numbers", ("measure", "value", "better", "name"), rows, values=(1,), remarks=(2, 3))
-
-
 def _kind_of(table: Table, column: int) -> Markup:
     """Return the class of the cells of a column."""
-    if column in table.values:
-        return Markup(' class="value"')
-    return Markup(' class="name"') if column in table.remarks else Markup("")
+    kind = "value" if column in table.values else "name" if column in table.remarks else ""
+    return Markup(' class="{}"').format(kind) if kind else Markup("")
 
 
 def _examples(examples: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -182,12 +158,8 @@ def _examples(examples: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _cell(word: str, color: Color, side: int) -> dict[str, Any]:
     """Return one word on its background, broken and shrunk to fit; what is copied is the bare word."""
     text = fitted(word, side)[0]
-    width = max(line_width(text), 0.5)
-    return {"width": width, "color": _css(color), "ink": _css(ink_on(color)), "parts": text.split(BREAK)}
-
-
-def _css(color: Color) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*color)
+    paper, ink = ("#{:02x}{:02x}{:02x}".format(*one) for one in (color, ink_on(color)))
+    return {"width": max(line_width(text), 0.5), "color": paper, "ink": ink, "parts": text.split(BREAK)}
 
 
 def _image(image: Float[Tensor, "3 H W"], alternative: str) -> Markup:

@@ -1,16 +1,23 @@
-"""Pictures of reconstructions: sizes, colors, words where they belong."""
+"""Pictures of images with their words, texts and each other: sizes, colors, places; one that fails is a remark."""
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+import yaml
+from PIL import Image, UnidentifiedImageError
 
 from pixlex.report.figures import (
     BREAK,
+    Captioned,
+    Thumbnail,
+    captioned_images,
+    contact_sheet,
+    drawn,
     fitted,
     font,
     image_columns,
@@ -22,6 +29,41 @@ from pixlex.report.figures import (
 )
 
 CELL, MARGIN, GAP, TITLE = 80, 16, 12, 30
+RED, GREEN, BLUE = (250, 10, 10), (10, 250, 10), (10, 10, 250)
+FAULTS = (
+    OSError(28, "No space left on device"), UnidentifiedImageError("?"), MemoryError(), ImportError("no font"),
+    ValueError("yerr must not contain negative values"), UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates"),
+    ZeroDivisionError(), KeyError("title"), IndexError(), TypeError("set_text()"), AttributeError("x"),
+    RuntimeError("FreeType"), struct.error("'I' format requires"), yaml.representer.RepresenterError("object"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+def test_a_failed_picture_is_a_remark(
+    fault: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And that of an earlier evaluation goes, for it shows other numbers."""
+    path = tmp_path / "a" / "caf\udce9\x1b.png"
+    assert drawn(path, lambda place: place.write_text("before")) == path
+
+    def draw(place: Path) -> None:
+        place.write_text("half of it")
+        raise fault
+
+    assert drawn(path, draw) is None
+    assert list((tmp_path / "a").iterdir()) == []
+    remark = capsys.readouterr().err
+    assert rf"caf\xe9\x1b.png could not be made: {type(fault).__name__}" in remark
+    assert remark.count("\n") == 1
+
+
+def test_a_broken_invariant_is_none(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        drawn(tmp_path / "a.png", lambda place: _broken())
+
+
+def _broken() -> None:
+    raise AssertionError
 
 
 def two_images(size: int) -> torch.Tensor:
@@ -66,16 +108,6 @@ def test_a_row_is_original_words_reconstruction(tmp_path: Path) -> None:
             assert abs(np.argwhere(written).mean(0) - CELL / 2).max() < 8
 
 
-def test_titles_keep_to_their_columns(tmp_path: Path) -> None:
-    images = two_images(32)[:, :, ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3)
-    words = [["a"] * 4] * 2
-    sheet = pixels(reconstruction_grid(images, images, words, 2, tmp_path / "grid.png"))
-    side = (sheet.shape[1] - 2 * MARGIN - 2 * GAP) // 3
-    for column in (1, 2):
-        gap = MARGIN + column * (side + GAP) - GAP
-        assert len(np.unique(sheet[: MARGIN + TITLE, gap : gap + GAP])) == 1
-
-
 def test_without_words_there_are_two_columns(tmp_path: Path) -> None:
     images = two_images(32)
     sheet = pixels(reconstruction_grid(images, images, None, 4, tmp_path / "grid.png"))
@@ -90,11 +122,6 @@ def test_pixels_are_enlarged_by_a_whole_factor(size: int, grid: int, side: int, 
     assert sheet.shape[1] == 2 * MARGIN + 3 * side + 2 * GAP
     assert side % size == 0
     assert side // grid >= 64
-
-
-def test_values_outside_the_range_are_clipped() -> None:
-    image = torch.tensor([-1.0, 0.5, 2.0]).view(3, 1, 1)
-    assert to_bytes(image).tolist() == [[[0, 128, 255]]]
 
 
 def test_patch_colors_are_means_in_the_order_of_the_words() -> None:
@@ -133,8 +160,7 @@ def test_only_a_word_that_would_be_too_small_is_broken() -> None:
     assert BREAK not in fitted("pheasant", 80)[0]
     broken, size = fitted("counterrevolutionaries", 64)
     assert BREAK in broken
-    one_line = int(64 / (font(100).getlength("counterrevolutionaries") / 100))
-    assert size > one_line
+    assert size > int(64 / (font(100).getlength("counterrevolutionaries") / 100))
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
@@ -164,7 +190,50 @@ def test_columns_of_images_stand_under_their_titles(tmp_path: Path) -> None:
             assert np.array_equal(shown, to_bytes(images[row]))
 
 
-def test_columns_of_unequal_images_are_refused(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_columns_of_unequal_images_and_nothing_to_show_are_refused(tmp_path: Path) -> None:
     for columns in ({"a": two_images(16), "b": two_images(8)}, {}, {"a": torch.empty(0, 3, 8, 8)}):
         with pytest.raises(ValueError, match="expected columns of as many images of one size"):
             image_columns(columns, tmp_path / "columns.png")
+    assert image_columns({"original": torch.zeros(0, 3, 8, 8)}, tmp_path / "titles.png", []).is_file()
+    with pytest.raises(ValueError, match="expected one image or more with what is said of it, got none"):
+        captioned_images([], tmp_path / "c.png")
+    with pytest.raises(ValueError, match="no picture to draw"):
+        contact_sheet("", [], tmp_path / "none.png")
+
+
+def test_an_image_and_its_texts_share_a_row(tmp_path: Path) -> None:
+    """Pixels enlarged by a whole factor on the left, ink on the right, also where the text is too long."""
+    images = torch.tensor([0.0, 0.5]).view(2, 1, 1, 1).expand(2, 3, 32, 32)
+    texts = (("written: a dog",), ("a very long text " * 100,))
+    shown = [Captioned(image.unsqueeze(0), text) for image, text in zip(images, texts, strict=True)]
+    path = captioned_images(shown, tmp_path / "a/b.png")
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture).astype(int)
+    for row, level in enumerate((0, 128)):
+        rows = slice(16 + row * 208, 16 + row * 208 + 192)
+        assert (pixels[rows, 16:208] == level).all()
+        assert (pixels[rows, 224:] < 128).any()
+    assert (pixels[208:224] == 255).all()
+
+
+def test_images_of_one_item_stand_side_by_side(tmp_path: Path) -> None:
+    path = captioned_images([Captioned(torch.zeros(2, 3, 32, 32), ("a",))], tmp_path / "a.png")
+    with Image.open(path) as picture:
+        assert (np.asarray(picture)[16:208, 16 : 16 + 2 * 192] == 0).all()
+
+
+def test_pictures_stand_in_rows_in_their_proportions(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (400, 100), RED), Image.new("RGB", (30, 60), GREEN), None]
+    pictures += [Image.new("RGB", (50, 50), BLUE)] * 3
+    thumbnails = [Thumbnail(picture, ("1.", "x" * 200)) for picture in pictures]
+    with Image.open(contact_sheet("a \udcff title\n", thumbnails, tmp_path / "new" / "sheet.png")) as sheet:
+        counts = {color: number for number, color in sheet.getcolors(1 << 24)}
+        assert sheet.width == 2 * 16 + 5 * 220 + 4 * 12
+        assert sheet.getpixel((16 + 110, 52 + 110)) == RED
+        assert sheet.getpixel((16 + 232 + 110, 52 + 110)) == GREEN
+        assert sheet.getpixel((16 + 2 * 232 + 110, 52 + 110)) == (228, 228, 232)
+        assert sheet.getpixel((16 + 110, 52 + 272 + 110)) == BLUE  # the sixth begins the second row
+    assert counts[RED] == 220 * 55
+    assert counts[GREEN] == 110 * 220
+    assert counts[BLUE] == 3 * 220**2

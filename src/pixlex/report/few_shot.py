@@ -1,0 +1,360 @@
+"""What few-shot classification leaves in a folder: results.json, tables, plots, pictures of episodes, a page."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from pixlex.data.decoding import UnreadableImage, center_box, decode_record
+from pixlex.data.sources import ImageSource
+from pixlex.eval.few_shot.classifiers import Answer
+from pixlex.eval.few_shot.episodes import PAPER_COLUMNS, Episode, EpisodeSet, images_of
+from pixlex.eval.few_shot.prompted import SCORERS
+from pixlex.eval.few_shot.published import published_rows
+from pixlex.eval.few_shot.readers import TextReader
+from pixlex.eval.few_shot.run import Cell
+from pixlex.files import write_json, write_text
+from pixlex.messages import printable
+from pixlex.report.curves import dress, plotted, save
+from pixlex.report.figures import GAP, INK, MARGIN, SOFT, Color, Sheet
+from pixlex.report.page import Page, Table, write_page
+
+_JUDGED: dict[str, str] = {
+    **{str(name): text for name, (_, text) in SCORERS.items()},
+    "linear": "the best of the episode's classes, by a linear classifier of vectors of its images",
+    "nearest": "the best of the episode's classes, by vectors of its images; names are never seen",
+    "exact": "calculated, not measured",
+}
+_CUT_OFF = (
+    "cut off by the limit of tokens, or empty. A model that thinks before it answers needs room "
+    "(--llm-answer-tokens 2000), or prompts that it continues (--llm-mode completions); one that goes on behind "
+    "the name is judged by --scorer likelihood or constrained"
+)
+# Pictures of episodes, in pixels; lines of words.
+_SHOT, _LINE, _ANSWERS = 144, 14, 460
+_WORD_LINES = 5
+_RIGHT, _WRONG, _PART = (20, 120, 50), (176, 32, 32), (150, 100, 0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: who answered, how answers were judged, and cells by `Setting.column`."""
+
+    name: str
+    scorer: str
+    cells: Mapping[str, Cell]
+
+    @property
+    def average(self) -> float | None:
+        """The mean accuracy over the paper's seven columns; None unless all are there."""
+        values = [self.cells[column].accuracy for column in PAPER_COLUMNS if column in self.cells]
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if len(known) == len(PAPER_COLUMNS) else None
+
+
+def ways_of(cells: Sequence[Cell]) -> list[int]:
+    """Return the numbers of ways that were measured."""
+    return sorted({cell.setting.ways for cell in cells})
+
+
+def rows_of(cells: Sequence[Cell], ways: int) -> list[Row]:
+    """Gather the cells of a number of ways by who answered and how it was judged, in their order."""
+    found: dict[tuple[str, str], dict[str, Cell]] = {}
+    for cell in cells:
+        if cell.setting.ways == ways:
+            found.setdefault((cell.answerer, cell.scorer), {})[cell.setting.column] = cell
+    return [Row(name, scorer, columns) for (name, scorer), columns in found.items()]
+
+
+def _columns_of(cells: Sequence[Cell]) -> list[str]:
+    """Return the columns that were measured, the paper's in its order, others after them."""
+    present = dict.fromkeys(cell.setting.column for cell in cells)
+    return [column for column in PAPER_COLUMNS if column in present] + [
+        column for column in present if column not in PAPER_COLUMNS
+    ]
+
+
+def _title(column: str) -> str:
+    """Say what a column is: "bare:1/0" has no induction, 1 shot, 0 repeats."""
+    bare = column.startswith("bare:")
+    shots, repeats = column.removeprefix("bare:").split("/")
+    return f"{shots} shot{'s' * (shots != '1')}, {repeats} rep.{', no ind.' if bare else ''}"
+
+
+def table_lines(cells: Sequence[Cell], ways: int) -> list[list[str]]:
+    """Return a table as text: a line of titles, measured rows, published rows that share a column."""
+    columns = _columns_of([cell for cell in cells if cell.setting.ways == ways])
+    lines = [["", "scorer", *map(_title, columns), "avg."]]
+    for row in rows_of(cells, ways):
+        average = "" if row.average is None else f"{100 * row.average:.1f}"
+        lines.append([row.name, row.scorer, *(_text(row.cells.get(column)) for column in columns), average])
+    for published in published_rows(ways):
+        if set(columns) & published.accuracy.keys():
+            values = (
+                f"{published.accuracy[column]:.1f}" if column in published.accuracy else ""
+                for column in columns
+            )
+            # Beside some of its columns the mean over all seven would be compared with another mean.
+            complete = published.average is not None and set(PAPER_COLUMNS) <= set(columns)
+            average = f"{published.average:.1f}" if complete else ""
+            name = f"published: {published.name} ({published.source})"
+            lines.append([name, published.scorer, *values, average])
+    return lines
+
+
+def _text(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    if cell.does_not_fit:
+        return "does not fit"
+    failed = f", {cell.num_failed} failed" if cell.num_failed else ""
+    if _is_cut_off(cell):
+        failed += f", {cell.num_cut_off} CUT OFF OR EMPTY"
+    if cell.accuracy is None or cell.low is None or cell.high is None:
+        return f"no answer{failed}"
+    interval = "" if cell.low == cell.high else f" [{100 * cell.low:.1f}, {100 * cell.high:.1f}]"
+    return f"{100 * cell.accuracy:.1f}{interval}{failed}"
+
+
+def _is_cut_off(cell: Cell) -> bool:
+    """Whether half of the answers or more were cut off or empty: the number tells of the settings then."""
+    return cell.num_cut_off > 0 and 2 * cell.num_cut_off >= len(cell.answers)
+
+
+def warnings_of(cells: Sequence[Cell]) -> list[str]:
+    """Return what is wrong with cells and what to set, a line for each row and kind.
+
+    Cells that do not fit their language model, and cells whose answers were cut off or empty.
+    """
+    found: dict[tuple[str, bool], list[str]] = {}
+    for cell in cells:
+        if cell.does_not_fit:
+            found.setdefault((cell.answerer, True), []).append(cell.does_not_fit)
+        elif _is_cut_off(cell):
+            said = f"{cell.setting.label}: {cell.num_cut_off} of {len(cell.answers)} answers were {_CUT_OFF}"
+            found.setdefault((cell.answerer, False), []).append(said)
+    return [
+        f"{name}: {said[0]}{f' (and {len(said) - 1} more cells)' if said[1:] else ''}"
+        for (name, _), said in found.items()
+    ]
+
+
+def notes_of(cells: Sequence[Cell]) -> list[str]:
+    """Return what has to be known before a number is compared."""
+    counts = sorted({cell.num_episodes for cell in cells})
+    asked_cells = [cell for cell in cells if not cell.does_not_fit]
+    failed = sum(cell.num_failed for cell in asked_cells)
+    asked = sum(cell.num_episodes for cell in asked_cells)
+    scorers = dict.fromkeys(cell.scorer for cell in cells)
+    return [
+        f"Percent of {' or '.join(f'{count:,}' for count in counts)} episodes a cell, with the 95 % interval "
+        "(Wilson) over episodes; equally good names share the credit.",
+        *warnings_of(cells),
+        f"Failures: {failed:,} of {asked:,} questions ({failed / max(asked, 1):.2%}) got no answer. They are in "
+        "neither accuracy nor interval; results.json also has the accuracy with failures counted as wrong.",
+        *(f"Scorer {name}: {_JUDGED.get(name, name)}." for name in scorers),
+        "Published rows are on other images (miniImageNet), with other language models; strict is open-ended: "
+        "chance is about zero there, and 1 / ways for scorers that choose among the episode's names.",
+    ]
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines of cells as a Markdown table, the first one its head."""
+    head, *body = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    rule = ["---", "---", *["---:"] * (len(head) - 2)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body))
+
+
+def write_few_shot(folder: Path, cells: Sequence[Cell], about: Mapping[str, Any]) -> None:
+    """Write results.json, which begins with the plain values `about` models, data and seed, and table.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = [
+        {
+            **{key: value for key, value in vars(cell).items() if key not in ("answers", "setting")},
+            "setting": asdict(cell.setting),
+        }
+        for cell in cells
+    ]
+    published = [asdict(row) for ways in ways_of(cells) for row in published_rows(ways)]
+    write_json(folder / "results.json", {**about, "results": values, "published": published})
+    parts = [f"## {ways}-way\n\n{markdown_table(table_lines(cells, ways))}" for ways in ways_of(cells)]
+    notes = "\n".join(f"- {note}" for note in notes_of(cells))
+    tables = printable("\n\n".join([*parts, notes]), keep="\n")
+    write_text(folder / "table.md", f"{tables}\n")
+
+
+def write_few_shot_page(
+    path: Path,
+    cells: Sequence[Cell],
+    *,
+    title: str,
+    commands: Sequence[str],
+    about: Mapping[str, Any],
+    pictures: Mapping[str, Path | None],
+) -> Path:
+    """Write the page of few-shot classification: tables, the numbers one by one, pictures; see `Page`."""
+    tables = []
+    for ways in ways_of(cells):
+        head, *rows = table_lines(cells, ways)
+        tables.append(Table(f"{ways}-way", head, rows))
+    columns = (
+        "answers", "scorer", "setting", "%", "95 % interval", "episodes", "failed", "% if failures are wrong",
+    )  # fmt: skip
+    tables.append(Table("Numbers", columns, [_numbers(cell) for cell in cells]))
+    page = Page(
+        title=title,
+        introduction="Each image was written as words; whoever answers was given a few labeled images and "
+        "asked for the name of another one.",
+        tables=tables,
+        notes=notes_of(cells),
+        pictures=pictures,
+        commands=commands,
+        config=about,
+    )
+    return write_page(path, page)
+
+
+def _numbers(cell: Cell) -> list[str]:
+    shown = "" if cell.low is None or cell.high is None else f"{100 * cell.low:.1f} to {100 * cell.high:.1f}"
+    as_wrong = cell.accuracy_with_failures
+    return [
+        cell.answerer, cell.scorer, cell.setting.label,
+        "" if cell.accuracy is None else f"{100 * cell.accuracy:.1f}",
+        shown, str(cell.num_episodes), str(cell.num_failed),
+        "does not fit" if as_wrong is None else f"{100 * as_wrong:.1f}",
+    ]  # fmt: skip
+
+
+def draw_accuracies(cells: Sequence[Cell], path: Path) -> Path:
+    """Draw accuracies with their intervals, a panel for each number of ways, the chance level dashed."""
+    ways, columns = ways_of(cells), _columns_of(cells)
+    figure = Figure(figsize=(max(7.0, 1.5 * len(columns)), 4.2 * len(ways)), layout="constrained")
+    panels = figure.subplots(len(ways), 1, squeeze=False)[:, 0]
+    for axes, number in zip(panels, ways, strict=True):
+        _draw_panel(axes, [row for row in rows_of(cells, number) if row.scorer != "exact"], columns)
+        axes.axhline(100 / number, color="0.4", ls="--", lw=1, label="chance among the names")
+        axes.set_xticks(range(len(columns)), [_title(column) for column in columns], fontsize=8)
+        axes.set_ylim(0, 100)
+        axes.set_ylabel("episodes right, %", fontsize=8)
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+        dress(axes, f"{number}-way, 95 % intervals", grid="y", legend=beside)
+    return save(figure, path, 130)
+
+
+def _draw_panel(axes: Axes, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    colors = matplotlib.colormaps["tab10" if len(rows) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
+    step = 0.8 / max(len(rows), 1)
+    for number, row in enumerate(rows):
+        found = [(place, row.cells[column]) for place, column in enumerate(columns) if column in row.cells]
+        known = [(place, cell) for place, cell in found if cell.accuracy is not None]
+        places = [place - 0.4 + (number + 0.5) * step for place, _ in known]
+        values = [100 * (cell.accuracy or 0.0) for _, cell in known]
+        below = [value - 100 * (cell.low or 0.0) for value, (_, cell) in zip(values, known, strict=True)]
+        above = [100 * (cell.high or 0.0) - value for value, (_, cell) in zip(values, known, strict=True)]
+        axes.errorbar(
+            places, values, yerr=[below, above], fmt="o", ms=4, lw=1.3, capsize=2,
+            color=colors[number % len(colors)], label=plotted(f"{row.name} ({row.scorer})"),
+        )  # fmt: skip
+
+
+def draw_episodes(
+    shown: Sequence[tuple[Episode, Mapping[str, Answer]]],
+    images: ImageSource,
+    words: Mapping[int, str],
+    path: Path,
+) -> Path:
+    """Write a PNG with a row for each episode: support images, the one asked about, the answers.
+
+    Under an image stand its name and the first of its words. Answers are green where right, red where wrong,
+    ocher where the credit was shared, grey where there was none.
+
+    Args:
+        shown: The episodes with the answers by who answered; those of one picture should have as many images.
+        words: The text of images by position; an image without text shows none.
+    """
+    if not shown:
+        raise ValueError("no episode to draw")
+    columns = max(len(episode.images) for episode, _ in shown)
+    heights = [
+        max(_SHOT + (_WORD_LINES + 2) * _LINE, (len(answers) * 2 + 3) * _LINE) + 2 * GAP
+        for _, answers in shown
+    ]
+    width = 2 * MARGIN + columns * (_SHOT + GAP) + GAP + _ANSWERS
+    sheet = Sheet(width, 2 * MARGIN + sum(heights))
+    top = MARGIN
+    for (episode, answers), height in zip(shown, heights, strict=True):
+        left = _draw_images(sheet, episode, images, words, top)
+        sheet.text(left, top, f"episode {episode.number}: {' or '.join(episode.names)}"[:70], 12)
+        for line, (name, answer) in enumerate(answers.items()):
+            below = top + (2 * line + 1.6) * _LINE
+            sheet.text(left, below, name[:78], 10, SOFT)
+            text, color = _judged(answer)
+            sheet.text(left + 8, below + _LINE - 2, text[:66], 12, color)
+        top += height
+        sheet.draw.line((MARGIN, top - GAP, width - MARGIN, top - GAP), fill=(220, 220, 226))
+    return sheet.save(path)
+
+
+def _draw_images(
+    sheet: Sheet, episode: Episode, images: ImageSource, words: Mapping[int, str], top: int
+) -> int:
+    """Draw the images of one episode with their names and words; return where there is room beside them."""
+    captions = [*(episode.names[one.name] for one in episode.support), f"? ({episode.names[episode.answer]})"]
+    left = MARGIN
+    for place, (image, caption) in enumerate(zip(episode.images, captions, strict=True)):
+        if place == len(episode.support):
+            left += GAP
+            frame = (left - 3, top - 3, left + _SHOT + 2, top + _SHOT + 2)
+            sheet.draw.rectangle(frame, outline=INK, width=2)
+        sheet.image.paste(_thumbnail(images, image), (left, top))
+        sheet.text(left, top + _SHOT + 4, caption[:22], 12)
+        text = textwrap.shorten(words.get(image, ""), 27 * _WORD_LINES, placeholder=" ...")
+        for line, part in enumerate(textwrap.wrap(text, 27)[:_WORD_LINES]):
+            sheet.text(left, top + _SHOT + (line + 1.5) * _LINE, part, 10, SOFT)
+        left += _SHOT + GAP
+    return left + GAP
+
+
+def _judged(answer: Answer) -> tuple[str, Color]:
+    """Return an answer and its color."""
+    if answer.credit is None:
+        return f"no answer: {answer.detail}", SOFT
+    color = {1.0: _RIGHT, 0.0: _WRONG}.get(answer.credit, _PART)
+    return " ".join(answer.text.split()) or "(nothing)", color
+
+
+def _thumbnail(images: ImageSource, index: int) -> Image.Image:
+    """Return the center of an image, pixels as pixels where it is small."""
+    try:
+        picture = decode_record(images.read(index))
+    except UnreadableImage:
+        return Image.new("RGB", (_SHOT, _SHOT), (230, 230, 230))
+    method = Image.Resampling.NEAREST if min(picture.size) <= _SHOT else Image.Resampling.BICUBIC
+    return picture.resize((_SHOT, _SHOT), method, box=center_box(picture.width, picture.height))
+
+
+def draw_episode_examples(
+    episodes: EpisodeSet,
+    cells: Sequence[Cell],
+    images: ImageSource,
+    reader: TextReader | None,
+    path: Path,
+    count: int = 4,
+) -> Path:
+    """Draw the first episodes of a set with what everybody answered in that setting, and a reader's words."""
+    chosen = episodes.episodes[:count]
+    words = reader.read(images, images_of(chosen)) if reader is not None else {}
+    answered = [cell for cell in cells if cell.setting == episodes.setting and cell.scorer != "exact"]
+    shown = [
+        (one, {f"{cell.answerer} ({cell.scorer})": cell.answers[one.number] for cell in answered})
+        for one in chosen
+    ]
+    return draw_episodes(shown, images, words, path)
