@@ -14,10 +14,6 @@ from tests.tiny import tiny_language, tiny_lqae, tiny_vqvae
 
 from pixlex.api import ImageTokenizer
 from pixlex.cli import main
-from pixlex.data.images import open_source
-from pixlex.eval.probe_features import probe_features, probe_rows
-from pixlex.eval.probe_sets import open_sets
-from pixlex.models.checkpoint import load
 
 Outcome = tuple[int, str, str]
 
@@ -133,13 +129,3 @@ def test_what_it_refuses(
     assert "invalid choice: 'beauty'" in refused(run("--model", models[1], *both, "--features", "beauty"))
     assert "expected different models" in refused(run("--model", models[0], models[0], *both))
     assert not (tmp_path / "out").exists()
-
-
-def test_real_photographs(shared_data: Path, models: tuple[str, str], tmp_path: Path) -> None:
-    """Colors of 8 x 8 fields tell a hundred classes apart better than chance, whatever the model."""
-    files = [open_source(str(shared_data / "tinyimages" / f"{name}.parquet")) for name in ("train", "val")]
-    sets = open_sets(*files, limit=600, test_limit=300)
-    (row,) = probe_rows(probe_features("mine", load(models[1]), sets, tmp_path), ["pixels"])
-    assert row.result.num_classes == 100
-    assert row.result.top5_interval is not None
-    assert row.result.top5_interval[0] > 0.05

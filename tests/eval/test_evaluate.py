@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
+from scipy.stats import binom
 from tests.eval.batches import batches_of
 from tests.eval.classes import write_classes
 from tests.eval.llm.tiny_causal import tiny_causal
@@ -321,25 +322,31 @@ def test_a_pass(capsys: pytest.CaptureFixture[str]) -> None:
         evaluate(model, [nothing], measure, Pass(progress=False), unit="items")
 
 
-def test_a_textbook_interval() -> None:
+def test_a_textbook_interval_and_what_is_no_ratio() -> None:
     """81 of 263 (Newcombe 1998, table I)."""
     assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    for ratio, count in ((0.5, 0), (1.1, 5), (-0.1, 5), (float("nan"), 5)):
+        with pytest.raises(ValueError, match="expected a ratio"):
+            wilson_interval(ratio, count)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 10, 333, 500, 10**6])
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 333, 10**6])
 def test_the_ratio_lies_in_its_interval(count: int) -> None:
     """0 begins at 0 and 1 ends at 1; a mean that was rounded is one of them."""
     for right in range(0, count + 1, max(1, count // 500)):
         low, high = wilson_interval(right / count, count)
         assert 0 <= low <= right / count <= high <= 1
         assert low < high
-    assert wilson_interval(0.0, count)[0] == 0
-    assert wilson_interval(1.0, count)[1] == 1
+    assert (wilson_interval(0.0, count)[0], wilson_interval(1.0, count)[1]) == (0, 1)
     assert wilson_interval(1 + 2e-16, count) == wilson_interval(1.0, count)
     assert wilson_interval(-2e-16, count) == wilson_interval(0.0, count)
 
 
-@pytest.mark.parametrize(("ratio", "count"), [(0.5, 0), (1.1, 5), (-0.1, 5), (float("nan"), 5)])
-def test_what_is_no_ratio(ratio: float, count: int) -> None:
-    with pytest.raises(ValueError, match="expected a ratio"):
-        wilson_interval(ratio, count)
+@pytest.mark.parametrize("count", [10, 40, 500])
+def test_the_interval_holds_the_truth_as_often_as_it_says(count: int) -> None:
+    """Over all outcomes of so many trials, for true ratios between 0.05 and 0.95: 95 % in the mean."""
+    truths, outcomes = np.linspace(0.05, 0.95, 181)[:, None], np.arange(count + 1)
+    low, high = np.array([wilson_interval(right / count, count) for right in outcomes]).T
+    covered = (binom.pmf(outcomes, count, truths) * ((low <= truths) & (truths <= high))).sum(1)
+    assert covered.mean() == pytest.approx(0.95, abs=0.01)
+    assert covered.min() > 0.88

@@ -18,7 +18,7 @@ from torch import Tensor
 from pixlex.batch import TooManyBroken
 from pixlex.data.images import open_source
 from pixlex.eval import probe_features
-from pixlex.eval.probe_features import columns_of, extract, image_features, kinds_of, planned_kinds
+from pixlex.eval.probe_features import extract, image_features, kinds_of, planned_kinds
 from pixlex.eval.probe_sets import LabeledImages, check_apart, check_counts, in_classes_of, survey
 from pixlex.models.checkpoint import untrained_copy
 from pixlex.models.lqae import LQAE
@@ -34,17 +34,6 @@ def table(path: Path, labels: list[int | None], names: list[str | None]) -> Path
     rows = [bytes([number, 1, 2]) for number in range(len(labels))]
     pq.write_table(pa.table({"image": rows, "label": labels, "class_name": names}), path)
     return path
-
-
-def test_classes_and_contents(tmp_path: Path) -> None:
-    images = looked_at(write_classes(tmp_path, 4))
-    assert images.class_names == ("blue", "green", "red")
-    assert np.bincount(images.labels).tolist() == [4, 4, 4]
-    assert len(set(images.digests)) == len(images) == 12
-    assert looked_at(tmp_path).contents == images.contents
-    assert looked_at(tmp_path, limit=6).indices.tolist() == [0, 2, 4, 6, 8, 10]
-    shutil.copy(tmp_path / "red" / "0.png", tmp_path / "red" / "1.png")
-    assert looked_at(tmp_path).contents != images.contents
 
 
 def test_images_without_a_class_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -148,14 +137,6 @@ def test_every_patch_of_every_layer_counts(lqae: LQAE, vqvae: VQVAE, images: Ten
     features = image_features(vqvae, images)
     assert list(features) == ["encoder", "codes", "pixels"]
     torch.testing.assert_close(features["codes"], vqvae.codebook.weight[vqvae.tokenize(images)].mean(1))
-
-
-def test_columns() -> None:
-    columns = columns_of({"layer 0": 3, "layer 1": 3, "layer 2": 3, "encoder": 5, "codes": 2})
-    assert columns["layers"] == slice(0, 9)
-    assert columns["last"] == columns["layer 2"] == slice(6, 9)
-    assert (columns["encoder"], columns["codes"]) == (slice(9, 14), slice(14, 16))
-    assert "layers" not in columns_of({"encoder": 5, "codes": 2})
 
 
 def test_which_features_are_probed(lqae: LQAE, vqvae: VQVAE) -> None:

@@ -67,11 +67,6 @@ def test_a_task_has_its_columns_where_the_items_are_those_of_its_set(
     assert (None if table is None else table.rows["CB-ViLA"]) == last
 
 
-def test_drawn_scenes_have_none() -> None:
-    for task in ("vqa", "nlvr2", "entailment", "assignment"):
-        assert task_table(task, open_items("embedded:scenes:test:3", task)) is None  # type: ignore[arg-type]
-
-
 def test_what_a_number_is_called() -> None:
     """Zero-shot right away, zero-shot behind COCO, and fine-tuned are three things."""
     assert setting_of(["pairs.parquet"], FLICKR) == "zs-direct"

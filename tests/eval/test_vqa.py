@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,14 +59,6 @@ def test_answers_that_the_words_tell_need_no_image() -> None:
         "same", ScenesSource("train", 40), 1, ("is it so",) * 40, answers, tuple(map(str, range(40)))
     )
     assert text_alone("vqa", same, same)[0]["text_alone_accuracy"] == 0.5
-
-
-def test_few_texts_with_many_answers_are_no_matter_for_warnings() -> None:
-    one = tuple(map(str, range(6)))
-    items = ReasoningSource("items", ScenesSource("train", 6), 1, one, tuple((name,) for name in one), one)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert "text_alone_accuracy" in text_alone("vqa", items, items)[0]
 
 
 def test_the_classifier_learns_from_some_items(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,11 +174,6 @@ TEN = ("cat", "cat", "Cat.", "dog", "dog", "the dog", "a dog", "bird", "none", "
 def test_soft_accuracy(predictions: tuple[str, ...], answers: tuple[str, ...], credit: float) -> None:
     for prediction in predictions:
         assert soft_accuracy(prediction, answers) == pytest.approx(credit)
-
-
-def test_no_answers_to_judge_by() -> None:
-    with pytest.raises(ValueError, match="expected an answer or more to judge by, got none"):
-        soft_accuracy("cat", [])
 
 
 def test_submission(tmp_path: Path) -> None:

@@ -134,9 +134,8 @@ class Pass:
 
     Attributes:
         precision: Of the networks; measures are always computed in float32.
-        total: Images or items expected, for the time left on the progress bar; None where unknown.
+        total: Images or items expected, for the bar; None where unknown.
         save_examples: Images or items that are returned with what became of them.
-        progress: Show a bar.
     """
 
     precision: Precision = "fp32"
@@ -150,11 +149,11 @@ DEFAULT_PASS = Pass()
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found in a batch, on the CPU.
+    """What was found in a batch, on the CPU, by name.
 
     Attributes:
-        sums: By name a sum and its weight; the mean over the set is all sums over all weights.
-        rows: By name a tensor or tuple with something for each image or item.
+        sums: A sum and its weight; the mean over the set is all sums over all weights.
+        rows: A tensor or tuple with something for each image or item.
         examples: The same for the first images or items alone.
     """
 
@@ -165,10 +164,10 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What an evaluation found on the whole set; a number that could not be had is missing.
+    """What an evaluation found on the whole set.
 
     Attributes:
-        values: The numbers by name, described in `METRICS`.
+        values: The numbers by name, described in `METRICS`; one that could not be had is missing.
         skipped: Images that could not be read.
         rows, examples: As in `Measured`.
         notes: What must be known before a number is compared.
@@ -214,11 +213,10 @@ def evaluate(
     order, so any number of processes gives the same numbers.
 
     Args:
-        batches: The images, pairs or items, each once; of several processes each brings its own.
+        batches: The images, pairs or items, each once; of several processes each brings its own (see `Loader`).
         measure: Given a batch of one item or more on the model's device, and how many examples there is room for,
             returns what it found; runs without gradients, networks in the precision asked for.
         unit: What is counted, as `num_` + unit.
-        description: What the bar is called.
 
     Raises:
         NothingToEvaluate: Nothing could be read.
@@ -310,14 +308,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def wilson_interval(ratio: Number, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of the success ratio of so many independent trials (Wilson 1927).
+    """Return the 95 % interval of the success ratio of independent trials (Wilson 1927); the ratio lies in it.
 
-    The ratio itself always lies in it. With partial credits the variance is at most that of right and wrong with
-    the same mean: the interval is then too wide, never too narrow. It covers the draw of the trials alone: images
-    and classes that are the same in all of them are not in it.
-
-    Raises:
-        ValueError: No trials, or a ratio outside [0, 1].
+    With partial credits the variance is at most that of right and wrong with the same mean: the interval is then
+    too wide, never too narrow. It covers the draw of the trials alone: images and classes that are the same in all
+    of them are not in it.
     """
     if count < 1 or not -_ROUNDING <= ratio <= 1 + _ROUNDING:
         raise ValueError(f"expected a ratio in [0, 1] of 1 or more trials, got {ratio} of {count}")

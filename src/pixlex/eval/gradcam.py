@@ -66,10 +66,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class ExplainedAnswer:
-    """Why a model gives an answer, for each image of the text.
-
-    The log-likelihood is the answer's, its end included, in nats; for classes the log-probability.
-    """
+    """Why a model gives an answer, for each image; its log-likelihood, for classes log-probability, is in nats."""
 
     answer: str
     log_likelihood: float
@@ -77,10 +74,9 @@ class ExplainedAnswer:
 
 
 def default_layer(depth: int) -> int:
-    """Return the third layer of so many, or the last but one of fewer than four.
+    """Return the third layer of so many, or the last but one of fewer than four, counted from 1.
 
-    Not the last: behind it the score depends on the first vector alone, so what other words look at there is
-    nothing to it, and their maps are zero. With a single layer there is no choice.
+    Not the last: behind it the score depends on the first vector alone, so the maps of other words are zero there.
     """
     return min(_BEST_LAYER, max(1, depth - 1))
 
@@ -104,10 +100,6 @@ def attention_heat(
     Args:
         text: Vectors of words; one text for each context, or several groups (see `CrossAttention`).
         score_of: Maps fused vectors to one score for each row, whose sum is explained.
-        layer: Counted from 1.
-
-    Raises:
-        ValueError: No such layer.
     """
     depth = len(fusion.layers)
     if not 1 <= layer <= depth:
@@ -130,7 +122,7 @@ def explain(
     score: ExplainedScore = "matching",
     layer: int | None = None,
 ) -> list[Explanation]:
-    """Say of images and texts which places of the image speak for which words.
+    """Say of images and texts which places of the image speak for which words; one for each text, on the CPU.
 
     With `matching` the score is the logit of "belongs" (of the head that ALBEF's figures explain). With
     `masked_language` each word is hidden in turn, the score is its log-probability given image and other words,
@@ -141,12 +133,6 @@ def explain(
         images: RGB pixels in [0, 1]; one for each text, or one for all of them.
         texts: One or more, as the model's training texts were cleaned; each cut to the model's positions.
         layer: Of the fusion encoder, counted from 1; None for `default_layer`.
-
-    Returns:
-        One for each text, on the CPU.
-
-    Raises:
-        ValueError: Images of another size, number or range; a text without words; no such score or layer.
     """
     if score not in PAIR_SCORES:
         raise ValueError(f"score must be one of {', '.join(PAIR_SCORES)}, got {score!r}")
@@ -226,11 +212,7 @@ def explain_answer(
         images: RGB pixels in [0, 1], as many as the model is given with each text.
         text: A question, statement or hypothesis, cleaned as in training; cut to the model's positions.
         answer: None for the model's own; otherwise any words for `vqa`, or one of the classes.
-        layer: Of the fusion encoder, counted from 1; None for `default_layer`.
-
-    Raises:
-        ValueError: Images of another size, number or range; a text without words; an answer that is none of the
-            classes, is empty or is longer than the model's answers; no such layer.
+        layer: As for `explain`.
     """
     body, num_images = model.body, model.config.num_images
     _check_images(body, images)

@@ -56,10 +56,7 @@ _LEARNING_RATE = 5e-3
 class Part:
     """Features of training, validation or test images, which may lie on the disk and exceed the memory.
 
-    Attributes:
-        features: One row for each image, of other parts too.
-        rows: Those of this part.
-        labels: Their classes.
+    `rows` are the rows of the part in `features`, which may hold other parts too; `labels` are their classes.
     """
 
     features: Matrix
@@ -86,10 +83,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Scaling:
-    """What standardizes features: mean and standard deviation of each column over the training images.
-
-    The scale of a column that does not vary is 1.
-    """
+    """What standardizes features: mean and standard deviation of each column, 1 for one that does not vary."""
 
     mean: Float32[np.ndarray, " width"]
     scale: Float32[np.ndarray, " width"]
@@ -144,8 +138,7 @@ class Fit:
         method: `lbfgs` (scikit-learn) or `minibatch` (PyTorch); None for L-BFGS up to `LBFGS_LIMIT` numbers.
         repeats: How often the columns are meant to stand side by side (see `Scaling.of`).
         seed: Of the validation split and of the order of mini-batches.
-        device: Where mini-batches compute.
-        progress: Show a bar (mini-batches).
+        device, progress: Of mini-batches.
     """
 
     method: Method | None = None
@@ -165,8 +158,8 @@ DEFAULT_FIT = Fit()
 def fit(part: Part, num_classes: int, penalties: Sequence[float], how: Fit) -> Iterator[LinearClassifier]:
     """Yield a classifier for each strength of regularization, of a part with every class at least once.
 
-    L-BFGS fits one after the other, each from the weights of the one before, best from strong to weak; whoever
-    stops asking saves the rest. Mini-batches fit all of them in the same passes over the features.
+    L-BFGS fits one after the other, from strong to weak, each from the weights of the one before; whoever stops
+    asking saves the rest. Mini-batches fit all of them in the same passes over the features.
     """
     assert len(np.unique(part.labels)) == num_classes
     scaling = Scaling.of(part, how.repeats)
@@ -239,15 +232,13 @@ class ProbeResult:
     Attributes:
         num_train, num_validation, num_test: Images fitted on in the end (with a validation part that was split
             off), images that the strength was chosen on, and images measured on.
-        width: Columns of the features, `repeats` counted (see `Scaling.of`).
+        width: Columns of the features, `repeats` counted.
         top1, top5: Fraction of test images whose class is among the highest scores, ties giving part of the
-            credit; top-5 is None with five classes or fewer.
-        top1_interval, top5_interval: Their 95 % Wilson intervals.
+            credit, with 95 % Wilson intervals; top-5 is None with five classes or fewer.
         class_accuracy: Top-1 of each class's test images; NaN for a class without any.
         confusion: Test images by class (rows) and by the class of the highest score (columns).
         majority: Accuracy of always saying the most frequent training class.
-        penalty: The strength chosen, of the `penalties` tried.
-        validation_accuracy: Top-1 on the validation images with each of them.
+        penalty, penalties, validation_accuracy: The strength chosen of those tried, and top-1 with each.
         notes: What must be known before a number is compared.
     """
 
@@ -283,11 +274,7 @@ def linear_probe(
     strongest. They are a part of the training images, drawn from every class, unless given; then the classifier is
     fitted anew on all training images. Test images are looked at once, at the end. The released code has no such
     search and trains for a fixed number of epochs with LARS, whose decay of all weights shrinks the frozen
-    networks too.
-
-    Args:
-        train: Every class at least twice, or once with a validation part; labels lie in [0, num_classes).
-        validation: What the strength is chosen on.
+    networks too. Labels lie in [0, num_classes), each in the training part twice, or once with a validation part.
     """
     started = time.perf_counter()
     how = replace(how, method=how.method_for(train))

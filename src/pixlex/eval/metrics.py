@@ -44,8 +44,7 @@ def mse(images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H 
 def psnr(images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
     """Return the peak signal-to-noise ratio of each image, 10 log10(1 / MSE), in dB, at most 100.
 
-    Over the three RGB channels at once, not over luminance; pixels in [0, 1]. The PSNR of a set is the mean over
-    its images, which is above the PSNR of the set's mean MSE.
+    Over the three RGB channels at once, pixels in [0, 1]. The mean over images is above the PSNR of the mean MSE.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio  # brings scipy, 3 s
 
@@ -60,9 +59,6 @@ def ssim(images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H
 
     Gaussian window of 11 pixels with sigma 1.5, pixels in [0, 1]. Only windows that lie inside the image count, as
     in the paper, scikit-image and TensorFlow; torchmetrics alone would also count windows over a mirrored border.
-
-    Raises:
-        ValueError: Images smaller than the window.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -92,7 +88,7 @@ class MeanImage:
         self._sums: list[tuple[Tensor, Tensor, int]] = []
 
     def update(self, images: Float[Tensor, "B 3 H W"]) -> None:
-        """Take in a batch of images with pixels in [0, 1]."""
+        """Take in a batch of images."""
         pixels = images.double()
         self._add([*self._sums, (pixels.sum(0).cpu(), pixels.square().sum(0).cpu(), len(images))])
 
@@ -105,7 +101,7 @@ class MeanImage:
         self._sums = [(total, squares, count)]
 
     def mse(self) -> float:
-        """Return the mean squared error over images, channels and pixels; at least one image was taken in."""
+        """Return the mean squared error over images, channels and pixels; an image or more was taken in."""
         ((total, squares, count),) = self._sums
         mean = total / count
         return float((squares / count - 2 * mean * mean + mean.square()).mean())
@@ -122,11 +118,7 @@ class CodebookUsage:
         self.counts: Int[Tensor, " K"] = torch.zeros(num_codewords, dtype=torch.long)
 
     def update(self, codes: Int[Tensor, "..."]) -> None:
-        """Take in codes.
-
-        Raises:
-            ValueError: A code outside [0, K).
-        """
+        """Take in codes in [0, K)."""
         codes = codes.cpu()
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < len(self.counts):
             raise ValueError(
@@ -163,8 +155,7 @@ def text_round_trips(
 
     `text_round_trip_rate` is 1 where codes -> text -> codes through the vocabulary gives the same codes, else 0;
     `word_round_trip_rate` the fraction of the words that come back, in order; `tokenizer_round_trip_rate` 1 where
-    the language model's own tokenizer reads the text as the same words, as any program does that is given the
-    text and not the codes.
+    the language model's own tokenizer reads the same words, as any program does that is given the text.
     """
     rows, word_ids = codes.tolist(), vocabulary.word_ids.tolist()
     texts = [vocabulary.to_text(row) for row in rows]
@@ -193,10 +184,7 @@ def _codes_of(vocabulary: Vocabulary, text: str) -> list[int] | None:
 class WordScores:
     """How well a masked language model predicts hidden words among all V words.
 
-    Attributes:
-        log_probability: Sum of ln p(word | words not hidden), in nats.
-        correct: Hidden words that were the likeliest of all.
-        count: Hidden words.
+    The sum of ln p(word | words not hidden), in nats, and how many of the hidden words were the likeliest of all.
     """
 
     log_probability: float
@@ -212,11 +200,7 @@ def pseudo_perplexity(mean_log_probability: float) -> float:
 def word_folds(indices: Sequence[int], num_words: int, num_folds: int, seed: int) -> Int[Tensor, "B T"]:
     """Assign the T words of each image to folds of equal size (within one), at random.
 
-    Args:
-        indices: The number of each image; with the seed it decides the image's folds, whatever the batch.
-
-    Raises:
-        ValueError: A number of folds out of range.
+    The number of an image and the seed decide its folds, whatever the batch.
     """
     if not 1 <= num_folds <= num_words:
         raise ValueError(f"expected between 1 and {num_words} folds of {num_words} words, got {num_folds}")
@@ -228,15 +212,13 @@ def word_folds(indices: Sequence[int], num_words: int, num_folds: int, seed: int
 def score_words(
     language: LanguageModel, word_ids: Int[Tensor, "B T"], folds: Int[Tensor, "B T"]
 ) -> WordScores:
-    """Hide each word exactly once, a fold at a time, and score the language model's predictions, in float32.
+    """Hide each word exactly once, a fold at a time, and score what a frozen language model predicts, in float32.
 
     Pseudo-perplexity proper (Salazar et al. 2020) hides one word at a time, T passes; here F folds take F passes,
     and T / F words are hidden together. With F = T the two are the same; with fewer folds the model sees fewer
     words and the number is usually somewhat larger. Low means that the words follow one another as in text the
     model was trained on, or that they repeat: compare with the perplexity of the codewords, which ignores order.
-
-    Args:
-        language: A frozen masked language model with a head; it is given the words alone, no start, no end.
+    The words are given alone, without start and end.
     """
     embeddings = language.word_embedding[word_ids]
     mask_embedding = language.word_embedding[language.mask_id]
@@ -261,11 +243,7 @@ class FrechetDistance:
     Args:
         path: A TorchScript network that takes RGB images (B, 3, H, W) as uint8 of any size, resizes them itself
             and returns features (B, F): the Inception networks that are passed around as
-            `inception-2015-12-05.pt` do. A network whose forward has the argument `return_features` is called
-            with `return_features=True`.
-
-    Raises:
-        ValueError: No such file, no TorchScript, or a network that does not take such images.
+            `inception-2015-12-05.pt` do. Where its forward has the argument `return_features`, that is set.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
@@ -289,7 +267,7 @@ class FrechetDistance:
             self._distance.update((batch * 255).round().clamp(0, 255).byte(), real=real)
 
     def gather(self) -> None:
-        """Take in what other processes have: sums in float64 of features and their products, and counts."""
+        """Take in what other processes have: sums in float64, and counts."""
         for name in _SUMS:
             own: Tensor = getattr(self._distance, name)
             setattr(self._distance, name, distributed.all_sum(own.cpu()).to(own.device))
@@ -323,9 +301,6 @@ class PerceptualDistance:
             one distance for each pair (a traced `lpips.LPIPS`); or its forward has the argument `return_lpips`,
             takes images in [0, 255] and returns features whose squared distance is LPIPS (`vgg16.pt` of
             StyleGAN).
-
-    Raises:
-        ValueError: No such file, or no TorchScript.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
@@ -336,11 +311,7 @@ class PerceptualDistance:
     def __call__(
         self, images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H W"]
     ) -> Float[Tensor, " B"]:
-        """Return the distance of each pair; pixels in [0, 1].
-
-        Raises:
-            ValueError: The network does not take such images, or does not return one number for each pair.
-        """
+        """Return the distance of each pair; pixels in [0, 1]."""
         try:
             distances: Tensor
             if self._gives_features:

@@ -42,17 +42,10 @@ def evaluate_pretraining(
 
     The values are means of the terms of the loss and of its measures, pairs being compared within batches; where
     the objective quantizes, use of the codebook and `churn`, the fraction of codes that differ from the previous
-    ones, with `codes` of each image and its place, `indices`, as rows; where it has pixels, the errors of hidden
-    and visible patches, and for comparison that of hidden ones in the mean color of the visible ones, with
-    `reconstructed_examples` as examples.
-
-    Args:
-        batches: The pairs, each once; of several processes each brings its own (see `Loader`).
-        seed: With the position of a batch's first image, of what is hidden; 0 or more.
-        previous_codes: Of the same images, from an earlier evaluation.
-
-    Raises:
-        NothingToEvaluate: No readable image.
+    ones of the same images, with `codes` of each image and its place, `indices`, as rows; where it has pixels, the
+    errors of hidden and visible patches, and for comparison that of hidden ones in the mean color of the visible
+    ones, with `reconstructed_examples` as examples. What is hidden depends on the seed and the position of a
+    batch's first image.
     """
     model, config = objective.model, objective.config
 
@@ -103,11 +96,8 @@ def reconstructed_examples(
 ) -> dict[str, Any]:
     """Return the first images of a batch, masked, and reconstructed with their own and another text (figure 2).
 
-    The other text is the caption of the next image, empty where there is none.
-
-    Returns:
-        `keys`, `texts`, `other_texts`, `originals` with pixels in [0, 1], `visible` (what the image encoder
-        received of them, the rest gray), `reconstructions` and `other_reconstructions`.
+    The other text is the caption of the next image, empty where there is none; `visible` is what the image encoder
+    received, the rest gray.
     """
     if reconstructions is None:
         reconstructions = model.reconstruct(batch.images, _words(batch), split)
@@ -156,13 +146,9 @@ def _pixel_errors(
 def codeword_purity(codes: Int[Tensor, "I N"], labels: Int[Tensor, " I"], seed: int = 0) -> dict[str, float]:
     """Measure how well a patch's codeword predicts the class of its image; -1 leaves an image out.
 
-    Returns:
-        `codeword_purity`, the fraction of the patches whose image has the most frequent class of their codeword;
-        `codeword_information`, the mutual information of codeword and class in nats; and the means of both after
-        classes were shuffled among the images five times, for codewords that occur rarely look pure by chance.
-
-    Raises:
-        ValueError: No image has a class.
+    `codeword_purity` is the fraction of the patches whose image has the most frequent class of their codeword,
+    `codeword_information` the mutual information of codeword and class in nats; and there are the means of both
+    after classes were shuffled among the images five times, for codewords that occur rarely look pure by chance.
     """
     known = labels >= 0
     codes, labels = codes[known], labels[known]
@@ -196,14 +182,8 @@ def evaluate_captions(
 
     The values are `caption`, the mean cross-entropy of caption words with their ends, in nats, and
     `other_image_caption`, the same with the image of another caption of the batch, where any batch has two images;
-    the examples `keys`, `originals`, their captions `texts`, and what the model writes greedily, `written`.
-
-    Args:
-        batches: The pairs, each once; of several processes each brings its own (see `Loader`).
-        max_words: Length of the captions that the model writes itself.
-
-    Raises:
-        NothingToEvaluate: No readable image.
+    the examples `keys`, `originals`, their captions `texts`, and what the model writes greedily, `written`, of at
+    most `max_words`.
     """
 
     def loss(images: Tensor, batch: ImageTextBatch) -> float:
@@ -232,18 +212,11 @@ def evaluate_masked_patches(
 ) -> Evaluation:
     """Measure a masked autoencoder on images; masks depend on seed and position, not on the batch.
 
-    The values are `masked_patches`, the mean squared error of the hidden patches in the space that was trained,
-    and `flat_patches`, the same with each hidden patch in its own mean, which takes knowing it: a model far below
-    has found structure. The examples are `keys`, `originals`, `visible` (what the encoder received, the rest gray)
-    and `reconstructions` (where targets are normalized, each hidden patch with its own mean and deviation, as the
-    model's authors draw it).
-
-    Args:
-        batches: The images, each once; of several processes each brings its own (see `Loader`).
-        normalize: Whether the model predicts normalized patches.
-
-    Raises:
-        NothingToEvaluate: No readable image.
+    The values are `masked_patches`, the mean squared error of the hidden patches in the space that was trained
+    (normalized patches or not), and `flat_patches`, the same with each hidden patch in its own mean, which takes
+    knowing it: a model far below has found structure. The examples are `keys`, `originals`, `visible` (what the
+    encoder received, the rest gray) and `reconstructions` (where targets are normalized, each hidden patch with
+    its own mean and deviation, as the model's authors draw it).
     """
 
     def measure(batch: ImageBatch, room: int) -> Measured:

@@ -49,12 +49,8 @@ def kinds_of(model: Tokenizer) -> tuple[Kind, ...]:
 def planned_kinds(models: Sequence[Tokenizer], kinds: Sequence[Kind] | None) -> list[tuple[Kind, ...]]:
     """Return which features are probed of each model.
 
-    Args:
-        kinds: What is asked for, passed over for a model that does not have it; None for what the paper probes
-            (figure 4), LQAE's layers and a VQ-VAE's encoder, and beside the latter its codewords.
-
-    Raises:
-        ValueError: A kind that none of the models has, or a model that has none of the kinds.
+    Of the kinds that are asked for a model has those that it can. None stands for what the paper probes (figure
+    4), LQAE's layers and a VQ-VAE's encoder, and beside the latter its codewords.
     """
     known = [kinds_of(model) for model in models]
     if kinds is None:
@@ -84,11 +80,9 @@ def image_features(
 
     LQAE, section 4: the hidden states of all layers of the language model, nothing hidden, each the mean over the
     patches. The released code drops the first patch, a habit of models with a class token; here every patch
-    counts.
-
-    Returns:
-        By name: `layer 0` (the embedding layer's output) to `layer L` in this order, for a model with a language
-        model; `encoder`, patch vectors of the image encoder; `codes`, codewords; `pixels`, colors of 8 x 8 fields.
+    counts. By name: `layer 0` (the embedding layer's output) to `layer L` in this order, for a model with a
+    language model; `encoder`, patch vectors of the image encoder; `codes`, codewords; `pixels`, colors of 8 x 8
+    fields.
     """
     features = {name: values.float().mean(1) for name, values in model.patch_features(images).items()}
     features["pixels"] = functional.adaptive_avg_pool2d(images.float(), PIXEL_GRID).flatten(1)
@@ -115,9 +109,7 @@ class Features:
         path: A row for each image, all parts side by side; float32, for half precision would round away the small
             differences of a column with a large mean.
         columns: Where each part and kind lies in a row (see `columns_of`).
-        rows: Those of images that could be read; the others are 0.
-        labels: Class of each image that could be read.
-        skipped: Images that could not be read.
+        rows, labels: Those of images that could be read, and their classes; the other rows are 0.
     """
 
     path: Path
@@ -150,12 +142,8 @@ def extract(
     array appears when it is complete, then a description with its checksum. Several processes share the images;
     the first one writes, and it alone needs to be able to read the folder.
 
-    Args:
-        model: Where it computes; it is put into evaluation mode and nothing else of it changes.
-        max_broken_ratio: Fraction of images that may be unreadable, in [0, 1].
-
     Raises:
-        TooManyBroken: Too many images cannot be read.
+        TooManyBroken: More than this ratio of the images cannot be read.
     """
     model.eval()
     device, size = next(model.parameters()).device, model.config.image_size
@@ -281,14 +269,11 @@ class ProbeFeatures:
         return Part(found.values[:, found.columns[kind]], found.rows, found.labels)
 
     def repeats(self, compared: ProbeFeatures | None) -> dict[str, int]:
-        """Return how often each kind of features stands side by side, so that widths match; nothing for once.
+        """Return how often each kind of features stands side by side, to be as wide as an LQAE's `layers`.
 
         LQAE, section 4: "replicate the feature dimensions by the number of RoBERTa layers", which gives both
         classifiers as many parameters where patch vectors are as wide as hidden states. Elsewhere the number is
         what gives them as many: the least that makes the features at least as wide.
-
-        Args:
-            compared: Features of the LQAE whose `layers` these are compared with; None for none.
         """
         columns = self.parts["training"].columns
         if "layers" in columns or compared is None:
@@ -308,12 +293,7 @@ def probe_features(
     max_broken_ratio: float = 0.05,
     progress: bool = False,
 ) -> ProbeFeatures:
-    """Compute the features of one model with all processes, or take them from the disk; see `extract`.
-
-    Raises:
-        ValueError: Too few readable images of a class.
-        TooManyBroken: Too many images cannot be read.
-    """
+    """Compute the features of one model with all processes, or take them from the disk; see `extract`."""
     parts = {
         part: extract(
             model, images, folder, precision=precision, max_broken_ratio=max_broken_ratio, progress=progress,
@@ -353,8 +333,7 @@ def probe_rows(
 
     Args:
         per_layer: Add a row for every single layer of `layers`.
-        repeats: How often the columns of a kind stand side by side, once unless said (see
-            `ProbeFeatures.repeats`).
+        repeats: How often the columns of a kind stand side by side, once unless said.
     """
     sets, parts = features.sets, features.parts
     skipped = [one for images in sets.parts.values() for one in images.skipped]

@@ -26,7 +26,6 @@ class LabeledImages:
     """Images of one part of a probe: training, validation or test.
 
     Attributes:
-        source: Where they lie.
         indices: Position of each in its source.
         labels: Class of each, a position in `class_names`.
         digests: A hash of each image's stored bytes.
@@ -93,14 +92,12 @@ def open_sets(
     """Read the bytes of all images of a probe once and check that they fit together; nothing is decoded.
 
     Args:
-        limit: Most training images, evenly spaced.
-        test_limit: Most test images, and most validation images.
+        limit, test_limit: Most training images, evenly spaced; most test images, and most validation images.
         allow_overlap: Go on when parts share images.
         max_broken_ratio: Fraction of images that may be unfetchable, in [0, 1].
 
     Raises:
         ValueError: No labels, other classes, too few images of a class, or parts that share images.
-        TooManyBroken: Too many images cannot be fetched.
     """
     how: dict[str, Any] = {"max_broken_ratio": max_broken_ratio, "progress": progress}
     training = survey(train, limit=limit, **how)
@@ -205,8 +202,7 @@ def in_classes_of(training: LabeledImages, other: LabeledImages) -> LabeledImage
 def check_apart(first: LabeledImages, second: LabeledImages, *, allow: bool = False) -> list[str]:
     """Refuse two parts that share images; return what to say beside the numbers where that is allowed.
 
-    Images are the same when their stored bytes are. Equal names alone prove nothing, as two folders may both hold
-    `cat/1.png`.
+    Images are the same when their stored bytes are: two folders may both hold `cat/1.png`.
     """
     place = {digest: row for row, digest in enumerate(first.digests)}
     shared = [(row, place[digest]) for row, digest in enumerate(second.digests) if digest in place]
@@ -224,11 +220,9 @@ def check_apart(first: LabeledImages, second: LabeledImages, *, allow: bool = Fa
 
 
 def check_counts(images: LabeledImages, labels: Int64[np.ndarray, " readable"], *, splits: bool) -> None:
-    """Refuse training images of fewer than two classes, or too few of a class.
+    """Refuse training images of fewer than two classes, or too few readable ones (`labels`) of a class.
 
-    Args:
-        labels: Classes of those that can be read.
-        splits: Whether a validation part is split off them, which takes two images of each class.
+    Where a validation part is split off them, a class takes two.
     """
     names, name = images.class_names, images.source.name
     if len(names) < 2:

@@ -112,11 +112,7 @@ def setting_of(trained_on: Sequence[str], data: str) -> str:
 
     "zs-direct": pretrained, nothing fine-tuned. "zs-coco-ft": fine-tuned on COCO, evaluated on something else,
     which ALBEF and its heirs call zero-shot on Flickr30k. "fine-tuned on ...": on anything else. "training
-    unknown": a model directory that does not say, or an untrained model.
-
-    Args:
-        trained_on: Descriptions of the data of all trainings, pretraining first; empty where unknown.
-        data: Description of what is evaluated.
+    unknown": a model directory that does not say. `trained_on` describes the data of all trainings in order.
     """
     if not trained_on:
         return "training unknown"

@@ -85,14 +85,10 @@ def evaluate_reconstruction(
     words has none of their measures.
 
     Args:
-        batches: The images, each once; of several processes each brings its own (see `Loader`).
         mask_ratio: Fraction of the words hidden at random for `masked_mse`, in [0, 1]; None leaves it out.
         num_folds: Passes of the language model for the two measures of word sequences, at most one for each word;
             0 leaves them out.
         fid_features, lpips_network: TorchScript networks (see `FrechetDistance`, `PerceptualDistance`).
-
-    Raises:
-        ValueError: No readable image, or a network, ratio or number of folds that does not fit.
     """
     if mask_ratio is not None and not 0 <= mask_ratio <= 1:
         raise ValueError(f"mask_ratio must lie in [0, 1], got {mask_ratio}")

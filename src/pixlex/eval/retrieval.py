@@ -55,9 +55,7 @@ class Gallery:
             as in `text`, where those of the first stage alone were kept.
         own: Which of the images those are.
         image_of: Row of each caption's image.
-        same_pixels: Row of the first image with the pixels of each.
-        same_text: Row of the first caption with the text of each.
-        max_words: Longest caption in words (tokens) with start and end.
+        same_pixels, same_text: Row of the first image, or caption, that is the same.
         skipped: Images that could not be read; their captions are left out as well.
     """
 
@@ -116,9 +114,7 @@ def gallery(
     Args:
         source: Images with captions, as they are to be encoded.
         max_words: Longest caption in words (tokens) with start and end.
-        batch_size: Images, and captions, at a time.
-        limit: If given, so many images, evenly spaced.
-        workers: Processes that decode images.
+        limit: If given, so many rows, evenly spaced.
         states: Keep what the second stage needs; vectors alone need far less memory.
 
     Raises:
@@ -209,12 +205,8 @@ def evaluate_retrieval(
     pairs of the images that each has encoded, and all return the same result.
 
     Args:
-        items: What is searched, from the same model.
         cache: A folder in which the second stage's scores lie until it is finished; a second call on as many
             processes goes on there.
-
-    Raises:
-        ValueError: An unknown score, or a top_k below 1.
     """
     if score not in get_args(Score):
         raise ValueError(f"score must be one of {', '.join(get_args(Score))}, got {score!r}")
@@ -333,10 +325,7 @@ def _match(
 
 
 class CachedScores:
-    """Scores of pairs in a folder, a file for some images each, that an interrupted evaluation need not repeat.
-
-    Those of another key are not looked at.
-    """
+    """Scores of pairs under a key, a file for some images each, that an interrupted evaluation need not repeat."""
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder = folder / f"scores-{key[:16]}"

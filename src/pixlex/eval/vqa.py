@@ -36,9 +36,8 @@ _METRICS: Mapping[ReasoningTask, str] = {
 class Answered:
     """One item of the source with the likeliest answers of the model, the best first.
 
-    Attributes:
-        probabilities: Of the answers, among all that were ranked.
-        credit: Of the first, in [0, 1]; None where no answer is known.
+    The probabilities are among all that were ranked; the credit of the first is in [0, 1], None where no answer is
+    known.
     """
 
     item: int
@@ -49,19 +48,12 @@ class Answered:
 
 @dataclass(frozen=True, kw_only=True)
 class ReasoningResult(Evaluation):
-    """Accuracy and what needs no image.
+    """Accuracy and what needs no image; the images of the first items are the examples `images`.
 
-    `accuracy` is the mean credit of the items whose answer is known, in [0, 1], for vqa the soft accuracy;
-    `consistency` the fraction of sentences all of whose items are right (NLVR2). Where training items were given,
-    `majority_accuracy` is the mean credit of their most frequent answer, `text_alone_accuracy` that of a linear
-    classifier on the words of the text alone (with scikit-learn). The images of the first items are the examples
-    `images`.
-
-    Attributes:
-        answered: Each item, in order.
-        interval: 95 % interval of the accuracy; None where no answer is known.
-        by_kind: Accuracy of each kind of question.
-        majority_answer: The most frequent answer in training; None where no training items were given.
+    `accuracy` is the mean credit of the items whose answer is known, in [0, 1], for vqa the soft accuracy, with
+    its 95 % interval and for each kind of question; `consistency` the fraction of sentences all of whose items are
+    right (NLVR2). Where training items were given, `majority_accuracy` is the mean credit of their most frequent
+    answer, `text_alone_accuracy` that of a linear classifier on the words of the text alone (with scikit-learn).
     """
 
     task: ReasoningTask
@@ -90,9 +82,6 @@ def evaluate_reasoning(
             Classes are always ranked.
         shortlist, first_token_twice: See `Reasoner.rank`.
         training: Items that the baselines without images learn from.
-
-    Raises:
-        ValueError: No item could be read, or `generate` with classes.
     """
     task, num_images = model.config.task, model.config.num_images
     if mode == "generate" and task != "vqa":
@@ -161,7 +150,7 @@ def credit_of(task: ReasoningTask, answer: str, given: Sequence[str]) -> float:
 
 
 def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Return how right an answer is, as the official script of VQA v2 says.
+    """Return how right an answer is, in [0, 1], as the official script of VQA v2 says.
 
     The mean of min(1, a / 3) over the sets of all given answers but one, of which a equal the prediction (Agrawal
     et al. 2015). Both sides are normalized, but if all people wrote the very same: then the prediction must be
@@ -171,9 +160,6 @@ def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
     VQA v2 has ten answers a question, to which alone the official script is applied. For fewer we take the same
     mean, so that two that agree are worth 1/3 and three 2/3; for a single one, which agrees with nobody, we take
     equality after normalization.
-
-    Raises:
-        ValueError: There are no answers.
     """
     if not answers:
         raise ValueError("expected an answer or more to judge by, got none")
@@ -186,11 +172,8 @@ def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
 def write_vqa_submission(path: Path, results: Iterable[tuple[str, str]]) -> None:
     """Write answers in the form in which EvalAI takes them, {question_id, answer}; the file appears when complete.
 
-    All questions of the test set must be in it, also those that test-dev does not score. Ids that are whole
-    numbers become integers.
-
-    Raises:
-        ValueError: A question occurs twice.
+    All questions of the test set must be in it, also those that test-dev does not score, each once. Ids that are
+    whole numbers become integers.
     """
     rows: dict[str, str] = {}
     for name, answer in results:
@@ -230,7 +213,7 @@ def _predicted_from_words(
 ) -> Sequence[str] | None:
     """Return what a linear classifier on words and pairs of words answers; None without scikit-learn.
 
-    It learns the most frequent answers from some of the items, evenly spaced: all of VQA v2 would take it hours.
+    It learns the frequent answers from some of the items, evenly spaced: all of VQA v2 would take it hours.
     """
     frequent = {answer for answer, _ in Counter(answers).most_common(_CLASSES)}
     rows = [row for row, answer in enumerate(answers) if answer in frequent]

@@ -34,8 +34,7 @@ def model_card(
         run_config: The resolved configuration of the run, of plain values.
         numbers: Measures by their names in the log.
         commands: What was typed to train and to measure, exactly.
-        language: Name and fingerprint of the language model whose words are the codewords or which is spoken
-            through, or of the vocabulary that texts are read with; None where there is none.
+        language: Name and fingerprint of the language model or of the vocabulary, where there is one.
     """
     words = yaml.safe_load(files("pixlex.report").joinpath("card.yaml").read_text(encoding="utf-8"))
     about, model = words[run_config["family"]], run_config["model"]

@@ -130,10 +130,7 @@ def _is_cut_off(cell: Cell) -> bool:
 
 
 def warnings_of(cells: Sequence[Cell]) -> list[str]:
-    """Return what is wrong with cells and what to set, a line for each row and kind.
-
-    Cells that do not fit their language model, and cells whose answers were cut off or empty.
-    """
+    """Return which cells do not fit their language model or were cut off, and what to set; a line a row."""
     found: dict[tuple[str, bool], list[str]] = {}
     for cell in cells:
         if cell.does_not_fit:
@@ -271,14 +268,10 @@ def draw_episodes(
     words: Mapping[int, str],
     path: Path,
 ) -> Path:
-    """Write a PNG with a row for each episode: support images, the one asked about, the answers.
+    """Write a PNG with a row for each episode: support images, the one asked about, the answers by who answered.
 
-    Under an image stand its name and the first of its words. Answers are green where right, red where wrong,
-    ocher where the credit was shared, grey where there was none.
-
-    Args:
-        shown: The episodes with the answers by who answered; those of one picture should have as many images.
-        words: The text of images by position; an image without text shows none.
+    Under an image stand its name and the first of its words, by its position. Answers are green where right, red
+    where wrong, ocher where the credit was shared, grey where there was none.
     """
     if not shown:
         raise ValueError("no episode to draw")

@@ -49,13 +49,10 @@ _NOTHING = (228, 228, 232)
 
 
 def drawn(path: Path, draw: Callable[[Path], object]) -> Path | None:
-    """Let `draw(temporary_path)` make a picture or a page in one move; where it fails, say so and go on.
+    """Let `draw(temporary_path)` make a picture or a page in one move; where it fails, say so and return None.
 
     Pictures and pages come after the numbers, and none of them takes the numbers down with it. What an earlier
     call left there goes with a failure, for it shows other numbers.
-
-    Returns:
-        The path; None where there is no picture.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,13 +100,9 @@ def reconstruction_grid(
     Pixels are enlarged by a whole factor, so that they stay pixels. A cell has its patch's mean color.
 
     Args:
-        originals: Square images with pixels in [0, 1].
-        reconstructions: Pixels in [0, 1]; values outside are clipped.
+        originals, reconstructions: Square images with pixels in [0, 1]; values outside are clipped.
         words: grid x grid words for each image, rows of the grid first; None leaves the column out.
         grid: Words along one side of the image.
-
-    Raises:
-        ValueError: No image, images that are not square, or a number of words that is not grid x grid.
     """
     shape = tuple(originals.shape)
     if len(originals) == 0:
@@ -142,9 +135,6 @@ def image_columns(
     Args:
         columns: As many square images of one size under each title, pixels in [0, 1], values outside clipped.
         labels: A text below each row, its lines cut to the width; with them a sheet may have no row.
-
-    Raises:
-        ValueError: No image, or columns of different shapes.
     """
     shapes = {tuple(images.shape) for images in columns.values()}
     if len(shapes) != 1 or (0 in next(iter(shapes)) and labels is None):
@@ -294,12 +284,7 @@ def _linear(channel: float) -> float:
 
 
 def word_panel(words: Sequence[str], colors: Sequence[Color], side: int) -> Image.Image:
-    """Return a square picture with each word in its cell, on its color.
-
-    Args:
-        words: grid x grid words, rows of the grid first.
-        side: Of the picture, in pixels, a multiple of the grid.
-    """
+    """Return a square picture, so many pixels wide, of grid x grid words, each in its cell on its color."""
     grid = math.isqrt(len(words))
     cell = side // grid
     panel = Sheet(side, side)

@@ -54,9 +54,6 @@ def explained_image(
         images: Square, pixels in [0, 1].
         explanations: One of each image, of the same text.
         answer: The answer that is explained; empty where it is none.
-
-    Raises:
-        ValueError: Images that are not square, or another number of explanations.
     """
     if len(images) != len(explanations) or not explanations:
         raise ValueError(
@@ -99,11 +96,9 @@ def explained_image(
 
 
 def heated(image: Float[Tensor, "3 H W"], heat: Float[Tensor, "grid grid"], side: int) -> Image.Image:
-    """Return an image in gray under a map in matplotlib's "inferno", scaled to its own highest value.
+    """Return an image in gray under a map, 0 or more, in matplotlib's "inferno", scaled to its own highest value.
 
-    Args:
-        heat: 0 or more; all zero leaves the gray image.
-        side: Of the picture in pixels, a multiple of the image's.
+    A map that is all zero leaves the gray image; the side in pixels is a multiple of the image's.
     """
     gray = Image.fromarray(to_bytes(image)).convert("L").resize((side, side), Image.Resampling.NEAREST)
     highest = float(heat.max())
@@ -153,8 +148,7 @@ def codeword_gallery(
     Args:
         indices: Where the images lie in their source.
         codes: Of each image, rows of its square grid first.
-        image_size: Side in pixels that they were encoded at.
-        num_codewords: Rows.
+        image_size, cut: How they were encoded.
         seed: Of the draw of codewords and patches.
     """
     chosen = choose_codewords(codes, num_codewords, seed)

@@ -71,10 +71,7 @@ def write_linear_probe(
 ) -> Path | None:
     """Write results.json, the pictures and report.html; return the page, None where it could not be made.
 
-    Args:
-        rows: The table; rows of single layers (`layer 3`) are drawn in a picture of their own.
-        commands: What was typed, exactly.
-        notes: What is to be known of all rows.
+    Rows of single layers (`layer 3`) are drawn in a picture of their own; the notes are of all rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = sets.train.class_names

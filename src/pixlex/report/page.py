@@ -31,12 +31,7 @@ _MAP = 560
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a page, under its heading.
-
-    Attributes:
-        values: Columns of numbers, set to the right.
-        remarks: Columns in small print.
-    """
+    """A table of a page, under its heading; `values` are columns of numbers, `remarks` those in small print."""
 
     heading: str
     head: Sequence[str]
@@ -52,9 +47,7 @@ class Page:
     Attributes:
         introduction: A few sentences; an empty line starts a new paragraph.
         examples: `keys`, `originals`, `reconstructions` and perhaps `words` of images, as `Evaluation.examples`.
-        tables: Before the numbers.
-        numbers: By their names in the log, such as `Evaluation.numbers`.
-        notes: Sentences that stand below the tables.
+        tables, numbers, notes: Below each other; numbers by their names in the log.
         pictures: PNG files by their headings; None for one that could not be made.
         commands: What to type to get this result, exactly.
         config: The resolved configuration, of plain values.

@@ -121,11 +121,7 @@ def _page(title: str, introduction: str, notes: Sequence[str], **more: Any) -> d
 def draw_pretraining(
     result: Evaluation, pairs: ImageSource, model: Any, path_of: Callable[[str], Path]
 ) -> dict[str, Path | None]:
-    """Draw what an evaluation of CB-ViLA found on images.
-
-    Args:
-        model: The configuration of the network.
-        path_of: Where a picture goes, "rebuilt" or "codewords".
+    """Draw what an evaluation of CB-ViLA found on images, the configuration of whose network is `model`.
 
     Returns:
         The pictures by their headings; None for one that could not be made.
