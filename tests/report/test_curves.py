@@ -110,13 +110,6 @@ def test_panels_hold_what_belongs_together(
     assert "num_images" not in drawn
 
 
-def test_curves_of_other_phases_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "burn-in/total": 1}\n{"step": 2, "joint/total": 1, "odd": 4}\n', "utf-8")
-    drawn = lines_of(path, tmp_path / "curves.png", monkeypatch)
-    assert drawn == {"total": ["joint", "burn-in"], "odd": ["odd"]}
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -133,9 +126,6 @@ def test_odd_logs_give_a_picture(content: str, tmp_path: Path) -> None:
     path.write_text(content, encoding="utf-8")
     with Image.open(curves(path, tmp_path / "curves.png")) as picture:
         assert picture.size[0] > 1000
-
-
-def test_no_log_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         curves(tmp_path / "absent.jsonl", tmp_path / "curves.png")
 

@@ -114,16 +114,6 @@ def test_without_words_there_are_two_columns(tmp_path: Path) -> None:
     assert sheet.shape[1] == 2 * MARGIN + 2 * 256 + GAP
 
 
-@pytest.mark.parametrize(("size", "grid", "side"), [(64, 8, 640), (256, 16, 1024), (28, 4, 336)])
-def test_pixels_are_enlarged_by_a_whole_factor(size: int, grid: int, side: int, tmp_path: Path) -> None:
-    words = [["word"] * grid**2] * 2
-    images = two_images(size)
-    sheet = pixels(reconstruction_grid(images, images, words, grid, tmp_path / "grid.png"))
-    assert sheet.shape[1] == 2 * MARGIN + 3 * side + 2 * GAP
-    assert side % size == 0
-    assert side // grid >= 64
-
-
 def test_patch_colors_are_means_in_the_order_of_the_words() -> None:
     image = two_images(12)[0]
     for place, color in enumerate(patch_colors(image, 3)):
