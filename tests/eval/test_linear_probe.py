@@ -77,17 +77,6 @@ def test_mini_batches_find_the_same_classifier(num_classes: int) -> None:
         assert same.mean() > 0.98
 
 
-def test_mini_batches_are_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MIN_STEPS", 30)
-    monkeypatch.setattr(module, "_EPOCHS", 1)
-    monkeypatch.setattr(module, "_BATCH", 64)
-    part = part_of(3)
-    weights = [
-        next(fit(part, 3, [0.1], Fit(method="minibatch", seed=seed))).weight.tobytes() for seed in (0, 0, 1)
-    ]
-    assert weights[0] == weights[1] != weights[2]
-
-
 def test_repeated_columns_are_what_the_paper_writes_side_by_side() -> None:
     part = part_of(4)
     literal = Part(np.tile(part.features, 7), part.rows, part.labels)
@@ -159,15 +148,6 @@ def test_the_last_fit_is_on_all_training_images_with_the_best_strength() -> None
         for one in fit(train, 4, result.penalties, LBFGS)
     ]
     assert list(result.validation_accuracy) == accuracies
-
-
-def test_features_without_any_difference_are_right_by_chance() -> None:
-    """A classifier that scores all classes alike would be right every time, if the first of them counted."""
-    blank = Part(np.ones((60, 4), np.float32), np.arange(60), np.arange(60) % 6)
-    one_class = Part(np.ones((12, 4), np.float32), np.arange(12), np.zeros(12, np.int64))
-    result = linear_probe(blank, one_class, 6)
-    assert (result.top1, result.top5) == (pytest.approx(1 / 6), pytest.approx(5 / 6))
-    assert (result.majority, result.chance) == (1.0, pytest.approx(1 / 6))
 
 
 def test_counts() -> None:

@@ -81,16 +81,6 @@ def test_rebuilding_sees_the_visible_patches_and_the_text_alone(language_folder:
     assert not torch.allclose(model.reconstruct(batch.images, other, split), before)
 
 
-def test_patches_and_images_undo_each_other(language_folder: Path) -> None:
-    """And a patch's numbers are its normalized pixels: row, column, channel."""
-    model = tiny_cbvila(language_folder)
-    images = torch.rand(2, 3, 32, 32)
-    patches = model.patches(images)
-    torch.testing.assert_close(model.images(patches), images)
-    second = images[:, :, 0:8, 8:16].permute(0, 2, 3, 1).flatten(1)  # first row, second column
-    torch.testing.assert_close(patches[:, 1], (second - 0.5) / 0.5)
-
-
 def test_churn_is_the_share_of_codes_that_changed(language_folder: Path) -> None:
     objective = _objective(language_folder)
     first = evaluate_pretraining(objective, _batches(objective), QUIET)

@@ -16,7 +16,6 @@ from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.records import ReasoningSource
 from pixlex.data.rows import Questions
 from pixlex.data.sources import subset
-from pixlex.eval import vqa
 from pixlex.eval.evaluate import Pass
 from pixlex.eval.vqa import (
     ReasoningResult,
@@ -59,17 +58,6 @@ def test_answers_that_the_words_tell_need_no_image() -> None:
         "same", ScenesSource("train", 40), 1, ("is it so",) * 40, answers, tuple(map(str, range(40)))
     )
     assert text_alone("vqa", same, same)[0]["text_alone_accuracy"] == 0.5
-
-
-def test_the_classifier_learns_from_some_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many items as many as are allowed, of many answers the frequent ones."""
-    monkeypatch.setattr(vqa, "_LEARNED", 6)
-    monkeypatch.setattr(vqa, "_CLASSES", 2)
-    texts = (*tuple(f"{'a' if number % 2 else 'b'} c" for number in range(30)), "rare")
-    answers = (*tuple(("a" if number % 2 else "b",) for number in range(30)), ("rare",))
-    items = ReasoningSource("items", ScenesSource("train", 31), 1, texts, answers, tuple(map(str, range(31))))
-    found, _ = text_alone("entailment", items, items)
-    assert found["text_alone_accuracy"] == pytest.approx(30 / 31)
 
 
 def test_images_of_several_items_are_encoded_once(language_folder: Path) -> None:

@@ -108,12 +108,6 @@ def test_a_row_is_original_words_reconstruction(tmp_path: Path) -> None:
             assert abs(np.argwhere(written).mean(0) - CELL / 2).max() < 8
 
 
-def test_without_words_there_are_two_columns(tmp_path: Path) -> None:
-    images = two_images(32)
-    sheet = pixels(reconstruction_grid(images, images, None, 4, tmp_path / "grid.png"))
-    assert sheet.shape[1] == 2 * MARGIN + 2 * 256 + GAP
-
-
 def test_patch_colors_are_means_in_the_order_of_the_words() -> None:
     image = two_images(12)[0]
     for place, color in enumerate(patch_colors(image, 3)):
@@ -205,12 +199,6 @@ def test_an_image_and_its_texts_share_a_row(tmp_path: Path) -> None:
         assert (pixels[rows, 16:208] == level).all()
         assert (pixels[rows, 224:] < 128).any()
     assert (pixels[208:224] == 255).all()
-
-
-def test_images_of_one_item_stand_side_by_side(tmp_path: Path) -> None:
-    path = captioned_images([Captioned(torch.zeros(2, 3, 32, 32), ("a",))], tmp_path / "a.png")
-    with Image.open(path) as picture:
-        assert (np.asarray(picture)[16:208, 16 : 16 + 2 * 192] == 0).all()
 
 
 def test_pictures_stand_in_rows_in_their_proportions(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from pixlex.report.galleries import (
     codeword_gallery,
     explained_image,
     heated,
-    reconstructed_pairs,
 )
 
 
@@ -68,18 +67,6 @@ def test_a_panel_for_the_image_the_whole_and_each_word(tmp_path: Path) -> None:
     assert all((pixels[212:228, 16 + number * 204 :][:, :100] < 128).any() for number in range(5))
 
 
-def test_what_was_cut_is_written_below(tmp_path: Path) -> None:
-    """A longer foot; seven panels or more start another row."""
-    image = torch.rand(3, 32, 32)
-    short = _pixels(explained_image(image[None], [_explanation(_map(1, 1))], tmp_path / "a.png"))
-    cut = _explanation(_map(1, 1), left_out=("and", "so", "on") * 10)
-    assert _pixels(explained_image(image[None], [cut], tmp_path / "b.png")).shape[0] > short.shape[0]
-    many = _pixels(explained_image(image[None], [_explanation(*[_map(1, 1)] * 5)], tmp_path / "c.png"))
-    six = _pixels(explained_image(image[None], [_explanation(*[_map(1, 1)] * 4)], tmp_path / "d.png"))
-    assert many.shape[1] == six.shape[1]
-    assert many.shape[0] > six.shape[0] + 192
-
-
 def test_an_image_that_is_no_square_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected square images, got \(1, 3, 8, 12\)"):
         explained_image(torch.rand(1, 3, 8, 12), [_explanation(_map(0, 0))], tmp_path / "a.png")
@@ -101,24 +88,6 @@ def test_two_images_stand_below_each_other(tmp_path: Path) -> None:
     assert not np.array_equal(*shares)
     said = _pixels(explained_image(images[:1], [one], tmp_path / "c.png", answer="red"))
     assert not np.array_equal(said, alone)
-
-
-def test_reconstructed_pairs_stand_in_their_columns(tmp_path: Path) -> None:
-    """Four columns of one color each, two rows, both texts below each."""
-    columns = [torch.full((2, 3, 16, 16), shade) for shade in (0.0, 0.25, 0.5, 1.0)]
-    names = ("originals", "visible", "reconstructions", "other_reconstructions")
-    texts = {"texts": ("a text", "a very long text " * 40), "other_texts": ("another", "")}
-    examples = {**texts, **dict(zip(names, columns, strict=True))}
-    sheet = np.asarray(Image.open(reconstructed_pairs(examples, tmp_path / "rebuilt.png")))
-    side = 256
-    for column, shade in enumerate((0, 64, 128, 255)):
-        for row in range(2):
-            top, left = 16 + 30 + row * (side + 62), 16 + column * (side + 12)
-            assert (sheet[top : top + side, left : left + side] == shade).all()
-    below = sheet[16 + 30 + side : 16 + 30 + side + 62]
-    assert (below[:24] < 128).any()  # the caption
-    assert (below[26:44] < 128).any()  # the other text
-    assert (sheet[:, -10:] == 255).all()  # the long one is cut
 
 
 def test_a_gallery_shows_the_patches_of_each_codeword(tmp_path: Path) -> None:
