@@ -25,10 +25,9 @@ from pixlex.files import locked, remove_partial, unsealed, write_json
 from pixlex.messages import printable, quoted
 from pixlex.models import checkpoint
 from pixlex.objectives.phase import Objective
-from pixlex.report.card import model_card
 from pixlex.report.curves import curves
 from pixlex.report.figures import drawn
-from pixlex.report.page import Page, write_page
+from pixlex.report.page import Page, model_card, write_page
 from pixlex.report.progress import CODES, Evaluated
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.logging import METRICS, write_environment

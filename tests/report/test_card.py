@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from pixlex.families import FAMILIES
-from pixlex.report.card import model_card
+from pixlex.report.page import model_card
 
 CONFIG: dict[str, Any] = {"family": "lqae", "model": {"image_size": 64, "patch_size": 8}, "seed": 0}
 LANGUAGE = ("some/bert", "c0ffee" * 10)
