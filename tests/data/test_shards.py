@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tarfile
 import time
@@ -12,8 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tests.data.far import Far, asked
 from tests.data.test_tar import write_tar
 from tests.tiny import evaluation_batches, training_batches
@@ -21,7 +18,6 @@ from tests.tiny import evaluation_batches, training_batches
 from pixlex.config.fields import DataConfig
 from pixlex.data.captions import open_pairs
 from pixlex.data.images import open_source
-from pixlex.data.labels import Labels, resolve_labels, row_label
 from pixlex.data.loader import prefetch
 from pixlex.data.remote import NoSuchFile, Unreachable, cache_folder
 from pixlex.data.shards import TarSource
@@ -115,38 +111,6 @@ def test_keys_begin_behind_the_folder_that_the_shards_have_in_common(
         settle(write_tar(tmp_path / name, {"x.png": picture(0)}))
     alone, both = open_source(str(tmp_path / "a")), open_source(str(tmp_path / "{a,b}" / "0.tar"))
     assert (alone.key(0), both.key(0), both.key(1)) == ("0.tar/x.png", "a/0.tar/x.png", "b/0.tar/x.png")
-
-
-def outcome(labels: Callable[[], Labels]) -> object:
-    try:
-        found = labels()
-    except ValueError as fault:
-        return str(fault)
-    return found.indices.tolist(), found.class_names
-
-
-@given(
-    rows=st.lists(
-        st.tuples(st.sampled_from(["", "-1", "0", "1", "2"]), st.sampled_from(["", "cat", "dog", "ünï"])),
-        min_size=1, max_size=9,
-    ),
-    split=st.integers(0, 9), captioned=st.booleans(),
-)  # fmt: skip
-@settings(deadline=None, max_examples=40)
-def test_labels_are_those_of_the_rows_one_by_one(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], split: int, captioned: bool
-) -> None:
-    """Pairs of label and name are looked at once, with the result and the errors of looking at every row."""
-    folder = tmp_path_factory.mktemp("rows")
-    for shard, part in enumerate((rows[:split], rows[split:])):
-        files: dict[str, bytes] = {}
-        for row, (label, name) in enumerate(part):
-            files |= {f"{row}.png": b"x", f"{row}.cls": label.encode()}
-            files[f"{row}.json"] = f'{{"class_name": {json.dumps(name)}}}'.encode()
-        settle(write_tar(folder / f"{shard}.tar", files))
-    fields = [row_label(label, name, "") for label, name in rows]
-    one_by_one = outcome(lambda: resolve_labels(fields, str(folder), folder, numbered=captioned))
-    assert outcome(lambda: open_source(str(folder), captioned=captioned).labels) == one_by_one
 
 
 @pytest.fixture
