@@ -16,7 +16,8 @@ from pixlex.ablations import Measure, Measured, plan, run_ablations
 from pixlex.cli import main
 from pixlex.config.ablation import AblationRow, ablation_of, select_rows
 from pixlex.config.lqae import LQAERun, VQVAERun
-from pixlex.eval.few_shot.episodes import sample_episodes, setting_of
+from pixlex.eval.few_shot.episodes import sample_episodes
+from pixlex.eval.few_shot.prompts import setting_of
 from pixlex.models import checkpoint
 from pixlex.nn.language_model import load_language_model
 from pixlex.report.ablation import ablation_table

@@ -17,7 +17,7 @@ from tests.tiny import tiny_lqae_config
 from pixlex.api import ImageTokenizer
 from pixlex.config.lqae import LanguageConfig
 from pixlex.data.images import open_source
-from pixlex.eval.few_shot.readers import ModelWords
+from pixlex.eval.few_shot.readers import model_words
 from pixlex.models import checkpoint
 from pixlex.models.lqae import LQAE
 
@@ -63,7 +63,7 @@ def test_prompts_and_files_hold_text(
 ) -> None:
     images = labeled(tmp_path / "images", per_class=4)
     source = open_source(str(tmp_path / "images"))
-    texts = ModelWords(tokenizer.model, name="words").read(source, range(len(source)))
+    texts = model_words(tokenizer.model, name="words").read(source, range(len(source)))
     assert images is not None
     assert not BYTES & set("".join(texts.values()))
     code, out, err = call("encode", tmp_path / "images", "--model", model, "--device", "cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from tests.eval.few_shot.fakes import FakeClient, labeled
@@ -15,12 +15,8 @@ from tests.eval.llm.tiny_causal import tiny_causal
 from tests.tiny import tiny_frozen, tiny_language, tiny_lqae, tiny_mae, tiny_vqvae
 
 from pixlex.api import ImageTokenizer
-from pixlex.cli import few_shot, main
+from pixlex.cli import main
 from pixlex.eval import llm
-from pixlex.eval.few_shot.classifiers import WORD_CLASSIFIERS
-from pixlex.eval.few_shot.episodes import PAPER_COLUMNS
-from pixlex.eval.few_shot.prompted import SCORERS
-from pixlex.eval.few_shot.prompts import TEMPLATES
 from pixlex.eval.llm import LLMOptions
 from pixlex.models import checkpoint
 
@@ -57,13 +53,6 @@ def command(folder: Path, *rest: str) -> list[str]:
         "--settings", "1/0", "3/0", "--encoder", language, "--code-words", language, "--device", "cpu",
         "--quiet", *rest,
     ]  # fmt: skip
-
-
-def test_the_choices_are_those_that_exist() -> None:
-    assert few_shot.COLUMNS == PAPER_COLUMNS
-    assert get_args(few_shot.Template) == TEMPLATES
-    assert tuple(SCORERS) == get_args(few_shot.Scorer)
-    assert (*WORD_CLASSIFIERS, "linear", "pixels", "chance") == get_args(few_shot.ClassifierName)
 
 
 def test_models_and_baselines_give_rows(folder: Path, tmp_path: Path, cells: Any) -> None:
@@ -112,7 +101,8 @@ def test_a_language_model_gives_rows(
     monkeypatch.setattr(llm, "connect", connect)
     asked = [
         "--model", str(folder / "lqae"), "--answerers", "--llm", "some-model", "--llm-url", "http://host/v1",
-        "--template", "frozen", "v2l", "--scorer", "strict", "--llm-max-cost", "2", "--out", str(tmp_path),
+        "--template", "frozen", "v2l", "--scorer", "strict", "--llm-max-cost", "2", "--llm-input-price", "1",
+        "--llm-output-price", "1", "--out", str(tmp_path),
     ]  # fmt: skip
     found = cells(*asked)
     assert [(cell["answerer"], cell["scorer"]) for cell in found[::2]] == [

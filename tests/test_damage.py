@@ -24,8 +24,8 @@ from pixlex.data.tar import scan_shard
 from pixlex.encoding.encode import _fits
 from pixlex.encoding.files import EncodedImage, Kind, read_codes, write_checksum, write_codes
 from pixlex.eval import probe_features
-from pixlex.eval.few_shot.classifiers import Answer
-from pixlex.eval.few_shot.episodes import load_episodes, sample_episodes, save_episodes, setting_of
+from pixlex.eval.few_shot.episodes import load_episodes, sample_episodes, save_episodes
+from pixlex.eval.few_shot.prompts import Answer, setting_of
 from pixlex.eval.few_shot.readers import append_texts, load_texts
 from pixlex.eval.few_shot.run import AnswerJournal
 from pixlex.eval.retrieval import CachedScores

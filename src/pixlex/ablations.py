@@ -16,12 +16,12 @@ from pixlex.data.records import PairSource
 from pixlex.data.sources import ImageSource
 from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import wilson_interval
-from pixlex.eval.few_shot.classifiers import Classifier, embedded_encoder, word_classifiers
+from pixlex.eval.few_shot.classifiers import embedded_encoder, word_classifiers
 from pixlex.eval.few_shot.episodes import EpisodeSet, digest
-from pixlex.eval.few_shot.prompted import PromptedClassifier, Scorer
-from pixlex.eval.few_shot.prompts import Template
+from pixlex.eval.few_shot.prompted import PromptedClassifier
+from pixlex.eval.few_shot.prompts import Scorer, Template
 from pixlex.eval.few_shot.readers import model_reader
-from pixlex.eval.few_shot.run import run_few_shot
+from pixlex.eval.few_shot.run import Classifier, run_few_shot
 from pixlex.eval.llm import LanguageClient
 from pixlex.eval.probe_features import probe_features, probe_rows
 from pixlex.eval.probe_sets import ProbeSets
@@ -277,7 +277,7 @@ def few_shot_measure(
     def measure(folder: Path, row: AblationRow) -> Mapping[str, Measured]:
         model = _load(folder, device)
         place = next(model.parameters()).device
-        words = _words_of_base(folder) if model.vocabulary is None else None
+        words = _words_of_base(folder) if model.vocabulary is None else ()
         reader = model_reader(
             model, row.name, words=words, keep_ratio=row.keep_share, cache=cache / "words", device=place
         )

@@ -12,8 +12,8 @@ from tests.eval.few_shot.fakes import FakeReader, labeled, paper_settings
 
 from pixlex.data.images import ImageSource
 from pixlex.eval.evaluate import wilson_interval
-from pixlex.eval.few_shot.classifiers import Answer
-from pixlex.eval.few_shot.episodes import Setting, sample_episodes, setting_of
+from pixlex.eval.few_shot.episodes import sample_episodes
+from pixlex.eval.few_shot.prompts import Answer, Setting, setting_of
 from pixlex.eval.few_shot.run import Cell
 from pixlex.report.few_shot import (
     draw_accuracies,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -18,27 +19,25 @@ from pixlex.cli.options import (
     MachineOptions,
     Options,
     Positive,
-    Scorer,
-    Template,
     answer,
     option,
     remark,
 )
+from pixlex.eval.few_shot.prompts import PAPER_COLUMNS, Naming, Scorer, Template, WordClassifier, setting_of
+from pixlex.eval.llm.client import Mode
 
 if TYPE_CHECKING:
     from pixlex.data.sources import ImageSource
-    from pixlex.eval.few_shot.classifiers import Classifier
     from pixlex.eval.few_shot.episodes import EpisodeSet
     from pixlex.eval.few_shot.readers import TextReader
-    from pixlex.eval.few_shot.run import Cell
+    from pixlex.eval.few_shot.run import Cell, Classifier
     from pixlex.eval.llm import LanguageClient
     from pixlex.models.checkpoint import Model, Tokenizer
 
     # What makes text of images, and the model behind it, if there is one.
     Reading = tuple[TextReader, Tokenizer | None]
 
-COLUMNS = ("bare:1/0", "1/0", "3/0", "5/0", "1/1", "1/3", "1/5")
-ClassifierName = Literal["sentence", "layers", "last-layer", "bag", "linear", "pixels", "chance"]
+ClassifierName = Literal[WordClassifier, "linear", "pixels", "chance"]
 # Images that the statistics of an untrained model's search are measured on.
 _SOME = 64
 
@@ -75,11 +74,13 @@ class EpisodeOptions(Options):
     ways: tuple[Positive, ...] = option((2, 5), "classes; default 2 5")
     episodes: Positive = option(500, "of each setting; default %(default)s")
     seed: Count = option(0, "default %(default)s")
-    names: Literal["real", "nonsense"] = option(
+    names: Naming = option(
         "real", "the classes' own, or dax, blicket ... assigned anew in every episode; default %(default)s"
     )
     settings: tuple[str, ...] = option(
-        COLUMNS, f"shots/repeats, bare: for no induction; default the paper's {' '.join(COLUMNS)}", "S"
+        PAPER_COLUMNS,
+        f"shots/repeats, bare: for no induction; default the paper's {' '.join(PAPER_COLUMNS)}",
+        "S",
     )
     episode_files: Path | None = option(
         None,
@@ -108,13 +109,15 @@ class ClassifierOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class LargeModelOptions(Options):
-    """Who classifies with a large language model."""
+    """Who classifies with a large language model; `llm_X` is `LLMOptions.X`, but for the room of an answer."""
 
     GROUP = "who answers with a large language model"
     llm: str | None = option(
         None, "an endpoint's model with --llm-url, else a directory or hub repository", "M"
     )
-    llm_url: str | None = option(None, "OpenAI-compatible endpoint, such as http://host:8000/v1", "URL")
+    llm_base_url: str | None = option(
+        None, "OpenAI-compatible endpoint, such as http://host:8000/v1", "URL", name="--llm-url"
+    )
     template: tuple[Template, ...] = option(("frozen",), "default frozen")
     scorer: tuple[Scorer, ...] | None = option(
         None, "how answers are judged; default all that M can but per-token and v2l"
@@ -122,7 +125,7 @@ class LargeModelOptions(Options):
     llm_key_variable: str | None = option(
         None, "environment variable of the key; default OPENAI_API_KEY", "NAME"
     )
-    llm_mode: Literal["auto", "chat", "completions"] = option("auto", "how an endpoint is asked")
+    llm_mode: Mode = option("auto", "how an endpoint is asked")
     llm_concurrency: Positive = option(8, "default %(default)s requests at a time")
     llm_timeout: float = option(120.0, "default %(default)s", "SECONDS")
     llm_cache: Folder | None = option(None, "default: a folder in --out", "DIR")
@@ -135,7 +138,9 @@ class LargeModelOptions(Options):
         "room of an answer, for models that think first; default the longest name and a little more",
         "N",
     )
-    llm_context: Positive | None = option(None, "tokens that prompt and answer may have", "N")
+    llm_context_size: Positive | None = option(
+        None, "tokens that prompt and answer may have", "N", name="--llm-context"
+    )
     llm_tokenizer: str | None = option(None, "counts an endpoint's tokens; default an upper bound", "M")
     llm_batch_size: Positive = option(16, "of a local model; default %(default)s")
 
@@ -171,38 +176,31 @@ def few_shot(options: FewShotOptions) -> int:
 def _episodes(options: FewShotOptions) -> tuple[ImageSource, list[EpisodeSet]]:
     """Draw, load or read the episodes."""
     from pixlex.data.images import open_source
-    from pixlex.eval.few_shot.episodes import sample_episodes, setting_of
+    from pixlex.eval.few_shot.episodes import load_episodes, sample_episodes
     from pixlex.eval.few_shot.published import read_open_ended
 
-    if options.open_ended is not None:
-        if options.data is not None or options.episode_files is not None:
-            raise ValueError("--open-ended brings images and episodes: leave out --data and --episode-files")
-        settings = [setting_of(column, ways) for ways in options.ways for column in options.settings]
-        return read_open_ended(options.open_ended, settings, task=options.task, limit=options.episodes)
-    if options.data is None:
-        raise ValueError("expected --data with labeled images, or --open-ended with published episodes")
-    images = open_source(options.data)
-    if options.episode_files is not None:
-        return images, _load_episodes(options.episode_files, images)
-    return images, [
-        sample_episodes(
-            images, setting_of(column, ways, options.names), count=options.episodes, seed=options.seed
-        )
+    settings = [
+        setting_of(column, ways, options.names)
         for ways in dict.fromkeys(options.ways)
         for column in dict.fromkeys(options.settings)
     ]
-
-
-def _load_episodes(place: Path, images: ImageSource) -> list[EpisodeSet]:
-    """Load one file of episodes, or all of a folder."""
-    from pixlex.eval.few_shot.episodes import load_episodes
-
+    if options.open_ended is not None:
+        if options.data is not None or options.episode_files is not None:
+            raise ValueError("--open-ended brings images and episodes: leave out --data and --episode-files")
+        return read_open_ended(options.open_ended, settings, task=options.task, limit=options.episodes)
+    if options.data is None:
+        raise ValueError("expected --data with labeled images, or --open-ended with published episodes")
+    images, place = open_source(options.data), options.episode_files
+    if place is None:
+        count, seed = options.episodes, options.seed
+        return images, [sample_episodes(images, setting, count=count, seed=seed) for setting in settings]
     paths = sorted(place.glob("*.json")) if place.is_dir() else [place]
     if not paths:
         raise ValueError(f"no .json file of episodes in {place}")
+    order = {column: number for number, column in enumerate(PAPER_COLUMNS)}
     sets = [load_episodes(path, images) for path in paths]
-    order = {column: number for number, column in enumerate(COLUMNS)}
-    return sorted(sets, key=lambda one: (one.setting.ways, order.get(one.setting.column, len(order))))
+    sets.sort(key=lambda one: (one.setting.ways, order.get(one.setting.column, len(order))))
+    return images, sets
 
 
 def _models(options: FewShotOptions, images: ImageSource) -> dict[str, Model]:
@@ -218,14 +216,9 @@ def _models(options: FewShotOptions, images: ImageSource) -> dict[str, Model]:
             raise ValueError(f"two models are called {name!r}: give them names with --model NAME={path}")
         model = models[name] = load_any(path, language_model=options.language_model)
         if options.untrained:
-            # The same ones in every process.
-            settings = LoaderConfig(
-                image_size=model.config.image_size,
-                cut=model.config.cut,
-                batch_size=_SOME,
-                rank=0,
-                world_size=1,
-            )
+            size, cut = model.config.image_size, model.config.cut
+            # The same images in every process.
+            settings = LoaderConfig(image_size=size, cut=cut, batch_size=_SOME, rank=0, world_size=1)
             some = Loader(Images(images), settings).evaluation(_SOME)
             models[f"untrained {name}"] = untrained_copy(model, next(some).images)
     return models
@@ -240,46 +233,41 @@ def _named(entry: str) -> tuple[str, str]:
     return (folder.parent.name if folder.name == "model" else folder.name) or entry, entry
 
 
+def _where(options: FewShotOptions) -> dict[str, Any]:
+    from pixlex.distributed import pick_device
+
+    return {"device": pick_device(options.device), "precision": options.precision}
+
+
 def _readings(options: FewShotOptions, models: Mapping[str, Model]) -> list[Reading]:
     """Return what makes text of images, each with the model behind it, if there is one."""
-    from pixlex.distributed import pick_device
-    from pixlex.eval.few_shot.readers import AsciiArt, Shortened, model_reader
+    from pixlex.eval.few_shot.readers import AsciiArt, model_reader, shortened
     from pixlex.nn.language_model import load_language_model
+    from pixlex.nn.vocabulary import build_vocabulary
 
-    code_words = None
+    words: Sequence[str] = ()
     if any(model.has_codes and model.vocabulary is None for model in models.values()):
-        code_words = load_language_model(options.code_words)
-    readings: list[Reading] = []
-    for name, model in models.items():
-        if model.has_codes:
-            reader = model_reader(
-                model,
-                name,
-                words=code_words,
-                keep_ratio=options.keep_share,
-                cache=options.out / "words",
-                device=pick_device(options.device),
-                precision=options.precision,
-            )
-            readings.append((reader, model))
+        words = build_vocabulary(load_language_model(options.code_words)).words
+    kept, cache, where = options.keep_share, options.out / "words", _where(options)
+    readings: list[Reading] = [
+        (model_reader(model, name, words=words, keep_ratio=kept, cache=cache, **where), model)
+        for name, model in models.items()
+        if model.has_codes
+    ]
     if options.ascii:
-        art = AsciiArt()
-        readings.append((Shortened(art, options.keep_share) if options.keep_share < 1 else art, None))
+        readings.append((shortened(AsciiArt(), kept) if kept < 1 else AsciiArt(), None))
     return readings
 
 
 def _classifiers(
-    options: FewShotOptions,
-    models: Mapping[str, Model],
-    readings: Sequence[Reading],
+    options: FewShotOptions, models: Mapping[str, Model], readings: Sequence[Reading]
 ) -> list[Classifier]:
-    """Return the rows of the table."""
-    from pixlex.distributed import pick_device
-    from pixlex.eval.few_shot.classifiers import Chance, NearestClassMean, WordClassifier, word_classifiers
-    from pixlex.eval.few_shot.features import PixelFeatures
+    """Return the rows of the table: of each reader, of each model's networks, of no model."""
+    from pixlex.eval.few_shot import classifiers as few
+    from pixlex.eval.few_shot.prompted import FrozenClassifier
     from pixlex.nn.language_model import load_language_model
 
-    asked = list(dict.fromkeys(options.answerers))
+    asked, where = list(dict.fromkeys(options.answerers)), _where(options)
     kinds: list[WordClassifier] = sorted(set(get_args(WordClassifier)) & set(asked), key=asked.index)
     if not models and not readings and (kinds or options.llm):
         raise ValueError(
@@ -287,49 +275,38 @@ def _classifiers(
         )
     encoder = load_language_model(options.encoder) if "sentence" in kinds and readings else None
     client = _client(options, options.llm) if options.llm is not None else None
-    device = pick_device(options.device)
     rows: list[Classifier] = []
     for reader, model in readings:
-        rows += word_classifiers(reader, kinds, model=model, encoder=encoder, device=device)
-        if client is not None:
-            rows += _prompted(options, reader, client)
+        rows += few.word_classifiers(reader, kinds, model=model, encoder=encoder, device=where["device"])
+        rows += _prompted(options, reader, client)
     for name, one in models.items():
-        rows += _of_model(options, name, one, linear="linear" in asked)
+        if one.speaks:
+            rows += [
+                FrozenClassifier(one, name=name, scorer=scorer, template=template, **where)
+                for template in dict.fromkeys(options.template)
+                for scorer in ("strict", "likelihood")
+                if options.scorer is None or scorer in options.scorer
+            ]
+        elif "linear" in asked:
+            rows.append(few.LinearPerEpisode(few.encoder_features(one, name=name, **where)))
     if "pixels" in asked:
-        rows.append(NearestClassMean(PixelFeatures()))
+        rows.append(few.NearestClassMean(few.pixel_features()))
     if "chance" in asked:
-        rows.append(Chance())
+        rows.append(few.Chance())
     return rows
 
 
-def _of_model(options: FewShotOptions, name: str, model: Model, *, linear: bool) -> list[Classifier]:
-    """Return the rows that need a model's networks rather than its words."""
-    from pixlex.distributed import pick_device
-    from pixlex.eval.few_shot.classifiers import LinearPerEpisode
-    from pixlex.eval.few_shot.features import EncoderFeatures
-    from pixlex.eval.few_shot.prompted import FrozenClassifier
+def _prompted(options: FewShotOptions, reader: TextReader, client: LanguageClient | None) -> list[Classifier]:
+    from pixlex.eval.few_shot.prompted import PromptedClassifier
+    from pixlex.eval.few_shot.prompts import SCORERS
 
-    where: dict[str, Any] = {"device": pick_device(options.device), "precision": options.precision}
-    if model.speaks:
-        scorers: tuple[Literal["strict", "likelihood"], ...] = ("strict", "likelihood")
-        return [
-            FrozenClassifier(model, name=name, scorer=scorer, template=template, **where)
-            for template in dict.fromkeys(options.template)
-            for scorer in scorers
-            if options.scorer is None or scorer in options.scorer
-        ]
-    return [LinearPerEpisode(EncoderFeatures(model, name=name, **where))] if linear else []
-
-
-def _prompted(options: FewShotOptions, reader: TextReader, client: LanguageClient) -> list[Classifier]:
-    from pixlex.eval.few_shot.prompted import SCORERS, PromptedClassifier
-
-    able = [scorer for scorer, (ability, _) in SCORERS.items() if ability in client.abilities]
+    if client is None:
+        return []
+    able = [scorer for scorer, row in SCORERS.items() if row.ability in client.abilities]
     scorers = options.scorer or [scorer for scorer in able if scorer not in ("likelihood-per-token", "v2l")]
+    room = options.llm_answer_tokens
     return [
-        PromptedClassifier(
-            reader, client, template=template, scorer=scorer, answer_tokens=options.llm_answer_tokens
-        )
+        PromptedClassifier(reader, client, template=template, scorer=scorer, answer_tokens=room)
         for template in dict.fromkeys(options.template)
         for scorer in dict.fromkeys(scorers)
     ]
@@ -338,25 +315,10 @@ def _prompted(options: FewShotOptions, reader: TextReader, client: LanguageClien
 def _client(options: FewShotOptions, name: str) -> LanguageClient:
     from pixlex.eval import llm
 
-    client = llm.connect(
-        llm.LLMOptions(
-            model=name,
-            base_url=options.llm_url,
-            key_variable=options.llm_key_variable,
-            mode=options.llm_mode,
-            concurrency=options.llm_concurrency,
-            timeout=options.llm_timeout,
-            cache=options.llm_cache or options.out / "language-model",
-            input_price=options.llm_input_price,
-            output_price=options.llm_output_price,
-            max_cost=options.llm_max_cost,
-            max_tokens=options.llm_max_tokens,
-            context_size=options.llm_context,
-            tokenizer=options.llm_tokenizer,
-            device=options.device,
-            batch_size=options.llm_batch_size,
-        )
-    )
+    given = {one.name: f"llm_{one.name}" for one in fields(llm.LLMOptions)}
+    settings = {to: getattr(options, name) for to, name in given.items() if hasattr(options, name)}
+    settings["cache"] = options.llm_cache or options.out / "language-model"
+    client = llm.connect(llm.LLMOptions(model=name, device=options.device, **settings))
     remark(options, f"{client.name} can {', '.join(sorted(client.abilities))}")
     return client
 
@@ -375,7 +337,7 @@ def _remark_cost(
         for classifier in classifiers
         if isinstance(classifier, PromptedClassifier)
         for episodes in episode_sets
-        for estimate in classifier.estimate(episodes.setting, episodes.episodes, images)
+        if (estimate := classifier.estimate(episodes.setting, episodes.episodes, images)) is not None
     ]
     if estimates:
         requests, tokens = sum(one.requests for one in estimates), sum(one.usage.total for one in estimates)
@@ -411,34 +373,24 @@ def _write(
         "command": options.command_line,
     }
     write_few_shot(folder, cells, about)
-    pictures = {"Accuracy": drawn(folder / "accuracy.png", lambda path: draw_accuracies(cells, path))}
-    for episodes in _smallest(episode_sets):
-        reader = readings[0][0] if readings else None
-        pictures[f"Episodes: {episodes.setting.label}"] = drawn(
-            folder / f"episodes-{episodes.setting.ways}-way.png",
-            partial(draw_episode_examples, episodes, cells, images, reader),
-        )
-    page = drawn(
-        folder / "report.html",
-        lambda path: write_few_shot_page(
-            path,
-            cells,
-            title=f"Few-shot classification of {images.name}",
-            commands=[options.command_line],
-            about=about,
-            pictures=pictures,
-        ),
+    pictures = {"Accuracy": drawn(folder / "accuracy.png", partial(draw_accuracies, cells))}
+    reader = readings[0][0] if readings else None
+    # Of each number of ways the fewest shots, whose episodes fit into a picture; with induction the names that it
+    # shows are those that were asked for.
+    by_size = sorted(
+        episode_sets, key=lambda one: (one.setting.ways, one.setting.shots, not one.setting.induction)
     )
-    remark_page(options, page)
-
-
-def _smallest(episode_sets: Sequence[EpisodeSet]) -> list[EpisodeSet]:
-    """Return the set with the fewest shots of each number of ways: its episodes fit into a picture."""
-    found: dict[int, EpisodeSet] = {}
-    for one in episode_sets:
-        known = found.setdefault(one.setting.ways, one)
-        # With induction: the names that the picture shows are the names that were asked for.
-        found[one.setting.ways] = min(
-            known, one, key=lambda one: (one.setting.shots, not one.setting.induction)
-        )
-    return [found[ways] for ways in sorted(found)]
+    for ways, sets in groupby(by_size, key=lambda one: one.setting.ways):
+        episodes = next(sets)
+        draw = partial(draw_episode_examples, episodes, cells, images, reader)
+        name = f"episodes-{ways}-way.png"
+        pictures[f"Episodes: {episodes.setting.label}"] = drawn(folder / name, draw)
+    page = partial(
+        write_few_shot_page,
+        cells=cells,
+        title=f"Few-shot classification of {images.name}",
+        commands=[options.command_line],
+        about=about,
+        pictures=pictures,
+    )
+    remark_page(options, drawn(folder / "report.html", page))

@@ -121,10 +121,6 @@ Positive = Annotated[int, at_least(1)]
 Count = Annotated[int, at_least(0)]
 Fraction = Annotated[float, fraction]
 
-# How language models are prompted, and how their answers are judged.
-Template = Literal["frozen", "v2l", "pixlex"]
-Scorer = Literal["strict", "likelihood", "likelihood-per-token", "constrained", "v2l"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:

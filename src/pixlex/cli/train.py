@@ -18,13 +18,12 @@ from pixlex.cli.options import (
     MachineOptions,
     Options,
     Positive,
-    Scorer,
-    Template,
     answer,
     option,
     positional,
     remark,
 )
+from pixlex.eval.few_shot.prompts import Scorer, Template
 
 if TYPE_CHECKING:
     from pixlex.ablations import Measure
@@ -390,7 +389,8 @@ def _few_shot_measures(options: AblateOptions, folder: Path, device: str) -> lis
         return []
     from pixlex.ablations import few_shot_measure
     from pixlex.data.images import open_source
-    from pixlex.eval.few_shot.episodes import sample_episodes, setting_of
+    from pixlex.eval.few_shot.episodes import sample_episodes
+    from pixlex.eval.few_shot.prompts import setting_of
     from pixlex.eval.llm import LLMOptions, connect
 
     images, cache = open_source(options.few_shot), folder / "few-shot"

@@ -15,9 +15,8 @@ from PIL import Image
 
 from pixlex.data.decoding import UnreadableImage, center_box, decode_record
 from pixlex.data.sources import ImageSource
-from pixlex.eval.few_shot.classifiers import Answer
-from pixlex.eval.few_shot.episodes import PAPER_COLUMNS, Episode, EpisodeSet, images_of
-from pixlex.eval.few_shot.prompted import SCORERS
+from pixlex.eval.few_shot.episodes import EpisodeSet
+from pixlex.eval.few_shot.prompts import PAPER_COLUMNS, SCORERS, Answer, Episode, images_of
 from pixlex.eval.few_shot.published import published_rows
 from pixlex.eval.few_shot.readers import TextReader
 from pixlex.eval.few_shot.run import Cell
@@ -28,7 +27,7 @@ from pixlex.report.figures import GAP, INK, MARGIN, SOFT, Color, Sheet
 from pixlex.report.page import Page, Table, write_page
 
 _JUDGED: dict[str, str] = {
-    **{str(name): text for name, (_, text) in SCORERS.items()},
+    **{str(name): scorer.rule for name, scorer in SCORERS.items()},
     "linear": "the best of the episode's classes, by a linear classifier of vectors of its images",
     "nearest": "the best of the episode's classes, by vectors of its images; names are never seen",
     "exact": "calculated, not measured",

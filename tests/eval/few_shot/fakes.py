@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from pixlex.data.images import ImageSource, open_source
-from pixlex.eval.few_shot.episodes import PAPER_COLUMNS, Naming, Setting, setting_of
-from pixlex.eval.llm.client import Ability, CandidateScores, Completion, LanguageClient
+from pixlex.eval.few_shot.prompts import PAPER_COLUMNS, Naming, Setting, setting_of
+from pixlex.eval.llm.client import Ability, LanguageClient, Prompt, Reply
 
 CLASSES = ("camel", "lobster", "pig", "red panda", "teapot", "zebra")
 
@@ -61,52 +62,40 @@ def right_answer(prompt: str) -> str:
 
 @dataclass
 class FakeClient(LanguageClient):
-    """A language model that knows the answer, unless told to say or to do something else."""
+    """A language model that knows the answer, {} in what it is told to say; keeps what it was asked."""
 
     abilities: frozenset[Ability] = frozenset(("generate", "score", "choose", "mix"))
     context_size: int | None = None
     counts_exactly: bool = True
     says: str | None = None
-    finish: str = "stop"
+    finish: Literal["stop", "length"] = "stop"
     indifferent: bool = False
     fails: frozenset[int] = frozenset()
     name: str = "fake model"
     identity: str = "fake model"
     sent: list[str] = field(default_factory=list)
+    asked: list[tuple[Ability, int, tuple[str, ...]]] = field(default_factory=list)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(text.split()) for text in texts]
 
-    def generate(
-        self, prompts: Sequence[str], *, max_new_tokens: int, stop: Sequence[str]
-    ) -> Iterator[tuple[int, Completion]]:
-        yield from self._completions(prompts)
-
-    def choose(
-        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]], *, mix: bool = False
-    ) -> Iterator[tuple[int, Completion]]:
-        yield from self._completions(prompts)
-
-    def _completions(self, prompts: Sequence[str]) -> Iterator[tuple[int, Completion]]:
+    def ask(self, ability: Ability, prompts: Sequence[Prompt], limit: int = 1) -> Iterator[tuple[int, Reply]]:
         for place in reversed(range(len(prompts))):  # in any order
-            self.sent.append(prompts[place])
+            prompt = prompts[place]
+            self.sent.append(prompt.text)
+            self.asked.append((ability, limit, prompt.stops))
             if place in self.fails:
-                yield place, Completion(text="", finish="failed", reason="cut connection")
+                yield place, Reply.failed("cut connection")
                 continue
-            text = right_answer(prompts[place]) if self.says is None else self.says
-            yield place, Completion(text=text, finish=self.finish)  # type: ignore[arg-type]
-
-    def score(
-        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
-    ) -> Iterator[tuple[int, CandidateScores]]:
-        for place in reversed(range(len(prompts))):
-            self.sent.append(prompts[place])
-            if place in self.fails:
-                yield place, CandidateScores(log_probabilities=(), num_tokens=(), reason="cut connection")
-                continue
-            best = None if self.indifferent else right_answer(prompts[place])
-            values = tuple(-1.0 if name == best else -3.0 for name in candidates[place])
-            yield place, CandidateScores(log_probabilities=values, num_tokens=(1,) * len(values))
+            right = right_answer(prompt.text) if "{}" in (self.says or "{}") else ""
+            values = tuple(
+                -1.0 if name == right and not self.indifferent else -3.0 for name in prompt.candidates
+            )
+            if ability == "score":
+                yield place, Reply(log_probabilities=values, num_tokens=(1,) * len(values))
+            else:
+                text = (self.says or "{}").replace("{}", right)
+                yield place, Reply(text=text, finish=self.finish)
 
 
 TWO_WAY = Setting(ways=2, shots=1)

@@ -10,10 +10,10 @@ from pathlib import Path
 from tests.eval.few_shot.fakes import FakeReader
 
 from pixlex.data.images import ImageSource, open_source
-from pixlex.eval.few_shot.classifiers import Answer, Classifier, NearestClassMean
-from pixlex.eval.few_shot.episodes import Episode, Setting, sample_episodes
-from pixlex.eval.few_shot.features import BagOfWords
-from pixlex.eval.few_shot.run import Cell, run_few_shot
+from pixlex.eval.few_shot.classifiers import NearestClassMean, bag_of_words
+from pixlex.eval.few_shot.episodes import sample_episodes
+from pixlex.eval.few_shot.prompts import Answer, Episode, Setting
+from pixlex.eval.few_shot.run import Cell, Classifier, run_few_shot
 
 COLUMNS = tuple(Setting(ways=2, shots=shots) for shots in (1, 2))
 COUNT = 40
@@ -42,5 +42,5 @@ def ask(pictures: Path, out: Path, log: Path, pause: float = 0.0) -> list[Cell]:
     """Ask two settings of forty episodes."""
     images = open_source(str(pictures))
     sets = [sample_episodes(images, setting, count=COUNT, seed=0) for setting in COLUMNS]
-    answerer = Logged(NearestClassMean(BagOfWords(FakeReader())), log, pause)
+    answerer = Logged(NearestClassMean(bag_of_words(FakeReader())), log, pause)
     return run_few_shot([answerer], sets, images, out, progress=False)

@@ -14,24 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.eval.few_shot.fakes import CLASSES, labeled, paper_settings
 
-from pixlex.data.images import ImageSource, open_source
+from pixlex.data.images import ImageSource
 from pixlex.data.labels import Labels
 from pixlex.eval.few_shot.episodes import (
     NONSENSE_NAMES,
-    PAPER_COLUMNS,
     EpisodeSet,
-    Setting,
     load_episodes,
     sample_episodes,
     save_episodes,
-    setting_of,
 )
+from pixlex.eval.few_shot.prompts import PAPER_COLUMNS, Setting, setting_of
 from pixlex.files import read_json, sealed
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
-    return labeled(tmp_path_factory.mktemp("labeled"))
 
 
 def class_of(images: ImageSource, position: int) -> str:
@@ -49,17 +42,6 @@ def test_an_episode_is_what_the_paper_says(images: ImageSource, ways: int, shots
         assert all(class_of(images, one.image) == episode.names[one.name] for one in episode.support)
         assert class_of(images, episode.query) == episode.names[episode.answer]
         assert len(set(episode.images)) == ways * shots + 1
-
-
-def test_answers_are_names_and_no_ids_or_lists(tmp_path: Path) -> None:
-    """Of ImageNet's folders the first synonyms."""
-    labeled(tmp_path)
-    for folder, name in zip(sorted(tmp_path.iterdir()), ("n02119789", "n01440764"), strict=False):
-        folder.rename(folder.with_name(name))
-    with pytest.warns(UserWarning, match="by their first synonym"):
-        drawn = sample_episodes(open_source(str(tmp_path)), Setting(ways=2, shots=1), count=20, seed=0)
-    assert {"kit fox", "tench"} < set(drawn.class_names)
-    assert not any("," in name or name.startswith("n0") for one in drawn.episodes for name in one.names)
 
 
 def test_more_shots_extend_fewer_and_all_settings_ask_the_same(images: ImageSource) -> None:

@@ -12,8 +12,8 @@ from tests.tiny import evaluation_batches, tiny_frozen, write_images
 
 from pixlex.data.images import open_source
 from pixlex.data.sources import ImageSource
-from pixlex.eval.few_shot.episodes import Episode, Setting, Shown
 from pixlex.eval.few_shot.prompted import FrozenClassifier
+from pixlex.eval.few_shot.prompts import Episode, Setting, Shown
 from pixlex.models.frozen import Frozen
 
 SETTING = Setting(ways=2, shots=1, repeats=1)
@@ -103,13 +103,6 @@ def test_a_broken_image_fails_its_episode_alone(causal_language: Path, source: I
     answers = list(answerer.answer(SETTING, [_episode(0, query=5), _episode(1)], source))
     assert [answer.credit is None for answer in answers] == [True, False]
     assert answers[0].detail == "an image cannot be read"
-
-
-def test_equal_names_share_the_credit(causal_language: Path, source: ImageSource) -> None:
-    """Two classes of one name are equally likely."""
-    answerer = FrozenClassifier(tiny_frozen(causal_language), scorer="likelihood")
-    (answer,) = answerer.answer(SETTING, [_episode(names=("dax", "dax"))], source)
-    assert answer.credit == 0.5
 
 
 def test_a_prompt_that_does_not_fit_is_told_before_anything_runs(

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.eval.few_shot.fakes import TWO_WAY, FakeClient, FakeReader, labeled, right_answer
+from tests.eval.few_shot.fakes import TWO_WAY, FakeClient, FakeReader
 
 from pixlex.data.images import ImageSource
-from pixlex.eval.few_shot.classifiers import Answer
 from pixlex.eval.few_shot.episodes import sample_episodes
-from pixlex.eval.few_shot.prompted import SCORERS, PromptedClassifier, Scorer, is_exactly
-from pixlex.eval.llm.client import Ability, Completion
+from pixlex.eval.few_shot.prompted import PromptedClassifier
+from pixlex.eval.few_shot.prompts import SCORERS, Answer, Scorer, is_exactly
+from pixlex.eval.llm.client import Ability
 
 COUNT = 12
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
-    return labeled(tmp_path_factory.mktemp("labeled"))
 
 
 def answers(
@@ -51,30 +45,18 @@ def test_v2l_asks_how_an_answer_begins(images: ImageSource, induction: bool) -> 
     """Free without induction, as many tokens as its code writes; what follows a name does not count."""
     setting = replace(TWO_WAY, induction=induction)
     episodes = sample_episodes(images, setting, count=4, seed=0).episodes
-    right, limits = {episode.number: episode.names[episode.answer] for episode in episodes}, []
-
-    class Chatty(FakeClient):
-        def generate(self, prompts: Sequence[str], **limit: Any) -> Iterator[tuple[int, Completion]]:
-            limits.append(limit)
-            return self._completions(prompts)
-
-        def choose(
-            self, prompts: Sequence[str], candidates: Sequence[Sequence[str]], *, mix: bool = False
-        ) -> Iterator[tuple[int, Completion]]:
-            assert mix
-            return self._completions(prompts)
-
-        def _completions(self, prompts: Sequence[str]) -> Iterator[tuple[int, Completion]]:
-            for place, prompt in enumerate(prompts):
-                yield place, Completion(text=f"{right_answer(prompt)}fish and", finish="length")
-
-    answerer = PromptedClassifier(FakeReader(), Chatty(), template="frozen", scorer="v2l")
+    right = {episode.number: episode.names[episode.answer] for episode in episodes}
+    client = FakeClient(says="{}fish and", finish="length")
+    answerer = PromptedClassifier(FakeReader(), client, template="frozen", scorer="v2l")
     given = {one.episode: one for one in answerer.answer(setting, episodes, images)}
     assert {number: one.text for number, one in given.items()} == {
         number: f" {name}fish and" for number, name in right.items()
     }
     assert [one.credit for one in given.values()] == [1.0] * 4
-    assert limits == ([] if induction else [{"max_new_tokens": 16, "stop": ()}])
+    assert {(ability, stops) for ability, _, stops in client.asked} == {
+        ("mix", ("\n", ".")) if induction else ("generate", ())
+    }
+    assert induction or client.asked[0][1] == 16
     assert not any(one.is_cut_off for one in given.values())
 
 
@@ -115,7 +97,7 @@ def test_an_image_that_cannot_be_read_fails_its_episodes_alone(images: ImageSour
 
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_a_client_without_the_ability_is_refused(scorer: Scorer) -> None:
-    able: frozenset[Ability] = frozenset(("generate", "score", "choose", "mix")) - {SCORERS[scorer][0]}  # type: ignore[assignment]
+    able: frozenset[Ability] = frozenset(("generate", "score", "choose", "mix")) - {SCORERS[scorer].ability}  # type: ignore[assignment]
     with pytest.raises(
         ValueError, match=rf"scorer '{scorer}' needs .* but fake model can {', '.join(sorted(able))}"
     ):
@@ -133,31 +115,34 @@ def test_identities_tell_apart_what_decides_answers() -> None:
     assert len(set(variants)) == 2 * 2 * 2 * len(SCORERS)
 
 
-def test_check_sends_nothing(images: ImageSource, tmp_path: Path) -> None:
-    client = FakeClient(context_size=20)
-    answerer = PromptedClassifier(FakeReader(), client, template="frozen", scorer="strict")
+def test_what_does_not_fit_is_told_with_its_numbers_and_not_sent(images: ImageSource) -> None:
     episodes = sample_episodes(images, TWO_WAY, count=2, seed=0).episodes
-    assert "the longest prompt has" in answerer.check(TWO_WAY, episodes, images)
-    assert client.sent == []
+
+    def check(**settings: Any) -> str:
+        client = FakeClient(**settings)
+        answerer = PromptedClassifier(FakeReader(), client, template="frozen", scorer="strict")
+        said = answerer.check(TWO_WAY, episodes, images)
+        assert client.sent == []
+        return said
+
+    said = check(context_size=20)
+    found = re.match(r"does not fit: 2-way, 1 shot.* has (\d+) tokens.* up to (\d+), but .* reads 20 ", said)
+    assert found is not None
+    needed = int(found[1]) + int(found[2])
+    assert check(context_size=needed) == check(context_size=None) == ""
+    assert check(context_size=needed - 1)
+    # A bound on the number of tokens says nothing of what does not fit.
+    assert check(context_size=9, counts_exactly=False) == ""
 
 
 def test_room_for_thoughts_is_cut_at_the_stops_afterwards(images: ImageSource) -> None:
     """Nothing may stop a model that thinks in lines; what it says then ends at its first line."""
     episodes = sample_episodes(images, TWO_WAY, count=2, seed=0).episodes
-    limits = []
-
-    class Thinking(FakeClient):
-        def generate(self, prompts: Sequence[str], **limit: Any) -> Iterator[tuple[int, Completion]]:
-            limits.append(limit)
-            for place, prompt in enumerate(prompts):
-                yield place, Completion(text=f"\n{right_answer(prompt)}\nBecause", finish="length")
-
+    client = FakeClient(says="\n{}\nBecause", finish="length")
     answerer = PromptedClassifier(
-        FakeReader(), Thinking(), template="frozen", scorer="strict", answer_tokens=2000
+        FakeReader(), client, template="frozen", scorer="strict", answer_tokens=2000
     )
     assert [one.credit for one in answerer.answer(TWO_WAY, episodes, images)] == [1.0, 1.0]
-    assert limits[0] == {"max_new_tokens": 2000, "stop": ()}
-    assert (
-        answerer.identity
-        != PromptedClassifier(FakeReader(), Thinking(), template="frozen", scorer="strict").identity
-    )
+    assert client.asked[0] == ("generate", 2000, ())
+    plain = PromptedClassifier(FakeReader(), client, template="frozen", scorer="strict")
+    assert answerer.identity != plain.identity

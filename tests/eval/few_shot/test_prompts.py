@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
-from tests.eval.few_shot.fakes import TWO_WAY, FakeClient
+from tests.eval.few_shot.fakes import TWO_WAY
 
-from pixlex.eval.few_shot.episodes import Episode, Setting, Shown
-from pixlex.eval.few_shot.prompts import TEMPLATES, Template, check_context, pieces, render
+from pixlex.eval.few_shot.prompts import TEMPLATES, Episode, Setting, Shown, Template, pieces, render
 
 EPISODE = Episode(
     number=0,
@@ -68,14 +65,3 @@ def test_repeats_show_the_whole_sequence_again(template: Template, repeats: int)
 def test_unknown_templates_are_refused() -> None:
     with pytest.raises(ValueError, match="expected a template of frozen, v2l, pixlex, got 'haiku'"):
         render("haiku", TWO_WAY, EPISODE, text_of)  # type: ignore[arg-type]
-
-
-def test_a_prompt_that_does_not_fit_is_told_with_its_numbers() -> None:
-    prompt = render("frozen", TWO_WAY, EPISODE, text_of)
-    longest = len(prompt.text.split())
-    assert check_context([prompt], 4, FakeClient(context_size=longest + 4), TWO_WAY) == ""
-    assert check_context([prompt], 4, FakeClient(context_size=None), TWO_WAY) == ""
-    # A bound on the number of tokens says nothing of what does not fit.
-    assert check_context([prompt], 4, FakeClient(context_size=9, counts_exactly=False), TWO_WAY) == ""
-    said = check_context([prompt], 4, FakeClient(context_size=longest + 3), TWO_WAY)
-    assert re.match(rf"does not fit: 2-way, 1 shot.*{longest} tokens.*up to 4.*reads {longest + 3} ", said)

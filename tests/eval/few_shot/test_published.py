@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixlex.eval.few_shot.episodes import setting_of
+from pixlex.eval.few_shot.prompts import setting_of
 from pixlex.eval.few_shot.published import read_open_ended
 
 

@@ -20,20 +20,16 @@ from tests.eval.few_shot.killing import COLUMNS, COUNT, ask
 
 from pixlex.data.sources import ImageSource
 from pixlex.eval.evaluate import wilson_interval
-from pixlex.eval.few_shot.classifiers import Answer, Chance, Classifier
-from pixlex.eval.few_shot.episodes import Setting, sample_episodes
+from pixlex.eval.few_shot.classifiers import Chance
+from pixlex.eval.few_shot.episodes import sample_episodes
 from pixlex.eval.few_shot.prompted import PromptedClassifier
-from pixlex.eval.few_shot.run import JOURNAL, AnswerJournal, Cell, run_few_shot
-from pixlex.eval.llm.client import Completion
+from pixlex.eval.few_shot.prompts import Answer, Setting
+from pixlex.eval.few_shot.run import JOURNAL, AnswerJournal, Cell, Classifier, run_few_shot
+from pixlex.eval.llm.client import Prompt, Reply
 
 # Never a plain fork: a killed child would keep the locks that it shares.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.eval.few_shot.killing"])
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
-    return labeled(tmp_path_factory.mktemp("labeled"))
 
 
 def run(
@@ -105,13 +101,13 @@ def test_what_does_not_fit_is_a_cell_and_ends_no_other(
     sets = [sample_episodes(images, replace(TWO_WAY, repeats=repeats), count=3, seed=0) for repeats in (5, 0)]
 
     class Refusing(FakeClient):
-        def generate(self, prompts: Sequence[str], **limit: Any) -> Iterator[tuple[int, Completion]]:
+        def ask(self, ability: Any, prompts: Sequence[Prompt], limit: int = 1) -> Iterator[tuple[int, Reply]]:
             for place, prompt in enumerate(prompts):
-                if len(prompt.split()) > 40:
-                    self.sent.append(prompt)
-                    yield place, Completion.failed("does not fit: 40 tokens")
+                if len(prompt.text.split()) > 40:
+                    self.sent.append(prompt.text)
+                    yield place, Reply.failed("does not fit: 40 tokens")
                 else:
-                    yield from ((place, one) for _, one in super().generate([prompt], **limit))
+                    yield from ((place, one) for _, one in super().ask(ability, [prompt], limit))
 
     client = Refusing(context_size=40 if knows else None)
     classifier = PromptedClassifier(FakeReader(), client, template="frozen", scorer="strict")

@@ -16,7 +16,7 @@ from typing import Any
 from tests.eval.llm.slow import SlowModel
 
 from pixlex.eval.llm import LLMOptions, connect
-from pixlex.eval.llm.client import Completion
+from pixlex.eval.llm.client import Ability, LanguageClient, Prompt, Reply
 from pixlex.eval.llm.endpoint import EndpointClient
 
 KEY = "sk-test-0123456789"
@@ -138,11 +138,33 @@ def ask(endpoint: Endpoint, cache: Path | None = None, **settings: Any) -> Endpo
     return client
 
 
-def generate(client: EndpointClient, prompts: Sequence[str]) -> dict[int, Completion]:
-    """Continue prompts by four tokens."""
-    found = list(client.generate(prompts, max_new_tokens=4, stop=()))
+def prompts_of(texts: Sequence[str], stop: Sequence[str] = ()) -> list[Prompt]:
+    return [Prompt(text=text, stops=tuple(stop)) for text in texts]
+
+
+def generate(
+    client: LanguageClient, texts: Sequence[str], limit: int = 4, stop: Sequence[str] = ()
+) -> dict[int, Reply]:
+    """Continue texts."""
+    found = list(client.ask("generate", prompts_of(texts, stop), limit))
     assert len(dict(found)) == len(found)
     return dict(found)
+
+
+def with_names(texts: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[Prompt]:
+    return [Prompt(text=text, candidates=tuple(names)) for text, names in zip(texts, candidates, strict=True)]
+
+
+def score(
+    client: LanguageClient, texts: Sequence[str], candidates: Sequence[Sequence[str]]
+) -> dict[int, Reply]:
+    return dict(client.ask("score", with_names(texts, candidates)))
+
+
+def choose(
+    client: LanguageClient, texts: Sequence[str], candidates: Sequence[Sequence[str]], how: Ability = "choose"
+) -> dict[int, Reply]:
+    return dict(client.ask(how, with_names(texts, candidates)))
 
 
 _ANSWERS: dict[str, dict[str, Any]] = {

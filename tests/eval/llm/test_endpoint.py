@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.eval.llm.server import ALL, KEY, Endpoint, ask, serving
+from tests.eval.llm.server import (
+    ALL,
+    KEY,
+    Endpoint,
+    ask,
+    choose,
+    generate,
+    prompts_of,
+    score,
+    serving,
+    with_names,
+)
 from tests.eval.llm.slow import SlowModel
 
 from pixlex.eval.llm import LLMOptions, connect
@@ -52,8 +63,8 @@ def test_answers_are_those_of_the_local_client(
         client = ask(endpoint)
         assert (client.facts.path, client.facts.choice) == (path, choice)
         stop = ["e"]
-        found = dict(client.generate(PROMPTS, max_new_tokens=12, stop=stop))
-        assert found == dict(local.generate(PROMPTS, max_new_tokens=12, stop=stop))
+        found = generate(client, PROMPTS, 12, stop)
+        assert found == generate(local, PROMPTS, 12, stop)
         assert {answer.finish for answer in found.values()} == {"stop", "length"}
         # In a chat an answer begins with no space: candidates are shown without.
         chat = path.startswith("chat")
@@ -61,15 +72,15 @@ def test_answers_are_those_of_the_local_client(
         if choice is None:
             assert "choose" not in client.abilities
             with pytest.raises(ValueError, match="cannot choose with 'tiny'; it can generate"):
-                list(client.choose(PROMPTS, names))
+                choose(client, PROMPTS, names)
         else:
-            assert dict(client.choose(PROMPTS, names)) == dict(local.choose(PROMPTS, names))
+            assert choose(client, PROMPTS, names) == choose(local, PROMPTS, names)
         if "echo" not in abilities:
             assert "score" not in client.abilities
             with pytest.raises(ValueError, match="cannot score"):
-                list(client.score(PROMPTS, CANDIDATES))
+                score(client, PROMPTS, CANDIDATES)
             return
-        scores, expected = dict(client.score(PROMPTS, CANDIDATES)), dict(local.score(PROMPTS, CANDIDATES))
+        scores, expected = score(client, PROMPTS, CANDIDATES), score(local, PROMPTS, CANDIDATES)
         assert sorted(scores) == sorted(expected)
         for number, row in scores.items():
             assert row.num_tokens == expected[number].num_tokens
@@ -78,9 +89,9 @@ def test_answers_are_those_of_the_local_client(
 
 def test_a_start_token_that_the_server_shows(causal: Path, slow: SlowModel) -> None:
     with serving(Endpoint(slow, shows_start=True)) as endpoint:
-        scores = dict(ask(endpoint).score(PROMPTS, CANDIDATES))
+        scores = score(ask(endpoint), PROMPTS, CANDIDATES)
         assert not any("<start>" in request for request in endpoint.received)
-        for number, expected in connect(LLMOptions(model=str(causal))).score(PROMPTS, CANDIDATES):
+        for number, expected in score(connect(LLMOptions(model=str(causal))), PROMPTS, CANDIDATES).items():
             assert scores[number].num_tokens == expected.num_tokens
             assert scores[number].log_probabilities == pytest.approx(expected.log_probabilities, abs=1e-4)
 
@@ -117,7 +128,7 @@ def test_parameters_that_are_refused_are_left_out(gpt2: SlowModel) -> None:
         assert client.facts.limit_field == "max_completion_tokens"
         assert (client.facts.temperature, client.facts.stops) == (False, False)
         # The stop cuts the text all the same.
-        [(_, answer)] = client.generate([PROMPTS[0]], max_new_tokens=12, stop=["e"])
+        answer = generate(client, [PROMPTS[0]], 12, ["e"])[0]
         assert answer.text == gpt2.generate(PROMPTS[0], 12, ["e"])[0]
 
 
@@ -125,7 +136,7 @@ def test_identical_requests_are_sent_once(gpt2: SlowModel) -> None:
     with serving(Endpoint(gpt2)) as endpoint:
         client = ask(endpoint, concurrency=8)
         prompts = [PROMPTS[0]] * 20 + [PROMPTS[1]] * 20
-        found = dict(client.generate(prompts, max_new_tokens=5, stop=()))
+        found = generate(client, prompts, 5)
         assert len(found) == 40
         assert endpoint.count(PROMPTS[0]) == endpoint.count(PROMPTS[1]) == 1
 
@@ -133,9 +144,9 @@ def test_identical_requests_are_sent_once(gpt2: SlowModel) -> None:
 def test_a_cached_run_does_not_connect(gpt2: SlowModel, tmp_path: Path) -> None:
     def everything(client: EndpointClient) -> list[dict[int, Any]]:
         return [
-            dict(client.generate(PROMPTS, max_new_tokens=5, stop=["\n"])),
-            dict(client.score(PROMPTS, CANDIDATES)),
-            dict(client.choose(PROMPTS, CANDIDATES)),
+            generate(client, PROMPTS, 5, ["\n"]),
+            score(client, PROMPTS, CANDIDATES),
+            choose(client, PROMPTS, CANDIDATES),
         ]
 
     with serving(Endpoint(gpt2, key=KEY)) as endpoint, pytest.MonkeyPatch.context() as patch:
@@ -154,25 +165,25 @@ def test_a_cached_run_does_not_connect(gpt2: SlowModel, tmp_path: Path) -> None:
     )
     assert again.budget.spent.total == 0
     with pytest.raises(ValueError, match=r"expected the endpoint's key in .* PIXLEX_TEST_KEY, got none"):
-        list(again.generate(["another prompt"], max_new_tokens=5, stop=()))
+        generate(again, ["another prompt"], 5)
     assert KEY.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
 
 def test_estimate_is_what_is_left_and_holds(gpt2: SlowModel, tmp_path: Path) -> None:
     with serving(Endpoint(gpt2)) as endpoint:
         client = ask(endpoint, cache=tmp_path, input_price=2.0, output_price=10.0)
-        list(client.generate(PROMPTS[:1], max_new_tokens=5, stop=()))
+        generate(client, PROMPTS[:1], 5)
         before = client.budget.spent
-        estimate = client.estimate("generate", PROMPTS, max_new_tokens=5)
+        estimate = client.estimate("generate", prompts_of(PROMPTS), 5)
         assert (estimate.requests, estimate.cached) == (3, 1)
         assert estimate.usage.answer == 15
         assert estimate.cost == pytest.approx((estimate.usage.prompt * 2 + 150) / 1e6)
-        list(client.generate(PROMPTS, max_new_tokens=5, stop=()))
+        generate(client, PROMPTS, 5)
         taken = client.budget.spent - before
         assert 0 < taken.prompt <= estimate.usage.prompt
         assert 0 < taken.answer <= 15
         assert taken.prompt == sum(gpt2.count(prompt) for prompt in PROMPTS[1:])
-        scores = client.estimate("score", PROMPTS, candidates=CANDIDATES)
+        scores = client.estimate("score", with_names(PROMPTS, CANDIDATES))
         assert scores.requests == sum(len(row) for row in CANDIDATES)
 
 
@@ -186,17 +197,15 @@ def test_spending_stops_before_the_cap(gpt2: SlowModel, tmp_path: Path, cap: str
         client = ask(endpoint, cache=tmp_path, input_price=1.0, output_price=1.0, **caps)
         answered = {}
         with pytest.raises(SpendingCapReached, match="stopped before the spending cap"):
-            answered.update(client.generate(prompts, max_new_tokens=6, stop=()))
+            answered.update(client.ask("generate", prompts_of(prompts), 6))
         sent = len(endpoint.received)
         assert 0 < len(answered) < len(prompts)
         assert 300 < client.budget.spent.total <= limit
         # What was answered is kept: it is free, and the rest is all that is sent.
         free = ask(endpoint, cache=tmp_path, max_tokens=0)
-        assert dict(free.generate([prompts[n] for n in answered], max_new_tokens=6, stop=())) == dict(
-            enumerate(answered.values())
-        )
+        assert generate(free, [prompts[n] for n in answered], 6) == dict(enumerate(answered.values()))
         assert len(endpoint.received) == sent
-        found = dict(ask(endpoint, cache=tmp_path).generate(prompts, max_new_tokens=6, stop=()))
+        found = generate(ask(endpoint, cache=tmp_path), prompts, 6)
         assert len(found) == len(prompts)
         assert len(endpoint.received) == sent + len(prompts) - len(answered)
         assert len(set(endpoint.received)) == len(endpoint.received)
@@ -224,4 +233,4 @@ def test_bad_input(gpt2: SlowModel, tmp_path: Path) -> None:
         serving(Endpoint(gpt2)) as endpoint,
         pytest.raises(ValueError, match="candidates that are not empty"),
     ):
-        list(ask(endpoint).choose(["a"], [["x", ""]]))
+        choose(ask(endpoint), ["a"], [["x", ""]])

@@ -17,12 +17,12 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from tests.eval.llm.server import KEY, Endpoint, ask, generate, serving
+from tests.eval.llm.server import KEY, Endpoint, ask, generate, prompts_of, score, serving
 from tests.eval.llm.slow import SlowModel
 
 from pixlex.eval.llm import LLMOptions, connect
-from pixlex.eval.llm.client import Completion
-from pixlex.eval.llm.quoting import Quoter
+from pixlex.eval.llm.client import Reply
+from pixlex.eval.llm.sending import Quoter
 
 pytest.importorskip("openai")
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -37,11 +37,11 @@ def image(text: str) -> int | None:
     return PROMPTS.index(text) if text in PROMPTS else None
 
 
-def failed(found: dict[int, Completion]) -> list[int]:
+def failed(found: dict[int, Reply]) -> list[int]:
     return sorted(number for number, answer in found.items() if answer.finish == "failed")
 
 
-def check_complete(found: dict[int, Completion], model: SlowModel, failures: list[int]) -> None:
+def check_complete(found: dict[int, Reply], model: SlowModel, failures: list[int]) -> None:
     """Every prompt has one answer, the model's own, or has failed."""
     assert sorted(found) == list(range(len(PROMPTS)))
     assert failed(found) == failures
@@ -112,13 +112,6 @@ def test_a_request_that_hangs_is_sent_again(texts: Endpoint, gpt2: SlowModel) ->
     assert client.budget.spent.total > sum(gpt2.count(prompt) + 4 for prompt in PROMPTS)
 
 
-def test_it_waits_as_long_as_it_is_asked_to(texts: Endpoint) -> None:
-    texts.fault = lambda text, times: "later" if image(text) == 0 and times == 0 else None
-    client, start = ask(texts), time.monotonic()
-    generate(client, PROMPTS[:1])
-    assert time.monotonic() - start >= 0.2
-
-
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -140,9 +133,9 @@ def test_what_fails_them_all_ends_the_run_and_loses_nothing(
     settings = {"key_variable": "PIXLEX_TEST_KEY", "concurrency": 2}
     texts.key = KEY
     texts.fault = lambda text, times: fault if image(text) == 10 else None
-    answered: dict[int, Completion] = {}
+    answered: dict[int, Reply] = {}
     with pytest.raises(ValueError, match=message):
-        answered.update(ask(texts, tmp_path, **settings).generate(PROMPTS, max_new_tokens=4, stop=()))
+        answered.update(ask(texts, tmp_path, **settings).ask("generate", prompts_of(PROMPTS), 4))
     assert set(answered) >= set(range(10))
     assert 10 not in answered
     assert len(answered) < len(PROMPTS) - 1
@@ -177,7 +170,7 @@ def test_a_busy_endpoint_is_not_taken_for_an_unable_one(gpt2: SlowModel, tmp_pat
 
 
 def test_who_stops_listening_stops_the_sending(texts: Endpoint) -> None:
-    answers = ask(texts).generate(PROMPTS, max_new_tokens=4, stop=())
+    answers = ask(texts).ask("generate", prompts_of(PROMPTS), 4)
     next(answers)
     answers.close()  # type: ignore[attr-defined]  # it is a generator
     assert sum(texts.count(prompt) for prompt in PROMPTS) <= 2 * 4
@@ -187,9 +180,11 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from pixlex.eval.llm import LLMOptions, connect
+from pixlex.eval.llm.client import Prompt
 
 options = LLMOptions(model="tiny", base_url=sys.argv[1], cache=Path(sys.argv[2]), concurrency=2, retries=0)
-for number, answer in connect(options).generate(sys.stdin.read().split("|"), max_new_tokens=4, stop=()):
+prompts = [Prompt(text=text) for text in sys.stdin.read().split("|")]
+for number, answer in connect(options).ask("generate", prompts, 4):
     print(number, flush=True)
 """
 
@@ -344,17 +339,6 @@ def test_an_answer_without_text_fails_and_is_asked_again(
     assert chats.count(PROMPTS[0]) == 3
 
 
-def test_an_empty_answer_that_an_earlier_version_kept_is_asked_again(chats: Endpoint, tmp_path: Path) -> None:
-    client = ask(chats, tmp_path)
-    generate(client, PROMPTS[:1])
-    body = json.loads(chats.received[-1])
-    kept = {"endpoint": chats.url, "path": "chat/completions", "body": body}
-    client.cache.put(kept, json.loads(chat(None)))
-    assert client.estimate("generate", PROMPTS[:1], max_new_tokens=4).cached == 0
-    assert generate(ask(chats, tmp_path), PROMPTS[:1])[0].text
-    assert chats.count(PROMPTS[0]) == 2
-
-
 @pytest.mark.parametrize(
     ("said", "text"),
     [
@@ -404,7 +388,7 @@ def test_scores_that_are_none_fail_alone(gpt2: SlowModel, told: Any) -> None:
         client = ask(endpoint)
         said = json.dumps({"choices": [{"text": PROMPTS[0], "logprobs": told}]}).encode()
         endpoint.fault = lambda text, times: said if text.startswith(PROMPTS[0]) else None
-        found = dict(client.score(PROMPTS[:2], [[" dax", " wug"]] * 2))
+        found = score(client, PROMPTS[:2], [[" dax", " wug"]] * 2)
         assert found[0].log_probabilities == ()
         assert found[0].reason
         assert len(found[1].log_probabilities) == 2
@@ -558,4 +542,4 @@ def test_a_placeholder_of_a_key_hides_no_word() -> None:
     assert Quoter("dog").hide("a dog") == "a dog"
     assert Quoter("sk-no-key-required").hide("a required parameter") == "a required parameter"
     assert Quoter(SECRET).hide("a" * 2**18 + FORMS["header"]).startswith("aaa")  # in no time
-    assert Quoter(None).show("a\x1b[2Jb\n" + "c" * 1000).startswith("a [2Jb cc")
+    assert Quoter("").show("a\x1b[2Jb\n" + "c" * 1000).startswith("a [2Jb cc")

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from tests.eval.llm.server import choose, generate, score
 from tests.eval.llm.slow import SlowModel
 from tests.eval.llm.tiny_causal import CONTEXT, END, byte_tokenizer
 from tests.tiny import tiny_language
 
 from pixlex.eval.llm import LLMOptions, connect
-from pixlex.eval.llm.endpoint import choose_by_scores
-from pixlex.eval.llm.local import EncodedCandidates, LocalClient
-from pixlex.eval.llm.protocol import ScoredToken
+from pixlex.eval.llm.client import Prompt
+from pixlex.eval.llm.local import Encoded, LocalClient
+from pixlex.eval.llm.protocol import ScoredToken, choose_by_scores
 
 PROMPTS = [
     "This is a",
@@ -46,7 +47,7 @@ def client(causal: Path) -> LocalClient:
 
 def test_writing_is_that_of_the_slow_way(client: LocalClient, slow: SlowModel) -> None:
     stop = ["e", "\n"]
-    found = dict(client.generate(PROMPTS, max_new_tokens=12, stop=stop))
+    found = generate(client, PROMPTS, 12, stop)
     assert sorted(found) == list(range(len(PROMPTS)))
     for number, prompt in enumerate(PROMPTS):
         text, finish, _ = slow.generate(prompt, 12, stop)
@@ -66,14 +67,14 @@ def test_the_end_of_the_text_ends_the_writing(client: LocalClient, slow: SlowMod
     model = copy.deepcopy(slow.model)
     model.generation_config.eos_token_id = [tokens[-1]]
     ending = LocalClient(model, slow.tokenizer, LLMOptions(model="tiny"))
-    [(_, answer)] = ending.generate([PROMPTS[1]], max_new_tokens=9, stop=())
+    answer = generate(ending, [PROMPTS[1]], 9)[0]
     assert answer.finish == "stop"
     assert answer.text == slow.generate(PROMPTS[1], 2, ())[0]
     assert answer.text != text
 
 
 def test_scores_are_those_of_the_slow_way(client: LocalClient, slow: SlowModel) -> None:
-    found = dict(client.score(PROMPTS, CANDIDATES))
+    found = score(client, PROMPTS, CANDIDATES)
     assert sorted(found) == list(range(len(PROMPTS)))
     for number, prompt in enumerate(PROMPTS):
         expected = [slow.score(prompt, candidate) for candidate in CANDIDATES[number]]
@@ -84,14 +85,14 @@ def test_scores_are_those_of_the_slow_way(client: LocalClient, slow: SlowModel) 
 
 
 def test_choices_are_those_of_the_slow_way(client: LocalClient, slow: SlowModel) -> None:
-    found = dict(client.choose(PROMPTS, CANDIDATES))
+    found = choose(client, PROMPTS, CANDIDATES)
     expected = [slow.choose(prompt, names) for prompt, names in zip(PROMPTS, CANDIDATES, strict=True)]
     assert [found[number].text for number in range(len(PROMPTS))] == expected
 
 
 def test_mixtures_are_those_of_the_slow_way(client: LocalClient, slow: SlowModel) -> None:
     """At each place the likeliest token that any candidate has there, whatever was written before."""
-    found = dict(client.choose(PROMPTS, CANDIDATES, mix=True))
+    found = choose(client, PROMPTS, CANDIDATES, "mix")
     for number, (prompt, names) in enumerate(zip(PROMPTS, CANDIDATES, strict=True)):
         texts = [slow.tokenizer(prompt + name)["input_ids"] for name in names]
         written: list[int] = []
@@ -112,15 +113,15 @@ def test_a_candidate_that_grows_together_with_the_prompt() -> None:
     def tokenize(text: str) -> Any:
         return tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
 
-    encoded = EncodedCandidates.of(tokenize, prompt, [candidate, "us"])
+    encoded = Encoded.of(tokenize, prompt, Prompt(text=prompt, candidates=(candidate, "us")))
     for rest, text in zip(encoded.rests, (candidate, "us"), strict=True):
         assert [*encoded.prefix, *rest] == tokenizer(prompt + text)["input_ids"]
 
 
 def test_answers_do_not_depend_on_the_batch(causal: Path, client: LocalClient) -> None:
     single = connect(LLMOptions(model=str(causal), batch_size=1))
-    several = dict(client.score(PROMPTS, CANDIDATES))
-    for number, alone in single.score(PROMPTS, CANDIDATES):
+    several = score(client, PROMPTS, CANDIDATES)
+    for number, alone in score(single, PROMPTS, CANDIDATES).items():
         assert several[number].log_probabilities == pytest.approx(alone.log_probabilities, abs=1e-4)
     assert single.identity == client.identity
 
@@ -144,24 +145,24 @@ def _short_of_memory(model: Any, room: int) -> tuple[Any, list[int]]:
 def test_half_the_batch_where_memory_is_short(client: LocalClient, slow: SlowModel) -> None:
     model, sizes = _short_of_memory(slow.model, room=2)
     short = LocalClient(model, slow.tokenizer, LLMOptions(model="tiny", batch_size=6))
-    found = dict(short.generate(PROMPTS, max_new_tokens=4, stop=()))
-    assert found == dict(client.generate(PROMPTS, max_new_tokens=4, stop=()))
+    found = generate(short, PROMPTS, 4)
+    assert found == generate(client, PROMPTS, 4)
     assert sizes[:2] == [6, 3]
     assert max(sizes[2:]) <= 2
     short = LocalClient(_short_of_memory(slow.model, room=0)[0], slow.tokenizer, LLMOptions(model="tiny"))
     with pytest.raises(ValueError, match="out of memory with one prompt"):
-        list(short.generate(PROMPTS, max_new_tokens=4, stop=()))
+        generate(short, PROMPTS, 4)
 
 
 def test_what_does_not_fit_fails_alone(client: LocalClient) -> None:
     assert client.context_size == CONTEXT
     long = "a statement " * CONTEXT
-    found = dict(client.generate(["This is a", long], max_new_tokens=4, stop=()))
+    found = generate(client, ["This is a", long], 4)
     assert found[0].finish != "failed"
     assert found[1].finish == "failed"
     assert f"{client.count_tokens([long])[0]} tokens" in found[1].reason
     assert f"{CONTEXT} tokens" in found[1].reason
-    scores = dict(client.score(["This is a", long], [[" dax"], [" dax"]]))
+    scores = score(client, ["This is a", long], [[" dax"], [" dax"]])
     assert scores[0].log_probabilities
     assert not scores[1].log_probabilities
     assert "exceed the context" in scores[1].reason
@@ -170,8 +171,8 @@ def test_what_does_not_fit_fails_alone(client: LocalClient) -> None:
 def test_bf16_finds_nearly_the_same(causal: Path, client: LocalClient) -> None:
     rounded = connect(LLMOptions(model=str(causal), precision="bf16"))
     assert rounded.identity != client.identity
-    exact = dict(client.score(PROMPTS, CANDIDATES))
-    for number, scores in rounded.score(PROMPTS, CANDIDATES):
+    exact = score(client, PROMPTS, CANDIDATES)
+    for number, scores in score(rounded, PROMPTS, CANDIDATES).items():
         assert scores.log_probabilities == pytest.approx(exact[number].log_probabilities, rel=0.1, abs=0.5)
         assert scores.log_probabilities != exact[number].log_probabilities
 
@@ -183,17 +184,7 @@ def test_a_chat_template_frames_the_prompt(slow: SlowModel) -> None:
     tokenizer.chat_template = "[{{ messages[0]['content'] }}] answer:"
     framed = LocalClient(slow.model, tokenizer, LLMOptions(model="tiny", mode="chat"))
     plain = LocalClient(slow.model, byte_tokenizer(), LLMOptions(model="tiny"))
-    assert dict(framed.generate(["dax"], max_new_tokens=6, stop=())) == dict(
-        plain.generate(["[dax] answer:"], max_new_tokens=6, stop=())
-    )
-
-
-def test_a_candidate_that_another_begins_with_competes_as_the_end() -> None:
-    item = EncodedCandidates([1], [[5, 6], [5, 6, 7], [8]], [0, 0, 0])
-    written = [[], [5], [5, 6], [5, 6, 2], [5, 6, 7], [8]]
-    assert [item.following(row, 2) for row in written] == [[5, 8], [6], [7, 2], [], [], []]
-    assert [item.following(row, None, mix=True) for row in written[:4]] == [[5, 8], [6], [7], []]
-    assert [item.chosen(row) for row in ([5, 6, 2, 2], [5, 6, 7], [8, 2])] == [0, 1, 2]
+    assert generate(framed, ["dax"], 6) == generate(plain, ["[dax] answer:"], 6)
 
 
 def test_choice_by_scores_is_greedy_not_the_likeliest_whole() -> None:
@@ -224,14 +215,14 @@ def test_bad_input(causal: Path, client: LocalClient, gpt2: SlowModel, tmp_path:
         with pytest.raises(ValueError, match=message):
             connect(LLMOptions(**settings))
     with pytest.raises(ValueError, match="candidates that are not empty"):
-        list(client.score(["This is a"], [[]]))
-    with pytest.raises(ValueError, match="max_new_tokens must be 1 or more, got 0"):
-        list(client.generate(["This is a"], max_new_tokens=0, stop=()))
+        score(client, ["This is a"], [[]])
+    with pytest.raises(ValueError, match="the limit of new tokens must be 1 or more, got 0"):
+        generate(client, ["This is a"], 0)
     # Nothing comes before the candidates of an empty prompt.
     plain = LocalClient(gpt2.model, gpt2.tokenizer, LLMOptions(model="tiny"))
     with pytest.raises(ValueError, match="no token to come before"):
-        list(plain.score([""], [["x"]]))
-    [(_, answer)] = plain.generate([""], max_new_tokens=1, stop=())
+        score(plain, [""], [["x"]])
+    answer = generate(plain, [""], 1)[0]
     assert "nothing to continue" in answer.reason
 
 

@@ -1,106 +1,202 @@
-"""Who answers episodes: the class whose mean is nearest, a linear classifier for each episode, chance."""
+"""Classifiers without a language model: images as vectors, the nearest class mean, a linear classifier, chance."""
 
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal, get_args
+from functools import lru_cache, partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float32, Float64, Int64, UInt8
 
 from pixlex.data.sources import ImageSource
-from pixlex.eval.few_shot.episodes import Episode, Setting, digest, images_of
-from pixlex.eval.few_shot.features import BagOfWords, Features, LayerFeatures, Metric, SentenceFeatures
-from pixlex.eval.few_shot.readers import TextReader
-from pixlex.eval.llm.client import DOES_NOT_FIT, NO_TEXT
+from pixlex.eval.few_shot.episodes import digest
+from pixlex.eval.few_shot.prompts import (
+    UNREADABLE,
+    Answer,
+    Episode,
+    Setting,
+    WordClassifier,
+    failed,
+    fair_credit,
+    images_of,
+)
+from pixlex.eval.few_shot.readers import TextReader, compute_images, read_pixels
+from pixlex.eval.few_shot.run import Classifier
 from pixlex.messages import not_installed
-from pixlex.models.checkpoint import Tokenizer
+from pixlex.models.checkpoint import Model, Tokenizer, fingerprint
+from pixlex.models.inference import Precision, computing
+from pixlex.models.lqae import LQAE
 from pixlex.nn.language_model import LanguageModel, load_language_model
 
+Metric = Literal["cosine", "euclidean"]
 Vectors = Float64[np.ndarray, "support D"]
 Vector = Float64[np.ndarray, " D"]
 Classes = Int64[np.ndarray, " support"]
 Values = Float64[np.ndarray, " C"]
-WordClassifier = Literal["sentence", "layers", "last-layer", "bag"]
-WORD_CLASSIFIERS: tuple[WordClassifier, ...] = get_args(WordClassifier)
 
-# The detail of an answer that the limit of tokens cut off, and of one about an image that cannot be read.
-NOT_ENDED = "it did not end"
-UNREADABLE = "an image cannot be read"
+# Texts that go through a language model together.
+_BATCH_SIZE = 32
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What came of one episode.
-
-    Attributes:
-        episode: its number.
-        credit: 1 for right, 0 for wrong, 1 / t where t names are equally good and the right one is among
-            them; None where no answer came, which is a failure and no wrong answer.
-        text: what was answered: a name, or the text that a language model wrote.
-        detail: why there is no answer, or what else is worth keeping.
-    """
-
-    episode: int
-    credit: float | None
-    text: str = ""
-    detail: str = ""
-
-    @property
-    def is_cut_off(self) -> bool:
-        """Whether it was cut off before its end, or is empty."""
-        empty = self.credit == 0 and not self.text.strip()
-        return empty or self.detail.startswith((NOT_ENDED, NO_TEXT))
-
-    @property
-    def does_not_fit(self) -> bool:
-        """Whether there is none because the episode is longer than what the language model reads."""
-        return self.credit is None and self.detail.startswith(DOES_NOT_FIT)
+def _stacked(kept: Sequence[np.ndarray]) -> Float64[np.ndarray, "B D"]:
+    return np.stack(kept).astype(np.float64)
 
 
-class Classifier(ABC):
-    """Answers episodes: a classifier of features, or a language model that reads images as words.
+@dataclass(frozen=True)
+class Features:
+    """Vectors of images, compared by a metric.
 
-    Attributes:
-        name: its row in the table: where the words come from, and who reads them.
-        scorer: how an answer is judged: `strict`, `likelihood`, `constrained` ...; `nearest`, `linear`, `exact`.
-        identity: a fingerprint of all that decides the answers besides episodes and images.
+    `read` returns what is kept of each image that can be read, by its position; `vectors` makes of that one vector
+    for each image of an episode. `identity` is a fingerprint of all that decides a vector besides the image.
     """
 
     name: str
-    scorer: str
     identity: str
-
-    @abstractmethod
-    def answer(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> Iterator[Answer]:
-        """Yield one answer for each episode, in any order, each as soon as it is there.
-
-        An episode that fails yields an answer without credit; it never ends the others. What makes all of
-        them fail (a wrong key, an endpoint that is down) raises `ValueError`.
-        """
-
-    def check(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> str:
-        """Return why episodes cannot be answered, with the numbers, or an empty text; nothing is sent."""
-        return ""
+    read: Callable[[ImageSource, Sequence[int]], Mapping[int, Any]]
+    vectors: Callable[[Sequence[Any]], Float64[np.ndarray, "B D"]] = _stacked
+    metric: Metric = "cosine"
 
 
-def fair_credit(episode: Episode, values: Sequence[float], *, tolerance: float) -> Answer:
-    """Return the answer of whoever gives each name of an episode a value and takes the largest.
+class _TextVectors:
+    """Vectors of a reader's texts, each computed once: the settings of a table share most of their images."""
 
-    Names whose values differ from the largest by no more than `tolerance` (what rounding can make of equal
-    values) share the credit: who sees no difference scores exactly 1 / ways, where the first of the largest
-    would score what the order of the names makes of it.
+    def __init__(self, reader: TextReader, encode: Callable[[Sequence[str]], np.ndarray]) -> None:
+        self.reader, self.encode = reader, encode
+        self._known: dict[str, np.ndarray] = {}
+
+    def __call__(self, images: ImageSource, indices: Sequence[int]) -> dict[int, np.ndarray]:
+        texts = self.reader.read(images, indices)
+        # By length, so that little of a batch is padding.
+        new = sorted(set(texts.values()) - self._known.keys(), key=lambda text: (len(text), text))
+        for first in range(0, len(new), _BATCH_SIZE):
+            chunk = new[first : first + _BATCH_SIZE]
+            self._known.update(zip(chunk, self.encode(chunk), strict=True))
+        return {index: self._known[text] for index, text in texts.items()}
+
+
+def sentence_features(
+    reader: TextReader, encoder: LanguageModel, device: torch.device | str = "cpu"
+) -> Features:
+    """Return the vectors of `sentence_vectors`, of a reader's texts."""
+    identity = digest("sentence", reader.identity, encoder.fingerprint)
+    encode = partial(sentence_vectors, encoder.to(device))
+    return Features(f"{reader.name}, sentence encoder", identity, _TextVectors(reader, encode))
+
+
+def sentence_vectors(encoder: LanguageModel, texts: Sequence[str]) -> Float32[np.ndarray, "B D"]:
+    """Return the vectors of texts that a sentence encoder, a masked language model, reads.
+
+    A text is tokenized as the encoder's tokenizer does it, special words included, and the vector is the
+    mean of the last hidden states over all words that are no padding, the special ones included: the pooling
+    that the embedded model was trained with. A text longer than the encoder reads is divided into pieces, each
+    with special words of its own, whose means are averaged by their number of words.
     """
-    best = max(values)
-    chosen = [name for name, value in enumerate(values) if value >= best - tolerance]
-    credit = 1 / len(chosen) if episode.answer in chosen else 0.0
-    text = " | ".join(episode.names[name] for name in chosen)
-    return Answer(episode=episode.number, credit=credit, text=text)
+    pieces = encoder.tokenizer(
+        list(texts),
+        truncation=True,
+        max_length=encoder.max_words,
+        return_overflowing_tokens=True,
+        verbose=False,
+    )
+    rows: list[list[int]] = pieces["input_ids"]
+    owners = torch.tensor(pieces["overflow_to_sample_mapping"])
+    lengths = torch.tensor([len(row) for row in rows])
+    padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    key_padding = torch.arange(padded.shape[1]) >= lengths.unsqueeze(1)
+    sums = torch.zeros(len(texts), encoder.hidden_width, dtype=torch.float64)
+    device = encoder.word_embedding.device
+    with computing(device, "fp32"):
+        hidden = encoder(encoder.word_embedding[padded.to(device)], key_padding.to(device)).last.cpu()
+    sums.index_add_(0, owners, hidden.masked_fill(key_padding.unsqueeze(-1), 0).double().sum(1))
+    counts = torch.zeros(len(texts)).index_add_(0, owners, lengths.float())
+    return (sums / counts.unsqueeze(1)).float().numpy()
+
+
+def layer_features(model: LQAE, reader: TextReader, layers: Literal["last", "all"] = "all") -> Features:
+    """Return the words of an image in the frozen language model that they belong to: means over words of a layer.
+
+    The words go in as they do in LQAE (with vocabulary "all" as the tokenizer divides the text), raw embeddings
+    without special words, nothing hidden. With `layers="all"` the means of the embedding layer and of every
+    layer, each of length 1, stand one after the other, so that no layer outweighs another; `last` is the last
+    layer alone.
+    """
+
+    def means(rows: list[list[int]]) -> Float32[np.ndarray, "B D"]:
+        codes = torch.tensor(rows, dtype=torch.long)
+        device = next(model.parameters()).device
+        with computing(device, "fp32"):
+            embeddings = model.quantizer.embedding[codes.to(device)]
+            states = model.encode_text(embeddings, all_states=True).hidden_states
+        if layers == "last":
+            return states[-1].float().mean(1).cpu().numpy()
+        parts = [torch.nn.functional.normalize(state.float().mean(1), dim=1) for state in states]
+        return torch.cat(parts, dim=1).cpu().numpy()
+
+    def encode(texts: Sequence[str]) -> Float32[np.ndarray, "B D"]:
+        most = model.language.max_words
+        # A text of blanks has no words; only "all" writes one, whose codes are word ids.
+        rows = [model.vocabulary.from_text(text)[:most] or [model.language.mask_id] for text in texts]
+        found: dict[int, np.ndarray] = {}
+        # Of one length, but for vocabulary "all", where the tokenizer divides the text anew.
+        for length in {len(row) for row in rows}:
+            places = [place for place, row in enumerate(rows) if len(row) == length]
+            found.update(zip(places, means([rows[place] for place in places]), strict=True))
+        return np.stack([found[place] for place in range(len(rows))])
+
+    name = f"{reader.name}, language model, {'last layer' if layers == 'last' else 'all layers'}"
+    identity = digest("layers", reader.identity, model.language.fingerprint, layers)
+    return Features(name, identity, _TextVectors(reader, encode))
+
+
+def bag_of_words(reader: TextReader) -> Features:
+    """Return how often each word, what blanks and line ends separate, occurs in an image, wherever."""
+    return Features(f"{reader.name}, bag of words", digest("bag", reader.identity), reader.read, _counts)
+
+
+def _counts(texts: Sequence[str]) -> Float64[np.ndarray, "B D"]:
+    """Return counts of the words of these texts: those of a whole vocabulary would be mostly zeros."""
+    words = [text.split() for text in texts]
+    columns = {word: column for column, word in enumerate(sorted({w for row in words for w in row}))}
+    counts = np.zeros((len(words), max(len(columns), 1)))
+    for row, found in zip(counts, words, strict=True):
+        np.add.at(row, [columns[word] for word in found], 1)
+    return counts
+
+
+def pixel_features(size: int = 64) -> Features:
+    """Return the pixels themselves, cropped to a square of that side: what is there before any word."""
+    name = f"pixels, {size} x {size}"
+
+    def read(images: ImageSource, indices: Sequence[int]) -> dict[int, UInt8[np.ndarray, "3 H W"]]:
+        rows: dict[int, np.ndarray] = {}
+        for positions, pixels in read_pixels(images, indices, size, name):
+            # As bytes: a quarter of the memory, for pixels come from bytes.
+            rows.update(zip(positions, pixels.mul(255).round().byte().numpy(), strict=True))
+        return rows
+
+    def vectors(kept: Sequence[UInt8[np.ndarray, "3 H W"]]) -> Float64[np.ndarray, "B D"]:
+        return np.stack([one.reshape(-1) for one in kept]) / 255.0
+
+    return Features(name, digest("pixels", str(size)), read, vectors, "euclidean")
+
+
+def encoder_features(
+    model: Model, *, name: str, device: torch.device | str = "cpu", precision: Precision = "fp32"
+) -> Features:
+    """Return the vision encoder of a model, neither codebook nor words: the mean of its patch vectors."""
+    model.eval().to(device)
+    name = f"{name}, encoder"
+
+    def read(images: ImageSource, indices: Sequence[int]) -> dict[int, Float[np.ndarray, " D"]]:
+        rows = compute_images(images, indices, model, model.embed, name, precision)
+        return {index: row.numpy() for index, row in rows.items()}
+
+    return Features(name, digest("encoder", fingerprint(model, precision=precision)), read)
 
 
 class _FeatureClassifier(Classifier):
@@ -118,7 +214,7 @@ class _FeatureClassifier(Classifier):
         kept = self.features.read(images, images_of(episodes))
         for episode in episodes:
             if not all(image in kept for image in episode.images):
-                yield Answer(episode=episode.number, credit=None, detail=UNREADABLE)
+                yield failed(episode, UNREADABLE)
                 continue
             rows = self.features.vectors([kept[image] for image in episode.images])
             classes = np.array([shown.name for shown in episode.support])
@@ -131,11 +227,7 @@ class _FeatureClassifier(Classifier):
 
 
 class NearestClassMean(_FeatureClassifier):
-    """Answers with the class whose mean support vector is nearest to the query's (Snell et al. 2017).
-
-    Args:
-        features: turns images into vectors.
-    """
+    """Answers with the class whose mean support vector is nearest to the query's (Snell et al. 2017)."""
 
     scorer = "nearest"
     tolerance = 1e-9  # means of the same vectors summed in another order
@@ -171,15 +263,7 @@ class LinearPerEpisode(_FeatureClassifier):
 
     The paper's row "MAE + Linear" has numbers near zero without induction and far below chance (LQAE, Tables 1
     and 2): it is scored as generated text, in a way it does not describe. Ours is a closed set; the two must
-    not be compared.
-
-    Args:
-        features: turns images into vectors.
-        strength: inverse of the regularization (scikit-learn's C), above 0.
-
-    Raises:
-        ValueError: a strength that is not above 0.
-        ModuleNotFoundError: scikit-learn is not installed.
+    not be compared. The strength is scikit-learn's C, the inverse of the regularization, above 0.
     """
 
     scorer = "linear"
@@ -212,7 +296,6 @@ class LinearPerEpisode(_FeatureClassifier):
 
 
 def _logistic_regression(strength: float) -> Any:
-    """Return an untrained classifier."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as fault:
@@ -248,17 +331,17 @@ def word_classifiers(
         kinds: `sentence` (a sentence encoder reads the text), `layers` and `last-layer` (the language model
             that the words belong to; left out unless the model has words), `bag` (counts of words).
         model: whose words they are; None for text of no model.
-        encoder: the sentence encoder, on `device`; None for the embedded one.
+        encoder: the sentence encoder; None for the embedded one.
         device: where it computes.
     """
     features: list[Features] = []
     for kind in kinds:
         if kind == "sentence":
-            features.append(SentenceFeatures(reader, encoder or embedded_encoder(), device=device))
+            features.append(sentence_features(reader, encoder or embedded_encoder(), device))
         elif kind == "bag":
-            features.append(BagOfWords(reader))
+            features.append(bag_of_words(reader))
         elif model is not None and model.vocabulary is not None:
-            features.append(LayerFeatures(model, reader, "all" if kind == "layers" else "last"))
+            features.append(layer_features(model, reader, "all" if kind == "layers" else "last"))
     return [NearestClassMean(one) for one in features]
 
 

@@ -1,31 +1,24 @@
-"""Episodes: a few labeled images, one image asked about (Tsimpoukelli et al. 2021; LQAE, appendix B)."""
+"""Sets of episodes: drawn, saved, loaded (Tsimpoukelli et al. 2021; LQAE, appendix B)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from pixlex.data.decoding import UnreadableImage
 from pixlex.data.labels import Labels
 from pixlex.data.sources import ImageSource
+from pixlex.eval.few_shot.prompts import Episode, Setting, Shown
 from pixlex.files import read_regular, sealed, unsealed, write_text
 from pixlex.messages import quoted
 
-Naming = Literal["real", "nonsense"]
-
-# The seven columns of the paper's Tables 1 and 2, in their order.
-PAPER_COLUMNS = ("bare:1/0", "1/0", "3/0", "5/0", "1/1", "1/3", "1/5")
-_BARE = "bare:"
-_COLUMN = re.compile(rf"({_BARE})?(\d+)/(\d+)")
 # Invented words, pronounceable and unlike each other; the first two are those of Tsimpoukelli et al. (2021).
 NONSENSE_NAMES = (
     "dax", "blicket", "wug", "toma", "fep", "zorb", "kiki", "glorp", "perpo", "slation", "shously", "vonk",
@@ -41,126 +34,15 @@ _SAMPLE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One column of the paper's Tables 1 and 2.
-
-    Attributes:
-        ways: classes of an episode, 2 or more.
-        shots: different images of each class, 1 or more.
-        repeats: how many more times each of them is shown, 0 or more.
-        induction: whether a sentence that lists the names comes first.
-        naming: the classes' real names, or nonsense names ("dax") drawn for every episode.
-
-    Raises:
-        ValueError: a value out of range.
-    """
-
-    ways: int
-    shots: int
-    repeats: int = 0
-    induction: bool = True
-    naming: Naming = "real"
-
-    def __post_init__(self) -> None:
-        for name, smallest in (("ways", 2), ("shots", 1), ("repeats", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < smallest:
-                raise ValueError(f"{name} must be an integer of {smallest} or more, got {quoted(value)}")
-        if type(self.induction) is not bool:
-            raise ValueError(f"induction must be true or false, got {quoted(self.induction)}")
-        if self.naming not in get_args(Naming):
-            raise ValueError(
-                f"naming must be one of {', '.join(get_args(Naming))}, got {quoted(self.naming)}"
-            )
-
-    @property
-    def column(self) -> str:
-        """The column's short name: shots/repeats, "bare:" before it without induction."""
-        return f"{'' if self.induction else _BARE}{self.shots}/{self.repeats}"
-
-    @property
-    def label(self) -> str:
-        """The setting in words."""
-        shots = f"{self.shots} shot{'s' * (self.shots != 1)}"
-        repeats = f"{self.repeats} repeat{'s' * (self.repeats != 1)}"
-        induction = "" if self.induction else ", no induction"
-        return f"{self.ways}-way, {shots}, {repeats}{induction}, {self.naming} names"
-
-
-def setting_of(column: str, ways: int, naming: Naming = "real") -> Setting:
-    """Return the setting that the short name of a column stands for.
-
-    Args:
-        column: shots/repeats, such as "3/0"; "bare:1/0" is without induction.
-        ways: classes of an episode.
-        naming: what the classes are called.
-
-    Raises:
-        ValueError: it is no name of a column, or a number is out of range.
-    """
-    match = _COLUMN.fullmatch(column)
-    if match is None:
-        raise ValueError(f"expected a setting like 3/0 (shots/repeats) or bare:1/0, got {quoted(column)}")
-    bare, shots, repeats = match.groups()
-    return Setting(ways=ways, shots=int(shots), repeats=int(repeats), induction=bare is None, naming=naming)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shown:
-    """A labeled image of an episode: its position in the source, and that of its class in `Episode.names`."""
-
-    image: int
-    name: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Episode:
-    """One question.
-
-    Attributes:
-        number: position in its set of episodes.
-        names: what the classes are called, in the order in which they are shown first.
-        support: the labeled images, each once, interleaved by class: c1, c2, c1, c2 ...
-        query: position of the image asked about in the source of images; no support image.
-        answer: position of its class in `names`.
-    """
-
-    number: int
-    names: tuple[str, ...]
-    support: tuple[Shown, ...]
-    query: int
-    answer: int
-
-    @property
-    def images(self) -> tuple[int, ...]:
-        """The positions of all its images, the one asked about last."""
-        return (*(shown.image for shown in self.support), self.query)
-
-
-def images_of(episodes: Iterable[Episode]) -> list[int]:
-    """Return the positions of all images of several episodes, each once, sorted."""
-    return sorted({image for episode in episodes for image in episode.images})
-
-
-@dataclass(frozen=True, kw_only=True)
 class EpisodeSet:
-    """Episodes of one setting, and the images that they are about.
-
-    Attributes:
-        setting: ways, shots, repeats, induction, names.
-        seed: what they were drawn with; None where they came from elsewhere.
-        source: what the source of images is called.
-        source_identity: the source's fingerprint, its bytes included (`source_identity`).
-        class_names: the classes that were drawn from.
-        episodes: numbered from 0.
-    """
+    """Episodes of one setting, and the images that they are about."""
 
     setting: Setting
-    seed: int | None
-    source: str
-    source_identity: str
-    class_names: tuple[str, ...]
-    episodes: tuple[Episode, ...]
+    seed: int | None  # None where they came from elsewhere
+    source: str  # name of the source of images
+    source_identity: str  # its fingerprint, bytes included (`source_identity`)
+    class_names: tuple[str, ...]  # that were drawn from
+    episodes: tuple[Episode, ...]  # numbered from 0
 
     @cached_property
     def identity(self) -> str:
@@ -224,13 +106,8 @@ def sample_episodes(images: ImageSource, setting: Setting, *, count: int, seed: 
 
     Episode i is a function of images, seed, ways and i: its classes, their order and the image asked about
     are those of every setting with as many ways, and the support images of fewer shots are the first of more.
-    So columns of a table differ by what is shown, not by luck. Every class is as likely to be asked about.
-
-    Args:
-        images: labeled images; classes are taken by label, and two of one name never meet in an episode.
-        setting: ways, shots and names.
-        count: how many episodes, 1 or more.
-        seed: 0 or more.
+    So columns of a table differ by what is shown, not by luck. Every class is as likely to be asked about;
+    two of one name never meet in an episode.
 
     Raises:
         ValueError: no labels, a label without a name, too few classes, or a class with too few images.
@@ -263,16 +140,13 @@ def _sample(classes: list[_Class], setting: Setting, seed: int, number: int) -> 
     answer = int(generator.integers(setting.ways))
     # The first image of each class is kept for the question, whatever the class that is asked about.
     drawn = [generator.permutation(one).tolist()[: setting.shots + 1] for one in chosen.values()]
-    support = (
-        Shown(image=drawn[name][1 + shot], name=name)
-        for shot in range(setting.shots)
-        for name in range(setting.ways)
-    )
+    ways, shots = range(setting.ways), range(setting.shots)
+    support = tuple(Shown(drawn[name][1 + shot], name) for shot in shots for name in ways)
     names = tuple(chosen)
     if setting.naming == "nonsense":
         shuffled = np.random.default_rng((seed, setting.ways, number, _NAMES)).permutation(NONSENSE_NAMES)
         names = tuple(shuffled[: setting.ways].tolist())
-    return Episode(number=number, names=names, support=tuple(support), query=drawn[answer][0], answer=answer)
+    return Episode(number=number, names=names, support=support, query=drawn[answer][0], answer=answer)
 
 
 def _classes(images: ImageSource, setting: Setting) -> list[_Class]:
@@ -297,11 +171,9 @@ def _classes(images: ImageSource, setting: Setting) -> list[_Class]:
         if not name:
             raise ValueError(f"{images.name}: label {label} has no name, and an answer is a name")
         classes.append((name, positions))
-    distinct = len({name for name, _ in classes})
-    if distinct < setting.ways:
-        raise ValueError(
-            f"{setting.ways}-way episodes need {setting.ways} classes, {images.name} has {distinct}"
-        )
+    distinct, ways = len({name for name, _ in classes}), setting.ways
+    if distinct < ways:
+        raise ValueError(f"{ways}-way episodes need {ways} classes, {images.name} has {distinct}")
     needed = setting.shots + 1
     small = [(name, len(positions)) for name, positions in classes if len(positions) < needed]
     if small:
@@ -322,23 +194,20 @@ def save_episodes(episodes: EpisodeSet, path: Path) -> None:
 
 
 def load_episodes(path: Path, images: ImageSource) -> EpisodeSet:
-    """Read a set of episodes about images.
-
-    Raises:
-        ValueError: the file cannot be read, is no set of episodes, or belongs to other images.
-    """
+    """Read a set of episodes; raise `ValueError` where the file is none, or belongs to other images."""
     try:
         entry = unsealed(read_regular(path).decode("utf-8-sig"))
     except (OSError, ValueError) as fault:
         raise ValueError(f"{path} cannot be read as a file of episodes: {fault}") from fault
-    if entry.get("format") != _FORMAT:
+    if entry.pop("format", None) != _FORMAT:
         raise ValueError(f"{path}: expected a file of episodes of format {_FORMAT}")
     try:
-        episodes = _episodes(entry)
+        drawn = tuple(_episode(number, one) for number, one in enumerate(entry["episodes"]))
+        setting, classes = Setting(**entry["setting"]), tuple(entry["class_names"])
+        episodes = EpisodeSet(**entry | {"setting": setting, "class_names": classes, "episodes": drawn})
     except (KeyError, TypeError, ValueError) as fault:
         raise ValueError(f"{path} is no file of episodes: {type(fault).__name__} {fault}") from fault
     episodes.check(images)
-    setting = episodes.setting
     expected = sorted(list(range(setting.ways)) * setting.shots)
     for episode in episodes.episodes:
         if (
@@ -356,40 +225,13 @@ def load_episodes(path: Path, images: ImageSource) -> EpisodeSet:
 
 
 def _entry(episodes: EpisodeSet) -> dict[str, Any]:
-    return {
-        "format": _FORMAT,
-        "setting": asdict(episodes.setting),
-        "seed": episodes.seed,
-        "source": episodes.source,
-        "source_identity": episodes.source_identity,
-        "class_names": list(episodes.class_names),
-        "episodes": [
-            {
-                "names": list(one.names),
-                "support": [[shown.image, shown.name] for shown in one.support],
-                "query": one.query,
-                "answer": one.answer,
-            }
-            for one in episodes.episodes
-        ],
-    }
+    """Return what is written of a set; an episode's number is its place."""
+    entry = asdict(episodes)
+    for one in entry["episodes"]:
+        del one["number"]
+    return {"format": _FORMAT, **entry}
 
 
-def _episodes(entry: Mapping[str, Any]) -> EpisodeSet:
-    return EpisodeSet(
-        setting=Setting(**entry["setting"]),
-        seed=entry["seed"],
-        source=entry["source"],
-        source_identity=entry["source_identity"],
-        class_names=tuple(entry["class_names"]),
-        episodes=tuple(
-            Episode(
-                number=number,
-                names=tuple(one["names"]),
-                support=tuple(Shown(image=image, name=name) for image, name in one["support"]),
-                query=one["query"],
-                answer=one["answer"],
-            )
-            for number, one in enumerate(entry["episodes"])
-        ),
-    )
+def _episode(number: int, entry: dict[str, Any]) -> Episode:
+    names, support = tuple(entry["names"]), tuple(Shown(*shown) for shown in entry["support"])
+    return Episode(**entry | {"number": number, "names": names, "support": support})

@@ -12,15 +12,8 @@ from pixlex.data.folders import FileSource
 from pixlex.data.labels import no_labels
 from pixlex.data.sources import ImageSource
 from pixlex.data.text import json_value, plain_text
-from pixlex.eval.few_shot.episodes import (
-    PAPER_COLUMNS,
-    Episode,
-    EpisodeSet,
-    Naming,
-    Setting,
-    Shown,
-    source_identity,
-)
+from pixlex.eval.few_shot.episodes import EpisodeSet, source_identity
+from pixlex.eval.few_shot.prompts import PAPER_COLUMNS, Episode, Naming, Setting, Shown
 from pixlex.files import read_regular
 from pixlex.messages import quoted
 
@@ -31,7 +24,7 @@ _CAPTION = re.compile(r"\s*(?:this is (?:an?|the) )?(.+?)\s*\.?\s*", re.IGNORECA
 def read_open_ended(
     folder: Path, settings: Sequence[Setting], *, task: str | None = None, limit: int | None = None
 ) -> tuple[ImageSource, list[EpisodeSet]]:
-    """Read the questions of Open-Ended or Real-Name miniImageNet and the images beside them.
+    """Read the questions of Open-Ended or Real-Name miniImageNet as a set for each setting, and their images.
 
     A file, TASK_shots_N_ways_M_all_questions.json, is a list of objects: `question_id`, `image_1` ... `image_k`
     and `caption_1` ... `caption_k` with k = ways x shots in the order in which they are shown,
@@ -40,13 +33,9 @@ def read_open_ended(
 
     Args:
         folder: where the files lie.
-        settings: which of them to read; their naming is replaced: a task with "real_name" in its name has
-            real names, any other has nonsense names.
+        settings: which to read; a task with "real_name" in its name has real names, any other nonsense names.
         task: which of several tasks in the folder.
         limit: read so many questions of a file at most.
-
-    Returns:
-        The images that the questions name, and a set of episodes for each setting.
 
     Raises:
         ValueError: no such file, a question without its images and captions, or an answer that is no name of
@@ -66,26 +55,24 @@ def read_open_ended(
     identity, places = source_identity(images), {key: place for place, key in enumerate(keys)}
     sets = []
     for setting in settings:
-        size = (setting.ways, setting.shots)
+        path = files[setting.ways, setting.shots]
+        pairs = enumerate(questions[setting.ways, setting.shots])
         episodes = tuple(
-            _episode(files[size], number, question, [places[name] for name in names], setting)
-            for number, (question, names) in enumerate(questions[size])
+            _episode(path, number, question, [places[name] for name in names], setting.ways)
+            for number, (question, names) in pairs
         )
+        classes = tuple(sorted({name for one in episodes for name in one.names}))
+        named = replace(setting, naming=naming)
         sets.append(
             EpisodeSet(
-                setting=replace(setting, naming=naming),
-                seed=None,
-                source=str(folder),
-                source_identity=identity,
-                class_names=tuple(sorted({name for one in episodes for name in one.names})),
-                episodes=episodes,
+                setting=named, seed=None, source=str(folder),
+                source_identity=identity, class_names=classes, episodes=episodes,
             )
-        )
+        )  # fmt: skip
     return images, sets
 
 
 def _files(folder: Path, task: str | None) -> dict[tuple[int, int], Path]:
-    """Return the files of a task by (ways, shots)."""
     found: dict[str, dict[tuple[int, int], Path]] = {}
     for path in sorted(folder.glob("*_all_questions.json")):
         match = _QUESTIONS.fullmatch(path.name)
@@ -99,7 +86,7 @@ def _files(folder: Path, task: str | None) -> dict[tuple[int, int], Path]:
         raise ValueError(f"{folder} holds several tasks, name one of {', '.join(found)}")
     if task is not None and task not in found:
         raise ValueError(f"{folder} has no task {quoted(task)}, only {', '.join(found)}")
-    return found[task] if task is not None else next(iter(found.values()))
+    return found[task or next(iter(found))]
 
 
 def _questions(path: Path) -> list[Any]:
@@ -115,34 +102,31 @@ def _questions(path: Path) -> list[Any]:
 
 def _image_names(path: Path, question: Any, ways: int, shots: int) -> list[str]:
     """Return the files of a question, the one asked about last."""
-    count = ways * shots
-    expected = [f"image_{number}" for number in range(1, count + 1)]
-    captions = [key.replace("image", "caption") for key in expected]
-    for key in (*expected, *captions, "question_image", "answer"):
+    numbers = range(1, ways * shots + 1)
+    expected = [*(f"image_{number}" for number in numbers), "question_image"]
+    for key in (*expected, *(f"caption_{number}" for number in numbers), "answer"):
         if not isinstance(question, dict) or not isinstance(question.get(key), str):
             raise ValueError(
-                f"{path.name}: a question lacks the text {quoted(key)}; expected {count} images and "
+                f"{path.name}: a question lacks the text {quoted(key)}; expected {ways * shots} images and "
                 f"captions, got {', '.join(map(str, question))[:200]}"
             )
     # Whatever folder is written there, the images lie beside the file.
-    return [Path(question[key]).name for key in (*expected, "question_image")]
+    return [Path(question[key]).name for key in expected]
 
 
 def _episode(
-    path: Path, number: int, question: Mapping[str, Any], images: Sequence[int], setting: Setting
+    path: Path, number: int, question: Mapping[str, Any], images: Sequence[int], ways: int
 ) -> Episode:
     captions = [_name(question[f"caption_{place}"]) for place in range(1, len(images))]
     names, answer = tuple(dict.fromkeys(captions)), _name(question["answer"])
     where = f"{path.name}: question {question.get('question_id', number)}"
-    if len(names) != setting.ways:
-        raise ValueError(f"{where}: expected {setting.ways} names in its captions, got {', '.join(names)}")
+    if len(names) != ways:
+        raise ValueError(f"{where}: expected {ways} names in its captions, got {', '.join(names)}")
     if answer not in names:
         raise ValueError(f"{where}: the answer {quoted(answer)} is none of its names ({', '.join(names)})")
     *support, query = images
-    shown = (
-        Shown(image=image, name=names.index(name)) for image, name in zip(support, captions, strict=True)
-    )
-    return Episode(number=number, names=names, support=tuple(shown), query=query, answer=names.index(answer))
+    shown = tuple(Shown(image, names.index(name)) for image, name in zip(support, captions, strict=True))
+    return Episode(number=number, names=names, support=shown, query=query, answer=names.index(answer))
 
 
 def _name(caption: str) -> str:
@@ -152,16 +136,7 @@ def _name(caption: str) -> str:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A row of a paper.
-
-    Attributes:
-        name: as the paper calls it.
-        ways: 2 or 5.
-        source: where it is printed.
-        accuracy: percent by `Setting.column`, as printed.
-        scorer: how answers were judged, as far as it is known.
-        average: percent, over the seven columns; None where not all are printed.
-    """
+    """A row of a paper: accuracies in percent by `Setting.column`, their average where all seven are printed."""
 
     name: str
     ways: int

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,8 +23,6 @@ from pixlex.files import Damaged, sealed, unsealed
 from pixlex.messages import printable, quoted
 from pixlex.models.checkpoint import Model, Tokenizer, fingerprint
 from pixlex.models.inference import Precision, compute_rows
-from pixlex.nn.language_model import LanguageModel
-from pixlex.nn.vocabulary import build_vocabulary
 from pixlex.progress import bar_or_lines
 
 # Images decoded and encoded at a time.
@@ -52,58 +50,41 @@ class TextReader(Protocol):
         """Return the text of each image by its position; one that cannot be read is left out."""
 
 
-class ModelWords:
-    """The words of a trained autoencoder as text, rows of the grid first.
+@dataclass(frozen=True)
+class _Reader:
+    name: str
+    identity: str
+    read: Callable[[ImageSource, Sequence[int]], dict[int, str]]
+
+
+def model_words(
+    model: Tokenizer,
+    name: str,
+    *,
+    words: Sequence[str] = (),
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+) -> TextReader:
+    """Return the words of a trained autoencoder as text, rows of the grid first.
 
     LQAE has words of its own (see `Vocabulary`). A VQ-VAE's code k is rendered as the k-th word of a list (LQAE,
-    section 4: codes of a learned codebook mean nothing to a language model, whatever they are called).
-
-    Args:
-        model: is put into evaluation mode on `device`.
-        name: its name in tables.
-        words: for a VQ-VAE, one word for each code, the first `num_codewords` of them are used; or the language
-            model whose whole words they are, in the order of its vocabulary.
-        device: where to compute.
-        precision: bf16 gives other codes than fp32 for some patches.
-
-    Raises:
-        ValueError: a VQ-VAE with too few words, or a list of words for an LQAE.
+    section 4: codes of a learned codebook mean nothing to a language model, whatever they are called); a list with
+    too few words raises `ValueError`. bf16 gives other codes than fp32 for some patches.
     """
+    vocabulary, count = model.vocabulary, model.num_codewords
+    words = tuple((words if vocabulary is None else vocabulary.words)[:count])
+    if len(words) < count:
+        raise ValueError(f"a VQ-VAE of {count} codes needs as many words, got {len(words)}")
+    model.eval().to(device)
 
-    def __init__(
-        self,
-        model: Tokenizer,
-        *,
-        name: str,
-        words: Sequence[str] | LanguageModel | None = None,
-        device: torch.device | str = "cpu",
-        precision: Precision = "fp32",
-    ) -> None:
-        self._vocabulary = model.vocabulary
-        if self._vocabulary is not None:
-            if words is not None and not isinstance(words, LanguageModel):
-                raise ValueError("an LQAE has words of its own; expected no list of words")
-            words = self._vocabulary.words
-        elif isinstance(words, LanguageModel):
-            words = build_vocabulary(words).words
-        if words is None or len(words) < model.num_codewords:
-            raise ValueError(
-                f"a VQ-VAE of {model.num_codewords} codes needs as many words, got {len(words or ())}"
-            )
-        self.name, self.precision = name, precision
-        self.model = model.eval().to(device)
-        self.words = tuple(words[: model.num_codewords])
-        self.identity = digest("words", fingerprint(model, precision=precision), *self.words)
+    def text(codes: list[int]) -> str:
+        return " ".join(words[code] for code in codes) if vocabulary is None else vocabulary.to_text(codes)
 
-    def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
-        """Return the words of each image."""
-        rows = compute_images(images, indices, self.model, self.model.tokenize, self.name, self.precision)
-        return {
-            position: " ".join(self.words[code] for code in row.tolist())
-            if self._vocabulary is None
-            else self._vocabulary.to_text(row.tolist())
-            for position, row in rows.items()
-        }
+    def read(images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
+        rows = compute_images(images, indices, model, model.tokenize, name, precision)
+        return {position: text(row.tolist()) for position, row in rows.items()}
+
+    return _Reader(name, digest("words", fingerprint(model, precision=precision), *words), read)
 
 
 def compute_images(
@@ -114,16 +95,7 @@ def compute_images(
     title: str,
     precision: Precision,
 ) -> dict[int, Tensor]:
-    """Return what a network makes of each image that can be read, by its position, on the CPU.
-
-    Args:
-        images: where they come from.
-        indices: their positions, each once.
-        model: its configuration says how images become pixels; it computes where it lies.
-        compute: maps a batch of images to as many rows.
-        title: as for `read_pixels`.
-        precision: bf16 computes under autocast.
-    """
+    """Return the row that a model's `compute` makes of each image that can be read, by position, on the CPU."""
     config, device = model.config, next(model.parameters()).device
     rows: dict[int, Tensor] = {}
     for positions, pixels in read_pixels(images, indices, config.image_size, title, config.cut):
@@ -137,12 +109,7 @@ def read_pixels(
 ) -> Iterator[tuple[list[int], Float[Tensor, "B 3 H W"]]]:
     """Yield images in batches with their positions, made square; one that cannot be read is left out.
 
-    Args:
-        images: where they come from.
-        indices: their positions, each once.
-        size: side of the square in pixels.
-        title: what stands before the progress bar, which shows on a terminal when it takes more than a second.
-        cut: how images become square (see `evaluation_transform`).
+    A progress bar with the title shows on a terminal when it takes more than a second.
     """
     # Sources read forward faster than back and forth.
     order = sorted(indices)
@@ -169,13 +136,10 @@ class AsciiArt:
     with 64 x 64 characters and says neither which ramp nor which converter; these are ours.
 
     Args:
-        lines: lines of an image, 1 or more.
+        lines: of an image, 1 or more.
         columns: characters of a line, 1 or more.
-        ramp: characters from dark to bright, 2 or more; light on dark as it stands, as on a terminal.
+        ramp: characters from dark to bright, 2 or more, no line break; light on dark, as on a terminal.
         inverted: turn the ramp around: dark ink on white paper.
-
-    Raises:
-        ValueError: a size below 1, a ramp of fewer than two characters, or one with a line break.
     """
 
     lines: int = 64
@@ -212,11 +176,7 @@ class AsciiArt:
         return texts
 
     def draw(self, images: Float[Tensor, "B 3 H W"]) -> list[str]:
-        """Return each image as text, lines joined by line breaks.
-
-        Args:
-            images: RGB pixels in [0, 1].
-        """
+        """Return each image, RGB pixels in [0, 1], as text, lines joined by line breaks."""
         luma = torch.einsum("bchw,c->bhw", images.double(), images.new_tensor(_LUMA, dtype=torch.float64))
         rows = area_weights(images.shape[-2], self.lines).to(images.device)
         columns = area_weights(images.shape[-1], self.columns).to(images.device)
@@ -239,96 +199,56 @@ def area_weights(size: int, cells: int) -> Float[Tensor, "cells size"]:
     return (ends - starts).clamp(min=0) * cells / size
 
 
-@dataclass(frozen=True)
-class Shortened:
-    """The first part of another reader's text (LQAE, Table 3, row G).
+def shortened(reader: TextReader, ratio: float) -> TextReader:
+    """Return the first part of another reader's text, a ratio in (0, 1] (LQAE, Table 3, row G).
 
     Words are counted where the text is one line, lines where it has several (a picture made of characters);
     the number kept is rounded up.
-
-    Args:
-        reader: whose text it is.
-        ratio: how much is kept, in (0, 1].
-
-    Raises:
-        ValueError: a ratio out of range.
     """
+    if not 0 < ratio <= 1:
+        raise ValueError(f"the share of words kept must lie in (0, 1], got {ratio}")
 
-    reader: TextReader
-    ratio: float
+    def shorten(text: str) -> str:
+        glue = "\n" if "\n" in text else " "
+        units = text.split(glue)
+        # Nine digits: 0.07 * 100 is 7.000000000000001 and must stay 7.
+        return glue.join(units[: math.ceil(round(ratio * len(units), 9))])
 
-    def __post_init__(self) -> None:
-        if not 0 < self.ratio <= 1:
-            raise ValueError(f"the share of words kept must lie in (0, 1], got {self.ratio}")
+    def read(images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
+        return {position: shorten(text) for position, text in reader.read(images, indices).items()}
 
-    @property
-    def name(self) -> str:
-        """The reader's name and the ratio."""
-        return f"{self.reader.name}, first {self.ratio:.0%} of the words"
-
-    @property
-    def identity(self) -> str:
-        """The reader's identity and the ratio."""
-        return digest("shortened", self.reader.identity, str(self.ratio))
-
-    def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
-        """Return the first part of each text."""
-        texts = {}
-        for position, text in self.reader.read(images, indices).items():
-            glue = "\n" if "\n" in text else " "
-            units = text.split(glue)
-            # Nine digits: 0.07 * 100 is 7.000000000000001 and must stay 7.
-            texts[position] = glue.join(units[: math.ceil(round(self.ratio * len(units), 9))])
-        return texts
+    name = f"{reader.name}, first {ratio:.0%} of the words"
+    return _Reader(name, digest("shortened", reader.identity, str(ratio)), read)
 
 
-class CachedReader:
-    """Another reader whose texts are kept in a folder, so that each image is read once, over all runs.
+def cached(reader: TextReader, folder: Path) -> TextReader:
+    """Return another reader whose texts are kept in a folder, so that each image is read once, over all runs.
 
     There is a file of JSON lines for each pair of reader and source, by their fingerprints. A line that a kill
     cut off, or that is not what was written, is left out; images that cannot be read are tried again.
-
-    Args:
-        reader: who reads what is not there yet.
-        folder: where the files lie; made if missing.
     """
+    known: dict[str, dict[int, str]] = {}
 
-    def __init__(self, reader: TextReader, folder: Path) -> None:
-        self.reader, self.folder = reader, folder
-        self.name, self.identity = reader.name, reader.identity
-        self._texts: dict[str, dict[int, str]] = {}
-
-    def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
-        """Return the text of each image, from the folder where it is there."""
-        path = self.folder / f"{digest(self.identity, source_identity(images))[:16]}.jsonl"
-        texts = self._texts.setdefault(path.name, load_texts(path))
+    def read(images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
+        path = folder / f"{digest(reader.identity, source_identity(images))[:16]}.jsonl"
+        texts = known.setdefault(path.name, load_texts(path))
         missing = sorted(set(indices) - texts.keys())
         if missing:
-            new = self.reader.read(images, missing)
+            new = reader.read(images, missing)
             append_texts(path, new)
             texts.update(new)
         return {index: texts[index] for index in indices if index in texts}
 
+    return _Reader(reader.name, reader.identity, read)
+
 
 def model_reader(
-    model: Tokenizer,
-    name: str,
-    *,
-    words: Sequence[str] | LanguageModel | None = None,
-    keep_ratio: float = 1.0,
-    cache: Path | None = None,
-    device: torch.device | str = "cpu",
-    precision: Precision = "fp32",
+    model: Tokenizer, name: str, *, keep_ratio: float = 1.0, cache: Path | None = None, **settings: Any
 ) -> TextReader:
-    """Return the reader of a model's words (see `ModelWords`), cached in a folder, shortened to a ratio in (0, 1].
-
-    Raises:
-        ValueError: a VQ-VAE without words or with too few, or a ratio out of range.
-    """
-    reader: TextReader = ModelWords(model, name=name, words=words, device=device, precision=precision)
-    if cache is not None:
-        reader = CachedReader(reader, cache)
-    return reader if keep_ratio == 1 else Shortened(reader, keep_ratio)
+    """Return the reader of a model's words (`settings` of `model_words`), cached, shortened to a ratio."""
+    reader = model_words(model, name, **settings)
+    reader = reader if cache is None else cached(reader, cache)
+    return reader if keep_ratio == 1 else shortened(reader, keep_ratio)
 
 
 def load_texts(path: Path) -> dict[int, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,44 +13,51 @@ from tqdm import tqdm
 
 from pixlex.data.sources import ImageSource
 from pixlex.eval.evaluate import wilson_interval
-from pixlex.eval.few_shot.classifiers import Answer, Classifier
-from pixlex.eval.few_shot.episodes import Episode, EpisodeSet, Setting, digest
+from pixlex.eval.few_shot.episodes import EpisodeSet, digest
+from pixlex.eval.few_shot.prompts import Answer, Episode, Setting, failed
 from pixlex.files import Journal
 from pixlex.messages import printable
 from pixlex.progress import bar_or_lines
 
 JOURNAL = "answers.jsonl"
-_KINDS = {"key": str, "episode": int, "credit": int | float | None, "text": str, "detail": str}
+_KINDS = {"episode": int, "credit": int | float | None, "text": str, "detail": str}
+
+
+class Classifier(ABC):
+    """Answers episodes: a classifier of features, or a language model that reads images as words."""
+
+    name: str  # its row in the table: where the words come from, and who reads them
+    scorer: str  # how an answer is judged: one of `SCORERS`, or `nearest`, `linear`, `exact`
+    identity: str  # a fingerprint of all that decides the answers besides episodes and images
+
+    @abstractmethod
+    def answer(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> Iterator[Answer]:
+        """Yield one answer for each episode, in any order, each as soon as it is there.
+
+        An episode that fails yields an answer without credit; it never ends the others. What makes all of
+        them fail (a wrong key, an endpoint that is down) raises `ValueError`.
+        """
+
+    def check(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> str:
+        """Return why episodes cannot be answered, with the numbers, or an empty text; nothing is sent."""
+        return ""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One classifier in one setting.
+    """One classifier in one setting."""
 
-    Attributes:
-        answerer: name of its row.
-        scorer: how answers were judged.
-        setting: the column.
-        num_episodes: episodes asked.
-        num_failed: episodes without an answer; they are in neither accuracy nor interval.
-        accuracy: mean credit of the answers that came, in [0, 1]; None where none came.
-        low, high: its 95 % interval.
-        accuracy_with_failures: with failures counted as wrong; None where the episodes do not fit.
-        answers: all answers by number of the episode.
-        does_not_fit: why the episodes are longer than what the language model reads; empty where they fit.
-    """
-
-    answerer: str
-    scorer: str
-    setting: Setting
+    answerer: str  # name of its row
+    scorer: str  # how answers were judged
+    setting: Setting  # the column
     num_episodes: int
-    num_failed: int
-    accuracy: float | None
-    low: float | None
+    num_failed: int  # episodes without an answer, which are in neither accuracy nor interval
+    accuracy: float | None  # mean credit of the answers that came, in [0, 1]; None where none came
+    low: float | None  # its 95 % interval
     high: float | None
-    accuracy_with_failures: float | None
-    answers: tuple[Answer, ...]
-    does_not_fit: str = ""
+    accuracy_with_failures: float | None  # counted as wrong; None where the episodes do not fit
+    answers: tuple[Answer, ...]  # by number of the episode
+    does_not_fit: str = ""  # why the episodes are longer than what the language model reads
 
     @property
     def num_cut_off(self) -> int:
@@ -58,14 +66,7 @@ class Cell:
 
 
 class AnswerJournal(Journal):
-    """A journal of answers, under the fingerprints of classifier and question; failures are written down too.
-
-    Args:
-        path: the file; its folder is made if missing.
-
-    Raises:
-        ValueError: another process holds it, or it is no journal of answers.
-    """
+    """A journal of answers, under the fingerprints of classifier and question; failures are written down too."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,10 +75,7 @@ class AnswerJournal(Journal):
     def get(self, classifier: str, question: str) -> Answer | None:
         """Return the answer of a classifier (its identity) to one of `EpisodeSet.questions`, if there is one."""
         key = _key(classifier, question)
-        if key not in self:
-            return None
-        entry = self[key]
-        return Answer(**{name: entry[name] for name in _KINDS if name != "key"})
+        return Answer(**{name: self[key][name] for name in _KINDS}) if key in self else None
 
     def add(self, classifier: str, question: str, answer: Answer) -> None:
         """Write down an answer; it survives the end of this process on return, not a power failure."""
@@ -89,7 +87,8 @@ def _key(classifier: str, question: str) -> str:
 
 
 def _fits(entry: dict[str, Any]) -> bool:
-    return all(name in entry and isinstance(entry[name], kind) for name, kind in _KINDS.items())
+    kinds = {"key": str, **_KINDS}
+    return all(name in entry and isinstance(entry[name], kind) for name, kind in kinds.items())
 
 
 @dataclass
@@ -110,22 +109,12 @@ def run_few_shot(
     *,
     progress: bool = True,
 ) -> list[Cell]:
-    """Let every classifier answer every set of episodes; what is in the folder's journal is not asked again.
+    """Let every classifier answer every set of episodes; return their cells, classifier by classifier.
 
-    Before the first question, every classifier checks that all its prompts can be asked; a set that does not
-    fit its language model is not asked, and does not keep others from being asked. Where only
-    the endpoint knows, the first episode that it refuses for its length ends the set. An episode that failed
-    in an earlier run is asked again. Questions of an earlier run count in a larger set as well.
-
-    Args:
-        classifiers: who answers; rows of the table.
-        episode_sets: the episodes; columns of the table.
-        images: what the episodes are about.
-        folder: holds the journal, `answers.jsonl`; made if missing.
-        progress: show a bar with rate and time left.
-
-    Returns:
-        One cell for each classifier and set, classifier by classifier.
+    What is in the folder's journal is not asked again, unless it failed; questions of an earlier run count in a
+    larger set as well. Before the first question, every classifier checks that all its prompts can be asked; a set
+    that does not fit its language model is not asked, and does not keep others from being asked. Where only
+    the endpoint knows, the first episode that it refuses for its length ends the set.
 
     Raises:
         ValueError: episodes of other images, two classifiers or two sets of the same identity, a classifier that
@@ -149,7 +138,7 @@ def run_few_shot(
         for one in askings:
             if one.open:
                 one.does_not_fit = one.classifier.check(one.episodes.setting, one.open, images)
-        total = sum(len(one.episodes) for one in episode_sets) * len(classifiers)
+        total = sum(len(one.episodes.episodes) for one in askings)
         done = total - sum(len(one.open) for one in askings)
         with bar_or_lines(
             total=total, initial=done, unit=" episodes", desc="few-shot", disable=not progress
@@ -163,55 +152,48 @@ def run_few_shot(
 
 
 def _unanswered(journal: AnswerJournal, classifier: Classifier, episodes: EpisodeSet) -> list[Episode]:
-    """Return the episodes that have no answer yet, or failed."""
     known = (journal.get(classifier.identity, question) for question in episodes.questions)
-    return [
-        episode
-        for episode, answer in zip(episodes.episodes, known, strict=True)
-        if answer is None or answer.credit is None
-    ]
+    pairs = zip(episodes.episodes, known, strict=True)
+    return [episode for episode, answer in pairs if answer is None or answer.credit is None]
 
 
 def _ask(journal: AnswerJournal, one: _Asking, images: ImageSource, bar: tqdm[NoReturn]) -> str:
     """Have questions answered and write the answers down; a question without any answer is a failure.
 
-    Returns:
-        Why the episodes do not fit, where that shows when they are asked; the rest of them is not asked then.
+    Where it shows that the episodes do not fit, the rest of them is not asked, and the reason is returned.
     """
-    classifier, questions = one.classifier, one.episodes.questions
-    left = {episode.number for episode in one.open}
+    classifier, questions, does_not_fit = one.classifier, one.episodes.questions, ""
+    left = {episode.number: episode for episode in one.open}
 
     def add(answer: Answer) -> None:
         journal.add(classifier.identity, questions[answer.episode], answer)
         bar.update()
 
-    does_not_fit = ""
     for answer in classifier.answer(one.episodes.setting, one.open, images):
-        if answer.episode not in left:
+        if left.pop(answer.episode, None) is None:
             raise ValueError(
                 f"{classifier.name} answered episode {answer.episode} twice or without being asked"
             )
-        left.remove(answer.episode)
         add(answer)
         if answer.does_not_fit:
             does_not_fit = answer.detail
             break
-    for number in sorted(left if not does_not_fit else ()):
-        add(Answer(episode=number, credit=None, detail="no answer came"))
+    else:
+        for episode in left.values():
+            add(failed(episode, "no answer came"))
     journal.sync()
     return does_not_fit
 
 
 def _cell(journal: AnswerJournal, one: _Asking) -> Cell:
-    classifier, episodes, does_not_fit = one.classifier, one.episodes, one.does_not_fit
-    answers = []
-    for number, question in enumerate(episodes.questions):
+    classifier, does_not_fit, answers = one.classifier, one.does_not_fit, []
+    for episode, question in zip(one.episodes.episodes, one.episodes.questions, strict=True):
         known = journal.get(classifier.identity, question)
         if does_not_fit:
-            answers.append(Answer(episode=number, credit=None, detail=does_not_fit))
+            answers.append(failed(episode, does_not_fit))
         elif known is not None:
             # An answer of an earlier run may have had another number.
-            answers.append(replace(known, episode=number))
+            answers.append(replace(known, episode=episode.number))
     given = [answer.credit for answer in answers if answer.credit is not None]
     accuracy = low = high = None
     if given:
@@ -222,7 +204,7 @@ def _cell(journal: AnswerJournal, one: _Asking) -> Cell:
     return Cell(
         answerer=classifier.name,
         scorer=classifier.scorer,
-        setting=episodes.setting,
+        setting=one.episodes.setting,
         num_episodes=len(answers),
         num_failed=len(answers) - len(given),
         accuracy=accuracy,

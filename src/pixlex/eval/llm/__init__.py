@@ -8,15 +8,27 @@ __all__ = ["LLMOptions", "LanguageClient", "connect"]
 def connect(options: LLMOptions) -> LanguageClient:
     """Return the client of a language model: of an endpoint with `base_url`, of a local model without.
 
+    Of a local one weights are read from safetensors only, and none of its code is run.
+
     Raises:
         ValueError: an option out of range, a model that cannot be loaded, an endpoint that is down, a key that is
             refused.
         ModuleNotFoundError: a package that is missing.
     """
-    if options.base_url is None:
-        from pixlex.eval.llm.local import load_local
+    if options.base_url is not None:
+        from pixlex.eval.llm.endpoint import EndpointClient
 
-        return load_local(options)
-    from pixlex.eval.llm.endpoint import EndpointClient
+        return EndpointClient(options)
+    import torch
 
-    return EndpointClient(options)
+    from pixlex.distributed import pick_device
+    from pixlex.eval.llm.local import LocalClient
+    from pixlex.nn.causal import load_causal_parts
+
+    device, precision = pick_device(options.device), options.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    model, tokenizer = load_causal_parts(
+        options.model, torch.bfloat16 if precision == "bf16" else torch.float32
+    )
+    return LocalClient(model.to(device), tokenizer, options)

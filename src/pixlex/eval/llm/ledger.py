@@ -9,17 +9,17 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pixlex.eval.llm.client import Answer, LLMOptions, Usage
+
 FILE_NAME = "answers.sqlite"
-TIKTOKEN = "tiktoken:"
+_TIKTOKEN = "tiktoken:"
 # A start token, and the space that SentencePiece puts before a text.
 _ADDED = 2
 
-Answer = dict[str, Any]
-TokenCounter = Callable[[Sequence[str]], list[int]]
+Request = Mapping[str, Any]
 # Raises `ValueError` for an answer that is none.
 Check = Callable[[Answer], object]
 
@@ -27,16 +27,10 @@ Check = Callable[[Answer], object]
 class AnswerCache:
     """Answers by their whole request: endpoint, model, every parameter, the prompt; never the key.
 
-    An answer is on the disk before anyone is given it, so that a kill at any moment loses none. Failures are
-    not kept. Each answer has a checksum: one that the disk changed is asked for again, with a warning; those
-    of versions without checksums count. Two processes may share a folder; what both ask at the same moment is
-    sent by both.
-
-    Args:
-        folder: where `answers.sqlite` lies, made if missing; None keeps answers in memory.
-
-    Raises:
-        ValueError: a folder that cannot be written, or a file that is no cache.
+    An answer is on the disk before anyone is given it, so that a kill at any moment loses none. One whose
+    checksum does not fit is asked for again, with a warning; one of a version without checksums counts. Two
+    processes may share a folder; what both ask at the same moment is sent by both. None keeps answers in memory;
+    a folder that cannot be written, or a file that is no cache, raises `ValueError`.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -50,29 +44,24 @@ class AnswerCache:
             self._file = sqlite3.connect(
                 self.path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False
             )
-            for statement in (
-                "PRAGMA journal_mode=WAL",
-                "PRAGMA synchronous=FULL",
-                "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, request TEXT, answer TEXT)",
-            ):
-                self._file.execute(statement)
-            columns = {row[1] for row in self._file.execute("PRAGMA table_info(answers)")}
-            if "checksum" not in columns:
+            self._file.execute("PRAGMA journal_mode=WAL")
+            self._file.execute("PRAGMA synchronous=FULL")
+            columns = "key TEXT PRIMARY KEY, request TEXT, answer TEXT, checksum TEXT"
+            self._file.execute(f"CREATE TABLE IF NOT EXISTS answers ({columns})")
+            if "checksum" not in {row[1] for row in self._file.execute("PRAGMA table_info(answers)")}:
                 self._file.execute("ALTER TABLE answers ADD COLUMN checksum TEXT")
             self._file.execute("SELECT key, request, answer FROM answers LIMIT 1")
         except (OSError, sqlite3.Error, ValueError) as fault:  # damaged names are no UTF-8
-            raise ValueError(
-                f"cache {self.path}: expected a folder for answers, got: {fault}; where the file is damaged, move "
-                "it away"
-            ) from fault
+            raise self._unusable("expected a folder for answers, got", fault) from fault
 
-    def get(self, request: Mapping[str, Any], check: Check | None = None) -> Answer | None:
+    def get(self, request: Request, check: Check | None = None) -> Answer | None:
         """Return the answer to a request; None where it was not asked yet, or is none by `check`."""
         key = _key(request)
-        query = "SELECT answer, checksum FROM answers WHERE key = ?"
         try:
             with self._lock:
-                row = self._file.execute(query, (key,)).fetchone()
+                row = self._file.execute(
+                    "SELECT answer, checksum FROM answers WHERE key = ?", (key,)
+                ).fetchone()
             if row is None:
                 return None
             text, checksum = row
@@ -91,33 +80,26 @@ class AnswerCache:
             return None
         return answer
 
-    def put(self, request: Mapping[str, Any], answer: Answer) -> None:
+    def put(self, request: Request, answer: Answer) -> None:
         """Keep an answer; on return it is on the disk."""
         key, text = _key(request), json.dumps(answer)
         row = (key, json.dumps(request, sort_keys=True), text, _checksum(key, text))
+        columns = "(key, request, answer, checksum)"
         try:
             with self._lock:
-                self._file.execute(
-                    "INSERT OR REPLACE INTO answers (key, request, answer, checksum) VALUES (?, ?, ?, ?)", row
-                )
+                self._file.execute(f"INSERT OR REPLACE INTO answers {columns} VALUES (?, ?, ?, ?)", row)
         except (sqlite3.Error, ValueError) as fault:
-            raise ValueError(
-                f"cache {self.path}: an answer cannot be kept: {fault}; where the file is damaged, move it away"
-            ) from fault
+            raise self._unusable("an answer cannot be kept:", fault) from fault
 
-    def ask(
-        self, request: Mapping[str, Any], send: Callable[[], Answer], check: Check | None = None
-    ) -> Answer:
+    def ask(self, request: Request, send: Callable[[], Answer], check: Check | None = None) -> Answer:
         """Return the answer to a request, sent only where it is not known, or known and no answer by `check`.
 
         A request that another thread is sending just now is waited for; its outcome, faults too, is shared.
         """
-        key = _key(request)
+        key, mine = _key(request), Future[Answer]()
         with self._lock:
-            under_way = self._asked.get(key)
-            if under_way is None:
-                mine = self._asked[key] = Future[Answer]()
-        if under_way is not None:
+            under_way = self._asked.setdefault(key, mine)
+        if under_way is not mine:
             return under_way.result()
         try:
             answer = self.get(request, check)
@@ -138,12 +120,15 @@ class AnswerCache:
         with self._lock:
             self._file.close()
 
+    def _unusable(self, what: str, fault: Exception) -> ValueError:
+        return ValueError(f"cache {self.path}: {what} {fault}; where the file is damaged, move it away")
+
 
 def _checksum(key: str, answer: str) -> str:
     return hashlib.sha256(f"{key}\n{answer}".encode()).hexdigest()
 
 
-def _key(request: Mapping[str, Any]) -> str:
+def _key(request: Request) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
@@ -151,92 +136,29 @@ class SpendingCapReached(ValueError):
     """The next request could have exceeded what the user is willing to spend; it was not sent."""
 
 
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of prompts and of answers, of one request or of many."""
-
-    prompt: int = 0
-    answer: int = 0
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(self.prompt + other.prompt, self.answer + other.answer)
-
-    def __sub__(self, other: Usage) -> Usage:
-        return Usage(self.prompt - other.prompt, self.answer - other.answer)
-
-    @property
-    def total(self) -> int:
-        """Tokens read and written."""
-        return self.prompt + self.answer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """What requests would take at most: how many beside the cached ones, tokens, cost (None without prices)."""
-
-    requests: int
-    cached: int
-    usage: Usage
-    cost: float | None
-
-
 class Budget:
-    """Keeps spending under a cap, whatever number of requests are under way.
+    """Keeps spending under the caps of its options, whatever number of requests are under way.
 
     A request's worst case is reserved before it is sent and replaced by what it took when it is answered.
-    The cap is one of this object, hence of one run; answers from the cache cost nothing.
-
-    Args:
-        prices: what a million tokens of prompts and of answers cost, in the user's currency, each 0 or more; None
-            where money is not counted.
-        max_cost: money, 0 or more; None for no cap.
-        max_tokens: tokens read and written, 0 or more; None for no cap.
-
-    Raises:
-        ValueError: one price of two, a negative price or cap, or a cap on money without prices.
+    The caps are those of this object, hence of one run; answers from the cache cost nothing.
     """
 
-    def __init__(
-        self,
-        prices: tuple[float | None, float | None] = (None, None),
-        max_cost: float | None = None,
-        max_tokens: int | None = None,
-    ) -> None:
-        prompt, answer = prices
-        if (prompt is None) != (answer is None):
-            raise ValueError(f"expected both prices or none, got {prompt} for input and {answer} for output")
-        if prompt is not None and answer is not None and not (prompt >= 0 and answer >= 0):
-            raise ValueError(f"prices must be 0 or more, got {prompt} for input and {answer} for output")
-        if max_cost is not None and prompt is None:
-            raise ValueError(f"a cap of {max_cost:g} on the cost needs the prices of input and output")
-        for name, cap in (("max_cost", max_cost), ("max_tokens", max_tokens)):
-            if cap is not None and not cap >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {cap}")
-        self._prices, self.max_cost, self.max_tokens = prices, max_cost, max_tokens
-        self._spent = Usage()
-        self._reserved = Usage()
+    def __init__(self, options: LLMOptions) -> None:
+        self._options = options
+        self.spent, self._reserved = Usage(), Usage()
         self._changed = threading.Condition()
-
-    @property
-    def spent(self) -> Usage:
-        """Tokens of all that was sent so far."""
-        return self._spent
 
     def cost(self, usage: Usage) -> float | None:
         """Return what tokens cost; None without prices."""
-        prompt, answer = self._prices
+        prompt, answer = self._options.input_price, self._options.output_price
         if prompt is None or answer is None:
             return None
         return (usage.prompt * prompt + usage.answer * answer) / 1_000_000
 
     def reserve(self, worst: Usage) -> None:
-        """Reserve a request's worst case; wait where requests under way may turn out cheaper.
-
-        Raises:
-            SpendingCapReached: it does not fit under the cap.
-        """
+        """Reserve a request's worst case under the cap; wait where requests under way may turn out cheaper."""
         with self._changed:
-            while excess := self._excess(self._spent + self._reserved + worst):
+            while excess := self._excess(self.spent + self._reserved + worst):
                 if self._reserved.total == 0:
                     raise SpendingCapReached(
                         f"stopped before the spending cap: {excess}; what was answered is kept"
@@ -248,57 +170,48 @@ class Budget:
         """Replace what was reserved by what the request took."""
         with self._changed:
             self._reserved -= worst
-            self._spent += taken
+            self.spent += taken
             self._changed.notify_all()
 
     def _excess(self, usage: Usage) -> str:
-        """Say how tokens exceed a cap; nothing where they do not."""
-        spent = self._spent
-        if self.max_tokens is not None and usage.total > self.max_tokens:
+        spent, most = self.spent.total, self._options.max_tokens
+        if most is not None and usage.total > most:
             return (
-                f"{spent.total} tokens are spent, the next request may take {usage.total - spent.total}, "
-                f"at most {self.max_tokens} are allowed"
+                f"{spent} tokens are spent, the next request may take {usage.total - spent}, "
+                f"at most {most} are allowed"
             )
-        cost, paid = self.cost(usage), self.cost(spent)
-        if self.max_cost is not None and cost is not None and paid is not None and cost > self.max_cost:
-            return (
-                f"{paid:.6g} is spent, the next request may cost {cost - paid:.6g}, "
-                f"at most {self.max_cost:g} is allowed"
-            )
+        cost, paid, cap = self.cost(usage), self.cost(self.spent), self._options.max_cost
+        if cost is not None and paid is not None and cap is not None and cost > cap:
+            return f"{paid:.6g} is spent, the next request may cost {cost - paid:.6g}, at most {cap:g} is allowed"
         return ""
 
 
-def token_counter(tokenizer: str | None, model: str) -> TokenCounter:
-    """Return what counts an endpoint's tokens.
+def token_counter(tokenizer: str | None, model: str) -> Callable[[Sequence[str]], list[int]]:
+    """Return what counts an endpoint's tokens, as `LLMOptions.tokenizer` says; else `upper_bounds`."""
+    if tokenizer is not None and not tokenizer.startswith(_TIKTOKEN):
+        from transformers import AutoTokenizer
 
-    Args:
-        tokenizer: as `LLMOptions.tokenizer`.
-        model: the endpoint's name of the model.
-
-    Returns:
-        `upper_bounds` where nothing counts them.
-
-    Raises:
-        ValueError: a tokenizer that cannot be loaded.
-    """
-    if tokenizer is None:
         try:
-            import tiktoken
-
-            return _counter(tiktoken.encoding_for_model(model))
-        except (ImportError, KeyError, OSError):  # an unknown model, or no network to fetch the encoding from
-            return upper_bounds
-    if not tokenizer.startswith(TIKTOKEN):
-        return _pretrained(tokenizer)
+            pretrained = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+        except (OSError, ValueError) as fault:
+            raise ValueError(f"tokenizer {tokenizer!r} cannot be loaded: {fault}") from fault
+        return lambda texts: [len(pretrained(text)["input_ids"]) for text in texts]
     try:
         import tiktoken
 
-        return _counter(tiktoken.get_encoding(tokenizer.removeprefix(TIKTOKEN)))
-    except ImportError as fault:
-        missing = f"tokenizer {tokenizer} needs tiktoken: pip install tiktoken"
-        raise ModuleNotFoundError(missing, name="tiktoken") from fault
-    except (OSError, ValueError) as fault:
+        if tokenizer is None:
+            encoding = tiktoken.encoding_for_model(model)
+        else:
+            encoding = tiktoken.get_encoding(tokenizer.removeprefix(_TIKTOKEN))
+    except (ImportError, KeyError, OSError, ValueError) as fault:
+        if tokenizer is None:  # an unknown model, or no network to fetch the encoding from
+            return upper_bounds
+        if isinstance(fault, ImportError):
+            missing = f"tokenizer {tokenizer} needs tiktoken: pip install tiktoken"
+            raise ModuleNotFoundError(missing, name="tiktoken") from fault
         raise ValueError(f"tokenizer {tokenizer} cannot be loaded: {fault}") from fault
+    # What looks like a special token in a text is text.
+    return lambda texts: [len(encoding.encode(text, disallowed_special=())) for text in texts]
 
 
 def upper_bounds(texts: Sequence[str]) -> list[int]:
@@ -308,18 +221,3 @@ def upper_bounds(texts: Sequence[str]) -> list[int]:
     bytes a token, so the bound is some four times the truth: name a tokenizer where that is too much.
     """
     return [len(text.encode()) + _ADDED for text in texts]
-
-
-def _counter(encoding: Any) -> TokenCounter:
-    # What looks like a special token in a text is text.
-    return lambda texts: [len(encoding.encode(text, disallowed_special=())) for text in texts]
-
-
-def _pretrained(name: str) -> TokenCounter:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as fault:
-        raise ValueError(f"tokenizer {name!r} cannot be loaded: {fault}") from fault
-    return lambda texts: [len(tokenizer(text)["input_ids"]) for text in texts]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from pixlex.eval.llm.client import NO_TEXT, Ability, Completion, Mode, cut_at, without_reasoning
-from pixlex.eval.llm.ledger import Answer
+from pixlex.eval.llm.client import NO_TEXT, Ability, Answer, Mode, Prompt, Reply, cut_at, without_reasoning
 
 Route = Literal["completions", "chat/completions"]
 COMPLETIONS: Route = "completions"
@@ -36,25 +36,15 @@ _BUSY = (None, 408, 429, 502, 503, 504)
 
 @dataclass(eq=False)
 class RequestFailed(Exception):
-    """One request came to nothing; the others may be answered.
-
-    Attributes:
-        reason: what happened.
-        status: the endpoint's status code; None where it gave none.
-        again: whether another attempt may be answered.
-        malformed: whether it answered, with something that is no answer.
-        billed: whether it may have done, and charged, the work.
-        down: whether no connection came about.
-        wait: seconds that the endpoint asks to wait.
-    """
+    """One request came to nothing; the others may be answered."""
 
     reason: str
-    status: int | None = None
-    again: bool = False
-    malformed: bool = False
-    billed: bool = False
-    down: bool = False
-    wait: float = 0.0
+    status: int | None = None  # the endpoint's, if it gave one
+    again: bool = False  # another attempt may be answered
+    malformed: bool = False  # it answered, with something that is no answer
+    billed: bool = False  # it may have done, and charged, the work
+    down: bool = False  # no connection came about
+    wait: float = 0.0  # seconds that the endpoint asks to wait
 
     def __str__(self) -> str:
         return self.reason
@@ -72,35 +62,26 @@ class RequestFailed(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointFacts:
-    """What an endpoint can do with a model, as it showed.
+    """What an endpoint can do with a model, as it showed; None where it cannot, or where it is not known."""
 
-    Attributes:
-        path: where texts are continued; in a chat, prompts are a user's messages.
-        limit_field: how the limit of new tokens is called.
-        temperature: whether a temperature of 0 may be asked for; without it writing is not greedy.
-        stops: whether stops may be given.
-        echo_tokens: new tokens to ask for when a text is scored; None where it cannot be.
-        choice: how one of several candidates can be asked for; None where it cannot.
-        context_size: tokens of prompt and answer together; None where it is not known.
-    """
-
-    path: Route
+    path: Route  # where texts are continued; in a chat, prompts are a user's messages
     limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    temperature: bool = True
-    stops: bool = True
-    echo_tokens: int | None = None
-    choice: Choice | None = None
-    context_size: int | None = None
+    temperature: bool = True  # 0 may be asked for; without it writing is not greedy
+    stops: bool = True  # they may be given
+    echo_tokens: int | None = None  # new tokens to ask for when a text is scored
+    choice: Choice | None = None  # how one of several candidates can be asked for
+    context_size: int | None = None  # tokens of prompt and answer together
 
     @property
     def abilities(self) -> frozenset[Ability]:
         """What the endpoint can be asked."""
-        able: dict[Ability, bool] = {
-            "generate": True,
-            "score": self.echo_tokens is not None,
-            "choose": self.choice is not None,
-        }
-        return frozenset(ability for ability, has in able.items() if has)
+        scores: set[Ability] = set() if self.echo_tokens is None else {"score"}
+        chooses: set[Ability] = set() if self.choice is None else {"choose"}
+        return frozenset({"generate", *scores, *chooses})
+
+    def scores(self, ability: Ability) -> bool:
+        """Whether candidates are scored one by one, so that each is a request of its own."""
+        return ability == "score" or (ability == "choose" and self.choice == "scores")
 
     def shown(self, candidate: str) -> str:
         """Return a candidate as the endpoint is shown it: an answer in a chat does not begin with a space."""
@@ -121,24 +102,12 @@ class EndpointFacts:
 
     def scoring(self, model: str, text: str) -> dict[str, Any]:
         """Return a request to score a text: it is sent back with the likelihood of its tokens."""
-        return {
-            "model": model,
-            "prompt": text,
-            "echo": True,
-            "logprobs": 1,
-            "max_tokens": self.echo_tokens,
-            "temperature": 0,
-        }
+        body = {"model": model, "prompt": text, "echo": True, "logprobs": 1}
+        return {**body, "max_tokens": self.echo_tokens, "temperature": 0}
 
     def choosing(self, model: str, prompt: str, candidates: Sequence[str], limit: int) -> dict[str, Any]:
         """Return a request to continue a prompt with one of its candidates."""
-        body = self.generation(model, prompt, limit)
         names = [self.shown(candidate) for candidate in candidates]
-        if self.choice == "structured_outputs":
-            return {**body, "structured_outputs": {"choice": names}}
-        if self.choice == "guided_choice":
-            return {**body, "guided_choice": names}
-        assert self.choice == "json_schema", self.choice
         schema = {
             "type": "object",
             "properties": {"answer": {"type": "string", "enum": names}},
@@ -146,11 +115,15 @@ class EndpointFacts:
             "additionalProperties": False,
         }
         form = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
-        return {**body, "response_format": form}
+        ways: dict[Choice | None, dict[str, Any]] = {
+            "structured_outputs": {"structured_outputs": {"choice": names}},
+            "guided_choice": {"guided_choice": names},
+            "json_schema": {"response_format": form},
+        }
+        return {**self.generation(model, prompt, limit), **ways[self.choice]}
 
 
-@dataclass(frozen=True)
-class ScoredToken:
+class ScoredToken(NamedTuple):
     """A token as the endpoint shows it, where it stands, and its ln p given all before it (0 for the first)."""
 
     text: str
@@ -159,49 +132,36 @@ class ScoredToken:
     log_probability: float
 
 
-def read_completion(answer: Answer, stop: Sequence[str] = (), limit: int | None = None) -> Completion:
+def read_completion(answer: Answer, stop: Sequence[str] = (), limit: int | None = None) -> Reply:
     """Read what was written, without reasoning, up to a stop; a refusal is an answer that failed.
 
-    What is longer than the limit of tokens can be is cut, as the endpoint should have.
-
-    Raises:
-        ValueError: no text in it.
+    What is longer than the limit of tokens can be is cut, as it should have been; no text raises `ValueError`.
     """
     choice = _first_choice(answer)
-    message = choice.get("message")
-    chat = isinstance(message, dict)
-    said = _content(message.get("content")) if isinstance(message, dict) else choice.get("text")
-    refusal = message.get("refusal") if isinstance(message, dict) else None
     finish = choice.get("finish_reason")
+    message: Any = choice.get("message")
+    chat = isinstance(message, dict)
+    said, refusal = (message.get("content"), message.get("refusal")) if chat else (choice.get("text"), None)
+    if isinstance(said, list):  # some servers give a message in parts, reasoning among them
+        parts = [part.get("text") for part in said if isinstance(part, dict) and part.get("type") == "text"]
+        said = "".join(part for part in parts if isinstance(part, str))
     if finish == "content_filter" or refusal:
-        said = f"{refusal or 'content filter'}"
-        return Completion.failed(f"refused: {said[:200]}")
+        reason = f"{refusal or 'content filter'}"
+        return Reply.failed(f"refused: {reason[:200]}")
     text = without_reasoning(said) if isinstance(said, str) else None
     if text is None or (chat and not text.strip()):
         # Until its limit of tokens it said nothing, or reasoned: it would do so again.
         if (chat and finish == "length") or (isinstance(said, str) and text is None):
-            return Completion.failed(f"{NO_TEXT} within the limit of tokens")
+            return Reply.failed(f"{NO_TEXT} within the limit of tokens")
         raise ValueError(f"no text in {json.dumps(choice)[:80]}")
     cut = cut_at(text, stop)
     if limit is not None and len(cut) > limit * _MAX_CHARACTERS:
-        return Completion(text=cut[: limit * _MAX_CHARACTERS], finish="length")
-    return Completion(text=cut, finish="length" if cut == text and finish == "length" else "stop")
+        return Reply(text=cut[: limit * _MAX_CHARACTERS], finish="length")
+    return Reply(text=cut, finish="length" if cut == text and finish == "length" else "stop")
 
 
-def _content(said: Any) -> Any:
-    """Return the text of a message; some servers give it in parts, reasoning among them."""
-    if not isinstance(said, list):
-        return said
-    parts = [part.get("text") for part in said if isinstance(part, dict) and part.get("type") == "text"]
-    return "".join(part for part in parts if isinstance(part, str))
-
-
-def read_choice(facts: EndpointFacts, answer: Answer, candidates: Sequence[str]) -> Completion:
-    """Read which candidate was chosen; anything else is an answer that failed.
-
-    Raises:
-        ValueError: no text in it.
-    """
+def read_choice(facts: EndpointFacts, answer: Answer, candidates: Sequence[str]) -> Reply:
+    """Read which candidate was chosen; anything else is an answer that failed, no text raises `ValueError`."""
     written = read_completion(answer)
     if written.finish == "failed":
         return written
@@ -213,28 +173,56 @@ def read_choice(facts: EndpointFacts, answer: Answer, candidates: Sequence[str])
     exact = [candidate for candidate in candidates if facts.shown(candidate) == text]
     nearly = [candidate for candidate in candidates if candidate.strip() == text.strip()]
     if not nearly:
-        return Completion.failed(f"answered {text[:60]!r}, which is no candidate")
-    return Completion(text=(exact or nearly)[0], finish="stop")
+        return Reply.failed(f"answered {text[:60]!r}, which is no candidate")
+    return Reply(text=(exact or nearly)[0], finish="stop")
+
+
+def read_candidates(ability: Ability, answers: Sequence[Answer], prompt: Prompt) -> Reply:
+    """Read the scores of a prompt's candidates, as they are or as the candidate that greedy choice would write."""
+    size, names = len(prompt.text), prompt.candidates
+    try:
+        rows = [read_scores(answer, prompt.text + name) for answer, name in zip(answers, names, strict=True)]
+    except ValueError as fault:
+        return Reply.failed(f"the scores cannot be used: {fault}")
+    if any(row[0].end > size for row in rows):
+        return Reply.failed(f"the prompt {prompt.text[:40]!r} leaves no token to come before the candidates")
+    if ability == "choose":
+        return Reply(text=names[choose_by_scores(rows)])
+    own = [[token.log_probability for token in row if token.end > size] for row in rows]
+    return Reply(log_probabilities=tuple(map(sum, own)), num_tokens=tuple(map(len, own)))
+
+
+def choose_by_scores(rows: Sequence[Sequence[ScoredToken]]) -> int:
+    """Return the text that greedy choice would write, from the scores of the tokens of all of them.
+
+    Greedy choice walks down the tree of the texts' tokens, to the likeliest at each fork; the scores of all
+    of them are enough to walk it afterwards. Where a candidate ends and another goes on, the likelihood of an
+    end is not known: the longer one is taken where its next token is likelier than all else together.
+    """
+    left, depth = list(range(len(rows))), 0
+    while True:
+        ended = [row for row in left if len(rows[row]) == depth]
+        left = [row for row in left if len(rows[row]) > depth]
+        if ended and (not left or max(rows[row][depth].log_probability for row in left) <= math.log(0.5)):
+            return ended[0]
+        best = max(left, key=lambda row: rows[row][depth].log_probability)
+        left = [row for row in left if rows[row][depth].text == rows[best][depth].text]
+        depth += 1
 
 
 def read_scores(answer: Answer, text: str) -> list[ScoredToken]:
-    """Read the tokens of a text that was sent back, without what was written after it.
-
-    Raises:
-        ValueError: no likelihoods, or those of another text.
-    """
+    """Read the tokens of a text that was sent back; raise `ValueError` for no likelihoods, or another text's."""
     tokens, scores, offsets = check_scores(answer)
     # Some servers show the start token, and count its name as text.
     hidden = len(tokens[0]) if not text.startswith(tokens[0]) and offsets[1:2] == [len(tokens[0])] else 0
-    rows = []
-    for place, (token, score) in enumerate(zip(tokens, scores, strict=True)):
-        start = offsets[place] - hidden
-        # A token that is part of a character is shown by its bytes, longer than it is.
-        following = offsets[place + 1] - hidden if place + 1 < len(offsets) else len(text)
+    starts = [offset - hidden for offset in offsets]
+    rows: list[ScoredToken] = []
+    # A token that is part of a character is shown by its bytes, longer than it is.
+    for token, score, start, following in zip(tokens, scores, starts, [*starts[1:], len(text)], strict=True):
         if start >= len(text):
             break
-        if score is None and place > 0:
-            raise ValueError(f"expected the likelihood of token {place} ({token!r}), got none")
+        if score is None and rows:
+            raise ValueError(f"expected the likelihood of token {len(rows)} ({token!r}), got none")
         rows.append(ScoredToken(token, start, min(start + len(token), following), score or 0.0))
     if not rows or rows[-1].end != len(text):
         raise ValueError(f"expected the tokens of {len(text)} characters, got {rows[-1:]}")
@@ -246,14 +234,12 @@ def check_scores(answer: Answer) -> tuple[list[str], list[float | None], list[in
     given = _first_choice(answer).get("logprobs")
     if not isinstance(given, dict):
         raise ValueError("no log-probabilities")
-    tokens, scores, offsets = (given.get(name) or [] for name in ("tokens", "token_logprobs", "text_offset"))
-    for name, values, kinds in (
-        ("tokens", tokens, str),
-        ("scores", scores, float | int | None),
-        ("places", offsets, int),
-    ):
-        if not isinstance(values, list) or not all(isinstance(value, kinds) for value in values):
+    fields = {"tokens": str, "token_logprobs": float | int | None, "text_offset": int}
+    columns = [given.get(name) or [] for name in fields]
+    for (name, kind), values in zip(fields.items(), columns, strict=True):
+        if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
             raise ValueError(f"{name} of another kind in {json.dumps(given)[:80]}")
+    tokens, scores, offsets = columns
     if not len(tokens) == len(scores) == len(offsets) or not tokens:
         raise ValueError(f"{len(tokens)} tokens with {len(scores)} scores and {len(offsets)} places")
     return tokens, scores, offsets
@@ -282,7 +268,7 @@ def probe(ask: Ask, model: str, mode: Mode, models: Answer) -> EndpointFacts:
     if facts.path == COMPLETIONS:
         # Some servers write one token at least.
         for scoring in (replace(facts, echo_tokens=tokens) for tokens in (0, 1)):
-            answer = _try(ask, scoring.path, scoring.scoring(model, PROMPT))
+            answer = _try(ask, facts.path, scoring.scoring(model, PROMPT))
             with suppress(ValueError):
                 if isinstance(answer, dict) and read_scores(answer, PROMPT):
                     facts = scoring
@@ -304,7 +290,7 @@ def probe(ask: Ask, model: str, mode: Mode, models: Answer) -> EndpointFacts:
 def _writing(ask: Ask, model: str, mode: Mode) -> EndpointFacts:
     """Find out where texts are continued, and with which parameters."""
     routes = [route for route, other in ((COMPLETIONS, "chat"), (CHAT, "completions")) if mode != other]
-    failures: list[tuple[Route, RequestFailed]] = []
+    failures: list[RequestFailed] = []
     for route in routes:
         facts: EndpointFacts | None = EndpointFacts(path=route)
         while facts is not None:
@@ -313,27 +299,27 @@ def _writing(ask: Ask, model: str, mode: Mode) -> EndpointFacts:
             failure = _try(ask, route, body, None if route == routes[-1] else 0)
             if isinstance(failure, dict):
                 return facts
-            facts = None if failure.malformed else next(_simpler(facts, f"{failure}"), None)
-            if facts is None:
-                failures.append((route, failure))
-    for _, failure in failures:
+            simpler = None if failure.malformed else _simpler(facts, f"{failure}")
+            if simpler is None:
+                failures.append(failure)
+            facts = simpler
+    for failure in failures:
         if failure.is_refusal:
             raise failure
-    reasons = "; ".join(f"{route}: {failure}" for route, failure in failures)
+    reasons = "; ".join(f"{route}: {failure}" for route, failure in zip(routes, failures, strict=True))
     raise ValueError(
         f"the endpoint does not continue texts with {model!r}: {reasons}; --llm-mode chat or completions tries "
         "one path alone, and the address ends with the version, as in http://host:8000/v1"
     )
 
 
-def _simpler(facts: EndpointFacts, refusal: str) -> Iterator[EndpointFacts]:
-    """Yield how to ask without the parameter that was refused, if it is one of ours."""
+def _simpler(facts: EndpointFacts, refusal: str) -> EndpointFacts | None:
+    """Return how to ask without the parameter that was refused, if it is one of ours."""
     if "max_completion_tokens" in refusal and facts.limit_field == "max_tokens":
-        yield replace(facts, limit_field="max_completion_tokens")
+        return replace(facts, limit_field="max_completion_tokens")
     if "temperature" in refusal and facts.temperature:
-        yield replace(facts, temperature=False)
-    if "stop" in refusal and facts.stops:
-        yield replace(facts, stops=False)
+        return replace(facts, temperature=False)
+    return replace(facts, stops=False) if "stop" in refusal and facts.stops else None
 
 
 def _try(
@@ -341,17 +327,16 @@ def _try(
 ) -> Answer | RequestFailed:
     """Return what an endpoint answers to what it may not be able to do, or why it does not.
 
-    Raises:
-        ValueError: it is busy, and might answer another time: what it can do is remembered.
+    A busy one, which might answer another time, raises `ValueError`: what it can do is remembered.
     """
     try:
         return ask(route, body, retries)
     except RequestFailed as failure:
-        if failure.is_busy and retries == 0:
-            return _try(ask, route, body, None)
-        if failure.is_busy:
+        if not failure.is_busy:
+            return failure
+        if retries != 0:
             raise ValueError(f"the endpoint did not show what it can do: {failure}") from failure
-        return failure
+    return _try(ask, route, body, None)
 
 
 def _context_size(models: Answer, model: str) -> int | None:
