@@ -108,7 +108,7 @@ def test_a_broken_image_fails_its_episode_alone(causal_language: Path, source: I
 def test_a_prompt_that_does_not_fit_is_told_before_anything_runs(
     causal_language: Path, source: ImageSource
 ) -> None:
-    """With the numbers, by the check and by the answer."""
+    """With the numbers."""
     answerer = FrozenClassifier(tiny_frozen(causal_language), scorer="strict")
     long = Setting(ways=2, shots=1, repeats=30)
     length = _by_hand(answerer.model, source).shape[1]
@@ -116,8 +116,6 @@ def test_a_prompt_that_does_not_fit_is_told_before_anything_runs(
     assert length < 256
     said = answerer.check(long, [_episode()], source)
     assert re.match(r"does not fit: 2-way, 1 shot, 30 repeats, real names: .* tokens, but .* reads 256", said)
-    (answer,) = answerer.answer(long, [_episode()], source)
-    assert (answer.credit, answer.detail, answer.does_not_fit) == (None, said, True)
 
 
 @pytest.mark.usefixtures("unchecked_shapes")

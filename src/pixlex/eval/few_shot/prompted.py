@@ -193,9 +193,6 @@ class FrozenClassifier(Classifier):
 
     def answer(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> Iterator[Answer]:
         """Yield an answer for each episode."""
-        if reason := self.check(setting, episodes, images):
-            yield from (failed(episode, reason) for episode in episodes)
-            return
         model, shown = self.model, images_of(episodes)
         prefixes = compute_images(images, shown, model, model.prefix, self.name, self.precision)
         for episode in episodes:

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
-from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -68,13 +67,9 @@ class EndpointClient(LanguageClient):
         self.facts = self._known_facts(options)
         self.abilities = self.facts.abilities
         self.context_size = options.context_size or self.facts.context_size
-
-    @cached_property
-    def identity(self) -> str:  # type: ignore[override]
-        """A fingerprint of URL, model, and how the endpoint is asked."""
-        facts = replace(self.facts, context_size=None)
-        parts = json.dumps([self._url, self.name, asdict(facts), _READING], sort_keys=True)
-        return hashlib.sha256(parts.encode()).hexdigest()
+        facts = asdict(replace(self.facts, context_size=None))
+        parts = json.dumps([self._url, self.name, facts, _READING], sort_keys=True)
+        self.identity = hashlib.sha256(parts.encode()).hexdigest()
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each text, or a bound from above."""
