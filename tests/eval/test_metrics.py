@@ -104,9 +104,6 @@ def test_usage_does_not_count_a_codeword_once_for_each_column() -> None:
     usage.update(torch.arange(16).view(1, 16, 1).expand(3, 16, 4))
     assert usage.values["codebook_usage"] == 1.0
     assert usage.values["perplexity"] == pytest.approx(16)
-    for code in (-1, 16):
-        with pytest.raises(ValueError, match=r"expected codes in \[0, 16\)"):
-            usage.update(torch.tensor([[0, code]]))
 
 
 @pytest.fixture
@@ -136,9 +133,6 @@ def test_folds_are_even_and_depend_on_image_and_seed_alone() -> None:
     assert torch.equal(word_folds([7], 10, 4, seed=1)[0], together[2])
     assert not torch.equal(word_folds([7], 10, 4, seed=2)[0], together[2])
     assert not torch.equal(together[0], together[2])
-    for num_folds in (0, 11):
-        with pytest.raises(ValueError, match=f"between 1 and 10 folds of 10 words, got {num_folds}"):
-            word_folds([0], 10, num_folds, seed=0)
 
 
 @pytest.mark.parametrize("num_folds", [1, 3, 10])

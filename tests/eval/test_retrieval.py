@@ -198,14 +198,6 @@ def test_an_unreadable_image_takes_its_captions_with_it(model: CBViLA, tmp_path:
     assert [one.key for one in found.skipped] == ["pairs.parquet#1"]
 
 
-@pytest.mark.usefixtures("unchecked_shapes")
-def test_bad_settings(model: CBViLA, items: Gallery) -> None:
-    with pytest.raises(ValueError, match="score must be one of contrastive, matching"):
-        evaluate_retrieval(model, items, QUIET, score="itm")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="top_k must be 1 or more, got 0"):
-        evaluate_retrieval(model, items, QUIET, top_k=0)
-
-
 def test_contrast_alone_needs_vectors_alone(model: CBViLA, pairs: PairSource, items: Gallery) -> None:
     """No second stage; the recalls are those of the similarities."""
     found = gallery(model, pairs, QUIET, max_words=12, states=False)

@@ -155,8 +155,6 @@ def test_a_picture_of_episodes(images: ImageSource, tmp_path: Path) -> None:
         Image.open(Path(images.name) / key).resize((144, 144), Image.Resampling.NEAREST).getpixel((72, 72))
     )
     assert found == expected
-    with pytest.raises(ValueError, match="no episode"):
-        draw_episodes([], images, {}, tmp_path / "none.png")
 
 
 def test_examples_show_the_answers_of_their_setting(images: ImageSource, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -65,13 +64,6 @@ def test_a_panel_for_the_image_the_whole_and_each_word(tmp_path: Path) -> None:
     assert not colorful[2][:96, :96].any()
     assert np.array_equal(panels[4], panels[1])
     assert all((pixels[212:228, 16 + number * 204 :][:, :100] < 128).any() for number in range(5))
-
-
-def test_an_image_that_is_no_square_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected square images, got \(1, 3, 8, 12\)"):
-        explained_image(torch.rand(1, 3, 8, 12), [_explanation(_map(0, 0))], tmp_path / "a.png")
-    with pytest.raises(ValueError, match="one explanation for each image, got 1 for 2"):
-        explained_image(torch.rand(2, 3, 8, 8), [_explanation(_map(0, 0))], tmp_path / "a.png")
 
 
 def test_two_images_stand_below_each_other(tmp_path: Path) -> None:

@@ -104,9 +104,7 @@ def explain(options: ExplainOptions) -> int:
     with torch.autocast(
         pick_device(options.device).type, torch.bfloat16, enabled=options.precision == "bf16"
     ):
-        (found,) = gradcam.explain(
-            model, images, [text], score=options.score or "matching", layer=options.layer
-        )
+        found = gradcam.explain(model, images, text, score=options.score or "matching", layer=options.layer)
     said = f"{len(found.words)} words, logit of belonging {found.score:.3f}"
     if found.explained != "matching":
         mean = found.score / len(found.words)

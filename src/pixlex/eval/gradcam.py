@@ -21,8 +21,6 @@ from pixlex.nn.bert import Context, FusionEncoder
 
 ScoreOf = Callable[[Tensor], Tensor]  # fused vectors (B, T, D) -> one number for each row (B,)
 ExplainedScore = Literal["matching", "masked_language", "answer"]
-# What a pretrained model's explanation may be of.
-PAIR_SCORES: tuple[ExplainedScore, ...] = ("matching", "masked_language")
 
 # The layer that localizes best of six (ALBEF's grounding; LAVIS issue 336).
 _BEST_LAYER = 3
@@ -116,13 +114,13 @@ def attention_heat(
 
 def explain(
     model: CBViLA,
-    images: Float[Tensor, "I 3 H W"],
-    texts: Sequence[str],
+    image: Float[Tensor, "1 3 H W"],
+    text: str,
     *,
-    score: ExplainedScore = "matching",
+    score: Literal["matching", "masked_language"] = "matching",
     layer: int | None = None,
-) -> list[Explanation]:
-    """Say of images and texts which places of the image speak for which words; one for each text, on the CPU.
+) -> Explanation:
+    """Say which places of an image speak for which words of a text.
 
     With `matching` the score is the logit of "belongs" (of the head that ALBEF's figures explain). With
     `masked_language` each word is hidden in turn, the score is its log-probability given image and other words,
@@ -130,47 +128,33 @@ def explain(
     then their sum (Salazar et al. 2020, pseudo-log-likelihood).
 
     Args:
-        images: RGB pixels in [0, 1]; one for each text, or one for all of them.
-        texts: One or more, as the model's training texts were cleaned; each cut to the model's positions.
+        image: RGB pixels in [0, 1].
+        text: As the model's training texts were cleaned; cut to the model's positions.
         layer: Of the fusion encoder, counted from 1; None for `default_layer`.
     """
-    if score not in PAIR_SCORES:
-        raise ValueError(f"score must be one of {', '.join(PAIR_SCORES)}, got {score!r}")
-    _check_images(model, images)
-    if not texts or len(images) not in (1, len(texts)):
-        raise ValueError(
-            f"expected one image for each of one or more texts, or one for all of them, got {len(images)} images "
-            f"and {len(texts)} texts"
-        )
-    tokenized = [_Text(model, text, number) for number, text in enumerate(texts)]
+    _check_images(model, image, 1)
+    tokenized = _Text(model, text)
     layer = default_layer(len(model.fusion.layers)) if layer is None else layer
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
-        states = model.encode_image(images.to(next(model.parameters()).device))
-        if score == "matching":
-            rows, context = [one.word_ids for one in tokenized], model.image_context(states)
-            found = _heat(model, rows, context, lambda fused: model.matching_head(fused[:, 0])[:, 1], layer)
-            each = zip(tokenized, found.maps, found.scores.tolist(), strict=True)
-            return [text.of_tokens(heat, score, value, layer) for text, heat, value in each]
-        states = states.expand(len(texts), -1, -1)
-        pairs = zip(tokenized, torch.split(states, 1), strict=True)
-        return [_explain_hidden_words(model, text, state, layer) for text, state in pairs]
+        context = model.image_context(model.encode_image(image.to(next(model.parameters()).device)))
+        if score == "masked_language":
+            return _explain_hidden_words(model, tokenized, context, layer)
+        rows = tokenized.word_ids.unsqueeze(0)
+        found = _heat(model, rows, context, lambda fused: model.matching_head(fused[:, 0])[:, 1], layer)
+    return tokenized.of_tokens(found.maps[0], "matching", float(found.scores), layer)
 
 
-def _heat(model: CBViLA, rows: Sequence[Tensor], context: Context, score_of: ScoreOf, layer: int) -> Heat:
-    """Return the heat of texts of several lengths, without that of the class."""
-    device = next(model.parameters()).device
-    lengths = torch.tensor([len(row) for row in rows])
-    word_ids = torch.nn.utils.rnn.pad_sequence(
-        list(rows), batch_first=True, padding_value=model.tokenizer.pad_id
-    ).to(device)
-    padding = (torch.arange(word_ids.shape[1]) >= lengths.unsqueeze(1)).to(device)
+def _heat(model: CBViLA, rows: Tensor, context: Context, score_of: ScoreOf, layer: int) -> Heat:
+    """Return the heat of rows of word ids, without that of the class."""
+    word_ids = rows.to(next(model.parameters()).device)
+    padding = torch.zeros_like(word_ids, dtype=torch.bool)
     text = model.encode_text(word_ids, padding)
     found = attention_heat(model.fusion, text, context, padding, score_of, layer=layer)
     return Heat(found.maps[..., 1:], found.scores)
 
 
-def _explain_hidden_words(model: CBViLA, text: _Text, state: Tensor, layer: int) -> Explanation:
-    context, word_ids = model.image_context(state), text.word_ids.to(state.device)
+def _explain_hidden_words(model: CBViLA, text: _Text, context: Context, layer: int) -> Explanation:
+    word_ids = text.word_ids.to(next(model.parameters()).device)
     maps, wholes, total = [], [], 0.0
     for first in range(0, len(text.words), _TEXTS_AT_ONCE):
         hidden = [places for _, places in text.words[first : first + _TEXTS_AT_ONCE]]
@@ -188,7 +172,7 @@ def _explain_hidden_words(model: CBViLA, text: _Text, state: Tensor, layer: int)
                 scores.append(log_probabilities.gather(1, word_ids[places].unsqueeze(1)).sum())
             return torch.stack(scores)
 
-        found = _heat(model, list(rows), context, score_of, layer)
+        found = _heat(model, rows, context, score_of, layer)
         maps += [one[places].mean(0) for one, places in zip(found.maps, hidden, strict=True)]
         wholes.append(found.maps.mean(1))
         total += float(found.scores.sum())
@@ -215,10 +199,8 @@ def explain_answer(
         layer: As for `explain`.
     """
     body, num_images = model.body, model.config.num_images
-    _check_images(body, images)
-    if len(images) != num_images:
-        raise ValueError(f"expected {num_images} images with the text, got {len(images)}")
-    tokenized = _Text(body, text, 0)
+    _check_images(body, images, num_images)
+    tokenized = _Text(body, text)
     layer = default_layer(len(body.fusion.layers)) if layer is None else layer
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
         ids = tokenized.word_ids.unsqueeze(0).to(next(model.parameters()).device)
@@ -265,12 +247,14 @@ def _score_of(model: Reasoner, answer: str, key_padding: Tensor) -> ScoreOf:
     return of_written
 
 
-def _check_images(model: CBViLA, images: Float[Tensor, "I 3 H W"]) -> None:
-    """Raise `ValueError` for images of another size or range than the model's."""
+def _check_images(model: CBViLA, images: Float[Tensor, "I 3 H W"], count: int) -> None:
+    """Refuse images of another size, number or range than the model's."""
     size = model.config.image_size
-    if images.ndim != 4 or images.shape[1:] != (3, size, size):
+    if images.shape[1:] != (3, size, size):
         raise ValueError(f"expected images of shape (I, 3, {size}, {size}), got {tuple(images.shape)}")
-    low, high = (float(images.min()), float(images.max())) if len(images) else (0.0, 1.0)
+    if len(images) != count:
+        raise ValueError(f"expected {count} images with the text, got {len(images)}")
+    low, high = float(images.min()), float(images.max())
     if not (low >= 0 and high <= 1):  # also false for NaN
         raise ValueError(f"expected pixels in [0, 1], got {low:g} to {high:g}")
 
@@ -278,11 +262,11 @@ def _check_images(model: CBViLA, images: Float[Tensor, "I 3 H W"]) -> None:
 class _Text:
     """A text as the model tokenizes it: word ids from start to end, words with their places, words left out."""
 
-    def __init__(self, model: CBViLA, text: str, number: int) -> None:
+    def __init__(self, model: CBViLA, text: str) -> None:
         tokenizer = model.tokenizer
         bare = model.tokenize_texts([text], _ENDLESS).word_ids[0, 1:-1]
         if not len(bare):
-            raise ValueError(f"text {number}: expected one word or more, got {quoted(text)}")
+            raise ValueError(f"expected a text of one word or more, got {quoted(text)}")
         room = model.config.text.positions - 2
         self.words = _joined(tokenizer.words(bare[:room]))
         self.left_out = tuple(word for word, _ in _joined(tokenizer.words(bare[room:])))
@@ -290,9 +274,9 @@ class _Text:
         self.word_ids = torch.cat([start, bare[:room], end])
 
     def of_tokens(self, heat: Tensor, explained: ExplainedScore, score: float, layer: int) -> Explanation:
-        """Return what was found, `heat` being (tokens, places) without the class; padding may follow."""
+        """Return what was found, `heat` being (tokens, places) without the class."""
         maps = torch.stack([heat[places].mean(0) for _, places in self.words])
-        return self.explanation(maps, heat[: len(self.word_ids)].mean(0), explained, score, layer)
+        return self.explanation(maps, heat.mean(0), explained, score, layer)
 
     def explanation(
         self, heat: Tensor, whole: Tensor, explained: ExplainedScore, score: float, layer: int

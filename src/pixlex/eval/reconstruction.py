@@ -90,8 +90,6 @@ def evaluate_reconstruction(
             0 leaves them out.
         fid_features, lpips_network: TorchScript networks (see `FrechetDistance`, `PerceptualDistance`).
     """
-    if mask_ratio is not None and not 0 <= mask_ratio <= 1:
-        raise ValueError(f"mask_ratio must lie in [0, 1], got {mask_ratio}")
     device = next(model.parameters()).device
     frechet = metrics.FrechetDistance(fid_features, device) if fid_features else None
     lpips = metrics.PerceptualDistance(lpips_network, device) if lpips_network else None

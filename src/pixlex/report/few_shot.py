@@ -272,8 +272,6 @@ def draw_episodes(
     Under an image stand its name and the first of its words, by its position. Answers are green where right, red
     where wrong, ocher where the credit was shared, grey where there was none.
     """
-    if not shown:
-        raise ValueError("no episode to draw")
     columns = max(len(episode.images) for episode, _ in shown)
     heights = [
         max(_SHOT + (_WORD_LINES + 2) * _LINE, (len(answers) * 2 + 3) * _LINE) + 2 * GAP

@@ -104,17 +104,13 @@ def reconstruction_grid(
         words: grid x grid words for each image, rows of the grid first; None leaves the column out.
         grid: Words along one side of the image.
     """
-    shape = tuple(originals.shape)
     if len(originals) == 0:
         raise ValueError("no image to draw")
-    if originals.shape != reconstructions.shape:
-        raise ValueError(f"expected reconstructions of {shape}, got {tuple(reconstructions.shape)}")
-    if shape[-1] != shape[-2] or shape[-1] % grid:
-        raise ValueError(f"expected square images that {grid} x {grid} words tile, got {shape}")
-    counts = [grid**2] * len(originals) if words is None else [len(row) for row in words]
-    if counts != [grid**2] * len(originals):
-        raise ValueError(f"expected {grid**2} words for each of {len(originals)} images, got {counts}")
-    scale = _scale(shape[-1], grid if words is not None else 1)
+    size = originals.shape[-1]
+    assert originals.shape == reconstructions.shape
+    assert originals.shape[-2] == size
+    assert size % grid == 0
+    scale = _scale(size, grid if words is not None else 1)
     titles = ["original", "reconstruction"]
     if words is not None:
         titles.insert(1, "words, each on its patch's mean color")

@@ -55,12 +55,8 @@ def explained_image(
         explanations: One of each image, of the same text.
         answer: The answer that is explained; empty where it is none.
     """
-    if len(images) != len(explanations) or not explanations:
-        raise ValueError(
-            f"expected one explanation for each image, got {len(explanations)} for {len(images)}"
-        )
-    if images.shape[-1] != images.shape[-2]:
-        raise ValueError(f"expected square images, got {tuple(images.shape)}")
+    assert len(images) == len(explanations)
+    assert images.shape[-1] == images.shape[-2]
     side = math.ceil(_HEATED / images.shape[-1]) * images.shape[-1]
     highest = max(float(one.maps.max()) for one in explanations)
     columns = min(6, 2 + len(explanations[0].words))
