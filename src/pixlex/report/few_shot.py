@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,34 +43,18 @@ _WORD_LINES = 5
 _RIGHT, _WRONG, _PART = (20, 120, 50), (176, 32, 32), (150, 100, 0)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of a table: who answered, how answers were judged, and cells by `Setting.column`."""
-
-    name: str
-    scorer: str
-    cells: Mapping[str, Cell]
-
-    @property
-    def average(self) -> float | None:
-        """The mean accuracy over the paper's seven columns; None unless all are there."""
-        values = [self.cells[column].accuracy for column in PAPER_COLUMNS if column in self.cells]
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known) if len(known) == len(PAPER_COLUMNS) else None
-
-
 def ways_of(cells: Sequence[Cell]) -> list[int]:
     """Return the numbers of ways that were measured."""
     return sorted({cell.setting.ways for cell in cells})
 
 
-def rows_of(cells: Sequence[Cell], ways: int) -> list[Row]:
-    """Gather the cells of a number of ways by who answered and how it was judged, in their order."""
+def _rows_of(cells: Sequence[Cell], ways: int) -> dict[tuple[str, str], dict[str, Cell]]:
+    """Gather the cells of a number of ways by who answered and how it was judged, then by `Setting.column`."""
     found: dict[tuple[str, str], dict[str, Cell]] = {}
     for cell in cells:
         if cell.setting.ways == ways:
             found.setdefault((cell.answerer, cell.scorer), {})[cell.setting.column] = cell
-    return [Row(name, scorer, columns) for (name, scorer), columns in found.items()]
+    return found
 
 
 def _columns_of(cells: Sequence[Cell]) -> list[str]:
@@ -89,12 +73,17 @@ def _title(column: str) -> str:
 
 
 def table_lines(cells: Sequence[Cell], ways: int) -> list[list[str]]:
-    """Return a table as text: a line of titles, measured rows, published rows that share a column."""
+    """Return a table as text: a line of titles, measured rows, published rows that share a column.
+
+    The average is that over the paper's seven columns, where all are there.
+    """
     columns = _columns_of([cell for cell in cells if cell.setting.ways == ways])
     lines = [["", "scorer", *map(_title, columns), "avg."]]
-    for row in rows_of(cells, ways):
-        average = "" if row.average is None else f"{100 * row.average:.1f}"
-        lines.append([row.name, row.scorer, *(_text(row.cells.get(column)) for column in columns), average])
+    for answered, row in _rows_of(cells, ways).items():
+        found = [row[column].accuracy for column in PAPER_COLUMNS if column in row]
+        known = [accuracy for accuracy in found if accuracy is not None]
+        average = f"{100 * (sum(known) / len(known)):.1f}" if len(known) == len(PAPER_COLUMNS) else ""
+        lines.append([*answered, *(_text(row.get(column)) for column in columns), average])
     for published in published_rows(ways):
         if set(columns) & published.accuracy.keys():
             values = (
@@ -235,7 +224,9 @@ def draw_accuracies(cells: Sequence[Cell], path: Path) -> Path:
     figure = Figure(figsize=(max(7.0, 1.5 * len(columns)), 4.2 * len(ways)), layout="constrained")
     panels = figure.subplots(len(ways), 1, squeeze=False)[:, 0]
     for axes, number in zip(panels, ways, strict=True):
-        _draw_panel(axes, [row for row in rows_of(cells, number) if row.scorer != "exact"], columns)
+        rows = _rows_of(cells, number).items()
+        shown = {f"{name} ({scorer})": row for (name, scorer), row in rows if scorer != "exact"}
+        _draw_panel(axes, shown, columns)
         axes.axhline(100 / number, color="0.4", ls="--", lw=1, label="chance among the names")
         axes.set_xticks(range(len(columns)), [_title(column) for column in columns], fontsize=8)
         axes.set_ylim(0, 100)
@@ -245,11 +236,11 @@ def draw_accuracies(cells: Sequence[Cell], path: Path) -> Path:
     return save(figure, path, 130)
 
 
-def _draw_panel(axes: Axes, rows: Sequence[Row], columns: Sequence[str]) -> None:
+def _draw_panel(axes: Axes, rows: Mapping[str, Mapping[str, Cell]], columns: Sequence[str]) -> None:
     colors = matplotlib.colormaps["tab10" if len(rows) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
     step = 0.8 / max(len(rows), 1)
-    for number, row in enumerate(rows):
-        found = [(place, row.cells[column]) for place, column in enumerate(columns) if column in row.cells]
+    for number, (name, row) in enumerate(rows.items()):
+        found = [(place, row[column]) for place, column in enumerate(columns) if column in row]
         known = [(place, cell) for place, cell in found if cell.accuracy is not None]
         places = [place - 0.4 + (number + 0.5) * step for place, _ in known]
         values = [100 * (cell.accuracy or 0.0) for _, cell in known]
@@ -257,7 +248,7 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], columns: Sequence[str]) -> None
         above = [100 * (cell.high or 0.0) - value for value, (_, cell) in zip(values, known, strict=True)]
         axes.errorbar(
             places, values, yerr=[below, above], fmt="o", ms=4, lw=1.3, capsize=2,
-            color=colors[number % len(colors)], label=plotted(f"{row.name} ({row.scorer})"),
+            color=colors[number % len(colors)], label=plotted(name),
         )  # fmt: skip
 
 
