@@ -288,9 +288,9 @@ def _classifiers(
                 if options.scorer is None or scorer in options.scorer
             ]
         elif "linear" in asked:
-            rows.append(few.LinearPerEpisode(few.encoder_features(one, name=name, **where)))
+            rows.append(few.linear_per_episode(few.encoder_features(one, name=name, **where)))
     if "pixels" in asked:
-        rows.append(few.NearestClassMean(few.pixel_features()))
+        rows.append(few.nearest_class_mean(few.pixel_features()))
     if "chance" in asked:
         rows.append(few.Chance())
     return rows

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.eval.few_shot.fakes import FakeReader
 
 from pixlex.data.images import ImageSource, open_source
-from pixlex.eval.few_shot.classifiers import NearestClassMean, bag_of_words
+from pixlex.eval.few_shot.classifiers import bag_of_words, nearest_class_mean
 from pixlex.eval.few_shot.episodes import sample_episodes
 from pixlex.eval.few_shot.prompts import Answer, Episode, Setting
 from pixlex.eval.few_shot.run import Cell, Classifier, run_few_shot
@@ -23,7 +23,7 @@ COUNT = 40
 class Logged(Classifier):
     """Another answerer that writes down every question before it answers, and takes its time."""
 
-    answerer: NearestClassMean
+    answerer: Classifier
     log: Path
     pause: float = 0.0
     scorer: str = "nearest"
@@ -42,5 +42,5 @@ def ask(pictures: Path, out: Path, log: Path, pause: float = 0.0) -> list[Cell]:
     """Ask two settings of forty episodes."""
     images = open_source(str(pictures))
     sets = [sample_episodes(images, setting, count=COUNT, seed=0) for setting in COLUMNS]
-    answerer = Logged(NearestClassMean(bag_of_words(FakeReader())), log, pause)
+    answerer = Logged(nearest_class_mean(bag_of_words(FakeReader())), log, pause)
     return run_few_shot([answerer], sets, images, out, progress=False)

@@ -16,11 +16,11 @@ from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.classifiers import (
     Chance,
     Features,
-    LinearPerEpisode,
-    NearestClassMean,
     bag_of_words,
     encoder_features,
     layer_features,
+    linear_per_episode,
+    nearest_class_mean,
     pixel_features,
     sentence_features,
     sentence_vectors,
@@ -42,7 +42,7 @@ def credits_of(
     features: Features, images: ImageSource, setting: Setting, count: int = 12
 ) -> list[float | None]:
     episodes = sample_episodes(images, setting, count=count, seed=0).episodes
-    return [one.credit for one in NearestClassMean(features).answer(setting, episodes, images)]
+    return [one.credit for one in nearest_class_mean(features).answer(setting, episodes, images)]
 
 
 @pytest.mark.parametrize("ways", [2, 5])
@@ -124,7 +124,7 @@ def test_three_classes_are_fitted_to_the_minimum_of_the_stated_loss() -> None:
     """Gradient descent on the equation, in float64, gives the same logits."""
     draw = np.random.default_rng(0)
     support, classes, query = draw.normal(size=(9, 4)), np.arange(9) % 3, draw.normal(size=4)
-    values = LinearPerEpisode(pixel_features(), strength=2.0).values(support, classes, query)
+    values = linear_per_episode(pixel_features(), strength=2.0).values(support, classes, query)
     center = support.mean(0)
     scale = np.linalg.norm(support - center, axis=1).mean()
     rows = torch.tensor((support - center) / scale)
@@ -150,14 +150,14 @@ def test_scale_and_place_of_the_features_do_not_matter() -> None:
     """Nor, but for their order, does which class is called which."""
     draw = np.random.default_rng(1)
     support, classes, query = draw.normal(size=(10, 6)), np.arange(10) % 2, draw.normal(size=6)
-    values = LinearPerEpisode(pixel_features()).values
+    values = linear_per_episode(pixel_features()).values
     expected = values(support, classes, query)
     assert values(1000 * support + 7, classes, 1000 * query + 7) == pytest.approx(expected, abs=1e-5)
     assert values(support, 1 - classes, query) == pytest.approx(expected[::-1], abs=1e-5)
-    weak = LinearPerEpisode(pixel_features(), strength=1e-4).values(support, classes, query)
+    weak = linear_per_episode(pixel_features(), strength=1e-4).values(support, classes, query)
     assert weak == pytest.approx([0, 0], abs=1e-2)
     with pytest.raises(ValueError, match=r"strength must be above 0, got 0"):
-        LinearPerEpisode(pixel_features(), strength=0.0)
+        linear_per_episode(pixel_features(), strength=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_a_copy_is_recognized_and_a_broken_image_fails_its_episode_alone(source:
         _episode([0, 8], 1, 0, 9),
     ]
     for model in (tiny_mae(), tiny_vqvae()):
-        classifier = LinearPerEpisode(encoder_features(model, name="tiny"))
+        classifier = linear_per_episode(encoder_features(model, name="tiny"))
         answers = list(classifier.answer(Setting(ways=2, shots=2), episodes, source))
         assert [(one.episode, one.credit, one.text) for one in answers] == [
             (5, 1.0, "cat"), (6, 1.0, "dog"), (7, 0.0, "cat"), (8, 0.5, "cat | dog"), (9, None, ""),
@@ -207,11 +207,11 @@ def test_features_are_those_of_the_model_and_read_once(
     read = source.read
     monkeypatch.setattr(type(source), "read", lambda self, index: (asked.append(index), read(index))[1])
     episodes = [_episode([0, 1], 2, 0, number) for number in range(5)]
-    list(LinearPerEpisode(features).answer(Setting(ways=2, shots=1), episodes, source))
+    list(linear_per_episode(features).answer(Setting(ways=2, shots=1), episodes, source))
     assert asked == [0, 1, 2]
 
 
 def test_the_identity_tells_weights_and_strength_apart() -> None:
     one, other = (encoder_features(tiny_mae(seed=seed), name="MAE") for seed in (0, 1))
-    classifiers = [LinearPerEpisode(one), LinearPerEpisode(other), LinearPerEpisode(one, strength=2.0)]
+    classifiers = [linear_per_episode(one), linear_per_episode(other), linear_per_episode(one, strength=2.0)]
     assert len({classifier.identity for classifier in classifiers}) == 3

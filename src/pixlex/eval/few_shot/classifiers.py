@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -199,15 +198,22 @@ def encoder_features(
     return Features(name, digest("encoder", fingerprint(model, precision=precision)), read)
 
 
-class _FeatureClassifier(Classifier):
+@dataclass(eq=False)
+class FeatureClassifier(Classifier):
     """Gives each class of an episode a value by the vectors of its images; equally high ones share the credit.
 
     It never sees the names: induction, repeats and nonsense names change nothing. It always answers with one
-    of the episode's names, so chance is 1 / ways.
+    of the episode's names, so chance is 1 / ways. Values nearer to each other than `tolerance` are equal.
     """
 
+    name: str
+    scorer: str
+    identity: str
     features: Features
-    tolerance: float  # values nearer to each other are equal
+    values: Callable[
+        [Vectors, Classes, Vector], Values
+    ]  # of support, its classes, the query
+    tolerance: float
 
     def answer(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> Iterator[Answer]:
         """Yield an answer for each episode."""
@@ -221,25 +227,17 @@ class _FeatureClassifier(Classifier):
             values = self.values(rows[:-1], classes, rows[-1])
             yield fair_credit(episode, values.tolist(), tolerance=self.tolerance)
 
-    @abstractmethod
-    def values(self, support: Vectors, classes: Classes, query: Vector) -> Values:
-        """Return a value for each class, given support vectors, the class of each, and the query's vector."""
 
+def nearest_class_mean(features: Features) -> FeatureClassifier:
+    """Return what answers with the class whose mean vector is nearest to the query's (Snell et al. 2017)."""
 
-class NearestClassMean(_FeatureClassifier):
-    """Answers with the class whose mean support vector is nearest to the query's (Snell et al. 2017)."""
-
-    scorer = "nearest"
-    tolerance = 1e-9  # means of the same vectors summed in another order
-
-    def __init__(self, features: Features) -> None:
-        self.features, self.name = features, features.name
-        self.identity = digest("nearest", features.identity, features.metric)
-
-    def values(self, support: Vectors, classes: Classes, query: Vector) -> Values:
-        """Return how near the query is to the mean of each class."""
+    def values(support: Vectors, classes: Classes, query: Vector) -> Values:
         means = np.stack([support[classes == name].mean(0) for name in range(classes.max() + 1)])
-        return similarities(means, query, self.features.metric)
+        return similarities(means, query, features.metric)
+
+    identity = digest("nearest", features.identity, features.metric)
+    # Means of the same vectors are summed in another order.
+    return FeatureClassifier(features.name, "nearest", identity, features, values, tolerance=1e-9)
 
 
 def similarities(
@@ -254,8 +252,8 @@ def similarities(
     return cosines
 
 
-class LinearPerEpisode(_FeatureClassifier):
-    """Fits a logistic regression to each episode's support images and classifies its query.
+def linear_per_episode(features: Features, *, strength: float = 1.0) -> FeatureClassifier:
+    """Return what fits a logistic regression to each episode's support images and classifies its query.
 
     Vectors are centered on the support's mean and divided by the support's mean distance from it, so that one
     strength fits features of any scale. The loss is that of scikit-learn, 0.5 |w|^2 + strength * sum of
@@ -265,20 +263,14 @@ class LinearPerEpisode(_FeatureClassifier):
     and 2): it is scored as generated text, in a way it does not describe. Ours is a closed set; the two must
     not be compared. The strength is scikit-learn's C, the inverse of the regularization, above 0.
     """
+    if not strength > 0:
+        raise ValueError(f"the strength must be above 0, got {strength}")
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as fault:
+        raise not_installed("a linear classifier", "scikit-learn", "eval") from fault
 
-    scorer = "linear"
-    tolerance = 1e-6  # the solver stops that near to the optimum
-
-    def __init__(self, features: Features, *, strength: float = 1.0) -> None:
-        if not strength > 0:
-            raise ValueError(f"the strength must be above 0, got {strength}")
-        _logistic_regression(strength)
-        self.features, self.strength = features, strength
-        self.name = f"{features.name} + linear"
-        self.identity = digest("linear", features.identity, str(strength))
-
-    def values(self, support: Vectors, classes: Classes, query: Vector) -> Values:
-        """Return the logit of each class for the query, up to a constant."""
+    def values(support: Vectors, classes: Classes, query: Vector) -> Values:
         center = support.mean(0)
         scale = np.linalg.norm(support - center, axis=1).mean()
         if scale == 0:  # all alike: nothing can be distinguished
@@ -286,21 +278,19 @@ class LinearPerEpisode(_FeatureClassifier):
         rows, point = (support - center) / scale, (query - center) / scale
         # The optimum lies in the span of the rows: there it is looked for, in few dimensions, to the same numbers.
         directions = np.linalg.svd(rows, full_matrices=False)[2]
-        classifier = _logistic_regression(self.strength)
+        classifier = LogisticRegression(C=strength, tol=1e-8, max_iter=1000)
         with warnings.catch_warnings():
             # The tolerance is near what rounding allows; where it is not reached, the optimum is near enough.
             warnings.filterwarnings("ignore", message="lbfgs failed to converge")
             classifier.fit(rows @ directions.T, classes)
-        values = np.atleast_1d(classifier.decision_function((directions @ point)[None])[0])
-        return np.array([-values[0] / 2, values[0] / 2]) if len(values) == 1 else values
+        logits = np.atleast_1d(classifier.decision_function((directions @ point)[None])[0])
+        return np.array([-logits[0] / 2, logits[0] / 2]) if len(logits) == 1 else logits
 
-
-def _logistic_regression(strength: float) -> Any:
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as fault:
-        raise not_installed("a linear classifier", "scikit-learn", "eval") from fault
-    return LogisticRegression(C=strength, tol=1e-8, max_iter=1000)
+    identity = digest("linear", features.identity, str(strength))
+    # The solver stops that near to the optimum.
+    return FeatureClassifier(
+        f"{features.name} + linear", "linear", identity, features, values, tolerance=1e-6
+    )
 
 
 class Chance(Classifier):
@@ -323,7 +313,7 @@ def word_classifiers(
     model: Tokenizer | None = None,
     encoder: LanguageModel | None = None,
     device: torch.device | str = "cpu",
-) -> list[NearestClassMean]:
+) -> list[FeatureClassifier]:
     """Return the classifiers of some kinds that a reader can have.
 
     Args:
@@ -342,7 +332,7 @@ def word_classifiers(
             features.append(bag_of_words(reader))
         elif model is not None and model.vocabulary is not None:
             features.append(layer_features(model, reader, "all" if kind == "layers" else "last"))
-    return [NearestClassMean(one) for one in features]
+    return [nearest_class_mean(one) for one in features]
 
 
 @lru_cache(maxsize=1)

@@ -134,48 +134,38 @@ class EndpointClient(LanguageClient):
     ) -> Iterator[tuple[int, list[Answer] | RequestFailed]]:
         """Yield the answers to the questions of each prompt, or why one failed, as soon as all are there.
 
-        A question is sent when there is room for it. After a fault that concerns them all no other one is sent;
+        Prompts are sent when there is room for them. After a fault that concerns them all no other one is sent;
         the answers to those under way are paid, and are yielded before the fault is raised.
         """
-        stopping, fault = threading.Event(), None
-        found: dict[int, list[Answer | RequestFailed | None]] = {}
-        under_way: dict[Future[Answer], tuple[int, int]] = {}
-
-        def flat() -> Iterator[tuple[int, int, Question]]:
-            for number, several in enumerate(questions):
-                found[number] = [None] * len(several)
-                yield from ((number, place, question) for place, question in enumerate(several))
-
-        left = flat()
+        stopping, fault, left = threading.Event(), None, enumerate(questions)
+        under_way: dict[Future[list[Answer]], int] = {}
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="pixlex-requests") as pool:
             try:
                 while True:
                     room = 0 if fault is not None else self._concurrency - len(under_way)
-                    for number, place, question in itertools.islice(left, room):
-                        under_way[pool.submit(self._ask, question, stopping)] = number, place
+                    for number, several in itertools.islice(left, room):
+                        under_way[pool.submit(self._ask, several, stopping)] = number
                     if not under_way:
                         break
                     for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                        number, place = under_way.pop(future)
-                        try:
-                            found[number][place] = future.result()
-                        except RequestFailed as failure:
-                            if fault is not None:
-                                continue  # given up because of the fault, not because of itself
-                            found[number][place] = failure
-                        except ValueError as reason:
-                            fault = fault or reason
+                        number, outcome = under_way.pop(future), future.exception() or future.result()
+                        if isinstance(outcome, ValueError):
+                            fault = fault or outcome
                             stopping.set()
-                        if None not in found[number]:
-                            yield number, _all_or_failure(found.pop(number))
+                        elif isinstance(outcome, list):
+                            yield number, outcome
+                        elif not isinstance(outcome, RequestFailed):
+                            raise outcome
+                        elif fault is None:  # else given up because of the fault, not because of itself
+                            yield number, outcome
             finally:
                 stopping.set()
         if fault is not None:
             raise fault
 
-    def _ask(self, question: Question, stopping: threading.Event) -> Answer:
+    def _ask(self, questions: Sequence[Question], stopping: threading.Event) -> list[Answer]:
         try:
-            return self._known_or_sent(question, stopping)
+            return [self._known_or_sent(question, stopping) for question in questions]
         except RequestFailed as failure:
             if failure.is_refusal:
                 self._check_key(failure, stopping)
@@ -242,11 +232,6 @@ class EndpointClient(LanguageClient):
             raise self._key_refused(refusal) from None
         self.cache.put(request, asdict(facts))
         return facts
-
-
-def _all_or_failure(row: list[Answer | RequestFailed | None]) -> list[Answer] | RequestFailed:
-    failure = next((one for one in row if isinstance(one, RequestFailed)), None)
-    return failure or [one for one in row if isinstance(one, dict)]
 
 
 def _checked_url(options: LLMOptions) -> str:
