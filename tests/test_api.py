@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from tests.tiny import (
     IMAGE_SIZE,
-    NUM_WORDS,
     tiny_language,
     tiny_lqae,
     tiny_reasoner,
@@ -26,10 +25,9 @@ from tests.tiny import (
 from torch import Tensor
 
 import pixlex
+from pixlex import api
 from pixlex.api import ImageReasoner, ImageTokenizer, load
-from pixlex.api import models as api_models
-from pixlex.data.decoding import evaluation_transform
-from pixlex.data.images import UnreadableImage, load_image
+from pixlex.data.images import UnreadableImage
 from pixlex.models import checkpoint
 
 
@@ -56,22 +54,11 @@ def images(count: int, seed: int = 0) -> Tensor:
     return torch.nn.functional.interpolate(coarse, size=IMAGE_SIZE, mode="bilinear")
 
 
-def test_what_it_says_of_itself(lqae: ImageTokenizer, vqvae: ImageTokenizer) -> None:
-    facts = [
-        (one.family, one.image_size, one.grid, one.num_codewords, one.has_words) for one in (lqae, vqvae)
-    ]
-    assert facts == [("lqae", 32, 4, NUM_WORDS, True), ("vqvae", 32, 4, 64, False)]
-
-
-def test_codes_are_the_models_own(tokenizer: ImageTokenizer) -> None:
+def test_decoding_gives_pixels_in_range(tokenizer: ImageTokenizer) -> None:
     codes = tokenizer.tokenize(images(5))
-    assert codes.shape == (5, 16)
     assert torch.equal(codes, tokenizer.model.tokenize(images(5)))
     assert len(codes.unique()) > 5
-
-
-def test_decoding_gives_pixels_in_range(tokenizer: ImageTokenizer) -> None:
-    decoded = tokenizer.decode(tokenizer.tokenize(images(5)))
+    decoded = tokenizer.decode(codes)
     assert decoded.shape == (5, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert decoded.dtype == torch.float32
     assert 0 <= decoded.min() < decoded.max() <= 1
@@ -118,19 +105,7 @@ def test_words_and_codes_are_inverse(lqae: ImageTokenizer) -> None:
     assert lqae.to_words(images(4)) == words
     assert torch.equal(lqae.decode(words), lqae.decode(codes))
     assert torch.equal(lqae.decode(words[2]), lqae.decode(codes[2:3]))
-
-
-def test_no_texts_are_no_codes(lqae: ImageTokenizer) -> None:
     assert lqae.from_words([]).shape == (0, 16)
-
-
-def test_path_bytes_and_pil_image_are_the_same_image(lqae: ImageTokenizer, tmp_path: Path) -> None:
-    path = write_images(tmp_path, ["one.png"]) / "one.png"
-    data = path.read_bytes()
-    prepared = evaluation_transform(load_image(data, "one"), IMAGE_SIZE).unsqueeze(0)
-    expected = lqae.tokenize(prepared)
-    for given in (path, str(path), data, Image.open(path), [path], [data], [Image.open(path)], (str(path),)):
-        assert torch.equal(lqae.tokenize(given), expected)
 
 
 def photograph(mode: str = "RGB") -> Image.Image:
@@ -145,6 +120,7 @@ def forms(picture: Image.Image, folder: Path) -> dict[str, Any]:
     data, tensor = path.read_bytes(), torch.from_numpy(array.copy())
     channels_first = tensor.movedim(-1, 0) if array.ndim == 3 else tensor
     return {
+        "path": path, "path as text": str(path), "bytes": data, "PIL image of a file": Image.open(path),
         "bytearray": bytearray(data), "memoryview": memoryview(data), "stream": io.BytesIO(data),
         "file": path.open("rb"), "datasets": {"bytes": data, "path": None}, "datasets, path": {"path": str(path)},
         "generator": (one for one in [path]), "paths in an array": np.array([str(path)]),
@@ -239,7 +215,9 @@ def test_a_pil_image_is_read_like_its_file(lqae: ImageTokenizer, kind: str) -> N
     assert torch.equal(lqae.embed(opened), lqae.embed(data))
 
 
-def test_embedding_is_the_mean_of_the_language_models_hidden_states(lqae: ImageTokenizer) -> None:
+def test_embedding_is_the_mean_of_hidden_states_or_codewords(
+    lqae: ImageTokenizer, vqvae: ImageTokenizer
+) -> None:
     codes = lqae.tokenize(images(3))
     model = lqae.model
     assert isinstance(model, checkpoint.LQAE)
@@ -249,12 +227,7 @@ def test_embedding_is_the_mean_of_the_language_models_hidden_states(lqae: ImageT
     assert torch.allclose(last, states[-1].mean(1), atol=1e-5)
     assert torch.allclose(every, torch.cat([state.mean(1) for state in states], dim=1), atol=1e-5)
     assert every.shape == (3, 2 * 32)
-
-
-def test_embedding_of_a_vqvae_is_its_mean_codeword(vqvae: ImageTokenizer) -> None:
-    model = vqvae.model
-    assert isinstance(model, checkpoint.VQVAE)
-    codewords = model.codebook.weight.detach()[vqvae.tokenize(images(3))]
+    codewords = vqvae.model.codebook.weight.detach()[vqvae.tokenize(images(3))]  # type: ignore[union-attr]
     assert torch.allclose(vqvae.embed(images(3)), codewords.mean(1), atol=1e-6)
 
 
@@ -318,61 +291,37 @@ class FakeHub:
         self.calls.append({"repo_id": repo_id, "names": names, "card": text, "family": config["family"]})
 
 
-def test_push_to_hub_uploads_model_and_card(vqvae: ImageTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_models, "HfApi", FakeHub)
+def test_push_to_hub_uploads_model_and_card(
+    lqae: ImageTokenizer, vqvae: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "HfApi", FakeHub)
     address = vqvae.push_to_hub("me/tiny", private=True, token="secret", card="# tiny")
     assert address == "https://hub.example/me/tiny"
+    uploaded = {
+        "names": ["README.md", "config.json", "model.safetensors"],
+        "card": "# tiny",
+        "family": "vqvae",
+    }
     assert FakeHub.calls == [
         {"token": "secret"},
         {"repo_id": "me/tiny", "private": True, "exist_ok": True},
-        {
-            "repo_id": "me/tiny",
-            "names": ["README.md", "config.json", "model.safetensors"],
-            "card": "# tiny",
-            "family": "vqvae",
-        },
+        {"repo_id": "me/tiny", **uploaded},
     ]
-
-
-def test_push_to_hub_warns_of_a_local_language_model(
-    lqae: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(api_models, "HfApi", FakeHub)
     with pytest.warns(UserWarning, match="local directory"):
         lqae.push_to_hub("me/tiny")
 
 
-def test_a_repository_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_are_not_there(
+    tmp_path: Path, vqvae: ImageTokenizer, monkeypatch: pytest.MonkeyPatch, unchecked_shapes: None
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="no model 'nobody/nothing'"):
         load("nobody/nothing")
-
-
-def test_directories_that_are_no_model(tmp_path: Path, vqvae: ImageTokenizer) -> None:
     with pytest.raises(ValueError, match=r"holds no model: expected config\.json"):
         load(tmp_path)
-    vqvae.save(tmp_path / "cut")
-    weights = tmp_path / "cut" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or was replaced"):
-        load(tmp_path / "cut")
-
-
-def test_settings_that_do_not_exist(tmp_path: Path, vqvae: ImageTokenizer, unchecked_shapes: None) -> None:
     vqvae.save(tmp_path)
-    with pytest.raises(ValueError, match="device must be auto, cpu, cuda or cuda:N, got 'tpu9'"):
-        load(tmp_path, device="tpu9")
     with pytest.raises(ValueError, match=r"'cuda:99' is not there: torch sees \d+ GPUs"):
         load(tmp_path, device="cuda:99")
-
-
-def test_tensors_it_refuses(lqae: ImageTokenizer, unchecked_shapes: None) -> None:
-    with pytest.raises(ValueError, match="at least one image, got none"):
-        lqae.tokenize(torch.rand(0, 3, 32, 32))
-    with pytest.raises(ValueError, match=r"expected pixels in \[0, 1\], got 0 to 255"):
-        lqae.tokenize(torch.linspace(0, 255, 3 * 32 * 32).view(1, 3, 32, 32))
-    with pytest.raises(ValueError, match=r"expected pixels in \[0, 1\], got nan"):
-        lqae.embed(torch.full((1, 3, 32, 32), torch.nan))
 
 
 @pytest.mark.parametrize(
@@ -393,6 +342,12 @@ def test_tensors_it_refuses(lqae: ImageTokenizer, unchecked_shapes: None) -> Non
         (7, "expected a path, .*, got int"),
         ((one for one in ()), "at least one image, got none"),
         ([[1, 2]], "got list"),
+        (torch.rand(0, 3, 32, 32), "at least one image, got none"),
+        (
+            torch.linspace(0, 255, 3 * 32 * 32).view(1, 3, 32, 32),
+            r"expected pixels in \[0, 1\], got 0 to 255",
+        ),
+        (torch.full((1, 3, 32, 32), torch.nan), r"expected pixels in \[0, 1\], got nan"),
     ],
 )
 def test_pictures_it_refuses(lqae: ImageTokenizer, unchecked_shapes: None, given: Any, message: str) -> None:
@@ -432,11 +387,14 @@ def test_codes_come_back_in_any_form(lqae: ImageTokenizer) -> None:
         ([True] * 16, "expected integer codes, got bool"),
         ([2**70] * 16, r"expected .*codes"),
         ({"codes": [1] * 16}, "expected integer codes, got dict"),
-        (7, "expected integer codes, got int"),
         (None, "expected integer codes, got NoneType"),
         (b"words", "expected .*codes"),
         (["words", 3], "expected a text or several, got int"),
         ([[[1] * 4] * 4], r"expected codes of shape \(B, 16\), got \(1, 4, 4\)"),
+        ([[0] * 15 + [300]], r"expected codes in \[0, 300\), got 0 to 300"),
+        ([[0] * 15 + [-1]], r"expected codes in \[0, 300\), got -1 to 0"),
+        (torch.zeros(1, 15, dtype=torch.int64), r"expected codes of shape \(B, 16\), got \(1, 15\)"),
+        ([], "at least one image, got none"),
     ],
 )
 def test_what_is_no_codes(lqae: ImageTokenizer, unchecked_shapes: None, given: Any, message: str) -> None:
@@ -459,19 +417,6 @@ def test_files_it_refuses(lqae: ImageTokenizer, tmp_path: Path) -> None:
         lqae.tokenize([])
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
         lqae.tokenize([tmp_path / "text.png"], batch_size=0)
-
-
-def test_codes_it_refuses(lqae: ImageTokenizer, unchecked_shapes: None) -> None:
-    with pytest.raises(ValueError, match=r"expected codes in \[0, 300\), got 0 to 300"):
-        lqae.decode(torch.tensor([[0] * 15 + [300]]))
-    with pytest.raises(ValueError, match=r"expected codes in \[0, 300\), got -1 to 0"):
-        lqae.to_words(torch.tensor([[0] * 15 + [-1]]))
-    with pytest.raises(ValueError, match=r"expected codes of shape \(B, 16\), got \(1, 15\)"):
-        lqae.decode(torch.zeros(1, 15, dtype=torch.int64))
-    with pytest.raises(ValueError, match="expected integer codes"):
-        lqae.decode(torch.zeros(1, 16))
-    with pytest.raises(ValueError, match="at least one image, got none"):
-        lqae.decode([])
 
 
 def test_words_it_refuses(lqae: ImageTokenizer) -> None:

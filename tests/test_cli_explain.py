@@ -48,18 +48,10 @@ def test_explain(call: Call, folder: Path, tmp_path: Path, score: str) -> None:
     assert torch.tensor(values["whole"]).shape == (4, 4)
     with Image.open(tmp_path / "why.png") as picture:
         assert picture.width > 4 * 192
-    code, out, _ = call("explain", folder / "a.png", "About, all!", *arguments)
-    said = "logit of belonging" if score == "matching" else "nats of log-probability"
-    assert (code, f"{tmp_path / 'why.png'}: 2 words" in out, said in out) == (0, True, True)
+    _, _, err = call("explain", folder / "a.png", "and " * 14 + "also", *arguments)
+    assert "longer than the model's 16 positions: cut behind 14 words, not read: also" in err
     code, out, _ = call("explain", folder / "a.png", "About, all!", *arguments, "--json", "--raw-text")
     assert len(json.loads(out)["words"]) == 4
-
-
-def test_a_long_text_is_cut_and_that_is_said(call: Call, folder: Path, tmp_path: Path) -> None:
-    text, out = "and " * 14 + "also", tmp_path / "a.png"
-    code, _, err = call("explain", folder / "a.png", text, "--model", folder / "cbvila", "--out", out)
-    assert code == 0
-    assert "longer than the model's 16 positions: cut behind 14 words, not read: also" in err
 
 
 def test_bad_input_of_explain(call: Call, folder: Path, tmp_path: Path) -> None:
@@ -78,8 +70,6 @@ def test_bad_input_of_explain(call: Call, folder: Path, tmp_path: Path) -> None:
             ("--layer", 3),
             "layer must be one of the fusion encoder's, 1 to 2, got 3",
         ),
-        ("a.png", "and", "cbvila", ("--layer", 0), "expected an integer of 1 or more, got '0'"),
-        ("a.png", "and", "cbvila", ("--score", "itm"), "invalid choice: 'itm'"),
     ):
         code, _, err = call(
             "explain", folder / image, text, "--model", folder / model, "--out", tmp_path / "a.png", *extra

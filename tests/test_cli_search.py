@@ -77,10 +77,6 @@ def test_search_by_text(call: Call, indexed: Path) -> None:
 
 
 def test_search_in_two_stages(call: Call, indexed: Path, photos: Path) -> None:
-    code, out, _ = call("search", TEXT, "--index", indexed, "--rerank", 4, "--top-k", 6)
-    assert code == 0
-    assert out.splitlines()[0].split() == ["rank", "similarity", "matching", "key"]
-    assert [len(line.split()) for line in out.splitlines()[1:]] == [4] * 4 + [3] * 2
     arguments = ("search", TEXT, "--index", indexed, "--rerank", 10, "--json")
     values = json.loads(call(*arguments, "--score", "matching+contrastive")[1])
     assert values["ranked_by"] == "matching+contrastive"
@@ -128,6 +124,16 @@ def test_a_moved_model_is_named(call: Call, language: Path, photos: Path, tmp_pa
     assert call("search", TEXT, "--index", tmp_path / "index", "--model", tmp_path / "there")[0] == 0
 
 
+def test_an_index_at_a_url(call: Call, photos: Path, model: Path, tmp_path: Path) -> None:
+    """Its address comes through as it was typed."""
+    place = f"file://{tmp_path}/far/index"
+    code, out, _ = call("index", photos, "--model", model, "--out", place, "--json", "--quiet")
+    assert (code, json.loads(out)["index"]) == (0, place)
+    assert (tmp_path / "far/index/images.lance").is_dir()
+    code, out, _ = call("search", TEXT, "--index", place, "--top-k", 3, "--json")
+    assert (code, json.loads(out)["index"], len(json.loads(out)["hits"])) == (0, place, 3)
+
+
 def test_bad_input(
     call: Call, indexed: Path, model: Path, photos: Path, language: Path, tmp_path: Path
 ) -> None:
@@ -138,26 +144,18 @@ def test_bad_input(
     part = next((indexed / "images.lance/data").iterdir())
     for arguments, message in (
         (("search", "--index", indexed), "expected a text to search by, or --image FILE, one of the two"),
-        (("search", TEXT, "--image", "x.png", "--index", indexed), "one of the two"),
         (("search", "?", "--index", indexed), "got '?': it holds punctuation alone"),
-        (("search", "", "--index", indexed), "expected a text to search by, got ''"),
         (("search", TEXT, "--index", indexed, "--top-k", 0), "expected an integer of 1 or more, got '0'"),
-        (("search", TEXT, "--index", indexed, "--rerank", -1), "--rerank"),
         (("search", TEXT, "--index", photos), "is no index, it holds no index.json"),
         (("search", TEXT, "--index", tmp_path / "none"), "is no index, there is no such folder"),
         (("search", "--image", part, "--index", indexed), "not an image in a format that is read"),
         (("search", "--image", "none.png", "--index", indexed), "none.png: the file does not exist"),
-        (
-            ("search", "--image", photos / NAMES[0], "--index", indexed, "--rerank", 3),
-            "rerank must be 0 for im",
-        ),
         (("search", TEXT, "--index", indexed, "--model", other), f"was made with {model} (fingerprint "),
         (
             ("search", TEXT, "--index", indexed, "--model", wrong),
             "a model of family vqvae, expected one of cbvila",
         ),
         (("index", photos, "--model", other, "--out", indexed), f"got {other} (fingerprint "),
-        (("index", photos, "--model", model, "--out", photos), "is no index"),
         (("index", photos / "cats", "--model", model, "--out", indexed), "say so with --moved"),
         (("index", tmp_path / "none", "--model", model, "--out", indexed), "does not exist"),
     ):
@@ -165,8 +163,5 @@ def test_bad_input(
         assert (code, message in error) == (2, True), (arguments, error)
     part.write_bytes(part.read_bytes()[:-1])
     code, _, error = call("search", TEXT, "--index", indexed)
-    assert (code, f"{part} is damaged" in error, f"pixlex index SOURCE --out {indexed}" in error) == (
-        2,
-        True,
-        True,
-    )
+    assert (code, f"{part} is damaged" in error) == (2, True)
+    assert f"pixlex index SOURCE --out {indexed}" in error

@@ -87,15 +87,6 @@ def test_a_file_has_the_rights_of_new_files(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_saved_model_is_readable_by_the_group(tmp_path: Path) -> None:
-    before = os.umask(0o027)
-    try:
-        checkpoint.save(tiny_vqvae(), tmp_path / "model")
-    finally:
-        os.umask(before)
-    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").iterdir()} == {0o640}
-
-
 # Holds a lock, has a child that lives on, and waits to be killed.
 _HOLDER = """
 import os, sys, time

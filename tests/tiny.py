@@ -49,6 +49,7 @@ from pixlex.models.vqvae import VQVAE
 IMAGE_SIZE = 32
 PATCH_SIZE = 8
 NUM_WORDS = 300
+VISION = VisionConfig(width=32, depth=1, heads=2, mlp_ratio=2.0)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -60,28 +61,14 @@ def english_words(count: int) -> list[str]:
 
 
 def tiny_language(folder: Path, *, seed: int = 0) -> Path:
-    """Write a BERT of one layer, 32 wide, with random weights and a WordPiece tokenizer of 300 words.
-
-    Args:
-        folder: made if missing.
-        seed: another seed gives other word embeddings, hence another fingerprint.
-
-    Returns:
-        The folder: a name for `LanguageConfig`.
-    """
+    """Write a BERT of one layer, 32 wide, and a WordPiece tokenizer of 300 words; return the folder."""
     entries = [*SPECIAL, *english_words(NUM_WORDS)]
     backend = Tokenizer(WordPiece({word: row for row, word in enumerate(entries)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
+    names = {f"{word[1:-1].lower()}_token": word for word in SPECIAL}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = transformers.BertConfig(
@@ -99,17 +86,12 @@ def tiny_language(folder: Path, *, seed: int = 0) -> Path:
 
 
 def tiny_lqae_config(folder: Path, *, search: str = "whitened") -> LQAEConfig:
-    """Return an LQAE of 32 px images, 8 px patches (16 words), width 32, depth 1.
-
-    Args:
-        folder: where `tiny_language` wrote the language model.
-        search: as `QuantizerConfig.search`.
-    """
+    """Return an LQAE of 32 px images, 8 px patches (16 words), width 32, depth 1, with a `tiny_language`."""
     return LQAEConfig(
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
-        encoder=VisionConfig(width=32, depth=1, heads=2, mlp_ratio=2.0),
-        decoder=VisionConfig(width=32, depth=1, heads=2, mlp_ratio=2.0),
+        encoder=VISION,
+        decoder=VISION,
         language=LanguageConfig(name=str(folder)),
         quantizer=QuantizerConfig(search=search, search_dim=4),  # type: ignore[arg-type]
     )
@@ -120,8 +102,8 @@ def tiny_vqvae_config() -> VQVAEConfig:
     return VQVAEConfig(
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
-        encoder=VisionConfig(width=32, depth=1, heads=2, mlp_ratio=2.0),
-        decoder=VisionConfig(width=32, depth=1, heads=2, mlp_ratio=2.0),
+        encoder=VISION,
+        decoder=VISION,
         num_codewords=64,
         codebook_dim=8,
     )
@@ -129,8 +111,7 @@ def tiny_vqvae_config() -> VQVAEConfig:
 
 def tiny_mae_config() -> MAEConfig:
     """Return a masked autoencoder of the same sizes."""
-    vision = VisionConfig(width=32, depth=1, heads=2, mlp_ratio=2.0)
-    return MAEConfig(image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, encoder=vision, decoder=vision)
+    return MAEConfig(image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, encoder=VISION, decoder=VISION)
 
 
 def tiny_mae(*, seed: int = 0) -> MAE:
@@ -145,7 +126,7 @@ def tiny_frozen(folder: Path, *, seed: int = 0) -> Frozen:
     config = FrozenConfig(
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
-        encoder=VisionConfig(width=32, depth=1, heads=2, mlp_ratio=2.0),
+        encoder=VISION,
         language=CausalLanguageConfig(name=str(folder)),
     )
     with torch.random.fork_rng(devices=[]):
@@ -191,12 +172,7 @@ def write_images(folder: Path, names: Sequence[str], *, seed: int = 0) -> Path:
 
 
 def tiny_cbvila_config(folder: Path, **changes: object) -> CBViLAConfig:
-    """Return a CB-ViLA of the same sizes with 16 codewords, as wide as its patch vectors.
-
-    Args:
-        folder: where `tiny_language` wrote the language model, whose tokenizer is used.
-        changes: of the codebook (`num_codewords`, `dim`, `metric`, `estimator`) or of the whole.
-    """
+    """Return a CB-ViLA of the same sizes with 16 codewords; changes are of the codebook or of the whole."""
     of_codebook = {"num_codewords": 16, "dim": 32}
     of_codebook |= {
         name: changes.pop(name) for name in ("num_codewords", "dim", "metric", "estimator") if name in changes

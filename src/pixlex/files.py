@@ -32,8 +32,8 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_NUMBERS = re.compile(r"\[\n[\s\d,.e+-]+\]")
 _Journal = TypeVar("_Journal", bound="Journal")
+_NUMBERS = re.compile(r"\[\n[\s\d,.e+-]+\]")
 
 
 class Damaged(ValueError):
@@ -44,14 +44,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write(temporary_path)` make a file, flush it to disk and give it its name in one move.
 
     A kill or a full disk leaves the old file, if any, untouched. The umask decides who may read the file, whatever
-    `write` would have.
-
-    Args:
-        path: the final name.
-        write: called with a path in the same folder.
-
-    Raises:
-        OSError: the disk is full, or refuses otherwise; with `path`.
+    `write` would have. What the disk refuses is an `OSError` with `path`.
     """
     # Unique: processes in containers often share a number.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
@@ -89,11 +82,7 @@ def remove_partial(folder: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let what the disk refuses name the file that was being written.
-
-    Raises:
-        OSError: what was raised inside, or what torch made a RuntimeError of.
-    """
+    """Let what the disk refuses, or torch made a RuntimeError of, name the file that was being written."""
     try:
         yield
     except (OSError, RuntimeError) as fault:
@@ -111,11 +100,8 @@ def locked(path: Path, refusal: str, *, remove: bool = False) -> Iterator[None]:
 
     Args:
         path: an empty file; its folder exists.
-        refusal: the message where another process holds it.
+        refusal: of the `ValueError` where another process holds it.
         remove: remove the file in the end.
-
-    Raises:
-        ValueError: with the refusal.
     """
     lock = FileLock(path, blocking=False)
     try:
@@ -134,7 +120,8 @@ class Journal:
     """JSON lines that are appended and never changed, under a first line that says what they belong to.
 
     A line that a kill cut off is dropped at the next opening; one that is not what was written is passed over with
-    a warning. Of entries of one name the last counts.
+    a warning. Of entries of one name the last counts. `ValueError` where another process holds it, or where it is
+    no journal of this kind.
 
     Args:
         path: the file; `PATH.lock` beside it is locked while it is open.
@@ -142,12 +129,6 @@ class Journal:
         name: the field of an entry that names it.
         fits: whether an entry has the fields that were written.
         overwrite: forget what is there.
-
-    Attributes:
-        header: the first line.
-
-    Raises:
-        ValueError: another process holds it, it is no file, or no journal of this kind.
     """
 
     def __init__(
@@ -203,6 +184,7 @@ class Journal:
         return found
 
     def _whole(self, line: bytes) -> dict[str, Any] | None:
+        """Return the entry of a line; None where it is not what was written."""
         entry = _entry(line)
         return entry if entry is not None and self._fits(entry) else None
 
@@ -232,11 +214,7 @@ class Journal:
         return iter(sorted(self._places))
 
     def __getitem__(self, name: Any) -> dict[str, Any]:
-        """Read an entry.
-
-        Raises:
-            Damaged: it is no longer what was written.
-        """
+        """Read an entry; `Damaged` where it is no longer what was written."""
         self._file.seek(self._places[name])
         entry = self._whole(self._file.readline())
         if entry is None:
@@ -261,9 +239,7 @@ class Journal:
 def open_regular(path: Path) -> io.BufferedReader:
     """Open a regular file, or a link to one, for reading bytes; never waits for a pipe, nor reads a device.
 
-    Raises:
-        io.UnsupportedOperation: it is something else (an `OSError` and a `ValueError`).
-        OSError: it cannot be opened.
+    Something else is an `io.UnsupportedOperation`, which is an `OSError` and a `ValueError`.
     """
     _check_regular(path, os.stat(path).st_mode)  # before: opening a device may already do something
     flags = (getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
@@ -277,15 +253,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 
 def read_regular(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """Return the content of a regular file.
-
-    Args:
-        path: the file, or a link to it.
-        limit: most bytes that are read.
-
-    Raises:
-        OSError: as `open_regular`, and for a file that is larger.
-    """
+    """Return the content of a regular file; an `OSError` as of `open_regular`, or for more bytes."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         data = file.read(size + 1) if size <= limit else b""  # memory is taken for as much as is asked for
@@ -310,11 +278,7 @@ def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(text: str | bytes) -> dict[str, Any]:
-    """Return the JSON object that a text holds, without its checksum; see `verified`.
-
-    Raises:
-        Damaged: it is no JSON object, or not the one that was sealed.
-    """
+    """Return the JSON object that a text holds, without its checksum; `Damaged` where it is another."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as fault:
@@ -325,12 +289,9 @@ def unsealed(text: str | bytes) -> dict[str, Any]:
 
 
 def verified(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of an object that was `sealed`, without the checksum.
+    """Return the values of an object that was `sealed`, without the checksum; `Damaged` where they are others.
 
     One that has none, because an older version or somebody else wrote it, is taken as it is.
-
-    Raises:
-        Damaged: they are not those that were sealed.
     """
     bare = {name: value for name, value in values.items() if name != CHECKSUM}
     told = values.get(CHECKSUM)
@@ -352,12 +313,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return what `write_json` wrote; see `unsealed`.
-
-    Raises:
-        Damaged: naming the file.
-        OSError: it cannot be read at all.
-    """
+    """Return what `write_json` wrote; `Damaged` with the file's name, or an `OSError`, where it cannot."""
     try:
         return unsealed(read_regular(path))
     except Damaged as fault:
@@ -365,12 +321,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_zip(path: Path) -> None:
-    """Compare all that a zip archive holds (a checkpoint, arrays of NumPy) with the checksums in it.
-
-    Raises:
-        Damaged: it is not what was written.
-        OSError: it cannot be read at all.
-    """
+    """Compare all that a zip archive holds (a checkpoint, arrays of NumPy) with the checksums in it."""
     try:
         with ZipFile(path) as archive:
             bad = archive.testzip()

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pixlex.api import ImageTokenizer
 from pixlex.data.images import open_source
-from pixlex.encoding import encode_source
 from pixlex.encoding.decode import decode_codes
+from pixlex.encoding.encode import encode_source
 from pixlex.models import inference
 from pixlex.models.inference import PassSizes, compute_rows, rows_at_once
 from pixlex.search import ImageIndex

@@ -38,21 +38,19 @@ def test_commands_and_program_run(
 ) -> None:
     """doctor, train, encode, decode, reconstruct, evaluate; then the same from Python."""
     language = tiny_language(tmp_path / "language")
-    for name in ("PICTURES", "OTHER_PICTURES"):
-        (tmp_path / name).mkdir()
-        for number in range(6):
-            color = (40 * number, 200 - 30 * number, 90)
-            Image.new("RGB", (40, 36), color).save(tmp_path / name / f"{number}.png")
-    for place, name in enumerate(("LABELED", "OTHER_LABELED", "NEW_CLASSES")):
-        for shade, kind in ((60, "dark"), (180, "light")):
-            (tmp_path / name / kind).mkdir(parents=True)
-            for number in range(6):
-                color = (shade + number, shade - place, shade + 2 * number)
-                Image.new("RGB", (40, 36), color).save(tmp_path / name / kind / f"{number}.png")
-    for name in ("PAIRS", "OTHER_PAIRS"):
-        (tmp_path / name).mkdir()
-        for number in range(6):
-            Image.new("RGB", (40, 36), (30 * number, 90, 200)).save(tmp_path / name / f"{number}.png")
+
+    def picture(path: str, *color: int) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 36), color).save(tmp_path / path)
+
+    for number in range(6):
+        for name in ("PICTURES", "OTHER_PICTURES"):
+            picture(f"{name}/{number}.png", 40 * number, 200 - 30 * number, 90)
+        for place, name in enumerate(("LABELED", "OTHER_LABELED", "NEW_CLASSES")):
+            for shade, kind in ((60, "dark"), (180, "light")):
+                picture(f"{name}/{kind}/{number}.png", shade + number, shade - place, shade + 2 * number)
+        for name in ("PAIRS", "OTHER_PAIRS"):
+            picture(f"{name}/{number}.png", 30 * number, 90, 200)
             (tmp_path / name / f"{number}.txt").write_text(f"the class and {number} others")
     for name in ("QUESTIONS", "OTHER_QUESTIONS"):
         rows = [
@@ -91,20 +89,14 @@ def test_commands_and_program_run(
         named = command[2] if command[1] == "evaluate" or "cbvila/captions" in command else command[1]
         extra = extras.get(named, [])
         assert main([*command[1:], *extra]) == 0, f"{command}: {capsys.readouterr().err}"
-    assert (tmp_path / "runs/probe/report.html").is_file()
-    assert (tmp_path / "runs/few-shot/report.html").is_file()
-    assert (tmp_path / "runs/ablation/table.md").is_file()
     assert (tmp_path / "words.txt").read_text().count("\n") == 6
     assert len(list((tmp_path / "rebuilt").glob("*.png"))) == 6
-    assert (tmp_path / "grid.png").is_file()
-    assert (tmp_path / "pairs.parquet").is_file()
-    assert (tmp_path / "runs/pairs/report.html").is_file()
-    assert (tmp_path / "codewords.png").is_file()
-    assert (tmp_path / "masked.png").is_file()
-    assert (tmp_path / "why.png").is_file()
-    assert (tmp_path / "runs/vqa/report.html").is_file()
-    assert (tmp_path / "found.png").is_file()
-    assert (tmp_path / "codes/part-00000.parquet").is_file()
+    for name in (
+        "runs/probe/report.html", "runs/few-shot/report.html", "runs/ablation/table.md", "grid.png",
+        "pairs.parquet", "runs/pairs/report.html", "codewords.png", "masked.png", "why.png",
+        "runs/vqa/report.html", "found.png", "codes/part-00000.parquet",
+    ):  # fmt: skip
+        assert (tmp_path / name).is_file(), name
 
     (program,) = [block for block in _blocks(checkout) if block.startswith("import pixlex")]
     names: dict[str, object] = {}

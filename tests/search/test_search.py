@@ -15,7 +15,7 @@ from tests.tiny import english_words, evaluation_batches, tiny_cbvila, tiny_vqva
 
 import pixlex
 from pixlex.api import ImageTokenizer
-from pixlex.data.images import UnreadableImage, open_source
+from pixlex.data.images import open_source
 from pixlex.models.cbvila import CBViLA
 from pixlex.search import ImageIndex, SearchResult
 
@@ -58,7 +58,7 @@ def test_texts_find_the_nearest_images(index: ImageIndex, model: CBViLA, images:
     """The order of all products, whatever is searched together; another text, another order."""
     with torch.no_grad():
         vectors = model.image_vectors(model.encode_image(images))
-    together = index.search(texts=TEXTS, top_k=12)
+    together = index.search(texts=[TEXTS[0].upper().replace(" ", "-!"), *TEXTS[1:]], top_k=12)  # as captions
     orders = set()
     for text, result in zip(TEXTS, together, strict=True):
         products = vectors @ text_vector(model, text)
@@ -69,13 +69,6 @@ def test_texts_find_the_nearest_images(index: ImageIndex, model: CBViLA, images:
         orders.add(tuple(keys(result)))
         assert keys(index.search(texts=[text], top_k=5)[0]) == keys(result)[:5]
     assert len(orders) > 1
-
-
-def test_texts_are_cleaned_as_captions_are(index: ImageIndex) -> None:
-    one, other, third = index.search(
-        texts=[f"{WORDS[0]} {WORDS[1]}", f"{WORDS[0].upper()},-{WORDS[1]}!!", WORDS[9]]
-    )
-    assert one == other != third
 
 
 def test_an_image_finds_itself(index: ImageIndex, photos: Path, images: torch.Tensor) -> None:
@@ -118,28 +111,22 @@ def test_the_second_stage_ranks_by_the_matching_head(
 ) -> None:
     """Candidates stay those of the first stage; all of them, or the first few, with or without similarity."""
     plain = index.search(texts=TEXTS, top_k=12)
-    by_matching = index.search(texts=TEXTS, top_k=12, rerank=12)
-    for text, before, after in zip(TEXTS, plain, by_matching, strict=True):
+    matched = index.search(texts=TEXTS, top_k=12, rerank=12)
+    few = index.search(texts=TEXTS, top_k=9, rerank=4)
+    both = index.search(texts=TEXTS, top_k=3, rerank=12, score="matching+contrastive")
+    for text, before, after, first, summed in zip(TEXTS, plain, matched, few, both, strict=True):
         logits = {name: logit(model, text, image) for name, image in zip(NAMES, images, strict=True)}
-        for hit in after.hits:
-            assert hit.matching == pytest.approx(logits[hit.key], abs=1e-5)
+        assert {hit.key: hit.matching for hit in after.hits} == pytest.approx(logits, abs=1e-5)
         assert keys(after) == sorted(NAMES, key=lambda name: -logits[name])
         similarities = {hit.key: hit.similarity for hit in before.hits}
         assert {hit.key: hit.similarity for hit in after.hits} == similarities
-    assert [keys(one) for one in by_matching] != [keys(one) for one in plain]
-    for text, before, after in zip(TEXTS, plain, index.search(texts=TEXTS, top_k=9, rerank=4), strict=True):
-        first = keys(before)[:4]
-        assert keys(after)[:4] == sorted(
-            first, key=lambda name: -logit(model, text, images[NAMES.index(name)])
-        )
-        assert keys(after)[4:] == keys(before)[4:9]
-        assert [hit.matching is None for hit in after.hits] == [False] * 4 + [True] * 5
-    both = index.search(texts=TEXTS, top_k=3, rerank=12, score="matching+contrastive")
-    for text, result in zip(TEXTS, both, strict=True):
-        assert len(result.hits) == 3
-        for hit in result.hits:
-            alone = logit(model, text, images[NAMES.index(hit.key)])
-            assert hit.matching == pytest.approx(alone + hit.similarity, abs=1e-5)
+        assert keys(first)[:4] == sorted(keys(before)[:4], key=lambda name: -logits[name])
+        assert keys(first)[4:] == keys(before)[4:9]
+        assert [hit.matching is None for hit in first.hits] == [False] * 4 + [True] * 5
+        assert len(summed.hits) == 3
+        for hit in summed.hits:
+            assert hit.matching == pytest.approx(logits[hit.key] + hit.similarity, abs=1e-5)
+    assert [keys(one) for one in matched] != [keys(one) for one in plain]
 
 
 def test_the_second_stage_agrees_with_the_evaluation(
@@ -209,9 +196,7 @@ def test_an_index_of_a_source_without_description_ranks_by_vectors(
     update: Indexed, photos: Path, model: CBViLA, tmp_path: Path
 ) -> None:
     index, _ = update(open_source(str(photos)))
-    assert (
-        index.search(texts=TEXTS[:1], rerank=2)[0].hits[0].matching is not None
-    )  # the source is still at hand
+    assert index.search(texts=TEXTS[:1], rerank=2)[0].hits[0].matching is not None  # the source is at hand
     again = ImageIndex.open(tmp_path / "index", model)
     assert len(again.search(texts=TEXTS[:1])[0].hits) == 10
     with pytest.raises(ValueError, match="does not remember where its images are"):
@@ -226,10 +211,7 @@ Search = Callable[[ImageIndex, Path], Any]
     ("call", "message"),
     [
         (lambda index, _: index.search(), "expected texts or images to search by, one of the two"),
-        (lambda index, one: index.search(texts=["a"], images=[one]), "one of the two"),
         (lambda index, _: index.search(texts=[]), "expected a text or several, got none"),
-        (lambda index, _: index.search(texts=b"dog"), "expected a text or several, got bytes"),
-        (lambda index, _: index.search(texts=["a", None]), "expected a text or several, got NoneType"),
         (lambda index, _: index.search(texts=["a", "  "]), "expected a text to search by, got '  '"),
         (lambda index, _: index.search(texts=["?!"]), r"got '\?!': it holds punctuation alone"),
         (lambda index, _: index.search(texts=["a"], top_k=0), "top_k must be 1 or more, got 0"),
@@ -239,8 +221,6 @@ Search = Callable[[ImageIndex, Path], Any]
             "score must be one of matching, ",
         ),
         (lambda index, one: index.search(images=[one], rerank=5), "rerank must be 0 for images"),
-        (lambda index, _: index.search(images=[]), "at least one image, got none"),
-        (lambda index, _: index.search(images=9 * torch.rand(1, 3, 32, 32)), r"pixels in \[0, 1\], got "),
     ],
 )
 def test_what_cannot_be_searched_is_refused(
@@ -276,23 +256,14 @@ def test_an_index_opens_with_what_it_remembers(model: CBViLA, photos: Path, tmp_
         ImageIndex.open(tmp_path / "index", ImageTokenizer(tiny_vqvae()))
 
 
-def test_an_unreadable_query_is_named(index: ImageIndex, tmp_path: Path) -> None:
-    (tmp_path / "bad.png").write_bytes(b"no image")
-    with pytest.raises(UnreadableImage, match=r"bad\.png: not an image"):
-        index.search(images=[tmp_path / "bad.png"])
-    with pytest.raises(UnreadableImage, match=r"nowhere\.png: the file does not exist"):
-        index.search(images=[tmp_path / "nowhere.png"])
-
-
 def test_an_empty_index_says_so(model: CBViLA, tmp_path: Path) -> None:
     empty = ImageIndex.open(tmp_path / "index", model, create=True)
     with pytest.raises(ValueError, match="holds no image yet: run `pixlex index SOURCE"):
         empty.search(texts=["a"])
 
 
-def test_long_texts_are_cut(index: ImageIndex, language: Path) -> None:
+def test_long_texts_are_cut(index: ImageIndex, model: CBViLA) -> None:
     """To what the model has positions for, as in evaluation."""
-    assert tiny_cbvila(language).config.text.positions == 16
-    long = " ".join(WORDS[:29])
-    one, other = index.search(texts=[long, " ".join(WORDS[:14])])
+    assert model.config.text.positions == 16
+    one, other = index.search(texts=[" ".join(WORDS[:29]), " ".join(WORDS[:14])])
     assert keys(one) == keys(other)

@@ -1,7 +1,42 @@
 """What programs use: trained models as tokenizers of images, and as something that is asked about them."""
 
-from pixlex.api.models import Answer, ImageReasoner, ImageTokenizer, Precision, load, load_reasoner
-from pixlex.api.pictures import Images, OneImage
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import HfApi
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pixlex.api.pictures import (
+    Codes,
+    Images,
+    OneImage,
+    are_codes,
+    are_texts,
+    batches_of,
+    codes_of,
+    images_of,
+    texts_of,
+)
+from pixlex.batch import Words
+from pixlex.data.text import clean_caption, clean_question
+from pixlex.distributed import pick_device
+from pixlex.eval.gradcam import ExplainedAnswer, explain_answer
+from pixlex.messages import quoted
+from pixlex.models import checkpoint
+from pixlex.models.checkpoint import Tokenizer
+from pixlex.models.finetuned import Reasoner
+from pixlex.models.inference import PassSizes, compute_rows
+from pixlex.models.initialization import CONFIG
+from pixlex.nn.vocabulary import Vocabulary
 
 __all__ = [
     "Answer",
@@ -13,3 +48,423 @@ __all__ = [
     "load",
     "load_reasoner",
 ]
+
+CARD = "README.md"
+# ALBEF keeps so many words of a question in testing.
+MOST_WORDS = 50
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def load(
+    name_or_dir: str | os.PathLike[str],
+    *,
+    language_model: str | None = None,
+    device: str | torch.device = "auto",
+    precision: Precision = "auto",
+    revision: str | None = None,
+) -> ImageTokenizer:
+    """Load a trained model.
+
+    Args:
+        name_or_dir: a model directory, a run folder, or a repository on the hub.
+        language_model: where the frozen language model lies now, if not under the name it was trained with.
+        device: auto (a GPU where there is one), cpu, cuda or cuda:N.
+        precision: fp32, or bf16 for mixed precision; auto is fp32 (see `ImageTokenizer`).
+        revision: branch, tag or commit of a repository on the hub.
+
+    Raises:
+        ValueError: no such model, damaged files, another vocabulary than it was trained with, no such device.
+    """
+    place, name = pick_device(device), os.fspath(name_or_dir)
+    model = checkpoint.load(name, language_model=language_model, revision=revision)
+    trained_on = checkpoint.read_config(name, revision).get("trained_on", [])
+    card = _card_beside(Path(name))
+    return ImageTokenizer(model, device=place, precision=precision, card=card, trained_on=trained_on)
+
+
+class ImageTokenizer:
+    """A trained model as a tokenizer of images.
+
+    Everything that comes back lies on the CPU. The codes of an image do not depend on the images beside it or on
+    their number, on a CPU not on `batch_size` either (see `compute_rows`). bf16 gives other codes than fp32 for
+    some patches, and differs more from machine to machine: `auto` is fp32.
+
+    Args:
+        model: is put into evaluation mode on `device`.
+        device: where to compute.
+        precision: fp32, bf16, or auto for fp32.
+        card: the model card, Markdown, that `save` and `push_to_hub` put beside the model.
+        trained_on: descriptions of the data of all trainings, which `save` writes down again.
+
+    Attributes:
+        family: the kind of model: "lqae", "vqvae" or "cbvila".
+        image_size: side of the square images in pixels.
+        grid: codes along one side of an image; an image has grid x grid of them.
+        num_codewords: K.
+        has_words: whether codes are words of a language model.
+
+    Raises:
+        ValueError: an unknown precision.
+    """
+
+    def __init__(
+        self,
+        model: Tokenizer,
+        *,
+        device: str | torch.device = "cpu",
+        precision: Precision = "auto",
+        card: str | None = None,
+        trained_on: Sequence[str] = (),
+    ) -> None:
+        if precision not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"precision must be auto, fp32 or bf16, got {precision!r}")
+        self.device = torch.device(device)
+        self.model = model.eval().to(self.device)
+        self.precision: Literal["fp32", "bf16"] = "bf16" if precision == "bf16" else "fp32"
+        self.card, self.trained_on = card, tuple(trained_on)
+        self.family, self.image_size = model.family, model.config.image_size
+        self.grid, self.num_codewords = model.grid, model.num_codewords
+        self.has_words = model.vocabulary is not None
+        self._sizes: dict[str, PassSizes] = {}
+
+    from_pretrained = staticmethod(load)
+
+    def tokenize(self, images: Images, *, batch_size: int = 64) -> Int[Tensor, "B N"]:
+        """Return the codes of images, integers in [0, K), rows of the grid first.
+
+        Args:
+            images: one or several, see `batches_of`: paths, bytes, PIL images, arrays (H, W, C), tensors
+                (C, H, W).
+            batch_size: images at a time, see `compute_rows`.
+
+        Raises:
+            ValueError: pixels of another shape, type or range; `UnreadableImage` for a file that is none.
+        """
+        return self._in_batches("tokenize", images, batch_size, self.model.tokenize)
+
+    def decode(self, codes: Codes | str | Iterable[str], *, batch_size: int = 64) -> Float[Tensor, "B 3 H W"]:
+        """Return the images that codes or words stand for, pixels in [0, 1].
+
+        Args:
+            codes: of one image or of several: integers in [0, K), whatever holds them (see `codes_of`); or words.
+            batch_size: images at a time, see `compute_rows`.
+
+        Raises:
+            ValueError: codes out of range, a wrong number of codes or words, an unknown word, no image.
+        """
+        if isinstance(codes, Iterator):
+            codes = list(codes)
+        matrix = (
+            self.from_words(codes) if are_texts(codes) else codes_of(codes, self.grid**2, self.num_codewords)
+        )
+        if len(matrix) == 0:
+            raise ValueError("expected the codes of at least one image, got none")
+        return self._compute("decode", matrix, self.model.decode, batch_size)
+
+    def reconstruct(self, images: Images, *, batch_size: int = 64) -> Float[Tensor, "B 3 H W"]:
+        """Return what is left of images after they were words: `decode(tokenize(images))`."""
+        return self.decode(self.tokenize(images, batch_size=batch_size), batch_size=batch_size)
+
+    def to_words(self, images_or_codes: Images | Codes, *, batch_size: int = 64) -> list[str]:
+        """Return the words of images, or of codes: one text for each image, on one line.
+
+        Whole words are joined by single spaces; with vocabulary "all" the language model's tokenizer decodes them.
+
+        Raises:
+            ValueError: the model has no words; otherwise as `tokenize` and `decode`.
+        """
+        vocabulary = self._vocabulary()
+        if are_codes(images_or_codes):
+            codes = codes_of(images_or_codes, self.grid**2, self.num_codewords)
+        else:
+            codes = self.tokenize(images_or_codes, batch_size=batch_size)
+        return [vocabulary.to_text(row) for row in codes.tolist()]
+
+    def from_words(self, text: str | Iterable[str]) -> Int[Tensor, "B N"]:
+        """Return the codes of one text or several; the inverse of `to_words`, except with vocabulary "all".
+
+        There the language model's tokenizer reads the text, mostly as other words than were written, and as
+        more or fewer: keep the codes to decode.
+
+        Raises:
+            ValueError: the model has no words, a wrong number of words, or one that is no codeword.
+        """
+        vocabulary, each = self._vocabulary(), self.grid**2
+        texts = [] if isinstance(text, list | tuple) and not text else texts_of(text)
+        rows = []
+        for number, one in enumerate(texts):
+            where = f"image {number}: " if len(texts) > 1 else ""
+            expected = f"{where}expected {each} words ({self.grid} x {self.grid}), got"
+            if vocabulary.is_exact and (count := len(one.split())) != each:
+                raise ValueError(f"{expected} {count}")
+            try:
+                rows.append(vocabulary.from_text(one))
+            except ValueError as fault:
+                raise ValueError(f"{where}{fault}") from fault
+            if len(rows[-1]) != each:
+                raise ValueError(
+                    f"{expected} {len(rows[-1])} as the tokenizer divides the text, which is not exact with "
+                    "vocabulary 'all': decode codes (codes, jsonl or parquet files)"
+                )
+        return torch.tensor(rows, dtype=torch.int64).view(len(rows), each)
+
+    def embed(
+        self, images: Images, *, layer: Literal["last", "all"] = "last", batch_size: int = 64
+    ) -> Float[Tensor, "B D"]:
+        """Return one vector for each image: the mean over its patches.
+
+        Args:
+            images: as in `tokenize`.
+            layer: of LQAE, the hidden states to average, nothing masked: those of the language model's last
+                layer, or of its embedding layer and every layer, one mean after the other. Others have their
+                codewords alone, "last".
+            batch_size: images at a time, see `compute_rows`.
+
+        Raises:
+            ValueError: an unknown layer; otherwise as `tokenize`.
+        """
+        if layer not in (("last", "all") if self.has_words else ("last",)):
+            expected = "last or all" if self.has_words else f"last (a {self.family} has no further layers)"
+            raise ValueError(f"layer must be {expected}, got {layer!r}")
+
+        def pooled(batch: Tensor) -> Tensor:
+            values = self.model.quantize(batch).values
+            if self.model.vocabulary is None:
+                return values.float().mean(1)
+            language = self.model.encode_text(values, all_states=layer == "all")
+            states = language.hidden_states if layer == "all" else (language.last,)
+            return torch.cat([state.float().mean(1) for state in states], dim=1)
+
+        return self._in_batches(f"embed {layer}", images, batch_size, pooled)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write a model directory that `pixlex.load` reads."""
+        checkpoint.save(self.model, Path(folder), trained_on=self.trained_on)
+        if self.card is not None:
+            (Path(folder) / CARD).write_text(self.card, encoding="utf-8")
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, token: str | None = None, card: str | None = None
+    ) -> str:
+        """Upload the model directory to the Hugging Face Hub; return the address of the repository.
+
+        Args:
+            repo_id: `owner/name`; made if missing.
+            private: whether a new repository is private.
+            token: access token; None takes the one that `hf auth login` stored.
+            card: the model card, Markdown; None takes the one that lies beside the model, if any.
+        """
+        if self.model.vocabulary is not None and Path(self.model.language.name).is_dir():
+            warnings.warn(
+                f"the language model is the local directory {self.model.language.name!r}: whoever loads "
+                f"{repo_id} has to say where it lies (language_model=)",
+                stacklevel=2,
+            )
+        hub = HfApi(token=token)
+        address = hub.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            self.save(folder)
+            if card is not None:
+                (folder / CARD).write_text(card, encoding="utf-8")
+            hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a pixlex model")
+        return str(address)
+
+    def _vocabulary(self) -> Vocabulary:
+        if self.model.vocabulary is None:
+            raise ValueError(f"a {self.family} has no words: its codes are rows of a learned codebook")
+        return self.model.vocabulary
+
+    def _in_batches(
+        self, use: str, images: Images, batch_size: int, compute: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        batches = batches_of(images, batch_size, self.image_size, self.model.config.cut)
+        return torch.cat([self._compute(use, batch, compute, batch_size) for batch in batches])
+
+    def _compute(
+        self, use: str, inputs: Tensor, compute: Callable[[Tensor], Tensor], batch_size: int
+    ) -> Tensor:
+        """Compute one row for each row of the inputs, so that it depends on no other."""
+        return compute_rows(
+            inputs, compute, grid=self.grid, device=self.device, precision=self.precision,
+            batch_size=batch_size, sizes=self._sizes.setdefault(use, PassSizes()),
+        )  # fmt: skip
+
+
+def _card_beside(folder: Path) -> str | None:
+    """Return the model card of a model directory or a run folder."""
+    for path in (folder / CARD, folder / "model" / CARD):
+        if (path.parent / CONFIG).is_file() and path.is_file():
+            return path.read_text(encoding="utf-8", errors="replace")
+    return None
+
+
+def load_reasoner(
+    name_or_dir: str | os.PathLike[str],
+    *,
+    language_model: str | None = None,
+    device: str | torch.device = "auto",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    revision: str | None = None,
+) -> ImageReasoner:
+    """Load a model that `pixlex finetune` made for questions, sentences or hypotheses; arguments as for `load`.
+
+    Raises:
+        ValueError: no such model, one that answers nothing, damaged files, or no such device.
+    """
+    model = checkpoint.load_any(os.fspath(name_or_dir), language_model=language_model, revision=revision)
+    refusal = (
+        f"{name_or_dir} holds a model of family {model.family}, which answers nothing: fine-tune a CB-ViLA "
+        "first, with pixlex finetune"
+    )
+    model = checkpoint.require(Reasoner, model, refusal)
+    return ImageReasoner(model, device=pick_device(device), precision=precision)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to a question, or a class of a sentence.
+
+    Attributes:
+        text: the answer.
+        probability: among those that were ranked; 1 where it was written freely.
+    """
+
+    text: str
+    probability: float
+
+
+class ImageReasoner:
+    """A fine-tuned model as something that is asked.
+
+    Args:
+        model: is put into evaluation mode on `device`.
+        device: where to compute.
+        precision: fp32, or bf16 for mixed precision.
+
+    Attributes:
+        task: what the model was fine-tuned to: "vqa", "nlvr2", "entailment" or "assignment".
+        num_images: images that each text speaks of.
+        answers: the classes, or the answers that are picked from.
+    """
+
+    def __init__(
+        self,
+        model: Reasoner,
+        *,
+        device: str | torch.device = "cpu",
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        self.device = torch.device(device)
+        self.model = model.eval().to(self.device)
+        self.precision = precision
+        self.task, self.num_images = model.config.task, model.config.num_images
+        self.answers = model.config.answers
+
+    def answer(
+        self,
+        images: Images,
+        texts: str | Iterable[str],
+        *,
+        top_k: int = 5,
+        shortlist: int = 128,
+        batch_size: int = 32,
+    ) -> list[list[Answer]]:
+        """Return the likeliest answers to each text about its images, the best first, with probabilities.
+
+        Args:
+            images: see `batches_of`: paths, bytes, PIL images, arrays (H, W, C), tensors (C, H, W). The
+                `num_images` images of a text follow each other, or stand in a list of their own. Where there are
+                as many as one text needs, all texts are about them.
+            texts: questions, sentences or hypotheses.
+            top_k: most answers returned for each.
+            shortlist: answers of the list whose whole likelihood is computed.
+            batch_size: texts at a time.
+
+        Raises:
+            ValueError: another number of images than the texts need, a text without a word, a number below 1, and
+                as `batches_of`.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k must be 1 or more, got {top_k}")
+        found: list[list[Answer]] = []
+        for pixels, words, looks_at in self._batches(images, texts, batch_size):
+            with self._autocast():
+                ranked = self.model.rank(pixels, words, looks_at=looks_at, shortlist=shortlist)
+            rows = zip(ranked.numbers.tolist(), ranked.probabilities.tolist(), strict=True)
+            for numbers, shares in rows:
+                best = list(zip(numbers, shares, strict=True))[:top_k]
+                found.append([Answer(self.answers[number], share) for number, share in best])
+        return found
+
+    def write(self, images: Images, texts: str | Iterable[str], *, batch_size: int = 32) -> list[str]:
+        """Return the answers that the decoder writes freely; arguments as for `answer`.
+
+        Raises:
+            ValueError: the task is not "vqa"; otherwise as `answer`.
+        """
+        if self.task != "vqa":
+            raise ValueError(
+                f"answers are written freely for the task vqa alone, this model's is {self.task}"
+            )
+        batches = self._batches(images, texts, batch_size)
+        return [text for batch in batches for text in self.model.generate(*batch)]
+
+    def explain(
+        self, images: Images, text: str, *, answer: str | None = None, layer: int | None = None
+    ) -> ExplainedAnswer:
+        """Say which places of the images of one text speak for an answer.
+
+        Args:
+            images: those of the one text, as for `answer`.
+            text: a question, sentence or hypothesis.
+            answer: None for the model's own.
+            layer: of the fusion encoder, counted from 1; None for the one that localizes best.
+
+        Raises:
+            ValueError: as `answer` and `explain_answer`.
+        """
+        config, several = self.model.config, images_of(images)
+        pixels = torch.cat(list(batches_of(several, max(1, len(several)), config.image_size, config.cut)))
+        (cleaned,) = self._cleaned(text)
+        with self._autocast():
+            return explain_answer(self.model, pixels, cleaned, answer=answer, layer=layer)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def _cleaned(self, texts: str | Iterable[str]) -> list[str]:
+        """Return texts as the model's training texts were cleaned."""
+        several = texts_of(texts)
+        clean = clean_question if self.task == "vqa" else clean_caption
+        cleaned = [clean(text, MOST_WORDS) for text in several]
+        if not all(cleaned):
+            bad = several[cleaned.index("")]
+            raise ValueError(f"expected a question or a sentence with a word in it, got {quoted(bad)}")
+        return cleaned
+
+    def _batches(
+        self, images: Images, texts: str | Iterable[str], batch_size: int
+    ) -> Iterator[tuple[Tensor, Words, Tensor | None]]:
+        """Yield images, read when their turn comes, with their texts, and which image each text looks at."""
+        cleaned = self._cleaned(texts)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        config, each = self.model.config, self.num_images
+        several = images_of(images)
+        if len(several) not in (each, len(cleaned) * each):
+            raise ValueError(
+                f"expected {each} images for each of {len(cleaned)} texts, or {each} for all, got "
+                f"{len(several)} images"
+            )
+        are_shared = len(several) == each
+        pixels = batches_of(several, each if are_shared else batch_size * each, config.image_size, config.cut)
+        shared = next(pixels).to(self.device) if are_shared else None
+        for first in range(0, len(cleaned), batch_size):
+            words = self.model.tokenize_texts(cleaned[first : first + batch_size], config.body.text.positions)
+            asked = Words(words.word_ids.to(self.device), words.key_padding.to(self.device))
+            if shared is None:
+                yield next(pixels).to(self.device), asked, None
+            else:
+                yield shared, asked, torch.zeros(len(asked.word_ids), dtype=torch.long, device=self.device)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pixlex import __version__
-from pixlex.cli import data, encode, evaluate, evaluate_pairs, explain, few_shot, search, train
+from pixlex.cli import data, encode, evaluate, explain, few_shot, search, train
 from pixlex.cli.options import (
     BAD_INPUT,
     EXIT_CODES,
@@ -48,12 +48,12 @@ COMMANDS: Mapping[str, Command] = {
     "ask": Command(run=explain.ask),
     "evaluate reconstruction": Command(run=evaluate.reconstruction, processes="shared"),
     "evaluate linear-probe": Command(run=evaluate.linear_probe, processes="shared"),
-    "evaluate retrieval": Command(run=evaluate_pairs.retrieval, processes="shared"),
-    "evaluate pretraining": Command(run=evaluate_pairs.pretraining, processes="shared"),
-    "evaluate vqa": Command(run=evaluate_pairs.vqa, processes="shared"),
-    "evaluate nlvr2": Command(run=evaluate_pairs.nlvr2, processes="shared"),
-    "evaluate entailment": Command(run=evaluate_pairs.entailment, processes="shared"),
-    "evaluate assignment": Command(run=evaluate_pairs.assignment, processes="shared"),
+    "evaluate retrieval": Command(run=evaluate.retrieval, processes="shared"),
+    "evaluate pretraining": Command(run=evaluate.pretraining, processes="shared"),
+    "evaluate vqa": Command(run=evaluate.vqa, processes="shared"),
+    "evaluate nlvr2": Command(run=evaluate.nlvr2, processes="shared"),
+    "evaluate entailment": Command(run=evaluate.entailment, processes="shared"),
+    "evaluate assignment": Command(run=evaluate.assignment, processes="shared"),
     "evaluate few-shot": Command(run=few_shot.few_shot),
     "index": Command(run=search.index),
     "search": Command(run=search.search),
@@ -76,7 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    warnings.formatwarning = _remark_of
     debug = "--debug" in given or os.environ.get("PIXLEX_DEBUG", "") not in ("", "0")
     try:
         command, options = parse(given)
@@ -84,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = partial(_show, options, warnings.showwarning)
             code = _run(command, options)
         sys.stdout.flush()
-        return code
+        return code or 0
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED, debug)
     except BrokenPipeError:
@@ -154,7 +153,7 @@ def _option_names(parser: argparse.ArgumentParser, typed: argparse.Namespace) ->
     return names
 
 
-def _run(command: Command, options: Options) -> int:
+def _run(command: Command, options: Options) -> int | None:
     """Run a command, in the process group of those that share its work."""
     together = int(os.environ.get("WORLD_SIZE", "1"))
     if together > 1 and command.processes == "one":
@@ -189,11 +188,11 @@ def _show(
     **more: Any,
 ) -> None:
     """Print a warning of ours as a remark, once for all processes, and others as Python does."""
-    of_ours = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1])
+    of_ours = category is UserWarning and Path(__file__).parents[1] in Path(filename).parents
     if not (of_ours or category.__module__.startswith("pixlex.")):
         show(message, category, filename, *where, **more)
     elif os.environ.get("RANK", "0") == "0":
-        remark(options, str(message))
+        remark(options, " ".join(str(message).split()))
 
 
 def _complain(message: str, code: int, debug: bool) -> int:
@@ -207,18 +206,6 @@ def _complain(message: str, code: int, debug: bool) -> int:
     return code
 
 
-def _remark_of(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """Return a warning of ours as a remark, without the place in our code; others as Python writes them."""
-    if Path(__file__).parents[1] in Path(filename).parents:
-        return f"pixlex: {printable(' '.join(str(message).split()))}\n"
-    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
-
-
 def _data_failed(fault: ValueError) -> bool:
     """Whether the data failed, rather than what was typed; without importing what would define it."""
-    batch, remote = (sys.modules.get(f"pixlex.{name}") for name in ("batch", "data.remote"))
-    return (batch is not None and isinstance(fault, batch.TooManyBroken)) or (
-        remote is not None and isinstance(fault, remote.Unreachable)
-    )
+    return bool({kind.__name__ for kind in type(fault).__mro__} & {"TooManyBroken", "Unreachable"})

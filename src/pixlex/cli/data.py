@@ -37,22 +37,16 @@ _PACKAGES = ("torch", "transformers", "numpy", "Pillow")
 
 @dataclass(frozen=True, kw_only=True)
 class DescribeOptions(JSONOption):
-    """Options of `describe`."""
-
     subject: str | None = positional("RECIPE|FAMILY", "default: list recipes and families", None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions(MachineOptions):
-    """Options of `doctor`."""
-
     data: str = positional("DATA", f"{DATA}; or {PAIRS}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(MachineOptions):
-    """Options of `convert`."""
-
     data: str = positional("SOURCE", f"{DATA}; or {PAIRS}")
     out: File = option(text="a .parquet, .tar or .jsonl file", metavar="FILE")
     split: str | None = option(None, "of Karpathy's files or hf:NAME; several joined by +", "S")
@@ -62,7 +56,7 @@ class ConvertOptions(MachineOptions):
     overwrite: bool = option(False, "replace FILE")
 
 
-def describe(options: DescribeOptions) -> int:
+def describe(options: DescribeOptions) -> None:
     """List the recipes, or every setting of one with its meaning."""
     from pixlex.config.run import FAMILIES, recipe_names
 
@@ -75,7 +69,7 @@ def describe(options: DescribeOptions) -> int:
             for title, rows in (("recipes", short), ("families", families))
         ]
         answer(options, {"recipes": recipes, "families": families}, "\n\n".join(parts))
-        return 0
+        return
     fields = _fields(options.subject)
     lines = []
     for field in fields:
@@ -83,10 +77,9 @@ def describe(options: DescribeOptions) -> int:
         lines.append(f"{field['field']} = {_shown(field['value'])}{changed}")
         lines.append(textwrap.fill(field["sentence"], 100, initial_indent="    ", subsequent_indent="    "))
     answer(options, fields, "\n".join(lines))
-    return 0
 
 
-def doctor(options: DoctorOptions) -> int:
+def doctor(options: DoctorOptions) -> None:
     """Read every image and say what is there."""
     from pixlex.data.convert import inspect_captions, inspect_source
     from pixlex.data.records import PairSource
@@ -98,11 +91,7 @@ def doctor(options: DoctorOptions) -> int:
         captions = inspect_captions(source)
         source = distinct_images(source.images)
     with bar_or_lines(total=len(source), unit=" images", desc="read", disable=options.quiet) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.update(done - bar.n)
-
-        report = inspect_source(source, advance)
+        report = inspect_source(source, lambda done, total: bar.update(done - bar.n))
     values = {
         **asdict(report),
         "num_missing": report.num_missing,
@@ -112,20 +101,18 @@ def doctor(options: DoctorOptions) -> int:
     }
     text = report_text(report) if captions is None else f"{report_text(report)}\n\n{caption_text(captions)}"
     answer(options, values, text)
-    return 0
 
 
-def version(options: JSONOption) -> int:
+def version(options: JSONOption) -> None:
     """Say which versions are at work."""
     from importlib import metadata
 
     values = {"pixlex": __version__, "python": platform.python_version()}
     values |= {package: metadata.version(package) for package in _PACKAGES}
     answer(options, values, table(list(values.items())))
-    return 0
 
 
-def convert(options: ConvertOptions) -> int:
+def convert(options: ConvertOptions) -> None:
     """Write images, with their captions and classes, to one .parquet, .tar or .jsonl file."""
     from pixlex.data.captions import with_split
     from pixlex.data.convert import convert_images
@@ -153,7 +140,6 @@ def convert(options: ConvertOptions) -> int:
     lines += _listed("images that cannot be read, left out", skipped)
     lines += _listed("images without a caption, left out", without_captions)
     answer(options, values, "\n".join(lines))
-    return 0
 
 
 def _pairs_or_images(description: str, *, every_split: bool) -> ImageSource:
@@ -207,10 +193,11 @@ def _shown(value: Any) -> str:
 
 def report_text(report: DataReport) -> str:
     """Return a report for people."""
+    missing = f", {report.num_missing:,} of them missing files" if report.num_missing else ""
     rows = [
         ("source", report.name),
         ("images", f"{report.num_images:,}"),
-        ("broken", _broken(report)),
+        ("broken", f"{len(report.broken):,} ({report.broken_share:.1%}{missing})"),
         ("width", _spread(report.width)),
         ("height", _spread(report.height)),
         ("formats", _counts(report.formats)),
@@ -270,8 +257,3 @@ def _split(report: CaptionReport, name: str) -> str:
     if expected is None:
         return f"{found:,} images"
     return f"{found:,} images, {'as' if found == expected else f'{expected:,}'} expected"
-
-
-def _broken(report: DataReport) -> str:
-    missing = f", {report.num_missing:,} of them missing files" if report.num_missing else ""
-    return f"{len(report.broken):,} ({report.broken_share:.1%}{missing})"

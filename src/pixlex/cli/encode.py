@@ -9,17 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pixlex.cli.models import (
-    batches_of,
-    finish,
-    load_cbvila,
-    load_tokenizer,
-    objective_of,
-    open_paths,
-    remark_skipped,
-    run_of,
-    words_of,
-)
+from pixlex.cli.models import batches_of, finish, load_cbvila, objective_of, remark_skipped, run_of, words_of
 from pixlex.cli.options import (
     BatchOptions,
     BrokenOption,
@@ -42,13 +32,11 @@ if TYPE_CHECKING:
     from pixlex.batch import Skipped
     from pixlex.data.images import ImageSource
     from pixlex.data.records import PairSource
-    from pixlex.encoding import Kind
+    from pixlex.encoding.files import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions(MachineOptions, BrokenOption, BatchOptions, ModelOptions, PathArguments):
-    """Options of `encode`."""
-
     to: Literal["words", "codes", "jsonl", "parquet"] | None = option(
         None, "default: words, or codes where the model has no words"
     )
@@ -63,8 +51,6 @@ class EncodeOptions(MachineOptions, BrokenOption, BatchOptions, ModelOptions, Pa
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeOptions(MachineOptions, BatchOptions, ModelOptions):
-    """Options of `decode`."""
-
     words: tuple[str, ...] = positional(
         "WORDS|FILE",
         "a file or a folder of parts that encode wrote, - for lines from stdin, or the words of one image",
@@ -75,25 +61,23 @@ class DecodeOptions(MachineOptions, BatchOptions, ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructOptions(MachineOptions, ModelOptions, PathArguments):
-    """Options of `reconstruct`."""
-
     out: Picture = option(text="the picture", metavar="FILE.png")
     limit: Positive = option(8, "most images; default %(default)s")
 
 
-def encode(options: EncodeOptions) -> int:
+def encode(options: EncodeOptions) -> None:
     """Write images as words or codes."""
     _check_encoding(options)
-    from pixlex import distributed
-    from pixlex.encoding import encode_parts, encode_source
+    from pixlex import api, distributed
+    from pixlex.encoding.encode import encode_parts, encode_source
 
     processes = distributed.num_announced()
     if processes > 1 and options.part_size is None:
         raise ValueError(
             "several processes cannot write one file: expected --part-size, with which they share the images"
         )
-    source = open_paths(options.paths)
-    tokenizer = load_tokenizer(options, options.model)
+    source = _open_paths(options.paths)
+    tokenizer = api.load(options.model, **options.loading)
     kind: Kind = options.to or ("words" if tokenizer.has_words else "codes")
     vocabulary = tokenizer.model.vocabulary
     if kind == "words" and vocabulary is not None and not vocabulary.is_exact:
@@ -103,7 +87,8 @@ def encode(options: EncodeOptions) -> int:
             "exactly (evaluate reconstruction counts it); --to codes, jsonl or parquet can be decoded",
         )
     if options.out is None:
-        return _print_codes(tokenizer, source, "jsonl" if options.json else kind, options)
+        _print_codes(tokenizer, source, "jsonl" if options.json else kind, options)
+        return
     how: dict[str, Any] = {
         "batch_size": options.batch_size,
         "progress": not options.quiet,
@@ -131,19 +116,20 @@ def encode(options: EncodeOptions) -> int:
     }
     text = f"{result.path}: {text}{f', {resumed}' if result.num_resumed else ''}"
     finish(options, values, text, result.skipped)
-    return 0
 
 
-def decode(options: DecodeOptions) -> int:
+def decode(options: DecodeOptions) -> None:
     """Turn words or codes into pictures."""
-    from pixlex.encoding import decode_codes, read_lines
+    from pixlex import api
+    from pixlex.encoding.decode import decode_codes
+    from pixlex.encoding.files import read_lines
 
     first, several = options.words[0], len(options.words) > 1
     path = Path(first)
     is_file = not several and os.path.exists(first)  # no Path: it refuses a text too long for a name
     if not several and not is_file and (path.suffix or "/" in first) and len(first.split()) == 1:
         raise ValueError(f"{first} does not exist: expected a file, - for stdin, or the words of an image")
-    tokenizer = load_tokenizer(options, options.model)
+    tokenizer = api.load(options.model, **options.loading)
     lines = sys.stdin.buffer if first == "-" and not several else [" ".join(options.words).encode()]
     result = decode_codes(
         tokenizer,
@@ -156,39 +142,58 @@ def decode(options: DecodeOptions) -> int:
     values = {**vars(result), "folder": str(result.folder)}
     there = f", {result.num_resumed:,} of them were there" if result.num_resumed else ""
     answer(options, values, f"{result.folder}: {result.num_images:,} pictures{there}")
-    return 0
 
 
-def reconstruct(options: ReconstructOptions) -> int:
+def reconstruct(options: ReconstructOptions) -> None:
     """One picture: originals, words, reconstructions; of a CB-ViLA original, masked and rebuilt with captions."""
     import torch
 
+    from pixlex import api
     from pixlex.data.rows import Images
     from pixlex.models.checkpoint import MODELS, read_config
     from pixlex.report.figures import reconstruction_grid
 
-    model = MODELS.get(read_config(options.model, options.revision).get("family", ""))
-    if model is not None and model.has_codes and model.fuses:
+    family = MODELS.get(read_config(options.model, options.revision).get("family", ""))
+    if family is not None and family.has_codes and family.fuses:
         pairs = _captioned(options.paths)
         if pairs is not None:
-            return _reconstruct_pairs(options, pairs)
+            _reconstruct_pairs(options, pairs)
+            return
         remark(options, "images without captions are rebuilt from their codes alone")
-    source = open_paths(options.paths)
-    tokenizer = load_tokenizer(options, options.model)
-    batches = list(batches_of(Images(source), tokenizer.model.config, 8, options.limit))
+    source = _open_paths(options.paths)
+    tokenizer = api.load(options.model, **options.loading)
+    model = tokenizer.model
+    batches = list(batches_of(Images(source), model.config, 8, options.limit))
     originals = torch.cat([batch.images for batch in batches])
     codes = tokenizer.tokenize(originals)
     words = None
-    if tokenizer.model.vocabulary is not None:
-        names = tokenizer.model.vocabulary.words
-        words = [[names[code] for code in row] for row in codes.tolist()]
+    if model.vocabulary is not None:
+        words = [[model.vocabulary.words[code] for code in row] for row in codes.tolist()]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     reconstruction_grid(originals, tokenizer.decode(codes), words, tokenizer.grid, options.out)
     skipped = [one for batch in batches for one in batch.skipped]
     keys = [key for batch in batches for key in batch.keys]
     values = {"path": str(options.out), "keys": keys, "skipped": skipped}
     finish(options, values, f"{options.out}: {len(keys)} images", skipped)
-    return 0
+
+
+def _open_paths(paths: Sequence[str]) -> ImageSource:
+    """Open one source of any kind, or image files."""
+    from pixlex.data.folders import is_image_file, is_image_name
+    from pixlex.data.images import open_image_files, open_source
+
+    if len(paths) == 1:
+        return open_source(paths[0])
+    for name in paths:
+        path = Path(name)
+        if path.is_dir() or (path.is_file() and not (is_image_name(name) or is_image_file(path))):
+            raise ValueError(
+                f"{name} is no image file: expected image files, or one folder, or one pattern in quotes "
+                "such as 'shards/*.tar'"
+            )
+        if not path.is_file():
+            raise ValueError(f"{name} {'is no file' if os.path.lexists(name) else 'does not exist'}")
+    return open_image_files([Path(name) for name in paths])
 
 
 def _check_encoding(options: EncodeOptions) -> None:
@@ -197,42 +202,41 @@ def _check_encoding(options: EncodeOptions) -> None:
         raise ValueError("parquet cannot be printed: name a file with --out")
     if options.json and options.out is None and options.to not in (None, "jsonl"):
         raise ValueError(f"--json prints jsonl, not {options.to}: leave one of --json and --to out")
-    if options.part_size is not None and (
-        options.to != "parquet" or options.out is None or options.overwrite
-    ):
+    in_parts = options.to == "parquet" and options.out is not None and not options.overwrite
+    if options.part_size is not None and not in_parts:
         raise ValueError(
             "--part-size writes a folder of Parquet files: it goes with --to parquet and --out DIR, "
             "without --overwrite"
         )
 
 
-def _print_codes(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind, options: EncodeOptions) -> int:
+def _print_codes(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind, options: EncodeOptions) -> None:
     """Print a line for each image as soon as it is encoded."""
     from pixlex.batch import BrokenImages
-    from pixlex.encoding import check_kind, encode_images, format_line
+    from pixlex.encoding.encode import encode_images
+    from pixlex.encoding.files import check_kind, format_line
     from pixlex.progress import bar_or_lines
 
     check_kind(kind, tokenizer)
     skipped: list[Skipped] = []
     broken = BrokenImages(None, source, options.max_broken_share)
     batches = encode_images(tokenizer, source, broken, batch_size=options.batch_size)
-    # On a terminal the bar would stand between the lines.
-    hidden = options.quiet or sys.stdout.isatty()
+    on_terminal = sys.stdout.isatty()
+    hidden = options.quiet or on_terminal  # where the bar would stand between the lines
     try:
         with bar_or_lines(total=len(source), unit=" images", desc="encode", disable=hidden) as bar:
             for batch in batches:
                 for image in batch.images:
-                    # File names may be bytes that are no UTF-8; they come out as the same bytes.
                     line = format_line(image, kind, tokenizer)
-                    if sys.stdout.isatty():  # which would obey what a file name holds
+                    if on_terminal:  # which would obey what a file name holds
                         line = printable(line, keep="\t")
+                    # File names may be bytes that are no UTF-8; they come out as the same bytes.
                     sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape") + b"\n")
                 sys.stdout.buffer.flush()
                 skipped += batch.skipped
                 bar.update(len(batch.images) + len(batch.skipped))
     finally:
         remark_skipped(options, skipped)
-    return 0
 
 
 def _captioned(paths: Sequence[str]) -> PairSource | None:
@@ -249,7 +253,7 @@ def _captioned(paths: Sequence[str]) -> PairSource | None:
         return None
 
 
-def _reconstruct_pairs(options: ReconstructOptions, source: PairSource) -> int:
+def _reconstruct_pairs(options: ReconstructOptions, source: PairSource) -> None:
     """Draw originals, masked, rebuilt with their captions and with other ones (figure 2 of the paper)."""
     import torch
 
@@ -291,4 +295,3 @@ def _reconstruct_pairs(options: ReconstructOptions, source: PairSource) -> int:
     seen = f"{num_visible} of {num_patches} patches seen"
     text = f"{options.out}: {len(examples['keys'])} images, {seen}, rebuilt with two texts each"
     finish(options, values, text, batch.skipped)
-    return 0

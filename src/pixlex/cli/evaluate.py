@@ -1,23 +1,28 @@
-"""`evaluate reconstruction` and `evaluate linear-probe`: what images become, and what is left of them."""
+"""`evaluate`: what images become and what is left of them, and how well images and texts find each other."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pixlex.cli.models import (
     batches_of,
     finish,
-    leave_page,
-    load_tokenizer,
-    pass_of,
-    refuse_broken,
+    load_cbvila,
+    objective_of,
     remark_page,
+    remark_without_contrast,
+    run_of,
+    words_of,
 )
 from pixlex.cli.options import (
     DATA,
+    PAIRS,
+    AnswerOptions,
+    BatchOptions,
     BrokenOption,
     Count,
     Folder,
@@ -25,26 +30,41 @@ from pixlex.cli.options import (
     LanguageModelOptions,
     LimitOption,
     MachineOptions,
-    MeasureOptions,
+    ModelOptions,
+    Options,
     Positive,
+    SizeOptions,
     option,
     remark,
     table,
 )
 
 if TYPE_CHECKING:
-    from pixlex.api import ImageTokenizer
-    from pixlex.batch import ImageBatch
+    from pixlex.batch import ImageBatch, Skipped
+    from pixlex.config.cbvila import ReasoningTask
     from pixlex.data.images import ImageSource
+    from pixlex.data.records import PairSource, ReasoningSource
+    from pixlex.eval.evaluate import Pass
     from pixlex.eval.probe_features import Kind, ProbeRow
     from pixlex.eval.probe_sets import ProbeSets
+    from pixlex.eval.vqa import ReasoningResult
     from pixlex.models.checkpoint import Tokenizer
+    from pixlex.report.page import Page
+
+_ITEMS = (
+    "images with texts and answers: the official files of the task, ALBEF's .json, .parquet, .csv, .tsv, "
+    ".jsonl or embedded:scenes:test[:COUNT]; with options such as QUESTIONS.json?annotations=FILE&images=DIR; "
+    "several as 'ONE + OTHER'; for assignment images with captions"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions(MachineOptions, BrokenOption, BatchOptions, LimitOption, ModelOptions):
+    """What most measures have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionOptions(MeasureOptions):
-    """Options of `evaluate reconstruction`."""
-
     data: str = option(text=DATA, metavar="DATA")
     out: Folder | None = option(None, "write results.json, reconstruction.png and report.html there", "DIR")
     mask_ratio: Fraction = option(0.5, "words hidden for masked_mse; default %(default)s")
@@ -54,8 +74,6 @@ class ReconstructionOptions(MeasureOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOptions(MachineOptions, BrokenOption, LimitOption, LanguageModelOptions):
-    """Options of `evaluate linear-probe`."""
-
     model: tuple[str, ...] = option(text="model directories, run folders or hub repositories", metavar="M")
     data: str = option(text=f"labeled training images: {DATA}", metavar="TRAIN")
     test: str = option(text="labeled test images of the same classes", metavar="TEST")
@@ -81,9 +99,63 @@ class ProbeOptions(MachineOptions, BrokenOption, LimitOption, LanguageModelOptio
     cache: Folder | None = option(None, "where features are kept; default OUT/features", "DIR")
 
 
-def reconstruction(options: ReconstructionOptions) -> int:
+@dataclass(frozen=True, kw_only=True)
+class UntrainedOption(Options):
+    untrained: bool = option(
+        False, "the same configuration untrained, from the same pretrained parts, seed 0"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions(MeasureOptions, UntrainedOption, SizeOptions):
+    """What measures on images with captions have."""
+
+    data: str = option(text=PAIRS, metavar="PAIRS")
+    raw_captions: bool = option(False, "captions as they are, not cleaned")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalOptions(PairOptions):
+    score: Literal["contrastive", "matching", "matching+contrastive"] = option(
+        "matching", "what pairs are ranked by; default %(default)s, among the best by contrast"
+    )
+    top_k: Positive | None = option(
+        None,
+        "captions of each image, and images of each caption, that matching scores; default 128, for COCO 256",
+        "K",
+    )
+    max_words: Positive | None = option(
+        None,
+        "longest caption in words (tokens); default 30, or as many as the model was trained with if more",
+    )
+    out: Folder | None = option(
+        None, "write results.json there; an interrupted evaluation goes on there", "DIR"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingOptions(PairOptions):
+    seed: int = option(0, "of what is hidden; default %(default)s")
+    out: Folder | None = option(None, "write results.json, pictures and report.html there", "DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions(MeasureOptions, AnswerOptions, SizeOptions):
+    """Options of the tasks that a CB-ViLA is fine-tuned to."""
+
+    data: str = option(text=_ITEMS, metavar="ITEMS")
+    training_data: str | None = option(
+        None,
+        "what the baselines without images learn from; default: what the model was fine-tuned on",
+        "ITEMS",
+    )
+    first_token_twice: bool = option(False, "count the first word of an answer twice, as ALBEF's code does")
+    out: Folder | None = option(None, "write numbers, answers and a page there", "DIR")
+
+
+def reconstruction(options: ReconstructionOptions) -> None:
     """How well images survive as words."""
-    from pixlex import distributed
+    from pixlex import api, distributed
     from pixlex.data.images import open_source
     from pixlex.data.rows import Images
     from pixlex.eval.reconstruction import evaluate_reconstruction
@@ -91,19 +163,19 @@ def reconstruction(options: ReconstructionOptions) -> int:
     from pixlex.report.page import Page
 
     source = open_source(options.data)
-    tokenizer = load_tokenizer(options, options.model)
-    batches = batches_of(Images(source), tokenizer.model.config, options.batch_size, options.limit)
+    model = api.load(options.model, **options.loading).model
+    batches = batches_of(Images(source), model.config, options.batch_size, options.limit)
     result = evaluate_reconstruction(
-        tokenizer.model,
+        model,
         _accounted(batches, source, options.max_broken_share),
-        pass_of(options, len(source), save_examples=16),
+        _pass_of(options, len(source), save_examples=16),
         mask_ratio=options.mask_ratio,
         fid_features=options.fid_features,
         lpips_network=options.lpips_network,
     )
-    refuse_broken(options, source, result.skipped, int(result.values["num_images"]))
+    _refuse_broken(options, source, result.skipped, int(result.values["num_images"]))
     if not distributed.is_first():
-        return 0
+        return
     values = {
         "model": options.model,
         "data": source.name,
@@ -114,7 +186,7 @@ def reconstruction(options: ReconstructionOptions) -> int:
     finish(options, values, table(result.table), result.skipped, notes=result.notes, out=options.out)
     if options.out is not None:
         examples = result.examples
-        shown = examples["originals"], examples["reconstructions"], examples["words"], tokenizer.grid
+        shown = examples["originals"], examples["reconstructions"], examples["words"], model.grid
         drawn(options.out / "reconstruction.png", lambda path: reconstruction_grid(*shown, path))
         page = Page(
             title=f"Reconstruction of {source.name}",
@@ -123,41 +195,37 @@ def reconstruction(options: ReconstructionOptions) -> int:
             notes=result.notes,
             pictures={},
             commands=[options.command_line],
-            config={"family": tokenizer.family, "model": asdict(tokenizer.model.config)},
+            config={"family": model.family, "model": asdict(model.config)},
         )
-        leave_page(options, options.out, page)
-    return 0
+        _leave_page(options, options.out, page)
 
 
-def linear_probe(options: ProbeOptions) -> int:
+def linear_probe(options: ProbeOptions) -> None:
     """What a linear classifier reads from frozen features."""
-    from pixlex import distributed
+    from pixlex import api, distributed
     from pixlex.data.images import open_source
     from pixlex.eval.linear_probe import Fit
     from pixlex.eval.probe_features import planned_kinds, probe_features, probe_rows
     from pixlex.eval.probe_sets import open_sets
-    from pixlex.report.linear_probe import (
-        PROBES_NOTE,
-        PROBES_PUBLISHED,
-        row_text,
-        row_values,
-        write_linear_probe,
-    )
+    from pixlex.report import linear_probe as report
 
-    names = _names(options.model)
-    validation = None if options.validation is None else open_source(options.validation)
+    if len(set(options.model)) < len(options.model):
+        raise ValueError(f"expected different models, got {' '.join(options.model)}")
+    names = [Path(model).name for model in options.model]
+    if len(set(names)) < len(names):  # the last part of a path does not tell them apart
+        names = list(options.model)
     sets = open_sets(
         open_source(options.data),
         open_source(options.test),
-        validation,
+        None if options.validation is None else open_source(options.validation),
         limit=options.limit,
         test_limit=options.test_limit,
         allow_overlap=options.allow_overlap,
         max_broken_ratio=options.max_broken_share,
         progress=not options.quiet,
     )
-    tokenizers = [load_tokenizer(options, name) for name in options.model]
-    plan = planned_kinds([tokenizer.model for tokenizer in tokenizers], options.features)
+    loaded = [api.load(model, **options.loading).model for model in options.model]
+    models = dict(zip(names, loaded, strict=True))
     features = [
         (
             probe_features(
@@ -166,69 +234,327 @@ def linear_probe(options: ProbeOptions) -> int:
             ),
             kinds,
         )
-        for version, model, kinds in _versions(options, names, tokenizers, plan, sets)
+        for version, model, kinds in _versions(
+            options, models, planned_kinds([*models.values()], options.features), sets
+        )
     ]  # fmt: skip
     if not distributed.is_first():
-        return 0
+        return
     compared = next((one for one, _ in features if "layers" in one.parts["training"].columns), None)
-    how = Fit(seed=options.seed, device=tokenizers[0].device, progress=not options.quiet)
+    device = distributed.pick_device(options.device)
+    how = Fit(seed=options.seed, device=device, progress=not options.quiet)
+    named = options.repeats and {"encoder": options.repeats, "codes": options.repeats}
     rows = []
     for one, kinds in features:
-        repeats = (
-            {"encoder": options.repeats, "codes": options.repeats}
-            if options.repeats
-            else one.repeats(compared)
-        )
+        repeats = named or one.repeats(compared)
         for row in probe_rows(one, kinds, how, per_layer=options.per_layer, repeats=repeats):
             rows.append(row)
-            remark(options, f"{row.name}: {row_text(row)}")
+            remark(options, f"{row.name}: {report.row_text(row)}")
     notes = [*sets.notes, *_notes(rows)]
     values = {
         "page": str(options.out / "report.html"),
-        "rows": [row_values(row, sets.train.class_names) for row in rows],
+        "rows": [report.row_values(row, sets.train.class_names) for row in rows],
         "notes": notes,
     }
-    lines = [(row.name, row_text(row)) for row in rows]
+    lines = [(row.name, report.row_text(row)) for row in rows]
     lines.append(("most frequent training class", f"top-1 {100 * rows[0].result.majority:.1f} %"))
     lines.append(("chance", f"top-1 {100 * rows[0].result.chance:.3g} %"))
-    lines += [(name, f"top-1 {100 * top1:.1f} % ({PROBES_NOTE})") for name, top1 in PROBES_PUBLISHED]
+    lines += [
+        (name, f"top-1 {100 * top1:.1f} % ({report.PROBES_NOTE})") for name, top1 in report.PROBES_PUBLISHED
+    ]
     skipped = list(dict.fromkeys(one for row in rows for one in row.skipped))
     said = [*notes, *(f"{row.name}: {note}" for row in rows for note in row.result.notes)]
     finish(options, values, table(lines), skipped, notes=said)
-    page = write_linear_probe(options.out, rows, sets, commands=[options.command_line], notes=notes)
+    page = report.write_linear_probe(options.out, rows, sets, commands=[options.command_line], notes=notes)
     remark_page(options, page)
-    return 0
 
 
-def _names(models: Sequence[str]) -> list[str]:
-    """Return what the models are called in the table: the last part of a path where that tells them apart."""
-    if len(set(models)) < len(models):
-        raise ValueError(f"expected different models, got {' '.join(models)}")
-    short = [Path(model).name for model in models]
-    return short if len(set(short)) == len(short) else list(models)
+def retrieval(options: RetrievalOptions) -> None:
+    """Images found by texts and texts by images."""
+    from pixlex import distributed
+    from pixlex.eval import published
+    from pixlex.eval.retrieval import evaluate_retrieval, gallery
+    from pixlex.models.checkpoint import read_config
+
+    source, model = _open_pairs(options), load_cbvila(options)
+    trained_on: list[str] = []
+    if not options.untrained:
+        remark_without_contrast(options, model)
+        trained_on = read_config(options.model, options.revision).get("trained_on", [])
+    how = _pass_of(options, len(source))
+    items = gallery(
+        model,
+        source,
+        how,
+        max_words=min(options.max_words or words_of(options.model, model), model.config.text.positions),
+        batch_size=options.batch_size,
+        limit=options.limit,
+    )
+    _refuse_broken(options, source, items.skipped, len(items.image_vectors))
+    top_k = options.top_k or published.TABLE_TOP_K[published.benchmark_of(source.name) or "flickr30k"]
+    result = evaluate_retrieval(model, items, how, score=options.score, top_k=top_k, cache=options.out)
+    if not distributed.is_first():
+        return
+    setting = published.setting_of(trained_on, source.name)
+    known = published.retrieval_table(source.name, trained_on)
+    values = {
+        "model": options.model,
+        "untrained": options.untrained,
+        "data": source.name,
+        "trained_on": trained_on,
+        "setting": setting,
+        "protocol": result.protocol,
+        **result.values,
+        "num_images": result.num_images,
+        "num_captions": result.num_captions,
+        "num_scored": result.num_scored,
+        "skipped": result.skipped,
+        "published": known,
+    }
+    lines = [f"{setting}: {result.protocol} ({published.TABLE_SETTINGS})", table(result.table)]
+    if known is not None:
+        lines.append(known.text(f"{result.num_images:,} images"))
+    finish(options, values, "\n".join(lines), result.skipped, out=options.out)
+
+
+def pretraining(options: PretrainingOptions) -> None:
+    """Losses, codebook and rebuilt pixels of a CB-ViLA on pairs that it was not trained on."""
+    from pixlex import distributed
+    from pixlex.config.fields import SQUARE
+    from pixlex.data.rows import Pairs
+    from pixlex.eval.pretraining import evaluate_pretraining
+    from pixlex.objectives.cbvila import CBViLAObjective
+    from pixlex.report.page import Page
+    from pixlex.report.progress import draw_pretraining, unreadable
+
+    source, model = _open_pairs(options), load_cbvila(options)
+    config, max_words = objective_of(options.model), words_of(options.model, model)
+    objective = CBViLAObjective(model, config, 1, max_words).to(distributed.pick_device(options.device))
+    rows = Pairs(source, lambda texts: model.tokenize_texts(texts, max_words))
+    batches = batches_of(rows, model.config, options.batch_size, options.limit)
+    result = evaluate_pretraining(objective, batches, _pass_of(options, len(source)), seed=options.seed)
+    num_images = int(result.values["num_images"])
+    _refuse_broken(options, source, result.skipped, num_images)
+    if not distributed.is_first():
+        return
+    size, grid, folder = model.config.image_size, model.grid, options.out
+    protocol = (
+        f"{num_images} images, each with its first caption; {size} px, {SQUARE[model.config.cut]}; "
+        f"{config.mask_ratio:.0%} of the patches hidden; pairs compared within batches of {options.batch_size}"
+    )
+    values = {
+        "model": options.model,
+        "untrained": options.untrained,
+        "data": source.name,
+        "protocol": protocol,
+        **result.values,
+        "skipped": result.skipped,
+    }
+    finish(options, values, f"{protocol}\n{table(result.table)}", result.skipped, out=folder)
+    if folder is not None:
+        page = Page(
+            title=f"CB-ViLA, {size} px, {grid} x {grid}: {source.name}",
+            introduction=f"{protocol}.",
+            numbers=result.numbers,
+            notes=unreadable(result.skipped),
+            pictures=draw_pretraining(result, source, model.config, lambda kind: folder / f"{kind}.png"),
+            commands=[options.command_line],
+            config={"model": asdict(model.config), "objective": asdict(config)},
+        )
+        _leave_page(options, folder, page)
+
+
+def vqa(options: TaskOptions) -> None:
+    """How often questions about images are answered rightly."""
+    _evaluate_task(options, "vqa")
+
+
+def nlvr2(options: TaskOptions) -> None:
+    """How often sentences about images are judged rightly."""
+    _evaluate_task(options, "nlvr2")
+
+
+def entailment(options: TaskOptions) -> None:
+    """How often what images entail is classified rightly."""
+    _evaluate_task(options, "entailment")
+
+
+def assignment(options: TaskOptions) -> None:
+    """How often a caption is assigned rightly to one of two images, or to neither."""
+    _evaluate_task(options, "assignment")
+
+
+def _evaluate_task(options: TaskOptions, task: ReasoningTask) -> None:
+    """Measure how often a model answers rightly; leave numbers, answers, a picture and a page in a folder."""
+    from pixlex import api, distributed
+    from pixlex.data.questions import open_items
+    from pixlex.data.rows import Questions
+    from pixlex.eval.published import TABLE_IMAGES, TABLE_WORDS, task_table
+    from pixlex.eval.vqa import evaluate_reasoning
+    from pixlex.models.finetuned import resized
+
+    reasoner = api.load_reasoner(options.model, **options.loading)
+    model = resized(reasoner.model, options.image_size, options.resize_mode)
+    if model.config.task != task:
+        raise ValueError(f"{options.model} was fine-tuned to {model.config.task}, not to {task}")
+    # ALBEF keeps 50 words of a question in testing, else as many as in training.
+    items = open_items(options.data, task, max_words=api.MOST_WORDS if task == "vqa" else TABLE_WORDS)
+    if items.num_images != model.config.num_images:
+        raise ValueError(
+            f"{options.model} reads {model.config.num_images} images with each text, {items.name} has "
+            f"{items.num_images}"
+        )
+    rows = Questions(items, lambda texts: model.tokenize_texts(texts, model.config.body.text.positions))
+    result = evaluate_reasoning(
+        model,
+        items,
+        batches_of(rows, model.config, options.batch_size, options.limit),
+        _pass_of(options, len(items)),
+        mode="generate" if options.generate else "rank",
+        shortlist=options.shortlist,
+        first_token_twice=options.first_token_twice,
+        training=_training_items(options, task),
+    )
+    _refuse_broken(options, items.images, result.skipped, len(result.answered))
+    if not distributed.is_first():
+        return
+    published = task_table(task, items)
+    values = {
+        "model": options.model,
+        "data": items.name,
+        "protocol": result.protocol,
+        **result.values,
+        "interval": result.interval,
+        "by_kind": dict(result.by_kind),
+        "majority_answer": result.majority_answer,
+        "published": published,
+        "ignored": items.ignored[:20],
+        "skipped": result.skipped,
+    }
+    numbers = result.table
+    if result.interval is not None:
+        low, high = result.interval
+        numbers.append(("95 % interval of the accuracy", f"{low:.1%} to {high:.1%}"))
+    numbers += [(f"accuracy of {kind}", f"{value:.1%}") for kind, value in result.by_kind.items()]
+    lines = [f"{result.protocol} (the paper's tables: {TABLE_IMAGES})", table(numbers)]
+    if published is not None:
+        lines.append(published.text(f"{len(result.answered):,} items of {items.name}"))
+    finish(options, values, "\n".join(lines), result.skipped, out=options.out)
+    if options.out is not None:
+        _write_answers(options.out, options, items, result)
+
+
+def _training_items(options: TaskOptions, task: ReasoningTask) -> ReasoningSource | None:
+    """Return what the baselines without images learn from: as named, or what the model was fine-tuned on."""
+    from pixlex.config.cbvila import ReasoningRun
+    from pixlex.data.questions import open_items
+
+    if options.training_data is not None:
+        return open_items(options.training_data, task).answered()
+    run = run_of(options.model, ReasoningRun)
+    if run is None:
+        remark(options, "no baseline without images: name the training items with --training-data")
+        return None
+    try:
+        return open_items(run.data.train, task).answered()
+    except (ValueError, OSError) as fault:
+        remark(options, f"no baseline without images, the training items cannot be opened: {fault}")
+        return None
+
+
+def _write_answers(
+    folder: Path, options: TaskOptions, items: ReasoningSource, result: ReasoningResult
+) -> None:
+    """Write all answers, the official submission for questions, a picture and a page."""
+    from pixlex.eval.vqa import write_vqa_submission
+    from pixlex.files import write_text
+    from pixlex.report.figures import captioned_images, drawn
+    from pixlex.report.page import Page
+    from pixlex.report.progress import answer_notes, answered_items
+
+    lines = [
+        json.dumps({**asdict(one), "id": items.ids[one.item], "text": items.texts[one.item]})
+        for one in result.answered
+    ]
+    write_text(folder / "answers.jsonl", "\n".join(lines) + "\n")
+    if result.task == "vqa":
+        found = ((items.ids[one.item], one.answers[0]) for one in result.answered)
+        write_vqa_submission(folder / "submission.json", found)
+    drawn(folder / "answers.png", lambda path: captioned_images(answered_items(result, items), path))
+    page = Page(
+        title=f"{result.task}: {items.name}",
+        introduction=result.protocol,
+        captioned=answered_items(result, items),
+        numbers=result.numbers,
+        notes=answer_notes(result),
+        pictures={},
+        commands=[options.command_line],
+        config={"model": options.model, "data": options.data},
+    )
+    _leave_page(options, folder, page)
+
+
+def _open_pairs(options: PairOptions) -> PairSource:
+    from pixlex.data.captions import open_pairs
+
+    source = open_pairs(options.data)
+    return source if options.raw_captions else source.cleaned()
+
+
+def _pass_of(options: MeasureOptions, total: int, save_examples: int = 8) -> Pass:
+    """Return how a measure goes through `total` images or items."""
+    from pixlex.eval.evaluate import Pass
+
+    return Pass(
+        precision=options.precision,
+        total=min(total, options.limit or total),
+        save_examples=save_examples,
+        progress=not options.quiet,
+    )
+
+
+def _refuse_broken(
+    options: MeasureOptions, source: Any, skipped: Sequence[Skipped], num_readable: int
+) -> None:
+    """Raise `TooManyBroken` where the processes together met too many images that cannot be read."""
+    from pixlex.batch import BrokenImages
+
+    BrokenImages(None, source, options.max_broken_share).record(skipped, num_readable)
+
+
+def _accounted(batches: Iterator[ImageBatch], source: ImageSource, limit: float) -> Iterator[ImageBatch]:
+    """Pass batches on; raise `TooManyBroken` when more than a share of the images cannot be read."""
+    from pixlex.batch import BrokenImages
+
+    broken = BrokenImages(None, source, limit)
+    for batch in batches:
+        broken.add(batch)
+        yield batch
+
+
+def _leave_page(options: Options, folder: Path, page: Page) -> None:
+    """Write report.html; one that cannot be made has been remarked upon."""
+    from pixlex.report.figures import drawn
+    from pixlex.report.page import write_page
+
+    remark_page(options, drawn(folder / "report.html", lambda path: write_page(path, page)))
 
 
 def _versions(
-    options: ProbeOptions,
-    names: Sequence[str],
-    tokenizers: Sequence[ImageTokenizer],
-    plan: Sequence[Sequence[Kind]],
-    sets: ProbeSets,
+    options: ProbeOptions, models: dict[str, Tokenizer], plan: Sequence[Sequence[Kind]], sets: ProbeSets
 ) -> Iterator[tuple[str, Tokenizer, list[Kind]]]:
     """Yield each model with its name and what is probed of it, and the same without training where asked for."""
+    from pixlex.distributed import pick_device
     from pixlex.models.checkpoint import untrained_copy
 
-    for name, tokenizer, kinds in zip(names, tokenizers, plan, strict=True):
-        versions = {name: tokenizer.model}
-        if options.untrained:
-            images = sets.train.first(tokenizer.image_size, tokenizer.model.config.cut)
-            fresh = untrained_copy(tokenizer.model, images, options.seed)
-            versions[f"{name}, untrained"] = fresh.to(tokenizer.device)
-        for version, model in versions.items():
-            # Pixels do not know whether the model is trained.
-            fitting = [kind for kind in kinds if kind != "pixels" or version == name]
-            if fitting:
-                yield version, model, fitting
+    for (name, model), kinds in zip(models.items(), plan, strict=True):
+        yield name, model, list(kinds)
+        # Pixels do not know whether the model is trained.
+        fitting: list[Kind] = [kind for kind in kinds if kind != "pixels"]
+        if options.untrained and fitting:
+            images = sets.train.first(model.config.image_size, model.config.cut)
+            fresh = untrained_copy(model, images, options.seed)
+            yield f"{name}, untrained", fresh.to(pick_device(options.device)), fitting
 
 
 def _notes(rows: Sequence[ProbeRow]) -> Iterator[str]:
@@ -240,13 +566,3 @@ def _notes(rows: Sequence[ProbeRow]) -> Iterator[str]:
         )
     if any("untrained" in row.model for row in rows):
         yield "untrained: fresh weights; a whitened search has its statistics measured on training images"
-
-
-def _accounted(batches: Iterator[ImageBatch], source: ImageSource, limit: float) -> Iterator[ImageBatch]:
-    """Pass batches on; raise `TooManyBroken` when more than a share of the images cannot be read."""
-    from pixlex.batch import BrokenImages
-
-    broken = BrokenImages(None, source, limit)
-    for batch in batches:
-        broken.add(batch)
-        yield batch

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pixlex.cli.models import batches_of, finish, load_fusing, load_reasoner
+from pixlex.cli.models import batches_of, finish, place
 from pixlex.cli.options import (
     DATA,
     AnswerOptions,
@@ -39,8 +39,6 @@ _ENDLESS = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainOptions(MachineOptions, SizeOptions, ModelOptions):
-    """Options of `explain`."""
-
     paths: tuple[Path, ...] = positional("IMAGE", "an image file; two where the model reads two")
     text: str = positional("TEXT", "what is said or asked of it, in quotes")
     answer: str | None = option(None, "of a fine-tuned model: the answer to explain; default its own", "TEXT")
@@ -60,8 +58,6 @@ class ExplainOptions(MachineOptions, SizeOptions, ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AskOptions(MachineOptions, AnswerOptions, ModelOptions):
-    """Options of `ask`."""
-
     paths: tuple[str, ...] = positional("IMAGE", "an image file; two where the model reads two")
     text: str = positional("QUESTION", "the question, or the sentence to judge")
     top: Positive = option(5, "most answers shown; default %(default)s")
@@ -69,15 +65,13 @@ class AskOptions(MachineOptions, AnswerOptions, ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryOptions(MachineOptions, BatchOptions, LimitOption, ModelOptions):
-    """Options of `gallery`."""
-
     data: str = option(text=DATA, metavar="DATA")
     out: Picture = option(text="the picture", metavar="FILE.png")
     codewords: Positive = option(12, "rows; default %(default)s")
     seed: Count = option(0, "of the draw; default %(default)s")
 
 
-def explain(options: ExplainOptions) -> int:
+def explain(options: ExplainOptions) -> None:
     """Draw where each word of a text finds itself in an image, or what speaks for an answer."""
     import torch
 
@@ -87,13 +81,21 @@ def explain(options: ExplainOptions) -> int:
     from pixlex.data.text import clean_caption, plain_text
     from pixlex.distributed import pick_device
     from pixlex.eval import gradcam
+    from pixlex.models import checkpoint
 
     pictures = [load_image(read_file(path, path.as_posix()), path.as_posix()) for path in options.paths]
-    model = load_fusing(options)
+    model = checkpoint.load_any(options.model, **options.versions)
+    if not model.fuses:
+        raise ValueError(
+            f"{options.model} holds a model of family {model.family}, expected one of cbvila or a "
+            "fine-tuned one"
+        )
+    model = place(model, options)
     size, cut = model.config.image_size, model.config.cut
     images = torch.stack([evaluation_transform(picture, size, cut) for picture in pictures])
     if model.task is not None:
-        return _explain_answer(options, model, images)
+        _explain_answer(options, model, images)
+        return
     if options.answer is not None:
         raise ValueError(f"{options.model} gives no answers: expected a fine-tuned model with --answer")
     if len(images) != 1:
@@ -114,24 +116,24 @@ def explain(options: ExplainOptions) -> int:
         "one, or --score masked_language"
     )
     _finish(options, images, [found], said, advice, model.config.text.positions)
-    return 0
 
 
-def ask(options: AskOptions) -> int:
+def ask(options: AskOptions) -> None:
     """Answer a question about an image, with probabilities."""
-    reasoner = load_reasoner(options)
+    from pixlex import api
+
+    reasoner = api.load_reasoner(options.model, **options.loading)
     values: dict[str, Any] = {"images": options.paths, "text": options.text, "task": reasoner.task}
     if options.generate:
         written = reasoner.write(options.paths, options.text)[0]
         answer(options, {**values, "answer": written}, written)
-        return 0
+        return
     (found,) = reasoner.answer(options.paths, options.text, top_k=options.top, shortlist=options.shortlist)
     values["answers"] = [{"answer": one.text, "probability": one.probability} for one in found]
     answer(options, values, table([(f"{one.probability:6.1%}", one.text) for one in found]))
-    return 0
 
 
-def gallery(options: GalleryOptions) -> int:
+def gallery(options: GalleryOptions) -> None:
     """Draw codewords with patches that they stand for."""
     import torch
 
@@ -147,9 +149,8 @@ def gallery(options: GalleryOptions) -> int:
     from pixlex.report.galleries import codeword_gallery
 
     source = open_source(options.data)
-    model = checkpoint.load(options.model, language_model=options.language_model, revision=options.revision)
     device = distributed.pick_device(options.device)
-    model.to(device)
+    model = checkpoint.load(options.model, **options.versions).to(device)
     own = []
     for batch in batches_of(Images(source), model.config, options.batch_size, options.limit):
         codes = torch.empty(0, model.grid**2, dtype=torch.long)
@@ -161,7 +162,7 @@ def gallery(options: GalleryOptions) -> int:
         own.append((codes, batch.indices, batch.labels, batch.skipped))
     everyone = distributed.in_turn(own)
     if not distributed.is_first():
-        return 0
+        return
     found, indices, classes = (torch.cat([part[column] for part in everyone]) for column in range(3))
     skipped = [one for part in everyone for one in part[3]]
     if not len(found):
@@ -182,10 +183,9 @@ def gallery(options: GalleryOptions) -> int:
             num_codewords=options.codewords, seed=options.seed, path=path,
         ),
     )  # fmt: skip
-    return 0
 
 
-def _explain_answer(options: ExplainOptions, model: Reasoner, images: Tensor) -> int:
+def _explain_answer(options: ExplainOptions, model: Reasoner, images: Tensor) -> None:
     """Draw what speaks for the model's answer, or for one that is named."""
     from pixlex.api import ImageReasoner
     from pixlex.distributed import pick_device
@@ -199,7 +199,6 @@ def _explain_answer(options: ExplainOptions, model: Reasoner, images: Tensor) ->
     advice = "choose a lower --layer where there is one"
     positions = model.config.body.text.positions
     _finish(options, images, found.images, said, advice, positions, found.answer)
-    return 0
 
 
 def _finish(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, ClassVar, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from pixlex.messages import nearest, printable, quoted
 
@@ -40,12 +43,9 @@ def option(
     name: str | None = None,
     nargs: str | None = None,
 ) -> Any:
-    """Declare the option `--field-name` of a command.
+    """Declare the option `--field-name` of a command; required without a default.
 
     Args:
-        default: its value where it is not given; without one it is required.
-        text: what `--help` says.
-        metavar: what stands for the value there.
         name: on the command line, where it is not that of the field.
         nargs: of argparse, where the type does not say it.
     """
@@ -59,26 +59,12 @@ def positional(metavar: str, text: str, default: Any = MISSING) -> Any:
     return field(default=default, metadata={"option": typed})
 
 
-def folder_path(text: str) -> Path:
-    """Read the path of a folder to write in; found out now, not after hours of work."""
-    return _writable(Path(text))
+_N = TypeVar("_N", int, float)
 
 
-def file_path(text: str) -> Path:
-    """Read the path of a file to write; a folder that is there may become one of parts."""
-    _writable(Path(text).absolute().parent)
-    return Path(text)
-
-
-def picture_path(text: str) -> Path:
-    """Read the path of a picture to write."""
-    path = file_path(text)
-    if path.suffix.lower() != ".png" or path.is_dir():
-        raise argparse.ArgumentTypeError(f"expected the name of a .png file, got {quoted(text)}")
-    return path
-
-
-def _writable(folder: Path) -> Path:
+def _folder(text: str) -> Path:
+    """Return a folder to write in; that it cannot be is found out now, not after hours of work."""
+    folder = Path(text)
     there = next((one for one in (folder, *folder.absolute().parents) if os.path.lexists(one)), folder)
     if not there.is_dir():
         raise argparse.ArgumentTypeError(f"expected a folder, but {quoted(str(there))} is none")
@@ -87,39 +73,40 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Return what reads an integer of `least` or more."""
-
-    def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if number < least:
-            raise argparse.ArgumentTypeError(f"expected an integer of {least} or more, got {quoted(text)}")
-        return number
-
-    return read
+def _place(text: str) -> str:
+    """Return a folder to write in, or a URL as it is."""
+    return text if "://" in text else str(_folder(text))
 
 
-def fraction(text: str) -> float:
-    """Read a number in [0, 1]."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number in [0, 1], got {quoted(text)}")
-    return number
+def _file(text: str) -> Path:
+    """Return a file to write; a folder that is there may become one of parts."""
+    _folder(str(Path(text).absolute().parent))
+    return Path(text)
+
+
+def _picture(text: str) -> Path:
+    path = _file(text)
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected the name of a .png file, got {quoted(text)}")
+    return path
+
+
+def _number(kind: Callable[[str], _N], least: float, most: float, expected: str, text: str) -> _N:
+    """Return a number in [least, most]."""
+    with suppress(ValueError):
+        if least <= (number := kind(text)) <= most:
+            return number
+    raise argparse.ArgumentTypeError(f"expected {expected}, got {quoted(text)}")
 
 
 # Types of options, each with what reads it from the command line.
-Folder = Annotated[Path, folder_path]
-File = Annotated[Path, file_path]
-Picture = Annotated[Path, picture_path]
-Positive = Annotated[int, at_least(1)]
-Count = Annotated[int, at_least(0)]
-Fraction = Annotated[float, fraction]
+Folder = Annotated[Path, _folder]
+Place = Annotated[str, _place]
+File = Annotated[Path, _file]
+Picture = Annotated[Path, _picture]
+Positive = Annotated[int, partial(_number, int, 1.0, math.inf, "an integer of 1 or more")]
+Count = Annotated[int, partial(_number, int, 0.0, math.inf, "an integer of 0 or more")]
+Fraction = Annotated[float, partial(_number, float, 0.0, 1.0, "a number in [0, 1]")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,54 +120,50 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class JSONOption(Options):
-    """The answer for programs."""
-
     json: bool = option(False, "the answer as JSON on stdout, and nothing else there")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineOptions(JSONOption):
-    """What programs that call pixlex want."""
-
     quiet: bool = option(False, "no progress bar, no remarks")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PathArguments(Options):
-    """The images that a command works on."""
-
     paths: tuple[str, ...] = positional("PATH", f"image files, or {DATA}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions(Options):
-    """Where a model computes, and how."""
-
     device: str = option("auto", "auto, cpu, cuda or cuda:N; default %(default)s")
     precision: Literal["fp32", "bf16"] = option("fp32", "default %(default)s; bf16 gives other codes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelOptions(DeviceOptions):
-    """Which version of a model, and where its language model is."""
-
     revision: str | None = option(None, "branch, tag or commit of a hub repository")
     language_model: str | None = option(
         None, "where its language model lies now; default: where it was trained", "M"
     )
 
+    @property
+    def versions(self) -> dict[str, Any]:
+        """Which files of a model are loaded."""
+        return {"language_model": self.language_model, "revision": self.revision}
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """How `pixlex.load` loads a model."""
+        return {"device": self.device, "precision": self.precision, **self.versions}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(LanguageModelOptions):
-    """The model, and where it computes."""
-
     model: str = option(text="a model directory, a run folder or a hub repository", metavar="M")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions(Options):
-    """The size of a batch."""
-
     batch_size: Positive = option(
         64,
         "images at a time, on a GPU in a pass: codes may round differently with another size there; default "
@@ -190,8 +173,6 @@ class BatchOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class BrokenOption(Options):
-    """The fraction of unreadable images that is put up with."""
-
     max_broken_share: Fraction = option(
         0.05, "fraction of unreadable images above which the command stops; default %(default)s"
     )
@@ -199,8 +180,6 @@ class BrokenOption(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class SizeOptions(Options):
-    """The size of the images and how they become square, where a CB-ViLA may be told otherwise."""
-
     image_size: Positive | None = option(
         None, "side of the images in pixels, positions resampled; default the model's own", "N"
     )
@@ -212,29 +191,11 @@ class SizeOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class LimitOption(Options):
-    """How much of the data."""
-
     limit: Positive | None = option(None, "most images, evenly spaced; default all")
 
 
 @dataclass(frozen=True, kw_only=True)
-class UntrainedOption(Options):
-    """The model before it learned anything."""
-
-    untrained: bool = option(
-        False, "the same configuration untrained, from the same pretrained parts, seed 0"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasureOptions(MachineOptions, BrokenOption, BatchOptions, LimitOption, ModelOptions):
-    """What most measures have."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class AnswerOptions(Options):
-    """How a fine-tuned model answers."""
-
     generate: bool = option(False, "write answers freely, not out of the list")
     shortlist: Positive = option(
         128, "answers of the list whose whole likelihood is computed; default %(default)s", "K"
@@ -246,12 +207,12 @@ class Command:
     """A command of the table in `pixlex.cli`.
 
     Attributes:
-        run: takes the options and returns the exit code; its first line is the command's summary, the type of its
-            only parameter says what can be typed.
+        run: takes the options and returns the exit code, None for 0; its first line is the command's summary, the
+            type of its only parameter says what can be typed.
         processes: what it makes of the processes that torchrun starts.
     """
 
-    run: Callable[[Any], int]
+    run: Callable[[Any], int | None]
     processes: Processes = "one"
 
     @property
@@ -259,11 +220,6 @@ class Command:
         """The class of its options."""
         kind: type[Options] = get_type_hints(self.run, include_extras=True)["options"]
         return kind
-
-    @property
-    def summary(self) -> str:
-        """What it does, in one line."""
-        return (self.run.__doc__ or "").splitlines()[0].rstrip(".")
 
 
 class Parser(argparse.ArgumentParser):
@@ -273,19 +229,17 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **{"allow_abbrev": False, **settings})
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Refuse a command or a choice that is not there."""
         if action.choices is not None and value not in action.choices:
             hint = nearest(str(value), map(str, action.choices))
             raise argparse.ArgumentError(action, f"invalid choice: {quoted(value)}: {hint}")
 
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of exiting."""
+    def error(self, message: str) -> NoReturn:  # noqa: D102
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 def add_command(commands: Any, name: str, command: Command) -> None:
     """Add a command to those of a parser."""
-    summary = command.summary
+    summary = (command.run.__doc__ or "").splitlines()[0].rstrip(".")
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=f"{summary[0].lower()}{summary[1:]}",
@@ -355,10 +309,7 @@ def read_options(command: Command, typed: argparse.Namespace, command_line: str)
 
 
 def answer(options: JSONOption, values: Any, text: str) -> None:
-    """Print what was asked for: JSON if that was asked for, else text.
-
-    At once, and before any picture is drawn: whatever that meets must not take the answer along.
-    """
+    """Print what was asked for, at once: whatever drawing meets must not take the answer along."""
     shown = json.dumps(values, indent=2, default=asdict) if options.json else printable(text, keep="\n")
     print(shown, flush=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,11 +12,11 @@ from pixlex.cli.options import (
     BatchOptions,
     BrokenOption,
     Count,
-    Folder,
     Fraction,
     MachineOptions,
     ModelOptions,
     Picture,
+    Place,
     Positive,
     option,
     positional,
@@ -28,15 +27,13 @@ from pixlex.messages import printable
 
 if TYPE_CHECKING:
     from pixlex.report.figures import Thumbnail
-    from pixlex.search import Hit, ImageIndex, SearchResult
+    from pixlex.search import ImageIndex, SearchResult
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexOptions(MachineOptions, BrokenOption, BatchOptions, ModelOptions):
-    """Options of `index`."""
-
     data: str = positional("SOURCE", f"the images: {DATA}")
-    out: Folder = option(text="folder of the index; made if missing", metavar="INDEX")
+    out: Place = option(text="folder or URL of the index; made if missing", metavar="INDEX")
     moved: bool = option(False, "the images of this index lie at SOURCE now, under the same keys")
     max_broken_share: Fraction = option(
         0.5, "fraction of unreadable images above which the command stops; default %(default)s"
@@ -45,10 +42,8 @@ class IndexOptions(MachineOptions, BrokenOption, BatchOptions, ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions(MachineOptions):
-    """Options of `search`."""
-
     words: tuple[str, ...] = positional("TEXT", "what the pictures show", ())
-    index: Path = option(text="what pixlex index wrote", metavar="INDEX")
+    index: str = option(text="what pixlex index wrote", metavar="INDEX")
     image: Path | None = option(None, "search by a picture instead of a text", "FILE")
     top_k: Positive = option(10, "hits; default %(default)s", "K")
     rerank: Count = option(
@@ -67,7 +62,7 @@ class SearchOptions(MachineOptions):
     device: str = option("auto", "auto, cpu, cuda or cuda:N; default %(default)s")
 
 
-def index(options: IndexOptions) -> int:
+def index(options: IndexOptions) -> None:
     """Make pictures searchable, or bring their index up to date."""
     from pixlex.search import ImageIndex
 
@@ -79,7 +74,7 @@ def index(options: IndexOptions) -> int:
         name=_lasting(options.model),
         precision=options.precision,
         revision=options.revision,
-        language_model=None if options.language_model is None else _lasting(options.language_model),
+        language_model=options.language_model and _lasting(options.language_model),
         create=True,
     )
     result = found.update(
@@ -89,7 +84,7 @@ def index(options: IndexOptions) -> int:
         max_broken_share=options.max_broken_share,
         progress=not options.quiet,
     )
-    values = {"index": str(options.out), "source": found.head.source, **asdict(result)}
+    values = {"index": options.out, "source": found.head.source, **asdict(result)}
     rows = [
         ("images", f"{result.num_images:,}"),
         ("embedded", f"{result.num_embedded:,}"),
@@ -100,10 +95,9 @@ def index(options: IndexOptions) -> int:
         ("unreadable", f"{len(result.skipped):,}"),
     ]
     finish(options, values, f"{options.out}\n{table(rows)}", result.skipped)
-    return 0
 
 
-def search(options: SearchOptions) -> int:
+def search(options: SearchOptions) -> None:
     """Find indexed pictures by text or by picture."""
     from pixlex.report.figures import contact_sheet, drawn
     from pixlex.search import ImageIndex
@@ -127,27 +121,26 @@ def search(options: SearchOptions) -> int:
         approximate=options.approximate,
     )
     values = {
-        "index": str(options.index),
+        "index": options.index,
         "query": {"text": text} if options.image is None else {"image": str(options.image)},
         "num_images": len(found),
         "ranked_by": options.score if options.rerank else "contrastive",
         "rerank": options.rerank,
         "hits": result.hits,
         "skipped": result.skipped,
-        "sheet": None if options.sheet is None else str(options.sheet),
+        "sheet": options.sheet and str(options.sheet),
     }
-    finish(options, values, _hits_table(result.hits), result.skipped)
+    finish(options, values, _hits_table(result), result.skipped)
     if options.sheet is not None:
         title = text or str(options.image)
         drawn(options.sheet, lambda path: contact_sheet(title, _thumbnails(options, found, result), path))
-    return 0
 
 
-def _hits_table(hits: Sequence[Hit]) -> str:
+def _hits_table(result: SearchResult) -> str:
     """Return hits as text, a line for each, under a line of titles."""
-    matched = any(hit.matching is not None for hit in hits)
+    matched = any(hit.matching is not None for hit in result.hits)
     lines = [f"rank  similarity  {'matching  ' if matched else ''}key"]
-    for hit in hits:
+    for hit in result.hits:
         matching = "" if not matched else f"{'' if hit.matching is None else f'{hit.matching:.4f}':>8}  "
         lines.append(f"{hit.rank:>4}  {hit.similarity:>10.4f}  {matching}{printable(hit.key)}")
     return "\n".join(lines)
@@ -161,12 +154,12 @@ def _thumbnails(options: SearchOptions, found: ImageIndex, result: SearchResult)
     thumbnails = []
     for hit in result.hits:
         value = hit.similarity if hit.matching is None else hit.matching
-        lines = (f"{hit.rank}.  {value:.4f}", hit.key)
         try:
-            thumbnails.append(Thumbnail(found.picture(hit.key), lines))
+            picture = found.picture(hit.key)
         except UnreadableImage as fault:
             remark(options, f"not drawn: {fault}")
-            thumbnails.append(Thumbnail(None, lines))
+            picture = None
+        thumbnails.append(Thumbnail(picture, (f"{hit.rank}.  {value:.4f}", hit.key)))
     return thumbnails
 
 

@@ -46,24 +46,18 @@ class TrainingOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeArgument(Options):
-    """What is trained; declared before the settings, since it stands before them."""
-
+class RecipeArgument(Options):  # before the settings, since it stands before them
     recipe: str = positional("RECIPE", "a YAML file or a name such as lqae/tiny")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(MachineOptions, TrainingOptions, RecipeArgument):
-    """The folder of a run."""
-
     out: Folder | None = option(None, "the run folder; default runs/RECIPE-NUMBER", "DIR")
     resume: bool = option(False, "go on from the newest checkpoint (without --out: of the newest run)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartOptions(MachineOptions, TrainingOptions):
-    """Options of `quickstart`."""
-
     overrides: tuple[str, ...] = ()
     out: Folder = option(Path("runs/quickstart"), "the run folder; default %(default)s", "DIR")
 
@@ -89,8 +83,6 @@ class FinetuneOptions(RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOptions(Options):
-    """What `ablate` probes."""
-
     GROUP = "linear probe of every row"
     probe: tuple[str, str] | None = option(
         None, f"labeled images of the same classes, to train and to test: {DATA}"
@@ -101,8 +93,6 @@ class ProbeOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalOption(Options):
-    """What `ablate` searches."""
-
     GROUP = "retrieval by every row of CB-ViLA"
     retrieval: str | None = option(
         None, "held-out images with captions; default the recipe's data.validation", "PAIRS"
@@ -111,8 +101,6 @@ class RetrievalOption(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeOptions(Options):
-    """What `ablate` classifies."""
-
     GROUP = "few-shot classification by every row's words"
     few_shot: str | None = option(None, "labeled images of classes not trained on", "DATA")
     ways: tuple[Positive, ...] = option((2, 5), "default 2 5")
@@ -131,8 +119,6 @@ class EpisodeOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class BaseArgument(Options):
-    """The recipe that the rows change."""
-
     recipe: str | None = positional("RECIPE", "of LQAE or CB-ViLA: file or name", None)
 
 
@@ -171,7 +157,7 @@ def overrides_of(options: TrainingOptions) -> list[str]:
     return typed
 
 
-def train(options: RunOptions) -> int:
+def train(options: RunOptions) -> int | None:
     """Train a model from a recipe."""
     from pixlex.config.run import find_recipe, read_run
 
@@ -187,7 +173,7 @@ def train(options: RunOptions) -> int:
     return _train(options, run)
 
 
-def finetune(options: FinetuneOptions) -> int:
+def finetune(options: FinetuneOptions) -> int | None:
     """Train a recipe from the weights of a CB-ViLA."""
     from pixlex.config.run import find_recipe, read_run, recipe_values
     from pixlex.families import FAMILIES, taken_over
@@ -208,7 +194,7 @@ def finetune(options: FinetuneOptions) -> int:
     return _train(options, read_run(options.recipe, overrides_of(options), values))
 
 
-def quickstart(options: QuickstartOptions) -> int:
+def quickstart(options: QuickstartOptions) -> int | None:
     """Train the tiny recipe for minutes, end with a page."""
     folder, page, model = options.out, options.out / "report.html", options.out / "model"
     if page.is_file():
@@ -220,17 +206,17 @@ def quickstart(options: QuickstartOptions) -> int:
         with _bars(options):
             written = run.quickstart(folder, resume=True, overrides=overrides_of(options))
         if not _is_first():
-            return 0
+            return None
         if written is None:
             _say(options, "interrupted; the same command goes on")
             return INTERRUPTED
     text = f"page    {_page(folder, True)}\nmodel   {model}\n"
     text += f"try     pixlex reconstruct PICTURES --model {folder} --out grid.png"
     answer(options, {"folder": str(folder), "model": str(model), "page": str(page)}, text)
-    return 0
+    return None
 
 
-def ablate(options: AblateOptions) -> int:
+def ablate(options: AblateOptions) -> int | None:
     """Train and measure a recipe with one change at a time."""
     from pixlex.config.ablation import ablation_of, select_rows
     from pixlex.config.run import read_run
@@ -238,10 +224,9 @@ def ablate(options: AblateOptions) -> int:
     family = "lqae" if options.recipe is None else read_run(options.recipe, options.overrides).family
     rows = select_rows(options.rows, family)
     if options.list:
-        answer(
-            options, [asdict(row) for row in rows], "\n".join(f"{row.name:<10} {row.title}" for row in rows)
-        )
-        return 0
+        listed = "\n".join(f"{row.name:<10} {row.title}" for row in rows)
+        answer(options, [asdict(row) for row in rows], listed)
+        return None
     if options.recipe is None or options.out is None:
         raise ValueError("ablate needs RECIPE and --out DIR, or --list")
     from pixlex.ablations import plan, run_ablations
@@ -251,10 +236,8 @@ def ablate(options: AblateOptions) -> int:
 
     folder, overrides = options.out, overrides_of(options)
     # One table shows the rows that were asked for and those that the folder holds finished.
-    names = {row.name for row in rows}
-    names |= {
-        path.parent.name for kind in ("results", "measures") for path in folder.glob(f"rows/*/{kind}.json")
-    }
+    finished = [path for kind in ("results", "measures") for path in folder.glob(f"rows/*/{kind}.json")]
+    names = {row.name for row in rows} | {path.parent.name for path in finished}
     rows = tuple(row for row in ablation_of(family).rows if row.name in names)
     base = plan(options.recipe, overrides, rows)["base"]
     by_retrieval = "retrieval" in ablation_of(base.family).measures
@@ -262,10 +245,11 @@ def ablate(options: AblateOptions) -> int:
     with sole_writer(folder):
         with _bars(options):
             # Data are opened before anything is trained.
-            measures = [_retrieval_measure(options, base, pairs)] if by_retrieval else [
-                *_probe_measures(options, folder, base.train.device),
-                *_few_shot_measures(options, folder, base.train.device),
-            ]  # fmt: skip
+            measures = (
+                [_retrieval_measure(options, base, pairs)]
+                if by_retrieval
+                else _lqae_measures(options, folder, base.train.device)
+            )
             results = run_ablations(options.recipe, overrides, rows, folder, measures)
         if results is None:
             remark(options, "interrupted; the same command goes on")
@@ -274,10 +258,65 @@ def ablate(options: AblateOptions) -> int:
         answer(options, {"folder": str(folder), "rows": table}, ablation_table(table, published))
         for path in write_ablation(folder, table, [options.command_line], published):
             remark(options, f"wrote {path}")
-    return 0
+    return None
 
 
-def _train(options: RunOptions, run: Run) -> int:
+def _retrieval_measure(options: AblateOptions, run: Any, description: str) -> Measure:
+    """Return what is measured on every row of CB-ViLA."""
+    from pixlex.ablations import retrieval_measure
+    from pixlex.data.captions import open_pairs
+    from pixlex.eval.published import TABLE_WORDS
+
+    if options.probe is not None or options.few_shot is not None or options.llm:
+        raise ValueError(
+            "rows of CB-ViLA are measured by retrieval: --probe, --few-shot and --llm are for LQAE's"
+        )
+    pairs = open_pairs(description)
+    return retrieval_measure(
+        pairs.cleaned() if run.data.clean_captions else pairs,
+        max_words=min(run.model.text.positions, max(TABLE_WORDS, run.data.max_words)),
+        limit=None if options.retrieval else run.eval.limit or None,
+        device=run.train.device,
+    )
+
+
+def _lqae_measures(options: AblateOptions, folder: Path, device: str) -> list[Measure]:
+    """Return what is measured on every row of LQAE: linear probe and few-shot classification, where asked for."""
+    from pixlex.ablations import few_shot_measure, probe_measure
+    from pixlex.data.images import open_source
+    from pixlex.eval.few_shot.episodes import sample_episodes
+    from pixlex.eval.few_shot.prompts import setting_of
+    from pixlex.eval.llm import LLMOptions, connect
+    from pixlex.eval.probe_sets import open_sets
+
+    if options.retrieval is not None:
+        raise ValueError("rows of LQAE find no images by texts: --retrieval is for CB-ViLA's")
+    if options.llm and options.few_shot is None:
+        raise ValueError("--llm answers episodes: name labeled images with --few-shot DATA")
+    measures = []
+    if options.probe is not None:
+        train, test = (open_source(one) for one in options.probe)
+        sets = open_sets(train, test, limit=options.probe_limit, test_limit=options.probe_test_limit)
+        measures.append(probe_measure(sets, folder / "features", device=device))
+    if options.few_shot is not None:
+        images, cache = open_source(options.few_shot), folder / "few-shot"
+        settings = [setting_of(column, ways) for ways in options.ways for column in options.settings]
+        episodes = [sample_episodes(images, setting, count=options.episodes, seed=0) for setting in settings]
+        answers = cache / "language-models"
+        clients = [
+            connect(LLMOptions(model=name, base_url=options.llm_url, cache=answers, device=device))
+            for name in options.llm
+        ]
+        measures.append(
+            few_shot_measure(
+                images, episodes, cache, clients=clients,
+                template=options.template, scorer=options.scorer, device=device,
+            )
+        )  # fmt: skip
+    return measures
+
+
+def _train(options: RunOptions, run: Run) -> int | None:
     """Train a run in the folder that a command names, or go on with it."""
     folder = options.out if options.out is not None else _default_folder(options.recipe, options.resume)
     if options.resume and not folder.is_dir():
@@ -296,13 +335,13 @@ def _train(options: RunOptions, run: Run) -> int:
     with _bars(options):
         model = run_training(run, folder, resume=options.resume)
     if not _is_first():
-        return 0
+        return None
     if model is None:
         _say(options, f"interrupted; the same command with --out {folder} --resume goes on")
         return INTERRUPTED
     page = _page(folder, bool(run.data.validation))
     answer(options, {"folder": str(folder), "model": str(model)}, f"model   {model}\npage    {page}")
-    return 0
+    return None
 
 
 def _default_folder(recipe: str, resume: bool) -> Path:
@@ -312,11 +351,11 @@ def _default_folder(recipe: str, resume: bool) -> Path:
     """
     name = Path(recipe.removeprefix("recipes/")).with_suffix("")
     stem = name.name if name.is_absolute() or Path(recipe).is_file() else "-".join(name.parts)
-    numbers = [path.name.removeprefix(f"{stem}-") for path in Path("runs").glob(f"{stem}-*")]
-    newest = max((int(number) for number in numbers if number.isdigit()), default=0)
-    if resume and not any(number.isdigit() for number in numbers):
+    endings = [path.name.removeprefix(f"{stem}-") for path in Path("runs").glob(f"{stem}-*")]
+    numbers = [int(ending) for ending in endings if ending.isdigit()]
+    if resume and not numbers:
         raise ValueError(f"there is no run runs/{stem}-NUMBER to resume; name its folder with --out")
-    return Path("runs") / f"{stem}-{newest + (not resume)}"
+    return Path("runs") / f"{stem}-{max(numbers, default=0) + (not resume)}"
 
 
 def _page(folder: Path, has_validation: bool) -> str:
@@ -345,65 +384,3 @@ def _bars(options: MachineOptions) -> Iterator[None]:
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
         yield
     sys.stderr.flush()
-
-
-def _retrieval_measure(options: AblateOptions, run: Any, description: str) -> Measure:
-    """Return what is measured on every row of CB-ViLA."""
-    from pixlex.ablations import retrieval_measure
-    from pixlex.data.captions import open_pairs
-    from pixlex.eval.published import TABLE_WORDS
-
-    if options.probe is not None or options.few_shot is not None or options.llm:
-        raise ValueError(
-            "rows of CB-ViLA are measured by retrieval: --probe, --few-shot and --llm are for LQAE's"
-        )
-    pairs = open_pairs(description)
-    return retrieval_measure(
-        pairs.cleaned() if run.data.clean_captions else pairs,
-        max_words=min(run.model.text.positions, max(TABLE_WORDS, run.data.max_words)),
-        limit=None if options.retrieval else run.eval.limit or None,
-        device=run.train.device,
-    )
-
-
-def _probe_measures(options: AblateOptions, folder: Path, device: str) -> list[Measure]:
-    """Return the linear probe of every row of LQAE, if data for it are named."""
-    if options.retrieval is not None:
-        raise ValueError("rows of LQAE find no images by texts: --retrieval is for CB-ViLA's")
-    if options.probe is None:
-        return []
-    from pixlex.ablations import probe_measure
-    from pixlex.data.images import open_source
-    from pixlex.eval.probe_sets import open_sets
-
-    train, test = (open_source(one) for one in options.probe)
-    sets = open_sets(train, test, limit=options.probe_limit, test_limit=options.probe_test_limit)
-    return [probe_measure(sets, folder / "features", device=device)]
-
-
-def _few_shot_measures(options: AblateOptions, folder: Path, device: str) -> list[Measure]:
-    """Return the few-shot classification by every row's words, if images for it are named."""
-    if options.few_shot is None:
-        if options.llm:
-            raise ValueError("--llm answers episodes: name labeled images with --few-shot DATA")
-        return []
-    from pixlex.ablations import few_shot_measure
-    from pixlex.data.images import open_source
-    from pixlex.eval.few_shot.episodes import sample_episodes
-    from pixlex.eval.few_shot.prompts import setting_of
-    from pixlex.eval.llm import LLMOptions, connect
-
-    images, cache = open_source(options.few_shot), folder / "few-shot"
-    settings = [setting_of(column, ways) for ways in options.ways for column in options.settings]
-    episodes = [sample_episodes(images, setting, count=options.episodes, seed=0) for setting in settings]
-    answers = cache / "language-models"
-    clients = [
-        connect(LLMOptions(model=name, base_url=options.llm_url, cache=answers, device=device))
-        for name in options.llm
-    ]
-    return [
-        few_shot_measure(
-            images, episodes, cache, clients=clients,
-            template=options.template, scorer=options.scorer, device=device,
-        )
-    ]  # fmt: skip

@@ -302,7 +302,7 @@ class DataReport:
         return len(self.broken) / self.num_images
 
 
-def inspect_source(source: ImageSource, progress: Callable[[int, int], None] | None = None) -> DataReport:
+def inspect_source(source: ImageSource, progress: Callable[[int, int], object] | None = None) -> DataReport:
     """Decode every image once and report what was found; `progress` is called with images done and all images."""
     sizes: list[tuple[int, int]] = []
     formats, modes, keys = Counter[str](), Counter[str](), Counter[str]()

@@ -10,18 +10,21 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from pixlex.api import ImageTokenizer
 from pixlex.data.decoding import IMAGE_SUFFIXES
 from pixlex.encoding.files import Codes, json_object, read_codes
 from pixlex.files import write_atomically, write_text
 from pixlex.models.checkpoint import fingerprint
 from pixlex.progress import bar_or_lines
+
+if TYPE_CHECKING:
+    from pixlex.api import ImageTokenizer
 
 MARK = ".pixlex-decoded.json"
 
@@ -31,13 +34,7 @@ _LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class DecodingResult:
-    """What `decode_codes` did.
-
-    Attributes:
-        folder: where the pictures lie.
-        num_images: pictures of these codes that lie there.
-        num_resumed: how many of them an interrupted run had written already.
-    """
+    """The folder of pictures, how many of these codes lie there, and how many an interrupted run had written."""
 
     folder: Path
     num_images: int

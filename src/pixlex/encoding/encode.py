@@ -10,14 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from pixlex import distributed
-from pixlex.api import ImageTokenizer
 from pixlex.batch import BrokenImages, NotFinite, Skipped
 from pixlex.data.decoding import ImageRecord, decode_record, evaluation_transform
 from pixlex.data.loader import prefetch
@@ -26,6 +25,9 @@ from pixlex.encoding.files import PARTS, EncodedImage, Kind, check_kind, write_c
 from pixlex.files import Journal, read_json, sealed, write_atomically, write_json, write_text
 from pixlex.models.checkpoint import fingerprint
 from pixlex.progress import bar_or_lines
+
+if TYPE_CHECKING:
+    from pixlex.api import ImageTokenizer
 
 
 @dataclass(frozen=True)
@@ -176,15 +178,8 @@ def encode_images(
     """Yield the codes of the images of a source, batch by batch.
 
     Args:
-        tokenizer: the model.
-        source: the images.
-        broken: counts the images that cannot be read.
+        broken: counts the images that cannot be read; raises after the batch with which there were too many.
         indices: which images, in which order; None for all.
-        batch_size: images at a time.
-
-    Raises:
-        ValueError: a number out of range.
-        TooManyBroken: after the batch with which there were too many.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")

@@ -10,25 +10,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pixlex.api import ImageTokenizer
 from pixlex.data.text import decode_text
-from pixlex.files import (
-    CHECKSUM,
-    Damaged,
-    open_regular,
-    read_json,
-    sealed,
-    unsealed,
-    verified,
-    write_text,
-)
+from pixlex.files import CHECKSUM, Damaged, open_regular, read_json, sealed, unsealed, verified, write_text
 from pixlex.messages import printable, quoted
+
+if TYPE_CHECKING:
+    from pixlex.api import ImageTokenizer
 
 Kind = Literal["words", "codes", "jsonl", "parquet"]
 Codes = tuple[int, ...]
@@ -54,14 +47,7 @@ _MARKS = {escape: mark for mark, escape in _ESCAPES.items()}
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """The codes of one image.
-
-    Attributes:
-        index: position in the source.
-        key: the stable name of the image inside its source.
-        label: class index, -1 where unknown.
-        codes: integers in [0, K), rows of the grid first.
-    """
+    """The codes of one image of a source, rows of the grid first; its label is -1 where it is unknown."""
 
     index: int
     key: str
@@ -96,7 +82,11 @@ def format_line(image: EncodedImage, kind: Kind, tokenizer: ImageTokenizer) -> s
 def write_codes(path: Path, images: Iterable[EncodedImage], kind: Kind, tokenizer: ImageTokenizer) -> None:
     """Write a whole file; memory does not depend on the number of images."""
     if kind == "parquet":
-        _write_parquet(path, iter(images), tokenizer)
+        rows = (sealed(_row(image, tokenizer)) for image in images)
+        # The checksums of pages say nothing of what stands around them, such as the names of columns.
+        with pq.ParquetWriter(path, _SCHEMA, write_page_checksum=True) as writer:
+            while chunk := list(islice(rows, _ROWS_AT_ONCE)):
+                writer.write_table(pa.Table.from_pylist(chunk, schema=_SCHEMA))
         return
     # File names may be bytes that are no UTF-8; they come out as the same bytes.
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
@@ -114,8 +104,7 @@ def read_codes(path: Path, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Cod
         tokenizer: the model that the codes belong to.
 
     Raises:
-        ValueError: naming file and line: not of these kinds, not what was written, a wrong number of codes or
-            words, an unknown word, a code out of range.
+        ValueError: naming file and line, for what is not what was written, or no codes or words of the model.
     """
     if path.is_dir():
         for part in _parts(path):
@@ -241,14 +230,6 @@ def _checked(codes: Sequence[int], tokenizer: ImageTokenizer) -> Codes:
 
 def _words(image: EncodedImage, tokenizer: ImageTokenizer) -> str | None:
     return tokenizer.to_words(torch.tensor([image.codes]))[0] if tokenizer.has_words else None
-
-
-def _write_parquet(path: Path, images: Iterator[EncodedImage], tokenizer: ImageTokenizer) -> None:
-    # The checksums of pages say nothing of what stands around them, such as the names of columns.
-    with pq.ParquetWriter(path, _SCHEMA, write_page_checksum=True) as writer:
-        while chunk := list(islice(images, _ROWS_AT_ONCE)):
-            rows = [sealed(_row(image, tokenizer)) for image in chunk]
-            writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
 
 
 def _row(image: EncodedImage, tokenizer: ImageTokenizer) -> dict[str, Any]:

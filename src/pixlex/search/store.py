@@ -44,13 +44,9 @@ class DamagedIndex(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of an image in an index.
+    """What is known of an image in an index: its key in the source, and of what is stored there bytes and SHA-256.
 
-    Attributes:
-        key: the stable name of the image inside its source.
-        size: of the stored image, in bytes.
-        modified: when its file was last written, in nanoseconds since 1970; -1 where that says nothing.
-        digest: SHA-256 of the stored image.
+    `modified` is when its file was last written, in nanoseconds since 1970; -1 where that says nothing.
     """
 
     key: str
@@ -92,11 +88,7 @@ def is_url(path: str) -> bool:
 
 
 def read_head(path: str) -> Head:
-    """Return what an index is of.
-
-    Raises:
-        ValueError: there is no index, or one of another version; `DamagedIndex` for a head that is damaged.
-    """
+    """Return what an index is of; `ValueError` where there is none, or one of another version or damaged."""
     try:
         if is_url(path):
             with fsspec.open(f"{path}/{HEAD}", "rb") as file:
@@ -151,11 +143,7 @@ def is_fresh(path: str) -> bool:
 
 
 def writing(path: str) -> AbstractContextManager[None]:
-    """Hold an index for writing; at a URL nothing keeps a second writer out.
-
-    Raises:
-        ValueError: another process holds it.
-    """
+    """Hold an index for writing, `ValueError` where another process does; a URL cannot be held."""
     if is_url(path):
         return nullcontext()
     return locked(Path(path) / _LOCK, f"{path} is being written by another process")
@@ -165,17 +153,12 @@ class Store:
     """The table of an index in the version that its head names.
 
     Every change is committed by Lance, then sealed: the head names the new version and the checksums of all files.
-    A commit that was not sealed, because its process died, is dropped by the next writer.
+    A commit that was not sealed, because its process died, is dropped by the next writer. A file that is gone, or
+    not what was written, is a `DamagedIndex`.
 
     Args:
         path: a folder, or a URL.
         writes: whether it is opened for writing, inside `writing`.
-
-    Attributes:
-        head: what the index is of, and in which state.
-
-    Raises:
-        DamagedIndex: a file is gone, or not what was written.
     """
 
     def __init__(self, path: str, *, writes: bool = False) -> None:
@@ -246,7 +229,7 @@ class Store:
         """Return vectors by the digests of their images."""
         if not digests:
             return {}
-        condition = f"digest IN ({', '.join(_literal(digest) for digest in digests)})"
+        condition = _one_of("digest", digests)
         found = self._ask(lambda t: t.search().where(condition).select(["digest", "vector"]).to_arrow())
         return dict(zip(found["digest"].to_pylist(), _matrix(found), strict=True))
 
@@ -255,12 +238,7 @@ class Store:
     ) -> list[tuple[Entry, float]]:
         """Return the images with the largest inner products, best first, ties by key.
 
-        Exact up to float32's rounding of the products, except by the graph.
-
-        Args:
-            query: of length 1, as the vectors are.
-            count: how many of them, fewer where there are fewer.
-            approximate: walk the graph, see `build_graph`.
+        Exact up to float32's rounding of the products, except by the graph (`approximate`).
         """
         most = count + 1  # one more shows whether others are as near as the last
         while True:
@@ -305,11 +283,7 @@ class Store:
     def change(
         self, entries: Sequence[Entry], vectors: Float32[np.ndarray, "N e"], dropped: Sequence[str] = ()
     ) -> None:
-        """Add images, in the place of those of the same keys, and drop others; on return it is on the disk.
-
-        Raises:
-            OSError: the disk is full, or refuses otherwise.
-        """
+        """Add images, in the place of those of the same keys, and drop others; on return it is on the disk."""
         rows = pa.table(
             {
                 "key": pa.array([entry.key.encode(*_ENCODING) for entry in entries], pa.binary()),
@@ -328,8 +302,8 @@ class Store:
                 merge = self._table.merge_insert("key")
                 merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
             for first in range(0, len(dropped), _KEYS_AT_ONCE):
-                keys = (_literal(key.encode(*_ENCODING)) for key in dropped[first : first + _KEYS_AT_ONCE])
-                self._table.delete(f"key IN ({', '.join(keys)})")
+                keys = [key.encode(*_ENCODING) for key in dropped[first : first + _KEYS_AT_ONCE]]
+                self._table.delete(_one_of("key", keys))
             self._seal()
 
     def set_source(self, source: str) -> None:
@@ -338,11 +312,7 @@ class Store:
         write_head(self.path, self.head)
 
     def tidy(self, num_void: int) -> None:
-        """Join small files and remove old versions where there are many, or more void rows than others.
-
-        Args:
-            num_void: rows that were replaced or dropped.
-        """
+        """Join small files and remove old versions where there are many, or more void rows than others."""
         if len(self.head.files) > _MOST_FILES or num_void > len(self):
             with _refused(self._folder):
                 # The version that the head names goes only when the head names the next.
@@ -390,8 +360,10 @@ def _crc32(path: Path, *, flush: bool = False) -> str:
     return f"{checksum:08x}"
 
 
-def _literal(value: bytes) -> str:
-    return f"X'{value.hex()}'"
+def _one_of(column: str, values: Sequence[bytes]) -> str:
+    """Return the condition that a column holds one of these bytes."""
+    literals = (f"X'{value.hex()}'" for value in values)
+    return f"{column} IN ({', '.join(literals)})"
 
 
 def _entries(rows: pa.Table) -> list[Entry]:

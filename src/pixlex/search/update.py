@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +26,7 @@ from pixlex.search.store import Entry, Store, is_url
 _ROWS_AT_ONCE = 8192
 _SECONDS = 20.0
 
-# A file that was written so shortly before it is looked at may be written again without a later time: clocks
-# of file systems are coarse. What is in it is looked at once more at the next update.
+# Nanoseconds within which a file may be written again without a later time; its bytes are compared once more.
 _COARSE = 2_000_000_000
 
 Embed = Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B e"]]
@@ -67,16 +65,11 @@ def update_store(
     max_broken_share: float,
     progress: bool,
 ) -> UpdateResult:
-    """Bring an index up to date with a source; see `ImageIndex.update`.
+    """Bring an index, opened for writing, up to date with a source; see `ImageIndex.update`.
 
     Args:
-        store: the index, opened for writing.
-        source: the images.
         embed: maps images, pixels in [0, 1], to vectors of length 1 on the CPU.
         config: of the model, which says how images are cut.
-        batch_size: images at a time.
-        max_broken_share: fraction of broken images, in [0, 1], above which the pass stops.
-        progress: show a bar.
     """
     folder = None if is_url(store.path) else Path(store.path)
     if folder is not None:
@@ -88,7 +81,7 @@ def update_store(
     bar = bar_or_lines(
         total=len(source), initial=passed, unit=" images", desc="index", disable=not progress, smoothing=0.05
     )
-    with bar, now.written():
+    with bar, now:
         for batch in prefetch(source, list(now.left), batch_size, now.prepare):
             skipped = [one for one in batch if isinstance(one, Skipped)]
             now.take([one for one in batch if not isinstance(one, Skipped)])
@@ -123,6 +116,7 @@ class _Pass:
         self._empty()
 
     def _empty(self) -> None:
+        """Have nothing to write, since now."""
         self._entries: list[Entry] = []
         self._vectors: list[Float32[np.ndarray, " e"]] = []
         self._dropped: list[str] = []
@@ -136,7 +130,9 @@ class _Pass:
     def prepare(self, index: int, record: ImageRecord) -> tuple[Entry, Float[Tensor, "3 H W"] | None]:
         """Return an image cut to size, or without pixels where its bytes are known; called in threads."""
         digest = digest_of(record)
-        size, modified = self.stamps[record.key] or (_size(record), -1)
+        data = record.data
+        stored = data.nbytes if isinstance(data, np.ndarray) else len(data)
+        size, modified = self.stamps[record.key] or (stored, -1)
         entry = Entry(record.key, size, modified, digest)
         return entry, None if digest in self._digests else self._pixels(record)
 
@@ -194,17 +190,13 @@ class _Pass:
             matrix = np.stack(vectors) if vectors else np.empty((0, self.store.head.width), np.float32)
             self.store.change(entries, matrix, dropped)
 
-    @contextmanager
-    def written(self) -> Iterator[None]:
+    def __enter__(self) -> _Pass:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Write what is left, however the pass ends, except by a full disk, which takes no more."""
-        try:
-            yield
-        except OSError:
-            raise
-        except BaseException:
+        if kind is None or not issubclass(kind, OSError):
             self._write()
-            raise
-        self._write()
 
 
 def _stamp(source: ImageSource, key: str) -> tuple[int, int] | None:
@@ -219,13 +211,8 @@ def _stamp(source: ImageSource, key: str) -> tuple[int, int] | None:
     return state.st_size, state.st_mtime_ns if settled else -1
 
 
-def _size(record: ImageRecord) -> int:
-    return record.data.nbytes if isinstance(record.data, np.ndarray) else len(record.data)
-
-
 def digest_of(record: ImageRecord) -> bytes:
     """Return the SHA-256 of an image as it is stored."""
-    if isinstance(record.data, np.ndarray):
-        shape = f"{record.data.shape}".encode()
-        return hashlib.sha256(shape + np.ascontiguousarray(record.data).tobytes()).digest()
-    return hashlib.sha256(record.data).digest()
+    data = record.data
+    stored = f"{data.shape}".encode() + data.tobytes() if isinstance(data, np.ndarray) else data
+    return hashlib.sha256(stored).digest()
