@@ -38,7 +38,7 @@ from pixlex.config.lqae import LQAEConfig, LQAEObjectiveConfig, QuantizerConfig,
 from pixlex.distributed import pick_device
 from pixlex.models.lqae import LQAE
 from pixlex.nn.language_model import LanguageModel, registered_attention
-from pixlex.nn.masking import random_mask
+from pixlex.nn.transformer import random_mask
 from pixlex.nn.vocabulary import Vocabulary
 from pixlex.objectives.lqae import LQAEObjective
 from pixlex.objectives.phase import Step

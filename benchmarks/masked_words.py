@@ -24,7 +24,7 @@ from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOpti
 from in_turn import measured_in_turn
 from measuring import PeakMemory, best_product_rate, synchronize
 from pixlex.distributed import pick_device
-from pixlex.losses.cross_entropy import masked_word_loss
+from pixlex.losses import masked_word_loss
 from pixlex.train.parallel import mixed_precision
 
 CONTESTANTS = ("ours", "all logits at once", "torch, chunked")

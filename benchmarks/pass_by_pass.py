@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixlex.batch import ImageTextBatch
-from pixlex.losses.cross_entropy import hard_negatives
+from pixlex.losses import hard_negatives
 from pixlex.models.cbvila import CBViLA
-from pixlex.nn.masking import mask_words
+from pixlex.nn.bert import mask_words
 from pixlex.objectives.cbvila import StepRandom
 
 IGNORED = -100

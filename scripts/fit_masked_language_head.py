@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from pixlex.nn.bert import EMBEDDED_SHA256, embedded_directory
 from pixlex.nn.language_model import LanguageModel, load_language_model
-from pixlex.nn.tokenizer import EMBEDDED_SHA256, embedded_directory
 from pixlex.train.parallel import mixed_precision
 
 EVALUATED_RATES = (0.15, 0.5)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import ViTConfig, ViTModel
 
-from pixlex.nn.vit import sine_positions
+from pixlex.nn.transformer import sine_positions
 from probe_cells import fit
 
 

@@ -61,22 +61,18 @@ def test_words_are_text_and_the_round_trip_says_what_it_cannot(tokenizer: ImageT
 def test_prompts_and_files_hold_text(
     model: Path, tokenizer: ImageTokenizer, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
-    images = labeled(tmp_path / "images", per_class=4)
-    source = open_source(str(tmp_path / "images"))
+    images, written = tmp_path / "images", tmp_path / "codes.jsonl"
+    labeled(images, per_class=4)
+    source = open_source(str(images))
     texts = model_words(tokenizer.model, name="words").read(source, range(len(source)))
-    assert images is not None
     assert not BYTES & set("".join(texts.values()))
-    code, out, err = call("encode", tmp_path / "images", "--model", model, "--device", "cpu")
+    given: tuple[object, ...] = ("--model", model, "--device", "cpu")
+    code, out, err = call("encode", images, *given)
     assert (code, "is not read back exactly" in err) == (0, True)
     assert [line.split("\t")[1] for line in out.splitlines()] == list(texts.values())
-    written = tmp_path / "codes.jsonl"
-    call(
-        "encode", tmp_path / "images", "--model", model, "--to", "jsonl", "--out", written, "--device", "cpu"
-    )
+    call("encode", images, "--to", "jsonl", "--out", written, *given)
     assert json.loads(written.read_text().splitlines()[0])["words"] == texts[0]
-    code, out, err = call(
-        "decode", written, "--model", model, "--out", tmp_path / "pictures", "--device", "cpu"
-    )
+    code, out, err = call("decode", written, "--out", tmp_path / "pictures", *given)
     assert code == 0, err
 
 
@@ -84,43 +80,14 @@ def test_every_reader_of_words_takes_text_of_any_length(
     model: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
     labeled(tmp_path / "images", per_class=4)
-    few = (
-        "evaluate",
-        "few-shot",
-        "--data",
-        tmp_path / "images",
-        "--model",
-        model,
-        "--episodes",
-        3,
-        "--ways",
-        2,
-    )
-    answerers = (
-        "--settings",
-        "1/0",
-        "--answerers",
-        "layers",
-        "last-layer",
-        "bag",
-        "--quiet",
-        "--device",
-        "cpu",
-    )
-    code, out, err = call(*few, *answerers, "--out", tmp_path / "few", "--json")
+    given = ("--model", model, "--data", tmp_path / "images", "--device", "cpu", "--quiet", "--json")
+    code, out, err = call(
+        "evaluate", "few-shot", *given, "--episodes", 3, "--ways", 2, "--settings", "1/0",
+        "--answerers", "layers", "last-layer", "bag", "--out", tmp_path / "few",
+    )  # fmt: skip
     assert code == 0, err
     assert all(cell["num_failed"] == 0 for cell in json.loads(out))
-    measured = (
-        "evaluate",
-        "reconstruction",
-        "--model",
-        model,
-        "--data",
-        tmp_path / "images",
-        "--device",
-        "cpu",
-    )
-    code, out, err = call(*measured, "--out", tmp_path / "page", "--json")
+    code, out, err = call("evaluate", "reconstruction", *given, "--out", tmp_path / "page")
     assert code == 0, err
     values = json.loads(out)
     assert 0 < values["word_round_trip_rate"] < 1

@@ -16,7 +16,7 @@ from pixlex import run as runs
 from pixlex.config.run import Run, run_from
 from pixlex.files import read_json
 from pixlex.models import checkpoint
-from pixlex.models.frozen import Frozen
+from pixlex.models.baselines import Frozen
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.logging import read_metrics
 from pixlex.train.loop import Callbacks

@@ -19,8 +19,8 @@ from pixlex.config.fields import Cut, DataConfig, TrainConfig
 from pixlex.config.lqae import LQAERun
 from pixlex.data import decoding
 from pixlex.data.decoding import load_image
+from pixlex.models.baselines import VQVAE
 from pixlex.models.lqae import LQAE
-from pixlex.models.vqvae import VQVAE
 
 
 def _tokenizer(family: str, language: Path) -> ImageTokenizer:
@@ -53,17 +53,16 @@ def test_every_command_squashes(
     _tokenizer(family, language).save(model)
     train, test = write_classes(tmp_path / "train", 6), write_classes(tmp_path / "test", 3, seed=1)
     commands: list[list[object]] = [
-        ["encode", test, "--model", model, "--to", "codes", "--out", out / "codes"],
-        ["evaluate", "linear-probe", "--model", model, "--data", train, "--test", test, "--out", out / "probe",
-         "--untrained"],
-        ["evaluate", "few-shot", "--model", model, "--data", test, "--episodes", 2, "--ways", 2, "--settings",
-         "1/0", "--answerers", "bag", "linear", "--code-words", language, "--untrained", "--out", out / "few"],
-        ["gallery", "--model", model, "--data", test, "--codewords", 2, "--out", out / "g.png"],
-        ["reconstruct", test, "--model", model, "--out", out / "r.png"],
-        ["evaluate", "reconstruction", "--model", model, "--data", test, "--out", out / "reconstruction"],
+        ["encode", test, "--to", "codes", "--out", out / "codes"],
+        ["evaluate", "linear-probe", "--data", train, "--test", test, "--out", out / "probe", "--untrained"],
+        ["evaluate", "few-shot", "--data", test, "--episodes", 2, "--ways", 2, "--settings", "1/0",
+         "--answerers", "bag", "linear", "--code-words", language, "--untrained", "--out", out / "few"],
+        ["gallery", "--data", test, "--codewords", 2, "--out", out / "g.png"],
+        ["reconstruct", test, "--out", out / "r.png"],
+        ["evaluate", "reconstruction", "--data", test, "--out", out / "reconstruction"],
     ]  # fmt: skip
     for command in commands[: 4 if family == "cbvila" else None]:
-        code, _, err = call(*command, "--device", "cpu", "--quiet")
+        code, _, err = call(*command, "--model", model, "--device", "cpu", "--quiet")
         assert code == 0, (command[:2], err)
 
 

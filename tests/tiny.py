@@ -39,12 +39,10 @@ from pixlex.config.lqae import (
 from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.rows import Images
 from pixlex.data.sources import ImageSource
+from pixlex.models.baselines import MAE, VQVAE, Frozen
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.finetuned import Reasoner
-from pixlex.models.frozen import Frozen
 from pixlex.models.lqae import LQAE
-from pixlex.models.mae import MAE
-from pixlex.models.vqvae import VQVAE
 
 IMAGE_SIZE = 32
 PATCH_SIZE = 8

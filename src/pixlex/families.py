@@ -27,13 +27,11 @@ from pixlex.eval.reconstruction import evaluate_reconstruction
 from pixlex.eval.retrieval import evaluate_retrieval, gallery
 from pixlex.eval.vqa import evaluate_reasoning
 from pixlex.models import checkpoint
+from pixlex.models.baselines import MAE, VQVAE, Frozen
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.finetuned import Reasoner, started
-from pixlex.models.frozen import Frozen
 from pixlex.models.initialization import initialize_encoder
 from pixlex.models.lqae import LQAE
-from pixlex.models.mae import MAE
-from pixlex.models.vqvae import VQVAE
 from pixlex.objectives.baselines import FrozenObjective, MAEObjective, VQVAEObjective
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.finetune import ReasoningObjective

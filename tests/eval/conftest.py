@@ -8,8 +8,8 @@ import pytest
 import torch
 from tests.tiny import IMAGE_SIZE, tiny_language, tiny_lqae, tiny_vqvae
 
+from pixlex.models.baselines import VQVAE
 from pixlex.models.lqae import LQAE
-from pixlex.models.vqvae import VQVAE
 from pixlex.nn.language_model import LanguageModel
 
 

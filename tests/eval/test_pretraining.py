@@ -23,7 +23,7 @@ from pixlex.eval.pretraining import (
     evaluate_masked_patches,
     evaluate_pretraining,
 )
-from pixlex.nn.masking import split_patches
+from pixlex.models.cbvila import split_patches
 from pixlex.objectives.cbvila import CBViLAObjective
 
 QUIET = Pass(progress=False)

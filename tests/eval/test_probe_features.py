@@ -20,9 +20,9 @@ from pixlex.data.images import open_source
 from pixlex.eval import probe_features
 from pixlex.eval.probe_features import extract, image_features, kinds_of, planned_kinds
 from pixlex.eval.probe_sets import LabeledImages, check_apart, in_classes_of, survey
+from pixlex.models.baselines import VQVAE
 from pixlex.models.checkpoint import untrained_copy
 from pixlex.models.lqae import LQAE
-from pixlex.models.vqvae import VQVAE
 
 
 def looked_at(folder: Path, limit: int | None = None) -> LabeledImages:

@@ -14,8 +14,8 @@ from torch import Tensor
 from pixlex.eval.evaluate import Evaluation, Pass
 from pixlex.eval.metrics import psnr, score_words, ssim, word_folds
 from pixlex.eval.reconstruction import ExampleSample, evaluate_reconstruction
+from pixlex.models.baselines import VQVAE
 from pixlex.models.lqae import LQAE
-from pixlex.models.vqvae import VQVAE
 
 TIMING = "images_per_second"
 QUIET = Pass(progress=False)

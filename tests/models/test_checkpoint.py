@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixlex.files import CHECKSUM, sealed
 from pixlex.models import checkpoint
+from pixlex.models.baselines import MAE
 from pixlex.models.checkpoint import check_shapes
 from pixlex.models.finetuned import Reasoner, started
 from pixlex.models.initialization import CONFIG, WEIGHTS
-from pixlex.models.mae import MAE
 
 _COMPUTED = ("normal", "uniform", "_linalg_eigh")
 

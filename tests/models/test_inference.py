@@ -46,20 +46,8 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def _gallery(folder: Path, model: Path) -> None:
     from pixlex.cli import main
 
-    out = folder / "gallery.png"
-    given = [
-        "gallery",
-        "--model",
-        model,
-        "--data",
-        folder / "photos",
-        "--out",
-        out,
-        "--batch-size",
-        3,
-        "--quiet",
-    ]
-    assert main([str(one) for one in given]) == 0
+    given = ["gallery", "--model", model, "--data", folder / "photos", "--out", folder / "gallery.png"]
+    assert main([str(one) for one in given] + ["--batch-size", "3", "--quiet"]) == 0
 
 
 USES: dict[str, Callable[[ImageTokenizer, ImageIndex, Path, Path], Any]] = {

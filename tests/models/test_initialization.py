@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from tests.eval.few_shot.fakes import labeled
 from tests.tiny import tiny_lqae_config, tiny_mae, tiny_mae_config
 from torch import Tensor, nn
@@ -21,11 +22,11 @@ from pixlex.config.fields import DataConfig, TrainConfig
 from pixlex.config.lqae import LQAERun, VisionConfig
 from pixlex.config.run import MAERun
 from pixlex.models import checkpoint
+from pixlex.models.baselines import MAE
 from pixlex.models.cbvila import MaskedWordHead
-from pixlex.models.initialization import initialize_encoder, initialize_towers
-from pixlex.models.mae import MAE
+from pixlex.models.initialization import Published, initialize_encoder, initialize_towers
 from pixlex.nn.bert import FusionEncoder, TextEncoder
-from pixlex.nn.vit import ClassTokenEncoder, ImageEncoder
+from pixlex.nn.transformer import ClassTokenEncoder, ImageEncoder
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
@@ -186,6 +187,12 @@ def test_positions_are_resampled_to_another_grid(tmp_path: Path) -> None:
     reference.save_pretrained(tmp_path)
     found = towers(str(tmp_path), image_size=64).positions[0, 1:, 0].view(8, 8)
     torch.testing.assert_close(found[4, 3:5], torch.tensor([1.25, 1.75]), atol=0.05, rtol=0)
+
+
+def test_names_of_old_files_are_understood(tmp_path: Path) -> None:
+    """TensorFlow's gamma and beta, and the name of what the body is part of."""
+    save_file({"bert.embeddings.LayerNorm.gamma": torch.ones(3)}, tmp_path / "model.safetensors")
+    assert list(Published(str(tmp_path)).weights) == ["embeddings.LayerNorm.weight"]
 
 
 def test_what_holds_no_vision_transformer_is_refused(tmp_path: Path, language: Path) -> None:

@@ -11,8 +11,8 @@ from tests.tiny import tiny_cbvila, tiny_reasoner
 from pixlex.batch import Words
 from pixlex.config.cbvila import ReasonerConfig, ReasoningTask
 from pixlex.models import checkpoint
-from pixlex.models.finetuned import Reasoner, resized, started
-from pixlex.nn.bert import AnswerDecoder, Context
+from pixlex.models.finetuned import AnswerDecoder, Reasoner, resized, started
+from pixlex.nn.bert import Context
 
 
 def _questions(model: Reasoner, *texts: str) -> Words:
@@ -53,9 +53,8 @@ def test_ranking_is_the_likelihood_of_whole_answers(language: Path) -> None:
     ranked = model.rank(images, words)
     assert ranked.numbers.sort(1).values.tolist() == [[0, 1, 2, 3, 4]] * 2
     for row in range(2):
-        context = model.look_at_question(
-            images[row : row + 1], words.word_ids[row : row + 1], words.key_padding[row : row + 1]
-        )
+        one = Words(words.word_ids[row : row + 1], words.key_padding[row : row + 1])
+        context = model.look_at_question(images[row : row + 1], one)
         for number, found in zip(ranked.numbers[row].tolist(), ranked.log_likelihoods[row], strict=True):
             ids = model.tokenizer.encode([model.config.answers[number]], 10).word_ids[0]
             expected = sum(_log_probability(model, context, ids, place) for place in range(1, len(ids)))
@@ -77,7 +76,7 @@ def test_a_shortlist_holds_the_likeliest_first_words(language: Path) -> None:
     assert short.numbers.shape == (1, 2)
     whole = model.rank(images, words)
     twice = model.rank(images, words, first_token_twice=True)
-    context = model.look_at_question(images, words.word_ids, words.key_padding)
+    context = model.look_at_question(images, words)
     for number, found in zip(twice.numbers[0].tolist(), twice.log_likelihoods[0].tolist(), strict=True):
         once = float(whole.log_likelihoods[0][whole.numbers[0] == number])
         ids = model.tokenizer.encode([model.config.answers[number]], 10).word_ids[0]
@@ -103,9 +102,9 @@ def test_two_images_are_told_apart_and_each_counts(language: Path) -> None:
     model = tiny_reasoner(language, "nlvr2")
     words = _questions(model, "about the class", "and any other")
     images = _images(model, 4)
-    found = model.class_logits(images, words.word_ids, words.key_padding)
+    found = model.class_logits(model.fuse(images, words))
     assert found.shape == (2, 2)
-    exchanged = model.class_logits(images[[1, 0, 2, 3]], words.word_ids, words.key_padding)
+    exchanged = model.class_logits(model.fuse(images[[1, 0, 2, 3]], words))
     assert not torch.allclose(found[0], exchanged[0])
     torch.testing.assert_close(found[1], exchanged[1], rtol=0, atol=1e-5)
     ranked = model.rank(images, words)
@@ -119,7 +118,7 @@ def test_written_answers_end_or_are_cut(language: Path) -> None:
     words, images = _questions(model, "about the class", "other"), _images(model, 2)
     written = model.generate(images, words)
     assert len(written) == 2
-    context = model.look_at_question(images[:1], words.word_ids[:1], words.key_padding[:1])
+    context = model.look_at_question(images[:1], Words(words.word_ids[:1], words.key_padding[:1]))
     ids = [model.tokenizer.start_id]
     while len(ids) < 5 and model.tokenizer.end_id not in ids:
         ids.append(int(model.word_logits(model.write(torch.tensor([ids]), context)[0, -1]).argmax()))

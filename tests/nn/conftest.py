@@ -44,9 +44,7 @@ def wordpiece() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     special = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=1500, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(english(), trainer)
-    return tokenizer
+    return _trained(tokenizer, trainers.WordPieceTrainer, special)
 
 
 @cache
@@ -57,10 +55,12 @@ def byte_level() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "madeupword"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1500, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(english(), trainer)
+    return _trained(tokenizer, trainers.BpeTrainer, special, initial_alphabet=alphabet)
+
+
+def _trained(tokenizer: Tokenizer, trainer: Any, special: list[str], **options: Any) -> Tokenizer:
+    settings = {"vocab_size": 1500, "special_tokens": special, "show_progress": False, **options}
+    tokenizer.train_from_iterator(english(), trainer(**settings))
     return tokenizer
 
 

@@ -11,9 +11,16 @@ from transformers import BertConfig, BertModel
 
 from pixlex.config.cbvila import CBViLAConfig, FusionConfig, ImageTowerConfig, TextTowerConfig
 from pixlex.models.cbvila import MaskedWordHead
-from pixlex.models.initialization import Published, initialize_towers
-from pixlex.nn.bert import BertLayer, CrossAttention, FusionEncoder, TextEncoder
-from pixlex.nn.vit import ClassTokenEncoder
+from pixlex.models.initialization import initialize_towers
+from pixlex.nn.bert import (
+    BertLayer,
+    FusionEncoder,
+    TextEncoder,
+    WordDraws,
+    mask_words,
+    padding_bias,
+)
+from pixlex.nn.transformer import ClassTokenEncoder
 
 WIDTH, HEADS = 32, 4
 
@@ -128,17 +135,9 @@ def test_texts_longer_than_the_positions_are_refused() -> None:
         TextEncoder(10, 6, 8, 1, 1)(torch.zeros(1, 7, dtype=torch.long), torch.zeros(1, 7, dtype=torch.bool))
 
 
-def test_names_of_old_files_are_understood(tmp_path: Path) -> None:
-    """TensorFlow's gamma and beta, and the name of what the body is part of."""
-    from safetensors.torch import save_file
-
-    save_file({"bert.embeddings.LayerNorm.gamma": torch.ones(3)}, tmp_path / "model.safetensors")
-    assert list(Published(str(tmp_path)).weights) == ["embeddings.LayerNorm.weight"]
-
-
 def test_the_embedded_bert_foretells_hidden_words_from_the_start() -> None:
     """Before any training: three layers of MiniLM for text, three in the fusion encoder, its fitted head."""
-    from pixlex.losses.cross_entropy import masked_word_loss
+    from pixlex.losses import masked_word_loss
     from pixlex.models.cbvila import CBViLA
 
     config = CBViLAConfig(
@@ -196,22 +195,15 @@ def test_both_ways_give_the_same(fusion: FusionEncoder, layer: int) -> None:
     assert watched.shares.shape == (2, HEADS, 15, 7)
     torch.testing.assert_close(watched.shares.sum(-1), torch.ones(2, HEADS, 15))
     assert (watched.shares[1, ..., 4:] == 0).all()
-
-
-def test_shares_are_those_of_the_layer_asked_for() -> None:
-    """One head written out by hand, behind a layer that is passed first."""
-    fusion = FusionEncoder(WIDTH, 2, 1).eval().requires_grad_(False)
-    queries, states = torch.randn(1, 3, WIDTH), torch.randn(1, 4, WIDTH)
-    context = fusion.project(states)
-    first, second = fusion.layers
-    read = first(queries, None, context.layers[0])
-    read = second.attention_norm(read + second.attention(read))
-    cross = second.cross_attention
-    assert isinstance(cross, CrossAttention)
-    keys = cross.key_value(states)[..., :WIDTH]
-    expected = (cross.query(read) @ keys.transpose(1, 2) / WIDTH**0.5).softmax(-1)
-    found = fusion.watch(queries, context, layer=2).shares.squeeze(1)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    seen = queries
+    bias = [padding_bias(one) for one in (key_padding, context.key_padding)]
+    for one, keys_values in zip(fusion.layers, context.layers[: layer - 1], strict=False):
+        seen = one(seen, bias[0], keys_values, bias[1])
+    chosen, keys = fusion.layers[layer - 1], context.layers[layer - 1].keys
+    seen = chosen.attention_norm(seen + chosen.attention(seen, bias[0]))
+    heads = chosen.cross_attention.query(seen[:2]).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+    expected = (heads @ keys.mT * (WIDTH // HEADS) ** -0.5 + bias[1]).softmax(-1)
+    torch.testing.assert_close(watched.shares[:, :, :5], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_watching_leaves_nothing_behind(fusion: FusionEncoder) -> None:
@@ -225,3 +217,31 @@ def test_watching_leaves_nothing_behind(fusion: FusionEncoder) -> None:
     assert not fusion(queries, context).requires_grad
     assert [sorted(vars(module)) for module in fusion.modules()] == names
     assert all(parameter.grad is None for parameter in fusion.parameters())
+
+
+def test_words_are_hidden_as_bert_hides_them() -> None:
+    """15 % chosen, of which 80 % the mask word, 10 % any word, 10 % as they were; special words never."""
+    word_ids = torch.full((500, 40), 7)
+    special = torch.zeros(500, 40, dtype=torch.bool)
+    special[:, 0] = special[:, 30:] = True
+    draws = WordDraws.draw(500, 40, 1000, torch.Generator().manual_seed(0))
+    masked = mask_words(word_ids, special, 0.15, 4, draws)
+    assert not masked.mask[special].any()
+    chosen = masked.mask[~special].double()
+    assert abs(chosen.mean() - 0.15) < 5 * (0.15 * 0.85 / len(chosen)) ** 0.5
+    shown = masked.word_ids[masked.mask]
+    count = len(shown)
+    for share, hit in ((0.8, shown == 4), (0.1, shown == 7)):
+        assert abs(hit.double().mean() - share) < 5 * (share * (1 - share) / count) ** 0.5
+    assert torch.equal(masked.word_ids[~masked.mask], word_ids[~masked.mask])
+
+
+def test_padding_changes_no_draw() -> None:
+    """A text in a longer batch, or in another process's part, is hidden alike."""
+    draws = WordDraws.draw(6, 20, 100, torch.Generator().manual_seed(1))
+    short, long = draws.part(2, 2, 8), draws.part(2, 2, 15)
+    for one, other in zip(
+        (short.hide, short.kind, short.words), (long.hide, long.kind, long.words), strict=True
+    ):
+        assert torch.equal(one, other[:, :8])
+    assert torch.equal(short.hide[1], draws.hide[3, :8])

@@ -55,10 +55,9 @@ def test_whitened_search_finds_the_word_it_was_given() -> None:
     """At inference, coordinates of a word in the whitened directions come back as that word."""
     words = _words()
     quantizer = WordQuantizer(words, WHITENED).eval()
-    coordinates = quantizer.search_codebook()
-    rows = coordinates.double()
-    torch.testing.assert_close(rows.T @ rows / len(rows), torch.eye(4).double(), rtol=1e-4, atol=1e-4)
-    assert torch.equal(quantizer(coordinates[None]).codes[0], torch.arange(len(words)))
+    rows = quantizer.search_codebook()
+    torch.testing.assert_close(rows.T @ rows / len(rows), torch.eye(4), rtol=1e-4, atol=1e-4)
+    assert torch.equal(quantizer(rows[None]).codes[0], torch.arange(len(words)))
 
 
 def test_whitened_gradient_returns_along_the_map_to_the_embedding() -> None:
@@ -129,11 +128,10 @@ def test_learned_codebook_routes_gradients() -> None:
     codebook = LearnedCodebook(10, 4, "euclidean")
     z = torch.randn(1, 6, 4, requires_grad=True)
     quantized = codebook(z)
-    quantized.values.sum().backward()
-    assert z.grad is not None
-    assert codebook.weight.grad is None
-    codebook(z).codewords.sum().backward()
-    assert codebook.weight.grad is not None
+    both = z, codebook.weight
+    found, none = torch.autograd.grad(quantized.values.sum(), both, allow_unused=True)
+    assert (found is not None, none is None) == (True, True)
+    assert torch.autograd.grad(quantized.codewords.sum(), codebook.weight)[0].any()
 
 
 def test_dead_codewords_are_found_and_placed() -> None:
@@ -155,33 +153,22 @@ def test_dead_codewords_are_found_and_placed() -> None:
 
 
 def test_gumbel_samples_are_codewords_drawn_by_distance() -> None:
-    """Forward hard; without noise the nearest codeword; over many draws the shares of the softmax."""
+    """Forward hard; without noise the nearest codeword; over many draws the fractions of the softmax."""
     torch.manual_seed(0)
     codebook = LearnedCodebook(5, 4, "euclidean")
-    z = torch.randn(1, 1, 4)
+    z = torch.randn(1, 1, 4, requires_grad=True)
     values, same = codebook.sample(z, 1.0, torch.zeros(1, 1, 5))
     torch.testing.assert_close(values, codebook(z).codewords)
     torch.testing.assert_close(same, values)
+    both = z, codebook.weight
+    assert torch.autograd.grad(same.square().sum(), both, allow_unused=True)[1] is None
+    assert all(one.any() for one in torch.autograd.grad(values.square().sum(), both))
     noise = -torch.log(-torch.log(torch.rand(1, 20_000, 5)))
     drawn, _ = codebook.sample(z.expand(1, 20_000, 4).clone(), 0.5, noise)
     codes = (drawn[0].unsqueeze(1) - codebook.weight).norm(dim=-1).argmin(-1)
-    share = np.bincount(codes.numpy(), minlength=5) / 20_000
+    fraction = np.bincount(codes.numpy(), minlength=5) / 20_000
     distance = (z[0] - codebook.weight).square().sum(-1).detach()
-    np.testing.assert_allclose(share, torch.softmax(-distance / 2, dim=0).numpy(), atol=0.015)
-
-
-def test_gumbel_reaches_the_codewords_by_the_first_value_alone() -> None:
-    codebook = LearnedCodebook(5, 4, "euclidean")
-    z = torch.randn(2, 3, 4, requires_grad=True)
-    noise = -torch.log(-torch.log(torch.rand(2, 3, 5)))
-    reaching, detached = codebook.sample(z, 1.0, noise)
-    detached.square().sum().backward()
-    assert codebook.weight.grad is None
-    assert z.grad is not None
-    assert z.grad.abs().sum() > 0
-    reaching.square().sum().backward()
-    assert codebook.weight.grad is not None
-    assert codebook.weight.grad.abs().sum() > 0
+    np.testing.assert_allclose(fraction, torch.softmax(-distance / 2, dim=0).numpy(), atol=0.015)
 
 
 def test_batches_leave_with_zero_mean_and_unit_covariance() -> None:
@@ -260,4 +247,6 @@ def test_what_is_prepared_for_inference_follows_the_weights(kind: str) -> None:
     assert codebook.to("cpu")._prepared is None
     codebook.load_state_dict({name: 2 * value for name, value in codebook.state_dict().items()})
     check()
-    assert codebook.train()._prepared is None
+    codebook.train()
+    check()
+    assert codebook._prepared is None

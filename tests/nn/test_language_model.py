@@ -13,16 +13,20 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tests.eval.llm.tiny_causal import CONTEXT, tiny_causal
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
-from pixlex.nn import tokenizer as embedded_module
+from pixlex.nn import bert as embedded_module
+from pixlex.nn.bert import EMBEDDED_SHA256, MissingLanguageModel, embedded_directory
 from pixlex.nn.language_model import (
+    CausalLanguageModel,
     LanguageModel,
     LanguageWords,
+    load_causal_language_model,
     load_language_model,
     load_language_words,
 )
-from pixlex.nn.tokenizer import EMBEDDED_SHA256, MissingLanguageModel, embedded_directory
 from pixlex.nn.vocabulary import build_vocabulary
 
 FAMILIES = ("bert", "roberta", "distilbert", "modernbert")
@@ -156,8 +160,8 @@ def test_frozen_without_dropout_and_gradients_reach_the_input(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_as_many_words_as_positions(tiny_language_model: Maker, family: str, unchecked_shapes: None) -> None:
+    """RoBERTa: 66 rows, of which two are before the first word."""
     language = load_language_model(str(tiny_language_model(family)))
-    assert language.max_words == 64  # RoBERTa: 66 rows, of which two are before the first word
     with torch.no_grad():
         assert language(torch.randn(1, 64, language.width)).last.shape[1] == 64
     with pytest.raises(ValueError, match=r"at most 64 words, got 65"):
@@ -238,30 +242,21 @@ def test_causal_and_encoder_decoder_models_are_refused(tiny_language_model: Make
             load_language_model(str(target))
 
 
-def test_only_safetensors_are_read(tiny_language_model: Maker, tmp_path: Path) -> None:
-    folder = shutil.copytree(tiny_language_model("bert"), tmp_path / "pickled")
+def test_only_safetensors_are_read_and_no_code_of_a_repository(
+    tiny_language_model: Maker, tmp_path: Path
+) -> None:
+    folder, ran = shutil.copytree(tiny_language_model("bert"), tmp_path / "pickled"), tmp_path / "ran"
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="cannot be loaded"):
-        load_language_model(str(folder))
-
-
-def test_code_of_a_repository_is_never_run(tiny_language_model: Maker, tmp_path: Path) -> None:
-    ran = tmp_path / "ran"
-    changes = {
-        "model_type": "strange",
-        "auto_map": {"AutoConfig": "code.Config", "AutoModelForMaskedLM": "code.Model"},
-    }
-    target = copy_with_config(tiny_language_model("bert"), tmp_path / "code", **changes)
+    named = {"AutoConfig": "code.Config", "AutoModelForMaskedLM": "code.Model"}
+    target = copy_with_config(
+        tiny_language_model("bert"), tmp_path / "code", model_type="strange", auto_map=named
+    )
     (target / "code.py").write_text(f"open({str(ran)!r}, 'w')\n")
-    with pytest.raises(ValueError, match="cannot be loaded"):
-        load_language_model(str(target))
+    for one in (folder, target, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=rf"language model '{one}' cannot be loaded"):
+            load_language_model(str(one))
     assert not ran.exists()
-
-
-def test_nothing_there_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"language model '.*nowhere' cannot be loaded"):
-        load_language_model(str(tmp_path / "nowhere"))
 
 
 def test_head_of_another_form_is_refused(tiny_language_model: Maker) -> None:
@@ -307,3 +302,94 @@ def test_other_embedded_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(embedded_module, "EMBEDDED_PACKAGE", "another_lexicon")
     with pytest.raises(ValueError, match=f"expected weights with SHA-256 {EMBEDDED_SHA256}, got "):
         embedded_directory()
+
+
+# ---- causal ones ----
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def causal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CausalLanguageModel:
+    """One with learned positions, one with rotary ones and a start word."""
+    folder = tiny_causal(tmp_path_factory.mktemp(request.param), family=request.param)
+    return load_causal_language_model(str(folder))
+
+
+def test_texts_end_with_the_end_and_are_cut_to_the_limit(causal: CausalLanguageModel) -> None:
+    """The end counts; padding is on the right; nothing is put before a text."""
+    words = causal.encode(["for the class", "a"], max_words=32)
+    lengths = (~words.key_padding).sum(1).tolist()
+    rows = [row[:length].tolist() for row, length in zip(words.word_ids, lengths, strict=True)]
+    assert [row[-1] for row in rows] == [causal.end_id] * 2
+    assert causal.tokenizer.decode(rows[0][:-1]) == "for the class"
+    assert words.key_padding[1].tolist() == [False] * 2 + [True] * (len(rows[0]) - 2)
+    cut = causal.encode(["for the class statement of the language"], max_words=3)
+    assert cut.word_ids[0, :2].tolist() == rows[0][:2]
+    assert cut.word_ids[0, 2:].tolist() == [causal.end_id]
+
+
+def test_logits_are_those_of_transformers_whatever_is_padded(causal: CausalLanguageModel) -> None:
+    """Embeddings in, and a row beside a longer one."""
+    words = causal.encode(["for the class", "a"], max_words=32)
+    logits = causal.logits(causal.embed(words.word_ids), words.key_padding)
+    for row in range(2):
+        ids = words.word_ids[row : row + 1][~words.key_padding[row : row + 1]].unsqueeze(0)
+        torch.testing.assert_close(
+            logits[row, : ids.shape[1]], causal.body(ids).logits[0], atol=1e-4, rtol=1e-4
+        )
+
+
+def test_writing_is_greedy(causal: CausalLanguageModel) -> None:
+    """Against one step at a time; rows of a batch do not disturb each other."""
+    embeddings = torch.randn(2, 5, causal.width)
+    rows = causal.write(embeddings, 6)
+    for row in range(2):
+        so_far, expected = embeddings[row : row + 1], []
+        for _ in range(6):
+            padding = torch.zeros(so_far.shape[:2], dtype=torch.bool)
+            word = int(causal.logits(so_far, padding)[0, -1].argmax())
+            expected.append(word)
+            if word == causal.end_id:
+                break
+            so_far = torch.cat([so_far, causal.embed(torch.tensor([[word]]))], dim=1)
+        assert rows[row] == expected
+
+
+def test_it_never_changes(causal: CausalLanguageModel) -> None:
+    """No training mode, no gradients to weights, gradients to what it reads."""
+    assert not causal.train().body.training
+    embeddings = torch.randn(1, 3, causal.width, requires_grad=True)
+    causal.logits(embeddings, torch.zeros(1, 3, dtype=torch.bool)).sum().backward()
+    assert embeddings.grad is not None
+    assert embeddings.grad.abs().sum() > 0
+    assert all(not one.requires_grad for one in causal.parameters())
+
+
+def test_start_word_and_context(causal: CausalLanguageModel) -> None:
+    """GPT-2's tokenizer puts nothing before a text, Llama's does; both know how much they read."""
+    assert len(causal.start_ids) == (causal.body.config.model_type == "llama")
+    assert causal.max_words == CONTEXT
+    length = CONTEXT + 1
+    with pytest.raises(ValueError, match=f"reads at most {CONTEXT} words, got {length}"):
+        causal.logits(torch.zeros(1, length, 32), torch.zeros(1, length, dtype=torch.bool))
+
+
+def test_the_fingerprint_is_of_all_weights(tmp_path: Path) -> None:
+    """One number in the last layer is enough."""
+    folder = tiny_causal(tmp_path / "one")
+    before = load_causal_language_model(str(folder)).fingerprint
+    assert load_causal_language_model(str(folder)).fingerprint == before
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.transformer.ln_f.bias[0] += 1e-3
+    model.save_pretrained(folder)
+    assert load_causal_language_model(str(folder)).fingerprint != before
+
+
+def test_what_is_no_causal_language_model_is_refused(language: Path, tmp_path: Path) -> None:
+    """A BERT sees the words to come; an empty folder holds nothing."""
+    with pytest.raises(
+        ValueError, match=r"expected a causal language model \(GPT-like\), got a 'bert' model"
+    ):
+        load_causal_language_model(str(language))
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_causal_language_model(str(tmp_path))

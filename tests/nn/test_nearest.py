@@ -27,7 +27,7 @@ FIRST_PRECISIONS = (torch.bfloat16, torch.float32)
 @pytest.fixture(params=FIRST_PRECISIONS, ids=("bfloat16", "float32"))
 def first_precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
     """Both ways to begin, on every processor."""
-    monkeypatch.setattr(nearest, "_screens_in_bfloat16", lambda device: request.param == torch.bfloat16)
+    monkeypatch.setattr(nearest, "multiplies_bfloat16", lambda device, units: request.param == torch.bfloat16)
     return request.param
 
 
@@ -40,10 +40,11 @@ def brute_force(z: Tensor, codebook: Tensor, metric: Metric) -> np.ndarray:
 
 
 def assert_nearest(codes: Tensor, z: Tensor, codebook: Tensor, metric: Metric) -> None:
-    """Each code is the one of the largest score, or of one that only float64 rounding sets apart."""
+    """Codes (N, k) have the k largest scores, in their order, but for float64 rounding."""
     scores = brute_force(z, codebook, metric)
-    best = scores.max(1)
-    chosen = np.take_along_axis(scores, codes.numpy()[:, None], 1)[:, 0]
+    codes = codes.view(len(z), -1)
+    best = -np.sort(-scores, 1)[:, : codes.shape[1]]
+    chosen = np.take_along_axis(scores, codes.numpy(), 1)
     assert codes.dtype == torch.int64
     np.testing.assert_allclose(chosen, best, rtol=1e-12, atol=1e-12)
 
@@ -61,6 +62,17 @@ def random_vectors(count: int, width: int, seed: int = 0) -> Tensor:
 def test_random_vectors(metric: Metric, num_rows: int, num_codewords: int, width: int) -> None:
     z, codebook = random_vectors(num_rows, width), random_vectors(num_codewords, width, seed=1)
     assert_nearest(nearest_codeword(z, codebook, metric), z, codebook, metric)
+    assert_nearest(nearest_codewords(z, codebook, metric, min(7, num_codewords)), z, codebook, metric)
+
+
+@pytest.mark.usefixtures("first_precision")
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_codeword_is_its_own_nearest_far_from_the_origin_too(metric: Metric) -> None:
+    """A thousand lengths away, where products cancel: the center of the codebook is taken off."""
+    codebook = random_vectors(3000, 24) + 1000 * random_vectors(1, 24, seed=1)
+    assert nearest_codeword(codebook[::7], codebook, metric).tolist() == list(range(0, 3000, 7))
+    z = codebook[:50] + random_vectors(50, 24, seed=2)
+    assert_nearest(nearest_codewords(z, codebook, metric, 5), z, codebook, metric)
 
 
 @pytest.mark.usefixtures("first_precision")
@@ -132,7 +144,7 @@ def screened(
         center, rows = None, F.normalize(z)
         exact = F.normalize(codebook.double()) @ F.normalize(z.double()).T
     starts = range(0, len(codebook), 2048)
-    blocks = [nearest._Block.of(codebook[at : at + 2048], at, center, dtype) for at in starts]
+    blocks = [nearest._Block.of(codebook[at : at + 2048].float(), at, center, dtype) for at in starts]
     return nearest._Rows.of(rows, metric == "euclidean", dtype), blocks, exact
 
 
@@ -200,7 +212,7 @@ def test_small_integers_against_exact_arithmetic(
     rows, codebook = data.draw(vectors), data.draw(vectors)
     orders = [exact_order(row, codebook, metric) for row in rows]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nearest, "_screens_in_bfloat16", lambda device: first == torch.bfloat16)
+        patch.setattr(nearest, "multiplies_bfloat16", lambda device, units: first == torch.bfloat16)
         patch.setattr(nearest, "_BLOCK", 64)
         arguments = torch.tensor(rows).float(), torch.tensor(codebook).float(), metric
         if not orders[0]:
@@ -250,36 +262,27 @@ def test_vectors_without_direction_take_the_first_codeword() -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_other_precisions_are_rounded_to_float32(metric: Metric, dtype: torch.dtype) -> None:
-    z, codebook = random_vectors(30, 16).to(dtype), random_vectors(3000, 16, seed=1).to(dtype)
-    expected = nearest_codeword(z.float(), codebook.float(), metric)
-    torch.testing.assert_close(nearest_codeword(z, codebook, metric), expected)
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_views_and_no_rows(metric: Metric) -> None:
+def test_other_precisions_views_autocast_and_no_rows(metric: Metric) -> None:
+    """Vectors are rounded to float32; none give none; no gradient."""
     z, codebook = random_vectors(16, 30).T, random_vectors(32, 3000, seed=1).T[:, ::2]
-    expected = nearest_codeword(z.contiguous(), codebook.contiguous(), metric)
-    torch.testing.assert_close(nearest_codeword(z, codebook, metric), expected)
+    expected = nearest_codewords(z.contiguous(), codebook.contiguous(), metric, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        codes = nearest_codewords(z.clone().requires_grad_(), codebook.clone().requires_grad_(), metric, 2)
+    assert not codes.requires_grad
+    for found in (codes, nearest_codewords(z, codebook, metric, 2)):
+        torch.testing.assert_close(found, expected)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        rounded = z.to(dtype), codebook.to(dtype)
+        wanted = nearest_codewords(rounded[0].float(), rounded[1].float(), metric, 2)
+        torch.testing.assert_close(nearest_codewords(*rounded, metric, 2), wanted)
     assert nearest_codeword(z[:0], codebook, metric).shape == (0,)
     assert nearest_codewords(z[:0], codebook, metric, 3).shape == (0, 3)
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_no_gradient_and_no_autocast(metric: Metric) -> None:
-    z, codebook = random_vectors(64, 32), random_vectors(2000, 32, seed=1)
-    expected = nearest_codewords(z, codebook, metric, 2)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        codes = nearest_codewords(z.requires_grad_(), codebook.requires_grad_(), metric, 2)
-    assert not codes.requires_grad
-    torch.testing.assert_close(codes, expected)
 
 
 @pytest.mark.usefixtures("rounded_products")
 @pytest.mark.parametrize("metric", METRICS)
 def test_products_that_the_user_lets_be_rounded(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest, "_screens_in_bfloat16", lambda device: False)
+    monkeypatch.setattr(nearest, "multiplies_bfloat16", lambda device, units: False)
     z, codebook = random_vectors(64, 128), random_vectors(4000, 128, seed=1)
     assert_nearest(nearest_codeword(z, codebook, metric), z, codebook, metric)
 
@@ -308,38 +311,26 @@ def test_prepared_codebook_refuses_what_it_was_not_made_for() -> None:
         nearest_codeword(z, prepared, "euclidean")
 
 
+Z, WORDS = torch.zeros(2, 3), torch.ones(4, 3)
+
+
 @pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("z", "codebook", "options", "message"),
     [
-        (torch.zeros(2, 3), torch.zeros(0, 3), {}, r"codebook: .* at least 1, got torch.float32 \(0, 3\)"),
-        (torch.zeros(2, 0), torch.zeros(4, 0), {}, r"codebook: .* at least 1, got torch.float32 \(4, 0\)"),
-        (
-            torch.zeros(2, 3),
-            torch.ones(4, 3).long(),
-            {},
-            r"codebook: expected floats .* got torch.int64 \(4, 3\)",
-        ),
-        (torch.zeros(2, 3), torch.ones(4), {}, r"codebook: expected floats of shape \(K, D\)"),
-        (torch.zeros(2, 3), torch.ones(4, 5), {}, r"z: expected floats of shape \(N, 5\), .* \(2, 3\)"),
-        (torch.zeros(3), torch.ones(4, 3), {}, r"z: expected floats of shape \(N, 3\), .* \(3,\)"),
-        (torch.zeros(2, 3).long(), torch.ones(4, 3), {}, r"z: expected floats .* got torch.int64"),
-        (
-            torch.zeros(2, 3),
-            torch.ones(4, 3),
-            {"metric": "manhattan"},
-            "one of cosine, euclidean, got 'manhattan'",
-        ),
-        (torch.zeros(2, 3), torch.ones(4, 3), {"top_k": 0}, "top_k: expected 1 to 4, .* got 0"),
-        (torch.zeros(2, 3), torch.ones(4, 3), {"top_k": 5}, "top_k: expected 1 to 4, .* got 5"),
-        (
-            torch.tensor([[1.0], [torch.nan]]),
-            torch.ones(4, 1),
-            {},
-            "z: expected finite values, .* row 1 of 2",
-        ),
-        (torch.tensor([[torch.inf]]), torch.ones(4, 1), {}, "z: expected finite values, .* row 0 of 1"),
-        (torch.ones(2, 3), torch.zeros(4, 3), {}, "expected 1 or more codewords of norm above 0"),
+        (Z, torch.zeros(0, 3), {}, r"codebook: .* at least 1, got torch.float32 \(0, 3\)"),
+        (Z[:, :0], Z[:, :0], {}, r"codebook: .* at least 1, got torch.float32 \(2, 0\)"),
+        (Z, WORDS.long(), {}, r"codebook: expected floats .* got torch.int64 \(4, 3\)"),
+        (Z, WORDS[:, 0], {}, r"codebook: expected floats of shape \(K, D\)"),
+        (Z[:, :2], WORDS, {}, r"z: expected floats of shape \(N, 3\), .* \(2, 2\)"),
+        (Z[0], WORDS, {}, r"z: expected floats of shape \(N, 3\), .* \(3,\)"),
+        (Z.long(), WORDS, {}, r"z: expected floats .* got torch.int64"),
+        (Z, WORDS, {"metric": "manhattan"}, "one of cosine, euclidean, got 'manhattan'"),
+        (Z, WORDS, {"top_k": 0}, "top_k: expected 1 to 4, .* got 0"),
+        (Z, WORDS, {"top_k": 5}, "top_k: expected 1 to 4, .* got 5"),
+        (torch.tensor([[1.0], [torch.nan]]), WORDS[:, :1], {}, "z: expected finite values, .* row 1 of 2"),
+        (torch.tensor([[torch.inf]]), WORDS[:, :1], {}, "z: expected finite values, .* row 0 of 1"),
+        (Z, 0 * WORDS, {}, "expected 1 or more codewords of norm above 0"),
     ],
 )
 def test_documented_errors(z: Tensor, codebook: Tensor, options: dict[str, object], message: str) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 
-from pixlex.nn import tokenizer as tokenizer_module
-from pixlex.nn.tokenizer import CachedTexts, TextTokenizer, load_tokenizer, padded
+from pixlex.nn import bert as tokenizer_module
+from pixlex.nn.bert import CachedTexts, TextTokenizer, load_tokenizer, padded
 
 
 def test_texts_have_start_and_end_and_are_cut_before_their_end(language: Path) -> None:
@@ -49,12 +49,9 @@ def test_another_vocabulary_has_another_fingerprint(language: Path) -> None:
     assert TextTokenizer(other.tokenizer, name="more").fingerprint != tokenizer.fingerprint
 
 
-def test_a_tokenizer_without_a_word_for_hiding_is_refused(causal_language: Path) -> None:
+def test_what_is_no_tokenizer_of_a_bert_is_refused(causal_language: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a BERT's tokenizer .* found none for"):
         load_tokenizer(str(causal_language))
-
-
-def test_nothing_under_that_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_tokenizer(str(tmp_path))
 
@@ -89,21 +86,13 @@ def test_each_text_is_taken_apart_once() -> None:
     assert words([]) == []
 
 
-def test_no_more_are_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_module, "_MOST", 2)
-    tokenizer = Letters()
+def test_no_more_are_kept_than_there_is_room_for_and_no_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    long, tokenizer = "a" * 501, Letters()
     words = CachedTexts(tokenizer)
-    for some in (["a", "b"], ["c", "a"], ["c", "b"]):
+    monkeypatch.setattr(tokenizer_module, "_MOST", 2)
+    for some in ([long, "a"], [long, "b"], ["c", "a"], ["c", "b"]):
         assert [list(row) for row in words(some)] == _words(some)
-    assert tokenizer.asked == ["a", "b", "c", "c"]
-
-
-def test_long_texts_are_not_kept() -> None:
-    tokenizer = Letters()
-    words, long = CachedTexts(tokenizer), "a" * 501
-    for _ in range(2):
-        assert [list(row) for row in words([long, "b"])] == _words([long, "b"])
-    assert tokenizer.asked == [long, "b", long]
+    assert tokenizer.asked == [long, "a", long, "b", "c", "c"]
 
 
 def test_padding() -> None:

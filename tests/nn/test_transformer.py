@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 from pixlex.config.lqae import VisionConfig
-from pixlex.nn.transformer import OfficialBlock, attend
-from pixlex.nn.vit import ImageEncoder, PixelDecoder
+from pixlex.models.cbvila import split_patches
+from pixlex.nn.transformer import ImageEncoder, OfficialBlock, PixelDecoder, attend, random_mask
 
 
 def _copy_linear(target: nn.Linear, *sources: nn.Linear) -> None:
@@ -123,15 +123,15 @@ def test_dropped_attention_is_attention_on_the_average(dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("block", ["standard", "official"])
-@pytest.mark.parametrize(("image_size", "patch_size"), [(16, 4), (24, 8), (32, 32)])
-def test_patch_and_image_size_are_free(block: str, image_size: int, patch_size: int) -> None:
+def test_patch_and_image_size_are_free(block: str) -> None:
     """Each patch becomes one vector; the decoder returns an image of the same size."""
     config = VisionConfig(width=8, depth=1, heads=2, block=block)  # type: ignore[arg-type]
-    vectors = ImageEncoder(config, image_size, patch_size)(torch.rand(2, 3, image_size, image_size))
-    assert vectors.shape == (2, (image_size // patch_size) ** 2, 8)
-    decoder = PixelDecoder(config, image_size, patch_size, input_dim=12)
-    images = decoder(torch.randn(2, (image_size // patch_size) ** 2, 12))
-    assert images.shape == (2, 3, image_size, image_size)
+    for image_size, patch_size in ((16, 4), (24, 8), (32, 32)):
+        patches = (image_size // patch_size) ** 2
+        vectors = ImageEncoder(config, image_size, patch_size)(torch.rand(2, 3, image_size, image_size))
+        assert vectors.shape == (2, patches, 8)
+        images = PixelDecoder(config, image_size, patch_size, input_dim=12)(torch.randn(2, patches, 12))
+        assert images.shape == (2, 3, image_size, image_size)
 
 
 def test_patches_and_pixels_share_one_order() -> None:
@@ -152,3 +152,38 @@ def test_wrong_image_size_is_named() -> None:
     """An image of another size is an error with both sizes."""
     with pytest.raises(ValueError, match=r"3 x 16 x 16, got \(3, 8, 8\)"):
         ImageEncoder(VisionConfig(width=8, depth=1, heads=2), 16, 4)(torch.rand(1, 3, 8, 8))
+
+
+def _mask(count: int, patches: int, least: float, most: float, seed: int = 0) -> Tensor:
+    return random_mask(count, patches, least, most, torch.Generator().manual_seed(seed))
+
+
+def test_one_ratio_is_bernoulli_per_word() -> None:
+    """The fraction over many words is the ratio, within five standard errors; 0 and 1 hide nothing and all."""
+    mask = _mask(1000, 64, 0.5, 0.5)
+    assert abs(mask.double().mean() - 0.5) < 5 * 0.5 / 64000**0.5
+    assert abs(mask.double().mean(1).var() - 0.25 / 64) < 0.001
+    assert torch.equal(mask, _mask(1000, 64, 0.5, 0.5))
+    assert not torch.equal(mask, _mask(1000, 64, 0.5, 0.5, seed=1))
+    assert not _mask(4, 50, 0.0, 0.0).any()
+    assert _mask(4, 50, 1.0, 1.0).all()
+
+
+def test_a_range_gives_each_image_its_own_ratio() -> None:
+    """Fractions spread over the range: their variance is that of a uniform ratio, not of a fixed mean."""
+    fractions = _mask(2000, 400, 0.2, 0.8).double().mean(1)
+    assert fractions.min() < 0.3
+    assert fractions.max() > 0.7
+    assert abs(fractions.var() - 0.6**2 / 12) < 0.005
+
+
+def test_patches_are_split_exactly_and_in_order() -> None:
+    """A quarter seen, the rest hidden, together each patch once; every patch is seen alike often."""
+    split = split_patches(4000, 16, 4, torch.Generator().manual_seed(0))
+    both = torch.cat([split.visible, split.hidden], dim=1)
+    assert split.visible.shape == (4000, 4)
+    assert torch.equal(both.sort(dim=1).values, torch.arange(16).expand(4000, -1))
+    for part in (split.visible, split.hidden):
+        assert (part.diff(dim=1) > 0).all()
+    fraction = torch.bincount(split.visible.flatten(), minlength=16) / 4000
+    assert (fraction - 0.25).abs().max() < 5 * (0.25 * 0.75 / 4000) ** 0.5

@@ -15,9 +15,8 @@ from tests.tiny import pair_batch, tiny_cbvila
 
 from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.distributed import ALONE
-from pixlex.losses.cross_entropy import hard_negatives
-from pixlex.models.cbvila import CBViLA
-from pixlex.nn.masking import split_patches
+from pixlex.losses import hard_negatives
+from pixlex.models.cbvila import CBViLA, split_patches
 from pixlex.objectives import cbvila as module
 from pixlex.objectives.cbvila import BURN_IN, CODEBOOK, ENCODERS, JOINT, TRAINS, CBViLAObjective, same_pairs
 from pixlex.objectives.phase import LossTerms, Phase, Step

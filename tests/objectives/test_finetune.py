@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from tests.tiny import IMAGE_SIZE, tiny_cbvila
 
-from pixlex.batch import ReasoningBatch
+from pixlex.batch import ReasoningBatch, Words
 from pixlex.config.cbvila import ReasonerConfig, ReasoningObjectiveConfig
 from pixlex.models.finetuned import Reasoner
 from pixlex.objectives.finetune import ReasoningObjective
@@ -87,7 +87,9 @@ def _written_out(model: Reasoner, batch: ReasoningBatch, weights: Sequence[dict[
     total = 0.0
     for row, answers in enumerate(weights):
         one = slice(row, row + 1)
-        context = model.look_at_question(batch.images[one], batch.word_ids[one], batch.key_padding[one])
+        context = model.look_at_question(
+            batch.images[one], Words(batch.word_ids[one], batch.key_padding[one])
+        )
         for text, weight in answers.items():
             ids = model.tokenize_texts([text], 10).word_ids[0]
             logits = model.word_logits(model.write(ids[None, :-1], context)[0])

@@ -12,8 +12,12 @@ from torch import Tensor
 
 from pixlex.data.images import open_source
 from pixlex.eval.gradcam import Explanation
-from pixlex.report.galleries import choose_codewords, codeword_gallery
-from pixlex.report.heat import explained_image, heated
+from pixlex.report.galleries import (
+    choose_codewords,
+    codeword_gallery,
+    explained_image,
+    heated,
+)
 
 
 def _map(row: int, column: int, height: float = 1.0) -> Tensor:

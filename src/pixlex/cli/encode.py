@@ -262,8 +262,8 @@ def _reconstruct_pairs(options: ReconstructOptions, source: PairSource) -> None:
     from pixlex.data.rows import Pairs
     from pixlex.distributed import pick_device
     from pixlex.eval.pretraining import reconstructed_examples
+    from pixlex.models.cbvila import split_patches
     from pixlex.models.inference import computing
-    from pixlex.nn.masking import split_patches
     from pixlex.report.galleries import reconstructed_pairs
 
     source = source.cleaned()

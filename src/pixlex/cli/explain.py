@@ -212,7 +212,7 @@ def _finish(
 ) -> None:
     """Print heat by word, for one image or, with an answer, for each; say what was not read; draw."""
     from pixlex.report.figures import drawn
-    from pixlex.report.heat import explained_image
+    from pixlex.report.galleries import explained_image
 
     first, path = found[0], options.out
     maps, whole = [one.maps.tolist() for one in found], [one.whole.tolist() for one in found]

@@ -229,7 +229,7 @@ def _score_of(model: Reasoner, answer: str, key_padding: Tensor) -> ScoreOf:
         number = classes.index(answer)
 
         def of_class(fused: Tensor) -> Tensor:
-            log_probabilities = model.head_logits(fused.unsqueeze(0)).log_softmax(-1)
+            log_probabilities = model.class_logits(fused.unsqueeze(0)).log_softmax(-1)
             return log_probabilities[0, number].expand(len(fused)) / len(fused)
 
         return of_class

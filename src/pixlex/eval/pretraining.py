@@ -16,12 +16,9 @@ from torch import Tensor
 from pixlex.batch import ImageBatch, ImageTextBatch, Words
 from pixlex.eval.evaluate import DEFAULT_PASS, Evaluation, Measured, Pass, evaluate
 from pixlex.eval.metrics import CodebookUsage
-from pixlex.losses.cross_entropy import caption_loss
-from pixlex.losses.reconstruction import masked_patch_loss, normalized_patches, restored_patches
-from pixlex.models.cbvila import CBViLA
-from pixlex.models.frozen import Frozen
-from pixlex.models.mae import MAE
-from pixlex.nn.masking import SplitPatches, split_patches
+from pixlex.losses import caption_loss, masked_patch_loss, normalized_patches, restored_patches
+from pixlex.models.baselines import MAE, Frozen
+from pixlex.models.cbvila import CBViLA, SplitPatches, split_patches
 from pixlex.objectives.cbvila import JOINT, CBViLAObjective
 from pixlex.objectives.phase import Phase, Step
 

@@ -19,47 +19,38 @@ _SomeModel = TypeVar("_SomeModel", bound=nn.Module)
 class ImageModel(nn.Module):
     """What all networks have in common.
 
-    A language model that is not trained is held outside the module tree, in `_frozen`: it is not saved, and moves
-    with the model between devices.
-
     Attributes:
-        family: as recipes name it.
-        has_codes: whether it writes images as codes.
-        fuses: whether its texts look at images in a fusion encoder.
-        speaks: whether a language model goes on behind its images.
-        mismatch: what another language model or tokenizer differs in, and what that means.
-        config: its configuration.
+        family: As recipes name it.
+        has_codes: Whether it writes images as codes.
+        fuses: Whether its texts look at images in a fusion encoder.
+        speaks: Whether a language model goes on behind its images.
+        mismatch: What another language model or tokenizer differs in, and what that means; None without words.
+        config: Its configuration.
+        grid: Patches along one side of the image.
+        _frozen: The language model that is not trained, or the tokenizer: outside the module tree, so that it is
+            not saved, and moved along between devices.
     """
 
     family: ClassVar[str]
-    mismatch: ClassVar[tuple[str, str]] = (
-        "the vocabulary",
-        "word vectors mean nothing under another vocabulary",
-    )
+    mismatch: ClassVar[tuple[str, str] | None] = None
     config: Any
     _frozen: tuple[Any, ...] = ()
 
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.grid: int = config.grid
+
     @classmethod
     def build(cls: type[_SomeModel], config: Any, *, initialize: bool = True) -> _SomeModel:
-        """Build the model from its configuration.
-
-        Args:
-            config: shapes and switches.
-            initialize: False where weights are read at once: none are drawn or computed.
-        """
+        """Build the model from its configuration; without `initialize`, weights will be read: none are drawn."""
         with initializing(initialize):
             return cls(config)
 
     @property
-    def grid(self) -> int:
-        """Patches along one side of the image."""
-        grid: int = self.config.grid
-        return grid
-
-    @property
     def text_identity(self) -> tuple[str, str] | None:
         """Name and fingerprint of what its words are those of; None where it has no words."""
-        return None
+        return (self._frozen[0].name, self._frozen[0].fingerprint) if self._frozen else None
 
     @torch.no_grad()
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
@@ -69,7 +60,6 @@ class ImageModel(nn.Module):
         return vectors.float().mean(1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move what is frozen along when the model moves."""
         for frozen in self._frozen:
             if isinstance(frozen, nn.Module):
                 frozen._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -82,6 +72,6 @@ def __getattr__(name: str) -> Any:
     if name != "pretrained":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(
-        "pixlex.models.checkpoint is now pixlex.models.checkpoint", DeprecationWarning, stacklevel=2
+        "pixlex.models.pretrained is now pixlex.models.checkpoint", DeprecationWarning, stacklevel=2
     )
     return import_module("pixlex.models.checkpoint")

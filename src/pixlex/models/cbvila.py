@@ -4,59 +4,90 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pixlex.batch import Words
-from pixlex.config.cbvila import CBViLAConfig
+from pixlex.batch import Words, send
 from pixlex.messages import renamed
 from pixlex.models import ImageModel
 from pixlex.models.initialization import initialize_towers
-from pixlex.nn.bert import Context, FusionEncoder, TextEncoder
+from pixlex.nn.bert import Context, FusionEncoder, TextEncoder, TextTokenizer, load_tokenizer
 from pixlex.nn.codebook import LearnedCodebook, Quantized
-from pixlex.nn.masking import SplitPatches
-from pixlex.nn.tokenizer import TextTokenizer, load_tokenizer
-from pixlex.nn.transformer import initialize, initializer, initializing, take_rows
-from pixlex.nn.vit import PIXELS, ClassTokenEncoder, sine_positions, take
+from pixlex.nn.transformer import (
+    ClassTokenEncoder,
+    bridge,
+    initialize,
+    initializer,
+    initializing,
+    register_pixels,
+    sine_positions,
+    take,
+    take_rows,
+)
+
+if TYPE_CHECKING:
+    from pixlex.config.cbvila import CBViLAConfig
 
 # Divides similarities before training, and those that no training has scaled (ALBEF's code).
 START_TEMPERATURE = 0.07
+
+
+@dataclass(frozen=True)
+class SplitPatches:
+    """Indices of the visible and of the hidden patches of each image, both in the order of the grid."""
+
+    visible: Int[Tensor, "B n"]
+    hidden: Int[Tensor, "B m"]
+
+    def to(self, device: torch.device) -> SplitPatches:
+        """Return the same on a device."""
+        return SplitPatches(send(self.visible, device), send(self.hidden, device))
+
+
+def split_patches(
+    num_images: int, num_patches: int, num_visible: int, generator: torch.Generator
+) -> SplitPatches:
+    """Draw exactly `num_visible` patches of each image, all sets alike likely (He et al. 2021, section 3)."""
+    order = torch.rand(num_images, num_patches, generator=generator).argsort(dim=1)
+    return SplitPatches(order[:, :num_visible].sort(dim=1).values, order[:, num_visible:].sort(dim=1).values)
 
 
 class CBViLA(ImageModel):
     """Vision-language model with a visual codebook (Guo et al. 2022, arXiv:2208.00475).
 
     Args:
-        config: shapes of the networks.
-        tokenizer: what texts are read with.
+        config: Shapes of the networks.
+        tokenizer: What texts are read with.
 
     Attributes:
-        image_encoder: all patches, or the visible ones, to vectors.
-        text_encoder: words to vectors.
-        fusion: reads one side, looks at the other; equations 3 to 6 share it.
-        codebook: the visual codewords.
-        log_scale: logarithm of what similarities are multiplied by, 1 over the temperature.
+        image_encoder: All patches, or the visible ones, to vectors.
+        text_encoder: Words to vectors.
+        fusion: Reads one side, looks at the other; equations 3 to 6 share it.
+        codebook: The visual codewords.
+        log_scale: Logarithm of what similarities are multiplied by, 1 over the temperature.
     """
 
     family: ClassVar[str] = "cbvila"
     has_codes: ClassVar[Literal[True]] = True
     speaks: ClassVar[Literal[False]] = False
     fuses: ClassVar[Literal[True]] = True
+    mismatch = ("the vocabulary", "word vectors mean nothing under another vocabulary")
     vocabulary: ClassVar[None] = None  # its codes are no words
     task: ClassVar[None] = None
     config: CBViLAConfig
+    _frozen: tuple[TextTokenizer]
     mean: Tensor
     std: Tensor
 
     def __init__(self, config: CBViLAConfig, tokenizer: TextTokenizer) -> None:
-        super().__init__()
-        image, text, codebook = config.image, config.text, config.codebook
-        width = text.width
-        self.config, self.tokenizer = config, tokenizer
+        super().__init__(config)
+        self._frozen = (tokenizer,)
+        image, text, codebook, width = config.image, config.text, config.codebook, config.text.width
         self.image_encoder = ClassTokenEncoder(
             config.image_size, config.patch_size, image.width, image.depth, image.heads, image.mlp_ratio
         )
@@ -88,9 +119,7 @@ class CBViLA(ImageModel):
             head.apply(initialize)
         initializer(width)(self.text_contrast)
         initializer(image.width)(self.image_contrast)
-        mean, std = PIXELS[image.pixels]
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        register_pixels(self, image.pixels)
 
     @classmethod
     def build(cls, config: CBViLAConfig, *, initialize: bool = True) -> CBViLA:
@@ -103,7 +132,7 @@ class CBViLA(ImageModel):
         """Build the model from the pretrained parts that the configuration names.
 
         Raises:
-            ValueError: a part cannot be loaded or does not fit the configuration.
+            ValueError: A part cannot be loaded or does not fit the configuration.
         """
         model = cls.build(config)
         initialize_towers(
@@ -112,9 +141,9 @@ class CBViLA(ImageModel):
         return model
 
     @property
-    def text_identity(self) -> tuple[str, str]:
-        """Name and fingerprint of the tokenizer."""
-        return self.tokenizer.name, self.tokenizer.fingerprint
+    def tokenizer(self) -> TextTokenizer:
+        """What texts are read with."""
+        return self._frozen[0]
 
     @property
     def num_codewords(self) -> int:
@@ -134,12 +163,7 @@ class CBViLA(ImageModel):
     def encode_image(
         self, images: Float[Tensor, "B 3 H W"], visible: Int[Tensor, "B n"] | None = None
     ) -> Float[Tensor, "B n1 I"]:
-        """Return the class vector of images, then their patch vectors.
-
-        Args:
-            images: RGB pixels in [0, 1].
-            visible: the patches that are seen; all when None.
-        """
+        """Return the class vector of images, RGB in [0, 1], then the vectors of the patches that are seen."""
         seen: Tensor = self.image_encoder((images - self.mean) / self.std, visible)
         return seen
 
@@ -175,11 +199,6 @@ class CBViLA(ImageModel):
         """Return the nearest codeword of each patch of images, nothing hidden; pixels in [0, 1]."""
         return self.quantize_vectors(self.encode_image(images)[:, 1:])
 
-    @property
-    def feature_widths(self) -> dict[str, int]:
-        """Widths of what `patch_features` returns."""
-        return {"encoder": self.config.image.width, "codes": self.config.codebook.dim}
-
     def patch_features(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B N columns"]]:
         """Return one vector for each patch: `encoder`, then `codes`, its codeword."""
         vectors = self.encode_image(images)[:, 1:]
@@ -191,8 +210,8 @@ class CBViLA(ImageModel):
         """Return what names the codewords of hidden patches: vectors, output matrix, bias (equation 4).
 
         Args:
-            fused: the fusion encoder's vectors of class and patches.
-            hidden: places of the hidden patches.
+            fused: The fusion encoder's vectors of class and patches.
+            hidden: Indices of the hidden patches.
         """
         if self.class_patch_head is not None:
             vectors = self.class_patch_head(fused[:, 0], hidden)
@@ -200,7 +219,7 @@ class CBViLA(ImageModel):
             vectors = take(fused[:, 1:], hidden)
         predicted = self.masked_patch_head(vectors.flatten(0, 1))
         output = self.masked_patch_head.codewords
-        if output is None:  # the codewords do not move for the sake of being foretold
+        if output is None:  # the codewords do not move for the sake of being predicted
             return predicted, F.normalize(self.codebook.weight.detach(), dim=-1), None
         return predicted, output.weight, output.bias
 
@@ -249,8 +268,8 @@ class CBViLA(ImageModel):
 
         Args:
             images: RGB pixels in [0, 1].
-            words: one text for each image.
-            split: which patches are seen; the others are predicted.
+            words: One text for each image.
+            split: Which patches are seen; the others are predicted.
         """
         seen = self.encode_image(images, split.visible)
         codewords = self.quantize_vectors(seen[:, 1:]).values
@@ -271,19 +290,14 @@ class VisualQuery(nn.Module):
     """Codewords of visible patches, and a learned vector for hidden ones, as the fusion encoder reads them.
 
     Positions are added again: codewords have lost theirs, and the vector for hidden patches has none.
-
-    Args:
-        codeword_width: width of a codeword.
-        width: D, the width of the fusion encoder.
-        grid: patches along one side.
     """
 
     def __init__(self, codeword_width: int, width: int, grid: int) -> None:
         super().__init__()
         # Codewords as wide as patch vectors are as large as positions; others are brought to that size.
-        bridge = _bridge(codeword_width, width)
+        linear = _bridge(codeword_width, width)
         same = codeword_width == width
-        self.projector = bridge if same else nn.Sequential(bridge, nn.LayerNorm(width, eps=1e-12))
+        self.projector = linear if same else nn.Sequential(linear, nn.LayerNorm(width, eps=1e-12))
         self.hidden = nn.Parameter(torch.empty(1, 1, width))
         self.positions = nn.Parameter(
             sine_positions(grid, width)[:, 1:].clone(memory_format=torch.contiguous_format)
@@ -300,9 +314,8 @@ class VisualQuery(nn.Module):
         """Return the class vector, then one vector for each patch in the order of the grid.
 
         Args:
-            codewords: of the visible patches.
-            class_vectors: of the visible part of each image, not quantized.
-            visible: places of the visible patches.
+            codewords: Of the visible patches, at the indices `visible`.
+            class_vectors: Of the visible part of each image, not quantized.
         """
         projected = self.projector(codewords)
         places = visible.unsqueeze(-1).expand(-1, -1, projected.shape[-1])
@@ -312,12 +325,7 @@ class VisualQuery(nn.Module):
 
 
 class MaskedWordHead(nn.Module):
-    """BERT's head for hidden words; its output matrix is the word embedding (Devlin et al. 2018).
-
-    Args:
-        width: D, the width of the vectors.
-        vocab_size: V.
-    """
+    """BERT's head for hidden words; its output matrix is the word embedding (Devlin et al. 2018)."""
 
     def __init__(self, width: int, vocab_size: int) -> None:
         super().__init__()
@@ -335,10 +343,7 @@ class MaskedWordHead(nn.Module):
 class MaskedPatchHead(nn.Module):
     """Names the codewords of hidden patches: BERT's transform, then an output matrix of its own.
 
-    Args:
-        width: D, the width of the vectors.
-        output_width: width of the vectors compared with the output matrix.
-        num_codewords: rows of the output matrix; None where the codewords themselves are compared.
+    Without `num_codewords` the codewords themselves are compared.
     """
 
     def __init__(self, width: int, output_width: int, num_codewords: int | None) -> None:
@@ -363,12 +368,7 @@ class MaskedPatchHead(nn.Module):
 
 
 class ClassPatchHead(nn.Module):
-    """Makes a vector for each hidden patch of the class vector and the patch's position (CB-ViLA, figure 1).
-
-    Args:
-        width: D, the width of the vectors.
-        num_patches: N.
-    """
+    """Makes a vector for each hidden patch of the class vector and the patch's position (CB-ViLA, figure 1)."""
 
     def __init__(self, width: int, num_patches: int) -> None:
         super().__init__()
@@ -389,8 +389,4 @@ class ClassPatchHead(nn.Module):
 
 def _bridge(before: int, after: int) -> nn.Module:
     """Return a linear map where widths differ."""
-    if before == after:
-        return nn.Identity()
-    linear = nn.Linear(before, after)
-    initializer(before)(linear)
-    return linear
+    return bridge(before, after).apply(initializer(before))

@@ -20,10 +20,9 @@ from torch import Tensor
 from pixlex.config.run import run_from
 from pixlex.files import open_regular, read_json, write_atomically, write_json
 from pixlex.messages import printable
-from pixlex.models import ImageModel
+from pixlex.models.baselines import MAE, VQVAE, Frozen
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.finetuned import Reasoner
-from pixlex.models.frozen import Frozen
 from pixlex.models.initialization import (
     CHECKSUM,
     CONFIG,
@@ -33,8 +32,6 @@ from pixlex.models.initialization import (
     weights_checksum,
 )
 from pixlex.models.lqae import LQAE
-from pixlex.models.mae import MAE
-from pixlex.models.vqvae import VQVAE
 
 Tokenizer = LQAE | VQVAE | CBViLA
 Model = Tokenizer | MAE | Frozen | Reasoner
@@ -49,51 +46,44 @@ _CALLED: Mapping[type, str] = {dict: "keys and values", str: "a text", int: "a w
 # Patches along a side, where no weight depends on them.
 _LARGEST_GRID = 1024
 # Field -> a weight, and which side of it is that long; None: so many numbered parts it has.
-_Sizes = Mapping[str, tuple[str, int | None]]
+_Sizes = dict[str, tuple[str, int | None]]
 
 
-def _vision_sizes(name: str) -> _Sizes:
-    trunk = f"{name}.trunk"
-    return {
-        f"{name}.width": (f"{trunk}.positions", 2),
-        f"{name}.depth": (f"{trunk}.blocks", None),
-        f"{name}.mlp_ratio": (f"{trunk}.blocks.0.expand.weight", 0),
-        "image_size": (f"{trunk}.positions", 1),
-    }
+def _tower(field: str, wide: str, parts: str, expand: str = "expand") -> _Sizes:
+    """The sizes of a transformer: a weight whose third side is its width, and where its layers are."""
+    first = f"{parts}.0.{expand}.weight"
+    return {f"{field}.width": (wide, 2), f"{field}.depth": (parts, None), f"{field}.mlp_ratio": (first, 0)}
 
 
-_PATCHES: _Sizes = {"patch_size": ("encoder.patches.weight", 2)}
-_AUTOENCODER: _Sizes = {**_PATCHES, **_vision_sizes("encoder"), **_vision_sizes("decoder")}
+_ENCODER: _Sizes = {
+    "patch_size": ("encoder.patches.weight", 2),
+    "image_size": ("encoder.trunk.positions", 1),
+    **_tower("encoder", "encoder.trunk.positions", "encoder.trunk.blocks"),
+}
+_AUTOENCODER: _Sizes = {**_ENCODER, **_tower("decoder", "decoder.trunk.positions", "decoder.trunk.blocks")}
 _CBVILA: _Sizes = {
     "patch_size": ("image_encoder.patches.weight", 2),
     "image_size": ("query.positions", 1),
-    "image.width": ("image_encoder.positions", 2),
-    "image.depth": ("image_encoder.blocks", None),
-    "image.mlp_ratio": ("image_encoder.blocks.0.expand.weight", 0),
+    **_tower("image", "image_encoder.positions", "image_encoder.blocks"),
+    **_tower("text", "text_encoder.positions", "text_encoder.layers"),
     "text.positions": ("text_encoder.positions", 1),
-    "text.width": ("text_encoder.positions", 2),
-    "text.depth": ("text_encoder.layers", None),
-    "text.mlp_ratio": ("text_encoder.layers.0.expand.weight", 0),
     "fusion.depth": ("fusion.layers", None),
     "codebook.num_codewords": ("codebook.weight", 0),
     "codebook.dim": ("codebook.weight", 1),
     "contrastive_dim": ("image_contrast.weight", 0),
 }
+_VIT = "network.vit"
 _SIZES: Mapping[str, _Sizes] = {
     "lqae": _AUTOENCODER,
     "vqvae": {
         **_AUTOENCODER, "num_codewords": ("codebook.weight", 0), "codebook_dim": ("codebook.weight", 1),
     },
     "mae": {
-        "patch_size": ("network.vit.embeddings.patch_embeddings.projection.weight", 2),
-        "encoder.width": ("network.vit.embeddings.cls_token", 2),
-        "encoder.depth": ("network.vit.layers", None),
-        "encoder.mlp_ratio": ("network.vit.layers.0.mlp.fc1.weight", 0),
-        "decoder.width": ("network.decoder.mask_token", 2),
-        "decoder.depth": ("network.decoder.decoder_layers", None),
-        "decoder.mlp_ratio": ("network.decoder.decoder_layers.0.mlp.fc1.weight", 0),
+        "patch_size": (f"{_VIT}.embeddings.patch_embeddings.projection.weight", 2),
+        **_tower("encoder", f"{_VIT}.embeddings.cls_token", f"{_VIT}.layers", "mlp.fc1"),
+        **_tower("decoder", "network.decoder.mask_token", "network.decoder.decoder_layers", "mlp.fc1"),
     },
-    "frozen": {**_PATCHES, **_vision_sizes("encoder")},
+    "frozen": _ENCODER,
     "cbvila": _CBVILA,
     "reasoning": {f"body.{field}": (f"body.{name}", side) for field, (name, side) in _CBVILA.items()},
 }  # fmt: skip
@@ -111,9 +101,9 @@ def save(model: Model, folder: Path, *, trained_on: Sequence[str] = ()) -> None:
     """Write a model directory.
 
     Args:
-        model: its weights and configuration are written; of a language model only name and fingerprint.
-        folder: made if missing; files of the same names are replaced.
-        trained_on: descriptions of the data, of all trainings that it went through, the last one at the end.
+        model: Its weights and configuration are written; of a language model only name and fingerprint.
+        folder: Made if missing; files of the same names are replaced.
+        trained_on: Descriptions of the data, of all trainings that it went through, the last one at the end.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -137,7 +127,7 @@ def load(name: str, *, language_model: str | None = None, revision: str | None =
     """Load the model directory of an image tokenizer; see `load_any`.
 
     Raises:
-        ValueError: as `load_any`, or a model of another family, which writes no codes.
+        ValueError: As `load_any`, or a model of another family, which writes no codes.
     """
     model = load_any(name, language_model=language_model, revision=revision)
     if not model.has_codes:
@@ -153,7 +143,7 @@ def load_cbvila(name: str, *, language_model: str | None = None, revision: str |
     """Load the model directory of a CB-ViLA; see `load_any`.
 
     Raises:
-        ValueError: as `load_any`, or a model of another family.
+        ValueError: As `load_any`, or a model of another family.
     """
     model = load_any(name, language_model=language_model, revision=revision)
     return require(CBViLA, model, f"{name} holds a model of family {model.family}, expected one of cbvila")
@@ -170,19 +160,18 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
     """Load a model directory of any family, in evaluation mode, on the CPU.
 
     Args:
-        name: a model directory, a run folder (its `model` is taken), or a repository on the hub; a ViTMAE of
+        name: A model directory, a run folder (its `model` is taken), or a repository on the hub; a ViTMAE of
             transformers is taken for an MAE.
-        language_model: where the frozen language model, or the tokenizer of CB-ViLA, lies now, if not under the
+        language_model: Where the frozen language model, or the tokenizer of CB-ViLA, lies now, if not under the
             name it was trained with.
-        revision: branch, tag or commit of a repository on the hub.
+        revision: Branch, tag or commit of a repository on the hub.
 
     Raises:
-        ValueError: no such model, files missing or damaged, a configuration that is none or does not fit the
+        ValueError: No such model, files missing or damaged, a configuration that is none or does not fit the
             weights (which is found before anything is built), or a language model whose word embeddings are not
             those the codes were made with.
     """
-    folder = _folder_of(name, revision)
-    described = _read_description(folder)
+    folder, described = _description(name, revision)
     if described.get("model_type") == PUBLISHED:
         return MAE.published(folder, name).eval().requires_grad_(False)
     kind, config = MODELS[described["family"]], _model_config(described, language_model, folder)
@@ -205,22 +194,19 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
 
 def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     """Return what `config.json` of a model directory says, the weights unread; see `load_any`."""
-    return _read_description(_folder_of(name, revision))
+    return _description(name, revision)[1]
 
 
-def _folder_of(name: str, revision: str | None) -> Path:
-    return find_model(name, "model", needs=(CONFIG,), files=(CONFIG, WEIGHTS), revision=revision)
-
-
-def _read_description(folder: Path) -> dict[str, Any]:
-    """Return what `config.json` says, its form checked."""
+def _description(name: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
+    """Return a model directory and what its `config.json` says, its form checked."""
+    folder = find_model(name, "model", needs=(CONFIG,), files=(CONFIG, WEIGHTS), revision=revision)
     path = folder / CONFIG
     try:
         config = read_json(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if config.get("model_type") == PUBLISHED:
-        return config
+        return folder, config
     if config.get("format") != FORMAT:
         raise ValueError(f"{path}: expected model format {FORMAT}, got {config.get('format')!r:.80}")
     named = config.get("family")
@@ -228,7 +214,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if model is None:
         raise ValueError(f"{path}: expected family to be one of {', '.join(MODELS)}, got {named!r:.80}")
     fields: dict[str, type] = {"model": dict}
-    if model.text_identity is not ImageModel.text_identity:
+    if model.mismatch is not None:
         fields |= {"language": dict, "language.name": str, "language.fingerprint": str}
     if model.has_codes:
         fields["num_codewords"] = int
@@ -244,7 +230,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
             place = place[key]
         if type(place) is not kind:
             raise ValueError(f"{path}: expected {_CALLED[kind]} in {name}, got {place!r:.80}")
-    return config
+    return folder, config
 
 
 def _model_config(described: Mapping[str, Any], language_model: str | None, folder: Path) -> Any:
@@ -265,10 +251,7 @@ def check_shapes(kind: type[Model], config: Any, folder: Path) -> None:
     """Compare the sizes in a configuration with the shapes of the weights, which are not read for it.
 
     Without it a size beyond all reason would be built, for hours or until the memory is full, and only then be
-    compared.
-
-    Raises:
-        ValueError: naming the field, or the weight that is not there.
+    compared. A ValueError names the field, or the weight that is not there.
     """
     path, where = folder / WEIGHTS, folder / CONFIG
     try:
@@ -316,11 +299,10 @@ def _size(config: Any, field: str) -> int:
         case "image_size":
             value = owner.grid**2
         case "num_images":
-            value = value * config.body.text.width
+            value *= config.body.text.width
         case "answers":
             value = len(value)
-    size: int = value
-    return size
+    return int(value)
 
 
 def _found(shapes: Mapping[str, tuple[int, ...]], name: str, side: int | None) -> int | None:
@@ -333,7 +315,7 @@ def _found(shapes: Mapping[str, tuple[int, ...]], name: str, side: int | None) -
 
 def _check_words(model: Model, described: Mapping[str, Any], folder: Path) -> None:
     """Require the words that the model was trained with."""
-    if model.text_identity is not None:
+    if model.text_identity is not None and model.mismatch is not None:
         (name, found), trained = model.text_identity, described["language"]
         if found != trained["fingerprint"]:
             what, consequence = model.mismatch
@@ -356,9 +338,9 @@ def untrained_copy(model: SomeModel, images: Float[Tensor, "B 3 H W"], seed: int
     everywhere, which makes a weaker opponent than need be.
 
     Args:
-        model: whose configuration is taken.
-        images: some images, pixels in [0, 1].
-        seed: of the weights.
+        model: Whose configuration is taken.
+        images: Some images, pixels in [0, 1].
+        seed: Of the weights.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)

@@ -6,31 +6,47 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pixlex.batch import Words
-from pixlex.config.cbvila import CBViLAConfig, ReasonerConfig
-from pixlex.config.fields import Cut
-from pixlex.config.run import describe_fields, value_at
+from pixlex.batch import ReasoningBatch, Words
 from pixlex.messages import quoted, renamed
 from pixlex.models import ImageModel
 from pixlex.models.cbvila import CBViLA, MaskedWordHead
 from pixlex.models.initialization import resampled
-from pixlex.nn.bert import AnswerDecoder, Context
-from pixlex.nn.tokenizer import TextTokenizer, load_tokenizer
+from pixlex.nn.bert import Context, FusionEncoder, TextTokenizer, load_tokenizer
 from pixlex.nn.transformer import initializer, initializing
+
+if TYPE_CHECKING:
+    from pixlex.config.cbvila import CBViLAConfig, ReasonerConfig
+    from pixlex.config.fields import Cut
 
 # Parameters with a row for each patch -> the number of rows in front of those.
 _ON_GRID = {"image_encoder.positions": 1, "query.positions": 0, "class_patch_head.positions": 0}
-# What no shape depends on.
-_NO_SHAPE = ("image_size", "cut", "dropout_rate")
+# What no shape of a weight depends on.
+_NO_SHAPE = {"image_size", "cut", "dropout_rate", "pretrained", "tokenizer"}
 # Positions of answers whose logits over all words exist at the same time.
 _POSITIONS_AT_ONCE = 2048
+
+
+class AnswerDecoder(FusionEncoder):
+    """A causal fusion encoder: each query attends to itself and those before it.
+
+    The decoder of ALBEF's question answering (Li et al. 2021, section 4.2); its layers have the shapes of the
+    fusion encoder's, from which they start.
+    """
+
+    def _bias(
+        self, queries: Float[Tensor, "B N D"], key_padding: Bool[Tensor, "B N"] | None
+    ) -> Float[Tensor, "B 1 _ N"] | None:
+        length = queries.shape[1]
+        later = torch.full((1, 1, length, length), -torch.inf, device=queries.device).triu(1)
+        # Padding stands on the right, behind all that counts: nothing before it attends to it.
+        return later.expand(len(queries), -1, -1, -1)
 
 
 @dataclass(frozen=True)
@@ -38,9 +54,9 @@ class RankedAnswers:
     """Answers out of a list, the best first.
 
     Attributes:
-        numbers: rows of the list.
-        log_likelihoods: of the whole answer, its end included, in nats; for classes the log-probability.
-        probabilities: among those shown.
+        numbers: Rows of the list.
+        log_likelihoods: Of the whole answer, its end included, in nats; for classes the log-probability.
+        probabilities: Among those shown.
     """
 
     numbers: Int[Tensor, "B k"]
@@ -57,22 +73,23 @@ class Reasoner(ImageModel):
     BEiT-3, in place of ALBEF's doubled layers).
 
     Args:
-        config: shapes of the networks, and the answers.
-        tokenizer: what texts are read with.
+        config: Shapes of the networks, and the answers.
+        tokenizer: What texts are read with.
     """
 
     family: ClassVar[str] = "reasoning"
     has_codes: ClassVar[Literal[False]] = False
     speaks: ClassVar[Literal[False]] = False
     fuses: ClassVar[Literal[True]] = True
-
+    mismatch = CBViLA.mismatch
     config: ReasonerConfig
+    _frozen: tuple[TextTokenizer]
 
     def __init__(self, config: ReasonerConfig, tokenizer: TextTokenizer) -> None:
-        super().__init__()
+        super().__init__(config)
         if not config.answers:
             raise ValueError(f"expected answers for the task {config.task}, got none")
-        self.config, self.tokenizer = config, tokenizer
+        self._frozen = (tokenizer,)
         self.body = CBViLA(config.body, tokenizer)
         text, depth = config.body.text, config.body.fusion.depth
         self.decoder: AnswerDecoder | None = None
@@ -102,13 +119,13 @@ class Reasoner(ImageModel):
         """Build the model on a trained body; the decoder starts as fusion encoder and head for hidden words.
 
         Args:
-            config: shapes of the networks, and the answers.
-            body: of the configuration's shape.
-            before: if given, a fine-tuned model; its head goes on where it is the same: a decoder, or one for the
+            config: Shapes of the networks, and the answers.
+            body: Of the configuration's shape.
+            before: If given, a fine-tuned model; its head goes on where it is the same: a decoder, or one for the
                 same classes and number of images.
 
         Raises:
-            ValueError: the body's weights do not fit the configuration.
+            ValueError: The body's weights do not fit the configuration.
         """
         with initializing(False):
             model = cls(config, body.tokenizer)
@@ -127,9 +144,9 @@ class Reasoner(ImageModel):
         return model
 
     @property
-    def text_identity(self) -> tuple[str, str]:
-        """Name and fingerprint of the tokenizer."""
-        return self.tokenizer.name, self.tokenizer.fingerprint
+    def tokenizer(self) -> TextTokenizer:
+        """What texts are read with."""
+        return self._frozen[0]
 
     @property
     def task(self) -> str:
@@ -154,38 +171,26 @@ class Reasoner(ImageModel):
     def fuse(
         self,
         images: Float[Tensor, "R 3 H W"],
-        word_ids: Int[Tensor, "B T"],
-        key_padding: Bool[Tensor, "B T"],
+        words: Words | ReasoningBatch,
         looks_at: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B n T D"]:
         """Return the words of each text after they have looked at each of its images.
 
         Args:
             images: RGB pixels in [0, 1]; the n images of a text follow each other.
-            word_ids: rows of the word embedding; anything where padded.
-            key_padding: True = padding.
-            looks_at: which group of n images each text looks at; the i-th text at the i-th group when None.
+            words: The texts.
+            looks_at: Which group of n images each text looks at; the i-th text at the i-th group when None.
         """
         body, num_images = self.body, self.config.num_images
         context = body.image_context(body.encode_image(images))
         if looks_at is not None:
             each = torch.arange(num_images, device=images.device)
             context = context.rows((looks_at.unsqueeze(1) * num_images + each).flatten())
-        text = body.encode_text(word_ids, key_padding).repeat_interleave(num_images, dim=0)
-        fused: Tensor = body.fusion(text, context, key_padding.repeat_interleave(num_images, dim=0))
+        text = body.encode_text(words.word_ids, words.key_padding).repeat_interleave(num_images, dim=0)
+        fused: Tensor = body.fusion(text, context, words.key_padding.repeat_interleave(num_images, dim=0))
         return fused.view(-1, num_images, *fused.shape[1:])
 
-    def class_logits(
-        self,
-        images: Float[Tensor, "R 3 H W"],
-        word_ids: Int[Tensor, "B T"],
-        key_padding: Bool[Tensor, "B T"],
-        looks_at: Int[Tensor, " B"] | None = None,
-    ) -> Float[Tensor, "B C"]:
-        """Return the logits of the classes; arguments as for `fuse`."""
-        return self.head_logits(self.fuse(images, word_ids, key_padding, looks_at))
-
-    def head_logits(self, fused: Float[Tensor, "B n T D"]) -> Float[Tensor, "B C"]:
+    def class_logits(self, fused: Float[Tensor, "B n T D"]) -> Float[Tensor, "B C"]:
         """Return the logits of the classes of texts that have looked at their images."""
         assert self.class_head is not None
         logits: Tensor = self.class_head(fused[:, :, 0].flatten(1))
@@ -194,20 +199,19 @@ class Reasoner(ImageModel):
     def look_at_question(
         self,
         images: Float[Tensor, "R 3 H W"],
-        word_ids: Int[Tensor, "B T"],
-        key_padding: Bool[Tensor, "B T"],
+        words: Words | ReasoningBatch,
         looks_at: Int[Tensor, " B"] | None = None,
     ) -> Context:
         """Return questions about images as the decoder looks at them; arguments as for `fuse`."""
         assert self.decoder is not None
-        return self.decoder.project(self.fuse(images, word_ids, key_padding, looks_at)[:, 0], key_padding)
+        return self.decoder.project(self.fuse(images, words, looks_at)[:, 0], words.key_padding)
 
     def write(self, word_ids: Int[Tensor, "A T"], context: Context) -> Float[Tensor, "A T D"]:
         """Return what is compared with word embeddings to find the word behind each word of answers.
 
         Args:
-            word_ids: answers, the start first.
-            context: questions; answer i is to question i modulo their number.
+            word_ids: Answers, the start first.
+            context: Questions; answer i is to question i modulo their number.
         """
         assert self.decoder is not None
         assert self.word_head is not None
@@ -226,9 +230,9 @@ class Reasoner(ImageModel):
         """Return how likely the decoder writes answers, their ends included, in nats.
 
         Args:
-            answers: start, words, end; padded.
-            context: questions; answer i is to question i modulo their number.
-            first: log-probabilities of the first words, which are then not computed anew.
+            answers: Start, words, end; padded.
+            context: As for `write`.
+            first: Log-probabilities of the first words, which are then not computed anew.
         """
         vectors, targets = self.write(answers.word_ids[:, :-1], context), answers.word_ids[:, 1:]
         said = ~answers.key_padding[:, 1:]
@@ -257,21 +261,21 @@ class Reasoner(ImageModel):
 
         Args:
             images: RGB pixels in [0, 1]; the n images of a text follow each other.
-            words: one text for each item.
-            looks_at: see `fuse`.
-            shortlist: answers ranked, 1 or more; 128 in ALBEF.
-            first_token_twice: count the first word twice, for comparison with ALBEF's numbers.
+            words: One text for each item.
+            looks_at: See `fuse`.
+            shortlist: Answers ranked, 1 or more; 128 in ALBEF.
+            first_token_twice: Count the first word twice, for comparison with ALBEF's numbers.
 
         Raises:
-            ValueError: a shortlist below 1.
+            ValueError: A shortlist below 1.
         """
         if shortlist < 1:
             raise ValueError(f"shortlist must be 1 or more, got {shortlist}")
         if self.class_head is not None:
-            logits = self.class_logits(images, words.word_ids, words.key_padding, looks_at).log_softmax(-1)
+            logits = self.class_logits(self.fuse(images, words, looks_at)).log_softmax(-1)
             scores, numbers = logits.sort(dim=1, descending=True)
             return RankedAnswers(numbers, scores, scores.exp())
-        context = self.look_at_question(images, words.word_ids, words.key_padding, looks_at)
+        context = self.look_at_question(images, words, looks_at)
         numbers, first = self._shortlist(context, len(words.word_ids), shortlist)
         scores = self._likelihoods(context, numbers, first)
         if first_token_twice:
@@ -313,14 +317,8 @@ class Reasoner(ImageModel):
         words: Words,
         looks_at: Int[Tensor, " B"] | None = None,
     ) -> list[str]:
-        """Return the answers that the decoder writes freely, word by word, always the likeliest one.
-
-        Args:
-            images: RGB pixels in [0, 1].
-            words: questions.
-            looks_at: see `fuse`.
-        """
-        context = self.look_at_question(images, words.word_ids, words.key_padding, looks_at)
+        """Return the answers that the decoder writes freely, word by word, always the likeliest one."""
+        context = self.look_at_question(images, words, looks_at)
         tokenizer = self.tokenizer
         written = torch.full((len(words.word_ids), 1), tokenizer.start_id, device=words.word_ids.device)
         ended = torch.zeros(len(written), dtype=torch.bool, device=written.device)
@@ -345,12 +343,12 @@ def resized(model: _Fusing, image_size: int | None = None, cut: Cut | None = Non
     """Return a model for images of another size or resize mode, in evaluation mode; itself where nothing changes.
 
     Args:
-        model: the network, pretrained or fine-tuned.
-        image_size: side of the images in pixels; the patches keep theirs, which must divide it. None keeps it.
-        cut: how images become square; None keeps it.
+        model: The network, pretrained or fine-tuned.
+        image_size: Side of the images in pixels; the patches keep theirs. None keeps it.
+        cut: How images become square; None keeps it.
 
     Raises:
-        ValueError: the patch size does not divide the image size.
+        ValueError: The patch size does not divide the image size.
     """
     whole: Any = model
     body: CBViLA = whole if model.task is None else whole.body
@@ -369,14 +367,10 @@ def resized(model: _Fusing, image_size: int | None = None, cut: Cut | None = Non
 def started(config: CBViLAConfig, model: CBViLA) -> CBViLA:
     """Return a network of a configuration with the weights of a trained model.
 
-    Args:
-        config: that of the model but for the size of the images and dropout.
-        model: the trained model.
-
     Raises:
-        ValueError: they differ in something else.
+        ValueError: The configurations differ in more than the size of the images, how they become square, dropout.
     """
-    wanted, there = _shape(config), _shape(model.config)
+    wanted, there = _shape(dataclasses.asdict(config)), _shape(dataclasses.asdict(model.config))
     if wanted != there:
         names = ", ".join(
             f"{key} {quoted(there[key])} -> {quoted(wanted[key])}"
@@ -388,20 +382,21 @@ def started(config: CBViLAConfig, model: CBViLA) -> CBViLA:
         fresh = CBViLA(config, model.tokenizer)
     weights = model.state_dict()
     if config.grid != model.grid:
-        for name, before in _ON_GRID.items():
-            if name in weights:
-                shape = weights[name].shape
-                rows = weights[name].view(-1, shape[-1])
-                moved = resampled(rows[before:].unsqueeze(0), config.grid)[0]
-                weights[name] = torch.cat([rows[:before], moved]).view(*shape[:-2], -1, shape[-1])
+        for name in _ON_GRID.keys() & weights.keys():
+            before, shape = _ON_GRID[name], weights[name].shape
+            rows = weights[name].view(-1, shape[-1])
+            moved = resampled(rows[before:].unsqueeze(0), config.grid)[0]
+            weights[name] = torch.cat([rows[:before], moved]).view(*shape[:-2], -1, shape[-1])
     fresh.load_state_dict(weights)
     return fresh
 
 
-def _shape(config: CBViLAConfig) -> dict[str, object]:
+def _shape(values: dict[str, Any], prefix: str = "") -> dict[str, object]:
     """Return what the shapes of the weights depend on, by dotted names."""
-    values = dataclasses.asdict(config)
-    names = [name for name, _, _ in describe_fields(type(config)) if name.split(".")[0] not in _NO_SHAPE]
-    return {
-        name: value_at(values, name) for name in names if not name.endswith((".pretrained", ".tokenizer"))
-    }
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _shape(value, f"{prefix}{name}.")
+        elif name not in _NO_SHAPE:
+            found[prefix + name] = value
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -23,12 +23,7 @@ _PATCHES_AT_ONCE = 512
 def rows_at_once(grid: int, device: torch.device, batch_size: int) -> int:
     """Return how many images a pass computes: on a CPU always the same number, on a GPU what is asked for.
 
-    A CPU has nothing from larger passes; a GPU would stand idle in those of a CPU.
-
-    Args:
-        grid: Patches along one side of an image.
-        device: Where to compute.
-        batch_size: Of the caller.
+    A CPU has nothing from larger passes; a GPU would stand idle in those of a CPU. `grid` is in patches.
     """
     return max(1, _PATCHES_AT_ONCE // grid**2) if device.type == "cpu" else batch_size
 
@@ -103,19 +98,14 @@ def compute_rows(
     """Compute one row for each row of the inputs, always in the same shape, without gradients.
 
     So a row depends neither on the rows beside it nor on their number. On a CPU it does not depend on `batch_size`
-    either; on a GPU passes are as large as that, and another one may round differently.
+    either; on a GPU passes are as large as that, and another one may round differently. Rows come on the CPU.
 
     Args:
         inputs: Images, or codes, one or more.
         compute: Maps rows to as many rows.
         grid: Patches along one side of an image.
-        device: Where to compute.
-        precision: bf16 computes under autocast.
         batch_size: Rows of a pass on a GPU, 1 or more, filled up where there are fewer.
         sizes: Takes smaller and larger passes on a CPU where they give the same; None fills up.
-
-    Returns:
-        The rows, on the CPU.
 
     Raises:
         RuntimeError: The GPU's memory does not hold such a pass.
@@ -158,12 +148,10 @@ def _not_finite(count: int, row: int | None) -> NotFinite:
 @contextmanager
 def computing(device: torch.device, precision: Precision) -> Iterator[None]:
     """Compute without gradients in a precision, whatever the caller has switched on."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        # Switched off as well as on: the caller may stand inside an autocast of its own.
-        mixed = precision == "bf16"
-        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=mixed))
-        if device.type == "cuda" and not mixed:
-            # Convolutions would round to TF32.
-            stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+    mixed = precision == "bf16"
+    # Convolutions would round to TF32.
+    exact = device.type == "cuda" and not mixed
+    cudnn = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if exact else nullcontext()
+    # Autocast is switched off as well as on: the caller may stand inside one of its own.
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed), cudnn:
         yield

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pixlex.config.cbvila import CBViLAConfig
-from pixlex.config.lqae import VisionConfig
 from pixlex.files import open_regular, read_json
-from pixlex.nn.bert import FusionEncoder, TextEncoder
-from pixlex.nn.tokenizer import EMBEDDED, EMBEDDED_HEAD, embedded_directory
-from pixlex.nn.vit import ClassTokenEncoder, ImageEncoder, sine_positions
+from pixlex.nn.bert import EMBEDDED, EMBEDDED_HEAD, FusionEncoder, TextEncoder, embedded_directory
+from pixlex.nn.transformer import ClassTokenEncoder, ImageEncoder, sine_positions
+
+if TYPE_CHECKING:
+    from pixlex.config.cbvila import CBViLAConfig
+    from pixlex.config.lqae import VisionConfig
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -79,14 +80,14 @@ def find_model(
     """Return the directory that holds a model; one on the hub is downloaded, or taken from its cache.
 
     Args:
-        name: a directory, a run folder (its `model` is taken), or a repository on the hub.
-        what: what to call its contents in an error, such as "pretrained weights".
-        needs: names of files, one of which the directory must hold.
-        files: names or patterns of all files that are read.
-        revision: branch, tag or commit of a repository on the hub.
+        name: A directory, a run folder (its `model` is taken), or a repository on the hub.
+        what: What to call its contents in an error, such as "pretrained weights".
+        needs: Names of files, one of which the directory must hold.
+        files: Names or patterns of all files that are read.
+        revision: Branch, tag or commit of a repository on the hub.
 
     Raises:
-        ValueError: no such directory or repository, or it cannot be reached.
+        ValueError: No such directory or repository, or it cannot be reached.
     """
     for folder in (Path(name), Path(name) / "model"):
         if any((folder / one).is_file() for one in needs):
@@ -115,11 +116,7 @@ def weights_checksum(folder: Path) -> str:
 
 
 def verify_weights(folder: Path, config: Mapping[str, Any]) -> None:
-    """Compare the weights of a model directory with the checksum in its `config.json`, where that has one.
-
-    Raises:
-        ValueError: they are not those that were written.
-    """
+    """Raise a ValueError for weights that are not those of the checksum in `config.json`, where that has one."""
     expected = config.get(CHECKSUM)
     if expected is not None and expected != weights_checksum(folder):
         raise ValueError(
@@ -128,47 +125,44 @@ def verify_weights(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 class Published:
-    """The weights of a published network, by names without what the body is part of.
+    """The weights of a published network in float32, by names without what the body is part of.
 
-    Args:
-        name: a directory, a run folder of ours, a repository on the hub, or "embedded".
-
-    Attributes:
-        weights: in float32.
-        settings: what `config.json` says; of a vision part or a model directory of ours the part.
+    `name` is a directory, a run folder of ours, a repository on the hub, or "embedded"; `settings` is what
+    `config.json` says, of a vision part or a model directory of ours the part.
 
     Raises:
-        ValueError: there are none, or they are damaged.
+        ValueError: There are none, or they are damaged.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        if name == EMBEDDED:
-            folder = embedded_directory()
-        else:
-            needs, all_files = (WEIGHTS, _INDEX), ("*.safetensors", _INDEX, CONFIG)
-            folder = find_model(name, "pretrained weights", needs=needs, files=all_files)
+        embedded = name == EMBEDDED
+        needs, files = (WEIGHTS, _INDEX), ("*.safetensors", _INDEX, CONFIG)
+        folder = (
+            embedded_directory()
+            if embedded
+            else find_model(name, "pretrained weights", needs=needs, files=files)
+        )
         try:
             settings = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
             if settings.keys() >= {"format", CHECKSUM}:  # a model directory of ours
                 verify_weights(folder, settings)
-            files = [WEIGHTS]
+            parts = {WEIGHTS}
             if (folder / _INDEX).is_file():
-                index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-                files = sorted(set(index["weight_map"].values()))
-            loaded = load_file(EMBEDDED_HEAD) if name == EMBEDDED else {}
-            for file in files:
-                loaded |= load_file(folder / file)
+                parts = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+            loaded = load_file(EMBEDDED_HEAD) if embedded else {}
+            for part in sorted(parts):
+                loaded |= load_file(folder / part)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{name}: its weights cannot be read: {error}") from error
-        bare = {_PREFIX.sub("", key): tensor.float() for key, tensor in loaded.items()}
         # TensorFlow's names of a norm's weights, in the oldest files.
         self.weights = {
-            key.replace(".gamma", ".weight").replace(".beta", ".bias"): one for key, one in bare.items()
+            _PREFIX.sub("", key).replace(".gamma", ".weight").replace(".beta", ".bias"): tensor.float()
+            for key, tensor in loaded.items()
         }
         for inner in ("vision_config", "model", "encoder"):  # SigLIP's; a model directory of ours
-            part = settings.get(inner)
-            settings = part if isinstance(part, dict) else settings
+            found = settings.get(inner)
+            settings = found if isinstance(found, dict) else settings
         self.settings = settings
 
     def __getitem__(self, key: str) -> Tensor:
@@ -225,28 +219,23 @@ def initialize_towers(
 ) -> None:
     """Copy published weights into the parts of CB-ViLA for which the configuration names any.
 
-    Args:
-        image_encoder: receives a vision transformer, its positions resampled; a class token that it lacks stays.
-        text_encoder: receives embeddings and first layers of a BERT.
-        fusion: receives the layers behind those, all but the cross-attention.
-        masked_word_head: receives the head behind the last of them, where the weights have one.
-        config: the names.
+    The image encoder receives a vision transformer, its positions resampled; a class token that it lacks stays.
+    The text encoder receives embeddings and first layers of a BERT, the fusion encoder the layers behind those,
+    all but the cross-attention, and the head for hidden words the one behind the last of them, if there is one.
 
     Raises:
-        ValueError: weights that cannot be found or read, or are of other shapes than the configuration's.
+        ValueError: Weights that cannot be found or read, or are of other shapes than the configuration's.
     """
-    names = {config.image.pretrained, config.text.pretrained, config.fusion.pretrained} - {""}
-    published = {name: Published(name) for name in names}
-    image, text, behind = (
-        published.get(part.pretrained) for part in (config.image, config.text, config.fusion)
-    )
-    for part, field, heads in (
+    parts = (config.image, config.text, config.fusion)
+    published = {name: Published(name) for name in {part.pretrained for part in parts} - {""}}
+    image, text, behind = (published.get(part.pretrained) for part in parts)
+    for one, field, heads in (
         (image, "image.heads", config.image.heads),
         (text, "text.heads", config.text.heads),
         (behind, "text.heads", config.text.heads),
     ):
-        if part is not None:
-            part.check_heads(field, heads)
+        if one is not None:
+            one.check_heads(field, heads)
     if image is not None:
         found = vision_weights(image, config.grid, config.image.depth)
         if "class_token" not in found:
@@ -293,13 +282,7 @@ def _bert_layers(bert: Published, first: int, count: int) -> dict[str, Tensor]:
 def vision_weights(vision: Published, grid: int, depth: int) -> dict[str, Tensor]:
     """Return the first layers of a vision transformer by the names of `ClassTokenEncoder`, positions resampled.
 
-    Args:
-        vision: a ViT, DeiT, ViTMAE, DINOv2 or SigLIP; the last has no class token.
-        grid: patches along one side.
-        depth: number of layers.
-
-    Raises:
-        ValueError: none of these.
+    A ViT, DeiT, ViTMAE, DINOv2 or SigLIP, which has no class token; a ValueError refuses others.
     """
     weights = vision.weights
     starts = (f"{key}.0." for key in _VISION_LAYERS)
@@ -355,15 +338,13 @@ def resampled(rows: Float[Tensor, "1 n D"], grid: int) -> Float[Tensor, "1 N D"]
 
 
 def initialize_encoder(encoder: nn.Module, config: VisionConfig, grid: int) -> None:
-    """Copy a vision transformer into the image encoder of LQAE, VQ-VAE, MAE or Frozen, if one is named.
+    """Copy a vision transformer into the image encoder of LQAE, VQ-VAE, MAE or Frozen, if `config` names one.
 
     Args:
-        encoder: an `ImageEncoder`, or the body of transformers' ViTMAE.
-        config: the encoder's; its `pretrained` is the name.
-        grid: patches along one side.
+        encoder: An `ImageEncoder`, or the body of transformers' ViTMAE.
 
     Raises:
-        ValueError: no such weights, or they do not fit the configuration.
+        ValueError: No such weights, or they do not fit the configuration.
     """
     if not config.pretrained:
         return
@@ -381,13 +362,12 @@ def initialize_encoder(encoder: nn.Module, config: VisionConfig, grid: int) -> N
                 f"{vision.name} has {'a' if has_token else 'no'} class token: it needs encoder.class_token="
                 f"{str(has_token).lower()}"
             )
-        token = {"class_token": found["class_token"] + found["positions"][:, :1]} if has_token else {}
+        token = {"class_token": found.pop("class_token") + found["positions"][:, :1]} if has_token else {}
         found["positions"] = found["positions"][:, 1:]
         inside = {key if key.startswith("patches") else f"trunk.{key}": one for key, one in found.items()}
-        inside.pop("trunk.class_token", None)
         vision.copy_into(encoder, {**inside, **token})
     else:
-        vision.copy_into(encoder, dict(_by_transformers_names(found)))
+        vision.copy_into(encoder, _by_transformers_names(found))
 
 
 def _by_transformers_names(found: Mapping[str, Tensor]) -> dict[str, Tensor]:

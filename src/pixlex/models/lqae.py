@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
-from pixlex.config.lqae import LQAEConfig
 from pixlex.models import ImageModel
 from pixlex.nn.codebook import AllMean, Quantized, WordQuantizer, straight_through
 from pixlex.nn.language_model import (
@@ -21,46 +19,31 @@ from pixlex.nn.language_model import (
     load_language_model,
     load_language_words,
 )
-from pixlex.nn.transformer import initializing
-from pixlex.nn.vit import ImageEncoder, PixelDecoder
+from pixlex.nn.transformer import ImageEncoder, PixelDecoder, bridge, initializing
 from pixlex.nn.vocabulary import Vocabulary, build_vocabulary
 
-
-@dataclass(frozen=True)
-class LQAEOutput:
-    """One pass from image to image.
-
-    Attributes:
-        reconstruction: pixels rebuilt from the language model's output, not clipped.
-        quantized: the words, and what the losses need of the search.
-        language: hidden states of the language model.
-        mask: True where a word was hidden from the language model.
-    """
-
-    reconstruction: Float[Tensor, "B 3 H W"]
-    quantized: Quantized
-    language: LanguageOutput
-    mask: Bool[Tensor, "B N"] | None
+if TYPE_CHECKING:
+    from pixlex.config.lqae import LQAEConfig
 
 
 class LQAE(ImageModel):
     """Language quantized autoencoder (LQAE, section 3.2).
 
     Args:
-        config: shapes and switches.
-        language: the frozen masked language model.
-        vocabulary: the words that may be codewords.
+        config: Shapes and switches.
+        language: The frozen masked language model, or its words alone.
+        vocabulary: The words that may be codewords.
         initialize: False where weights are read at once: the search computes nothing that they hold.
 
     Raises:
-        ValueError: when the language model cannot read as many words as the image has patches.
+        ValueError: The language model cannot read as many words as the image has patches.
     """
 
     family: ClassVar[str] = "lqae"
     has_codes: ClassVar[Literal[True]] = True
     speaks: ClassVar[Literal[False]] = False
     fuses: ClassVar[Literal[False]] = False
-    mismatch: ClassVar[tuple[str, str]] = ("word embeddings", "codes mean nothing in another vocabulary")
+    mismatch = ("word embeddings", "codes mean nothing in another vocabulary")
     config: LQAEConfig
     _frozen: tuple[LanguageModel | LanguageWords]
     _word_ids: Tensor
@@ -73,14 +56,13 @@ class LQAE(ImageModel):
         *,
         initialize: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(config)
         num_patches = config.grid**2
         if isinstance(language, LanguageModel) and num_patches > language.max_words:
             raise ValueError(
                 f"{config.image_size} px at patch size {config.patch_size} gives {num_patches} words, but "
                 f"{language.name} reads at most {language.max_words}; use a larger patch_size"
             )
-        self.config = config
         self.vocabulary = vocabulary
         self._frozen = (language,)
         # Moves with the model, so that no step copies it to a GPU anew.
@@ -88,17 +70,9 @@ class LQAE(ImageModel):
         embedding = language.word_embedding[vocabulary.word_ids]
         self.quantizer = WordQuantizer(embedding, config.quantizer, initialize=initialize)
         self.encoder = ImageEncoder(config.encoder, config.image_size, config.patch_size)
-        self.projector = (
-            nn.Identity()
-            if config.encoder.width == self.quantizer.input_dim
-            else nn.Linear(config.encoder.width, self.quantizer.input_dim)
-        )
-        self.decoder = PixelDecoder(
-            config.decoder,
-            config.image_size,
-            config.patch_size,
-            language.width if config.decoder_input == "predicted" else language.hidden_width,
-        )
+        self.projector = bridge(config.encoder.width, self.quantizer.input_dim)
+        width = language.width if config.decoder_input == "predicted" else language.hidden_width
+        self.decoder = PixelDecoder(config.decoder, config.image_size, config.patch_size, width)
         if config.decoder_input == "mixed":
             self.layer_weights = nn.Parameter(torch.zeros(language.num_layers + 1))
 
@@ -122,16 +96,6 @@ class LQAE(ImageModel):
         return language
 
     @property
-    def language_words(self) -> LanguageModel | LanguageWords:
-        """What is known of the language model without its network: name, fingerprint, word embeddings."""
-        return self._frozen[0]
-
-    @property
-    def text_identity(self) -> tuple[str, str]:
-        """Name and fingerprint of the language model."""
-        return self.language_words.name, self.language_words.fingerprint
-
-    @property
     def num_codewords(self) -> int:
         """K, the number of words that may be codewords."""
         return self.quantizer.num_codewords
@@ -149,9 +113,9 @@ class LQAE(ImageModel):
         """Return the nearest word of each patch.
 
         Args:
-            images: pixels in [0, 1].
-            generator: needed with random top-k only.
-            all_mean: mean over the processes that share the batch, keeping gradients.
+            images: Pixels in [0, 1].
+            generator: Needed with random top-k only.
+            all_mean: Mean over the processes that share the batch, keeping gradients.
         """
         quantized: Quantized = self.quantizer(self.projector(self.encoder(images)), generator, all_mean)
         return quantized
@@ -193,7 +157,7 @@ class LQAE(ImageModel):
     def _mixed(self, hidden_states: Sequence[Tensor]) -> Tensor:
         """Return the weighted mean of all layers, each normalized (Peters et al. 2018, equation 1)."""
         mixed: Tensor = sum(
-            weight * functional.layer_norm(hidden.float(), hidden.shape[-1:])
+            weight * F.layer_norm(hidden.float(), hidden.shape[-1:])
             for weight, hidden in zip(self.layer_weights.softmax(0), hidden_states, strict=True)
         )
         return mixed
@@ -203,23 +167,6 @@ class LQAE(ImageModel):
         logits = self.language.logits(hidden, self._word_ids).float()
         embedding = self.quantizer.embedding
         return straight_through(logits.softmax(-1) @ embedding, embedding[logits.argmax(-1)])
-
-    def forward(
-        self,
-        images: Float[Tensor, "B 3 H W"],
-        mask: Bool[Tensor, "B N"] | None = None,
-        generator: torch.Generator | None = None,
-    ) -> LQAEOutput:
-        """Image to words, words through the language model, and back to the image.
-
-        Args:
-            images: pixels in [0, 1].
-            mask: True where a word is hidden from the language model; None hides none.
-            generator: needed with random top-k only.
-        """
-        quantized = self.quantize(images, generator)
-        language = self.encode_text(quantized.values, mask)
-        return LQAEOutput(self.reconstruct(language), quantized, language, mask)
 
     @torch.no_grad()
     def tokenize(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B N"]:

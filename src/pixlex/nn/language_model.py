@@ -1,10 +1,10 @@
-"""Frozen masked language models: embeddings in, hidden states and logits out."""
+"""Frozen language models, masked and causal: embeddings in, hidden states and logits out."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional
 
-from pixlex.nn.tokenizer import EMBEDDED, EMBEDDED_HEAD, embedded_directory
+from pixlex.batch import Words
+from pixlex.nn.bert import EMBEDDED, EMBEDDED_HEAD, CachedTexts, embedded_directory, padded
 from pixlex.nn.transformer import attend
 
 # How far the separated head may stray from the family's own logits; other shapes of a matrix product round
@@ -30,34 +31,18 @@ _WORDS = re.compile(r"(^|\.)(word|tok)_embeddings\.weight")
 
 @dataclass(frozen=True)
 class LanguageOutput:
-    """What a language model makes of a batch of word embeddings.
+    """The last layer's hidden state (after the final norm where the family has one).
 
-    Attributes:
-        last: The last layer's hidden state (after the final norm where the family has one).
-        all_states: Where they were asked for: the embedding layer's output, then every layer's, `num_layers + 1`
-            in all, the last one `last`.
+    Where they were asked for, `hidden_states` are the embedding layer's output, then every layer's, the last one
+    `last`.
     """
 
     last: Float[Tensor, "B T D"]
-    all_states: tuple[Float[Tensor, "B T D"], ...] | None = None
-
-    @property
-    def hidden_states(self) -> tuple[Float[Tensor, "B T D"], ...]:
-        """All hidden states, which were asked for."""
-        assert self.all_states is not None, "ask for all_states"
-        return self.all_states
+    hidden_states: tuple[Float[Tensor, "B T D"], ...] = ()
 
 
 class LanguageWords:
-    """The words of a masked language model, whose network is loaded only where it is needed.
-
-    Args:
-        word_embedding: One row per word id, float32.
-        tokenizer: Its tokenizer.
-        config: Its configuration, as transformers reads it.
-        name: How `load_language_model` found it.
-        load: Loads the whole.
-    """
+    """The words of a masked language model, whose network is loaded (by `load`) only where it is needed."""
 
     def __init__(
         self,
@@ -76,27 +61,29 @@ class LanguageWords:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the word embedding matrix as float32 bytes: codes mean nothing under another one."""
-        return hash_of([self.word_embedding])
+        return _hash_of([self.word_embedding])
 
 
-class LanguageModel(nn.Module):
-    """A pretrained masked language model that never changes: no gradients to its weights, no dropout, ever.
+class _FrozenModel(nn.Module):
+    """A pretrained model that never changes: no gradients to its weights, no dropout, ever."""
+
+    def train(self, mode: bool = True) -> _FrozenModel:
+        """Do nothing: a frozen language model stays in evaluation mode."""
+        return self
+
+
+class LanguageModel(_FrozenModel):
+    """A frozen masked language model.
 
     The body is the family's own network and runs on embeddings that the caller gives; the family's own
     position embeddings count 0, 1, 2, ... whatever the words are (in the official code every `<pad>` shifts
     the later ones). The head is the family's own masked-LM head without its output matrix, which stays apart
     in `head_weight_and_bias`, so that logits of a few words, or a cross-entropy in chunks, need no logits of
-    all words.
+    all words. A ValueError refuses a tokenizer without mask word, or a head of another form.
 
     Args:
         model: A transformers `...ForMaskedLM` in float32; it is taken apart.
-        tokenizer: Its tokenizer.
-        name: How `load_language_model` found it.
         has_head: Whether the masked-LM head is trained.
-
-    Raises:
-        ValueError: The tokenizer has no mask word, or the head is not a transform followed by an output
-            matrix.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, has_head: bool = True) -> None:
@@ -104,20 +91,15 @@ class LanguageModel(nn.Module):
         if tokenizer.mask_token_id is None:
             raise ValueError(f"language model {name!r} has no mask word; expected a masked language model")
         model.eval().requires_grad_(False)
-        self.name = name
+        self.name, self.tokenizer, self.has_head = name, tokenizer, has_head
         self.family: str = model.config.model_type
-        self.tokenizer = tokenizer
         self.mask_id: int = tokenizer.mask_token_id
-        self.has_head = has_head
         self.num_layers: int = model.config.num_hidden_layers
         self.hidden_width: int = model.config.hidden_size
         self.body, self.head, self.output = _take_apart(model, name)
         self.max_words: int = _usable_positions(self.body, model.config.max_position_embeddings)
-        super().train(False)
-
-    def train(self, mode: bool = True) -> LanguageModel:
-        """Do nothing: a frozen language model stays in evaluation mode."""
-        return self
+        nn.Module.train(self, False)
+        self.vocab_size, self.width = self.word_embedding.shape
 
     @property
     def word_embedding(self) -> Float[Tensor, "V D"]:
@@ -125,20 +107,10 @@ class LanguageModel(nn.Module):
         weight: Tensor = self.body.get_input_embeddings().weight
         return weight
 
-    @property
-    def width(self) -> int:
-        """Width of a word embedding."""
-        return self.word_embedding.shape[1]
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of rows of the word embedding matrix."""
-        return self.word_embedding.shape[0]
-
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the word embedding matrix as float32 bytes: codes mean nothing under another one."""
-        return hash_of([self.word_embedding])
+        return _hash_of([self.word_embedding])
 
     def forward(
         self,
@@ -150,13 +122,10 @@ class LanguageModel(nn.Module):
         """Run the body on word embeddings (LQAE, section 3.1: `f(z)` with the language model frozen).
 
         Args:
-            embeddings: Raw word embeddings (rows of `word_embedding` or estimates of them), without
-                positions.
+            embeddings: Raw word embeddings (rows of `word_embedding` or estimates of them), without positions;
+                gradients flow back to them.
             key_padding: True = padding, hidden from attention; None = every word is real.
             all_states: Whether to return the hidden states of all layers.
-
-        Returns:
-            The hidden states; gradients flow back to `embeddings`.
 
         Raises:
             ValueError: More words than the model has positions for.
@@ -167,27 +136,17 @@ class LanguageModel(nn.Module):
                 f"language model {self.name!r} takes at most {self.max_words} words, got {num_words}; "
                 "use larger patches, smaller images, or a language model with more positions"
             )
-        attention = None if key_padding is None else (~key_padding).long()
         output = self.body(
             inputs_embeds=embeddings,
-            attention_mask=attention,
+            attention_mask=None if key_padding is None else (~key_padding).long(),
             output_hidden_states=all_states,
             return_dict=True,
         )
         last = output.last_hidden_state
-        return LanguageOutput(last, (*output.hidden_states[:-1], last) if all_states else None)
+        return LanguageOutput(last, (*output.hidden_states[:-1], last) if all_states else ())
 
     def predict(self, hidden: Float[Tensor, "... hidden_width"]) -> Float[Tensor, "... width"]:
-        """Return the head's transform of last hidden states.
-
-        Its product with the output matrix plus bias are the logits.
-
-        Args:
-            hidden: Last hidden states, `hidden_width` wide.
-
-        Raises:
-            ValueError: The checkpoint brought no masked-LM head.
-        """
+        """Return the head's transform of last hidden states; with output matrix and bias, logits come of it."""
         if not self.has_head:
             raise ValueError(
                 f"language model {self.name!r} has no trained masked-LM head; expected a checkpoint "
@@ -199,39 +158,100 @@ class LanguageModel(nn.Module):
     def logits(
         self, hidden: Float[Tensor, "... hidden_width"], word_ids: Int[Tensor, " K"] | None = None
     ) -> Float[Tensor, "... K"]:
-        """Return one logit per hidden state and word, equal to the family's own.
-
-        Args:
-            hidden: Last hidden states, `hidden_width` wide.
-            word_ids: The words to score; None = the whole vocabulary.
-
-        Raises:
-            ValueError: The checkpoint brought no masked-LM head.
-        """
+        """Return one logit per hidden state and word (None = the whole vocabulary), equal to the family's own."""
         weight, bias = self.head_weight_and_bias()
         if word_ids is not None:
             weight = weight[word_ids]
             bias = None if bias is None else bias[word_ids]
-        return functional.linear(self.predict(hidden), weight, bias)
+        return F.linear(self.predict(hidden), weight, bias)
 
     def head_weight_and_bias(self) -> tuple[Float[Tensor, "V D"], Float[Tensor, " V"] | None]:
         """Return output matrix and bias of the masked-LM head."""
         return self.output.weight, self.output.bias
 
 
+class CausalLanguageModel(_FrozenModel):
+    """A frozen causal language model, a transformers `...ForCausalLM` in float32, that reads embeddings."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
+        super().__init__()
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"language model {name!r}: expected a tokenizer with an end-of-text word, found none"
+            )
+        self.name, self.tokenizer = name, tokenizer
+        self.body = model.eval().requires_grad_(False)
+        self._bare = CachedTexts(tokenizer)
+        self.end_id: int = tokenizer.eos_token_id
+        size = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_words: int | None = int(size) if size else None
+        # What the tokenizer puts before every text, such as Llama's <s>; GPT-2's puts nothing.
+        before = tokenizer("").input_ids
+        self.start_ids: tuple[int, ...] = tuple(one for one in before if one == tokenizer.bos_token_id)[:1]
+        self.width: int = self.body.get_input_embeddings().weight.shape[1]
+        nn.Module.train(self, False)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all weights as float32 bytes: a prefix means nothing to another language model."""
+        weights = sorted(self.body.state_dict().items())
+        return _hash_of(part for name, weight in weights for part in (name.encode(), weight))
+
+    def word_ids(self, text: str) -> list[int]:
+        """Return the words of a text that stands inside a longer one: nothing put before or behind it."""
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def encode(self, texts: Sequence[str], max_words: int) -> Words:
+        """Return texts with their ends, padded on the right, each cut to so many words, 2 or more with the end."""
+        rows = [words[: max_words - 1] for words in self._bare(texts)]
+        return padded(rows, end_id=self.end_id, pad_id=self.end_id)
+
+    def embed(self, word_ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
+        """Return the embeddings of words."""
+        embeddings: Tensor = self.body.get_input_embeddings()(word_ids)
+        return embeddings
+
+    def logits(
+        self, embeddings: Float[Tensor, "B T D"], key_padding: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T V"]:
+        """Return the logits of the word that follows each position; padding is on the right.
+
+        Gradients flow back to `embeddings`; a ValueError refuses more words than the model has positions for.
+        """
+        if self.max_words is not None and embeddings.shape[1] > self.max_words:
+            raise ValueError(
+                f"language model {self.name!r} reads at most {self.max_words} words, got {embeddings.shape[1]}"
+            )
+        output = self.body(inputs_embeds=embeddings, attention_mask=(~key_padding).long(), use_cache=False)
+        logits: Tensor = output.logits
+        return logits
+
+    @torch.no_grad()
+    def write(self, embeddings: Float[Tensor, "B T D"], max_new_words: int) -> list[list[int]]:
+        """Continue rows of one length greedily, to the end of the text, which is part of it, or the limit."""
+        written = self.body.generate(
+            inputs_embeds=embeddings,
+            attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),
+            max_new_tokens=max_new_words,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=self.end_id,
+            pad_token_id=self.end_id,
+        )
+        rows: list[list[int]] = written.tolist()
+        return [row[: row.index(self.end_id) + 1] if self.end_id in row else row for row in rows]
+
+
 def load_language_model(
     name: str = EMBEDDED, *, random_weights: bool = False, random_seed: int = 0
 ) -> LanguageModel:
-    """Load a frozen masked language model.
+    """Load a frozen masked language model in float32 on the CPU.
 
     Args:
         name: "embedded" (needs no network), a name on the hub (`FacebookAI/roberta-base`), or a local
             directory; weights are read from safetensors only and no code of the model's repository is run.
         random_weights: Keep the pretrained word embeddings, draw all other weights anew (LQAE, Table 3 B).
         random_seed: Seed of those draws; the same seed gives the same weights on every call.
-
-    Returns:
-        The model in float32 on the CPU, in evaluation mode, without gradients to its weights.
 
     Raises:
         MissingLanguageModel: "embedded" without the package that carries it.
@@ -243,11 +263,10 @@ def load_language_model(
     source = str(embedded_directory()) if embedded else name
     # It may be loaded in the middle of a computation, whose precision and modes are not those of its checks.
     with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
-        model, tokenizer, missing = load_pretrained(
+        model, tokenizer, missing = _load_pretrained(
             AutoModelForMaskedLM, source, embedded, attn_implementation=registered_attention()
         )
-        body = f"{model.base_model_prefix}."
-        check_complete(source, [key for key in missing if key.startswith(body)])
+        _check_complete(source, [key for key in missing if key.startswith(f"{model.base_model_prefix}.")])
         if embedded:
             unexpected = model.load_state_dict(load_file(EMBEDDED_HEAD), strict=False).unexpected_keys
             assert not unexpected, f"the shipped head does not fit the embedded model: {unexpected}"
@@ -259,20 +278,13 @@ def load_language_model(
             )
             with torch.no_grad():
                 model.get_input_embeddings().weight.copy_(words)
-        has_head = embedded or random_weights or not missing
-        return LanguageModel(model, tokenizer, name=name, has_head=has_head)
+        return LanguageModel(model, tokenizer, name=name, has_head=embedded or random_weights or not missing)
 
 
 def load_language_words(
     name: str = EMBEDDED, *, random_weights: bool = False, random_seed: int = 0
 ) -> LanguageWords | LanguageModel:
-    """Load the words of a masked language model alone; all of it where they cannot be told from other weights.
-
-    Args:
-        name: As for `load_language_model`, as the others.
-        random_weights: As there.
-        random_seed: As there.
-    """
+    """Load the words of a masked language model alone; all of it where they cannot be told from other weights."""
     from huggingface_hub import try_to_load_from_cache
     from transformers import AutoConfig, AutoTokenizer
 
@@ -298,24 +310,40 @@ def load_language_words(
     return LanguageWords(words, tokenizer, config, name=name, load=load)
 
 
-def load_pretrained(kind: Any, source: str, local_only: bool, **options: Any) -> tuple[Any, Any, list[str]]:
+def load_causal_language_model(name: str) -> CausalLanguageModel:
+    """Load a frozen causal language model in float32 on the CPU; name and errors as of `load_causal_parts`."""
+    return CausalLanguageModel(*load_causal_parts(name), name=name)
+
+
+def load_causal_parts(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Return a transformers `...ForCausalLM` on the CPU and its tokenizer, by a name on the hub or a directory.
+
+    Weights are read from safetensors only and no code of the model's repository is run. A ValueError says that
+    there is nothing to load, or something else than a complete causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer, missing = _load_pretrained(AutoModelForCausalLM, name, False, dtype=dtype)
+    _check_complete(name, missing)
+    return model, tokenizer
+
+
+def _load_pretrained(kind: Any, source: str, local_only: bool, **options: Any) -> tuple[Any, Any, list[str]]:
     """Load a model of an Auto class and its tokenizer; return them with the weights that the checkpoint lacks."""
     from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     settings = {"local_files_only": local_only, "trust_remote_code": False}
+    wanted = "causal language model (GPT-like)"
     try:
         config = AutoConfig.from_pretrained(source, **settings)
-        masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
+        fits = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
         if kind is AutoModelForCausalLM:
             # transformers loads a BERT as a causal model, with a warning: it would see the words to come.
-            if masked and not getattr(config, "is_decoder", False):
-                raise ValueError(
-                    f"expected a causal language model (GPT-like), got a {config.model_type!r} model"
-                )
-        elif not masked:
-            raise ValueError(
-                f"expected a masked language model (BERT-like), got a {config.model_type!r} model"
-            )
+            fits = not fits or getattr(config, "is_decoder", False)
+        else:
+            wanted = "masked language model (BERT-like)"
+        if not fits:
+            raise ValueError(f"expected a {wanted}, got a {config.model_type!r} model")
         tokenizer = AutoTokenizer.from_pretrained(source, **settings)
         options = {"dtype": torch.float32, **options, **settings}
         with _quiet_transformers():
@@ -327,8 +355,7 @@ def load_pretrained(kind: Any, source: str, local_only: bool, **options: Any) ->
     return model, tokenizer, sorted(loading["missing_keys"])
 
 
-def check_complete(source: str, missing: list[str]) -> None:
-    """Raise a ValueError for a checkpoint that lacks weights."""
+def _check_complete(source: str, missing: list[str]) -> None:
     if missing:
         raise ValueError(
             f"language model {source!r}: the checkpoint lacks {len(missing)} weights, first {missing[0]}"
@@ -382,8 +409,7 @@ class _Passthrough(nn.Module):
 
 def _take_apart(model: Any, name: str) -> tuple[Any, Any, nn.Linear]:
     """Split a `...ForMaskedLM` into body, head, and output matrix; check that the parts give its logits."""
-    prefix, output = model.base_model_prefix, model.get_output_embeddings()
-    body: Any = model.base_model
+    output, body = model.get_output_embeddings(), model.base_model
     paths = [path for path, module in model.named_modules() if module is output]
     if not isinstance(output, nn.Linear) or len(paths) != 1 or body is model:
         raise ValueError(f"language model {name!r} ({model.config.model_type}) has no head of a known form")
@@ -391,9 +417,9 @@ def _take_apart(model: Any, name: str) -> tuple[Any, Any, nn.Linear]:
     with torch.no_grad():
         expected = model(inputs_embeds=words).logits
         hidden = body(inputs_embeds=words).last_hidden_state
-        setattr(model, prefix, _Passthrough())
+        setattr(model, model.base_model_prefix, _Passthrough())
         model.set_submodule(paths[0], nn.Identity())
-        parts = functional.linear(model(inputs_embeds=hidden).logits, output.weight, output.bias)
+        parts = F.linear(model(inputs_embeds=hidden).logits, output.weight, output.bias)
     if not torch.allclose(parts, expected, rtol=_HEAD_TOLERANCE, atol=_HEAD_TOLERANCE):
         raise ValueError(
             f"language model {name!r} ({model.config.model_type}): expected a head whose logits are a "
@@ -411,7 +437,7 @@ def _usable_positions(body: nn.Module, num_positions: int) -> int:
     return num_positions
 
 
-def hash_of(parts: Iterable[Tensor | bytes]) -> str:
+def _hash_of(parts: Iterable[Tensor | bytes]) -> str:
     """Return the SHA-256 of bytes, and of tensors as float32 bytes."""
     digest = hashlib.sha256()
     for part in parts:

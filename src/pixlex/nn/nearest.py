@@ -24,16 +24,17 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from pixlex.batch import NotFinite
+from pixlex.nn.transformer import multiplies_bfloat16
 
 Metric = Literal["cosine", "euclidean"]
 
 _BLOCK = 2048  # codewords compared at a time
 _GROUP = 64  # codewords whose best score is looked at before their own; divides _BLOCK
-_STRIPE = 512  # codewords rounded at a time: their copies stay in the cache
 _ROWS = {"cpu": 2048, "cuda": 16384}  # rows compared with a block at a time
 _ROWS_IN_DOUBLE = 256  # the same in float64
 _ROW_MULTIPLE = 64  # rows of a product: oneDNN keeps about 1 MB for every shape it has met
@@ -67,7 +68,9 @@ class PreparedCodebook:
             raise ValueError(f"codebook: expected floats of shape (K, D), K and D at least 1, got {got}")
         self.codebook, self.metric = codebook.detach(), metric
         self._version = self._current_version()
-        self._dtype = torch.bfloat16 if _screens_in_bfloat16(codebook.device) else torch.float32
+        # AVX-512's instructions for bfloat16 are slower than float32.
+        screens = multiplies_bfloat16(codebook.device, ("amx_bf16",))
+        self._dtype = torch.bfloat16 if screens else torch.float32
         self._stored: tuple[_Block, ...] | None = None
         with torch.no_grad(), _full_products(codebook.device):
             self._center: Tensor | None = None
@@ -77,15 +80,6 @@ class PreparedCodebook:
             if store:
                 self._stored = tuple(self._blocks(self._dtype))
 
-    def check(self, metric: Metric) -> None:
-        """Raise a ValueError for another metric, or a codebook changed in place since it was prepared."""
-        if metric != self.metric:
-            raise ValueError(
-                f"metric: expected {self.metric!r}, as the codebook was prepared, got {metric!r}"
-            )
-        if self._current_version() != self._version:
-            raise ValueError("codebook: expected it as it was prepared, got it changed in place")
-
     def _current_version(self) -> int:
         return 0 if self.codebook.is_inference() else self.codebook._version
 
@@ -94,14 +88,13 @@ class PreparedCodebook:
         if self._stored is not None and dtype == self._dtype:
             return self._stored
         starts = range(0, len(self.codebook), _BLOCK)
-        return (_Block.of(self.codebook[at : at + _BLOCK], at, self._center, dtype) for at in starts)
+        return (_Block.of(self.codebook[at : at + _BLOCK].float(), at, self._center, dtype) for at in starts)
 
     def _nearest(self, z: Tensor, top_k: int) -> Tensor:
         """Codes (n, top_k): all rows in low precision, then those that got lost in the next higher."""
         codes = torch.empty(len(z), top_k, dtype=torch.long, device=z.device)
         if self._center is None:
-            x = torch.empty_like(z)
-            without_direction = _directions(z, torch.linalg.vector_norm(z, dim=1), out=x)
+            x, without_direction = _directions(z, torch.linalg.vector_norm(z, dim=1))
             if without_direction.any():
                 codes[without_direction] = self._among_all(torch.zeros_like(z[:1]), top_k)
             pending = (~without_direction).nonzero()[:, 0]
@@ -110,10 +103,9 @@ class PreparedCodebook:
         for dtype in dict.fromkeys((self._dtype, torch.float32)):
             if len(pending) == 0:
                 return codes
-            rows = _Rows.of(x if len(pending) == len(x) else x[pending], self._center is not None, dtype)
+            rows = _Rows.of(x[pending], self._center is not None, dtype)
             found, lost = rows.candidates(self._blocks(dtype), top_k, limit=32 + 4 * top_k)
-            kept = z if len(pending) == len(z) else z[pending]
-            codes[pending[~lost]] = self._among(found, kept, lost, top_k)[~lost]
+            codes[pending[~lost]] = self._among(found, z[pending], lost, top_k)[~lost]
             pending = pending[lost]
         if len(pending):
             codes[pending] = self._among_all(z[pending], top_k)
@@ -180,9 +172,6 @@ def nearest_codewords(
         metric: `cosine` or `euclidean`.
         top_k: How many, in [1, K].
 
-    Returns:
-        Codes in [0, K), int64.
-
     Raises:
         ValueError: An empty codebook; widths or devices that differ; an unknown metric, or another one than
             the codebook was prepared for; `top_k` below 1 or above the number of codewords (under `cosine`, of
@@ -192,8 +181,13 @@ def nearest_codewords(
     prepared = codebook
     if not isinstance(prepared, PreparedCodebook):
         prepared = PreparedCodebook(prepared, metric, store=False)
-    prepared.check(metric)
     codewords = prepared.codebook
+    if metric != prepared.metric:
+        raise ValueError(
+            f"metric: expected {prepared.metric!r}, as the codebook was prepared, got {metric!r}"
+        )
+    if prepared._current_version() != prepared._version:
+        raise ValueError("codebook: expected it as it was prepared, got it changed in place")
     if z.ndim != 2 or z.shape[1] != codewords.shape[1] or not z.is_floating_point():
         expected = f"(N, {codewords.shape[1]}), as wide as the codebook"
         raise ValueError(f"z: expected floats of shape {expected}, got {z.dtype} {tuple(z.shape)}")
@@ -230,36 +224,32 @@ class _Block:
     def of(cls, codewords: Tensor, start: int, center: Tensor | None, dtype: torch.dtype) -> _Block:
         """Round codewords; the center is None under `cosine`."""
         size, width = codewords.shape
-        shape = -(-size // _GROUP) * _GROUP, width + (0 if center is None else 3)
-        rounded = torch.zeros(shape, dtype=dtype, device=codewords.device)
-        norms, residuals, excluded = torch.zeros(3, len(rounded), device=codewords.device).unbind()
+        excluded = None
+        if center is None:
+            raw_norm = torch.linalg.vector_norm(codewords, dim=1)
+            y, without = _directions(codewords, raw_norm)
+            norm = torch.ones_like(raw_norm)
+            excluded = without.nonzero()[:, 0] if without.any() else None
+        else:
+            y = codewords - center
+            raw_norm = norm = torch.linalg.vector_norm(y, dim=1)
+        if (row := _row_not_finite(codewords, raw_norm)) is not None:
+            raise NotFinite(f"codebook: expected finite values, got others in codeword {start + row}")
+        filled = -(-size // _GROUP) * _GROUP
+        rounded = y.new_zeros(filled, width + (0 if center is None else 3), dtype=dtype)
+        rounded[:size, :width] = y
+        offset = norm.square() / -2
+        for column in rounded[:size, width:].unbind(1):
+            column.copy_(offset)
+            offset = offset - column.float()
         exact = dtype == torch.float32
-        buffer = rounded.new_empty(0 if exact else min(size, _STRIPE), width, dtype=torch.float32)
-        for at in range(0, size, _STRIPE):
-            part = slice(at, min(at + _STRIPE, size))
-            raw = codewords[part].float()
-            y = rounded[part, :width] if exact else buffer[: len(raw)]
-            if center is None:
-                raw_norm = torch.linalg.vector_norm(raw, dim=1)
-                excluded[part] = _directions(raw, raw_norm, out=y)
-                norms[part] = 1.0
-            else:
-                torch.sub(raw, center, out=y)
-                raw_norm = norms[part] = torch.linalg.vector_norm(y, dim=1)
-            if (row := _row_not_finite(raw, raw_norm)) is not None:
-                raise NotFinite(
-                    f"codebook: expected finite values, got others in codeword {start + at + row}"
-                )
-            offset = norms[part].square() / -2
-            for column in rounded[part, width:].unbind(1):
-                column.copy_(offset)
-                offset = offset - column.float()
-            if not exact:
-                rounded[part, :width] = y
-                residuals[part] = torch.linalg.vector_norm(y.sub_(rounded[part, :width]), dim=1)
-        norm, residual = (one.view(-1, _GROUP).amax(1, keepdim=True) for one in (norms, residuals))
-        without = excluded.nonzero()[:, 0] if excluded.any() else None
-        return cls(start, size, rounded, norm, residual, without)
+        residual = (
+            torch.zeros_like(norm) if exact else torch.linalg.vector_norm(y - rounded[:size, :width], dim=1)
+        )
+        norm, residual = (
+            F.pad(one, (0, filled - size)).view(-1, _GROUP).amax(1, True) for one in (norm, residual)
+        )
+        return cls(start, size, rounded, norm, residual, excluded)
 
 
 @dataclass(frozen=True)
@@ -384,26 +374,18 @@ def _compare(z: Tensor, codewords: Tensor, metric: Metric) -> Tensor:
     return torch.stack([scores, -rounding * scores])
 
 
-def _directions(vectors: Tensor, norm: Tensor, out: Tensor) -> Tensor:
-    """Write rows divided by their norm; return which have none: they become 0."""
-    torch.div(vectors, norm.unsqueeze(1), out=out)
+def _directions(vectors: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows divided by their norm, and which have none: they become 0."""
+    directions = vectors / norm.unsqueeze(1)
     without = torch.zeros_like(norm, dtype=torch.bool)
     # Squares of such values leave the range of float32, though the values do not.
     odd = ~((norm > 1e-15) & (norm < 1e15))
     if odd.any():
         exact = vectors[odd].double()
         norm = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
-        out[odd] = torch.where(norm == 0, 0.0, exact / norm).float()
+        directions[odd] = torch.where(norm == 0, 0.0, exact / norm).float()
         without[odd] = norm[:, 0] == 0
-    return without
-
-
-def _screens_in_bfloat16(device: torch.device) -> bool:
-    """Whether a device has units for products of bfloat16; AVX-512's instructions are slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    has_units = torch.backends.mkldnn.enabled and torch.cpu.get_capabilities().get("amx_bf16")
-    return device.type == "cpu" and bool(has_units)
+    return directions, without
 
 
 def _largest(values: Tensor, top_k: int) -> Tensor:

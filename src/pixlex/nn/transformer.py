@@ -1,16 +1,33 @@
-"""Transformer blocks over sequences of patch vectors."""
+"""Vision transformers: attention and blocks, encoders of images, the decoder to pixels, and masks of patches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from pixlex.config.lqae import VisionConfig
+
+# Mean and standard deviation of each channel of normalized pixels.
+PIXELS = {
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+def register_pixels(module: nn.Module, kind: str) -> None:
+    """Give a module the buffers `mean` and `std` of a way to normalize pixels; they are not saved."""
+    for name, values in zip(("mean", "std"), PIXELS[kind], strict=True):
+        module.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
 
 def take_rows(rows: Float[Tensor, "N *shape"], numbers: Int[Tensor, "*places"]) -> Tensor:
@@ -24,12 +41,17 @@ def take_rows(rows: Float[Tensor, "N *shape"], numbers: Int[Tensor, "*places"]) 
     return rows.index_select(0, numbers.flatten()).view(*numbers.shape, *rows.shape[1:])
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
+def take(sequence: Float[Tensor, "B N D"], places: Int[Tensor, "B n"]) -> Float[Tensor, "B n D"]:
+    """Return the vectors at the given indices of each sequence."""
+    return sequence.gather(1, places.unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))
+
+
+def multiplies_bfloat16(device: torch.device, units: Sequence[str] = ("amx_bf16", "avx512_bf16")) -> bool:
     """Return whether a device has units for products of bfloat16; without, these are slower than in float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     has = torch.cpu.get_capabilities() if device.type == "cpu" and torch.backends.mkldnn.enabled else {}
-    return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
+    return any(has.get(unit) for unit in units)
 
 
 def attend(
@@ -45,13 +67,8 @@ def attend(
     torch's fused attention, except for bfloat16 on the CPU, where its backward pass is several times slower than
     two matrix products around a softmax (docs/benchmarks.md).
 
-    Args:
-        queries: h heads of width d.
-        keys: As many heads.
-        values: As many heads.
-        bias: Added to the scores, broadcast; minus infinity hides a position.
-        scale: None = 1 / sqrt(d).
-        dropout_rate: Of the probabilities, in [0, 1); in evaluation too.
+    The bias is broadcast, minus infinity hides a position; a scale of None is 1 / sqrt(d); probabilities are
+    dropped in evaluation too.
     """
     if queries.device.type != "cpu" or queries.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(
@@ -65,14 +82,7 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Bidirectional multi-head self-attention, softmax(q k / sqrt(D / heads)) v.
-
-    Args:
-        width: D.
-        heads: Number of heads; must divide the width.
-        bias: Whether the four linear maps carry biases.
-        dropout_rate: Of the probabilities in training, in [0, 1).
-    """
+    """Bidirectional multi-head self-attention, softmax(q k / sqrt(D / heads)) v, with dropout of the softmax."""
 
     def __init__(self, width: int, heads: int, *, bias: bool = True, dropout_rate: float = 0.0) -> None:
         super().__init__()
@@ -93,14 +103,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm block of the vision transformer (Dosovitskiy et al. 2020): attention, then a GELU network.
-
-    Args:
-        width: D.
-        heads: Number of attention heads.
-        mlp_ratio: Width of the hidden layer over D.
-        gelu: The activation; "tanh" approximates it.
-    """
+    """Pre-norm block of the vision transformer (Dosovitskiy et al. 2020): attention, then a GELU network."""
 
     def __init__(
         self, width: int, heads: int, mlp_ratio: float = 4.0, *, gelu: Literal["exact", "tanh"] = "exact"
@@ -127,12 +130,6 @@ class OfficialBlock(nn.Module):
     Feed-forward: LN, gelu(fc1) * fc2 with the tanh approximation, depthwise 3x3 convolution over the square
     grid of patches, LN, contraction. Linear maps and convolution carry no bias; norms have epsilon 1e-5.
     Source: the LQAE code; NormFormer (Shleifer et al. 2021) for the norm after attention.
-
-    Args:
-        width: D.
-        heads: Number of attention heads.
-        mlp_ratio: Width of the hidden layer over D.
-        grid: Patches along one side of the square grid.
     """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, grid: int) -> None:
@@ -158,6 +155,167 @@ class OfficialBlock(nn.Module):
         hidden = self.neighbors(on_grid).flatten(2).transpose(1, 2)
         output: Tensor = sequence + self.contract(self.hidden_norm(hidden))
         return output
+
+
+class Trunk(nn.Module):
+    """Learned 2-D positions, then blocks: what encoder and decoder share; `grid` is the patches along one side."""
+
+    def __init__(self, config: VisionConfig, grid: int) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.zeros(1, grid * grid, config.width))
+        self.blocks = nn.ModuleList(
+            OfficialBlock(config.width, config.heads, config.mlp_ratio, grid)
+            if config.block == "official"
+            else Block(config.width, config.heads, config.mlp_ratio, gelu=config.gelu)
+            for _ in range(config.depth)
+        )
+        # The released code ends its trunks without a norm; the standard pre-norm ViT ends with one.
+        self.norm = nn.Identity() if config.block == "official" else nn.LayerNorm(config.width, eps=1e-6)
+
+    def forward(
+        self, sequence: Float[Tensor, "B N D"], before: Float[Tensor, "1 1 D"] | None = None
+    ) -> Float[Tensor, "B M D"]:
+        """Return the sequence, behind a vector without position if one is given, after blocks and norm."""
+        sequence = sequence + self.positions
+        if before is not None:
+            sequence = torch.cat([before.to(sequence.dtype).expand(len(sequence), -1, -1), sequence], dim=1)
+        for block in self.blocks:
+            sequence = block(sequence)
+        normed: Tensor = self.norm(sequence)
+        return normed
+
+
+class ImageEncoder(nn.Module):
+    """Image to one vector per patch (Dosovitskiy et al. 2020, where asked for with a class token among them)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: VisionConfig, image_size: int, patch_size: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.patches = nn.Conv2d(
+            3, config.width, patch_size, stride=patch_size, bias=config.block == "standard"
+        )
+        self.trunk = Trunk(config, image_size // patch_size)
+        self.apply(initialize)
+        nn.init.normal_(self.trunk.positions, std=0.02)
+        # With its position.
+        self.class_token = (
+            nn.Parameter(0.02 * torch.randn(1, 1, config.width)) if config.class_token else None
+        )
+        self.normalizes = config.pixels != "none"
+        register_pixels(self, config.pixels)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
+        """Return one vector per patch of RGB pixels in [0, 1], rows of the grid first."""
+        check_images(images, self.image_size)
+        if self.normalizes:
+            images = (images - self.mean) / self.std
+        patches = self.patches(images).flatten(2).transpose(1, 2)
+        sequence: Tensor = self.trunk(patches, self.class_token)
+        return sequence if self.class_token is None else sequence[:, 1:]
+
+
+class ClassTokenEncoder(nn.Module):
+    """Image to one vector for the whole and one per patch, of all patches or of the visible ones.
+
+    The standard pre-norm vision transformer (Dosovitskiy et al. 2020). Positions are learned, from sines and
+    cosines on (docs/decisions.md, 24). Hidden patches are dropped before the first block, after positions were
+    added (He et al. 2021, section 3). Sizes are in pixels.
+    """
+
+    def __init__(
+        self, image_size: int, patch_size: int, width: int, depth: int, heads: int, mlp_ratio: float = 4.0
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.patches = nn.Conv2d(3, width, patch_size, stride=patch_size)
+        self.class_token = nn.Parameter(torch.empty(1, 1, width))
+        self.positions = nn.Parameter(sine_positions(image_size // patch_size, width))
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.apply(initializer(width))
+        nn.init.normal_(self.class_token, std=0.02)
+
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], visible: Int[Tensor, "B n"] | None = None
+    ) -> Float[Tensor, "B n1 D"]:
+        """Return the class vector, then the patch vectors in the order of the grid, or of `visible`.
+
+        Pixels are normalized; `visible` holds indices of patches.
+        """
+        check_images(images, self.image_size)
+        sequence = self.patches(images).flatten(2).transpose(1, 2) + self.positions[:, 1:]
+        if visible is not None:
+            sequence = take(sequence, visible)
+        first = (self.class_token + self.positions[:, :1]).expand(len(images), -1, -1)
+        sequence = torch.cat([first.to(sequence.dtype), sequence], dim=1)
+        for block in self.blocks:
+            sequence = block(sequence)
+        normed: Tensor = self.norm(sequence)
+        return normed
+
+
+def check_images(images: Tensor, size: int) -> None:
+    """Raise a ValueError for images of another size."""
+    if images.shape[1:] != (3, size, size):
+        raise ValueError(f"expected images of 3 x {size} x {size}, got {tuple(images.shape[1:])}")
+
+
+def sine_positions(grid: int, width: int) -> Float[Tensor, "1 N1 D"]:
+    """Return positions of a square grid after a row of zeros for the class token (He et al. 2021).
+
+    A quarter each of sines and cosines of the column, then of the row, wavelengths from 2 pi to 20,000 pi.
+    """
+    if width % 4:
+        raise ValueError(f"positions of sines and cosines need a width that is a multiple of 4, got {width}")
+    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(grid, dtype=torch.float64).outer(frequencies)
+    along = torch.cat([angles.sin(), angles.cos()], dim=1)
+    both = torch.cat([along.repeat(grid, 1), along.repeat_interleave(grid, dim=0)], dim=1)
+    return torch.cat([torch.zeros(1, width), both.float()]).unsqueeze(0)
+
+
+def bridge(before: int, after: int) -> nn.Module:
+    """Return a linear map where widths differ."""
+    return nn.Identity() if before == after else nn.Linear(before, after)
+
+
+class PixelDecoder(nn.Module):
+    """One vector per patch to an image, by a transformer and a transposed convolution with bias.
+
+    A linear map bridges `input_dim`, the width of the vectors that come in, where the configuration has another.
+    """
+
+    def __init__(self, config: VisionConfig, image_size: int, patch_size: int, input_dim: int) -> None:
+        super().__init__()
+        self.grid = image_size // patch_size
+        self.projector = bridge(input_dim, config.width)
+        self.trunk = Trunk(config, self.grid)
+        self.pixels = nn.ConvTranspose2d(config.width, 3, patch_size, stride=patch_size)
+        self.apply(initialize)
+        nn.init.normal_(self.trunk.positions, std=0.02)
+
+    def forward(self, sequence: Float[Tensor, "B N D"]) -> Float[Tensor, "B 3 H W"]:
+        """Return the image; values are not clipped to [0, 1]."""
+        sequence = self.trunk(self.projector(sequence))
+        on_grid = sequence.transpose(1, 2).reshape(len(sequence), -1, self.grid, self.grid)
+        images: Tensor = self.pixels(on_grid)
+        return images
+
+
+def random_mask(
+    num_images: int, num_patches: int, ratio_min: float, ratio_max: float, generator: torch.Generator
+) -> Bool[Tensor, "B N"]:
+    """Return a mask, True = hidden, on the CPU: i.i.d. with a probability drawn per image between two ratios.
+
+    LQAE hides with ratio 0.5; the released code draws the ratio for every word, which equals the mean ratio
+    throughout, so a range there has no effect. The generator is on the CPU: every device draws the same masks.
+    """
+    span = torch.rand(num_images, 1, generator=generator)
+    ratio = ratio_min + (ratio_max - ratio_min) * span
+    return torch.rand(num_images, num_patches, generator=generator) < ratio
 
 
 # By name: transformers puts functions of its own in the place of torch's.
@@ -188,14 +346,11 @@ def initializer(width: int) -> Callable[[nn.Module], None]:
     """Return an initialization by N(0, 0.02 * sqrt(768 / width)): 0.02 at BERT-base's width, wider below.
 
     What a linear map makes of a normed vector then varies alike at any width. With 0.02 throughout, attention in a
-    network of 128 is nearly even, and what it adds after a norm nearly nothing.
-
-    Args:
-        width: D, of the vectors that come in.
+    network of 128 is nearly even, and what it adds after a norm nearly nothing. Biases become 0, norms stay.
     """
 
     def draw(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             nn.init.normal_(module.weight, std=0.02 * (768 / width) ** 0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -203,12 +358,5 @@ def initializer(width: int) -> Callable[[nn.Module], None]:
     return draw
 
 
-def initialize(module: nn.Module) -> None:
-    """Draw weights of linear maps and convolutions from N(0, 0.02), set biases to zero.
-
-    Meant for `nn.Module.apply`; norms keep their own start. Source: ViT, LQAE's code.
-    """
-    if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+# N(0, 0.02) at any width (ViT, LQAE's code).
+initialize = initializer(768)

@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pixlex.messages import quoted
-from pixlex.nn.language_model import LanguageModel, LanguageWords
+
+if TYPE_CHECKING:
+    from pixlex.nn.language_model import LanguageModel, LanguageWords
 
 VocabularyKind = Literal["clean-words", "whole-words", "all"]
 
@@ -41,23 +43,19 @@ class Vocabulary:
     gives the word ids back. The space in front makes the first word a word like the others where words carry
     their space (byte-level BPE); the other families ignore it.
 
-    With `all` the tokenizer itself writes the text, on one line: pieces are glued to words, what cannot be printed
-    becomes a space, and `from_text` gives the words of the text, which may be others, and more or fewer.
-    `survivors` counts what comes back.
+    With `all` the tokenizer itself (given for it alone) writes the text, on one line: pieces are glued to words,
+    what cannot be printed becomes a space, and `from_text` gives the words of the text, which may be others, and
+    more or fewer. `survivors` counts what comes back.
 
     Args:
-        kind: Which words are codewords.
         word_ids: The language model's id of each codeword.
         words: The text of each codeword by itself, without whitespace; distinct but for `all`.
-        tokenizer: Of the language model, for `all`.
     """
 
     def __init__(
         self, kind: VocabularyKind, word_ids: Int[Tensor, " K"], words: Sequence[str], tokenizer: Any = None
     ) -> None:
-        self.kind = kind
-        self.word_ids = word_ids
-        self.words = tuple(words)
+        self.kind, self.word_ids, self.words = kind, word_ids, tuple(words)
         self._tokenizer = tokenizer
         self._codes = {word: code for code, word in enumerate(self.words)}
         assert len(self.words) == len(word_ids), "one word per id"
@@ -95,13 +93,12 @@ class Vocabulary:
         """
         if self._tokenizer is not None:
             read = _read(self._tokenizer, [text])[0] if text.strip() else []
-            unknown = next((code for code in read if code >= len(self.words)), None)
-            if unknown is None:
-                return read
-            word = self._tokenizer.decode([unknown])
-            raise ValueError(
-                f"the word {word!r} has no row among the {len(self.words)} of the language model"
-            )
+            for unknown in (code for code in read if code >= len(self.words)):
+                word = self._tokenizer.decode([unknown])
+                raise ValueError(
+                    f"the word {word!r} has no row among the {len(self.words)} of the language model"
+                )
+            return read
         try:
             return [self._codes[word] for word in text.split()]
         except KeyError as missing:
@@ -132,10 +129,6 @@ def build_vocabulary(
     `all` (LQAE, section 3.1): every row, special words and pieces included; a row by itself is shown as the
     tokenizer decodes it (`<row:ID>` where nothing can be seen).
 
-    Args:
-        language: The language model whose rows become codewords.
-        kind: "clean-words", "whole-words" or "all".
-
     Raises:
         ValueError: An unknown kind, or no word left.
     """
@@ -161,7 +154,6 @@ def is_fit_to_print(word: str) -> bool:
 
 @cache
 def _unfit_words() -> frozenset[str]:
-    """The hashes of the list."""
     lines = _UNFIT.read_text(encoding="utf-8").splitlines()
     return frozenset(line for line in lines if not line.startswith("#"))
 
@@ -169,16 +161,13 @@ def _unfit_words() -> frozenset[str]:
 def _shown_rows(language: LanguageModel | LanguageWords) -> list[str]:
     """Every row as the tokenizer decodes it by itself; what cannot be seen is escaped, or named by its number."""
     count = min(language.vocab_size, len(language.tokenizer))
-    texts = _texts(language.tokenizer, range(count))
-    texts += [""] * (language.vocab_size - count)
-    shown = ("".join(map(_visible, text.strip(" "))) for text in texts)
+    texts = _texts(language.tokenizer, range(count)) + [""] * (language.vocab_size - count)
+
+    def visible(mark: str) -> str:
+        return mark if mark.isprintable() and not mark.isspace() else f"\\x{ord(mark):02x}"
+
+    shown = ("".join(map(visible, text.strip(" "))) for text in texts)
     return [text or f"<row:{row}>" for row, text in enumerate(shown)]
-
-
-def _visible(mark: str) -> str:
-    """A character, or its escape where nobody would see it."""
-    seen = mark.isprintable() and not mark.isspace()
-    return mark if seen else f"\\x{ord(mark):02x}"
 
 
 def _single_words(language: LanguageModel | LanguageWords) -> dict[int, str]:
@@ -209,29 +198,26 @@ def _texts(tokenizer: Any, rows: range) -> list[str]:
 
 def _stable_in_context(tokenizer: Any, words: dict[int, str]) -> dict[int, str]:
     """Drop words that are misread beside others, until two random orders of all of them are read exactly."""
+
+    def misread(lines: list[list[int]]) -> list[list[int]]:
+        """The lines of words that are read as other ids."""
+        read = _read(tokenizer, [" ".join(words[row] for row in line) for line in lines])
+        return [line for line, ids in zip(lines, read, strict=True) if line != ids]
+
     generator = np.random.default_rng(0)
     clean_rounds = 0
     while words and clean_rounds < 2:
         order = generator.permutation(list(words)).tolist()
-        lines = [order[start : start + _WORDS_PER_LINE] for start in range(0, len(order), _WORDS_PER_LINE)]
-        wrong = {
-            row for line in _misread(tokenizer, words, lines) for row in _culprits(tokenizer, words, line)
-        }
+        wrong: set[int] = set()
+        for line in misread(
+            [order[at : at + _WORDS_PER_LINE] for at in range(0, len(order), _WORDS_PER_LINE)]
+        ):
+            # Both words of every neighboring pair that is misread by itself; the whole line if none is.
+            pairs = misread([[first, second] for first, second in pairwise(line)])
+            wrong.update({row for pair in pairs for row in pair} or line)
         words = {row: word for row, word in words.items() if row not in wrong}
         clean_rounds = 0 if wrong else clean_rounds + 1
     return words
-
-
-def _misread(tokenizer: Any, words: dict[int, str], lines: list[list[int]]) -> list[list[int]]:
-    """The lines of words that are read as other ids."""
-    read = _read(tokenizer, [" ".join(words[row] for row in line) for line in lines])
-    return [line for line, ids in zip(lines, read, strict=True) if line != ids]
-
-
-def _culprits(tokenizer: Any, words: dict[int, str], line: list[int]) -> set[int]:
-    """Both words of every neighboring pair that is misread by itself; the whole line if none is."""
-    pairs = [[first, second] for first, second in pairwise(line)]
-    return {row for pair in _misread(tokenizer, words, pairs) for row in pair} or set(line)
 
 
 def _read(tokenizer: Any, texts: list[str]) -> list[list[int]]:

@@ -9,12 +9,15 @@ from torch import Tensor
 
 from pixlex.batch import ImageBatch, ImageTextBatch, send
 from pixlex.config.lqae import MAEObjectiveConfig, VQVAEObjectiveConfig
-from pixlex.losses.cross_entropy import caption_loss
-from pixlex.losses.quantization import codebook_loss, commitment_loss
-from pixlex.losses.reconstruction import masked_patch_loss, normalized_patches, pixel_loss
-from pixlex.models.frozen import Frozen
-from pixlex.models.mae import MAE
-from pixlex.models.vqvae import VQVAE
+from pixlex.losses import (
+    caption_loss,
+    codebook_loss,
+    commitment_loss,
+    masked_patch_loss,
+    normalized_patches,
+    pixel_loss,
+)
+from pixlex.models.baselines import MAE, VQVAE, Frozen
 from pixlex.objectives.codebook import count_usage, restart
 from pixlex.objectives.lqae import quantization_norms, weighted_sum
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step

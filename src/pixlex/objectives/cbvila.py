@@ -15,20 +15,20 @@ from torch import Tensor
 from pixlex.batch import ImageTextBatch, send
 from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.distributed import Processes
-from pixlex.losses.cross_entropy import (
+from pixlex.losses import (
     IGNORED,
+    codebook_loss,
+    commitment_loss,
     hard_negatives,
     image_text_contrastive_loss,
     image_text_matching_loss,
+    masked_patch_loss,
     masked_word_loss,
 )
-from pixlex.losses.quantization import codebook_loss, commitment_loss
-from pixlex.losses.reconstruction import masked_patch_loss
-from pixlex.models.cbvila import START_TEMPERATURE, CBViLA
+from pixlex.models.cbvila import START_TEMPERATURE, CBViLA, SplitPatches, split_patches
+from pixlex.nn.bert import WordDraws, mask_words
 from pixlex.nn.codebook import Quantized
-from pixlex.nn.masking import SplitPatches, WordDraws, mask_words, split_patches
-from pixlex.nn.transformer import take_rows
-from pixlex.nn.vit import take
+from pixlex.nn.transformer import take, take_rows
 from pixlex.objectives.codebook import CodebookMaintenance
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 

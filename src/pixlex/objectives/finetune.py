@@ -11,7 +11,7 @@ from torch import Tensor
 from pixlex.batch import ReasoningBatch, send
 from pixlex.config.cbvila import ReasoningObjectiveConfig
 from pixlex.data.text import agreement_targets
-from pixlex.losses.cross_entropy import masked_word_loss
+from pixlex.losses import masked_word_loss
 from pixlex.messages import quoted
 from pixlex.models.finetuned import Reasoner
 from pixlex.nn.transformer import take_rows
@@ -60,7 +60,7 @@ class ReasoningObjective(Objective):
             loss = self._written(batch, total)
             return LossTerms(loss, {"answer": loss})
         labels = send(torch.tensor([self._class_of(given) for given in batch.answers]), batch.images.device)
-        logits = self.model.class_logits(batch.images, batch.word_ids, batch.key_padding, batch.looks_at)
+        logits = self.model.class_logits(self.model.fuse(batch.images, batch, batch.looks_at))
         loss = F.cross_entropy(logits, labels, reduction="sum") / total
         accuracy = (logits.detach().argmax(1) == labels).float().mean()
         return LossTerms(loss, {"answer": loss}, {"accuracy": accuracy})
@@ -82,7 +82,7 @@ class ReasoningObjective(Objective):
         ]
         rows = send(torch.tensor([row for row, _, _ in weighted]), device)
         weights = torch.tensor([weight for _, _, weight in weighted])
-        context = model.look_at_question(batch.images, batch.word_ids, batch.key_padding, batch.looks_at)
+        context = model.look_at_question(batch.images, batch, batch.looks_at)
         words = model.tokenize_texts([text for _, text, _ in weighted], model.config.max_answer_words)
         vectors = model.write(send(words.word_ids[:, :-1], device), context.rows(rows))
         targets, shown = words.word_ids[:, 1:], ~words.key_padding[:, 1:]

@@ -9,13 +9,10 @@ from torch import Tensor
 
 from pixlex.batch import ImageBatch, send
 from pixlex.config.lqae import LQAEObjectiveConfig
-from pixlex.losses.cross_entropy import masked_word_loss
-from pixlex.losses.quantization import codebook_loss, commitment_loss, entropy_regularization
-from pixlex.losses.reconstruction import pixel_loss
+from pixlex.losses import codebook_loss, commitment_loss, entropy_regularization, masked_word_loss, pixel_loss
 from pixlex.models.lqae import LQAE
 from pixlex.nn.codebook import Quantized
-from pixlex.nn.masking import random_mask
-from pixlex.nn.transformer import take_rows
+from pixlex.nn.transformer import random_mask, take_rows
 from pixlex.objectives.codebook import count_usage
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 

@@ -14,7 +14,7 @@ from pixlex.data.images import open_source
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.prompted import FrozenClassifier
 from pixlex.eval.few_shot.prompts import Episode, Setting, Shown
-from pixlex.models.frozen import Frozen
+from pixlex.models.baselines import Frozen
 
 SETTING = Setting(ways=2, shots=1, repeats=1)
 

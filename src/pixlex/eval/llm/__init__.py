@@ -23,7 +23,7 @@ def connect(options: LLMOptions) -> LanguageClient:
 
     from pixlex.distributed import pick_device
     from pixlex.eval.llm.local import LocalClient
-    from pixlex.nn.causal import load_causal_parts
+    from pixlex.nn.language_model import load_causal_parts
 
     device, precision = pick_device(options.device), options.precision
     if precision == "auto":

@@ -10,9 +10,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pixlex.losses.cross_entropy import caption_loss, masked_word_loss
-from pixlex.losses.quantization import codebook_loss, commitment_loss, entropy_regularization
-from pixlex.losses.reconstruction import masked_patch_loss, normalized_patches, pixel_loss, restored_patches
+from pixlex.losses import (
+    caption_loss,
+    codebook_loss,
+    commitment_loss,
+    entropy_regularization,
+    hard_negatives,
+    image_text_contrastive_loss,
+    image_text_matching_loss,
+    masked_patch_loss,
+    masked_word_loss,
+    normalized_patches,
+    pixel_loss,
+    restored_patches,
+)
 
 
 def test_pixel_loss_is_the_mean_square() -> None:
@@ -23,17 +34,11 @@ def test_pixel_loss_is_the_mean_square() -> None:
 
 
 def test_masked_patch_loss_counts_hidden_patches_alone() -> None:
-    """Against a loop; what is predicted for visible patches does not matter."""
+    """What is predicted for visible patches does not matter."""
     predicted, patches, mask = torch.randn(3, 5, 12), torch.randn(3, 5, 12), torch.rand(3, 5) < 0.6
-    squares = [
-        np.mean((predicted[i, n].double().numpy() - patches[i, n].numpy()) ** 2)
-        for i in range(3)
-        for n in range(5)
-        if mask[i, n]
-    ]
-    assert float(masked_patch_loss(predicted, patches, mask)) == pytest.approx(np.mean(squares), rel=1e-5)
+    expected = float((predicted[mask] - patches[mask]).double().square().mean())
     predicted[~mask] = 1e6
-    assert float(masked_patch_loss(predicted, patches, mask)) == pytest.approx(np.mean(squares), rel=1e-5)
+    assert float(masked_patch_loss(predicted, patches, mask)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_normalized_patches_have_mean_zero_and_variance_one_and_can_be_restored() -> None:
@@ -50,20 +55,15 @@ def test_caption_loss_is_the_mean_over_words_that_are_no_padding() -> None:
     """Against a loop; two processes that divide by the mean number of words give the mean of all."""
     logits, word_ids = torch.randn(4, 5, 7), torch.randint(0, 7, (4, 5))
     key_padding = torch.arange(5) >= torch.tensor([[5], [2], [1], [3]])
-    losses = [
-        float(logits[i, t].logsumexp(0) - logits[i, t, word_ids[i, t]])
-        for i in range(4)
-        for t in range(5)
-        if not key_padding[i, t]
-    ]
+    places = (~key_padding).nonzero().tolist()
+    losses = [float(logits[i, t].logsumexp(0) - logits[i, t, word_ids[i, t]]) for i, t in places]
+    word_ids[key_padding] = 0
     assert float(caption_loss(logits, word_ids, key_padding)) == pytest.approx(np.mean(losses), rel=1e-5)
     halves = [
         float(caption_loss(logits[part], word_ids[part], key_padding[part], total=len(losses) / 2))
         for part in (slice(0, 2), slice(2, 4))
     ]
     assert np.mean(halves) == pytest.approx(np.mean(losses), rel=1e-5)
-    word_ids[key_padding] = 0
-    assert float(caption_loss(logits, word_ids, key_padding)) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_commitment_moves_patches_and_codebook_loss_moves_codewords() -> None:
@@ -72,36 +72,23 @@ def test_commitment_moves_patches_and_codebook_loss_moves_codewords() -> None:
     codewords = torch.randn(2, 3, 4, requires_grad=True)
     commitment, codebook = commitment_loss(z, codewords), codebook_loss(z, codewords)
     assert torch.equal(commitment, codebook)
-    assert torch.autograd.grad(commitment, codewords, allow_unused=True) == (None,)
-    assert torch.autograd.grad(codebook, z, allow_unused=True) == (None,)
     expected = 2 * (z - codewords).detach() / z.numel()
-    torch.testing.assert_close(torch.autograd.grad(commitment_loss(z, codewords), z)[0], expected)
-    torch.testing.assert_close(torch.autograd.grad(codebook_loss(z, codewords), codewords)[0], -expected)
-
-
-def test_masked_word_loss_equals_full_cross_entropy() -> None:
-    """Value and gradient of the chunked loss against all logits at once; frozen head gets no gradient."""
-    vectors = torch.randn(700, 16, requires_grad=True)
-    weight, bias = torch.randn(900, 16), torch.randn(900)
-    word_ids = torch.randint(0, 900, (700,))
-    expected = F.cross_entropy(vectors @ weight.T + bias, word_ids)
-    (reference,) = torch.autograd.grad(expected, vectors)
-    loss = masked_word_loss(vectors, word_ids, weight, bias)
-    torch.testing.assert_close(loss, expected)
-    (gradient,) = torch.autograd.grad(loss, vectors)
-    torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-7)
+    for loss, moved, other in ((commitment, z, codewords), (codebook, codewords, z)):
+        found, none = torch.autograd.grad(loss, (moved, other), allow_unused=True)
+        assert none is None
+        torch.testing.assert_close(found, expected if moved is z else -expected)
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("count", [0, 5, 700])
 def test_masked_word_loss_reaches_all_that_is_trained(with_bias: bool, count: int) -> None:
-    """Gradients of vectors, weights and bias, words counted unlike, against all logits at once; twice the same."""
+    """Value and gradients, words counted unlike, against all logits at once; twice the same; 0 of nothing."""
     vectors, weight = torch.randn(count, 16, requires_grad=True), torch.randn(90, 16, requires_grad=True)
     bias = torch.randn(90, requires_grad=True) if with_bias else None
     word_ids, factors = torch.randint(0, 90, (count,)), torch.rand(count)
     learned = [vectors, weight, *([] if bias is None else [bias])]
-    logits = F.linear(vectors, weight, bias)
-    expected = (factors * F.cross_entropy(logits, word_ids, reduction="none")).sum() / 7
+    losses = F.cross_entropy(F.linear(vectors, weight, bias), word_ids, reduction="none")
+    expected = (factors * losses).sum() / 7
     reference = torch.autograd.grad(3 * expected, learned)
     loss = masked_word_loss(vectors, word_ids, weight, bias, total=7.0, factors=factors, block=256)
     torch.testing.assert_close(loss, expected)
@@ -112,7 +99,9 @@ def test_masked_word_loss_reaches_all_that_is_trained(with_bias: bool, count: in
             torch.testing.assert_close(found, other, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         alone = masked_word_loss(vectors, word_ids, weight, bias, total=7.0, factors=factors)
+        mean = masked_word_loss(vectors, word_ids, weight, bias)
     torch.testing.assert_close(alone, expected)
+    torch.testing.assert_close(mean, losses.sum() / max(count, 1))
 
 
 def test_masked_word_loss_in_low_precision_is_near() -> None:
@@ -132,24 +121,16 @@ def test_masked_word_loss_in_low_precision_is_near() -> None:
         assert float((found - expected).norm() / expected.norm()) < 0.02
 
 
-def test_masked_word_loss_starts_at_log_of_the_vocabulary() -> None:
-    """A head that knows nothing is at ln V; nothing hidden gives 0, not 0/0."""
-    weight = torch.randn(1000, 8)
-    loss = masked_word_loss(torch.zeros(20, 8), torch.arange(20), weight, None)
-    assert float(loss) == pytest.approx(math.log(1000), rel=1e-5)
-    empty = masked_word_loss(torch.zeros(0, 8), torch.zeros(0, dtype=torch.long), weight, None)
-    assert float(empty) == 0.0
-
-
-def test_masked_word_loss_of_two_halves_averages_to_the_whole() -> None:
-    """With the shared total, the mean over two processes is the loss of one, also with uneven halves."""
+def test_masked_word_loss_starts_at_log_of_the_vocabulary_and_halves_average_to_the_whole() -> None:
+    """A head that knows nothing is at ln V; with the shared total, two processes average to the loss of one."""
     vectors, word_ids, weight = torch.randn(30, 8), torch.randint(0, 50, (30,)), torch.randn(50, 8)
-    whole = masked_word_loss(vectors, word_ids, weight, None)
+    nothing = masked_word_loss(torch.zeros(30, 8), word_ids, weight, None)
+    assert float(nothing) == pytest.approx(math.log(50), rel=1e-5)
     halves = [
         masked_word_loss(vectors[part], word_ids[part], weight, None, total=30 / 2)
         for part in (slice(0, 11), slice(11, 30))
     ]
-    torch.testing.assert_close(sum(halves) / 2, whole)
+    torch.testing.assert_close(sum(halves) / 2, masked_word_loss(vectors, word_ids, weight, None))
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -177,3 +158,48 @@ def test_entropy_regularization_is_lowest_for_sure_and_spread_codes() -> None:
     spread = entropy_regularization(codebook.repeat(2, 1), codebook, 0.01)
     assert float(collapsed) == pytest.approx(0.0, abs=1e-4)
     assert float(spread) == pytest.approx(-math.log(8), rel=1e-3)
+
+
+def test_contrast_is_the_cross_entropy_of_both_directions() -> None:
+    """One positive each: InfoNCE; equal similarities: ln B."""
+    scores, own = torch.randn(5, 5), torch.arange(5)
+    same = torch.eye(5, dtype=torch.bool)
+    expected = (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
+    torch.testing.assert_close(image_text_contrastive_loss(scores, scores.T, same), expected)
+    level = image_text_contrastive_loss(torch.zeros(5, 5), torch.zeros(5, 5), same)
+    assert float(level) == pytest.approx(math.log(5))
+
+
+def test_what_is_the_same_shares_the_target() -> None:
+    """Two captions of one image: half each; the loss is lowest where both are equally likely."""
+    same = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
+    found = float(image_text_contrastive_loss(9.0 * same, 9.0 * same, same))
+    assert found == pytest.approx(2 * math.log(2) / 3, abs=1e-3)
+    alone = 9 * torch.eye(3)
+    assert float(image_text_contrastive_loss(alone, alone, same)) > found + 1
+
+
+def test_matching_is_the_cross_entropy_of_two_classes_without_ignored_rows() -> None:
+    logits = torch.tensor([[0.0, 2.0], [1.0, 0.0], [5.0, -5.0]])
+    labels = torch.tensor([1, 0, -100])
+    expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))) / 2
+    assert float(image_text_matching_loss(logits, labels)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("first", [5.0, math.nan, math.inf])
+def test_hard_negatives_follow_the_similarities_and_never_the_same(first: float) -> None:
+    """Fractions of many draws are softmax + 1e-4 without what is the same; even where similarities are broken."""
+    similarity, count = torch.tensor([[1.0, first, 0.0, 2.0]]), 40_000
+    same = torch.tensor([[True, False, False, False]])
+    chance = (torch.arange(count) + 0.5) / count
+    drawn = hard_negatives(similarity.expand(count, 4), same.expand(count, 4), chance)
+    weights = torch.softmax(similarity[0], 0) + 1e-4 if math.isfinite(first) else torch.ones(4)
+    weights[0] = 0
+    share = np.bincount(drawn.numpy(), minlength=4) / count
+    np.testing.assert_allclose(share, (weights / weights.sum()).numpy(), atol=1e-3)
+
+
+def test_hard_negatives_at_the_ends() -> None:
+    """A row whose columns are all the same has none; the ends of chance stay within what can be drawn."""
+    same = torch.tensor([[True, True, True], [True, False, True], [True, False, True]])
+    assert hard_negatives(torch.zeros(3, 3), same, torch.tensor([0.999999, 0.0, 1.0])).tolist() == [-1, 1, 1]
