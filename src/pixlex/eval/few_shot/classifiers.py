@@ -210,9 +210,7 @@ class FeatureClassifier(Classifier):
     scorer: str
     identity: str
     features: Features
-    values: Callable[
-        [Vectors, Classes, Vector], Values
-    ]  # of support, its classes, the query
+    values: Callable[[Vectors, Classes, Vector], Values]  # of support, its classes, the query
     tolerance: float
 
     def answer(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> Iterator[Answer]:
