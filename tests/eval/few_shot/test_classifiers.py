@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from tests.eval.few_shot.fakes import FakeReader, paper_settings
-from tests.tiny import evaluation_batches, tiny_lqae, tiny_mae, tiny_vqvae, write_images
+from tests.tiny import evaluation_batches, tiny_lqae, tiny_mae, tiny_vqvae
 
-from pixlex.data.images import open_source
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.classifiers import (
     Chance,
@@ -158,15 +157,6 @@ def test_scale_and_place_of_the_features_do_not_matter() -> None:
     assert weak == pytest.approx([0, 0], abs=1e-2)
     with pytest.raises(ValueError, match=r"strength must be above 0, got 0"):
         linear_per_episode(pixel_features(), strength=0.0)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
-    """Ten pictures; the last is a copy of the first, and one cannot be read."""
-    folder = write_images(tmp_path_factory.mktemp("images"), [f"{number}.png" for number in range(8)])
-    (folder / "8.png").write_bytes(b"no picture")
-    (folder / "9.png").write_bytes((folder / "0.png").read_bytes())
-    return open_source(str(folder))
 
 
 def _episode(support: list[int], query: int, answer: int, number: int = 0) -> Episode:

@@ -8,23 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from tests.eval.llm.tiny_causal import tiny_causal
-from tests.tiny import evaluation_batches, tiny_frozen, write_images
+from tests.tiny import evaluation_batches, tiny_frozen
 
-from pixlex.data.images import open_source
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.prompted import FrozenClassifier
 from pixlex.eval.few_shot.prompts import Episode, Setting, Shown
 from pixlex.models.baselines import Frozen
 
 SETTING = Setting(ways=2, shots=1, repeats=1)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
-    """Six pictures, the last of which cannot be read."""
-    folder = write_images(tmp_path_factory.mktemp("images"), [f"{number}.png" for number in range(5)])
-    (folder / "5.png").write_bytes(b"no picture")
-    return open_source(str(folder))
 
 
 def _episode(number: int = 0, *, names: tuple[str, ...] = ("dax", "blicket"), query: int = 2) -> Episode:
@@ -35,7 +26,7 @@ def _episode(number: int = 0, *, names: tuple[str, ...] = ("dax", "blicket"), qu
 def _by_hand(model: Frozen, source: ImageSource, query: int = 2) -> torch.Tensor:
     """The prompt's embeddings, one text and image after the other."""
     language = model.language
-    (batch,) = evaluation_batches(source, image_size=32, batch_size=8)
+    (batch,) = evaluation_batches(source, image_size=32, batch_size=16)
     prefix = model.prefix(batch.images)
 
     def text(words: str) -> torch.Tensor:
@@ -100,7 +91,7 @@ def test_the_greedy_text_must_be_exactly_the_name(
 
 def test_a_broken_image_fails_its_episode_alone(causal_language: Path, source: ImageSource) -> None:
     answerer = FrozenClassifier(tiny_frozen(causal_language), scorer="likelihood")
-    answers = list(answerer.answer(SETTING, [_episode(0, query=5), _episode(1)], source))
+    answers = list(answerer.answer(SETTING, [_episode(0, query=8), _episode(1)], source))
     assert [answer.credit is None for answer in answers] == [True, False]
     assert answers[0].detail == "an image cannot be read"
 

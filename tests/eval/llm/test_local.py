@@ -118,14 +118,6 @@ def test_a_candidate_that_grows_together_with_the_prompt() -> None:
         assert [*encoded.prefix, *rest] == tokenizer(prompt + text)["input_ids"]
 
 
-def test_answers_do_not_depend_on_the_batch(causal: Path, client: LocalClient) -> None:
-    single = connect(LLMOptions(model=str(causal), batch_size=1))
-    several = score(client, PROMPTS, CANDIDATES)
-    for number, alone in score(single, PROMPTS, CANDIDATES).items():
-        assert several[number].log_probabilities == pytest.approx(alone.log_probabilities, abs=1e-4)
-    assert single.identity == client.identity
-
-
 def _short_of_memory(model: Any, room: int) -> tuple[Any, list[int]]:
     """A model on a device with memory for a batch of so many, and the sizes of the batches that it was given."""
     short, sizes = copy.deepcopy(model), []
