@@ -19,8 +19,7 @@ from in_turn import doubled_until_full, or_full
 from pixlex.config.fields import TrainConfig
 from pixlex.distributed import pick_device
 from pixlex.train.logging import peak_memory
-from pixlex.train.optimizer import build_optimizer
-from pixlex.train.parallel import mixed_precision, pick_precision
+from pixlex.train.parallel import build_optimizer, mixed_precision, pick_precision
 
 Numbers = Mapping[str, float]
 _PRODUCTS = 50

@@ -88,7 +88,7 @@ def masked_language(
     model: CBViLA, seen: Tensor, pairs: ImageTextBatch, ratio: float, draws: StepRandom
 ) -> Tensor:
     """Return the cross-entropy of hidden words, with the logits of all positions."""
-    host, device = pairs.on_host, seen.device
+    host, device = pairs.origin or pairs, seen.device
     special = model.tokenizer.special(host.word_ids, host.key_padding)
     masked = mask_words(host.word_ids, special, ratio, model.tokenizer.mask_id, draws.words)
     text = model.encode_text(masked.word_ids.to(device), pairs.key_padding)

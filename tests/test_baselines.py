@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from tests.train.running import signaled_before
 
 from pixlex import run as runs
 from pixlex.config.run import Run, run_from
@@ -19,7 +18,6 @@ from pixlex.models import checkpoint
 from pixlex.models.baselines import Frozen
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.logging import read_metrics
-from pixlex.train.loop import Callbacks
 
 VISION = {"width": 32, "depth": 1, "heads": 2}
 TRAIN = {
@@ -66,25 +64,6 @@ def _frozen_run(captions: Path, language: Path) -> Run:
     )  # fmt: skip
 
 
-def _cut_off(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Run up to a step, and stop there as by Ctrl-C."""
-    seen = 0
-    original = Callbacks.__init__
-
-    def interrupting(self: Callbacks, observe: object, evaluate: object) -> None:
-        def stop(batch: object) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == step:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        original(self, observe=stop, evaluate=evaluate)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Callbacks, "__init__", interrupting)
-        assert runs.run_training(run, folder) is None
-
-
 @pytest.fixture(scope="module")
 def folders(
     pictures: Path, captions: Path, causal_language: Path, tmp_path_factory: pytest.TempPathFactory
@@ -127,11 +106,12 @@ def test_a_run_folder_holds_everything(
 
 @pytest.mark.parametrize("name", ["mae", "frozen"])
 def test_a_run_cut_off_and_resumed_equals_one_left_alone(
-    name: str, folders: dict[str, tuple[Run, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, folders: dict[str, tuple[Run, Path]], tmp_path: Path
 ) -> None:
     """The weights are equal to the bit, and so are the numbers: the same captions are drawn."""
     run, folder = folders[name]
-    _cut_off(run, tmp_path, monkeypatch, 4)
+    with signaled_before(4):
+        assert runs.run_training(run, tmp_path) is None
     assert not (tmp_path / "model").exists()
     assert runs.run_training(run, tmp_path, resume=True) is not None
     for one in ("model/model.safetensors", "results.json"):

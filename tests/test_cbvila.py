@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from tests.train.running import signaled_before
 
 import pixlex
 from pixlex import run as runs
@@ -23,7 +22,6 @@ from pixlex.models import checkpoint
 from pixlex.models.cbvila import CBViLA
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.logging import read_metrics
-from pixlex.train.loop import Callbacks
 
 # Children inherit imports; see tests/train/test_loop.py.
 SERVER = multiprocessing.get_context("forkserver")
@@ -110,27 +108,10 @@ def test_a_saved_model_is_the_trained_one(trained: Path, language: Path, tmp_pat
         checkpoint.load_any(str(trained), language_model=str(other))
 
 
-def test_cut_off_and_resumed_equals_one_left_alone(
-    trained: Path, language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cut_off_and_resumed_equals_one_left_alone(trained: Path, language: Path, tmp_path: Path) -> None:
     """Stopped in burn-in, resumed: the same weights, the same numbers."""
-    fit = runs.fit
-    seen = 0
-
-    def stopping(*arguments: Any) -> int:
-        *rest, callbacks, settings = arguments
-
-        def observe(batch: object) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == 2:
-                os.kill(os.getpid(), signal.SIGINT)
-            callbacks.observe(batch)
-
-        return fit(*rest, Callbacks(observe=observe, evaluate=callbacks.evaluate), settings)
-
-    monkeypatch.setattr(runs, "fit", stopping)
-    assert runs.run_training(_run(language), tmp_path / "cut") is None
+    with signaled_before(2):
+        assert runs.run_training(_run(language), tmp_path / "cut") is None
     assert runs.run_training(_run(language), tmp_path / "cut", resume=True) == tmp_path / "cut/model"
     first, second = (checkpoint.load_any(str(folder)).state_dict() for folder in (trained, tmp_path / "cut"))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
-from tests.train.test_loop import SERVER
+from tests.train.running import SERVER, signaled_before
 
 from pixlex import run as runs
 from pixlex.config.run import Run, read_run, run_from
 from pixlex.models import checkpoint
 from pixlex.models.lqae import LQAE
 from pixlex.train.logging import read_metrics
-from pixlex.train.loop import Callbacks
 
 
 def _run(language: Path, pictures: Path, **train: object) -> Run:
@@ -135,20 +132,9 @@ def test_a_configuration_without_a_run_decides_nothing(
     assert runs.with_precision(_run(language, pictures), tmp_path).train.precision in ("bf16", "fp32")
 
 
-def test_an_interrupted_run_returns_none_and_goes_on(
-    tmp_path: Path, language: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_returns_none_and_goes_on(tmp_path: Path, language: Path, pictures: Path) -> None:
     """Ctrl-C leaves a checkpoint and no model; resume finishes."""
-    original = Callbacks.__init__
-
-    def interrupting(self: Callbacks, observe: object, evaluate: object) -> None:
-        def stop(batch: object) -> None:
-            os.kill(os.getpid(), signal.SIGINT)
-
-        original(self, observe=stop, evaluate=evaluate)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Callbacks, "__init__", interrupting)
+    with signaled_before(1):
         assert runs.run_training(_run(language, pictures), tmp_path) is None
     assert not (tmp_path / "model").exists()
     assert runs.run_training(_run(language, pictures), tmp_path, resume=True) is not None

@@ -55,35 +55,23 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """Something measured on every row's model.
+    """Something measured on every row's model."""
 
-    Attributes:
-        name: `linear_probe`, `few_shot` or `retrieval`.
-        identity: all that decides its numbers besides model and row; a stored number of another identity is
-            measured again.
-        of: given a model directory and the row, the numbers by their column.
-    """
-
-    name: str
-    identity: str
-    of: Callable[[Path, AblationRow], Mapping[str, Measured]]
+    name: str  # `linear_probe`, `few_shot` or `retrieval`
+    identity: (
+        str  # all that decides its numbers besides model and row: of another identity, they are taken again
+    )
+    of: Callable[[Path, AblationRow], Mapping[str, Measured]]  # model directory and row -> numbers by column
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowResult:
-    """What came of a row.
-
-    Attributes:
-        row: the row.
-        reconstruction: numbers of the run's own evaluation, by name.
-        measured: numbers of the other measures, by measure, then by column.
-        failure: why the row has no numbers; empty where it has.
-    """
+    """What came of a row."""
 
     row: AblationRow
-    reconstruction: Mapping[str, float] = field(default_factory=dict)
-    measured: Mapping[str, Mapping[str, Measured]] = field(default_factory=dict)
-    failure: str = ""
+    reconstruction: Mapping[str, float] = field(default_factory=dict)  # of the run's own evaluation, by name
+    measured: Mapping[str, Mapping[str, Measured]] = field(default_factory=dict)  # by measure, then by column
+    failure: str = ""  # why the row has no numbers
 
     def values(self) -> dict[str, Any]:
         """Return plain values for tables and files; `numbers` by column, such as `few_shot/2-way`."""
@@ -156,8 +144,6 @@ def run_ablations(
         recipe: file or name of a recipe of LQAE or CB-ViLA.
         overrides: settings shared by all rows, `key=value`.
         rows: `base` first.
-        folder: where all is kept.
-        measures: what is measured on each row's model besides its reconstructions.
 
     Returns:
         A result for each row; None when interrupted.
@@ -232,13 +218,7 @@ def _measured(measure: Measure, place: Path, model: Path, row: AblationRow) -> M
 
 
 def probe_measure(sets: ProbeSets, cache: Path, *, device: str = "auto") -> Measure:
-    """Return the linear probe on all layers of the language model; rows without one have none.
-
-    Args:
-        sets: the images.
-        cache: where features are kept.
-        device: where to compute.
-    """
+    """Return the linear probe on all layers of the language model; rows without one have none."""
 
     def measure(folder: Path, row: AblationRow) -> Mapping[str, Measured]:
         model = _load(folder, device)
@@ -262,17 +242,7 @@ def few_shot_measure(
     scorer: Scorer = "likelihood",
     device: str = "auto",
 ) -> Measure:
-    """Return few-shot classification by a sentence encoder and by language models (row H: one column each).
-
-    Args:
-        images: what the episodes are about.
-        episode_sets: the episodes.
-        cache: where words and answers are kept.
-        clients: language models that are prompted.
-        template: the prompt.
-        scorer: how their answers are judged.
-        device: where to compute.
-    """
+    """Return few-shot classification by a sentence encoder and by language models (row H: one column each)."""
 
     def measure(folder: Path, row: AblationRow) -> Mapping[str, Measured]:
         model = _load(folder, device)
@@ -319,7 +289,6 @@ def retrieval_measure(
         pairs: images with captions that no row is trained on, as they are to be read.
         max_words: longest caption in words (tokens).
         limit: most images; None for all.
-        device: where to compute.
     """
     top_k = TABLE_TOP_K[benchmark_of(pairs.name) or "flickr30k"]
 

@@ -32,9 +32,7 @@ _MARGIN = 3.0
 class NotFinite(ArithmeticError):
     """Numbers of a network became infinite or not a number, which a search or a result cannot be made of.
 
-    Args:
-        message: what was expected and what came.
-        row: the first row concerned, of what the caller gave; None where it is none of those.
+    `row` is the first row concerned, of what the caller gave; None where it is none of those.
     """
 
     def __init__(self, message: str, row: int | None = None) -> None:
@@ -68,7 +66,8 @@ class ImageBatch:
         indices: the position of each image in its source.
         skipped: images that were replaced by another (training) or left out (evaluation).
         epochs: how often the source had been gone through when each image was drawn; 0 or None outside training.
-        origin: the batch on the CPU that this one was sent from; None there.
+        origin: the batch on the CPU that this one was sent from: what is decided there makes nobody wait for the
+            device. None on the CPU.
     """
 
     images: Float[Tensor, "B 3 H W"]
@@ -77,21 +76,16 @@ class ImageBatch:
     indices: Int[Tensor, " B"]
     skipped: tuple[Skipped, ...] = ()
     epochs: Int[Tensor, " B"] | None = None
-    origin: ImageBatch | None = field(default=None, repr=False, compare=False)
+    origin: Any = field(default=None, repr=False, compare=False)
 
     def to(self: Batch, device: torch.device | str) -> Batch:
-        """Return the batch with its tensors on `device`; see `on_host`."""
-        origin = None if torch.device(device).type == "cpu" else self.on_host
+        """Return the batch with its tensors on `device`; see `origin`."""
+        origin = None if torch.device(device).type == "cpu" else self.origin or self
         return replace(self, **self._each(lambda tensor: send(tensor, device)), origin=origin)
 
     def pinned(self: Batch) -> Batch:
         """Return the batch in memory that a GPU fetches from by itself."""
         return replace(self, **self._each(Tensor.pin_memory))
-
-    @property
-    def on_host(self: Batch) -> Batch:
-        """The batch on the CPU: what is decided from it there makes nobody wait for the device."""
-        return self if self.origin is None else self.origin  # type: ignore[return-value]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         values = {one.name: getattr(self, one.name) for one in fields(self)}

@@ -19,7 +19,7 @@ _CPU = torch.device("cpu")
 
 
 def num_announced() -> int:
-    """Return how many processes torchrun says that it started, whether or not they have joined; 1 without it."""
+    """Return how many processes torchrun started, whether or not they have joined; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -106,29 +106,18 @@ class _Gather(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that share a batch, as many rows of it each, and what they compute together.
-
-    Attributes:
-        rank: number of this one, in [0, size).
-        size: how many there are: all of torchrun's, or 1.
-    """
+    """The processes that share a batch, as many rows of it each: the rank of this one, and how many they are."""
 
     rank: int
     size: int
 
     def all_mean(self, tensor: Tensor) -> Tensor:
         """Return the mean of a tensor over the processes, with gradients to each of them."""
-        if self.size == 1:
-            return tensor
-        summed: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
-        return summed / self.size
+        return tensor if self.size == 1 else _Sum.apply(tensor) / self.size  # type: ignore[no-untyped-call]
 
     def gather_rows(self, tensor: Tensor) -> Tensor:
         """Return the rows of all processes in order of rank, with gradients."""
-        if self.size == 1:
-            return tensor
-        gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
-        return gathered
+        return tensor if self.size == 1 else _Gather.apply(tensor)  # type: ignore[no-untyped-call]
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Return the rows of all processes in order of rank, without gradients."""
@@ -165,12 +154,7 @@ def all_sum(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def pick_rows(rows: Tensor, numbers: Tensor) -> Tensor:
-    """Return some of the rows of all processes, of which each has as many, without sending the others.
-
-    Args:
-        rows: this process's part.
-        numbers: which rows of all, counted in order of rank; the same on every process.
-    """
+    """Return some rows of all processes, each of which has as many, by their numbers, counted in order of rank."""
     own = numbers - rank() * len(rows)
     mine = (own >= 0) & (own < len(rows))
     return all_sum(rows[own.clamp(0, len(rows) - 1)] * mine.unsqueeze(-1).to(rows.dtype))
@@ -195,17 +179,12 @@ def my_turns(work: Sequence[T]) -> Sequence[T]:
 def in_turn(own: Sequence[T]) -> list[T]:
     """Return what all processes found of work that was assigned in turn, in the order of the work.
 
-    The i-th piece of work of process r was the (i * world_size + r)-th of all. So whole batches of an evaluation
-    go to one process each, and sums over them in this order are the same for any number of processes. A process
-    that fails must exit: whoever started them ends those that wait here.
-
-    Args:
-        own: what this process found of its pieces, one for each, in order; of any type that can be pickled,
-            tensors of any shape on the CPU among them.
+    The i-th piece of work of process r was the (i * world_size + r)-th of all: sums in this order are the same for
+    any number of processes. Tensors must lie on the CPU. A process that fails must exit: whoever started them ends
+    those that wait here.
     """
     parts = gather_objects(list(own))
-    longest = max(len(part) for part in parts)
-    return [part[row] for row in range(longest) for part in parts if row < len(part)]
+    return [part[row] for row in range(max(map(len, parts))) for part in parts if row < len(part)]
 
 
 def gather_objects(own: T) -> list[T]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from pixlex.data.questions import build_answers, open_items
 from pixlex.data.records import CLASSES, PairSource, ReasoningSource
 from pixlex.data.rows import Images, Pairs, Questions
 from pixlex.distributed import pick_device
-from pixlex.eval.evaluate import Pass
+from pixlex.eval.evaluate import Evaluation, Pass
 from pixlex.eval.pretraining import evaluate_captions, evaluate_masked_patches, evaluate_pretraining
 from pixlex.eval.reconstruction import evaluate_reconstruction
 from pixlex.eval.retrieval import evaluate_retrieval, gallery
@@ -99,7 +100,7 @@ class Family:
         start: run -> the network as training begins.
         objective: network and run -> what is minimized.
         rows: run, network, source and whether it is trained on -> the rows of its batches.
-        evaluate: one evaluation -> what it found, and its numbers by their names in the log.
+        evaluate: one evaluation -> what it found.
         show: one evaluation and what it found -> pictures in the run folder, and the fields of its page.
         resolve: run, training and validation data -> the run with what its data decide.
         continues: families of the models that a run may start from.
@@ -112,7 +113,7 @@ class Family:
     start: Callable[[Any], Any]
     objective: Callable[[Any, Any], Objective]
     rows: Callable[[Any, Any, Source, bool], Any]
-    evaluate: Callable[[Validation], tuple[Any, Mapping[str, float]]]
+    evaluate: Callable[[Validation], Evaluation]
     show: Callable[[progress.Evaluated, Any], dict[str, Any]]
     resolve: Callable[[Any, Source, Source | None], Any] = lambda run, source, validation: run
     continues: tuple[str, ...] = ()
@@ -137,28 +138,17 @@ def images_of(source: Source) -> ImageSource:
 
 
 def build_objective(run: Run, *, resumed: bool = False) -> Objective:
-    """Build model and objective of a run, untrained, on the CPU.
-
-    Args:
-        run: the configuration.
-        resumed: weights are about to come from a checkpoint: what they started from is not looked at.
-    """
-    family = FAMILIES[run.family]
-    config: Any = run.model
-    model = family.model.build(config, initialize=False) if resumed else family.start(run)
+    """Build model and objective of a run on the CPU, untrained, or for weights that a checkpoint brings."""
+    family, config = FAMILIES[run.family], run.model
+    model = family.model.build(config, initialize=False) if resumed else family.start(run)  # type: ignore[arg-type]
     return family.objective(model, run)
 
 
 def taken_over(family: str, start: str, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a recipe of fine-tuning takes over from the model it starts from: the shape of the network.
-
-    Args:
-        family: of the recipe.
-        start: the model's name, for errors.
-        before: the model's `config.json`.
+    """Return what a recipe of a family takes over from the model that it starts from: the shape of the network.
 
     Raises:
-        ValueError: the recipe does not start from such a model.
+        ValueError: the recipe does not start from such a model; `start` names it, `before` is its `config.json`.
     """
     wanted, there = FAMILIES[family], FAMILIES[before["family"]]
     if not there.continues:
@@ -180,10 +170,6 @@ def _start_encoder(run: Any) -> Any:
     model: Any = FAMILIES[run.family].model.build(run.model)
     initialize_encoder(model.encoder, run.model.encoder, model.grid)
     return model
-
-
-def _start_cbvila(run: CBViLARun) -> CBViLA:
-    return _body(run.model, run.start)
 
 
 def _body(config: CBViLAConfig, start: str) -> CBViLA:
@@ -235,56 +221,39 @@ def _image_rows(run: Run, model: Any, source: ImageSource, training: bool) -> Im
 
 
 def _pair_rows(run: Any, model: Any, source: PairSource, training: bool) -> Pairs:
-    return Pairs(source, lambda texts: model.tokenize_texts(texts, run.data.max_words))
+    return Pairs(source, partial(model.tokenize_texts, max_words=run.data.max_words))
 
 
 def _question_rows(run: ReasoningRun, model: Reasoner, source: ReasoningSource, training: bool) -> Questions:
     together = run.data.texts_per_image if training else 1
-    return Questions(source, lambda texts: model.tokenize_texts(texts, run.data.max_words), together)
+    return Questions(source, partial(model.tokenize_texts, max_words=run.data.max_words), together)
 
 
-def _evaluate_codes(one: Validation) -> tuple[Any, Mapping[str, float]]:
+def _evaluate_codes(one: Validation) -> Evaluation:
     folds = one.run.eval.word_folds
-    result = evaluate_reconstruction(one.model, one.batches(), one.how, num_folds=folds)
-    return result, result.numbers
+    return evaluate_reconstruction(one.model, one.batches(), one.how, num_folds=folds)
 
 
-def _evaluate_patches(one: Validation) -> tuple[Any, Mapping[str, float]]:
+def _evaluate_patches(one: Validation) -> Evaluation:
     normalize = one.run.objective.normalize_targets
-    result = evaluate_masked_patches(one.model, one.batches(), one.how, normalize=normalize)
-    return result, result.numbers
+    return evaluate_masked_patches(one.model, one.batches(), one.how, normalize=normalize)
 
 
-def _evaluate_captions(one: Validation) -> tuple[Any, Mapping[str, float]]:
-    result = evaluate_captions(one.model, one.batches(), one.how)
-    return result, result.numbers
-
-
-def _evaluate_pretraining(one: Validation) -> tuple[Any, Mapping[str, float]]:
-    objective, run = one.objective.to(one.device), one.run
-    result = evaluate_pretraining(objective, one.batches(), one.how, previous_codes=one.previous_codes)
+def _evaluate_pretraining(one: Validation) -> Evaluation:
+    objective, run, how = one.objective.to(one.device), one.run, one.how
+    result = evaluate_pretraining(objective, one.batches(), how, previous_codes=one.previous_codes)
     if not run.objective.image_text_contrastive_weight:  # nothing trains the vectors that are compared
-        return result, result.numbers
-    settings = {"batch_size": run.eval.batch_size, "limit": run.eval.limit or None}
-    how, most = Pass(precision=one.how.precision), run.data.max_words
+        return result
     items = gallery(
-        objective.model, one.source, how, max_words=most, workers=run.data.workers, states=False, **settings
-    )
-    retrieval = evaluate_retrieval(objective.model, items, score="contrastive").numbers
-    return result, {**result.numbers, **retrieval}
+        objective.model, one.source, Pass(precision=how.precision), max_words=run.data.max_words,
+        batch_size=run.eval.batch_size, workers=run.data.workers, limit=run.eval.limit or None, states=False,
+    )  # fmt: skip
+    retrieval = evaluate_retrieval(objective.model, items, score="contrastive")
+    return dataclasses.replace(result, values={**result.values, **retrieval.values})
 
 
-def _evaluate_answers(one: Validation) -> tuple[Any, Mapping[str, float]]:
-    result = evaluate_reasoning(one.model, one.source, one.batches(), one.how, training=one.training)
-    return result, result.numbers
-
-
-def _cbvila_objective(model: CBViLA, run: CBViLARun) -> Objective:
-    return CBViLAObjective(model, run.objective, run.train.steps, run.data.max_words)
-
-
-def _frozen_objective(model: Frozen, run: FrozenRun) -> Objective:
-    return FrozenObjective(model, run.train.steps)
+def _evaluate_answers(one: Validation) -> Evaluation:
+    return evaluate_reasoning(one.model, one.source, one.batches(), one.how, training=one.training)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -301,12 +270,14 @@ FAMILIES: Mapping[str, Family] = {
         progress.show_patches,
     ),
     "frozen": Family(
-        FrozenRun, Frozen, _pairs, _start_encoder, _frozen_objective, _pair_rows, _evaluate_captions,
-        progress.show_captions,
+        FrozenRun, Frozen, _pairs, _start_encoder,
+        lambda model, run: FrozenObjective(model, run.train.steps), _pair_rows,
+        lambda one: evaluate_captions(one.model, one.batches(), one.how), progress.show_captions,
     ),
     "cbvila": Family(
-        CBViLARun, CBViLA, _pairs, _start_cbvila, _cbvila_objective, _pair_rows, _evaluate_pretraining,
-        progress.show_pretraining, continues=("cbvila",),
+        CBViLARun, CBViLA, _pairs, lambda run: _body(run.model, run.start),
+        lambda model, run: CBViLAObjective(model, run.objective, run.train.steps, run.data.max_words), _pair_rows,
+        _evaluate_pretraining, progress.show_pretraining, continues=("cbvila",),
     ),
     "reasoning": Family(
         ReasoningRun, Reasoner, _items, _start_reasoner, _stepped(ReasoningObjective), _question_rows,

@@ -14,10 +14,6 @@ def quoted(value: object, limit: int = _MOST_CHARACTERS) -> str:
     """Return a value as Python writes it, in one line of at most so many characters.
 
     Control characters and halves of characters come out escaped, so that a terminal can show them.
-
-    Args:
-        value: a cell, an option, a configuration.
-        limit: most characters, 4 or more; what is longer ends in "...".
     """
     # Long texts and bytes are cut before they are written: a cell may hold a whole picture.
     cut = value[: limit + 1] if isinstance(value, str | bytes | bytearray) else value
@@ -28,10 +24,7 @@ def quoted(value: object, limit: int = _MOST_CHARACTERS) -> str:
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     """Return a question for the names that a misspelt one may have meant, or what is known where none is near.
 
-    Args:
-        word: as it was typed.
-        known: the right names.
-        prefix: what stands before each of them.
+    Each name stands behind a prefix.
     """
     names = list(known)
     near = [f"{prefix}{name}" for name in difflib.get_close_matches(word, names, n=2)]
@@ -39,13 +32,7 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def not_installed(what: str, package: str, extra: str) -> ModuleNotFoundError:
-    """Return the error of an optional package that is missing.
-
-    Args:
-        what: what needs it.
-        package: its name.
-        extra: of pixlex, that brings it.
-    """
+    """Return the error of an optional package that is missing, with the extra of pixlex that brings it."""
     return ModuleNotFoundError(f"{what} needs {package}: pip install 'pixlex[{extra}]'", name=package)
 
 
@@ -63,11 +50,8 @@ def printable(text: object, keep: str = "") -> str:
     r"""Return a text as it may be shown: on a terminal, in a log, on a page, in a picture.
 
     File names may hold bytes that are no UTF-8, and characters that move the cursor or turn the direction of
-    writing. They are shown as Python writes them, such as `\xff` and `\x1b`; what is data keeps them.
-
-    Args:
-        text: a name, or a text with names in it.
-        keep: characters that may pass, such as the line ends of a text of several lines.
+    writing. They are shown as Python writes them, such as `\xff` and `\x1b`, but for those to keep; what is data
+    keeps them.
     """
     return "".join(mark if mark.isprintable() or mark in keep else _escaped(mark) for mark in str(text))
 

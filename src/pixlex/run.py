@@ -31,7 +31,7 @@ from pixlex.report.page import Page, model_card, write_page
 from pixlex.report.progress import CODES, Evaluated
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.logging import METRICS, write_environment
-from pixlex.train.loop import Callbacks, fit
+from pixlex.train.loop import fit
 from pixlex.train.memory import check_memory
 from pixlex.train.parallel import local_batch_size, pick_precision
 
@@ -97,8 +97,9 @@ def _train(run: Run, folder: Path, resume: bool) -> Path | None:
             training_batches(run, objective.model, source),
             run.train,
             folder,
-            Callbacks(observe=broken.add, evaluate=progress),
-            dataclasses.asdict(run),
+            skipped=broken.record,
+            evaluate=progress,
+            settings=dataclasses.asdict(run),
         )
         if steps < run.train.steps:
             return None
@@ -130,7 +131,8 @@ class Progress:
         training = self.training if step == run.train.steps else None
         codes = self._previous_codes(step) if distributed.is_first() else None
         one = Validation(run, self.objective, self.validation, training, codes)
-        result, self.numbers = family.evaluate(one)
+        result = family.evaluate(one)
+        self.numbers = result.numbers
         if distributed.is_first():
             self._shown = family.show(Evaluated(run, self.validation, self.folder, step), result)
             drawn(self.folder / "curves.png", lambda path: curves(self.folder / METRICS, path))

@@ -124,7 +124,7 @@ def test_a_step_waits_for_nothing(case: str, language: Path, monkeypatch: pytest
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
     objective, batch = CASES[case](language)
     there = batch.to(META)
-    assert there.on_host is batch
+    assert there.origin is batch
     _take_steps(objective.to(META), there)
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
@@ -30,7 +33,8 @@ from pixlex.objectives.baselines import VQVAEObjective
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.lqae import LQAEObjective
 from pixlex.objectives.phase import Objective
-from pixlex.train.loop import Callbacks, fit
+from pixlex.train import loop
+from pixlex.train.loop import fit
 
 STEPS = 12
 WORDS = [
@@ -116,9 +120,10 @@ def run(
     family: str,
     language: Path,
     config: TrainConfig,
-    callbacks: Callbacks | None = None,
+    during: AbstractContextManager[None] | None = None,
+    **settings: Any,
 ) -> Objective:
-    """Train from the newest checkpoint in the folder, or from the start."""
+    """Train from the newest checkpoint in the folder, or from the start, within a context."""
     objective = FAMILIES[family](language, config.steps)
 
     paired = family.startswith("cbvila")
@@ -131,21 +136,28 @@ def run(
         rows = Pairs(open_pairs(str(pictures)).cleaned(), lambda texts: encode(texts, 12))
     else:
         rows = Images(open_source(str(pictures)))
-    fit(objective, Loader(rows, loading).training, config, folder, callbacks)
+    with during or nullcontext():
+        fit(objective, Loader(rows, loading).training, config, folder, **settings)
     return objective
 
 
-def signaled_before(number: int, which: signal.Signals = signal.SIGINT) -> Callbacks:
-    """Send this process a signal, that of Ctrl-C unless said, before step `number`."""
-    seen = 0
+@contextmanager
+def before_steps(act: Callable[[int], None]) -> Iterator[None]:
+    """Let something happen before each step of the trainings inside, given how many went before."""
+    take, seen = loop._take_step, itertools.count()
 
-    def observe(batch: object) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == number:
-            os.kill(os.getpid(), which)
+    def taking(*given: Any) -> Any:
+        act(next(seen))
+        return take(*given)
 
-    return Callbacks(observe=observe)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_take_step", taking)
+        yield
+
+
+def signaled_before(number: int, which: signal.Signals = signal.SIGINT) -> AbstractContextManager[None]:
+    """Send this process a signal, that of Ctrl-C unless said, before step `number` of those inside, from 1 on."""
+    return before_steps(lambda seen: os.kill(os.getpid(), which) if seen == number - 1 else None)
 
 
 def on_two_processes(folder: Path, work: Callable[..., None], *arguments: object) -> None:

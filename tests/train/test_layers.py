@@ -20,7 +20,6 @@ from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.phase import Objective, Step
 from pixlex.train.logging import METRICS, read_metrics
-from pixlex.train.loop import Callbacks
 from pixlex.train.parallel import check_compiler, prepare_layers
 
 # Case -> its transformer layers: encoder, decoder or fusion, language model.
@@ -142,9 +141,7 @@ def test_a_training_that_is_compiled(tmp_path: Path, pairs: Path, language: Path
         return {}
 
     changes = {"compile": True, "checkpoint_activations": True, "evaluate_every": 1}
-    trained = run(
-        tmp_path, pairs, "lqae", language, settings(steps=3, **changes), Callbacks(evaluate=evaluate)
-    )
+    trained = run(tmp_path, pairs, "lqae", language, settings(steps=3, **changes), evaluate=evaluate)
     assert not any("forward" in vars(module) for module in trained.modules())
     # The first two steps have the rates of the longer run.
     found, expected = (

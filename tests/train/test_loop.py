@@ -14,12 +14,12 @@ import pytest
 import torch
 from tests.tiny import evaluation_batches
 from tests.train.conftest import Alone
-from tests.train.running import FAMILIES, SERVER, STEPS, digest, run, settings, signaled_before
+from tests.train.running import FAMILIES, SERVER, STEPS, before_steps, digest, run, settings, signaled_before
 
 from pixlex.data.images import open_source
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.logging import METRICS, read_metrics
-from pixlex.train.loop import Callbacks, LossNotFinite, fit
+from pixlex.train.loop import LossNotFinite, fit
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 def _train_slowly(folder: Path, pairs: Path, language: Path, started: Path) -> None:
     torch.set_num_threads(1)
     started.touch()
-    run(folder, pairs, "lqae", language, settings(), Callbacks(observe=lambda batch: time.sleep(0.05)))
+    run(folder, pairs, "lqae", language, settings(), before_steps(lambda step: time.sleep(0.05)))
 
 
 def test_killed_at_ten_random_moments(tmp_path: Path, pairs: Path, language: Path, alone: Alone) -> None:
@@ -177,6 +177,11 @@ def test_a_search_that_meets_what_is_not_finite_first_is_reported_alike(
     def evaluate(step: int) -> dict[str, float]:
         return {"eval/loss": float(trained.model.quantize(batch.images).codes.sum())}
 
-    callbacks = Callbacks(evaluate=evaluate)
     with pytest.raises(LossNotFinite, match=rf"step 1: the evaluation \({what}"):
-        fit(good, lambda first: itertools.repeat(batch), settings(evaluate_every=1), tmp_path, callbacks)
+        fit(
+            good,
+            lambda first: itertools.repeat(batch),
+            settings(evaluate_every=1),
+            tmp_path,
+            evaluate=evaluate,
+        )

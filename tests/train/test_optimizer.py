@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from pixlex.config.fields import TrainConfig
-from pixlex.train.optimizer import build_optimizer, learning_rate
+from pixlex.train.parallel import build_optimizer, learning_rate
 
 
 def test_warm_up_then_cosine() -> None:

@@ -9,42 +9,26 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class AblationRow:
-    """One model to train, or one way to use the unchanged one.
+    """One model to train, or one way to use the unchanged one."""
 
-    Attributes:
-        name: short and unique; the name of its folder.
-        title: what it changes.
-        group: the letter of its row in Table 3, `base`, `mask-ratio` for Figure 5, or `IV` for CB-ViLA's Table IV.
-        changes: overrides of the recipe.
-        family: "vqvae" trains a VQ-VAE of the same networks, whose code k is then the k-th codeword's word.
-        trains: whether it is a model of its own; otherwise it uses that of `base`.
-        keep_share: share of each image's words that go into a prompt, in (0, 1].
-        paper: what the paper says of it, against the unchanged recipe.
-    """
-
-    name: str
-    title: str
-    group: str
-    changes: tuple[str, ...] = ()
+    name: str  # short and unique; the name of its folder
+    title: str  # what it changes
+    group: str  # the letter of its row in Table 3, `base`, `mask-ratio` (Figure 5), `IV` (CB-ViLA's Table IV)
+    changes: tuple[str, ...] = ()  # overrides of the recipe
+    # "vqvae" trains a VQ-VAE of the same networks, whose code k is then the k-th codeword's word.
     family: Literal["lqae", "vqvae"] = "lqae"
-    trains: bool = True
-    keep_share: float = 1.0
-    paper: str = ""
+    trains: bool = True  # a model of its own; otherwise it uses that of `base`
+    keep_share: float = 1.0  # share of each image's words that go into a prompt, in (0, 1]
+    paper: str = ""  # what the paper says of it, against the unchanged recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """What is compared with the unchanged recipe of a family.
+    """What is compared with the unchanged recipe of a family."""
 
-    Attributes:
-        rows: those that can be run, the unchanged one first.
-        measures: what is measured on the models of the rows besides the run's own numbers.
-        refused: names of the papers' tables that cannot be run, with the reason.
-    """
-
-    rows: tuple[AblationRow, ...]
-    measures: tuple[str, ...]
-    refused: Mapping[str, str] = field(default_factory=dict)
+    rows: tuple[AblationRow, ...]  # those that can be run, the unchanged one first
+    measures: tuple[str, ...]  # taken on the models of the rows besides the run's own numbers
+    refused: Mapping[str, str] = field(default_factory=dict)  # what cannot be run, with the reason
 
 
 # The paper gives no values for Table 3 that could be found, only what its text says of them.
@@ -145,11 +129,7 @@ def ablation_of(family: str) -> Ablation:
 
 
 def select_rows(wanted: Sequence[str], family: str = "lqae") -> tuple[AblationRow, ...]:
-    """Return the rows of some groups or names, `base` always among them, in the order of the table.
-
-    Args:
-        wanted: groups ("A", "mask-ratio") or names ("E-0.01"); nothing for all.
-        family: of the recipe.
+    """Return the rows of some groups ("A") or names ("E-0.01"), or all, in the table's order, `base` among them.
 
     Raises:
         ValueError: an unknown one, or one that cannot be run; the message lists what there is.

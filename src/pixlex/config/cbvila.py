@@ -16,6 +16,7 @@ from pixlex.config.fields import (
     GridConfig,
     PairDataConfig,
     TrainConfig,
+    VisionTowerConfig,
     at_least,
     describe,
     naming,
@@ -24,15 +25,9 @@ from pixlex.config.fields import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTowerConfig(Config):
+class ImageTowerConfig(VisionTowerConfig):
     """The image encoder: a vision transformer with a class token."""
 
-    width: int = describe(768, "Width of the patch vectors; ViT-base has 768.", POSITIVE)
-    depth: int = describe(12, "Number of blocks; ViT-base has 12.", POSITIVE)
-    heads: int = describe(12, "Attention heads; must divide the width.", POSITIVE)
-    mlp_ratio: float = describe(
-        4.0, "Width of the feed-forward part over the width of the patch vectors.", POSITIVE
-    )
     pretrained: str = describe(
         "",
         "Hub name or directory of a ViT, DeiT, ViTMAE, DINOv2 or SigLIP to start from, positions resampled; a run "
@@ -44,11 +39,10 @@ class ImageTowerConfig(Config):
         "0.5 and 0.5 (ViT, SigLIP), or none.",
     )
 
-    def check(self) -> None:
-        """Check the width."""
-        self.require("heads", self.width % self.heads == 0, f"must divide the width {self.width}")
+    def _check(self) -> None:
+        super()._check()
         four = "must be a multiple of 4, for positions of sines and cosines"
-        self.require("width", self.width % 4 == 0, four)
+        self._require("width", self.width % 4 == 0, four)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +73,8 @@ class TextTowerConfig(Config):
         at_least(3, ", a word between start and end"),
     )
 
-    def check(self) -> None:
-        """Check the width."""
-        self.require("heads", self.width % self.heads == 0, f"must divide the width {self.width}")
+    def _check(self) -> None:
+        self._require("heads", self.width % self.heads == 0, f"must divide the width {self.width}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +109,8 @@ class VisualCodebookConfig(Config):
         "Gumbel-softmax of the distances, whose pixel loss reaches the codewords as well.",
     )
 
-    def check(self) -> None:
-        """Require distances where codewords are drawn by them."""
-        self.require(
+    def _check(self) -> None:
+        self._require(
             "metric",
             self.estimator == "straight_through" or self.metric == "euclidean",
             "must be euclidean with estimator=gumbel, which draws by distances",
@@ -146,11 +138,10 @@ class CBViLAConfig(GridConfig):
         0.0, "Dropout of text and fusion encoder, of their attention too, in [0, 1); BERT's 0.1.", BELOW_ONE
     )
 
-    def check(self) -> None:
-        """Check the sizes."""
-        super().check()
+    def _check(self) -> None:
+        super()._check()
         four = "must have a width that 4 divides, for sines in two directions"
-        self.require("text", self.text.width % 4 == 0, four)
+        self._require("text", self.text.width % 4 == 0, four)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,9 +204,8 @@ class CBViLAObjectiveConfig(Config):
         0.0625, "The same at the last step; the logarithm falls evenly in between.", POSITIVE
     )
 
-    def check(self) -> None:
-        """Check what fields have to do with each other."""
-        self.require(
+    def _check(self) -> None:
+        self._require(
             "alternate_every",
             not self.alternate_every or self.codebook_update == "gradient",
             "must be 0 with codebook_update=ema, which trains no codebook in turn",
@@ -260,21 +250,20 @@ class CBViLARun(Config):
     train: TrainConfig = part(TrainConfig, "The training.")
     eval: EvalConfig = part(EvalConfig, "The measures.")
 
-    def check(self) -> None:
-        """Check what parts have to do with each other."""
+    def _check(self) -> None:
         most = self.model.text.positions
-        self.require(
+        self._require(
             "data", self.data.max_words <= most, f"must have max_words of at most {most}, text.positions"
         )
         num_patches = self.model.grid**2
         kept = num_patches - round(num_patches * self.objective.mask_ratio)
-        self.require(
+        self._require(
             "objective",
             0 < kept < num_patches,
             f"must have a mask_ratio that leaves some of the {num_patches} patches visible and hides some",
         )
         compared = self.objective.image_text_matching_weight or self.objective.image_text_contrastive_weight
-        self.require(
+        self._require(
             "train",
             self.train.batch_size >= 2 or not compared,
             "must have a batch_size of 2 or more: matching and contrast need another pair to compare with",
@@ -306,13 +295,12 @@ class ReasonerConfig(Config):
         10, "Longest answer of the decoder in words (tokens), with start and end."
     )
 
-    def check(self) -> None:
-        """Check what fields have to do with each other."""
-        self.require(
+    def _check(self) -> None:
+        self._require(
             "num_images", self.task in _OF_SEVERAL or self.num_images == 1, f"must be 1 with {self.task}"
         )
-        self.require("answers", len(set(self.answers)) == len(self.answers), "must not repeat one")
-        self.require(
+        self._require("answers", len(set(self.answers)) == len(self.answers), "must not repeat one")
+        self._require(
             "max_answer_words",
             3 <= self.max_answer_words <= self.body.text.positions,
             f"must lie in [3, {self.body.text.positions}], text.positions",
@@ -383,13 +371,12 @@ class ReasoningRun(Config):
     train: TrainConfig = part(TrainConfig, "The training.")
     eval: EvalConfig = part(EvalConfig, "The measures.")
 
-    def check(self) -> None:
-        """Check what parts have to do with each other."""
+    def _check(self) -> None:
         most, together = self.model.body.text.positions, self.data.texts_per_image
-        self.require(
+        self._require(
             "data", self.data.max_words <= most, f"must have max_words of at most {most}, text.positions"
         )
-        self.require(
+        self._require(
             "train",
             self.train.batch_size % together == 0,
             f"must have a batch_size that is a multiple of {together}, data.texts_per_image",

@@ -61,18 +61,18 @@ class Config:
         for one in fields(kind):
             value, allowed = getattr(self, one.name), choices.get(one.name)
             if allowed is not None:
-                self.require(one.name, value in allowed, f"must be one of {', '.join(allowed)}")
+                self._require(one.name, value in allowed, f"must be one of {', '.join(allowed)}")
             if isinstance(value, float | int):
-                self.require(one.name, -math.inf < value < math.inf, "must be finite")
+                self._require(one.name, -math.inf < value < math.inf, "must be finite")
             values = one.metadata.get("range")
             if values is not None:
-                self.require(one.name, values.holds(value), values.sentence)
-        self.check()
+                self._require(one.name, values.holds(value), values.sentence)
+        self._check()
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Check what fields have to do with each other."""
 
-    def require(self, name: str, holds: bool, sentence: str) -> None:
+    def _require(self, name: str, holds: bool, sentence: str) -> None:
         """Raise `ValueError` with the field, the rule and the value unless `holds`."""
         if not holds:
             value = getattr(self, name)
@@ -100,6 +100,21 @@ _CROP = Range("must lie in (0, 1]", lambda value: 0 < value <= 1)
 
 
 @dataclass(frozen=True, kw_only=True)
+class VisionTowerConfig(Config):
+    """The layers of a vision transformer."""
+
+    width: int = describe(768, "Width of the patch vectors; ViT-base has 768.", POSITIVE)
+    depth: int = describe(12, "Number of blocks; ViT-base has 12.", POSITIVE)
+    heads: int = describe(12, "Attention heads; must divide the width.", POSITIVE)
+    mlp_ratio: float = describe(
+        4.0, "Width of the feed-forward part over the width of the patch vectors.", POSITIVE
+    )
+
+    def _check(self) -> None:
+        self._require("heads", self.width % self.heads == 0, f"must divide the width {self.width}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class GridConfig(Config):
     """A network that reads square images as a grid of square patches."""
 
@@ -112,11 +127,10 @@ class GridConfig(Config):
         """Patches along one side."""
         return self.image_size // self.patch_size
 
-    def check(self) -> None:
-        """Require an image that its patches tile exactly."""
+    def _check(self) -> None:
         side, patch = self.image_size, self.patch_size
-        self.require("image_size", side <= _LARGEST, f"must be at most {_LARGEST}")
-        self.require("image_size", side % patch == 0, f"must be a multiple of the patch size {patch}")
+        self._require("image_size", side <= _LARGEST, f"must be at most {_LARGEST}")
+        self._require("image_size", side % patch == 0, f"must be a multiple of the patch size {patch}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from pixlex.config.fields import (
     GridConfig,
     PairDataConfig,
     TrainConfig,
+    VisionTowerConfig,
     at_least,
     describe,
     naming,
@@ -23,15 +24,9 @@ from pixlex.config.fields import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionConfig(Config):
+class VisionConfig(VisionTowerConfig):
     """A vision transformer without class token."""
 
-    width: int = describe(768, "Width of the patch vectors; ViT-base has 768.", POSITIVE)
-    depth: int = describe(12, "Number of blocks; ViT-base has 12.", POSITIVE)
-    heads: int = describe(12, "Attention heads; must divide the width.", POSITIVE)
-    mlp_ratio: float = describe(
-        4.0, "Width of the feed-forward part over the width of the patch vectors.", POSITIVE
-    )
     block: Literal["standard", "official"] = describe(
         "standard",
         "standard: pre-norm ViT block; official: gated feed-forward with a depthwise 3x3 convolution and "
@@ -53,14 +48,13 @@ class VisionConfig(Config):
     )
     gelu: Literal["exact", "tanh"] = describe("exact", "Activation; tanh: approximated, as in SigLIP.")
 
-    def check(self) -> None:
-        """Check what fields have to do with each other."""
-        self.require(
+    def _check(self) -> None:
+        self._require(
             "block",
             self.block == "standard" or not (self.pretrained or self.class_token or self.gelu == "tanh"),
             "must be standard with pretrained, class_token or gelu=tanh",
         )
-        self.require("heads", self.width % self.heads == 0, f"must divide the width {self.width}")
+        super()._check()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +106,10 @@ class AutoencoderConfig(GridConfig):
     encoder: VisionConfig = part(VisionConfig, "The image encoder.")
     decoder: VisionConfig = part(VisionConfig, "The image decoder.")
 
-    def check(self) -> None:
-        """Require a decoder that starts from nothing."""
-        super().check()
+    def _check(self) -> None:
+        super()._check()
         decoder = self.decoder
-        self.require(
+        self._require(
             "decoder",
             not (decoder.pretrained or decoder.class_token or decoder.pixels != "none"),
             "must have no pretrained, class_token and pixels, which are an encoder's",
@@ -170,10 +163,9 @@ class LQAEObjectiveConfig(Config):
         POSITIVE,
     )
 
-    def check(self) -> None:
-        """Require a range."""
+    def _check(self) -> None:
         least = self.mask_ratio_min
-        self.require(
+        self._require(
             "mask_ratio_max", least <= self.mask_ratio_max, f"must be at least mask_ratio_min = {least}"
         )
 
@@ -247,20 +239,19 @@ class MAEConfig(AutoencoderConfig):
     decoder: VisionConfig = part(_decoder, "The decoder; the paper's has 8 blocks, 512 wide, 16 heads.")
     mask_ratio: float = describe(0.75, "Share of the patches hidden, in (0, 1); the paper hides 75 %.")
 
-    def check(self) -> None:
-        """Check what transformers' network allows."""
-        super().check()
+    def _check(self) -> None:
+        super()._check()
         for name, side in (("encoder", self.encoder), ("decoder", self.decoder)):
-            self.require(name, side.block == "standard", "must have standard blocks")
+            self._require(name, side.block == "standard", "must have standard blocks")
             four = "must have a width that 4 divides, for sines in two directions"
-            self.require(name, side.width % 4 == 0, four)
-        self.require(
+            self._require(name, side.width % 4 == 0, four)
+        self._require(
             "encoder",
             not self.encoder.class_token and self.encoder.pixels == "none",
             "must leave class_token and pixels alone: it has a class token and ImageNet's pixels",
         )
         patches = self.grid**2
-        self.require(
+        self._require(
             "mask_ratio",
             0 < int(patches * (1 - self.mask_ratio)) < patches,
             f"must leave some of the {patches} patches visible and hide some",

@@ -134,7 +134,8 @@ def gallery(
     def encode(batch: ImageBatch, _: int) -> Measured:
         encoded, indices = model.encode_image(batch.images), batch.indices.cpu()
         own.append((indices, (encoded if states else encoded[:, :0]).cpu()))
-        pixels = tuple(hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch.on_host.images)
+        there = (batch.origin or batch).images
+        pixels = tuple(hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in there)
         vectors = model.image_vectors(encoded).cpu()
         return Measured(rows={"images": indices, "vectors": vectors, "pixels": pixels})
 

@@ -351,3 +351,12 @@ def perplexity(counts: Int[Tensor, " K"] | Float[Tensor, " K"]) -> Float[Tensor,
     """Return exp of the entropy of a usage distribution: the number of codewords in even use."""
     p = counts.double() / counts.sum().clamp_min(1)
     return torch.exp(-(p * p.clamp_min(1e-30).log()).sum())
+
+
+@torch.no_grad()
+def count_usage(
+    codes: Int[Tensor, "..."], num_codewords: int, all_sum: Callable[[Tensor], Tensor]
+) -> tuple[Int[Tensor, " K"], dict[str, Tensor | float]]:
+    """Return how often the batch of all processes used each codeword; distinct codewords and perplexity."""
+    counts = all_sum(count_codes(codes, num_codewords))
+    return counts, {"distinct_codewords": (counts > 0).sum(), "perplexity": perplexity(counts)}

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pixlex import distributed
 from pixlex.batch import ImageBatch, ImageTextBatch, send
 from pixlex.config.lqae import MAEObjectiveConfig, VQVAEObjectiveConfig
+from pixlex.distributed import ALONE
 from pixlex.losses import (
     caption_loss,
     codebook_loss,
@@ -18,26 +20,17 @@ from pixlex.losses import (
     pixel_loss,
 )
 from pixlex.models.baselines import MAE, VQVAE, Frozen
-from pixlex.objectives.codebook import count_usage, restart
+from pixlex.nn.codebook import count_usage
+from pixlex.objectives.codebook import restart
 from pixlex.objectives.lqae import quantization_norms, weighted_sum
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 
 
 class VQVAEObjective(Objective):
-    """L = reconstruction + codebook + beta * commitment (LQAE, equation 1), one phase.
-
-    Args:
-        model: the autoencoder.
-        config: weights, and when a codeword counts as dead.
-        steps: length of the training.
-    """
+    """L = reconstruction + codebook + beta * commitment (LQAE, equation 1), one phase."""
 
     model: VQVAE
-
-    def __init__(self, model: VQVAE, config: VQVAEObjectiveConfig, steps: int) -> None:
-        super().__init__()
-        self.model, self.config = model, config
-        self.phases = (Phase("train", steps),)
+    config: VQVAEObjectiveConfig
 
     def forward(self, batch: ImageBatch, phase: Phase, step: Step) -> LossTerms:
         """Return the loss of this process's part of a batch."""
@@ -55,7 +48,8 @@ class VQVAEObjective(Objective):
         """Restart codewords that no batch used for long; return the usage of codewords."""
         assert loss.quantized is not None
         codebook, limit = self.model.codebook, self.config.restart_after
-        counts, measures = count_usage(loss.quantized, self.model.num_codewords)
+        codes, number = loss.quantized.codes, self.model.num_codewords
+        counts, measures = count_usage(codes, number, distributed.all_sum)
         if limit:
             codebook.note_usage(counts > 0)
             measures["restarted"] = restart(codebook, loss.quantized, limit, step.generator).sum()
@@ -63,24 +57,14 @@ class VQVAEObjective(Objective):
 
 
 class MAEObjective(Objective):
-    """L = mean squared error of the hidden patches (He et al. 2021, section 3), one phase.
-
-    Args:
-        model: the autoencoder.
-        config: in which space patches are predicted.
-        steps: length of the training.
-    """
+    """L = mean squared error of the hidden patches (He et al. 2021, section 3), one phase."""
 
     model: MAE
-
-    def __init__(self, model: MAE, config: MAEObjectiveConfig, steps: int) -> None:
-        super().__init__()
-        self.model, self.config = model, config
-        self.phases = (Phase("train", steps),)
+    config: MAEObjectiveConfig
 
     def forward(self, batch: ImageBatch, phase: Phase, step: Step) -> LossTerms:
         """Return the loss of this process's part of a batch; masks are drawn for the batch of all."""
-        model, processes = self.model, self.processes
+        model, processes = self.model, self.processes if self.training else ALONE
         total = len(batch.images) * processes.size
         noise = torch.rand(total, model.grid**2, generator=step.generator)
         own = noise.chunk(processes.size)[processes.rank]
@@ -93,23 +77,17 @@ class MAEObjective(Objective):
 
 
 class FrozenObjective(Objective):
-    """L = cross-entropy of the caption given the image (Tsimpoukelli et al. 2021, section 3), one phase.
-
-    Args:
-        model: vision encoder and frozen language model.
-        steps: length of the training.
-    """
+    """L = cross-entropy of the caption given the image (Tsimpoukelli et al. 2021, section 3), one phase."""
 
     model: Frozen
 
     def __init__(self, model: Frozen, steps: int) -> None:
-        super().__init__()
-        self.model = model
-        self.phases = (Phase("train", steps),)
+        super().__init__(model, None, steps)
 
     def forward(self, batch: ImageTextBatch, phase: Phase, step: Step) -> LossTerms:
         """Return the loss of this process's part of a batch, the mean over the words of all processes."""
         logits = self.model(batch.images, batch.word_ids, batch.key_padding)
-        count = self.processes.all_mean((~batch.key_padding).sum().float())
+        processes = self.processes if self.training else ALONE
+        count = processes.all_mean((~batch.key_padding).sum().float())
         loss = caption_loss(logits, batch.word_ids, batch.key_padding, total=count)
         return LossTerms(loss, {"caption": loss})

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pixlex.batch import ImageTextBatch, send
 from pixlex.config.cbvila import CBViLAObjectiveConfig
-from pixlex.distributed import Processes
+from pixlex.distributed import ALONE, Processes
 from pixlex.losses import (
     IGNORED,
     codebook_loss,
@@ -64,13 +64,14 @@ class CBViLAObjective(Objective):
     """
 
     model: CBViLA
+    config: CBViLAObjectiveConfig
 
     def __init__(self, model: CBViLA, config: CBViLAObjectiveConfig, steps: int, max_words: int) -> None:
-        super().__init__()
-        self.model, self.config = model, config
-        self.steps, self.max_words = steps, max_words
+        super().__init__(model, config, steps)
+        self.steps, self.max_words, self.num_patches = steps, max_words, model.grid**2
         self.care = CodebookMaintenance(model.codebook, config)  # named so in checkpoints
-        self.num_visible = model.grid**2 - round(model.grid**2 * config.mask_ratio)
+        self.num_visible = self.num_patches - round(self.num_patches * config.mask_ratio)
+        self._quantizes = config.has_codebook_terms
         self.phases = tuple(Phase(name, end, self.trained_in(name)) for name, end in _schedule(config, steps))
         for phase in self.phases:
             if not self.terms_of(phase.name):
@@ -81,10 +82,11 @@ class CBViLAObjective(Objective):
 
     def forward(self, batch: ImageTextBatch, phase: Phase, step: Step) -> LossTerms:
         """Return the loss of this process's part of a batch."""
-        model, config, processes = self.model, self.config, self.processes
+        model, config = self.model, self.config
+        processes = self.processes if self.training else ALONE
         active = self.terms_of(phase.name)
         predicts_patches = "pixel" in active or _MIM in active
-        random = StepRandom.draw(self, batch, step.generator)
+        random = StepRandom.draw(self, batch, processes, step.generator)
         terms: dict[str, Tensor] = {}
         measures: dict[str, Tensor | float] = {}
 
@@ -108,10 +110,10 @@ class CBViLAObjective(Objective):
         elif _MLM in active:
             fused = model.fusion(masked_text, model.image_context(image), batch.key_padding)
         if _MLM in active:
-            terms[_MLM] = self._masked_language(batch, fused, positions)
+            terms[_MLM] = self._masked_language(batch, fused, positions, processes)
 
         quantized = None
-        if config.has_codebook_terms:
+        if self._quantizes:
             quantized = model.quantize_vectors(image[:, 1:])
             z, codewords = quantized.z, quantized.codewords
             if predicts_patches:
@@ -124,7 +126,7 @@ class CBViLAObjective(Objective):
                 terms["commitment"] = commitment_loss(z, codewords)
             measures["quantization_error_share"] = relative_error(quantized)
         total = torch.stack([getattr(config, f"{name}_weight") * terms[name] for name in active]).sum()
-        return LossTerms(total, terms, measures, quantized)
+        return LossTerms(total, terms, measures, quantized, trains_codebook=phase.name != ENCODERS)
 
     @torch.no_grad()
     def after_step(self, step: Step, loss: LossTerms) -> Mapping[str, Tensor | float]:
@@ -136,8 +138,7 @@ class CBViLAObjective(Objective):
         self.model.log_scale.clamp_(-math.log(_MAX_TEMPERATURE), -math.log(_MIN_TEMPERATURE))
         if loss.quantized is None:
             return {}
-        trained = self.phase_at(step.number).name != ENCODERS
-        health = self.care.after_step(self.model.codebook, loss.quantized, step, trained=trained)
+        health = self.care.after_step(self.model.codebook, loss.quantized, step, trained=loss.trains_codebook)
         if _MIM in loss.terms:
             entropy = torch.as_tensor(health["perplexity"]).log()
             health["masked_image_gain"] = entropy - self.processes.all_mean(loss.terms[_MIM].detach())
@@ -150,7 +151,7 @@ class CBViLAObjective(Objective):
 
         One pass of the text encoder serves both. Words are masked on the CPU: how many there are decides shapes.
         """
-        host, tokenizer, device = batch.on_host, self.model.tokenizer, batch.images.device
+        host, tokenizer, device = batch.origin or batch, self.model.tokenizer, batch.images.device
         if not mask:
             text = self.model.encode_text(batch.word_ids, batch.key_padding)
             return torch.zeros(0, dtype=torch.long), text, text[:0]
@@ -163,7 +164,11 @@ class CBViLAObjective(Objective):
         return send(masked.mask.flatten().nonzero()[:, 0], device), text, masked_text
 
     def _masked_language(
-        self, batch: ImageTextBatch, fused: Float[Tensor, "B T D"], positions: Int[Tensor, " m"]
+        self,
+        batch: ImageTextBatch,
+        fused: Float[Tensor, "B T D"],
+        positions: Int[Tensor, " m"],
+        processes: Processes,
     ) -> Tensor:
         """Return the cross-entropy of masked words (equation 6), the mean over the words of all processes."""
         head = self.model.masked_word_head
@@ -173,7 +178,7 @@ class CBViLAObjective(Objective):
             batch.word_ids.flatten()[positions],
             self.model.text_encoder.words.weight,
             head.bias,
-            total=self.processes.all_mean(count),
+            total=processes.all_mean(count),
         )
 
     def _predict_patches(
@@ -225,7 +230,7 @@ class CBViLAObjective(Objective):
         """Return the terms that a phase minimizes."""
         config = self.config
         active = [name for name in TRAINS if getattr(config, f"{name}_weight")]
-        if not config.has_codebook_terms:
+        if not self._quantizes:
             active = [name for name in active if name not in ("codebook", "commitment")]
         if config.codebook_update == "ema" or phase == ENCODERS:
             active = [name for name in active if name != "codebook"]
@@ -274,15 +279,18 @@ class StepRandom:
 
     @classmethod
     def draw(
-        cls, objective: CBViLAObjective, batch: ImageTextBatch, generator: torch.Generator
+        cls,
+        objective: CBViLAObjective,
+        batch: ImageTextBatch,
+        processes: Processes,
+        generator: torch.Generator,
     ) -> StepRandom:
         """Draw for the batch of all processes, keep this process's part."""
-        model, processes, device = objective.model, objective.processes, batch.images.device
-        size = len(batch.images)
+        size, device = len(batch.images), batch.images.device
         total, first = size * processes.size, size * processes.rank
         own = slice(first, first + size)
-        patches = split_patches(total, model.grid**2, objective.num_visible, generator)
-        words = WordDraws.draw(total, objective.max_words, model.tokenizer.vocab_size, generator)
+        patches = split_patches(total, objective.num_patches, objective.num_visible, generator)
+        words = WordDraws.draw(total, objective.max_words, objective.model.tokenizer.vocab_size, generator)
         negatives = torch.rand(total, 2, generator=generator)
         seeds = torch.randint(2**62, (total,), generator=generator)
         return cls(
@@ -306,7 +314,7 @@ def same_pairs(batch: ImageTextBatch, processes: Processes) -> Bool[Tensor, "B A
     """Return which pairs of all processes share the image or the caption of each pair of this process."""
     digests = (hashlib.sha256(text.encode()).digest()[:8] for text in batch.texts)
     captions = torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
-    own = send(torch.stack([batch.on_host.image_ids, captions], dim=1), batch.images.device)
+    own = send(torch.stack([(batch.origin or batch).image_ids, captions], dim=1), batch.images.device)
     return (own.unsqueeze(1) == processes.all_gather(own).unsqueeze(0)).any(-1)
 
 
@@ -349,14 +357,9 @@ def match(
     All texts of one image share a pass of the fusion encoder, so its keys and values are computed once.
 
     Args:
-        model: the network.
-        image: after the image encoder.
-        text: after the text encoder.
-        masked_text: the same with masked words; m = B, or 0 without.
-        padding: of the texts.
+        masked_text: the texts with masked words; m = B, or 0 without.
         other_texts: for each image, a text of all processes; -1 for none.
         other_images: for each text, an image of all processes; -1 for none.
-        processes: that share the batch.
     """
     size, length = padding.shape
     context, numbers = model.image_context(image), other_texts.clamp_min(0)

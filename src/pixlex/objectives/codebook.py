@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pixlex import distributed
 from pixlex.batch import send
 from pixlex.config.cbvila import CBViLAObjectiveConfig
-from pixlex.nn.codebook import LearnedCodebook, Quantized, count_codes, perplexity
+from pixlex.nn.codebook import LearnedCodebook, Quantized, count_codes, count_usage
 from pixlex.nn.nearest import Metric, nearest_codeword
 from pixlex.objectives.phase import Step
 
@@ -20,12 +20,7 @@ _FARTHEST = 0.01
 
 
 class CodebookMaintenance(nn.Module):
-    """Initializes, moves and restarts the codewords of CB-ViLA; the same on every process.
-
-    Args:
-        codebook: its codewords.
-        config: how they are initialized and moved, and when one counts as dead.
-    """
+    """Initializes, moves and restarts the codewords of CB-ViLA; the same on every process."""
 
     def __init__(self, codebook: LearnedCodebook, config: CBViLAObjectiveConfig) -> None:
         super().__init__()
@@ -37,19 +32,12 @@ class CodebookMaintenance(nn.Module):
     def after_step(
         self, codebook: LearnedCodebook, quantized: Quantized, step: Step, *, trained: bool
     ) -> dict[str, Tensor | float]:
-        """Initialize, move and restart codewords.
+        """Initialize, move and restart codewords, or, where a phase does not train them, count their usage alone.
 
-        Args:
-            codebook: the codewords.
-            quantized: this process's patches of the step.
-            step: the step that was taken.
-            trained: whether its phase trains the codebook; if not, usage is counted alone.
-
-        Returns:
-            See `count_usage`; and how many codewords were restarted.
+        Returns `distinct_codewords` and `perplexity`, and how many codewords were restarted.
         """
         rows, codes = quantized.z.detach().flatten(0, 1), quantized.codes.flatten()
-        counts, measures = count_usage(quantized, codebook.num_codewords)
+        counts, measures = count_usage(codes, codebook.num_codewords, distributed.all_sum)
         codebook.note_usage(counts > 0)
         if not trained:
             return measures
@@ -96,17 +84,11 @@ def restart(
 
     At random among those farthest from their codewords; dead codewords beyond their number wait for the next
     step. On any patch vector, most would lie beside other codewords, take over what belongs to them, and keep the
-    codes from settling (docs/decisions.md).
+    codes from settling (docs/decisions.md). Returns which codewords were restarted.
 
     Args:
-        codebook: the codewords.
-        quantized: this process's patches, as many as on every process.
-        idle_limit: steps without use after which a codeword counts as dead.
         generator: on the CPU, the same on every process.
         farthest: fraction of the patch vectors, in (0, 1], that are far enough; at least 16 are.
-
-    Returns:
-        Which codewords were restarted.
     """
     rows, codewords = quantized.z.detach().flatten(0, 1), quantized.codewords.detach().flatten(0, 1)
     distances = distributed.all_gather((rows.float() - codewords.float()).square().sum(-1))
@@ -121,23 +103,10 @@ def restart(
     return torch.zeros_like(dead).index_put_((codes,), moves)
 
 
-@torch.no_grad()
-def count_usage(
-    quantized: Quantized, num_codewords: int
-) -> tuple[Int[Tensor, " K"], dict[str, Tensor | float]]:
-    """Return how often the batch of all processes used each codeword; distinct codewords and perplexity."""
-    counts = distributed.all_sum(count_codes(quantized.codes, num_codewords))
-    return counts, {"distinct_codewords": (counts > 0).sum(), "perplexity": perplexity(counts)}
-
-
 class MovingAverages(nn.Module):
     """Moving averages of the patch vectors of each codeword, in place of its gradient.
 
-    Source: van den Oord et al. 2017, appendix A.1.
-
-    Args:
-        codebook: The codewords that will be moved.
-        decay: Fraction of the old average that a step keeps, in [0, 1).
+    Source: van den Oord et al. 2017, appendix A.1; `decay` is the fraction of the old average that a step keeps.
     """
 
     counts: Tensor
@@ -151,13 +120,7 @@ class MovingAverages(nn.Module):
 
     @torch.no_grad()
     def move(self, codebook: LearnedCodebook, counts: Int[Tensor, " K"], sums: Float[Tensor, "K S"]) -> None:
-        """Add a batch and put each codeword on the mean of its own patch vectors; without any, it stays.
-
-        Args:
-            codebook: The codewords.
-            counts: Patch vectors of each codeword in the batch, over all processes.
-            sums: Their sums.
-        """
+        """Add counts and sums of a batch; put codewords on the means of their patch vectors, if any."""
         self.counts.mul_(self.decay).add_(counts.to(self.counts), alpha=1 - self.decay)
         self.sums.mul_(self.decay).add_(sums.to(self.sums), alpha=1 - self.decay)
         has_any = self.counts > 1e-6
@@ -188,14 +151,8 @@ def k_means(
     """Return the centers that Lloyd's algorithm finds from rows drawn without replacement.
 
     Empty clusters get a row drawn at random in each iteration. With fewer rows than clusters, rows are taken
-    more than once, moved a little so that no two centers are alike.
-
-    Args:
-        rows: What is clustered.
-        num_clusters: K.
-        metric: Cosine clusters directions; the centers then have the mean length of their rows.
-        generator: On the CPU.
-        iterations: Passes over the rows.
+    more than once, moved a little so that no two centers are alike. Cosine clusters directions; the centers then
+    have the mean length of their rows. The generator is on the CPU.
     """
     order = torch.randperm(len(rows), generator=generator).to(rows.device)
     centers = rows[order[torch.arange(num_clusters, device=rows.device) % len(rows)]].clone()

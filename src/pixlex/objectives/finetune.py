@@ -11,6 +11,7 @@ from torch import Tensor
 from pixlex.batch import ReasoningBatch, send
 from pixlex.config.cbvila import ReasoningObjectiveConfig
 from pixlex.data.text import agreement_targets
+from pixlex.distributed import ALONE
 from pixlex.losses import masked_word_loss
 from pixlex.messages import quoted
 from pixlex.models.finetuned import Reasoner
@@ -27,35 +28,24 @@ _TRAINED = (
 
 
 class ReasoningObjective(Objective):
-    """Cross-entropy of classes, or of the words of answers weighted by how often people gave them; one phase.
-
-    Args:
-        model: the network with its head.
-        config: how answers are weighted.
-        steps: length of the training.
-    """
+    """Cross-entropy of classes, or of the words of answers weighted by how often people gave them; one phase."""
 
     model: Reasoner
+    config: ReasoningObjectiveConfig
 
     def __init__(self, model: Reasoner, config: ReasoningObjectiveConfig, steps: int) -> None:
-        super().__init__()
-        self.model, self.config = model, config
+        super().__init__(model, config, steps)
         self.phases = (Phase("finetune", steps, _TRAINED),)
         self._classes = {answer: number for number, answer in enumerate(model.config.answers)}
 
     def forward(self, batch: ReasoningBatch, phase: Phase, step: Step) -> LossTerms:
         """Return the loss of this process's part of a batch, the mean over the items of all processes.
 
-        Args:
-            batch: items with answers; for `vqa` with the fraction of people who gave each.
-            phase: the only one.
-            step: unused, nothing is drawn.
-
         Raises:
             ValueError: an item without an answer, or with one that is no class.
         """
         count = torch.full((), float(len(batch.texts)), device=batch.images.device)
-        total = self.processes.all_mean(count)
+        total = (self.processes if self.training else ALONE).all_mean(count)
         if self.model.decoder is not None:
             loss = self._written(batch, total)
             return LossTerms(loss, {"answer": loss})

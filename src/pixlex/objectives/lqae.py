@@ -7,33 +7,29 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pixlex import distributed
 from pixlex.batch import ImageBatch, send
 from pixlex.config.lqae import LQAEObjectiveConfig
+from pixlex.distributed import ALONE
 from pixlex.losses import codebook_loss, commitment_loss, entropy_regularization, masked_word_loss, pixel_loss
 from pixlex.models.lqae import LQAE
-from pixlex.nn.codebook import Quantized
+from pixlex.nn.codebook import Quantized, count_usage
 from pixlex.nn.transformer import random_mask, take_rows
-from pixlex.objectives.codebook import count_usage
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 
 
 class LQAEObjective(Objective):
     """L = reconstruction + beta * commitment + alpha * masked words (LQAE, equation 2), one phase.
 
-    Terms of weight 0 are not computed.
-
-    Args:
-        model: the autoencoder.
-        config: weights and mask ratios.
-        steps: length of the training.
+    Terms of weight 0 are not computed. See `Objective` for the arguments.
     """
 
     model: LQAE
+    config: LQAEObjectiveConfig
 
     def __init__(self, model: LQAE, config: LQAEObjectiveConfig, steps: int) -> None:
-        super().__init__()
-        self.model, self.config = model, config
-        self.phases = (Phase("train", steps),)
+        super().__init__(model, config, steps)
+        self.num_patches = model.grid**2
         if config.masked_language_weight and not model.language.has_head:
             raise ValueError(
                 f"{model.language.name} has no masked-language-model head; set "
@@ -42,13 +38,14 @@ class LQAEObjective(Objective):
 
     def forward(self, batch: ImageBatch, phase: Phase, step: Step) -> LossTerms:
         """Return the loss of this process's part of a batch; masks are drawn for the batch of all."""
-        model, config, processes = self.model, self.config, self.processes
-        size, device = len(batch.images), batch.images.device
-        ratios = config.mask_ratio_min, config.mask_ratio_max
-        every_mask = random_mask(size * processes.size, model.grid**2, *ratios, step.generator)
+        model, config, device = self.model, self.config, batch.images.device
+        processes = self.processes if self.training else ALONE
+        all_mean = processes.all_mean if processes.size > 1 else _alone
+        size, ratios = len(batch.images) * processes.size, (config.mask_ratio_min, config.mask_ratio_max)
+        every_mask = random_mask(size, self.num_patches, *ratios, step.generator)
         mask = every_mask.chunk(processes.size)[processes.rank]
 
-        quantized = model.quantize(batch.images, step.generator, processes.all_mean)
+        quantized = model.quantize(batch.images, step.generator, all_mean)
         language = model.encode_text(quantized.values, send(mask, device))
         terms = {"reconstruction": pixel_loss(model.reconstruct(language), batch.images)}
         weights = {"reconstruction": config.reconstruction_weight}
@@ -78,7 +75,7 @@ class LQAEObjective(Objective):
                 model.quantizer.search_codebook(),
                 config.entropy_temperature,
                 model.config.quantizer.metric,
-                processes.all_mean,
+                all_mean,
             )
         return LossTerms(weighted_sum(terms, weights), terms, quantization_norms(quantized), quantized)
 
@@ -88,7 +85,13 @@ class LQAEObjective(Objective):
         assert loss.quantized is not None
         if loss.quantized.moments is not None:
             self.model.quantizer.whitening.update(loss.quantized.moments)
-        return count_usage(loss.quantized, self.model.num_codewords)[1]
+        all_sum = distributed.all_sum if self.processes.size > 1 else _alone
+        return count_usage(loss.quantized.codes, self.model.num_codewords, all_sum)[1]
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Return the mean or sum over the processes where there is one."""
+    return tensor
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pixlex.distributed import ALONE, Processes, all_processes
+from pixlex.distributed import all_processes
 from pixlex.nn.codebook import Quantized
 
 
@@ -52,28 +52,41 @@ class LossTerms:
         terms: its parts before weighting, by the names of the log.
         measures: other numbers for the log.
         quantized: the patches of this process's images, where they are quantized.
+        trains_codebook: whether the phase does.
     """
 
     total: Float[Tensor, ""]
     terms: Mapping[str, Tensor]
     measures: Mapping[str, Tensor | float] = field(default_factory=dict)
     quantized: Quantized | None = None
+    trains_codebook: bool = True
 
 
 class Objective(nn.Module, ABC):
     """What is minimized, with which weights, in which order; what DistributedDataParallel wraps.
 
     Neither `forward` nor `after_step` may read a number from the device, or a GPU stands idle until the next
-    operation arrives: what depends on counts and positions is decided from `batch.on_host`, or has a fixed shape.
-    Frozen is excepted, whose language model reads its padding mask.
+    operation arrives: what depends on counts and positions is decided on the CPU, or has a fixed shape. Frozen is
+    excepted, whose language model reads its padding mask.
+
+    Args:
+        model: the network.
+        config: weights and switches; None where there are none.
+        steps: length of the training.
 
     Attributes:
-        model: the network.
-        phases: stretches of training, in order.
+        phases: stretches of training, in order; a single one unless said otherwise.
+        processes: those that share a batch in training; an evaluation's batch belongs to one process.
     """
 
-    model: nn.Module
+    model: Any
+    config: Any
     phases: tuple[Phase, ...]
+
+    def __init__(self, model: nn.Module, config: Any, steps: int) -> None:
+        super().__init__()
+        self.model, self.config, self.processes = model, config, all_processes()
+        self.phases = (Phase("train", steps),)
 
     @abstractmethod
     def forward(self, batch: Any, phase: Phase, step: Step) -> LossTerms:
@@ -82,11 +95,6 @@ class Objective(nn.Module, ABC):
     def after_step(self, step: Step, loss: LossTerms) -> Mapping[str, Tensor | float]:
         """Do the housekeeping outside autograd, after the optimizer's step; return numbers for the log."""
         return {}
-
-    @property
-    def processes(self) -> Processes:
-        """Those that share a batch: all in training; an evaluation's batch belongs to one process."""
-        return all_processes() if self.training else ALONE
 
     def phase_at(self, step: int) -> Phase:
         """Return the phase that a step belongs to."""

@@ -9,8 +9,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,11 @@ class RunLog:
         config: length and batch size.
         device: where training computes.
         settings: the whole configuration, for the trackers that show it.
+
+    Attributes:
+        bar: moves with each step.
+        steps: taken since the last line; counted by the loop.
+        waited: seconds since then in which the loop waited for data.
     """
 
     def __init__(
@@ -49,36 +53,21 @@ class RunLog:
     ) -> None:
         first = distributed.is_first()
         self._tracker = Tracker(folder, first_step, settings, config.wandb) if first else None
-        self._bar = bar_or_lines(
+        self.bar = bar_or_lines(
             total=config.steps, initial=first_step, unit=" steps", desc="train", disable=not first, smoothing=0.05,
             seconds=math.inf,  # a line for each of the log
         )  # fmt: skip
         self._batch_size, self._device = config.batch_size, device
-        self._restart()
-
-    def _restart(self) -> None:
-        self._started, self._waited, self._steps = time.perf_counter(), 0.0, 0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time inside as spent waiting for data."""
-        before = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - before
-
-    def count_step(self) -> None:
-        """Count a step as taken."""
-        self._steps += 1
-        self._bar.update()
+        self._started, self.waited, self.steps = time.perf_counter(), 0.0, 0
 
     def write_step(self, step: int, phase: str, numbers: Mapping[str, float]) -> None:
         """Write the numbers of a step, as the mean over all processes, and the speed since the last line."""
         numbers = distributed.mean_numbers(numbers)
         seconds = max(1e-9, time.perf_counter() - self._started)
-        speed = self._steps * self._batch_size / seconds
-        peak, wait = peak_memory(self._device) / 2**20, self._waited / seconds
+        speed, wait = self.steps * self._batch_size / seconds, self.waited / seconds
+        peak = peak_memory(self._device) / 2**20
         shown = {"images_per_s": f"{speed:.0f}", "peak": f"{peak:,.0f} MiB", "wait": f"{wait:.0%}"}
-        self._bar.set_postfix({"loss": f"{numbers['total']:.4f}", **shown})
+        self.bar.set_postfix({"loss": f"{numbers['total']:.4f}", **shown})
         terms = {f"{phase}/{name}": value for name, value in numbers.items()}
         self.write(step, {**terms, "speed/images": speed, "memory/peak": peak, "data/wait": wait})
 
@@ -86,11 +75,11 @@ class RunLog:
         """Write numbers that are the same on all processes; what was done until now is no training."""
         if self._tracker is not None:
             self._tracker.log(step, numbers)
-        self._restart()
+        self._started, self.waited, self.steps = time.perf_counter(), 0.0, 0
 
     def close(self) -> None:
         """Flush and close everything."""
-        self._bar.close()
+        self.bar.close()
         if self._tracker is not None:
             self._tracker.close()
 
@@ -111,7 +100,13 @@ class Tracker:
         from tensorboardX import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        self._wandb = _start_wandb(folder, config) if wandb else None
+        self._wandb = None
+        if wandb:
+            try:
+                from wandb import init
+            except ImportError as error:
+                raise not_installed("train.wandb=true", "Weights & Biases", "wandb") from error
+            self._wandb = init(project="pixlex", name=folder.name, dir=str(folder), config=dict(config or {}))
         path = folder / METRICS
         kept = [line for line in read_metrics(path) if line["step"] <= first_step]
         write_text(path, "".join(json.dumps(sealed(line)) + "\n" for line in kept))
@@ -176,12 +171,3 @@ def write_environment(folder: Path) -> None:
         "packages": packages,
     }
     (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
-
-
-def _start_wandb(folder: Path, config: Mapping[str, Any] | None) -> Any:
-    """Start a Weights & Biases run."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise not_installed("train.wandb=true", "Weights & Biases", "wandb") from error
-    return wandb.init(project="pixlex", name=folder.name, dir=str(folder), config=dict(config or {}))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,31 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixlex import distributed
-from pixlex.batch import ImageBatch, NotFinite
+from pixlex.batch import ImageBatch, NotFinite, Skipped
 from pixlex.config.fields import TrainConfig
 from pixlex.files import write_text
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 from pixlex.train.logging import RunLog
-from pixlex.train.optimizer import learning_rate
-from pixlex.train.parallel import Parallel
+from pixlex.train.parallel import Parallel, learning_rate
 
 
 class LossNotFinite(ArithmeticError):
     """A term of the loss became infinite or not a number."""
-
-
-@dataclass(frozen=True)
-class Callbacks:
-    """What the loop calls besides the objective.
-
-    Attributes:
-        observe: called with each batch before its step.
-        evaluate: called with the finished steps, on all processes; returns numbers for the log.
-    """
-
-    observe: Callable[[ImageBatch], None] = lambda batch: None
-    evaluate: Callable[[int], Mapping[str, float]] | None = None
 
 
 def fit(
@@ -49,7 +34,9 @@ def fit(
     batches: Callable[[int], Iterator[ImageBatch]],
     config: TrainConfig,
     folder: Path,
-    callbacks: Callbacks | None = None,
+    *,
+    skipped: Callable[[Sequence[Skipped], int], None] = lambda images, num_readable: None,
+    evaluate: Callable[[int], Mapping[str, float]] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> int:
     """Train an objective through its phases, from the newest checkpoint of the folder if there is one.
@@ -62,7 +49,8 @@ def fit(
         batches: called with the steps finished; yields this process's part of each batch from there on.
         config: length, optimizer, precision, intervals.
         folder: the run folder.
-        callbacks: what else happens.
+        skipped: called with images that could not be read, and the number of those that could since the last call.
+        evaluate: called with the finished steps, on all processes; returns numbers for the log.
         settings: the whole configuration, for the trackers that show it.
 
     Returns:
@@ -72,24 +60,29 @@ def fit(
         LossNotFinite: with step, terms and images in the message and in `not-finite.json`; on a GPU found one step
             later, so that no step waits for the numbers of the one before it, and before anything is written.
     """
-    callbacks = callbacks or Callbacks()
     parallel = Parallel(objective, config)
     step = parallel.resume(folder / "checkpoints")
     log = RunLog(folder, step, config, parallel.device, settings)
-    stream = _prefetched(batches(step), parallel.device)
+    stream = _on_device(batches(step), parallel.device)
     pending, in_flight = deque[_StepNumbers](), int(parallel.device.type == "cuda")
-    stops = False
+    phase, stops, num_readable = objective.phase_at(step), False, 0
     with _interruptible() as interrupted:
         while step < config.steps and not stops:
-            with log.waiting():
-                batch = next(stream)
-            callbacks.observe(batch)
-            phase = objective.phase_at(step)
+            asked = time.perf_counter()
+            batch = next(stream)
+            log.waited += time.perf_counter() - asked
+            num_readable += len(batch.keys)
+            if batch.skipped:
+                skipped(batch.skipped, num_readable)
+                num_readable = 0
+            if step == phase.last_step:
+                phase = objective.phase_at(step)
             with _reporting(step, batch.keys, folder, "patches or codewords"):
                 pending.append(_take_step(parallel, batch, phase, step))
             step += 1
-            log.count_step()
-            last, stops = step == config.steps, distributed.anywhere(interrupted())  # all at the same step
+            log.steps += 1
+            log.bar.update()
+            last, stops = step == config.steps, parallel.anywhere(interrupted())  # all at the same step
             logs, saves, evaluates = (
                 every > 0 and step % every == 0
                 for every in (config.log_every, config.checkpoint_every, config.evaluate_every)
@@ -100,13 +93,9 @@ def fit(
                 log.write_step(step, phase.name, numbers)
             if saves or last or stops:
                 parallel.save(folder / "checkpoints", step)
-            if (evaluates or last) and callbacks.evaluate is not None:
-                with (
-                    parallel.gathered(),
-                    torch.compiler.set_stance("force_eager"),
-                    _reporting(step, (), folder, "the evaluation"),
-                ):
-                    log.write(step, callbacks.evaluate(step))  # as `pixlex evaluate` will
+            if (evaluates or last) and evaluate is not None:
+                with parallel.gathered(), _reporting(step, (), folder, "the evaluation"):
+                    log.write(step, evaluate(step))  # as `pixlex evaluate` will
     log.close()
     parallel.close()
     return step
@@ -114,15 +103,15 @@ def fit(
 
 def _take_step(parallel: Parallel, batch: ImageBatch, phase: Phase, number: int) -> _StepNumbers:
     """Take one optimizer step; return its numbers."""
-    config, objective = parallel.config, parallel.objective
-    step = Step(number, torch.Generator().manual_seed(_mix(config.seed, number)))
-    torch.manual_seed(_mix(config.seed, number, distributed.rank() + 1))
-    rate = learning_rate(number, config)
+    seed = parallel.config.seed
+    step = Step(number, torch.Generator().manual_seed(_mix(seed, number)))
+    torch.manual_seed(_mix(seed, number, parallel.processes.rank + 1))
+    rate = learning_rate(number, parallel.config)
     for group in parallel.optimizer.param_groups:
         group["lr"] = rate
     loss = parallel.forward(batch, phase, step)
     measures = {**loss.measures, "gradient_norm": parallel.update(loss)}
-    measures |= {**objective.after_step(step, loss), "learning_rate": rate}
+    measures |= {**parallel.objective.after_step(step, loss), "learning_rate": rate}
     return _StepNumbers(number, batch.keys, loss, measures)
 
 
@@ -135,8 +124,8 @@ def _mix(*numbers: int) -> int:
     return mixed
 
 
-def _prefetched(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:
-    """Yield batches, on the CPU; for a GPU the next one is read, into pinned memory, during the step."""
+def _on_device(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:
+    """Yield batches on the device; for a GPU the next one is read, into pinned memory, during the step."""
     if device.type != "cuda":
         yield from batches
         return
@@ -146,7 +135,7 @@ def _prefetched(batches: Iterator[ImageBatch], device: torch.device) -> Iterator
         while True:
             batch = following.result()
             following = reader.submit(lambda: next(batches).pinned())
-            yield batch
+            yield batch.to(device)
 
 
 class _StepNumbers:

@@ -19,23 +19,16 @@ _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_
 
 @dataclass(frozen=True)
 class Needed:
-    """The least that a run needs.
+    """The least that a run needs in a process."""
 
-    Attributes:
-        parameters: in transformer layers and learned codebooks; embeddings and heads come on top.
-        state: bytes of a process for weights, gradients and moments.
-        activations: bytes of a process for what image encoders and decoders keep for their gradients.
-        images: that a process computes in a step.
-    """
-
-    parameters: int
-    state: int
-    activations: int
-    images: int
+    parameters: int  # in transformer layers and learned codebooks; embeddings and heads come on top
+    state: int  # bytes for weights, gradients and moments
+    activations: int  # bytes for what image encoders and decoders keep for their gradients
+    images: int  # in a step
 
     @property
     def memory(self) -> int:
-        """Bytes of a process: gradients and moments are there when activations are, but for the gradients."""
+        """Bytes: weights and moments are there when activations are, gradients are not."""
         return max(self.state, self.state * 3 // 4 + self.activations)
 
     def __str__(self) -> str:
@@ -52,9 +45,7 @@ def needed(run: Run) -> Needed:
     visible = 1 - getattr(run.objective, "mask_ratio", 0.0) if hasattr(run, "objective") else 1.0
     for stack, width, mlp_ratio, fraction in _stacks(run.model, visible):
         attention = 4 if hasattr(stack, "width") else 8
-        parameters += int(
-            stack.depth * width**2 * attention + 2 * stack.depth * width * int(mlp_ratio * width)
-        )
+        parameters += stack.depth * width * (width * attention + 2 * int(mlp_ratio * width))
         vectors = 1.0 if train.checkpoint_activations or train.compile else 6 + 2 * mlp_ratio
         kept += stack.depth * width * vectors * int(fraction * run.model.grid**2)
     codebooks = sum(_codebooks(run.model))
@@ -104,9 +95,8 @@ def _stacks(model: Any, visible: float) -> Iterator[tuple[Any, int, float, float
     for one in fields(model):
         stack = getattr(model, one.name)
         if hasattr(stack, "depth"):
-            sizes = (
-                stack if hasattr(stack, "width") else model.text
-            )  # the fusion encoder is as wide as the text
+            # The fusion encoder is as wide as the text encoder.
+            sizes = stack if hasattr(stack, "width") else model.text
             yield stack, sizes.width, sizes.mlp_ratio, fractions.get(one.name, 0.0)
 
 
