@@ -241,7 +241,7 @@ def _where(options: FewShotOptions) -> dict[str, Any]:
 
 def _readings(options: FewShotOptions, models: Mapping[str, Model]) -> list[Reading]:
     """Return what makes text of images, each with the model behind it, if there is one."""
-    from pixlex.eval.few_shot.readers import AsciiArt, model_reader, shortened
+    from pixlex.eval.few_shot.readers import ascii_art, model_reader, shortened
     from pixlex.nn.language_model import load_language_model
     from pixlex.nn.vocabulary import build_vocabulary
 
@@ -255,7 +255,7 @@ def _readings(options: FewShotOptions, models: Mapping[str, Model]) -> list[Read
         if model.has_codes
     ]
     if options.ascii:
-        readings.append((shortened(AsciiArt(), kept) if kept < 1 else AsciiArt(), None))
+        readings.append((shortened(ascii_art(), kept) if kept < 1 else ascii_art(), None))
     return readings
 
 

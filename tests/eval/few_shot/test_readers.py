@@ -15,9 +15,10 @@ from pixlex.api import ImageTokenizer
 from pixlex.data.images import ImageSource, open_source
 from pixlex.eval.few_shot.readers import (
     RAMP,
-    AsciiArt,
     area_weights,
+    ascii_art,
     cached,
+    draw_ascii,
     model_reader,
     model_words,
     shortened,
@@ -105,26 +106,25 @@ def _gray(rows: list[list[float]]) -> torch.Tensor:
 def test_a_ramp_of_grays_gives_the_ramp() -> None:
     """Ten grays, the middle of each step, in both directions; the borders belong to the step above."""
     grays = [(step + 0.5) / 10 for step in range(10)]
-    art = AsciiArt(lines=1, columns=10)
-    assert art.draw(_gray([grays])) == [RAMP]
-    assert AsciiArt(lines=1, columns=10, inverted=True).draw(_gray([grays])) == [RAMP[::-1]]
-    assert art.draw(_gray([[step / 10 for step in range(10)]])) == [RAMP]
-    assert art.draw(torch.ones(1, 3, 4, 10)) == ["@" * 10]
+    assert draw_ascii(_gray([grays]), 1, 10) == [RAMP]
+    assert draw_ascii(_gray([grays]), 1, 10, RAMP[::-1]) == [RAMP[::-1]]
+    assert draw_ascii(_gray([[step / 10 for step in range(10)]]), 1, 10) == [RAMP]
+    assert draw_ascii(torch.ones(1, 3, 4, 10), 1, 10) == ["@" * 10]
 
 
 def test_green_weighs_more_than_red_and_red_more_than_blue() -> None:
     """ITU-R BT.601: full red, green and blue have luma 0.299, 0.587 and 0.114."""
     image = torch.eye(3).reshape(1, 3, 1, 3)
-    assert AsciiArt(lines=1, columns=3, ramp="0123456789").draw(image) == ["251"]
+    assert draw_ascii(image, 1, 3, "0123456789") == ["251"]
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (100, 37), (5, 7), (1, 1), (255, 257)])
 def test_any_size_gives_as_many_lines_and_characters(height: int, width: int) -> None:
     """Larger, smaller, and sizes that do not divide; the mean is kept to the last digit."""
     image = torch.rand(2, 3, height, width)
-    texts = AsciiArt().draw(image)
+    texts = draw_ascii(image)
     assert [[len(line) for line in text.split("\n")] for text in texts] == [[64] * 64] * 2
-    assert texts == AsciiArt().draw(image)
+    assert texts == draw_ascii(image)
     weights = area_weights(height, 64)
     torch.testing.assert_close(weights.sum(1), torch.ones(64, dtype=torch.float64))
     torch.testing.assert_close(weights.sum(0), torch.full((height,), 64 / height, dtype=torch.float64))
@@ -134,7 +134,7 @@ def test_a_cut_pixel_counts_by_its_parts() -> None:
     """Three pixels on two characters: the middle one counts half on each side."""
     expected = torch.tensor([[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]], dtype=torch.float64)
     torch.testing.assert_close(area_weights(3, 2), expected)
-    assert AsciiArt(lines=1, columns=2, ramp="abc").draw(_gray([[0.0, 0.6, 1.0]])) == ["ac"]
+    assert draw_ascii(_gray([[0.0, 0.6, 1.0]]), 1, 2, "abc") == ["ac"]
 
 
 def test_images_of_a_source_are_read_square(tmp_path: Path) -> None:
@@ -144,11 +144,10 @@ def test_images_of_a_source_are_read_square(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
     source = open_source(str(tmp_path))
-    art = AsciiArt(lines=2, columns=4)
-    assert art.read(source, [0, 1]) == {0: "  @@\n  @@"}
+    assert ascii_art(2, 4).read(source, [0, 1]) == {0: "  @@\n  @@"}
 
 
 @pytest.mark.parametrize("bad", [{"lines": 0}, {"columns": -1}, {"ramp": "#"}, {"ramp": "a\nb"}])
 def test_impossible_settings_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"expected .* got"):
-        AsciiArt(**bad)  # type: ignore[arg-type]
+        ascii_art(**bad)  # type: ignore[arg-type]

@@ -127,44 +127,23 @@ def read_pixels(
             bar.update(len(order[first : first + _BATCH_SIZE]))
 
 
-@dataclass(frozen=True, kw_only=True)
-class AsciiArt:
-    """Writes images as lines of characters, the paper's baseline without learning (LQAE, section 5).
+def ascii_art(lines: int = 64, columns: int = 64, ramp: str = RAMP) -> TextReader:
+    """Return what writes images as lines of characters, the paper's baseline without learning (LQAE, section 5).
 
-    Luma Y = 0.299 R + 0.587 G + 0.114 B is averaged over the area of each character, to the fraction of a
-    pixel, and Y in [i / n, (i + 1) / n) becomes character i of the ramp, Y = 1 the last one. The paper prompts
-    with 64 x 64 characters and says neither which ramp nor which converter; these are ours.
+    The largest centered square of an image is drawn at its own resolution (`draw_ascii`). The paper prompts with
+    64 x 64 characters and says neither which ramp nor which converter; these are ours.
 
     Args:
         lines: of an image, 1 or more.
         columns: characters of a line, 1 or more.
-        ramp: characters from dark to bright, 2 or more, no line break; light on dark, as on a terminal.
-        inverted: turn the ramp around: dark ink on white paper.
+        ramp: from dark to bright, 2 or more in one line; light on dark, as on a terminal, or turned around.
     """
+    if lines < 1 or columns < 1:
+        raise ValueError(f"expected 1 or more lines and columns, got {lines} x {columns}")
+    if len(ramp) < 2 or len(ramp.splitlines()) > 1:
+        raise ValueError(f"expected a ramp of 2 or more characters in one line, got {quoted(ramp)}")
 
-    lines: int = 64
-    columns: int = 64
-    ramp: str = RAMP
-    inverted: bool = False
-
-    def __post_init__(self) -> None:
-        if self.lines < 1 or self.columns < 1:
-            raise ValueError(f"expected 1 or more lines and columns, got {self.lines} x {self.columns}")
-        if len(self.ramp) < 2 or len(self.ramp.splitlines()) > 1:
-            raise ValueError(f"expected a ramp of 2 or more characters in one line, got {quoted(self.ramp)}")
-
-    @property
-    def name(self) -> str:
-        """Its name in tables."""
-        return f"ASCII {self.lines}x{self.columns}"
-
-    @property
-    def identity(self) -> str:
-        """A fingerprint of all that decides the text besides the image."""
-        return digest("ascii", str(self.lines), str(self.columns), self.ramp, str(self.inverted))
-
-    def read(self, images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
-        """Return the text of the largest centered square of each image, drawn at the image's own resolution."""
+    def read(images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
         texts = {}
         for index in indices:
             with contextlib.suppress(UnreadableImage):
@@ -172,19 +151,26 @@ class AsciiArt:
                 left, top, right, bottom = center_box(image.width, image.height)
                 square = image.crop((int(left), int(top), int(right), int(bottom)))
                 pixels = torch.from_numpy(np.asarray(square, dtype=np.float32) / 255)
-                texts[index] = self.draw(pixels.permute(2, 0, 1).unsqueeze(0))[0]
+                (texts[index],) = draw_ascii(pixels.permute(2, 0, 1).unsqueeze(0), lines, columns, ramp)
         return texts
 
-    def draw(self, images: Float[Tensor, "B 3 H W"]) -> list[str]:
-        """Return each image, RGB pixels in [0, 1], as text, lines joined by line breaks."""
-        luma = torch.einsum("bchw,c->bhw", images.double(), images.new_tensor(_LUMA, dtype=torch.float64))
-        rows = area_weights(images.shape[-2], self.lines).to(images.device)
-        columns = area_weights(images.shape[-1], self.columns).to(images.device)
-        averages = rows @ luma @ columns.T
-        ramp = self.ramp[::-1] if self.inverted else self.ramp
-        # float32 must not move a value that lies on a border, such as 51 / 255, to the step below.
-        steps = ((averages + 1e-6) * len(ramp)).floor().long().clamp(0, len(ramp) - 1)
-        return ["\n".join("".join(ramp[step] for step in line) for line in image) for image in steps.tolist()]
+    identity = digest("ascii", str(lines), str(columns), ramp, "False")
+    return _Reader(f"ASCII {lines}x{columns}", identity, read)
+
+
+def draw_ascii(
+    images: Float[Tensor, "B 3 H W"], lines: int = 64, columns: int = 64, ramp: str = RAMP
+) -> list[str]:
+    """Return each image, RGB pixels in [0, 1], as lines of characters joined by line breaks.
+
+    Luma Y = 0.299 R + 0.587 G + 0.114 B is averaged over the area of each character, to the fraction of a
+    pixel, and Y in [i / n, (i + 1) / n) becomes character i of the ramp, Y = 1 the last one.
+    """
+    luma = torch.einsum("bchw,c->bhw", images.double(), images.new_tensor(_LUMA, dtype=torch.float64))
+    averages = area_weights(images.shape[-2], lines) @ luma.cpu() @ area_weights(images.shape[-1], columns).T
+    # float32 must not move a value that lies on a border, such as 51 / 255, to the step below.
+    steps = ((averages + 1e-6) * len(ramp)).floor().long().clamp(0, len(ramp) - 1)
+    return ["\n".join("".join(ramp[step] for step in line) for line in image) for image in steps.tolist()]
 
 
 def area_weights(size: int, cells: int) -> Float[Tensor, "cells size"]:
