@@ -54,8 +54,13 @@ def refused(outcome: Outcome, code: int = 2) -> str:
 
 
 def test_a_table_of_models_and_features(
-    run: Callable[..., Outcome], models: tuple[str, str], images: tuple[Path, Path], tmp_path: Path
+    run: Callable[..., Outcome],
+    models: tuple[str, str],
+    images: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("pixlex.report.linear_probe.draw_confusion", lambda row, names, path: path.touch())
     arguments: tuple[Any, ...] = (
         "--model", *models, "--data", images[0], "--test", images[1], "--features", "layers", "codes", "pixels",
         "--untrained", "--per-layer", "--cache", tmp_path / "cache",
