@@ -32,8 +32,7 @@ from pixlex.config.fields import DataConfig
 from pixlex.data import tables
 from pixlex.data.embedded import PHOTOGRAPHS, photograph
 from pixlex.data.images import open_source
-from pixlex.data.loader import Loader, LoaderConfig
-from pixlex.data.rows import Images
+from pixlex.data.loader import Images, Loader, LoaderConfig
 
 BATCH = 64
 SHARDS = 10

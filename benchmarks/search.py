@@ -97,7 +97,7 @@ def main() -> None:
     given = parser.parse_args()
     model = chosen_model(given.model, paper=given.paper)
     source = f"embedded:scenes:train:{given.count}"
-    captions = open_pairs(f"embedded:scenes:test:{given.queries}").captions
+    captions = open_pairs(f"embedded:scenes:test:{given.queries}").texts
     texts = [one[0] for one in captions]
     folder = Path(tempfile.mkdtemp())
     try:

@@ -76,7 +76,7 @@ def test_convert(call: Call, karpathy: Path, tmp_path: Path) -> None:
     assert "images that cannot be read, left out (1)\n  3.png: the file does not exist" in text
     assert "images without a caption, left out (1)\n  2.png" in text
     assert "convert: 100%" in err
-    assert open_pairs(str(out)).captions == (("text 0",), ("text 1",))
+    assert open_pairs(str(out)).texts == (("text 0",), ("text 1",))
     code, _, err = call("convert", description, "--out", out, "--split", "train")
     assert (code, "exists; choose another name" in err) == (2, True)
     code, text, err = call(

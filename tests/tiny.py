@@ -36,8 +36,7 @@ from pixlex.config.lqae import (
     VisionConfig,
     VQVAEConfig,
 )
-from pixlex.data.loader import Loader, LoaderConfig
-from pixlex.data.rows import Images
+from pixlex.data.loader import Images, Loader, LoaderConfig
 from pixlex.data.sources import ImageSource
 from pixlex.models.baselines import MAE, VQVAE, Frozen
 from pixlex.models.cbvila import CBViLA

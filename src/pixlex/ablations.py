@@ -12,7 +12,7 @@ from typing import Any
 from pixlex.config.ablation import AblationRow, ablation_of
 from pixlex.config.lqae import LQAERun, VQVAEConfig, VQVAERun
 from pixlex.config.run import Run, read_run
-from pixlex.data.records import PairSource
+from pixlex.data.records import Records
 from pixlex.data.sources import ImageSource
 from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import wilson_interval
@@ -280,9 +280,7 @@ def few_shot_measure(
     return Measure(name="few_shot", identity=digest(*parts), of=measure)
 
 
-def retrieval_measure(
-    pairs: PairSource, *, max_words: int, limit: int | None, device: str = "auto"
-) -> Measure:
+def retrieval_measure(pairs: Records, *, max_words: int, limit: int | None, device: str = "auto") -> Measure:
     """Return zero-shot retrieval, both directions re-ranked by matching (CB-ViLA, Table IV).
 
     Args:

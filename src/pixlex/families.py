@@ -17,10 +17,10 @@ from pixlex.config.lqae import FrozenRun, LQAERun, MAERun, VQVAERun
 from pixlex.config.run import Run
 from pixlex.data.captions import open_pairs
 from pixlex.data.images import ImageSource, open_source
-from pixlex.data.loader import Loader, LoaderConfig
-from pixlex.data.questions import build_answers, open_items
-from pixlex.data.records import CLASSES, PairSource, ReasoningSource
-from pixlex.data.rows import Images, Pairs, Questions
+from pixlex.data.loader import Images, Loader, LoaderConfig
+from pixlex.data.questions import open_items
+from pixlex.data.records import Pairs, Questions, Records
+from pixlex.data.text import CLASSES, build_answers
 from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import Evaluation, Pass
 from pixlex.eval.pretraining import evaluate_captions, evaluate_masked_patches, evaluate_pretraining
@@ -188,12 +188,12 @@ def _images(run: Run, description: str) -> ImageSource:
     return open_source(description)
 
 
-def _pairs(run: Any, description: str) -> PairSource:
+def _pairs(run: Any, description: str) -> Records:
     pairs = open_pairs(description)
     return pairs.cleaned() if getattr(run.data, "clean_captions", False) else pairs
 
 
-def _items(run: ReasoningRun, description: str) -> ReasoningSource:
+def _items(run: ReasoningRun, description: str) -> Records:
     return open_items(description, run.model.task, clean=run.data.clean_captions).answered()
 
 
@@ -201,9 +201,7 @@ def _stepped(kind: Callable[[Any, Any, int], Objective]) -> Callable[[Any, Any],
     return lambda model, run: kind(model, run.objective, run.train.steps)
 
 
-def _resolve_answers(
-    run: ReasoningRun, source: ReasoningSource, validation: ReasoningSource | None
-) -> ReasoningRun:
+def _resolve_answers(run: ReasoningRun, source: Records, validation: Records | None) -> ReasoningRun:
     """Return a run with what its data decide: the answers, and how many images an item has."""
     if validation is not None and validation.num_images != source.num_images:
         raise ValueError(
@@ -220,11 +218,11 @@ def _image_rows(run: Run, model: Any, source: ImageSource, training: bool) -> Im
     return Images(source)
 
 
-def _pair_rows(run: Any, model: Any, source: PairSource, training: bool) -> Pairs:
+def _pair_rows(run: Any, model: Any, source: Records, training: bool) -> Pairs:
     return Pairs(source, partial(model.tokenize_texts, max_words=run.data.max_words))
 
 
-def _question_rows(run: ReasoningRun, model: Reasoner, source: ReasoningSource, training: bool) -> Questions:
+def _question_rows(run: ReasoningRun, model: Reasoner, source: Records, training: bool) -> Questions:
     together = run.data.texts_per_image if training else 1
     return Questions(source, partial(model.tokenize_texts, max_words=run.data.max_words), together)
 

@@ -70,14 +70,14 @@ def test_albef(tmp_path: Path, picture: Picture) -> None:
         {"image": "a.png", "caption": "four"},
     ]
     source = open_pairs(write(tmp_path / "set.json", rows))
-    assert source.captions == (("one", "four"), ("two", "three"))
+    assert source.texts == (("one", "four"), ("two", "three"))
     assert source.ignored == ("c.png",)
     assert [source.key(index) for index in range(2)] == ["a.png", "b.png"]
-    assert source.read(0).data == picture(0)
+    assert source.images.read(0).data == picture(0)
     with pytest.raises(UnreadableImage, match=r"b\.png: the file does not exist"):
-        pickle.loads(pickle.dumps(source)).read(1)
+        pickle.loads(pickle.dumps(source)).images.read(1)
     write(tmp_path / "many.json", [{"image": "a.png", "captions": ["x"]}])
-    assert open_pairs(str(tmp_path / "many.json")).captions == (("x",),)
+    assert open_pairs(str(tmp_path / "many.json")).texts == (("x",),)
 
 
 def test_karpathy(tmp_path: Path, picture: Picture) -> None:
@@ -87,8 +87,8 @@ def test_karpathy(tmp_path: Path, picture: Picture) -> None:
     (folder / "val2014" / "restval.png").write_bytes(picture(1))
     source = open_pairs(f"{path}?split=train+restval&images={folder}")
     assert [source.key(index) for index in range(len(source))] == ["val2014/train.png", "val2014/restval.png"]
-    assert source.captions[1] == ("restval 0", "restval 1")
-    assert source.read(1).data == picture(1)
+    assert source.texts[1] == ("restval 0", "restval 1")
+    assert source.images.read(1).data == picture(1)
     assert source.splits == AnnotatedSplits("coco", {"train": 1, "restval": 1, "val": 1, "test": 1})
     assert len(open_pairs(f"{path}?split=all")) == len(open_pairs(path, every_split=True)) == 4
     assert len(open_pairs(f"{path}?split=test", every_split=True)) == 1
@@ -112,7 +112,7 @@ def test_splits_are_named(tmp_path: Path) -> None:
 def test_coco(tmp_path: Path) -> None:
     source = open_pairs(write(tmp_path / "captions_val2014.json", COCO))
     assert [source.key(index) for index in range(len(source))] == ["7.png", "3.png"]
-    assert source.captions == (("seven",), ("three", "a second three"))
+    assert source.texts == (("seven",), ("three", "a second three"))
     assert source.ignored == ("5.png",)
 
 
@@ -123,9 +123,9 @@ def test_visual_genome(tmp_path: Path, picture: Picture) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(picture(len(name), "JPEG"))
     source = open_pairs(path)
-    assert source.captions == (("the clock", "a tree"), ("a man",), ("gone",))
+    assert source.texts == (("the clock", "a tree"), ("a man",), ("gone",))
     assert [source.key(index) for index in range(3)] == ["VG_100K/1.jpg", "VG_100K_2/20.jpg", "VG_100K/3.jpg"]
-    assert source.read(1).data == picture(len("VG_100K_2/20.jpg"), "JPEG")
+    assert source.images.read(1).data == picture(len("VG_100K_2/20.jpg"), "JPEG")
     assert source.ignored == ("VG_100K/4.jpg",)
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "3.jpg").write_bytes(b"")
@@ -171,15 +171,12 @@ def test_visual_genome(tmp_path: Path, picture: Picture) -> None:
         ([{"image": "a", "caption": "b"}, {"image": "c", "caption": {"d": "e" * 999}}], "got .{80}$"),
         ([{"image": "a", "caption": "b"}, "c"], "entry 1: expected an object, got 'c'"),
         ([{"image": "a", "caption": ""}], "none of 1 images has a caption"),
-        (
-            {**COCO, "annotations": [{"image_id": 9, "caption": "x"}]},
-            "belongs to image 9, which is not among",
-        ),
+        ({**COCO, "annotations": [{"image_id": 9, "caption": "x"}]}, "belongs to image 9, which is not among"),
         ({"images": [{"sentences": [], "filename": "a"}]}, "image 0 has no field 'split'"),
         ([{"id": 1, "regions": [{"phrase": 3}]}], "entry 0: image 1: expected a caption"),
         ([{"regions": [{"phrase": "x"}]}], "entry 0 has no field 'image_id'"),
     ],
-)
+)  # fmt: skip
 def test_files_that_do_not_fit(tmp_path: Path, content: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         open_pairs(write(tmp_path / "set.json", content), every_split=True)

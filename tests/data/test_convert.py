@@ -45,9 +45,9 @@ def test_parquet_holds_the_bytes(albef: Path, tmp_path: Path) -> None:
     assert [one.key for one in result.skipped] == ["deep/1.jpg", "deep/3.jpg"]
     assert pq.read_schema(out).names == ["image", "image_id", "captions"]
     source = open_pairs(str(out))
-    assert source.captions == (("ä 0", "b"), ("ä 2", "b"))
+    assert source.texts == (("ä 0", "b"), ("ä 2", "b"))
     assert source.ids == ("deep/0.jpg", "deep/2.jpg")
-    assert source.read(1).data == (albef.parent / "deep" / "2.jpg").read_bytes()
+    assert source.images.read(1).data == (albef.parent / "deep" / "2.jpg").read_bytes()
     lines = (tmp_path / "new" / "set.parquet.skipped.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == ["deep/1.jpg", "deep/3.jpg"]
     assert sorted(path.name for path in out.parent.iterdir()) == ["set.parquet", "set.parquet.skipped.jsonl"]
@@ -67,7 +67,7 @@ def test_jsonl_names_the_files(albef: Path, tmp_path: Path) -> None:
     assert result.num_images == 6
     assert len(result.skipped) == 4  # two keys in each of two sets
     source = open_pairs(str(out))
-    assert source.read(0).data == (albef.parent / "deep" / "0.jpg").read_bytes()
+    assert source.images.read(0).data == (albef.parent / "deep" / "0.jpg").read_bytes()
 
 
 def test_images_get_another_size(albef: Path, tmp_path: Path, picture: Picture) -> None:
@@ -75,7 +75,7 @@ def test_images_get_another_size(albef: Path, tmp_path: Path, picture: Picture) 
     out = tmp_path / "set.parquet"
     for size, expected in ((30, (45, 30)), (200, (90, 60))):
         convert_images(open_pairs(str(albef)), out, image_size=size, overwrite=True, progress=False)
-        image = Image.open(io.BytesIO(open_pairs(str(out)).read(0).data))
+        image = Image.open(io.BytesIO(open_pairs(str(out)).images.read(0).data))
         assert (image.size, image.format, image.mode) == (expected, "JPEG", "RGB")
 
 
@@ -83,10 +83,10 @@ def test_pixels_without_a_file_become_png(tmp_path: Path) -> None:
     source = open_pairs("embedded:scenes:test:2")
     convert_images(source, tmp_path / "set.parquet", progress=False)
     converted = open_pairs(str(tmp_path / "set.parquet"))
-    assert converted.captions == source.captions
-    image = Image.open(io.BytesIO(converted.read(1).data))
+    assert converted.texts == source.texts
+    image = Image.open(io.BytesIO(converted.images.read(1).data))
     assert image.format == "PNG"
-    assert image.tobytes() == source.read(1).data.tobytes()
+    assert image.tobytes() == source.images.read(1).data.tobytes()
     with pytest.raises(ValueError, match=r"are no files of their own: convert to a\.parquet"):
         convert_images(source, tmp_path / "a.jsonl")
 
@@ -128,11 +128,11 @@ def test_images_without_captions_keep_their_classes(
 def test_captions_in_a_shard(albef: Path, tmp_path: Path) -> None:
     result = convert_images(open_pairs(str(albef)), tmp_path / "set.tar", progress=False)
     source = open_pairs(str(result.path))
-    assert source.captions == (("ä 0", "b"), ("ä 2", "b"))
-    assert source.read(1).data == (albef.parent / "deep" / "2.jpg").read_bytes()
+    assert source.texts == (("ä 0", "b"), ("ä 2", "b"))
+    assert source.images.read(1).data == (albef.parent / "deep" / "2.jpg").read_bytes()
     assert source.key(1) == "set.tar/00000001.jpeg"
     again = convert_images(source, tmp_path / "again.tar", progress=False).path
-    assert open_pairs(str(again)).captions == source.captions
+    assert open_pairs(str(again)).texts == source.texts
 
 
 def test_row_groups_are_bounded(tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_row_groups_are_bounded(tmp_path: Path, picture: Picture, monkeypatch: p
         metadata = pq.ParquetFile(out).metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         assert (sum(sizes), set(sizes) <= expected, len(sizes) >= 4) == (10, True, True)
-        assert [text for (text,) in open_pairs(str(out)).captions] == [str(number) for number in range(10)]
+        assert [text for (text,) in open_pairs(str(out)).texts] == [str(number) for number in range(10)]
 
 
 def test_what_is_refused(albef: Path, tmp_path: Path) -> None:

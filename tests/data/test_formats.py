@@ -13,11 +13,10 @@ import pytest
 import torch
 
 from pixlex.batch import Words
-from pixlex.data.formats import sentence_of, truth
+from pixlex.data.annotations import sentence_of, truth
 from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.questions import open_items
-from pixlex.data.rows import Questions
-from pixlex.data.text import clean_caption
+from pixlex.data.records import Questions
 
 Picture = Callable[..., bytes]
 
@@ -49,7 +48,7 @@ def test_lines_of_nlvr2(tmp_path: Path, picture: Picture) -> None:
     assert (len(source), source.num_images) == (3, 2)
     assert source.ids == ("dev-8-0-0", "dev-8-1-0", "dev-8-0-1")
     assert source.answers == (("true",), ("false",), ("true",))
-    assert source.texts == ("sentence 0", "sentence 0", "sentence 1")
+    assert source.first_texts == ("sentence 0", "sentence 0", "sentence 1")
     assert source.sentences == ("dev-8-0", "dev-8-0", "dev-8-1")
     assert [source.images.read(index).data for index in (0, 1, 3)] == [picture(number) for number in range(3)]
     assert source.images.key(2) == "dev-8-1-img0.png"
@@ -192,18 +191,6 @@ def test_truth() -> None:
         truth(2)
 
 
-def test_real_statements_group_by_their_sentence(shared_data: Path) -> None:
-    """NLVR's examples of one number have one sentence."""
-    path = shared_data / "nlvr" / "test.parquet"
-    if not path.is_file():
-        pytest.skip("no nlvr among the shared data")
-    source = open_items(str(path), "nlvr2")
-    pairs = set(zip(source.sentences, source.texts, strict=True))
-    assert (len(source), len(set(source.sentences)), len(pairs)) == (990, 266, 266)
-    labels = pq.read_table(path)["label"].to_pylist()
-    assert [given == ("true",) for given in source.answers] == [label == 1 for label in labels]
-
-
 def snli_row(number: int, label: str, **more: Any) -> dict[str, Any]:
     return {
         "pairID": f"7.jpg#{number}",
@@ -228,21 +215,10 @@ def test_lines_of_snli_ve(tmp_path: Path, picture: Picture) -> None:
     source = open_items(f"{path}?images={tmp_path}/flickr", "entailment")
     assert source.ids == ("7.jpg#0", "7.jpg#2", "7.jpg#3")
     assert source.answers == (("neutral",), ("contradiction",), ("entailment",))
-    assert source.texts == ("hypothesis 0", "hypothesis 2", "hypothesis 3")
+    assert source.first_texts == ("hypothesis 0", "hypothesis 2", "hypothesis 3")
     assert source.ignored == ("line 2: the label is -, its annotators did not agree",)
     assert [source.images.read(index).data for index in range(3)] == [picture(7, "JPEG")] * 3
-    assert "premise" not in repr(source)
-
-
-def test_the_premise_is_never_read(shared_data: Path) -> None:
-    """Texts are the hypotheses, and the premises are nowhere else."""
-    path = shared_data / "ve" / "val.parquet"
-    if not path.is_file():
-        pytest.skip("no ve among the shared data")
-    source = open_items(str(path), "entailment")
-    table = pq.read_table(path)
-    assert source.texts == tuple(map(clean_caption, table["hypothesis"].to_pylist()))
-    assert not any(premise in repr(source) for premise in table["premise_caption"].to_pylist())
+    assert "premise" not in repr(source)  # of the text alone
 
 
 def test_hypotheses_on_a_table_of_images(tmp_path: Path, picture: Picture) -> None:
@@ -252,7 +228,7 @@ def test_hypotheses_on_a_table_of_images(tmp_path: Path, picture: Picture) -> No
     table = pa.table({"image_id": ["12", "11.jpg"], "image": [picture(12), picture(11)]})
     pq.write_table(table, tmp_path / "images.parquet")
     source = open_items(f"{tmp_path}/ve.json?images={tmp_path}/images.parquet", "entailment")
-    assert (source.texts, source.ids) == (("a b", "a b"), ("entry 0", "entry 1"))
+    assert (source.first_texts, source.ids) == (("a b", "a b"), ("entry 0", "entry 1"))
     assert [source.images.read(index).data for index in range(2)] == [picture(11), picture(12)]
     assert source.ignored == (f"entry 2: {tmp_path}/images.parquet has no image 13",)
     pq.write_table(pa.concat_tables([table, table]), tmp_path / "twice.parquet")
@@ -277,11 +253,7 @@ def test_hypotheses_on_a_table_of_images(tmp_path: Path, picture: Picture) -> No
             {"label": "maybe"},
             "line 1: expected entailment, neutral, contradiction or - as label, got 'm",
         ),
-        (
-            "entailment",
-            {"sentence": None, "label": "neutral"},
-            "line 1: expected a text in sentence, got None",
-        ),
+        ("entailment", {"sentence": None, "label": "neutral"}, "line 1: expected a text in sentence, got None"),
         ("nlvr2", {"label": "perhaps"}, r"line 1: expected true or false .* as label, got 'perhaps'"),
         (
             "nlvr2",
@@ -295,7 +267,7 @@ def test_hypotheses_on_a_table_of_images(tmp_path: Path, picture: Picture) -> No
         ),
         ("nlvr2", {"identifier": "1-2", "label": 7}, "line 1: expected true or false .* as label, got 7"),
     ],
-)
+)  # fmt: skip
 def test_malformed_rows(
     tmp_path: Path, picture: Picture, task: Any, row: dict[str, Any], message: str
 ) -> None:

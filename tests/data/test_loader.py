@@ -149,7 +149,7 @@ def test_ranks_together_are_one_process(folder_of: Folder, world_size: int) -> N
         assert sum((batch.skipped for batch in together), ()) == whole.skipped
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(1, 7), st.integers(1, 20), st.integers(0, 12))
 def test_a_source_smaller_than_the_batch(count: int, batch_size: int, first_step: int) -> None:
     batches = train(Numbers(count), 3, batch_size=batch_size, first_step=first_step)
@@ -188,26 +188,18 @@ def evaluate(source: ImageSource, **options: int) -> list[ImageBatch]:
     return list(evaluation_batches(source, **{"image_size": 8, "batch_size": 4, **options}))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(1, 13), st.integers(1, 6), st.integers(1, 3), st.one_of(st.none(), st.integers(1, 16)))
 def test_evaluation_reads_each_image_once_over_all_ranks(
     count: int, batch_size: int, world_size: int, limit: int | None
 ) -> None:
     seen: Counter[int] = Counter()
     total = min(count, limit or count)
-    alone = list(evaluation_batches(Numbers(count), image_size=2, batch_size=batch_size, limit=limit))
+    options = {"image_size": 2, "batch_size": batch_size, "limit": limit}
+    alone = list(evaluation_batches(Numbers(count), **options))
     num_batches = len(alone)
     for rank in range(world_size):
-        batches = list(
-            evaluation_batches(
-                Numbers(count),
-                image_size=2,
-                batch_size=batch_size,
-                limit=limit,
-                rank=rank,
-                world_size=world_size,
-            )
-        )
+        batches = list(evaluation_batches(Numbers(count), rank=rank, world_size=world_size, **options))
         mine = [index for batch in batches for index in batch.indices.tolist()]
         assert mine == sorted(mine)
         assert all(len(batch.keys) == batch_size for batch in batches[:-1])
@@ -264,9 +256,6 @@ def test_numbers_out_of_range_are_refused_before_the_first_batch(
     settings = {"image_size": 8, "batch_size": 6, "seed": 3, **options}
     with pytest.raises(ValueError, match=sentence):
         training_batches(Numbers(5), config=CONFIG, **settings)
-
-
-def test_evaluation_refuses_too() -> None:
     with pytest.raises(ValueError, match="limit must be 1 or more, or None for all images, got 0"):
         evaluation_batches(Numbers(5), image_size=4, batch_size=2, limit=0)
     with pytest.raises(ValueError, match="numbers has no images"):
@@ -426,13 +415,10 @@ def test_processes_share_the_batch_of_one_and_read_different_blocks(world_size: 
     ("arguments", "message"),
     [
         ({"batch_size": 6, "streams": 4}, "multiple of the streams, .*got batch_size 6, 40 images and 4 str"),
-        (
-            {"batch_size": 82, "streams": 41},
-            "the images as many or more, got batch_size 82, 40 images and 41",
-        ),
+        ({"batch_size": 82, "streams": 41}, "the images as many or more, got batch_size 82, 40 images and 41"),
         ({"batch_size": 4, "window": 2, "blocks": (3, 4)}, "expected blocks of 40 images in all .* got 7"),
     ],
-)
+)  # fmt: skip
 def test_orders_that_do_not_fit(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         order_of(40, **arguments)  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ def sets(tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def texts(description: str) -> list[str]:
-    return [one for (one,) in open_pairs(description).captions]
+    return [one for (one,) in open_pairs(description).texts]
 
 
 @pytest.mark.usefixtures("sets")
@@ -42,11 +42,11 @@ def test_sets_follow_each_other() -> None:
     assert [source.image_of(row) for row in range(6)] == list(range(6))
     assert source.name == "a/set.csv + b/set.csv"
     for copy in (source, pickle.loads(pickle.dumps(source))):
-        assert copy.read(4).data == (Path("b") / "4.png").read_bytes()
+        assert copy.images.read(4).data == (Path("b") / "4.png").read_bytes()
         assert copy.identity == source.identity
     for row in (-1, 6):
         with pytest.raises(IndexError, match="has 6 images"):
-            source.read(row)
+            source.images.read(row)
 
 
 @pytest.mark.usefixtures("sets")
@@ -85,21 +85,11 @@ def test_keys_are_numbered_where_sets_share_some() -> None:
     assert [source.key(row) for row in range(8)] == [
         "1:0.png", "1:1.png", "1:2.png", "1:3.png", "2:4.png", "2:5.png", "3:4.png", "3:5.png",
     ]  # fmt: skip
-    assert source.read(6).key == "3:4.png"
-    assert source.read(6).data == (Path("c") / "4.png").read_bytes()
+    assert source.images.read(6).key == "3:4.png"
+    assert source.images.read(6).data == (Path("c") / "4.png").read_bytes()
     (Path("b") / "5.png").unlink()
     with pytest.raises(UnreadableImage, match=r"^2:5\.png: the file does not exist"):
-        source.read(5)
-
-
-def test_classes_of_a_mixture(sets: Path) -> None:
-    """Kept where all sets have the same, else no class is known."""
-    for name, kind in (("one", "cat"), ("two", "cat"), ("other", "dog")):
-        (sets / f"{name}.csv").write_text(f"path,caption,label,class_name\na/0.png,{name},0,{kind}\n")
-    same = open_pairs("one.csv + two.csv")
-    assert (same.class_names, same.read(1).label) == (("cat",), 0)
-    different = open_pairs("one.csv + other.csv")
-    assert (different.class_names, different.read(0).label) == ((), -1)
+        source.images.read(5)
 
 
 def test_ids_and_ignored_images_of_a_mixture(sets: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_source_is_the_same_wherever_it_lies(stored: Path, pattern: str) -> No
         )  # fmt: skip
         assert all(source.read(index) == local.read(index) for index in range(len(local)))
         other = open_pairs(f"{root}/{pattern}?rows=captions")
-        assert (other.captions, other.ids, other.identity) == (pairs.captions, pairs.ids, pairs.identity)
+        assert (other.texts, other.ids, other.identity) == (pairs.texts, pairs.ids, pairs.identity)
     assert len(open_pairs(f"2 * memory://far/{pattern} + far://{pattern}")) == 3 * len(local)
 
 

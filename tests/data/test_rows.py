@@ -17,11 +17,10 @@ from tests.tiny import training_batches, write_images
 from pixlex.batch import ImageTextBatch, ReasoningBatch, Words
 from pixlex.config.fields import DataConfig
 from pixlex.data.captions import open_pairs
-from pixlex.data.embedded import ScenesSource
 from pixlex.data.loader import Loader, LoaderConfig
-from pixlex.data.records import PairSource, ReasoningSource
-from pixlex.data.rows import Pairs, Questions, group_items
+from pixlex.data.records import Pairs, Questions, Records, group_items
 from pixlex.data.sources import subset
+from pixlex.data.synthetic import ScenesSource
 
 NAMES = [f"{number}.png" for number in range(7)]
 CAPTIONS = [[f"image {number} text {text}" for text in range(1 + number % 3)] for number in range(7)]
@@ -45,21 +44,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _train(source: PairSource, first_step: int = 0, **settings: int) -> list[ImageTextBatch]:
+def _train(source: Records, first_step: int = 0, **settings: int) -> list[ImageTextBatch]:
     config = LoaderConfig(**{"image_size": 16, "batch_size": 4, "seed": 3, **settings})
     return list(islice(Loader(Pairs(source, encode), config).training(first_step), 8))
-
-
-def test_the_identity_knows_the_captions(folder: Path, tmp_path: Path) -> None:
-    """Same pictures, other words."""
-    table = pq.read_table(folder / "many.parquet")
-    path = tmp_path / "many.parquet"
-    pq.write_table(table, path)
-    same = open_pairs(str(path)).identity
-    assert same == open_pairs(str(folder / "many.parquet")).identity
-    changed = [["other"], *CAPTIONS[1:]]
-    pq.write_table(table.set_column(1, "captions", pa.array(changed)), path)
-    assert open_pairs(str(path)).identity != same
 
 
 def test_images_come_as_without_captions_and_texts_belong_to_them(folder: Path) -> None:
@@ -99,31 +86,25 @@ def test_every_caption_is_drawn_as_often(folder: Path) -> None:
     assert source.draw(2, 5, 0) == source.draw(2, 5, 0)
 
 
-def test_evaluation_takes_the_first_caption_of_every_image(folder: Path) -> None:
-    source = open_pairs(str(folder / "many.parquet"))
-    batches = list(Loader(Pairs(source, encode), LoaderConfig(image_size=16, batch_size=3)).evaluation())
-    assert [text for batch in batches for text in batch.texts] == [texts[0] for texts in CAPTIONS]
-
-
 RESIZED = DataConfig(augment="resize", horizontal_flip=False)
 # Which of five scenes each question is about: 0 has one, 1 three, 4 five.
 ABOUT = (4, 1, 2, 4, 1, 4, 3, 0, 4, 1, 4, 2)
 PAIRED = ((0, 1), (1, 0), (0, 1), (2, 3), (0, 1))
 
 
-def questions() -> ReasoningSource:
+def questions() -> Records:
     return _source(ABOUT, 1)
 
 
-def paired_questions() -> ReasoningSource:
+def paired_questions() -> Records:
     return _source([image for pair in PAIRED for image in pair], 2)
 
 
-def _source(about: object, together: int) -> ReasoningSource:
+def _source(about: object, together: int) -> Records:
     images = subset(ScenesSource("train", 5), np.array(about))
     count = len(images) // together
-    return ReasoningSource(
-        name="items", images=images, num_images=together, texts=tuple(f"text {k}" for k in range(count)),
+    return Records(
+        name="items", images=images, num_images=together, texts=tuple((f"text {k}",) for k in range(count)),
         answers=tuple((str(k),) for k in range(count)), ids=tuple(map(str, range(count))),
     )  # fmt: skip
 
@@ -134,7 +115,7 @@ def encode_number(texts: tuple[str, ...]) -> Words:
 
 
 def batches(
-    source: ReasoningSource, steps: int, first_step: int = 0, texts_per_image: int = 2, **options: int
+    source: Records, steps: int, first_step: int = 0, texts_per_image: int = 2, **options: int
 ) -> list[ReasoningBatch]:
     config = LoaderConfig(**{"image_size": 24, "batch_size": 6, "seed": 3, "data": RESIZED, **options})
     rows = Questions(source, encode_number, texts_per_image)
@@ -142,7 +123,7 @@ def batches(
 
 
 @pytest.mark.parametrize("source", [questions(), paired_questions()], ids=["questions", "paired_questions"])
-def test_every_item_looks_at_its_own_images(source: ReasoningSource) -> None:
+def test_every_item_looks_at_its_own_images(source: Records) -> None:
     """Text, answer, words and images of an item belong together, and images stand in a batch once."""
     together = source.num_images
     for batch in batches(source, 8):
@@ -156,7 +137,7 @@ def test_every_item_looks_at_its_own_images(source: ReasoningSource) -> None:
                 assert source.images.key(int(batch.indices[row])) == batch.keys[row]
         numbers = batch.items.tolist()
         assert batch.word_ids[:, 0].tolist() == numbers
-        assert batch.texts == tuple(source.texts[item] for item in numbers)
+        assert batch.texts == tuple(source.texts[item][0] for item in numbers)
         assert batch.answers == tuple(source.answers[item] for item in numbers)
 
 
@@ -185,14 +166,6 @@ def test_the_stream_goes_on_where_it_was_cut() -> None:
         assert torch.equal(again.items, whole[first].items)
         assert torch.equal(again.images, whole[first].images)
         assert torch.equal(again.looks_at, whole[first].looks_at)
-
-
-def test_two_processes_share_the_items_of_one() -> None:
-    whole = batches(questions(), 6, batch_size=4)
-    parts = [batches(questions(), 6, batch_size=4, rank=rank, world_size=2) for rank in range(2)]
-    for step, batch in enumerate(whole):
-        joined = torch.cat([part[step].items for part in parts])
-        assert torch.equal(joined, batch.items)
 
 
 def test_numbers_that_do_not_fit() -> None:

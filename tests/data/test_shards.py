@@ -61,7 +61,7 @@ def test_a_second_start_reads_no_headers(shard: Path, indexes: Path, monkeypatch
     first, pairs = open_source(str(shard)), open_pairs(str(shard))
     assert [first.key(index) for index in range(4)] == [f"set.tar/{name}" for name in NAMES]
     assert [str(one) for one in first.ignored] == ["set.tar/a.flac"]
-    assert pairs.captions == (("half",), ("one", "two"))
+    assert pairs.texts == (("half",), ("one", "two"))
     monkeypatch.setattr(tarfile, "open", None)
     assert described(open_source(str(shard))) == described(first)
     assert open_pairs(str(shard)).identity == pairs.identity

@@ -23,38 +23,31 @@ from tests.data.scene_reading import (
     true_of,
 )
 
-from pixlex.data.embedded import ScenesSource, SceneTask, scene_items
-from pixlex.data.records import CLASSES
 from pixlex.data.synthetic import (
     COLORS,
-    LEVELS,
     SHAPES,
     Scene,
     SceneObject,
+    ScenesSource,
     make_scene,
-    related_nouns,
 )
 from pixlex.data.synthetic_texts import (
     ANSWERS,
     KINDS,
+    SceneTask,
     captions,
     contrast,
     entailment,
     question,
-    statement,
+    scene_items,
 )
+from pixlex.data.text import CLASSES
 
 pytestmark = pytest.mark.usefixtures("in_bulk")
 
 _OPENING = re.compile("^(?:there is|the picture shows|a picture of|one can see) ")
 _BACKGROUND = re.compile(r" on a (\w+) background$")
-_COUNT = 6000
-
-
-@pytest.fixture(scope="module")
-def captioned() -> list[tuple[Scene, tuple[str, ...]]]:
-    scenes = [make_scene("train", index) for index in range(1500)]
-    return [(scene, captions(scene, np.random.default_rng(row))) for row, scene in enumerate(scenes)]
+_COUNT = 2400
 
 
 def _core(caption: str, scene: Scene) -> str:
@@ -70,39 +63,11 @@ def _parts(text: str) -> list[str]:
     return re.split(", | and ", text)
 
 
-def test_the_first_names_every_object_with_its_place(captioned: list[tuple[Scene, tuple[str, ...]]]) -> None:
-    for scene, texts in captioned:
-        parts = _parts(_core(texts[0], scene))
-        for part, thing in zip(parts, scene.objects, strict=True):
-            found = re.fullmatch(rf"({A}) ({PLACE})", part)
-            assert found, part
-            assert {thing.color, thing.shape} <= set(found[1].split())
-            assert thing in named(scene, found[1])
-            assert lies(thing, found[2])
-
-
 def _tells(part: str, thing: SceneObject, anchor: SceneObject, scene: Scene) -> bool:
     found = re.fullmatch(rf"({A}) (to its left|to its right|above it|below it)", part)
     assert found, part
     complete = {thing.color, thing.shape} <= set(found[1].split())
     return complete and thing in named(scene, found[1]) and stand(thing, found[2], anchor)
-
-
-def test_the_second_tells_every_object_by_its_place_beside_one(
-    captioned: list[tuple[Scene, tuple[str, ...]]],
-) -> None:
-    for scene, texts in captioned:
-        name, _, rest = _core(texts[1], scene).partition(" with ")
-        if len(scene.objects) == 1:
-            assert re.fullmatch(rf"(?:only )?{A}(?: and nothing else| alone)?", name)
-            assert not rest
-            continue
-        matches = 0
-        for anchor in named(scene, name):
-            others = [thing for thing in scene.objects if thing is not anchor]
-            told = zip(_parts(rest), others, strict=True)
-            matches += all(_tells(part, thing, anchor, scene) for part, thing in told)
-        assert matches > 0, (texts[1], scene)
 
 
 def _counts(text: str) -> list[tuple[int, str]]:
@@ -118,62 +83,50 @@ def _counts(text: str) -> list[tuple[int, str]]:
     return groups
 
 
-def test_the_third_counts_every_colored_shape(captioned: list[tuple[Scene, tuple[str, ...]]]) -> None:
-    for scene, texts in captioned:
-        told = Counter()
-        for number, noun in _counts(_core(texts[2], scene)):
+def test_captions() -> None:
+    """Every object with its place; beside one of them; colored shapes, shapes or colors counted; one fact."""
+    for index in range(500):
+        scene = make_scene("train", index)
+        placed, beside, third, fourth, fact = (
+            _core(text, scene) for text in captions(scene, np.random.default_rng(index))
+        )
+        for part, thing in zip(_parts(placed), scene.objects, strict=True):
+            found = re.fullmatch(rf"({A}) ({PLACE})", part)
+            assert found, part
+            assert {thing.color, thing.shape} <= set(found[1].split())
+            assert thing in named(scene, found[1])
+            assert lies(thing, found[2])
+        name, _, rest = beside.partition(" with ")
+        if len(scene.objects) == 1:
+            assert re.fullmatch(rf"(?:only )?{A}(?: and nothing else| alone)?", name)
+            assert not rest
+        else:
+            others = [[thing for thing in scene.objects if thing is not one] for one in named(scene, name)]
+            told = zip(named(scene, name), others, strict=True)
+            assert any(
+                all(
+                    _tells(part, thing, anchor, scene) for part, thing in zip(_parts(rest), some, strict=True)
+                )
+                for anchor, some in told
+            ), (beside, scene)
+        counted = Counter()
+        for number, noun in _counts(third):
             color, shape = noun.split()
-            told[color, PLURALS.get(shape, shape)] += number
-        assert told == Counter((thing.color, thing.shape) for thing in scene.objects)
-
-
-def test_the_fourth_counts_shapes_or_colors(captioned: list[tuple[Scene, tuple[str, ...]]]) -> None:
-    by_color = 0
-    for scene, texts in captioned:
-        groups = _counts(_core(texts[3], scene))
+            counted[color, PLURALS.get(shape, shape)] += number
+        assert counted == Counter((thing.color, thing.shape) for thing in scene.objects)
+        groups = _counts(fourth)
         assert sum(number for number, _ in groups) == len(scene.objects)
         assert all(count(scene, noun) == number for number, noun in groups)
         assert len({len(noun.split()) for _, noun in groups}) == 1
-        by_color += "object" in texts[3]
-    assert 600 < by_color < 900
-
-
-def test_the_fifth_is_true(captioned: list[tuple[Scene, tuple[str, ...]]]) -> None:
-    for scene, texts in captioned:
-        text = _core(texts[4], scene)
-        if found := re.fullmatch(rf"({A}) (in the \w+ (?:row|column))", text):
+        if found := re.fullmatch(rf"({A}) (in the \w+ (?:row|column))", fact):
             assert any(lies(thing, found[2]) for thing in named(scene, found[1]))
         else:
-            assert true_of(text, scene)
-
-
-def test_wording_varies(captioned: list[tuple[Scene, tuple[str, ...]]]) -> None:
-    texts = [text for _, five in captioned for text in five]
-    assert len(set(texts)) > 0.75 * len(texts)
-    openings = Counter(found[0] for text in texts if (found := _OPENING.match(text)))
-    assert len(openings) == 4
-    backgrounds = sum("background" in five[0] for _, five in captioned)
-    sizes = sum("large" in five[0] or "small" in five[0] for _, five in captioned)
-    assert 300 < backgrounds < 450
-    assert 650 < sizes < 850
-
-
-def test_names_for_questions_fit_and_do_not_fit() -> None:
-    generator = np.random.default_rng(0)
-    for index in range(400):
-        scenes = (make_scene("train", index), make_scene("train", index + 1))[: 1 + index % 2]
-        for level in LEVELS:
-            nouns = related_nouns(scenes, level, generator)
-            numbers = [sum(noun.count(scene) for scene in scenes) for noun in nouns]
-            assert len(set(nouns)) == len(nouns)
-            assert numbers == [sum(count(scene, noun.word) for scene in scenes) for noun in nouns]
-            assert max(numbers) > 0
-            assert min(numbers) == 0
+            assert true_of(fact, scene)
 
 
 def test_claims_hold_as_their_words_read_and_differ_in_names_alone() -> None:
     frames = Counter()
-    for index in range(1500):
+    for index in range(500):
         scene = make_scene("test", index)
         true, false = contrast(scene, np.random.default_rng(index))
         assert all(true_of(text, scene) for text in true)
@@ -182,7 +135,7 @@ def test_claims_hold_as_their_words_read_and_differ_in_names_alone() -> None:
         assert true != false
         frames["place" if " at the " in true[0] or " in the " in true[0] else len(true)] += 1
     assert set(frames) == {1, 2, 3, "place"}
-    assert min(frames.values()) > 150
+    assert min(frames.values()) > 50
 
 
 @pytest.fixture(scope="module")
@@ -239,13 +192,13 @@ def test_answers_are_those_of_a_slow_reading(asked: list[tuple[Scene, str, str, 
 def test_kinds_and_answers_are_balanced(asked: list[tuple[Scene, str, str, str]]) -> None:
     kinds = Counter(kind for *_, kind in asked)
     assert set(kinds) == set(KINDS)
-    assert min(kinds.values()) > 400
+    assert min(kinds.values()) > 160
     shares = {}
     for kind in KINDS:
         answers = Counter(answer for *_, answer, of in asked if of == kind)
         shares[kind] = {answer: number / kinds[kind] for answer, number in answers.items()}
     for kind in ("existence", "comparison"):
-        assert abs(shares[kind]["yes"] - 0.5) < 0.04
+        assert abs(shares[kind]["yes"] - 0.5) < 0.06
     for kind, options in (("color", COLORS), ("shape", SHAPES), ("relation", range(4))):
         expected = 1 / len(options)
         assert all(abs(share - expected) < 0.06 for share in shares[kind].values()), shares[kind]
@@ -253,18 +206,11 @@ def test_kinds_and_answers_are_balanced(asked: list[tuple[Scene, str, str, str]]
     assert sum(share for answer, share in shares["count"].items() if int(answer) > 1) > 0.33
 
 
-def test_a_lone_object_is_asked_of_too() -> None:
-    scene = Scene((SceneObject("ring", "blue", "large", 1, 2),), "gray", "plain", ((0.0, 0.0),))
-    found = [question(scene, np.random.default_rng(seed)) for seed in range(300)]
-    assert {kind for *_, kind in found} == set(KINDS) - {"relation"}
-    assert all(_answer(text, scene) == (kind, answer) for text, answer, kind in found)
-
-
 @pytest.fixture(scope="module")
 def said() -> list[tuple[Scene, Scene, str, bool]]:
     source = ScenesSource("train", _COUNT)
     return [
-        (*(source.scene(place) for place in item.images), item.text, item.answer == "true")
+        (*(make_scene("train", place) for place in item.images), item.text, item.answer == "true")
         for item in scene_items("nlvr2", source)
     ]
 
@@ -310,17 +256,6 @@ def test_every_frame_is_true_half_of_the_time(said: list[tuple[Scene, Scene, str
         bound = 4 * 0.5 / len(found) ** 0.5  # four standard deviations of fair coins
         assert abs(np.mean(found) - 0.5) < bound, frame
     assert abs(np.mean([label for *_, label in said]) - 0.5) < 0.02
-
-
-def test_any_two_scenes_have_a_statement() -> None:
-    """The same scene twice, and two that together show every color."""
-    same = make_scene("train", 0)
-    things = [SceneObject("star", color, "small", 0, place % 4) for place, color in enumerate(COLORS)]
-    four = [Scene(tuple(half), "gray", "plain", ((0.0, 0.0),) * 4) for half in (things[:4], things[4:])]
-    for left, right in ((same, same), (four[0], four[1])):
-        for seed in range(200):
-            text, label = statement(left, right, np.random.default_rng(seed))
-            assert _truth(text, left, right) is label
 
 
 @pytest.fixture(scope="module")
@@ -402,19 +337,6 @@ def test_items(task: SceneTask) -> None:
     assert three[::3] == items
     assert sum(len({item.text for item in three[3 * row : 3 * row + 3]}) == 3 for row in range(100)) > 75
     assert items != scene_items(task, ScenesSource("train", 100))
-
-
-def test_pairs_often_share_a_colored_shape() -> None:
-    """Far more often than images drawn at random."""
-
-    def share(first: int, second: int) -> bool:
-        scenes = [make_scene("train", index).objects for index in (first, second)]
-        colored = [{(thing.shape, thing.color) for thing in things} for things in scenes]
-        return bool(colored[0] & colored[1])
-
-    chosen = sum(share(*item.images) for item in scene_items("nlvr2", ScenesSource("train", 600)))
-    drawn = sum(share(index, (index + 300) % 600) for index in range(600))
-    assert chosen > 2 * drawn > 0
 
 
 def test_items_of_nothing() -> None:

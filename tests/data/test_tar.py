@@ -92,7 +92,7 @@ def test_byte_order_marks_and_other_forms_of_labels(tmp_path: Path, picture: Pic
     files |= {"c.png": picture(2), "c.json": b'{"caption": "half \\ud83d"}'}
     with pytest.warns(UserWarning, match="first synonym"):
         pairs = open_pairs(str(write_tar(tmp_path / "pairs.tar", files)))
-    assert pairs.captions == (("a fox",), ("half",))
+    assert pairs.texts == (("a fox",), ("half",))
     assert pairs.ignored == ("pairs.tar/b.png",)
 
 

@@ -43,8 +43,7 @@ from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.data.captions import open_pairs
 from pixlex.data.images import open_source
 from pixlex.data.loader import Loader, LoaderConfig
-from pixlex.data.records import ReasoningSource
-from pixlex.data.rows import Pairs, Questions
+from pixlex.data.records import Pairs, Questions, Records
 from pixlex.data.sources import subset
 from pixlex.eval import retrieval
 from pixlex.eval.evaluate import Measured, Pass, evaluate, wilson_interval
@@ -143,7 +142,9 @@ def _answers(folder: Path, batch: dict[str, Any]) -> Any:
     images = subset(open_source(str(folder / "pairs.parquet")), [0, 0, 1, 3, 4, 5, 0, 6, 7, 8, 8])
     answers = [(model.config.answers[number % 5],) for number in range(11)]
     ids = tuple(map(str, range(11)))
-    source = ReasoningSource("items", images, 1, (*TEXTS, *TEXTS[:5]), tuple(answers), ids)
+    source = Records(
+        "items", images, tuple((text,) for text in (*TEXTS, *TEXTS[:5])), answers=tuple(answers), ids=ids
+    )
     items = Loader(
         Questions(source, lambda texts: model.tokenize_texts(texts, 12)), LoaderConfig(**batch)
     ).evaluation()

@@ -16,7 +16,7 @@ from tests.tiny import tiny_cbvila
 from torchmetrics.retrieval import RetrievalHitRate
 
 from pixlex.data.captions import open_pairs
-from pixlex.data.records import PairSource
+from pixlex.data.records import Records
 from pixlex.eval import retrieval
 from pixlex.eval.evaluate import Pass
 from pixlex.eval.retrieval import RANKS, Gallery, evaluate_retrieval, gallery, ranks
@@ -33,7 +33,7 @@ def model(language_folder: Path) -> CBViLA:
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> PairSource:
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Records:
     path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
     rows = []
     for number in range(3):
@@ -46,7 +46,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> PairSource:
 
 
 @pytest.fixture(scope="module")
-def items(model: CBViLA, pairs: PairSource) -> Iterator[Gallery]:
+def items(model: CBViLA, pairs: Records) -> Iterator[Gallery]:
     return gallery(model, pairs, QUIET, max_words=12, batch_size=2)
 
 
@@ -198,7 +198,7 @@ def test_an_unreadable_image_takes_its_captions_with_it(model: CBViLA, tmp_path:
     assert [one.key for one in found.skipped] == ["pairs.parquet#1"]
 
 
-def test_contrast_alone_needs_vectors_alone(model: CBViLA, pairs: PairSource, items: Gallery) -> None:
+def test_contrast_alone_needs_vectors_alone(model: CBViLA, pairs: Records, items: Gallery) -> None:
     """No second stage; the recalls are those of the similarities."""
     found = gallery(model, pairs, QUIET, max_words=12, states=False)
     assert found.states.numel() == found.text.numel() == 0

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.tiny import tiny_reasoner
 from torch import Tensor
 
-from pixlex.data.embedded import ScenesSource
 from pixlex.data.loader import Loader, LoaderConfig
-from pixlex.data.records import ReasoningSource
-from pixlex.data.rows import Questions
-from pixlex.data.sources import subset
+from pixlex.data.records import Questions, Records
+from pixlex.data.sources import ImageSource, subset
+from pixlex.data.synthetic import ScenesSource
 from pixlex.eval.evaluate import Pass
 from pixlex.eval.vqa import (
     ReasoningResult,
@@ -29,14 +29,18 @@ from pixlex.models.finetuned import Reasoner
 TEXTS = ("about the class", "and any other", "also about", "the class", "any", "above and")
 
 
-def _source(answers: Sequence[tuple[str, ...]], **settings: tuple[str, ...]) -> ReasoningSource:
-    return ReasoningSource(
-        "items", ScenesSource("test", len(answers)), 1, TEXTS[: len(answers)], tuple(answers),
-        tuple(map(str, range(len(answers)))), **settings,
-    )  # fmt: skip
+def _items(
+    images: ImageSource, texts: Sequence[str], answers: Sequence[tuple[str, ...]], **more: Any
+) -> Records:
+    ids = tuple(map(str, range(len(texts))))
+    return Records("items", images, tuple((text,) for text in texts), answers=tuple(answers), ids=ids, **more)
 
 
-def _evaluate(model: Reasoner, source: ReasoningSource, **settings: object) -> ReasoningResult:
+def _source(answers: Sequence[tuple[str, ...]], **settings: tuple[str, ...]) -> Records:
+    return _items(ScenesSource("test", len(answers)), TEXTS[: len(answers)], answers, **settings)
+
+
+def _evaluate(model: Reasoner, source: Records, **settings: object) -> ReasoningResult:
     batches = Loader(
         Questions(source, lambda texts: model.tokenize_texts(texts, 12)),
         LoaderConfig(image_size=model.config.image_size, batch_size=4),
@@ -49,14 +53,10 @@ def test_answers_that_the_words_tell_need_no_image() -> None:
     kinds = ("red", "blue")
     texts = tuple(f"is it {kinds[number % 2]}" for number in range(40))
     answers = tuple((kinds[number % 2],) for number in range(40))
-    training = ReasoningSource(
-        "training", ScenesSource("train", 40), 1, texts, answers, tuple(map(str, range(40)))
-    )
+    training = _items(ScenesSource("train", 40), texts, answers)
     found = text_alone("vqa", training, training.take(range(10)))
     assert found == ({"majority_accuracy": 0.5, "text_alone_accuracy": 1.0}, "red")
-    same = ReasoningSource(
-        "same", ScenesSource("train", 40), 1, ("is it so",) * 40, answers, tuple(map(str, range(40)))
-    )
+    same = _items(ScenesSource("train", 40), ("is it so",) * 40, answers)
     assert text_alone("vqa", same, same)[0]["text_alone_accuracy"] == 0.5
 
 
@@ -66,7 +66,7 @@ def test_images_of_several_items_are_encoded_once(language_folder: Path) -> None
     about = [2, 0, 2, 2, 1, 0]
     images = ScenesSource("test", 3)
     answers = (("entailment",),) * 6
-    source = ReasoningSource("shared", subset(images, about), 1, TEXTS, answers, tuple(map(str, range(6))))
+    source = _items(subset(images, about), TEXTS, answers)
     seen: list[int] = []
     original = model.body.encode_image
 
@@ -79,9 +79,7 @@ def test_images_of_several_items_are_encoded_once(language_folder: Path) -> None
     assert seen == [2, 2]  # scenes 2 and 0 in the first four items, 1 and 0 in the others
     assert [one.item for one in result.answered] == list(range(6))
     for item, place in enumerate(about):
-        alone = ReasoningSource(
-            "alone", subset(images, [place]), 1, TEXTS[item : item + 1], answers[:1], ("0",)
-        )
+        alone = _items(subset(images, [place]), TEXTS[item : item + 1], answers[:1])
         (expected,) = _evaluate(model, alone).answered
         assert result.answered[item].answers == expected.answers
         assert result.answered[item].probabilities == pytest.approx(expected.probabilities, abs=1e-5)

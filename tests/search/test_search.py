@@ -140,7 +140,7 @@ def test_the_second_stage_agrees_with_the_evaluation(
     (photos / "pairs.csv").write_text("path,caption\n" + "\n".join(lines) + "\n")
     pairs = open_pairs(str(photos / "pairs.csv"))
     measured = evaluate_retrieval(model, gallery(model, pairs, max_words=16), score="matching", top_k=6)
-    texts = [captions[0] for captions in pairs.captions]
+    texts = [captions[0] for captions in pairs.texts]
     found = index.search(texts=texts, top_k=6, rerank=6)
     places = [
         keys(result).index(name) if name in keys(result) else 99

@@ -27,8 +27,8 @@ from pixlex.config.fields import DataConfig, TrainConfig
 from pixlex.config.lqae import LQAEObjectiveConfig, VQVAEObjectiveConfig
 from pixlex.data.captions import open_pairs
 from pixlex.data.images import open_source
-from pixlex.data.loader import Loader, LoaderConfig
-from pixlex.data.rows import Images, Pairs
+from pixlex.data.loader import Images, Loader, LoaderConfig
+from pixlex.data.records import Pairs
 from pixlex.objectives.baselines import VQVAEObjective
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.lqae import LQAEObjective

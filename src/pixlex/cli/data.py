@@ -28,6 +28,7 @@ from pixlex.messages import nearest, quoted
 if TYPE_CHECKING:
     from pixlex.data.convert import CaptionReport, DataReport, Spread
     from pixlex.data.images import ImageSource
+    from pixlex.data.records import Records
 
 _LINE = 90
 _LONGEST_TEXT = 60
@@ -82,14 +83,13 @@ def describe(options: DescribeOptions) -> None:
 def doctor(options: DoctorOptions) -> None:
     """Read every image and say what is there."""
     from pixlex.data.convert import inspect_captions, inspect_source
-    from pixlex.data.records import PairSource
+    from pixlex.data.records import Records
     from pixlex.data.sources import distinct_images
     from pixlex.progress import bar_or_lines
 
-    source, captions = _pairs_or_images(options.data, every_split=True), None
-    if isinstance(source, PairSource):
-        captions = inspect_captions(source)
-        source = distinct_images(source.images)
+    found = _pairs_or_images(options.data, every_split=True)
+    captions = inspect_captions(found) if isinstance(found, Records) else None
+    source = distinct_images(found.images) if isinstance(found, Records) else found
     with bar_or_lines(total=len(source), unit=" images", desc="read", disable=options.quiet) as bar:
         report = inspect_source(source, lambda done, total: bar.update(done - bar.n))
     values = {
@@ -116,11 +116,11 @@ def convert(options: ConvertOptions) -> None:
     """Write images, with their captions and classes, to one .parquet, .tar or .jsonl file."""
     from pixlex.data.captions import with_split
     from pixlex.data.convert import convert_images
-    from pixlex.data.records import PairSource
+    from pixlex.data.records import Records
 
     described = options.data if options.split is None else with_split(options.data, options.split)
     source = _pairs_or_images(described, every_split=False)
-    without_captions = source.ignored if isinstance(source, PairSource) else ()
+    without_captions = source.ignored if isinstance(source, Records) else ()
     result = convert_images(
         source,
         options.out,
@@ -142,7 +142,7 @@ def convert(options: ConvertOptions) -> None:
     answer(options, values, "\n".join(lines))
 
 
-def _pairs_or_images(description: str, *, every_split: bool) -> ImageSource:
+def _pairs_or_images(description: str, *, every_split: bool) -> ImageSource | Records:
     """Open images with their captions, or without where they have none."""
     from pixlex.data.captions import open_pairs
     from pixlex.data.images import open_source

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pixlex.api import ImageTokenizer
     from pixlex.batch import Skipped
     from pixlex.data.images import ImageSource
-    from pixlex.data.records import PairSource
+    from pixlex.data.records import Records
     from pixlex.encoding.files import Kind
 
 
@@ -149,7 +149,7 @@ def reconstruct(options: ReconstructOptions) -> None:
     import torch
 
     from pixlex import api
-    from pixlex.data.rows import Images
+    from pixlex.data.loader import Images
     from pixlex.models.checkpoint import MODELS, read_config
     from pixlex.report.figures import reconstruction_grid
 
@@ -239,7 +239,7 @@ def _print_codes(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind, opt
         remark_skipped(options, skipped)
 
 
-def _captioned(paths: Sequence[str]) -> PairSource | None:
+def _captioned(paths: Sequence[str]) -> Records | None:
     """Return the images with their captions; None where there are no captions."""
     from pixlex.data.captions import open_pairs
     from pixlex.data.decoding import IMAGE_SUFFIXES
@@ -253,13 +253,13 @@ def _captioned(paths: Sequence[str]) -> PairSource | None:
         return None
 
 
-def _reconstruct_pairs(options: ReconstructOptions, source: PairSource) -> None:
+def _reconstruct_pairs(options: ReconstructOptions, source: Records) -> None:
     """Draw originals, masked, rebuilt with their captions and with other ones (figure 2 of the paper)."""
     import torch
 
     from pixlex.batch import TooManyBroken
     from pixlex.config.cbvila import CBViLARun
-    from pixlex.data.rows import Pairs
+    from pixlex.data.records import Pairs
     from pixlex.distributed import pick_device
     from pixlex.eval.pretraining import reconstructed_examples
     from pixlex.models.cbvila import split_patches

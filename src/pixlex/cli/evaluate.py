@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pixlex.cli.models import (
     batches_of,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pixlex.batch import ImageBatch, Skipped
     from pixlex.config.cbvila import ReasoningTask
     from pixlex.data.images import ImageSource
-    from pixlex.data.records import PairSource, ReasoningSource
+    from pixlex.data.records import Records
     from pixlex.eval.evaluate import Pass
     from pixlex.eval.probe_features import Kind, ProbeRow
     from pixlex.eval.probe_sets import ProbeSets
@@ -157,7 +157,7 @@ def reconstruction(options: ReconstructionOptions) -> None:
     """How well images survive as words."""
     from pixlex import api, distributed
     from pixlex.data.images import open_source
-    from pixlex.data.rows import Images
+    from pixlex.data.loader import Images
     from pixlex.eval.reconstruction import evaluate_reconstruction
     from pixlex.report.figures import drawn, reconstruction_grid
     from pixlex.report.page import Page
@@ -290,7 +290,7 @@ def retrieval(options: RetrievalOptions) -> None:
         batch_size=options.batch_size,
         limit=options.limit,
     )
-    _refuse_broken(options, source, items.skipped, len(items.image_vectors))
+    _refuse_broken(options, source.images, items.skipped, len(items.image_vectors))
     top_k = options.top_k or published.TABLE_TOP_K[published.benchmark_of(source.name) or "flickr30k"]
     result = evaluate_retrieval(model, items, how, score=options.score, top_k=top_k, cache=options.out)
     if not distributed.is_first():
@@ -321,7 +321,7 @@ def pretraining(options: PretrainingOptions) -> None:
     """Losses, codebook and rebuilt pixels of a CB-ViLA on pairs that it was not trained on."""
     from pixlex import distributed
     from pixlex.config.fields import SQUARE
-    from pixlex.data.rows import Pairs
+    from pixlex.data.records import Pairs
     from pixlex.eval.pretraining import evaluate_pretraining
     from pixlex.objectives.cbvila import CBViLAObjective
     from pixlex.report.page import Page
@@ -334,7 +334,7 @@ def pretraining(options: PretrainingOptions) -> None:
     batches = batches_of(rows, model.config, options.batch_size, options.limit)
     result = evaluate_pretraining(objective, batches, _pass_of(options, len(source)), seed=options.seed)
     num_images = int(result.values["num_images"])
-    _refuse_broken(options, source, result.skipped, num_images)
+    _refuse_broken(options, source.images, result.skipped, num_images)
     if not distributed.is_first():
         return
     size, grid, folder = model.config.image_size, model.grid, options.out
@@ -357,7 +357,9 @@ def pretraining(options: PretrainingOptions) -> None:
             introduction=f"{protocol}.",
             numbers=result.numbers,
             notes=unreadable(result.skipped),
-            pictures=draw_pretraining(result, source, model.config, lambda kind: folder / f"{kind}.png"),
+            pictures=draw_pretraining(
+                result, source.images, model.config, lambda kind: folder / f"{kind}.png"
+            ),
             commands=[options.command_line],
             config={"model": asdict(model.config), "objective": asdict(config)},
         )
@@ -388,7 +390,7 @@ def _evaluate_task(options: TaskOptions, task: ReasoningTask) -> None:
     """Measure how often a model answers rightly; leave numbers, answers, a picture and a page in a folder."""
     from pixlex import api, distributed
     from pixlex.data.questions import open_items
-    from pixlex.data.rows import Questions
+    from pixlex.data.records import Questions
     from pixlex.eval.published import TABLE_IMAGES, TABLE_WORDS, task_table
     from pixlex.eval.vqa import evaluate_reasoning
     from pixlex.models.finetuned import resized
@@ -444,7 +446,7 @@ def _evaluate_task(options: TaskOptions, task: ReasoningTask) -> None:
         _write_answers(options.out, options, items, result)
 
 
-def _training_items(options: TaskOptions, task: ReasoningTask) -> ReasoningSource | None:
+def _training_items(options: TaskOptions, task: ReasoningTask) -> Records | None:
     """Return what the baselines without images learn from: as named, or what the model was fine-tuned on."""
     from pixlex.config.cbvila import ReasoningRun
     from pixlex.data.questions import open_items
@@ -462,9 +464,7 @@ def _training_items(options: TaskOptions, task: ReasoningTask) -> ReasoningSourc
         return None
 
 
-def _write_answers(
-    folder: Path, options: TaskOptions, items: ReasoningSource, result: ReasoningResult
-) -> None:
+def _write_answers(folder: Path, options: TaskOptions, items: Records, result: ReasoningResult) -> None:
     """Write all answers, the official submission for questions, a picture and a page."""
     from pixlex.eval.vqa import write_vqa_submission
     from pixlex.files import write_text
@@ -473,7 +473,7 @@ def _write_answers(
     from pixlex.report.progress import answer_notes, answered_items
 
     lines = [
-        json.dumps({**asdict(one), "id": items.ids[one.item], "text": items.texts[one.item]})
+        json.dumps({**asdict(one), "id": items.ids[one.item], "text": items.texts[one.item][0]})
         for one in result.answered
     ]
     write_text(folder / "answers.jsonl", "\n".join(lines) + "\n")
@@ -494,7 +494,7 @@ def _write_answers(
     _leave_page(options, folder, page)
 
 
-def _open_pairs(options: PairOptions) -> PairSource:
+def _open_pairs(options: PairOptions) -> Records:
     from pixlex.data.captions import open_pairs
 
     source = open_pairs(options.data)
@@ -514,7 +514,7 @@ def _pass_of(options: MeasureOptions, total: int, save_examples: int = 8) -> Pas
 
 
 def _refuse_broken(
-    options: MeasureOptions, source: Any, skipped: Sequence[Skipped], num_readable: int
+    options: MeasureOptions, source: ImageSource, skipped: Sequence[Skipped], num_readable: int
 ) -> None:
     """Raise `TooManyBroken` where the processes together met too many images that cannot be read."""
     from pixlex.batch import BrokenImages

@@ -140,7 +140,7 @@ def gallery(options: GalleryOptions) -> None:
     from pixlex import distributed
     from pixlex.batch import TooManyBroken
     from pixlex.data.images import open_source
-    from pixlex.data.rows import Images
+    from pixlex.data.loader import Images
     from pixlex.eval.evaluate import labeled
     from pixlex.eval.pretraining import codeword_purity
     from pixlex.models import checkpoint

@@ -205,8 +205,7 @@ def _episodes(options: FewShotOptions) -> tuple[ImageSource, list[EpisodeSet]]:
 
 def _models(options: FewShotOptions, images: ImageSource) -> dict[str, Model]:
     """Load the models, of any family, by the names of their rows; untrained ones if asked for."""
-    from pixlex.data.loader import Loader, LoaderConfig
-    from pixlex.data.rows import Images
+    from pixlex.data.loader import Images, Loader, LoaderConfig
     from pixlex.models.checkpoint import load_any, untrained_copy
 
     models: dict[str, Model] = {}

@@ -1,4 +1,4 @@
-"""How rows of annotation files become records, and where the images lie that they name."""
+"""Rows of annotation files, official and plain ones, as records; where the images lie that they name."""
 
 from __future__ import annotations
 
@@ -7,47 +7,56 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64
 
 from pixlex.data.folders import FileSource, below, image_path, is_image_name, open_folder
-from pixlex.data.images import DatasetSource
 from pixlex.data.labels import no_labels
-from pixlex.data.records import Record
+from pixlex.data.records import Found, Record
 from pixlex.data.sources import ImageSource, concatenate
-from pixlex.data.tables import ParquetSource
 from pixlex.data.text import id_text, json_value, list_in, plain_text, whole_number
 from pixlex.files import read_regular
 from pixlex.messages import quoted
 
+Row = Mapping[str, Any]
+Options = Mapping[str, str]
+
 PATH_FIELDS = ("path", "filepath", "image", "file_name")
 ID_FIELDS = ("image_id", "Flickr30K_ID", "Flikr30kID")
-Table = ParquetSource | DatasetSource
-Found = tuple[ImageSource, Int64[np.ndarray, " names"]]
-Row = Mapping[str, Any]
-ReadRow = Callable[[int, Row], Iterable[Record]]
+# NLVR shows the three boxes of an example in every order.
+_NUM_PERMUTATIONS = 6
+_GENOME_FOLDERS = ("VG_100K", "VG_100K_2")
 
 
 class LeftOut(Exception):
     """A row that is no item, and why; not a fault of the file."""
 
 
+ReadRow = Callable[[int, Row], Iterable[Record]]
+
+
+@runtime_checkable
+class Table(ImageSource, Protocol):
+    """Images in a table with other columns."""
+
+    @property
+    def column_names(self) -> Sequence[str]:
+        """The columns beside the images."""
+
+    def values(self, name: str) -> list[Any]:
+        """Return the values of a column."""
+
+
 @dataclass(frozen=True)
 class FileImages:
-    """Images that are files below a folder.
-
-    Args:
-        name: what to call the source.
-        folder: what paths are relative to.
-    """
+    """Images that are files below a folder; `name` is what to call the source."""
 
     name: str
     folder: Path
 
     def of(self, number: int, row: Row) -> tuple[str | int, ...]:
-        """Return the path of a row; an image id is a file's name."""
+        """Return the paths in a row; an image id is a file's name."""
         names = _names_in(row, (*PATH_FIELDS, *ID_FIELDS))
         paths = [image_path(name, "image", self.folder) for name in names]
         return tuple(path if is_image_name(path) else f"{path}.jpg" for path in paths)
@@ -57,11 +66,7 @@ class FileImages:
         return path
 
     def find(self, names: Sequence[str | int]) -> Found:
-        """Return the files; a missing one is found when it is read.
-
-        Raises:
-            ValueError: all of them are missing.
-        """
+        """Return the files; a missing one is found when it is read. Raises `ValueError` if all are missing."""
         number = {path: row for row, path in enumerate(dict.fromkeys(map(str, names)))}
         paths = tuple(below(list(number), self.folder))
         if not any(os.path.isfile(self.folder / path) for path in paths):
@@ -73,11 +78,7 @@ class FileImages:
         return FileSource(self.name, self.folder, paths, no_labels(len(paths))), rows
 
     def located(self, name: str) -> str:
-        """Return the path of a file somewhere below the folder, or its bare name where there is none.
-
-        Raises:
-            ValueError: several such files lie there, or no image at all.
-        """
+        """Return the path of the one file of a name below the folder, or the name where there is none."""
         paths = self._below.get(name, [name])
         if len(paths) > 1:
             raise ValueError(
@@ -102,7 +103,7 @@ class TableImages:
     folder: ClassVar[None] = None
 
     def of(self, number: int, row: Row) -> tuple[str | int, ...]:
-        """Return the image id of a row."""
+        """Return the image ids of a row."""
         return _names_in(row, (*ID_FIELDS, *PATH_FIELDS))
 
     def called(self, image_id: str, path: str) -> str:
@@ -130,25 +131,19 @@ class TableImages:
                 )
         for name in list(rows):
             rows.setdefault(_bare(name), rows[name])
-        wanted = map(str, names)
-        found_rows = [rows[name] if name in rows else rows.get(_bare(name), -1) for name in wanted]
+        found_rows = [rows.get(name, rows.get(_bare(name), -1)) for name in map(str, names)]
         return self.table, np.array(found_rows, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class RowImages:
-    """Images in the rows themselves, as many as there are tables.
-
-    Args:
-        name: what to call the source.
-        tables: the same rows, each with another column of images.
-    """
+    """Images in the rows themselves: of each table, which differ in their columns of images, one."""
 
     name: str
-    tables: tuple[Table, ...]
+    tables: tuple[ImageSource, ...]
 
     def of(self, number: int, row: Row) -> tuple[str | int, ...]:
-        """Return the place of each image among those of all tables."""
+        """Return the place of each image of a row among those of all tables."""
         return tuple(place * len(self.tables[0]) + number for place in range(len(self.tables)))
 
     def find(self, names: Sequence[str | int]) -> Found:
@@ -160,40 +155,25 @@ class RowImages:
 # Images of a file of their own, which official files name; those of any file.
 ListedImages = FileImages | TableImages
 NamedImages = ListedImages | RowImages
+# What a row is called, the rows, what reads one.
+Opened = tuple[str, Iterable[Any], ReadRow]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of annotation file.
-
-    Attributes:
-        name: what it holds, in messages.
-        shape: its content, in messages.
-        options: of a description, that it takes.
-        fits: whether a content is of this kind.
-        open: content, images, options -> what a row is called, the rows, what reads one.
-    """
+    """A kind of .json file: its name and shape in messages, the options it takes; whether a content is of it."""
 
     name: str
     shape: str
     options: tuple[str, ...]
     fits: Callable[[Any], bool]
-    open: Callable[[Any, ListedImages, Mapping[str, str]], tuple[str, Iterable[Any], ReadRow]]
+    open: Callable[[Any, ListedImages, Options], Opened]
 
 
 def read_annotations(
-    path: Path, formats: tuple[Format, ...], images: ListedImages, options: Mapping[str, str]
+    path: Path, formats: tuple[Format, ...], images: ListedImages, options: Options
 ) -> tuple[Any, list[Record]]:
-    """Read a .json file of any of some formats, told by its content.
-
-    Args:
-        path: the file.
-        formats: `CAPTION_FORMATS` or `QUESTION_FORMATS`.
-        images: where the images lie.
-        options: those of its description.
-
-    Returns:
-        The content, and the records in the order of the file.
+    """Return content and records of a .json file of one of some formats, told by the content.
 
     Raises:
         ValueError: it is no JSON, of no known format, an entry is malformed, or an option says nothing to it.
@@ -216,7 +196,7 @@ def read_annotations(
     return content, records
 
 
-def check_options(path: object, kind: str, known: Iterable[str], options: Mapping[str, str]) -> None:
+def check_options(path: object, kind: str, known: Iterable[str], options: Options) -> None:
     """Raise `ValueError` for an option that says nothing to this kind of source."""
     if foreign := [name for name in options if name not in known]:
         raise ValueError(f"{path}: {kind} take the options {', '.join(known)}, got {foreign[0]}")
@@ -225,15 +205,9 @@ def check_options(path: object, kind: str, known: Iterable[str], options: Mappin
 def read_records(
     path: Path, unit: str, rows: Iterable[tuple[int, Any]], read_row: ReadRow
 ) -> tuple[list[Record], list[str]]:
-    """Read records row by row.
+    """Read records from numbered rows, each called `unit` in messages, such as "line".
 
     Equal answers share their memory: VQA v2 has 6.6 million of them and some 200,000 different ones.
-
-    Args:
-        path: the file, as messages name it.
-        unit: what a row is called in messages, such as "line".
-        rows: number and content of each.
-        read_row: yields the records of a row.
 
     Returns:
         The records, each with an id, and what was left out, a line each.
@@ -253,10 +227,8 @@ def read_records(
                 if name in ids:
                     raise ValueError(f"expected ids that occur once, got {name:.80} again")
                 ids.add(name)
-                if records and len(record.images) != len(records[0].images):
-                    raise ValueError(
-                        f"expected {len(records[0].images)} images as before, got {len(record.images)}"
-                    )
+                if records and len(record.images) != (before := len(records[0].images)):
+                    raise ValueError(f"expected {before} images as before, got {len(record.images)}")
                 answers = tuple(map(shared.setdefault, record.answers, record.answers))
                 records.append(replace(record, id=name, answers=answers))
         except LeftOut as reason:
@@ -295,13 +267,6 @@ def _without_bulk(entry: dict[str, Any]) -> Any:
     return entry
 
 
-def has_some(entries: Any, *keys: str) -> bool:
-    """Whether this is a list in which an object has all these keys."""
-    return isinstance(entries, list) and any(
-        isinstance(one, dict) and entries and one.keys() >= set(keys) for one in entries
-    )
-
-
 def found_in(content: Any) -> str:
     """Say what is in a file that is of no known kind."""
     if isinstance(content, dict):
@@ -311,11 +276,17 @@ def found_in(content: Any) -> str:
         return f"an object of {', '.join(parts[:8]) or 'nothing':.200}"
     if isinstance(content, list) and content:
         first = content[0]
-        inside = (
-            f"objects of {', '.join(map(str, first)):.200}" if isinstance(first, dict) else quoted(first, 40)
-        )
+        is_object = isinstance(first, dict)
+        inside = f"objects of {', '.join(map(str, first)):.200}" if is_object else quoted(first, 40)
         return f"a list of {len(content)} {inside}"
     return quoted(content, 40)
+
+
+def has_some(entries: Any, *keys: str) -> bool:
+    """Whether this is a list in which an object has all these keys."""
+    return isinstance(entries, list) and any(
+        isinstance(one, dict) and one.keys() >= set(keys) for one in entries
+    )
 
 
 def _names_in(row: Row, fields: Sequence[str]) -> tuple[str, ...]:
@@ -329,8 +300,7 @@ def _names_in(row: Row, fields: Sequence[str]) -> tuple[str, ...]:
             raise ValueError(f"expected a list of names as images, got {quoted(row['images'])}")
         names = tuple(name.strip() for name in several)
     if not all(names):
-        found = ", ".join(map(str, row)) or "nothing"
-        raise ValueError(f"expected an image in images or one of {', '.join(fields)}; found {found:.200}")
+        raise ValueError(f"expected an image in images or one of {', '.join(fields)}; found {_fields(row)}")
     for name in names:
         if "://" in name and not name.startswith("file:"):
             raise ValueError(f"the image is a web address ({quoted(name, 60)}): download the pictures first")
@@ -342,6 +312,18 @@ def _bare(name: str) -> str:
     return name.rsplit(".", 1)[0] if is_image_name(name) else name
 
 
+def _fields(row: Row) -> str:
+    return f"{', '.join(map(str, row)) or 'nothing':.200}"
+
+
+def field_of(row: Row, *names: str) -> str:
+    """Return the first of some fields that a row has; raises `ValueError` without one."""
+    name = next((name for name in names if name in row), None)
+    if name is None:
+        raise ValueError(f"expected a field {' or '.join(names)}, found {_fields(row)}")
+    return name
+
+
 def text_of(row: Row, *names: str) -> str:
     """Return the text in the first of some fields that is there; raises `ValueError` without one."""
     name = field_of(row, *names)
@@ -349,15 +331,6 @@ def text_of(row: Row, *names: str) -> str:
     if not text:
         raise ValueError(f"expected a text in {name}, got {quoted(row[name])}")
     return text
-
-
-def field_of(row: Row, *names: str) -> str:
-    """Return the first of some fields that a row has; raises `ValueError` without one."""
-    name = next((name for name in names if name in row), None)
-    if name is None:
-        found = ", ".join(map(str, row)) or "nothing"
-        raise ValueError(f"expected a field {' or '.join(names)}, found {found:.200}")
-    return name
 
 
 def is_nothing(value: object) -> bool:
@@ -368,10 +341,97 @@ def is_nothing(value: object) -> bool:
 def id_of(row: Row, *names: str) -> str:
     """Return the id in the first of some fields that says something, else ""; `ValueError` if it is none."""
     for name in names:
-        value = row.get(name)
-        if is_nothing(value):
+        if is_nothing(value := row.get(name)):
             continue
         if not isinstance(value, str) and whole_number(value) is None:
             raise ValueError(f"expected a text or a whole number in {name}, got {quoted(value)}")
         return id_text(value)
     return ""
+
+
+def path_of(value: object, images: ListedImages) -> str:
+    """Return the path of an image of a caption, which is a file."""
+    assert images.folder is not None
+    return image_path(value, "image", images.folder)
+
+
+def genome_image(row: Row, paths: Mapping[int, str]) -> tuple[int, str]:
+    """Return number and path of an image of Visual Genome."""
+    number = whole_number(row["id"] if "id" in row else row["image_id"])
+    if number is None:
+        raise ValueError(f"expected a whole number as id, got {quoted(dict(row))}")
+    return number, paths.get(number, f"{_GENOME_FOLDERS[0]}/{number}.jpg")
+
+
+def genome_paths(images: ListedImages, options: Options) -> dict[int, str]:
+    """Return the path of each image below a folder, from the URLs in image_data.json or by looking."""
+    paths: dict[int, str] = {}
+    if "index" in options:
+        index = Path(options["index"]).expanduser()
+        rows = load_json(index)
+        if not isinstance(rows, list) or not all(has_some([row], "image_id", "url") for row in rows):
+            raise ValueError(f"{index} is no image_data.json: expected a list of {{image_id, url}}")
+        for place, row in enumerate(rows):
+            number = whole_number(row["image_id"])
+            if number is None:
+                raise ValueError(f"{index} entry {place}: expected a whole number as image_id")
+            paths[number] = "/".join(str(row["url"]).split("/")[-2:])
+    elif images.folder is not None:
+        for folder in (*_GENOME_FOLDERS, "."):
+            for name in (images.folder / folder).glob("*.jpg"):
+                if name.stem.isdecimal():
+                    paths.setdefault(int(name.stem), str(PurePosixPath(folder, name.name)))
+    return paths
+
+
+def official_statements(images: ListedImages, split: str) -> ReadRow:
+    """Return what reads the lines of NLVR2 and of NLVR (of a split), told apart by their identifiers.
+
+    Their images are looked for by name in all folders below that of the images: `split-set-pair-img0.png` and
+    `img1.png` of NLVR2, six `split-sentence-image-permutation.png` of NLVR, an item each.
+    """
+
+    def read(number: int, row: Row) -> Iterable[Record]:
+        name = id_of(row, "identifier")
+        texts, answers = (text_of(row, "sentence"),), truth(row.get("label"))
+        match len(name.split("-")):
+            case 4:
+                pair = name.rpartition("-")[0]
+                paths = tuple(images.located(f"{pair}-img{place}.png") for place in (0, 1))
+                yield Record(paths, texts, answers, name, sentence=sentence_of(name))
+            case 2:
+                sentence = sentence_of(f"{split}-{name}")
+                for permutation in range(_NUM_PERMUTATIONS):
+                    image = f"{split}-{name}-{permutation}"
+                    yield Record((images.located(f"{image}.png"),), texts, answers, image, sentence=sentence)
+            case _:
+                raise ValueError(
+                    f"expected split-set-pair-sentence or sentence-image as identifier, got {quoted(name)}"
+                )
+
+    return read
+
+
+def sentence_of(name: str) -> str:
+    """Return what the items of one sentence share, as the official scripts group; `ValueError` for other names.
+
+    NLVR2: split-set-pair-sentence without the pair. NLVR: split-sentence-image without the image.
+    """
+    match name.split("-"):
+        case [split, images, _, sentence]:
+            return f"{split}-{images}-{sentence}"
+        case [split, sentence, _]:
+            return f"{split}-{sentence}"
+    raise ValueError(
+        f"expected split-set-pair-sentence or split-sentence-image as identifier, got {name:.80}"
+    )
+
+
+def truth(label: object) -> tuple[str, ...]:
+    """Return "true" or "false" for true, "True", 1 and the like; nothing for nothing; raises `ValueError` else."""
+    if is_nothing(label):
+        return ()
+    known = {"true": ("true",), "1": ("true",), "false": ("false",), "0": ("false",)}
+    if (written := id_text(label).lower()) not in known:
+        raise ValueError(f"expected true or false (or 1 or 0) as label, got {quoted(label)}")
+    return known[written]

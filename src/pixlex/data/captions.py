@@ -1,4 +1,4 @@
-"""Open images with captions by description: options behind a path, several sets in one line."""
+"""Images with captions, opened by description: options behind a path, several sets in one line."""
 
 from __future__ import annotations
 
@@ -6,23 +6,40 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from pixlex.data.annotations import PATH_FIELDS, FileImages, check_options, read_annotations
-from pixlex.data.embedded import ScenesSource
+import numpy as np
+
+from pixlex.data.annotations import (
+    PATH_FIELDS,
+    FileImages,
+    Format,
+    ListedImages,
+    Opened,
+    Options,
+    Row,
+    Table,
+    check_options,
+    genome_image,
+    genome_paths,
+    has_some,
+    path_of,
+    read_annotations,
+)
 from pixlex.data.folders import CAPTION_COLUMNS, FileSource, below, captions_beside, image_path
-from pixlex.data.formats import CAPTION_FORMATS
-from pixlex.data.images import DatasetSource, open_source
+from pixlex.data.images import open_source
 from pixlex.data.labels import RowLabel, no_labels, resolve_labels, row_label
-from pixlex.data.records import AnnotatedSplits, NoCaptions, PairSource, mix, with_captions
+from pixlex.data.records import AnnotatedSplits, NoCaptions, Record, Records, join
 from pixlex.data.shards import TarSource
-from pixlex.data.sources import remark_left_out, remark_passed_over
-from pixlex.data.tables import ParquetSource, columns_without_images, table_rows
+from pixlex.data.sources import ImageSource, remark_left_out, remark_passed_over
+from pixlex.data.synthetic import ScenesSource
+from pixlex.data.synthetic_texts import scene_captions
+from pixlex.data.tables import columns_without_images, table_rows
 from pixlex.data.text import id_text, list_rows, texts_in
 from pixlex.messages import quoted
 
@@ -40,20 +57,17 @@ OPTIONS: Mapping[str, str] = {
 }
 _ADDRESS_COLUMNS = ("url", "image_url", "image_urls", "link")
 _DOWNLOAD = "download the pictures first, for example with img2dataset, and name what it wrote"
+# A set that is taken more often than this was given a weight by mistake.
+_MAX_REPEATS = 1000
+_SUBSET_SEED = 2208
 
 
 @dataclass(frozen=True)
 class SetDescription:
-    """One set.
-
-    Attributes:
-        path: what `open_source` would take, or an annotation file.
-        options: what follows the question mark.
-        weight: how much of the mixture it is, beside the weights of the others.
-    """
+    """One set: a path as `open_source` takes it or an annotation file, options, its weight beside other sets."""
 
     path: str
-    options: Mapping[str, str]
+    options: Options
     weight: float = 1.0
 
     def only(self, known: tuple[str, ...], kind: str) -> None:
@@ -62,12 +76,9 @@ class SetDescription:
 
 
 def read_descriptions(text: str) -> list[SetDescription]:
-    """Read `[WEIGHT * ]PATH[?OPTION=VALUE&...]`, several joined by ` + `.
+    """Read `[WEIGHT * ]PATH[?OPTION=VALUE&...]`, several joined by ` + `; raises `ValueError` for what is none.
 
     A value may hold %26 for &. A file whose whole name is the text is one set.
-
-    Raises:
-        ValueError: for an unknown option, one given twice, or a weight that is no number above 0.
     """
     text = text.strip()
     if os.path.exists(os.path.expanduser(text)):  # unlike Path.exists, false for names that are too long
@@ -76,11 +87,7 @@ def read_descriptions(text: str) -> list[SetDescription]:
 
 
 def with_split(text: str, split: str) -> str:
-    """Return the description of one set with its split named.
-
-    Raises:
-        ValueError: if there are several sets, or the split is named already.
-    """
+    """Return the description of one set with its split named; `ValueError` if one is, or for several sets."""
     sets = read_descriptions(text)
     if len(sets) > 1 or "split" in sets[0].options:
         raise ValueError(
@@ -95,23 +102,19 @@ def with_split(text: str, split: str) -> str:
 
 def _read_set(text: str) -> SetDescription:
     before, star, rest = text.partition(" * ")
-    if not star:
-        return _read_path(text)
-    try:
-        weight = float(before)
-    except ValueError:
-        weight = math.nan
-    if not 0 < weight < math.inf:
-        raise ValueError(
-            f"the weight of a set must be a number above 0, got {quoted(before.strip())} in {quoted(text)}"
-        )
-    return replace(_read_path(rest.strip()), weight=weight)
-
-
-def _read_path(text: str) -> SetDescription:
-    match = _OPTIONS.fullmatch(text)
+    weight, path = 1.0, text
+    if star:
+        path = rest.strip()
+        try:
+            weight = float(before)
+        except ValueError:
+            weight = math.nan
+        if not 0 < weight < math.inf:
+            wrong = quoted(before.strip())
+            raise ValueError(f"the weight of a set must be a number above 0, got {wrong} in {quoted(text)}")
+    match = _OPTIONS.fullmatch(path)
     if match is None:
-        return SetDescription(text, {})
+        return SetDescription(path, {}, weight)
     options: dict[str, str] = {}
     for part in match["options"].split("&"):
         name, _, value = part.partition("=")
@@ -123,10 +126,10 @@ def _read_path(text: str) -> SetDescription:
         if name in options or not value:
             raise ValueError(f"{match['path']}: the option {name} must be given once, with a value")
         options[name] = unquote(value)
-    return SetDescription(match["path"], options)
+    return SetDescription(match["path"], options, weight)
 
 
-def open_pairs(description: str, *, every_split: bool = False) -> PairSource:
+def open_pairs(description: str, *, every_split: bool = False) -> Records:
     """Open images with captions.
 
     `[WEIGHT * ]PATH[?OPTION=VALUE&...]`, several such sets joined by ` + `. PATH is one of
@@ -145,10 +148,12 @@ def open_pairs(description: str, *, every_split: bool = False) -> PairSource:
 
     Paths of images are relative to the folder of the file, or to `images=FOLDER`; of an absolute path that does
     not exist here the longest tail that lies below that folder is taken. Rows with one path are one image with
-    several captions. Texts are freed of what no tokenizer reads (see `pixlex.data.text.plain_text`), and lists
-    that a text writes down are lists. `captions=COLUMN` names another column. `rows=captions` gives a row for each
-    caption, which share `image_of`. Images without a caption are left out and named in `ignored`; files that
-    are missing are found out when they are read. Weights are explained at `pixlex.data.records.mix`.
+    several captions. Texts are freed of what no tokenizer reads (see `plain_text`), and lists that a text writes
+    down are lists. `captions=COLUMN` names another column. `rows=captions` gives a row for each caption. Images
+    without a caption are left out and named in `ignored`; files that are missing are found out when they are read.
+
+    Weights are divided by the smallest: a set of weight 1 comes once, one of weight 2.5 twice and then half of it,
+    which half is drawn once and for all. Rows of one image share `image_of`.
 
     Args:
         description: one set or several.
@@ -156,18 +161,33 @@ def open_pairs(description: str, *, every_split: bool = False) -> PairSource:
 
     Raises:
         NoCaptions: the images have no captions.
-        ValueError: nothing of the kind, an unknown option or split, a malformed file, web addresses in place
-            of files, or no image with a caption.
+        ValueError: the description, or a file that it names, does not fit.
         ModuleNotFoundError: if the kind of source needs a package that is not installed.
     """
     sets = read_descriptions(description)
     sources = [_open_set(one, every_split) for one in sets]
-    mixed = mix(description.strip(), sources, [one.weight for one in sets])
+    mixed = sources[0] if len(sets) == 1 else _mix(description.strip(), sources, [one.weight for one in sets])
     remark_left_out(mixed.name, mixed.ignored, "images without a caption")
     return mixed
 
 
-def _open_set(described: SetDescription, every_split: bool) -> PairSource:
+def _mix(name: str, sources: Sequence[Records], weights: Sequence[float]) -> Records:
+    """Return the rows of all sets, each set as often as its weight says."""
+    smallest, largest = min(weights), max(weights)
+    if largest > _MAX_REPEATS * smallest:
+        raise ValueError(
+            f"the weights of sets may differ by a factor of {_MAX_REPEATS}, got {smallest:g} and {largest:g}"
+        )
+    parts = []
+    for number, (source, weight) in enumerate(zip(sources, weights, strict=True)):
+        size, repeats = len(source), int(weight / smallest)
+        rest = round((weight / smallest - repeats) * size)
+        some = np.random.default_rng((_SUBSET_SEED, number)).choice(size, rest, replace=False)
+        parts.append(source.take(np.concatenate([np.tile(np.arange(size), repeats), np.sort(some)])))
+    return join(name, parts)
+
+
+def _open_set(described: SetDescription, every_split: bool) -> Records:
     path = Path(described.path).expanduser()
     suffix = path.suffix.lower() if os.path.isfile(path) else ""
     columns = columns_without_images(path) if suffix == ".parquet" else []
@@ -183,48 +203,45 @@ def _open_set(described: SetDescription, every_split: bool) -> PairSource:
         source = _open_rows(path, list(enumerate(rows)), described)
     else:
         source = _open_images(described)
-    match described.options.get("rows", "images"):
-        case "images":
-            return source
-        case "captions":
-            return source.by_caption()
-        case other:
-            raise ValueError(f"{described.path}: rows must be images or captions, got {other:.80}")
+    rows_are = described.options.get("rows", "images")
+    if rows_are not in ("images", "captions"):
+        raise ValueError(f"{described.path}: rows must be images or captions, got {rows_are:.80}")
+    return source.by_caption() if rows_are == "captions" else source
 
 
-def _open_annotations(path: Path, described: SetDescription, every_split: bool) -> PairSource:
+def _open_annotations(path: Path, described: SetDescription, every_split: bool) -> Records:
     folder = _image_folder(path, described)
-    content, records = read_annotations(
-        path, CAPTION_FORMATS, FileImages(str(path), folder), described.options
-    )
+    images = FileImages(str(path), folder)
+    content, records = read_annotations(path, CAPTION_FORMATS, images, described.options)
     sizes = Counter(record.split for record in records if record.split)
     names = _wanted_splits(path, sizes, described.options.get("split", "all" if every_split else None))
     texts: dict[str, list[str]] = {}
     for record in records:
-        if not sizes or record.split in names:
+        if record.split in names:
             texts.setdefault(str(record.images[0]), []).extend(record.texts)
     splits = AnnotatedSplits(str(content.get("dataset", "")), dict(sizes)) if sizes else None
     return replace(_files_with_texts(path, folder, texts), splits=splits)
 
 
 def _wanted_splits(path: Path, sizes: Mapping[str, int], wanted: str | None) -> set[str]:
-    if not sizes:
-        if wanted not in (None, "all"):
-            raise ValueError(f"{path} has no splits, got split={wanted}; only Karpathy's files have some")
-        return set()
+    if not sizes and wanted not in (None, "all"):
+        raise ValueError(f"{path} has no splits, got split={wanted}; only Karpathy's files have some")
     known = ", ".join(f"{name} ({size:,} images)" for name, size in sizes.items())
-    if wanted is None:
+    if sizes and wanted is None:
+        such = "train+restval" if "restval" in sizes else next(iter(sizes))
         raise ValueError(
-            f"{path} holds the splits {known}: say which are meant, such as "
-            f"{path.name}?split={'train+restval' if 'restval' in sizes else next(iter(sizes))}, or ?split=all"
+            f"{path} holds the splits {known}: say which are meant, such as {path.name}?split={such}, or "
+            "?split=all"
         )
-    names = set(sizes) if wanted == "all" else set(wanted.split("+"))
+    if not sizes or wanted == "all" or wanted is None:
+        return set(sizes) or {""}
+    names = set(wanted.split("+"))
     if unknown := names - set(sizes):
         raise ValueError(f"{path} has no split {', '.join(sorted(unknown))}; known: {known}, or all")
     return names
 
 
-def _open_rows(path: Path, rows: list[tuple[int, dict[str, Any]]], described: SetDescription) -> PairSource:
+def _open_rows(path: Path, rows: list[tuple[int, dict[str, Any]]], described: SetDescription) -> Records:
     """Open rows with a path and a caption; rows of one image are put together."""
     described.only(("images", "captions", "rows"), "lists of image files")
     folder = _image_folder(path, described)
@@ -242,42 +259,43 @@ def _open_rows(path: Path, rows: list[tuple[int, dict[str, Any]]], described: Se
 
 def _files_with_texts(
     path: Path, folder: Path, texts: Mapping[str, Sequence[str]], labels: Sequence[RowLabel] = ()
-) -> PairSource:
+) -> Records:
     classes = (
         resolve_labels(labels, str(path), path.parent, numbered=True) if labels else no_labels(len(texts))
     )
     images = FileSource(str(path), folder, tuple(below(list(texts), folder)), classes)
-    return with_captions(PairSource(images, tuple(map(tuple, texts.values()))))
+    return Records(images.name, images, tuple(map(tuple, texts.values()))).captioned()
 
 
-def _open_images(described: SetDescription) -> PairSource:
+def _open_images(described: SetDescription) -> Records:
     """Open images that are not named by a list: tables and shards that hold them, folders."""
-    images = open_source(described.path, captioned=True)
+    images: ImageSource = open_source(described.path, captioned=True)
     ids: tuple[str, ...] = ()
-    captions: Sequence[tuple[str, ...]] = ()
-    if isinstance(images, ParquetSource | DatasetSource):
+    texts: Sequence[tuple[str, ...]] = ()
+    is_table = isinstance(images, Table)
+    if isinstance(images, Table):
         described.only(("captions", "rows"), "tables of images")
         column = _caption_column(images.name, images.column_names, described)
-        captions = [texts_in(cell, images.key(row)) for row, cell in enumerate(images.values(column))]
+        texts = [texts_in(cell, images.key(row)) for row, cell in enumerate(images.values(column))]
         given = images.values("image_id") if "image_id" in images.column_names else [None]
         ids = () if any(one is None for one in given) else tuple(map(id_text, given))
     elif isinstance(images, FileSource):
         described.only(("captions", "rows"), "folders")
-        images, captions = captions_beside(images, described.options.get("captions"))
+        images, texts = captions_beside(images, described.options.get("captions"))
     else:
         described.only(("rows",), "shards and embedded sets")
         if isinstance(images, TarSource):
-            captions = images.captions
+            texts = images.captions
         elif isinstance(images, ScenesSource):
-            captions = [images.captions(index) for index in range(len(images))]
-    if not any(captions) and not isinstance(images, ParquetSource | DatasetSource):
+            texts = [scene_captions(images, index) for index in range(len(images))]
+    if not any(texts) and not is_table:
         raise NoCaptions(
             f"{images.name} has no captions: expected .parquet with image bytes or a data set of Hugging Face, "
             f"each with a column {_named(CAPTION_COLUMNS)}; .csv, .tsv or .jsonl with a path besides; "
             "an annotation file in .json; .txt or .json beside each image of a folder or of .tar shards; "
             "metadata.jsonl or .csv in a folder; or embedded:scenes:SPLIT"
         )
-    pairs = with_captions(PairSource(images, tuple(captions), ids))
+    pairs = Records(images.name, images, tuple(texts), ids=ids).captioned()
     remark_passed_over(images)
     return pairs
 
@@ -287,12 +305,12 @@ def _path_column(path: Path, columns: Sequence[str]) -> str:
     column = next((name for name in PATH_FIELDS if name in columns), None)
     if column is not None:
         return column
-    if any("://" in str(name) for name in columns):
+    found = ", ".join(map(str, columns))
+    if "://" in found:
         raise ValueError(
             f"{path} has no header line and lists web addresses, as the official Conceptual Captions do: "
             f"{_DOWNLOAD}"
         )
-    found = ", ".join(map(str, columns))
     if any(str(name).lower() in _ADDRESS_COLUMNS for name in columns):
         raise ValueError(f"{path} lists web addresses (columns {found:.200}): {_DOWNLOAD}")
     bytes_or = "of image bytes, or one called " if path.suffix.lower() == ".parquet" else ""
@@ -323,3 +341,78 @@ def _image_folder(path: Path, described: SetDescription) -> Path:
 
 def _named(columns: Sequence[str]) -> str:
     return f"{', '.join(columns[:-1])} or {columns[-1]}"
+
+
+def _captions_of_albef(content: Any, images: ListedImages, options: Options) -> Opened:
+    def read(number: int, row: Row) -> Iterable[Record]:
+        path = path_of(row["image"], images)
+        yield Record(
+            (path,), texts_in(row["captions"] if "captions" in row else row["caption"], f"{path:.80}")
+        )
+
+    return "entry", content, read
+
+
+def _karpathy(content: Any, images: ListedImages, options: Options) -> Opened:
+    def read(number: int, row: Row) -> Iterable[Record]:
+        path = path_of(str(PurePosixPath(row.get("filepath") or "", row["filename"])), images)
+        texts = [text for one in row.get("sentences", ()) for text in texts_in(one["raw"], f"{path:.80}")]
+        yield Record((path,), tuple(texts), split=str(row["split"]))
+
+    return "image", content["images"], read
+
+
+def _coco(content: Any, images: ListedImages, options: Options) -> Opened:
+    known = {id_text(row["id"]) for row in content["images"] if isinstance(row, dict) and "id" in row}
+    texts: dict[str, list[str]] = {}
+    for place, row in enumerate(content["annotations"]):
+        where = f"annotation {place}"
+        if not isinstance(row, dict) or not {"image_id", "caption"} <= row.keys():
+            raise ValueError(f"{where}: expected the fields image_id and caption, got {quoted(row)}")
+        name = id_text(row["image_id"])
+        if name not in known:
+            raise ValueError(
+                f"{where} belongs to image {quoted(row['image_id'])}, which is not among the images"
+            )
+        texts.setdefault(name, []).extend(texts_in(row["caption"], f"{where} (image {name:.80})"))
+
+    def read(number: int, row: Row) -> Iterable[Record]:
+        name = id_text(row["id"])
+        yield Record((path_of(row["file_name"], images),), tuple(texts.get(name, ())), id=name)
+
+    return "image", content["images"], read
+
+
+def _genome_captions(content: Any, images: ListedImages, options: Options) -> Opened:
+    """Read [{id or image_id, regions: [{phrase}]}]; the phrase of a region is a text of the whole image."""
+    paths = genome_paths(images, options)
+
+    def read(number: int, row: Row) -> Iterable[Record]:
+        image, path = genome_image(row, paths)
+        texts = [text for one in row["regions"] for text in texts_in(one["phrase"], f"image {image}")]
+        yield Record((path,), tuple(texts))
+
+    return "entry", content, read
+
+
+CAPTION_FORMATS = (
+    Format(
+        "Karpathy's files", "{images: [{filename, split, sentences: [{raw}]}]}", ("split", "images", "rows"),
+        lambda content: isinstance(content, dict) and has_some(content.get("images"), "sentences"), _karpathy,
+    ),
+    Format(
+        "COCO's captions", "{images: [{id, file_name}], annotations: [{image_id, caption}]}",
+        ("split", "images", "rows"),
+        lambda content: isinstance(content, dict) and isinstance(content.get("images"), list)
+        and has_some(content.get("annotations"), "image_id", "caption"), _coco,
+    ),
+    Format(
+        "Visual Genome's region descriptions", "a list of {id, regions: [{phrase}]}",
+        ("split", "images", "index", "rows"), lambda content: has_some(content, "regions"), _genome_captions,
+    ),
+    Format(
+        "ALBEF's captions", "a list of {image, caption}", ("split", "images", "rows"),
+        lambda content: has_some(content, "image", "caption") or has_some(content, "image", "captions"),
+        _captions_of_albef,
+    ),
+)  # fmt: skip

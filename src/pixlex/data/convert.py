@@ -22,7 +22,7 @@ from pixlex.batch import Skipped, TooManyBroken
 from pixlex.data.decoding import ImageRecord, UnreadableImage, decode_record, stored_form
 from pixlex.data.folders import FileSource
 from pixlex.data.loader import prefetch
-from pixlex.data.records import PairSource
+from pixlex.data.records import Records
 from pixlex.data.sources import NO_FILE, ImageSource, ImageSubset, PassedOver
 from pixlex.files import write_atomically, write_text
 from pixlex.progress import bar_or_lines
@@ -70,7 +70,7 @@ class _Row(NamedTuple):
 
 
 def convert_images(
-    source: ImageSource,
+    source: ImageSource | Records,
     out: Path,
     *,
     image_size: int | None = None,
@@ -97,10 +97,10 @@ def convert_images(
         ValueError: It cannot be written so, or exists.
         TooManyBroken: No image can be read.
     """
-    _check(source, out, image_size, overwrite)
+    pairs = source if isinstance(source, Records) else Records(source.name, source, ((),) * len(source))
+    _check(pairs.images, out, image_size, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    pairs = source if isinstance(source, PairSource) else PairSource(source, ((),) * len(source))
-    has_captions, names = any(pairs.captions), pairs.class_names
+    has_captions, names = any(pairs.texts), pairs.images.class_names
     skipped: dict[str, Skipped] = {}
     counts: Counter[str] = Counter()
     bar = bar_or_lines(total=len(pairs), unit=" images", desc="convert", disable=not progress, smoothing=0.05)
@@ -109,7 +109,7 @@ def convert_images(
         image, extension = _stored(record, image_size)
         known: dict[str, Any] = {"image_id": pairs.image_id(index)}
         if has_captions:
-            known["captions"] = list(pairs.captions[index])
+            known["captions"] = list(pairs.texts[index])
         if names:
             is_known = record.label >= 0
             known["label"] = record.label if is_known else None
@@ -118,7 +118,7 @@ def convert_images(
 
     def rows() -> Iterator[_Row]:
         with bar:
-            for batch in prefetch(pairs, range(len(pairs)), _WINDOW, prepare):
+            for batch in prefetch(pairs.images, range(len(pairs)), _WINDOW, prepare):
                 bar.update(len(batch))
                 skipped.update({row.key: row for row in batch if isinstance(row, Skipped)})
                 for row in batch:
@@ -160,8 +160,6 @@ def _check(source: ImageSource, out: Path, image_size: int | None, overwrite: bo
 
 def _file_of(images: ImageSource, index: int) -> Path | None:
     """Return where an image lies, None if it is no file of its own."""
-    if isinstance(images, PairSource):
-        return _file_of(images.images, index)
     if isinstance(images, ImageSubset):
         return _file_of(*images.place(index))
     return images.root / images.paths[index] if isinstance(images, FileSource) else None
@@ -369,10 +367,10 @@ class CaptionReport:
     remarks: tuple[str, ...]
 
 
-def inspect_captions(source: PairSource) -> CaptionReport:
+def inspect_captions(source: Records) -> CaptionReport:
     """Count the captions of a source; rows that repeat an image with the same captions count once."""
     rows_of: dict[int, dict[tuple[str, ...], None]] = {}
-    for row, texts in enumerate(source.captions):
+    for row, texts in enumerate(source.texts):
         rows_of.setdefault(source.image_of(row), {})[texts] = None
     captions = [text for rows in rows_of.values() for texts in rows for text in texts]
     words = Spread.of([len(text.split()) for text in captions])

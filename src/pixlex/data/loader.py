@@ -1,21 +1,21 @@
-"""Batches of images, image-text pairs or questions, in an order that is a function of seed and step alone."""
+"""Batches of images or records, in an order that is a function of seed and step alone."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from pixlex import distributed
 from pixlex.batch import ImageBatch, Skipped, TooManyBroken
@@ -30,11 +30,10 @@ from pixlex.data.decoding import (
     minimum_decoded_side,
     training_crop,
 )
-from pixlex.data.rows import Rows
 from pixlex.data.shards import prefetching
 from pixlex.data.sources import ImageSource
 
-Batch = TypeVar("Batch")
+Batch = TypeVar("Batch", covariant=True)
 T = TypeVar("T")
 
 # Pixels, label, key, index and epoch of an image; the pixels of a batch, the rest of its rows, what was skipped.
@@ -50,6 +49,44 @@ _ORDER = 1 << 63
 _MOST_DECODERS = 8
 # What the images that are read and not yet prepared may take together; one that takes more is prepared alone.
 MAX_BYTES = 1 << 30
+
+
+@runtime_checkable
+class Rows(Protocol[Batch]):
+    """What a batch is made of: images in groups, and what is added to those that were read.
+
+    Attributes:
+        images: the source; `num_images` that follow each other are one group, which is read or replaced whole.
+        num_images: images of a group.
+        texts_per_group: most texts that come with a group in training.
+    """
+
+    images: ImageSource
+    num_images: int
+    texts_per_group: int
+
+    def training(self, batch: ImageBatch, seed: int) -> Batch:
+        """Return a training batch."""
+
+    def evaluation(self, batch: ImageBatch) -> Batch:
+        """Return a batch of an evaluation."""
+
+
+@dataclass
+class Images:
+    """Images alone, or in groups of `num_images`."""
+
+    images: ImageSource
+    num_images: int = 1
+    texts_per_group: int = 1
+
+    def training(self, batch: ImageBatch, seed: int) -> ImageBatch:
+        """Return the batch as it is."""
+        return batch
+
+    def evaluation(self, batch: ImageBatch) -> ImageBatch:
+        """Return the batch as it is."""
+        return batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +117,7 @@ class LoaderConfig:
     world_size: int = field(default_factory=distributed.world_size)
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` naming the number that is out of range."""
+        """Name the number that is out of range."""
         for name in ("image_size", "batch_size", "world_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
@@ -91,11 +128,7 @@ class LoaderConfig:
 
 
 class Loader(Generic[Batch]):
-    """Batches of a source.
-
-    Args:
-        rows: what a batch is made of: `Images`, `Pairs` or `Questions`.
-        config: how images become batches.
+    """Batches of `Images`, `Pairs` or `Questions`.
 
     Raises:
         ValueError: there are no images, or they do not divide by the groups.
@@ -112,17 +145,14 @@ class Loader(Generic[Batch]):
     def training(self, first_step: int = 0) -> Iterator[Batch]:
         """Return this process's part of an endless stream of training batches, from a step (0 or more) on.
 
-        Each epoch is a permutation drawn from (seed, epoch); the permutations follow each other without a gap and
-        are cut into global batches, of which rank r gets the rows [r * b, (r + 1) * b) (see `TrainingOrder`). An
-        image is augmented by a generator seeded with (seed, epoch, index). So batch `step` is the same for any
-        number of workers, and whether or not the steps before it were read. A group with an image that cannot be
-        read is replaced by the next readable one, and named in `skipped`.
+        The order is that of `TrainingOrder`, an image's augmentation a function of (seed, epoch, index): a batch
+        is the same for any number of workers, and whether or not the steps before it were read. A group with an
+        image that cannot be read is replaced by the next readable one, and named in `skipped`.
 
         Raises:
             ValueError: The batch does not divide by processes, streams or texts of an image, a number is out of
                 range, or blocks are to be shuffled where there are none.
             TooManyBroken: While reading, if 1000 images in a row, or all, cannot be read.
-            Unreachable: While reading, if a shard or table at a URL cannot be had.
         """
         config, each = self.config, self.rows.texts_per_group
         if config.seed < 0 or first_step < 0:
@@ -155,20 +185,20 @@ class Loader(Generic[Batch]):
 
         Raises:
             ValueError: limit is below 1.
-            TooManyBroken: While reading, if none of the images can be read; with several processes what all of
-                them skipped has to tell.
-            Unreachable: While reading, if a shard or table at a URL cannot be had.
+            TooManyBroken: While reading, if none of the images can be read by the only process.
         """
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be 1 or more, or None for all images, got {limit}")
         count = self.num_groups if limit is None else min(limit, self.num_groups)
-        groups = [number * self.num_groups // count for number in range(count)]
-        batches = self._read(_EvaluationOrder(groups, self.config), training=False)
-        if self.config.world_size == 1:
+        groups = [(0, number * self.num_groups // count) for number in range(count)]
+        size, rank, processes = self.config.batch_size, self.config.rank, self.config.world_size
+        order = [groups[first : first + size] for first in range(rank * size, count, size * processes)]
+        batches = self._read(order, training=False)
+        if processes == 1:
             batches = _without_empty_batches(batches, self.rows.images.name)
         return map(self.rows.evaluation, batches)
 
-    def _read(self, order: Sampler[Any], *, training: bool) -> Iterator[ImageBatch]:
+    def _read(self, order: Iterable[list[tuple[int, int]]], *, training: bool) -> Iterator[ImageBatch]:
         images, together = self.rows.images, self.rows.num_images
         loader: DataLoader[Any] = DataLoader(
             _Groups(images, together, self.config, training),
@@ -197,12 +227,13 @@ class Loader(Generic[Batch]):
 
 
 @dataclass(frozen=True)
-class TrainingOrder(Sampler[list[tuple[int, int]]]):
+class TrainingOrder:
     """The (epoch, group) pairs of one process's part of each global batch, without end.
 
-    An epoch shows every group once, in an order drawn from (seed, epoch). With `data.shuffle_blocks` blocks
-    (shards, row groups) come in random order and so many of them are mixed at a time: few are open at once, each
-    is read forward, once an epoch, or twice where a window ends inside it.
+    An epoch shows every group once, in an order drawn from (seed, epoch). Epochs follow each other without a gap
+    and are cut into global batches, of which rank r gets the rows [r * b, (r + 1) * b). With `data.shuffle_blocks`
+    blocks (shards, row groups) come in random order and so many of them are mixed at a time: few are open at
+    once, each is read forward, once an epoch, or twice where a window ends inside it.
 
     With `data.streams` an epoch is cut into as many stretches of one length, and a batch takes as many groups from
     each: row r belongs to stream r // (batch_size / streams). Processes that divide the streams read different
@@ -224,7 +255,7 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
     blocks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` naming the numbers that do not fit."""
+        """Name the numbers that do not fit."""
         size, streams = self.config.batch_size, self.config.data.streams
         if size % streams or streams > self.num_groups:
             raise ValueError(
@@ -270,19 +301,6 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
 
 
 @dataclass(frozen=True)
-class _EvaluationOrder(Sampler[list[tuple[int, int]]]):
-    """The given groups, cut into batches, of which each process gets every world_size-th."""
-
-    groups: Sequence[int]
-    config: LoaderConfig
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size = self.config.batch_size
-        for first in range(self.config.rank * size, len(self.groups), size * self.config.world_size):
-            yield [(0, group) for group in self.groups[first : first + size]]
-
-
-@dataclass(frozen=True)
 class _Groups(Dataset[tuple[list[_Row], list[Skipped]]]):
     """Groups of images by (epoch, group), with those that had to be skipped; without rows where none was read."""
 
@@ -293,12 +311,10 @@ class _Groups(Dataset[tuple[list[_Row], list[Skipped]]]):
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[list[_Row], list[Skipped]]:
         _, group = item
-        num_groups = len(self.images) // self.together
+        num_groups, places = len(self.images) // self.together, range(self.together)
+        tries = min(num_groups, _MAX_REPLACEMENTS) if self.is_training else 1
         skipped: list[Skipped] = []
-        for candidate in range(
-            group, group + (min(num_groups, _MAX_REPLACEMENTS) if self.is_training else 1)
-        ):
-            places = range(self.together)
+        for candidate in range(group, group + tries):
             try:
                 return [self._row(candidate % num_groups, place, item) for place in places], skipped
             except UnreadableImage as fault:
@@ -369,14 +385,9 @@ def prefetch(
 ) -> Iterator[list[T | Skipped]]:
     """Yield what `prepare` makes of images, in order; threads prepare the next batch while this one is in use.
 
-    Images that are read and not yet prepared take bounded memory, however large they are: see `MAX_BYTES`.
-
-    Args:
-        source: The images.
-        indices: Which of them, in which order.
-        batch_size: Images in a batch, 1 or more.
-        prepare: Called in threads with index and record of an image; one that cannot be read, here or when it
-            raises `UnreadableImage`, becomes a `Skipped`.
+    Images that are read and not yet prepared take bounded memory, however large they are: see `MAX_BYTES`. One
+    that cannot be read, here or when `prepare` (called with index and record) raises `UnreadableImage`, is a
+    `Skipped`.
     """
     batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
     queue: deque[list[Future[T | Skipped]]] = deque()
@@ -397,9 +408,7 @@ def prefetch(
         try:
             record = source.read(index)
         except UnreadableImage as fault:
-            broken: Future[T | Skipped] = Future()
-            broken.set_result(Skipped(fault.key, fault.reason))
-            return broken
+            return pool.submit(Skipped, fault.key, fault.reason)
         size = decoding_bytes(record)
         with changed:
             changed.wait_for(lambda: not used[0] or used[0] + size <= MAX_BYTES)

@@ -1,56 +1,90 @@
-"""Open items to reason about by description: questions, statements about images, hypotheses, text assignment."""
+"""Items to reason about, opened by description: questions, statements, hypotheses, text assignment."""
 
 from __future__ import annotations
 
 import codecs
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from pixlex.config.cbvila import ReasoningTask
 from pixlex.data.annotations import (
     ID_FIELDS,
     PATH_FIELDS,
     FileImages,
+    Format,
+    LeftOut,
+    ListedImages,
+    NamedImages,
+    Opened,
+    Options,
+    ReadRow,
+    Row,
     RowImages,
     Table,
     TableImages,
+    field_of,
     found_in,
+    genome_image,
+    genome_paths,
+    has_some,
+    id_of,
+    is_nothing,
     load_json,
+    official_statements,
     read_annotations,
     read_records,
+    sentence_of,
+    text_of,
+    truth,
 )
 from pixlex.data.captions import SetDescription, open_pairs, read_descriptions
-from pixlex.data.embedded import ScenesSource, open_embedded, scene_items
-from pixlex.data.formats import ITEM_FIELDS, QUESTION_FORMATS, item_rows, official_statements
+from pixlex.data.embedded import open_embedded
 from pixlex.data.images import open_source, remote_tables
-from pixlex.data.records import (
-    CLASSES,
-    ListedTask,
-    PairSource,
-    ReasoningSource,
-    Record,
-    Task,
-    items_of,
-    join_items,
-)
+from pixlex.data.records import Record, Records, items_of, join
 from pixlex.data.remote import AnyPath
 from pixlex.data.sources import remark_left_out, remark_passed_over
+from pixlex.data.synthetic import ScenesSource
+from pixlex.data.synthetic_texts import scene_items
 from pixlex.data.tables import ParquetSource, columns_without_images, image_columns, table_rows
-from pixlex.data.text import json_lines, json_value, list_rows, normalize_answer
+from pixlex.data.text import (
+    CLASSES,
+    clean_caption,
+    clean_question,
+    id_text,
+    json_lines,
+    json_value,
+    list_in,
+    list_rows,
+    plain_text,
+    whole_number,
+)
 from pixlex.files import open_regular
 from pixlex.messages import quoted
 
+# Those whose items lie in files; those of text assignment are made of captions.
+ListedTask = Literal["vqa", "nlvr2", "entailment"]
+# What is looked at in tables, besides the fields of images.
+ITEM_FIELDS: Mapping[ListedTask, tuple[str, ...]] = {
+    "vqa": ("question_id", "question", "answers", "answer", "dataset", "kind", "answer_type"),
+    "nlvr2": ("identifier", "example_id", "permutation", "sentence", "label"),
+    "entailment": ("hypothesis", "sentence", "sentence2", "label", "gold_label", "pairID", "pair_id"),
+}
+# ALBEF counts a question of Visual Genome half.
+_GENOME_SCALE = 0.5
+_PAIR_IMAGE = re.compile(r"(?:.*/)?(?P<set>[a-z]+\d*-\d+)-\d+-img[01]\.\w+")
 # Sets the generator of an item's partners apart from others that are seeded with a number.
 _PARTNERS = 1 << 61
 # How often a partner is drawn before one is given up that does not have the caption itself.
 _MOST_DRAWS = 100
 
 
-def open_items(description: str, task: Task, *, clean: bool = True, max_words: int = 30) -> ReasoningSource:
+def open_items(description: str, task: ReasoningTask, *, clean: bool = True, max_words: int = 30) -> Records:
     """Open items of a task.
 
     `PATH[?OPTION=VALUE&...]`, several such sets joined by ` + `, which must agree in images per item. PATH is
@@ -82,8 +116,7 @@ def open_items(description: str, task: Task, *, clean: bool = True, max_words: i
         max_words: most words kept of a text when cleaned, 1 or more; ALBEF tests questions with 50.
 
     Raises:
-        ValueError: nothing of the kind, an unknown option, a malformed row, an unknown label, an id that occurs
-            twice, no item, none with its image, or sets that do not agree.
+        ValueError: the description, or a file that it names, does not fit.
         ModuleNotFoundError: if the kind of source needs a package that is not installed.
     """
     if task == "assignment":
@@ -92,30 +125,43 @@ def open_items(description: str, task: Task, *, clean: bool = True, max_words: i
     sets = read_descriptions(description)
     if weighted := [one for one in sets if one.weight != 1]:
         raise ValueError(f"{weighted[0].path}: sets of items have no weights, got {weighted[0].weight:g}")
-    source = join_items(description.strip(), [_open_set(one, task) for one in sets])
-    source = source.cleaned(task, max_words) if clean else source
+    sources = [_open_set(one, task) for one in sets]
+    source = sources[0] if len(sources) == 1 else _join(description.strip(), sources)
+    if clean:
+        source = source.cleaned(max_words, clean_question if task == "vqa" else clean_caption)
     remark_left_out(source.name, source.ignored, "items")
     return source
 
 
-def assignment_items(pairs: PairSource) -> ReasoningSource:
+def _join(name: str, sources: Sequence[Records]) -> Records:
+    """Return items one after the other; ids are numbered by source if one occurs in two of them."""
+    first = sources[0]
+    for other in sources:
+        if other.num_images != first.num_images:
+            raise ValueError(
+                f"items that are joined must have as many images each: {first.name} has "
+                f"{first.num_images}, {other.name} has {other.num_images}"
+            )
+    joined = join(name, sources)
+    if len(set(joined.ids)) == len(joined):
+        return joined
+    ids = tuple(f"{number}:{one}" for number, source in enumerate(sources, 1) for one in source.ids)
+    return replace(joined, ids=ids)
+
+
+def assignment_items(pairs: Records) -> Records:
     """Return an item for each caption: two images, to the first of which it belongs, the second, or neither.
 
     The three are equally likely. Partners are drawn at random from all images but those that have the same
     caption; ALBEF draws them by similarity in a batch (Li et al. 2021, section 4.2, NLVR2). The draws hang on the
-    number of the caption alone, so an item is the same in every epoch and process.
-
-    Args:
-        pairs: three distinct images or more.
-
-    Raises:
-        ValueError: fewer images, or a caption that all of them share.
+    number of the caption alone, so an item is the same in every epoch and process. Raises `ValueError` for fewer
+    than three distinct images, or a caption that all of them share.
     """
     if len({pairs.image_of(row) for row in range(len(pairs))}) < 3:
         raise ValueError(f"{pairs.name}: expected three images or more to assign texts to, got fewer")
     classes = CLASSES["assignment"]
     records: list[Record] = []
-    for row, captions in enumerate(pairs.captions):
+    for row, captions in enumerate(pairs.texts):
         for place, text in enumerate(captions):
             generator = np.random.default_rng((len(records), _PARTNERS))
             label = int(generator.integers(len(classes)))
@@ -123,58 +169,22 @@ def assignment_items(pairs: PairSource) -> ReasoningSource:
             other = _partner(pairs, text, [row, one], generator)
             images = ((row, one), (one, row), (one, other))[label]
             records.append(Record(images, (text,), (classes[label],), f"{pairs.image_id(row)}#{place}"))
-    rows = np.array([record.images for record in records], dtype=np.int64).ravel()
-    return items_of(pairs.name, records, pairs.images, rows, pairs.ignored)
+    return items_of(pairs.name, records, RowImages(pairs.name, (pairs.images,)).find, pairs.ignored)
 
 
-def _partner(pairs: PairSource, text: str, taken: list[int], generator: np.random.Generator) -> int:
+def _partner(pairs: Records, text: str, taken: list[int], generator: np.random.Generator) -> int:
     """Return the row of an image that is none of those taken and has another caption."""
     seen = {pairs.image_of(row) for row in taken}
     for _ in range(_MOST_DRAWS):
         row = int(generator.integers(len(pairs)))
-        if pairs.image_of(row) not in seen and text not in pairs.captions[row]:
+        if pairs.image_of(row) not in seen and text not in pairs.texts[row]:
             return row
     raise ValueError(
         f"{pairs.name}: nearly every image has the caption {quoted(text, 60)}: it can be assigned to none"
     )
 
 
-def build_answers(source: ReasoningSource, min_count: int = 9) -> tuple[str, ...]:
-    """Return the answers to choose from: those that are the most frequent answer of enough items (ViLT).
-
-    Answers are normalized before they are counted; among an item's equally frequent ones the first given is its
-    answer. On VQA v2's train and val this is the rule behind the 3,129 answers of ViLT, and the 3,128 of ALBEF's
-    answer_list.json, which lack the empty one. Neither list can be made again exactly: which of equally frequent
-    answers a question was counted for is not written down, nor is the normalization of ALBEF's list, whose
-    files also leave out 7 questions (salesforce/ALBEF #40, #135).
-
-    Args:
-        source: items, some of them with answers.
-        min_count: fewest items of an answer, 1 or more; 9 for VQA v2, 1 for all answers of a small set.
-
-    Returns:
-        Normalized answers, the most frequent first, equally frequent ones in the order in which they occur.
-
-    Raises:
-        ValueError: min_count is below 1, or no answer is frequent enough.
-    """
-    if min_count < 1:
-        raise ValueError(f"min_count must be 1 or more, got {min_count}")
-    counts: Counter[str] = Counter()
-    for given in source.answers:
-        normalized = Counter(answer for answer in map(normalize_answer, given) if answer)
-        counts.update(answer for answer, _ in normalized.most_common(1))
-    # most_common keeps the order of first occurrence among equals.
-    chosen = tuple(answer for answer, count in counts.most_common() if count >= min_count)
-    if not chosen:
-        most = max(counts.values(), default=0)
-        raise ValueError(
-            f"{source.name}: expected an answer of {min_count} items or more, the most frequent one has {most}"
-        )
-    return chosen
-
-
-def _open_scenes(described: SetDescription, task: ListedTask) -> ReasoningSource:
+def _open_scenes(described: SetDescription, task: ListedTask) -> Records:
     described.only(("texts",), "drawn scenes")
     name, texts = described.path, described.options.get("texts", "1")
     images = open_embedded(name.removeprefix("embedded:"))
@@ -188,21 +198,27 @@ def _open_scenes(described: SetDescription, task: ListedTask) -> ReasoningSource
     for number, item in enumerate(scene_items(task, images, int(texts))):
         key = images.key(item.images[0]) + ("" if texts == "1" else f"/{number % int(texts)}")
         records.append(Record(item.images, (item.text,), (item.answer,), key, kind=item.kind))
-    rows = np.array([record.images for record in records], dtype=np.int64).ravel()
-    return items_of(name if texts == "1" else f"{name}?texts={texts}", records, images, rows)
+    name = name if texts == "1" else f"{name}?texts={texts}"
+    return items_of(name, records, RowImages(name, (images,)).find)
 
 
-def _open_set(described: SetDescription, task: ListedTask) -> ReasoningSource:
-    """Open one set; its weight is not looked at."""
+def _open_set(described: SetDescription, task: ListedTask) -> Records:
     if described.path.startswith("embedded:"):
         return _open_scenes(described, task)
     path = Path(described.path).expanduser()
     suffix = path.suffix.lower() if os.path.isfile(path) else ""
     columns = columns_without_images(path) if suffix == ".parquet" else []
+    column, ignored = described.options.get("answers"), list[str]()
     if not columns and suffix not in (".json", ".jsonl", ".csv", ".tsv"):
-        return _open_rows_with_images(described, task)
+        described.only(("answers",), "tables of items with images")
+        tables = _tables(described.path)
+        own, table = (
+            RowImages(described.path, tables),
+            _rows_of_table(tables[0], (*ITEM_FIELDS[task], column)),
+        )
+        records, ignored = read_records(Path(own.name), "row", table, item_rows(task, own, column))
+        return items_of(own.name, records, own.find, ignored)
     images = _images_of(path, described.options.get("images"))
-    ignored: list[str] = []
     if suffix == ".json" and task == "vqa":
         _, records = read_annotations(path, QUESTION_FORMATS, images, described.options)
     elif suffix in (".json", ".jsonl") and task == "nlvr2" and _begins_with(path, "identifier"):
@@ -211,11 +227,9 @@ def _open_set(described: SetDescription, task: ListedTask) -> ReasoningSource:
         records, ignored = read_records(path, "line", json_lines(path), read_row)
     else:
         described.only(("images", "answers"), "tables of items" if columns else "lists of items")
-        column = described.options.get("answers")
         unit, rows = _rows_of(path, columns, (*ITEM_FIELDS[task], column))
         records, ignored = read_records(path, unit, rows, item_rows(task, images, column))
-    names = [name for record in records for name in record.images]
-    return items_of(str(path), records, *images.find(names), ignored)
+    return items_of(str(path), records, images.find, ignored)
 
 
 def _rows_of(path: Path, columns: Sequence[str], fields: Sequence[str | None]) -> tuple[str, Iterable[Any]]:
@@ -239,22 +253,13 @@ def _begins_with(path: Path, name: str) -> bool:
     if not first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
         return False
     try:
-        found = json_value(first, path)
+        return name in json_value(first, path)
     except ValueError:
         return False
-    return isinstance(found, dict) and name in found
 
 
 def _images_of(path: Path, named: str | None) -> FileImages | TableImages:
-    """Return the images of a file of items.
-
-    Args:
-        path: the file; for a .parquet file, a table of the same name with `_images` behind it is taken.
-        named: a folder of images, or a table of images: a path, a pattern or hf:NAME:SPLIT.
-
-    Raises:
-        ValueError: what is named is neither.
-    """
+    """Return the images of a file of items: in the folder or table named, in STEM_images.parquet, or beside it."""
     if named is None:
         beside = path.with_name(f"{path.stem}_images.parquet")
         if path.suffix.lower() == ".parquet" and beside.is_file():
@@ -270,23 +275,14 @@ def _images_of(path: Path, named: str | None) -> FileImages | TableImages:
     return TableImages(table)
 
 
-def _open_rows_with_images(described: SetDescription, task: ListedTask) -> ReasoningSource:
-    """Open a table that holds its images."""
-    described.only(("answers",), "tables of items with images")
-    tables, column = _tables(described.path), described.options.get("answers")
-    wanted = ITEM_FIELDS[task] if column is None else (*ITEM_FIELDS[task], column)
-    names = [name for name in tables[0].column_names if name in wanted]
+def _rows_of_table(table: Table, wanted: Sequence[str | None]) -> Iterable[tuple[int, Row]]:
+    """Return the rows of a table that holds its images, some columns alone."""
+    names = [name for name in table.column_names if name in wanted]
     if not names:
-        found = ", ".join(tables[0].column_names)
-        raise ValueError(
-            f"{described.path}: expected columns such as {', '.join(ITEM_FIELDS[task])}; found {found:.200}"
-        )
-    columns: list[list[Any]] = [tables[0].values(name) for name in names]
-    rows = enumerate(dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
-    images = RowImages(described.path, tables)
-    records, ignored = read_records(Path(described.path), "row", rows, item_rows(task, images, column))
-    found_images = images.find([name for record in records for name in record.images])
-    return items_of(described.path, records, *found_images, ignored)
+        expected, found = ", ".join(filter(None, wanted)), ", ".join(table.column_names)
+        raise ValueError(f"{table.name}: expected columns such as {expected}; found {found:.200}")
+    columns = [table.values(name) for name in names]
+    return enumerate(dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
 
 
 def _tables(description: str) -> tuple[Table, ...]:
@@ -307,3 +303,160 @@ def _tables(description: str) -> tuple[Table, ...]:
         )
     remark_passed_over(table)
     return (table,)
+
+
+def item_rows(task: ListedTask, images: NamedImages, column: str | None = None) -> ReadRow:
+    """Return what reads rows of tables, of lists and of ALBEF's files; SNLI-VE's too.
+
+    `column` is that of the answers of questions, if it is neither `answers` nor `answer`.
+    """
+
+    def question(number: int, row: Row) -> Iterable[Record]:
+        yield Record(
+            images.of(number, row), (text_of(row, "question"),),
+            _row_answers(row) if column is None else _answers_in(row[field_of(row, column)]),
+            id_of(row, "question_id"), scale=_GENOME_SCALE if row.get("dataset") == "vg" else 1.0,
+            kind=id_of(row, "kind", "answer_type"),
+        )  # fmt: skip
+
+    def statement(number: int, row: Row) -> Iterable[Record]:
+        name, permutation = id_of(row, "identifier", "example_id"), id_of(row, "permutation")
+        sentence = sentence_of(name) if name else _sentence_of_image(row)
+        name = f"{name}-{permutation}" if name and permutation else name
+        texts = (text_of(row, "sentence"),)
+        yield Record(images.of(number, row), texts, truth(row.get("label")), name, sentence=sentence)
+
+    def hypothesis(number: int, row: Row) -> Iterable[Record]:
+        label = next((row[name] for name in ("label", "gold_label") if name in row), None)
+        if label == "-":
+            raise LeftOut("the label is -, its annotators did not agree")
+        known = CLASSES["entailment"]
+        answers = () if is_nothing(label) else (str(label).strip().lower(),)
+        if not set(answers) <= set(known):
+            raise ValueError(f"expected {', '.join(known)} or - as label, got {quoted(label)}")
+        texts = (text_of(row, "hypothesis", "sentence", "sentence2"),)
+        yield Record(images.of(number, row), texts, answers, id_of(row, "pairID", "pair_id"))
+
+    return {"vqa": question, "nlvr2": statement, "entailment": hypothesis}[task]
+
+
+def _official_questions(content: Any, images: ListedImages, options: Options) -> Opened:
+    """Read VQA v2's questions, of photographs; answers are unknown without its annotations."""
+    subtype = options.get("split", content.get("data_subtype"))
+    if not isinstance(subtype, str) or content.get("data_type", "mscoco") != "mscoco":
+        raise ValueError(
+            "expected data_type mscoco and data_subtype train2014, val2014 or test2015 (or ?split=), got "
+            f"{quoted(content.get('data_type'))} and {quoted(subtype)}"
+        )
+    # The questions of test-dev2015 are some of test2015, on its images.
+    split = subtype.replace("test-dev", "test")
+    inside = f"{split}/" if images.folder is not None and os.path.isdir(images.folder / split) else ""
+    named = options.get("annotations")
+    annotations = None if named is None else _annotations_of_questions(Path(named).expanduser())
+
+    def read(number: int, row: Row) -> Iterable[Record]:
+        name, image = id_of(row, "question_id"), id_of(row, "image_id")
+        if not (name and image.isdecimal()):
+            raise ValueError(f"expected question_id and a whole number image_id, got {quoted(dict(row))}")
+        if annotations is not None and name not in annotations:
+            raise ValueError(f"expected an annotation of question {name:.80} in {named}, found none")
+        found: Row = {} if annotations is None else annotations[name]
+        called = images.called(image, f"{inside}COCO_{split}_{int(image):012d}.jpg")
+        texts, kind = (text_of(row, "question"),), id_of(found, "answer_type")
+        yield Record((called,), texts, _answers_in(found.get("answers")), name, kind=kind)
+
+    return "entry", content["questions"], read
+
+
+def _annotations_of_questions(path: Path) -> dict[str, Row]:
+    content = load_json(path)
+    entries = content.get("annotations") if isinstance(content, dict) else None
+    if not has_some(entries, "question_id", "answers"):
+        raise ValueError(
+            f"{path}: expected VQA v2's {{annotations: [{{question_id, answers}}]}}; found {found_in(content)}"
+        )
+    annotations: dict[str, Row] = {}
+    for number, entry in enumerate(entries or ()):
+        if not has_some([entry], "question_id", "answers"):
+            raise ValueError(f"{path} entry {number}: expected question_id and answers, got {quoted(entry)}")
+        if annotations.setdefault(id_text(entry["question_id"]), entry) is not entry:
+            again = quoted(entry["question_id"])
+            raise ValueError(f"{path} entry {number}: expected questions that occur once, got {again} again")
+    return annotations
+
+
+def _genome_questions(content: Any, images: ListedImages, options: Options) -> Opened:
+    """Read Visual Genome's questions; `index` as for its region descriptions."""
+    paths = genome_paths(images, options)
+
+    def read(number: int, row: Row) -> Iterable[Record]:
+        image, path = genome_image(row, paths)
+        if not isinstance(row.get("qas"), list) or not all(isinstance(asked, dict) for asked in row["qas"]):
+            raise ValueError(f"expected a list qas of {{qa_id, question, answer}}, got {quoted(dict(row))}")
+        for asked in row["qas"]:
+            texts, answers = (text_of(asked, "question"),), _answers_in(asked.get("answer"))
+            name = (images.called(str(image), path),)
+            yield Record(name, texts, answers, id_of(asked, "qa_id"), scale=_GENOME_SCALE)
+
+    return "entry", content, read
+
+
+QUESTION_FORMATS = (
+    Format(
+        "VQA v2's questions", "{questions: [{question_id, image_id, question}]}",
+        ("images", "annotations", "split"),
+        lambda content: isinstance(content, dict) and isinstance(content.get("questions"), list),
+        _official_questions,
+    ),
+    Format(
+        "Visual Genome's questions", "a list of {id, qas: [{qa_id, question, answer}]}", ("images", "index"),
+        lambda content: has_some(content, "qas"), _genome_questions,
+    ),
+    Format(
+        "ALBEF's questions", "a list of {image, question, answer}", ("images", "answers"),
+        lambda content: has_some(content, "image", "question"),
+        lambda content, images, options: ("entry", content, item_rows("vqa", images, options.get("answers"))),
+    ),
+)  # fmt: skip
+
+
+def _sentence_of_image(row: Row) -> str:
+    """Return what the items of one sentence share, from the set that ALBEF's names of images say."""
+    pair = row.get("images")
+    pair = list_in(pair) if isinstance(pair, str) else pair
+    found = _PAIR_IMAGE.fullmatch(str(pair[0])) if isinstance(pair, list) and pair else None
+    return f"{found['set']}: {row['sentence']}" if found else ""
+
+
+def _row_answers(row: Row) -> tuple[str, ...]:
+    """Return the answers in a row: `answers`, or `answer` where that is all there is, or a set.
+
+    DAQUAR answers some questions by a set: `answer` is then the whole, its members joined by commas, and
+    `answers` holds the members, none of which is right alone. The whole is taken.
+    """
+    several, whole = _answers_in(row.get("answers")), _answers_in(row.get("answer"))
+    return whole if not several or (len(whole) == 1 and whole[0] == ", ".join(several)) else several
+
+
+def _answers_in(value: object) -> tuple[str, ...]:
+    """Return the answers in a cell: a text, a list of texts or of {answer}, nothing; raises `ValueError` else."""
+    if is_nothing(value):
+        return ()
+    given = list_in(value) if isinstance(value, str) else value
+    # A list that a text writes down may be an answer in brackets.
+    if isinstance(value, str) and not (
+        isinstance(given, list)
+        and all(isinstance(one, str) or (isinstance(one, dict) and "answer" in one) for one in given)
+    ):
+        given = [value]
+    given = given if isinstance(given, list) else [given]
+    return tuple([plain_text(one if type(one) is str else _answer(one)) for one in given])
+
+
+def _answer(value: object) -> str:
+    text = value.get("answer") if isinstance(value, dict) else value
+    if isinstance(text, str):
+        return text
+    if whole_number(text) is None:
+        raise ValueError(f"expected an answer, a list of answers or nothing, got {quoted(value)}")
+    return id_text(text)

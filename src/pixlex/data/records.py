@@ -1,41 +1,31 @@
-"""Records: images with captions (pairs), or with a question, statement or hypothesis and its answers (items)."""
+"""Records: images with captions, or with a question, statement or hypothesis and its answers; batches of them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int64
+from torch import Tensor
 
-from pixlex.config.cbvila import ReasoningTask
-from pixlex.data.decoding import ImageRecord
+from pixlex.batch import ImageBatch, ImageTextBatch, ReasoningBatch, Words
 from pixlex.data.sources import ImageSource, ImageSubset, concatenate, remark_left_out, subset
-from pixlex.data.text import clean_caption, clean_question
+from pixlex.data.text import clean_caption
 from pixlex.messages import quoted
 
-Task = ReasoningTask
-# Those whose items lie in files; those of text assignment are made of captions.
-ListedTask = Literal["vqa", "nlvr2", "entailment"]
+Encode = Callable[[Sequence[str]], Words]
+Found = tuple[ImageSource, Int64[np.ndarray, " names"]]
 
-# The classes of the tasks that have some.
-CLASSES: Mapping[Task, tuple[str, ...]] = {
-    "nlvr2": ("false", "true"),
-    "entailment": ("entailment", "neutral", "contradiction"),
-    "assignment": ("first", "second", "neither"),
-}
-
-# Sets the generator of an image's caption apart from that of its augmentation, (seed, epoch, index).
-_CAPTION = 1 << 62
-# A set that is taken more often than this was given a weight by mistake.
-_MAX_REPEATS = 1000
-_SUBSET_SEED = 2208
-# What pairs and items have a value of for each record, or for none.
-_COLUMNS = ("captions", "texts", "answers", "ids", "scales", "sentences", "kinds")
+# Set the generators of an image's caption and of a group's order apart from that of an augmentation.
+_CAPTION = _ITEMS = 1 << 62
+# What has a value for each record, or for none.
+_COLUMNS = ("texts", "answers", "ids", "scales", "sentences", "kinds")
 
 
 class NoCaptions(ValueError):
@@ -69,349 +59,385 @@ class Record:
 
 @dataclass(frozen=True)
 class AnnotatedSplits:
-    """How an annotation file divides its images.
-
-    Attributes:
-        dataset: what the file calls the data set, such as "coco".
-        sizes: name of a split -> number of its images, with captions or without.
-    """
+    """What an annotation file calls its data set, such as "coco"; the number of images of each of its splits."""
 
     dataset: str
     sizes: Mapping[str, int]
 
 
-Records = TypeVar("Records", "PairSource", "ReasoningSource")
-
-
-def take(records: Records, rows: Sequence[int] | Int64[np.ndarray, " rows"], num_images: int = 1) -> Records:
-    """Return some records, of so many images each, in the order given."""
-    wanted = np.asarray(rows, dtype=np.int64)
-    places = (wanted[:, None] * num_images + np.arange(num_images)).ravel()
-    columns = {name: getattr(records, name, ()) for name in _COLUMNS}
-    changes: dict[str, Any] = {
-        name: tuple(column[row] for row in wanted.tolist()) for name, column in columns.items() if column
-    }
-    return replace(records, images=subset(records.images, places), **changes)
-
-
 @dataclass(frozen=True)
-class PairSource:
-    """Images each of which has one or more captions; is an `ImageSource` itself.
+class Records:
+    """Images with texts: captions of each image, or a text about each image or pair and what people answered.
 
-    Args:
-        images: the images.
-        captions: the texts of each image, in the order of the images.
-        ids: the data set's own name of each image; empty where it has none.
-        ignored: keys of images that are left out because they have no caption.
-        splits: the splits of the whole annotation file, where it has some.
-    """
-
-    images: ImageSource
-    captions: tuple[tuple[str, ...], ...]
-    ids: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-    splits: AnnotatedSplits | None = field(default=None, compare=False)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def name(self) -> str:
-        """What to call the source."""
-        return self.images.name
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The name of each class index; empty without labels."""
-        return self.images.class_names
-
-    @cached_property
-    def identity(self) -> str:
-        """A fingerprint of the listing and of all captions."""
-        digest = hashlib.sha256(self.images.identity.encode())
-        for texts in self.captions:
-            digest.update(repr(texts).encode())
-        return digest.hexdigest()
-
-    def key(self, index: int) -> str:
-        """Return the stable name of an image."""
-        return self.images.key(index)
-
-    def read(self, index: int) -> ImageRecord:
-        """Return a stored image; raises `UnreadableImage` if it cannot be fetched."""
-        return self.images.read(index)
-
-    def image_of(self, index: int) -> int:
-        """Return the number of a row's image among the distinct images: rows of one image share it."""
-        return int(self.images.distinct[index]) if isinstance(self.images, ImageSubset) else index
-
-    def image_id(self, index: int) -> str:
-        """Return the data set's own name of an image, or its key."""
-        return self.ids[index] if self.ids else self.key(index)
-
-    def draw(self, index: int, epoch: int, seed: int) -> str:
-        """Return the caption of an image in an epoch, drawn from (seed, epoch, index)."""
-        texts = self.captions[index]
-        return texts[int(np.random.default_rng((seed, epoch, index, _CAPTION)).integers(len(texts)))]
-
-    def cleaned(self, max_words: int = 30) -> PairSource:
-        """Return the source with every caption as `clean_caption` writes it; empty ones are dropped.
-
-        Images that have none left are left out, and named in `ignored`.
-
-        Args:
-            max_words: most words kept of a caption, 1 or more.
-
-        Raises:
-            ValueError: if max_words is below 1, or no image has a word left.
-        """
-        cleaned = ((clean_caption(text, max_words) for text in texts) for texts in self.captions)
-        captions = tuple(tuple(filter(None, texts)) for texts in cleaned)
-        if not any(captions):
-            raise _nothing_left(self.name, "a caption of some image", self.captions[0][0])
-        kept = with_captions(replace(self, captions=captions, ignored=()))
-        remark_left_out(self.name, kept.ignored, "images without a word in their captions")
-        return replace(kept, ignored=self.ignored + kept.ignored)
-
-    def by_caption(self) -> PairSource:
-        """Return a row for each caption; rows of one image share `image_of`."""
-        rows = np.repeat(np.arange(len(self)), [len(texts) for texts in self.captions])
-        captions = tuple((text,) for texts in self.captions for text in texts)
-        return replace(take(self, rows), captions=captions)
-
-
-def with_captions(pairs: PairSource) -> PairSource:
-    """Return the images that have a caption; the others are named in `ignored`.
-
-    Raises:
-        ValueError: if no image has a caption.
-    """
-    rows = [row for row, texts in enumerate(pairs.captions) if texts]
-    if not rows:
-        raise ValueError(
-            f"{pairs.name}: none of {len(pairs)} images has a caption of one character or more, "
-            f"the first is {pairs.key(0)}"
-        )
-    ignored = (pairs.key(row) for row, texts in enumerate(pairs.captions) if not texts)
-    return replace(take(pairs, rows), ignored=pairs.ignored + tuple(ignored))
-
-
-def mix(name: str, sources: Sequence[PairSource], weights: Sequence[float]) -> PairSource:
-    """Return the rows of all sets, each set as often as its weight says.
-
-    Weights are divided by the smallest: a set of weight 1 comes once, one of weight 2.5 twice and then half
-    of it, which half is drawn once and for all. Rows of a repeated image share `image_of`.
-
-    Args:
-        name: what to call the mixture.
-        sources: the sets; images of different sets count as different.
-        weights: above 0; only their proportions matter.
-
-    Raises:
-        ValueError: if a set would come more than 1000 times.
-    """
-    if len(sources) == 1:
-        return sources[0]
-    smallest = min(weights)
-    if max(weights) > _MAX_REPEATS * smallest:
-        raise ValueError(
-            f"the weights of sets may differ by a factor of {_MAX_REPEATS}, got {smallest:g} and {max(weights):g}"
-        )
-    has_ids = any(source.ids for source in sources)
-    parts = []
-    for number, (source, weight) in enumerate(zip(sources, weights, strict=True)):
-        size, repeats = len(source), int(weight / smallest)
-        rest = round((weight / smallest - repeats) * size)
-        some = np.random.default_rng((_SUBSET_SEED, number)).choice(size, rest, replace=False)
-        ids = tuple(map(source.image_id, range(size))) if has_ids else ()
-        rows = np.concatenate([np.tile(np.arange(size), repeats), np.sort(some)])
-        parts.append(take(replace(source, ids=ids), rows))
-    return PairSource(
-        concatenate(name, [part.images for part in parts]),
-        tuple(texts for part in parts for texts in part.captions),
-        tuple(one for part in parts for one in part.ids),
-        tuple(key for source in sources for key in source.ignored),
-    )
-
-
-@dataclass(frozen=True)
-class ReasoningSource:
-    """Items: one image or several, a text about them, and the answers that people gave.
-
-    Args:
-        name: the description that opens the source.
-        images: those of the first item, then those of the second, and so on.
-        num_images: images of each item.
-        texts: questions, statements or hypotheses, one for each item.
-        answers: of each item, as given, repeats included; empty where unknown.
-        ids: the data set's own name of each item.
-        scales: what the weights of an item's answers add up to in training; ALBEF counts a question of Visual
-            Genome half.
-        sentences: equal where items put the same sentence to other images, for consistency; empty where unknown.
-        kinds: kind of each item, such as "count"; empty where unknown.
-        ignored: what was left out, and why, a line each.
-
-    Raises:
-        ValueError: the parts do not belong together, or there are no items.
+    Attributes:
+        name: the description that opens them.
+        images: those of the first record, then those of the second, and so on.
+        texts: of each record: captions, or one question, statement or hypothesis.
+        num_images: images of each record.
+        answers: of each record, as given, repeats included; empty where unknown. Captions have none.
+        ids: the data set's own names, or none.
+        scales: what the weights of a record's answers add up to in training; ALBEF counts a question of Visual
+            Genome half. None for 1 everywhere.
+        sentences: equal where records put the same sentence to other images, or none.
+        kinds: of questions, such as "count", or none.
+        ignored: what was left out: keys of images without a caption; items, a line each that says why.
+        splits: of the whole annotation file, where it has some.
     """
 
     name: str
     images: ImageSource
-    num_images: int
-    texts: tuple[str, ...]
-    answers: tuple[tuple[str, ...], ...]
-    ids: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
+    num_images: int = 1
+    answers: tuple[tuple[str, ...], ...] = ()
+    ids: tuple[str, ...] = ()
     scales: tuple[float, ...] = ()
     sentences: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    splits: AnnotatedSplits | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` naming what does not fit."""
-        count = len(self.texts)
-        if not count:
-            raise ValueError(f"{self.name} has no items")
-        images = (f"{self.num_images} images", len(self.images), self.num_images)
-        for what, number, each in (images, ("answers", len(self.answers), 1), ("ids", len(self.ids), 1)):
-            if number != each * count:
-                raise ValueError(f"{self.name}: expected {what} for each of {count} items, got {number}")
+        """Every record has its images."""
+        assert len(self.images) == self.num_images * len(self.texts), (self.name, len(self.images))
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def first_texts(self) -> tuple[str, ...]:
+        """The first text of each record: the only one of an item."""
+        return tuple(texts[0] for texts in self.texts)
 
     @cached_property
     def identity(self) -> str:
         """A fingerprint of images, texts and answers."""
         digest = hashlib.sha256(self.images.identity.encode())
-        digest.update(repr((self.num_images, self.texts, self.answers, self.ids)).encode())
+        if self.answers:
+            digest.update(repr((self.num_images, self.first_texts, self.answers, self.ids)).encode())
+        else:
+            for texts in self.texts:
+                digest.update(repr(texts).encode())
         return digest.hexdigest()
 
-    def targets(self, item: int) -> Mapping[str, float]:
-        """Return the distinct answers of an item with their weights: how often each was given (ALBEF)."""
-        given = self.answers[item]
-        scale = self.scales[item] if self.scales else 1.0
+    def key(self, row: int) -> str:
+        """Return the name of a record's (first) image."""
+        return self.images.key(row * self.num_images)
+
+    def image_id(self, row: int) -> str:
+        """Return the data set's own name of a record, or the key of its image."""
+        return self.ids[row] if self.ids else self.key(row)
+
+    def image_of(self, row: int) -> int:
+        """Return the number of a row's image among the distinct images: rows of one image share it."""
+        return int(self.images.distinct[row]) if isinstance(self.images, ImageSubset) else row
+
+    def draw(self, row: int, epoch: int, seed: int) -> str:
+        """Return the caption of an image in an epoch, drawn from (seed, epoch, row)."""
+        texts = self.texts[row]
+        return texts[int(np.random.default_rng((seed, epoch, row, _CAPTION)).integers(len(texts)))]
+
+    def targets(self, row: int) -> Mapping[str, float]:
+        """Return the distinct answers of a record with their weights: how often each was given (ALBEF)."""
+        given = self.answers[row]
+        scale = self.scales[row] if self.scales else 1.0
         return {answer: scale * count / len(given) for answer, count in Counter(given).items()}
 
-    def answered(self) -> ReasoningSource:
-        """Return the items that have an answer.
+    def take(self, rows: Sequence[int] | Int64[np.ndarray, " rows"]) -> Records:
+        """Return some records, in the order given."""
+        wanted = np.asarray(rows, dtype=np.int64)
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        changes: dict[str, Any] = {
+            name: tuple(column[row] for row in wanted.tolist()) for name, column in columns.items() if column
+        }
+        images = subset(self.images, _rows_of_groups(wanted, self.num_images))
+        return replace(self, images=images, **changes)
 
-        Raises:
-            ValueError: none has one.
-        """
-        rows = [item for item, given in enumerate(self.answers) if given]
+    def by_caption(self) -> Records:
+        """Return a row for each caption; rows of one image share `image_of`."""
+        rows = np.repeat(np.arange(len(self)), [len(texts) for texts in self.texts])
+        return self.take(rows)._of([(text,) for texts in self.texts for text in texts])
+
+    def answered(self) -> Records:
+        """Return the records that have an answer; raises `ValueError` where none has one."""
+        rows = [row for row, given in enumerate(self.answers) if given]
         if not rows:
             raise ValueError(f"{self.name}: none of {len(self)} items has an answer to learn from")
-        return self if len(rows) == len(self) else self.take(rows)
+        return self.take(rows)
 
-    def take(self, items: Sequence[int]) -> ReasoningSource:
-        """Return some items, in the order given."""
-        return take(self, items, self.num_images)
+    def captioned(self) -> Records:
+        """Return the images that have a caption, the others named in `ignored`; `ValueError` if none has one."""
+        if not any(self.texts):
+            raise ValueError(
+                f"{self.name}: none of {len(self)} images has a caption of one character or more, "
+                f"the first is {self.key(0)}"
+            )
+        return self._with_text(self.key)
 
-    def cleaned(self, task: Task, max_words: int = 30) -> ReasoningSource:
-        """Return the items with their texts as ALBEF cleans them; those with no word left are left out.
+    def cleaned(self, max_words: int = 30, clean: Callable[[str, int], str] = clean_caption) -> Records:
+        """Return the records with every text as `clean` writes it; those without a word left are `ignored`.
+
+        Args:
+            max_words: most words kept of a text, 1 or more.
+            clean: `clean_caption` or `clean_question`.
 
         Raises:
             ValueError: max_words is below 1, or nothing is left of all texts.
         """
-        clean = clean_question if task == "vqa" else clean_caption
-        texts = tuple(clean(text, max_words) for text in self.texts)
-        kept = [item for item, text in enumerate(texts) if text]
-        if not kept:
-            raise _nothing_left(self.name, "some text", self.texts[0])
-        left_out = tuple(
-            f"{self.ids[item]:.80}: nothing is left of the text {quoted(self.texts[item], 40)} after cleaning"
-            for item, text in enumerate(texts)
-            if not text
+        cleaned = self._of(
+            [tuple(filter(None, (clean(one, max_words) for one in some))) for some in self.texts]
         )
-        whole = replace(self, texts=texts, ignored=self.ignored + left_out)
-        return whole.take(kept) if left_out else whole
+        if not any(cleaned.texts):
+            raise ValueError(
+                f"{self.name}: expected a word in some text, nothing is left of all of them after cleaning, the "
+                f"first {quoted(self.texts[0][0], 40)}"
+            )
+        if self.answers:
+            return cleaned._with_text(
+                lambda row: (
+                    f"{self.ids[row]:.80}: nothing is left of the text {quoted(self.texts[row][0], 40)} "
+                    "after cleaning"
+                )
+            )
+        kept = cleaned._with_text(self.key)
+        lost = kept.ignored[len(self.ignored) :]
+        remark_left_out(self.name, lost, "images without a word in their captions")
+        return kept
+
+    def _of(self, texts: Sequence[tuple[str, ...]]) -> Records:
+        return replace(self, texts=tuple(texts))
+
+    def _with_text(self, says: Callable[[int], str]) -> Records:
+        """Return the records that have a text; of each other one `ignored` has what is said of it."""
+        rows = [row for row, texts in enumerate(self.texts) if texts]
+        ignored = tuple(says(row) for row, texts in enumerate(self.texts) if not texts)
+        return replace(self.take(rows), ignored=self.ignored + ignored)
 
 
-def _nothing_left(name: str, where: str, first: str) -> ValueError:
-    return ValueError(
-        f"{name}: expected a word in {where}, nothing is left of all of them after cleaning, the first "
-        f"{quoted(first, 40)}"
+def join(name: str, parts: Sequence[Records]) -> Records:
+    """Return records one after the other, each with as many images; columns that some parts lack are filled up."""
+
+    def column(of: str, filled: Callable[[Records], Sequence[Any]]) -> tuple[Any, ...]:
+        if not any(getattr(part, of) for part in parts):
+            return ()
+        return tuple(one for part in parts for one in getattr(part, of) or filled(part))
+
+    return Records(
+        name,
+        concatenate(name, [part.images for part in parts]),
+        column("texts", lambda part: part.texts),
+        parts[0].num_images,
+        column("answers", lambda part: part.answers),
+        column("ids", lambda part: [part.key(row) for row in range(len(part))]),
+        column("scales", lambda part: [1.0] * len(part)),
+        column("sentences", lambda part: part.ids),  # one that is not known to recur stands alone
+        column("kinds", lambda part: [""] * len(part)),
+        tuple(one for part in parts for one in part.ignored),
     )
 
 
 def items_of(
     name: str,
     records: Sequence[Record],
-    images: ImageSource,
-    rows: Int64[np.ndarray, " names"],
+    find: Callable[[Sequence[str | int]], Found],
     ignored: Iterable[str] = (),
-) -> ReasoningSource:
-    """Return records as items with their images.
+) -> Records:
+    """Return records, each with as many images, as items; raises `ValueError` where none has all of its images.
 
     Args:
-        name: the description that opens the source.
-        records: one or more, each with as many images.
-        images: the distinct images.
-        rows: which of them each image of each record is; -1 where there is none: its item is left out.
+        name: the description that opens the items.
+        records: one or more.
+        find: images of some names, and their rows there; -1 for none: its item is left out.
         ignored: what was left out already, and why.
-
-    Raises:
-        ValueError: no item has all of its images.
     """
     num_images = len(records[0].images)
+    images, rows = find([name for record in records for name in record.images])
     places = rows.reshape(-1, num_images)
-    present = np.asarray((places >= 0).all(axis=1))
+    present: list[bool] = np.all(places >= 0, axis=1).tolist()
     missing = [
-        f"{records[item].id:.80}: {images.name} has no image "
-        f"{records[item].images[int(np.argmin(places[item]))]!s:.80}"
-        for item in np.flatnonzero(~present).tolist()
+        f"{record.id:.80}: {images.name} has no image {record.images[int(np.argmin(place))]!s:.80}"
+        for record, place, there in zip(records, places, present, strict=True)
+        if not there
     ]
-    if not present.any():
+    if not any(present):
         raise ValueError(f"{name}: no item has its images; {missing[0]}")
-    scales, sentences, kinds = (
-        [getattr(record, what) for record in records] for what in ("scale", "sentence", "kind")
-    )
-    kept = [record for record, there in zip(records, present.tolist(), strict=True) if there]
-    return ReasoningSource(
+    kept = [record for record, there in zip(records, present, strict=True) if there]
+    has_scales = any(record.scale != 1 for record in records)
+    has_sentences, has_kinds = all(one.sentence for one in records), any(one.kind for one in records)
+    return Records(
         name=name,
         images=subset(images, places[present].ravel()),
+        texts=tuple(record.texts for record in kept),
         num_images=num_images,
-        texts=tuple(record.texts[0] for record in kept),
         answers=tuple(record.answers for record in kept),
         ids=tuple(record.id for record in kept),
-        scales=tuple(record.scale for record in kept) if set(scales) != {1.0} else (),
-        sentences=tuple(record.sentence for record in kept) if all(sentences) else (),
-        kinds=tuple(record.kind for record in kept) if any(kinds) else (),
+        scales=tuple(record.scale for record in kept) if has_scales else (),
+        sentences=tuple(record.sentence for record in kept) if has_sentences else (),
+        kinds=tuple(record.kind for record in kept) if has_kinds else (),
         ignored=(*ignored, *missing),
     )
 
 
-def join_items(name: str, sources: Sequence[ReasoningSource]) -> ReasoningSource:
-    """Return items one after the other; ids are numbered by source if one occurs in two of them.
+class Pairs:
+    """Images, each with one of its captions: drawn from (seed, epoch, index) in training, else the first.
+
+    Texts are encoded in this process: workers need neither captions nor tokenizer.
+
+    Args:
+        source: images and captions.
+        encode: texts to padded word ids.
+    """
+
+    num_images = texts_per_group = 1
+
+    def __init__(self, source: Records, encode: Encode) -> None:
+        self.source, self.images, self.encode = source, source.images, encode
+
+    def training(self, batch: ImageBatch, seed: int) -> ImageTextBatch:
+        """Add a caption of each image in its epoch."""
+        assert batch.epochs is not None
+        drawn = zip(batch.indices.tolist(), batch.epochs.tolist(), strict=True)
+        return self._with_texts(batch, [self.source.draw(index, epoch, seed) for index, epoch in drawn])
+
+    def evaluation(self, batch: ImageBatch) -> ImageTextBatch:
+        """Add the first caption of each image."""
+        return self._with_texts(batch, [self.source.texts[index][0] for index in batch.indices.tolist()])
+
+    def _with_texts(self, batch: ImageBatch, texts: Sequence[str]) -> ImageTextBatch:
+        ids = torch.tensor(
+            [self.source.image_of(index) for index in batch.indices.tolist()], dtype=torch.int64
+        )
+        return ImageTextBatch(**_fields(batch), **_encoded(texts, self.encode), image_ids=ids)
+
+
+class Questions:
+    """Questions (statements, hypotheses) about one image or several, with their answers.
+
+    With several texts for an image training is a stream of images (of pairs, where items have two): an epoch shows
+    each once, and each time it brings the next of its items. In evaluation images that several items of a batch
+    speak of stand in it once.
+
+    Args:
+        source: the items.
+        encode: texts to padded word ids.
+        texts_per_image: most items that come with the same images; 1 draws items one by one.
 
     Raises:
-        ValueError: they do not agree in images per item.
+        ValueError: texts_per_image is below 1.
     """
-    first = sources[0]
-    if len(sources) == 1:
-        return first
-    for other in sources:
-        if other.num_images != first.num_images:
-            raise ValueError(
-                f"items that are joined must have as many images each: {first.name} has "
-                f"{first.num_images}, {other.name} has {other.num_images}"
-            )
-    ids = [name for source in sources for name in source.ids]
-    if len(set(ids)) < len(ids):
-        ids = [f"{number}:{name}" for number, source in enumerate(sources, 1) for name in source.ids]
-    scaled, said, kinds = (
-        any(getattr(one, what) for one in sources) for what in ("scales", "sentences", "kinds")
+
+    def __init__(self, source: Records, encode: Encode, texts_per_image: int = 1) -> None:
+        if texts_per_image < 1:
+            raise ValueError(f"texts_per_image must be 1 or more, got {texts_per_image}")
+        self.source, self.encode, self.num_images = source, encode, source.num_images
+        self.texts_per_group = texts_per_image
+        self.groups = group_items(source) if texts_per_image > 1 else None
+        self.images = source.images if self.groups is None else self.groups.images
+
+    def training(self, batch: ImageBatch, seed: int) -> ReasoningBatch:
+        """Add the items whose turn it is."""
+        numbers = self._numbers(batch)
+        if self.groups is None:
+            return self._with_items(batch, numbers, None)
+        assert batch.epochs is not None
+        turns = zip(numbers.tolist(), batch.epochs[:: self.num_images].tolist(), strict=True)
+        taken = [self.groups.taken(group, turn, self.texts_per_group, seed) for group, turn in turns]
+        looks_at = np.repeat(np.arange(len(taken)), [len(items) for items in taken])
+        indices = torch.from_numpy(self.groups.places[batch.indices.numpy()])
+        return self._with_items(replace(batch, indices=indices), np.concatenate(taken), looks_at)
+
+    def evaluation(self, batch: ImageBatch) -> ReasoningBatch:
+        """Add the items of the images."""
+        numbers = self._numbers(batch)
+        if not isinstance(self.images, ImageSubset) or not batch.keys:
+            return self._with_items(batch, numbers, None)
+        groups = self.images.distinct[batch.indices.numpy()].reshape(-1, self.num_images)
+        _, firsts, looks_at = np.unique(groups, axis=0, return_index=True, return_inverse=True)
+        rows = _rows_of_groups(firsts, self.num_images)
+        tensors: dict[str, Any] = {
+            name: value[torch.from_numpy(rows)]
+            for name, value in _fields(batch).items()
+            if isinstance(value, Tensor)
+        }
+        distinct = replace(batch, **tensors, keys=tuple(batch.keys[row] for row in rows))
+        return self._with_items(distinct, numbers, looks_at.ravel())
+
+    def _numbers(self, batch: ImageBatch) -> Int64[np.ndarray, " groups"]:
+        numbers: np.ndarray = batch.indices.numpy()[:: self.num_images] // self.num_images
+        return numbers
+
+    def _with_items(
+        self,
+        batch: ImageBatch,
+        items: Int64[np.ndarray, " items"],
+        looks_at: Int64[np.ndarray, " items"] | None,
+    ) -> ReasoningBatch:
+        source, rows = self.source, items.tolist()
+        return ReasoningBatch(
+            **_fields(batch),
+            **_encoded([source.texts[row][0] for row in rows], self.encode),
+            items=torch.from_numpy(items),
+            answers=tuple(source.answers[row] for row in rows),
+            targets=tuple(map(source.targets, rows)),
+            looks_at=None if looks_at is None else torch.from_numpy(looks_at),
+        )
+
+
+def _fields(batch: ImageBatch) -> dict[str, Any]:
+    return {one.name: getattr(batch, one.name) for one in fields(ImageBatch)}
+
+
+def _encoded(texts: Sequence[str], encode: Encode) -> dict[str, Any]:
+    """Return texts with their word ids; no rows of no texts (a batch may be empty)."""
+    words = Words(torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.bool))
+    words = encode(texts) if texts else words
+    return {"texts": tuple(texts), "word_ids": words.word_ids, "key_padding": words.key_padding}
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The items of a source by the images that they speak of.
+
+    Attributes:
+        images: those of the first group, then those of the second, and so on.
+        places: the position of each of these images in the source of the items.
+        items: positions of the items, those of a group one after the other.
+        ends: where the items of each group end.
+    """
+
+    images: ImageSource
+    places: Int64[np.ndarray, " images"]
+    items: Int64[np.ndarray, " items"]
+    ends: Int64[np.ndarray, " groups"]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def taken(self, group: int, turn: int, most: int, seed: int) -> Int64[np.ndarray, " taken"]:
+        """Return the items of a group that come at a turn: all in one turn, or so many, the next ones at the next.
+
+        Turns go through the items in an order drawn from (seed, group), round and round: none comes more than once
+        more often than another.
+        """
+        first = int(self.ends[group - 1]) if group else 0
+        items = self.items[first : int(self.ends[group])]
+        if len(items) <= most:
+            return items
+        order = np.random.default_rng((seed, group, _ITEMS)).permutation(len(items))
+        return items[order[(turn * most + np.arange(most)) % len(items)]]
+
+
+def group_items(source: Records) -> Groups:
+    """Bring items of the same images, in the same order, together; groups are in the order of their images."""
+    images, together = source.images, source.num_images
+    distinct = images.distinct if isinstance(images, ImageSubset) else np.arange(len(images))
+    _, first, group, counts = np.unique(
+        distinct.reshape(-1, together), axis=0, return_index=True, return_inverse=True, return_counts=True
     )
-    return ReasoningSource(
-        name=name,
-        images=concatenate(name, [source.images for source in sources]),
-        num_images=first.num_images,
-        texts=tuple(text for source in sources for text in source.texts),
-        answers=tuple(given for source in sources for given in source.answers),
-        ids=tuple(ids),
-        scales=tuple(one for each in sources for one in each.scales or (1.0,) * len(each)) if scaled else (),
-        # A sentence that is not known to recur stands alone.
-        sentences=tuple(one for each in sources for one in each.sentences or each.ids) if said else (),
-        kinds=tuple(one for each in sources for one in each.kinds or ("",) * len(each)) if kinds else (),
-        ignored=tuple(one for source in sources for one in source.ignored),
-    )
+    places = _rows_of_groups(first, together)
+    items = np.argsort(group.ravel(), kind="stable").astype(np.int64)
+    return Groups(subset(images, places), places, items, np.cumsum(counts).astype(np.int64))
+
+
+def _rows_of_groups(groups: Int64[np.ndarray, " groups"], together: int) -> Int64[np.ndarray, " images"]:
+    """Return the rows of the images of some groups, so many of each."""
+    return (groups[:, None] * together + np.arange(together)).ravel().astype(np.int64)

@@ -1,4 +1,4 @@
-"""Drawn scenes of colored shapes: which scene stands at each place of a split, its pixels, names of its objects.
+"""Drawn scenes of colored shapes: which one stands at each place of a split, its pixels, names of its objects.
 
 All is a function of (split, index): the same in every process and on every machine, as far as Pillow allows.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from typing import Literal, TypeVar, get_args
@@ -15,6 +15,9 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
+
+from pixlex.data.decoding import ImageRecord
+from pixlex.messages import quoted
 
 Split = Literal["train", "test"]
 Purpose = Literal["scene", "captions", "question", "pair", "statement", "entailment"]
@@ -38,9 +41,12 @@ GRID = 3
 MAX_OBJECTS = 4
 SIDE = 96
 MIN_SIDE = 24
+# Part of the identity of the source: a change of what is drawn or said makes it another set.
+SCENES_VERSION = 1
+NUM_SCENES = {"train": 20_000, "test": 1_000}
 
 _QUALITIES = {"size": SIZES, "color": tuple(COLORS), "shape": SHAPES}
-# Nouns put together from the qualities of several objects, beside those of the objects.
+# Nouns of qualities of several objects, beside those of the objects.
 _NUM_MIXED = 4
 # One of so many descriptions belongs to the test split, whatever the index.
 _TEST_ONE_IN = 5
@@ -73,7 +79,7 @@ _POLYGONS = {
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A shape of `SHAPES` in a color of `COLORS` and a size of `SIZES`, in a cell counted from the top left."""
+    """A shape in a cell, counted from the top left."""
 
     shape: str
     color: str
@@ -84,13 +90,9 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects on a 3 x 3 grid, at most one in a cell, before a background.
+    """One to four objects on a 3 x 3 grid, in reading order, before a background of `BACKGROUNDS` and `TEXTURES`.
 
-    Attributes:
-        objects: one to four, in reading order.
-        background: a key of `BACKGROUNDS`.
-        texture: one of `TEXTURES`.
-        shifts: how far each object lies right of and below the center of its cell, in cells, in [-0.06, 0.06].
+    Each is shifted right and down from the center of its cell, by -0.06 to 0.06 cells.
     """
 
     objects: tuple[SceneObject, ...]
@@ -103,10 +105,9 @@ class Scene:
 def make_scene(split: Split, index: int) -> Scene:
     """Return the scene at a place, 0 or more, of a split: drawn until one belongs to it (see `split_of`)."""
     generator = generator_for("scene", split, index)
-    while True:
-        scene = _draw_scene(generator)
-        if split_of(scene) == split:
-            return scene
+    while split_of(scene := _draw_scene(generator)) != split:
+        pass
+    return scene
 
 
 def split_of(scene: Scene) -> Split:
@@ -115,8 +116,8 @@ def split_of(scene: Scene) -> Split:
     A hash of shapes, colors and cells decides: scenes that differ in sizes, shifts or background stay together.
     """
     placed = sorted((thing.row, thing.column, thing.shape, thing.color) for thing in scene.objects)
-    digest = hashlib.blake2b(repr(placed).encode(), digest_size=4).digest()
-    return "test" if int.from_bytes(digest, "big") % _TEST_ONE_IN == 0 else "train"
+    digest = hashlib.blake2b(repr(placed).encode(), digest_size=4).hexdigest()
+    return "test" if int(digest, 16) % _TEST_ONE_IN == 0 else "train"
 
 
 def generator_for(purpose: Purpose, split: Split, index: int, turn: int = 0) -> np.random.Generator:
@@ -140,30 +141,23 @@ def shuffled(generator: np.random.Generator, options: Sequence[T]) -> list[T]:
 def _draw_scene(generator: np.random.Generator) -> Scene:
     """Draw a scene of either split; one call of the generator makes it fast."""
     draws = iter(generator.random(_NUM_DRAWS).tolist())
+
+    def one_of(options: Sequence[T]) -> T:
+        return options[int(next(draws) * len(options))]
+
     cells = list(range(GRID * GRID))
     shapes: list[str] = []
     colors: list[str] = []
     placed = []
-    for _ in range(_one_of(draws, _NUMBERS)):
+    for _ in range(one_of(_NUMBERS)):
         row, column = divmod(cells.pop(int(next(draws) * len(cells))), GRID)
-        shapes.append(_repeated(draws, shapes, SHAPES))
-        colors.append(_repeated(draws, colors, tuple(COLORS)))
+        for earlier, options in ((shapes, SHAPES), (colors, tuple(COLORS))):
+            earlier.append(one_of(earlier if next(draws) < _REPEAT_RATE and earlier else options))
         shift = ((2 * next(draws) - 1) * _MAX_SHIFT, (2 * next(draws) - 1) * _MAX_SHIFT)
-        placed.append((SceneObject(shapes[-1], colors[-1], _one_of(draws, SIZES), row, column), shift))
+        placed.append((SceneObject(shapes[-1], colors[-1], one_of(SIZES), row, column), shift))
     placed.sort(key=lambda pair: (pair[0].row, pair[0].column))
-    background, texture = _one_of(draws, tuple(BACKGROUNDS)), _one_of(draws, TEXTURES)
-    return Scene(
-        tuple(thing for thing, _ in placed), background, texture, tuple(shift for _, shift in placed)
-    )
-
-
-def _one_of(draws: Iterator[float], options: Sequence[T]) -> T:
-    return options[int(next(draws) * len(options))]
-
-
-def _repeated(draws: Iterator[float], earlier: Sequence[str], options: Sequence[str]) -> str:
-    """Return an earlier value or any of the options."""
-    return _one_of(draws, earlier if next(draws) < _REPEAT_RATE and earlier else options)
+    objects, shifts = zip(*placed, strict=True)
+    return Scene(objects, one_of(tuple(BACKGROUNDS)), one_of(TEXTURES), shifts)
 
 
 def draw(scene: Scene, side: int = SIDE) -> UInt8[np.ndarray, "H W 3"]:
@@ -230,11 +224,8 @@ class Noun:
 
     def fits(self, thing: SceneObject) -> bool:
         """Whether an object may be called so."""
-        return (
-            self.size in (None, thing.size)
-            and self.color in (None, thing.color)
-            and self.shape in (None, thing.shape)
-        )
+        size, color, shape = self.size, self.color, self.shape
+        return size in (None, thing.size) and color in (None, thing.color) and shape in (None, thing.shape)
 
     def count(self, scene: Scene) -> int:
         """Return how many objects of a scene may be called so."""
@@ -254,6 +245,10 @@ class Noun:
     def many(self) -> str:
         """The plural, such as "red crosses"."""
         return f"{self.word}{'es' if self.shape == 'cross' else 's'}"
+
+    def into(self, frame: str) -> str:
+        """Fill a sentence that has {one}, {many} or {word} for a name."""
+        return frame.format(one=self.one, many=self.many, word=self.word)
 
 
 _noun = cache(Noun)  # one and the same noun for the same qualities: its words are put together once
@@ -281,3 +276,58 @@ def related_nouns(scenes: Sequence[Scene], level: Level, generator: np.random.Ge
     if absent is not None:
         nouns[absent] = None
     return list(nouns)
+
+
+@dataclass(frozen=True)
+class ScenesSource:
+    """Drawn scenes of colored shapes, 96 x 96 pixels; the class is the number of objects.
+
+    Image k is the same whatever the size of the source. Mirroring or cropping an image makes captions that
+    name sides or places untrue: train with `horizontal_flip=False` and `augment="resize"`.
+
+    Args:
+        split: no scene of one occurs in the other.
+        size: number of images, 1 or more.
+    """
+
+    split: Split
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def name(self) -> str:
+        """The description that opens the source."""
+        count = "" if self.size == NUM_SCENES[self.split] else f":{self.size}"
+        return f"embedded:scenes:{self.split}{count}"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The number of objects, "1" to "4"."""
+        return tuple(str(number + 1) for number in range(MAX_OBJECTS))
+
+    @property
+    def identity(self) -> str:
+        """A fingerprint of what the source is made from: version, split and size."""
+        return hashlib.sha256(f"scenes {SCENES_VERSION} {self.split} {self.size}".encode()).hexdigest()
+
+    def key(self, index: int) -> str:
+        """Return split and number of a scene, such as "scenes/train-000017"."""
+        if not 0 <= index < self.size:  # scenes have no end: nothing else would stop a loop that runs past it
+            raise IndexError(f"{self.name} has the images 0 to {self.size - 1}, got {index}")
+        return f"scenes/{self.split}-{index:06d}"
+
+    def read(self, index: int) -> ImageRecord:
+        """Return the pixels of a scene."""
+        key, scene = self.key(index), make_scene(self.split, index)
+        return ImageRecord(draw(scene), len(scene.objects) - 1, key)
+
+
+def open_scenes(split: Split, count: str | None = None) -> ScenesSource:
+    """Open as many scenes as a description writes, by default 20,000 (train) or 1,000 (test)."""
+    if count is not None and not (count.isascii() and count.isdecimal() and int(count) > 0):
+        raise ValueError(
+            f"embedded:scenes:{split}:COUNT expects a whole number of 1 or more as COUNT, got {quoted(count)}"
+        )
+    return ScenesSource(split, NUM_SCENES[split] if count is None else int(count))

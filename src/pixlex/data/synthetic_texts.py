@@ -6,7 +6,8 @@ sizes are treated alike: a text alone tells nothing, or as little as said below,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,11 +20,17 @@ from pixlex.data.synthetic import (
     Noun,
     Scene,
     SceneObject,
+    ScenesSource,
+    generator_for,
+    make_scene,
     noun_of,
     pick,
     related_nouns,
     shuffled,
 )
+
+SceneTask = Literal["vqa", "nlvr2", "entailment"]
+T = TypeVar("T")
 
 NUMBER_WORDS = ("no", "one", "two", "three", "four")
 ROWS = ("top", "center", "bottom")
@@ -55,6 +62,8 @@ _OPEN = (
     "an old man has sold the picture",
     "people in a village dream of the picture",
 )
+# Of so many candidates the first that shares a colored shape with the left scene is put on the right.
+_NUM_PARTNERS = 4
 
 
 def related(first: SceneObject, relation: str, second: SceneObject) -> bool:
@@ -65,39 +74,49 @@ def related(first: SceneObject, relation: str, second: SceneObject) -> bool:
     return first.column > second.column if across else first.row > second.row
 
 
-def relation_names(
-    scene: Scene, relation: str, level: Level, generator: np.random.Generator
-) -> tuple[tuple[Noun, Noun], tuple[Noun, Noun]] | None:
-    """Return two names between which a relation holds in a scene, and two between which it does not.
+def relation_claims(
+    scene: Scene, generator: np.random.Generator
+) -> tuple[tuple[Noun, str, Noun], tuple[Noun, str, Noun]] | None:
+    """Return two names with a relation that holds between them in a scene, and two with one that does not.
 
-    The names of a pair differ in every quality but size. Half of the false pairs are names of the scene's
-    objects the wrong way around. None where the scene allows no such pairs.
+    The names differ in every quality but size. Half of the false pairs are names of the scene's objects the wrong
+    way around. None where the scene allows no such pairs.
     """
+    relation, level = pick(generator, tuple(RELATIONS)), pick(generator, LEVELS)
     qualities = [quality for quality in level if quality != "size"]
 
     def apart(firsts: Sequence[Noun], seconds: Sequence[Noun]) -> list[tuple[Noun, Noun]]:
+        pairs = ((one, other) for one in firsts for other in seconds)
         return [
-            (one, other)
-            for one in firsts
-            for other in seconds
-            if all(getattr(one, quality) != getattr(other, quality) for quality in qualities)
+            pair for pair in pairs if all(getattr(pair[0], of) != getattr(pair[1], of) for of in qualities)
         ]
 
     def holds(names: tuple[Noun, Noun]) -> bool:
-        return any(
-            names[0].fits(one) and names[1].fits(other) and related(one, relation, other)
-            for one in scene.objects
-            for other in scene.objects
-        )
+        firsts, seconds = ([*filter(noun.fits, scene.objects)] for noun in names)
+        return any(related(one, relation, other) for one in firsts for other in seconds)
 
     present = [noun_of(thing, level) for thing in scene.objects]
     mixed = related_nouns((scene,), level, generator)
-    own, strange = apart(present, present), apart(mixed, present) + apart(present, mixed)
-    true = [names for names in own if holds(names)]
-    swapped = [names for names in own if not holds(names)]
-    other = [names for names in strange if not holds(names)]
-    false = swapped if swapped and (not other or generator.random() < 0.5) else other
-    return (pick(generator, true), pick(generator, false)) if true and false else None
+    own = _by_truth((names, holds(names)) for names in apart(present, present))
+    strange = [names for names in apart(mixed, present) + apart(present, mixed) if not holds(names)]
+    false = own[False] if own[False] and (not strange or generator.random() < 0.5) else strange
+    if not (own[True] and false):
+        return None
+    (first, second), (third, fourth) = pick(generator, own[True]), pick(generator, false)
+    return (first, relation, second), (third, relation, fourth)
+
+
+def _by_truth(options: Iterable[tuple[T, bool]]) -> dict[bool, list[T]]:
+    """Return the options that are true, and those that are not."""
+    found: dict[bool, list[T]] = {True: [], False: []}
+    for option, truth in options:
+        found[truth].append(option)
+    return found
+
+
+def _say_relation(claim: tuple[Noun, str, Noun]) -> str:
+    first, relation, second = claim
+    return f"{first.one} is {RELATIONS[relation]} {second.one}"
 
 
 def contrast(scene: Scene, generator: np.random.Generator) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -107,67 +126,51 @@ def contrast(scene: Scene, generator: np.random.Generator) -> tuple[tuple[str, .
     """
     for kind in shuffled(generator, ("existence", "count", "place", "relation")):
         if kind == "relation":
-            relation = pick(generator, tuple(RELATIONS))
-            if found := relation_names(scene, relation, pick(generator, LEVELS), generator):
-                true, false = (f"{one.one} is {RELATIONS[relation]} {other.one}" for one, other in found)
-                return (true,), (false,)
+            if claims := relation_claims(scene, generator):
+                return (_say_relation(claims[0]),), (_say_relation(claims[1]),)
             continue
         nouns = related_nouns((scene,), pick(generator, LEVELS), generator)
-        fitting = [[thing for thing in scene.objects if noun.fits(thing)] for noun in nouns]
+        counts = [noun.count(scene) for noun in nouns]
         if kind == "existence":
             frames: tuple[str, ...] = ("there is {one}", "the picture shows {one}", "one can see {one}")
-            truths = [bool(things) for things in fitting]
+            truths = [count > 0 for count in counts]
         elif kind == "count":
-            number = pick(generator, sorted({len(things) for things in fitting} - {0}))
-            be, noun = ("is", "{word}") if number == 1 else ("are", "{many}")
-            counted = f"exactly {NUMBER_WORDS[number]} {noun}"
-            frames = (f"there {be} {counted}", f"the picture shows {counted}")
-            truths = [len(things) == number for things in fitting]
+            number = pick(generator, sorted({*counts} - {0}))
+            counted = f"exactly {NUMBER_WORDS[number]} {'{word}' if number == 1 else '{many}'}"
+            frames = (f"there {'is' if number == 1 else 'are'} {counted}", f"the picture shows {counted}")
+            truths = [count == number for count in counts]
         else:
             placed = pick(generator, scene.objects)
             frames = (f"{{one}} is {place_words(placed)}",)
-            truths = [placed in things for things in fitting]
-        names = [
-            [noun for noun, holds in zip(nouns, truths, strict=True) if holds is told]
-            for told in (True, False)
-        ]
-        if all(names):
-            yes, no = (
-                tuple(frame.format(one=noun.one, many=noun.many, word=noun.word) for frame in frames)
-                for noun in [pick(generator, some) for some in names]
-            )
-            return yes, no
+            truths = [noun.fits(placed) for noun in nouns]
+        names = _by_truth(zip(nouns, truths, strict=True))
+        if names[True] and names[False]:
+            yes, no = pick(generator, names[True]), pick(generator, names[False])
+            return tuple(map(yes.into, frames)), tuple(map(no.into, frames))
     raise AssertionError("four objects lack some color: a claim of existence can always be false")
 
 
 def place_words(thing: SceneObject) -> str:
     """Return where an object lies, such as "at the top left", "at the bottom center" or "in the center"."""
-    return (
-        "in the center"
-        if thing.row == thing.column == 1
-        else f"at the {ROWS[thing.row]} {COLUMNS[thing.column]}"
-    )
+    is_middle = thing.row == thing.column == 1
+    return "in the center" if is_middle else f"at the {ROWS[thing.row]} {COLUMNS[thing.column]}"
 
 
 def captions(scene: Scene, generator: np.random.Generator) -> tuple[str, ...]:
     """Return five true captions.
 
-    The first names every object with color, shape and place; the second every object with color, shape and
-    how it lies to one of them. The third names every object with its color and shape alone, equal ones
-    counted. The fourth counts all objects by their shapes or by their colors alone; the fifth tells one
-    object or one relation. Sizes are named in half of the first two, the background in a quarter of the
-    first and the third.
+    Every object with color, shape and place; every object and how it lies to one of them; colors and shapes alone,
+    equal ones counted; all objects counted by shape or by color; one object or one relation. Sizes are named in
+    half of the first two, the background in a quarter of the first and the third.
     """
     level = ("size", "color", "shape") if generator.random() < 0.5 else ("color", "shape")
     quality: Level = ("shape",) if generator.random() < 0.5 else ("color",)
     parts = [f"{noun_of(thing, level).one} {place_words(thing)}" for thing in scene.objects]
     placed = _with_background(pick(generator, _OPENINGS).format(_listed(parts)), scene, generator)
     beside = _caption_beside(scene, level, generator)
-    counted = [
-        _counted([noun_of(thing, of) for thing in scene.objects]) for of in (("color", "shape"), quality)
-    ]
-    third = _with_background(pick(generator, _COUNTED_OPENINGS).format(counted[0]), scene, generator)
-    fourth = pick(generator, _COUNTED_OPENINGS).format(counted[1])
+    named, counted = (_counted(scene, of) for of in (("color", "shape"), quality))
+    third = _with_background(pick(generator, _COUNTED_OPENINGS).format(named), scene, generator)
+    fourth = pick(generator, _COUNTED_OPENINGS).format(counted)
     return placed, beside, third, fourth, _partial_caption(scene, generator)
 
 
@@ -178,10 +181,8 @@ def _caption_beside(scene: Scene, level: Level, generator: np.random.Generator) 
     others = [thing for thing in scene.objects if thing is not anchor]
     if not others:
         return pick(generator, ("{} and nothing else", "only {}", "{} alone")).format(name)
-    parts = [
-        f"{noun_of(other, level).one} {_SEEN_FROM[pick(generator, _relations(other, anchor))]}"
-        for other in others
-    ]
+    sides = [_SEEN_FROM[pick(generator, _relations(other, anchor))] for other in others]
+    parts = [f"{noun_of(other, level).one} {side}" for other, side in zip(others, sides, strict=True)]
     return pick(generator, _OPENINGS).format(f"{name} with {_listed(parts)}")
 
 
@@ -202,15 +203,11 @@ def _relations(first: SceneObject, second: SceneObject) -> list[str]:
     return [relation for relation in RELATIONS if related(first, relation, second)]
 
 
-def _counted(nouns: Sequence[Noun]) -> str:
-    """Return the nouns as a list, equal ones counted: "two red circles and a blue star"."""
-    numbers = {noun: nouns.count(noun) for noun in nouns}
-    return _listed(
-        [
-            noun.one if number == 1 else f"{NUMBER_WORDS[number]} {noun.many}"
-            for noun, number in numbers.items()
-        ]
-    )
+def _counted(scene: Scene, level: Level) -> str:
+    """Return the objects as a list, equal names counted: "two red circles and a blue star"."""
+    nouns = [noun_of(thing, level) for thing in scene.objects]
+    numbers = {noun: NUMBER_WORDS[nouns.count(noun)] for noun in nouns}
+    return _listed([noun.one if word == "one" else f"{word} {noun.many}" for noun, word in numbers.items()])
 
 
 def _with_background(text: str, scene: Scene, generator: np.random.Generator) -> str:
@@ -239,7 +236,7 @@ def _ask(kind: str, scene: Scene, generator: np.random.Generator) -> tuple[str, 
     if kind == "existence":
         nouns = related_nouns((scene,), pick(generator, LEVELS), generator)
         wanted = bool(generator.random() < 0.5)
-        noun = pick(generator, [noun for noun in nouns if (noun.count(scene) > 0) == wanted])
+        noun = pick(generator, [noun for noun in nouns if bool(noun.count(scene)) == wanted])
         text = pick(generator, ("is there {}?", "does the picture show {}?", "can one see {}?"))
         return text.format(noun.one), "yes" if wanted else "no"
     if kind in ("color", "shape"):
@@ -276,11 +273,12 @@ def _ask_comparison(scene: Scene, generator: np.random.Generator) -> tuple[str, 
     nouns = related_nouns((scene,), pick(generator, LEVELS[:3]), generator)
     words, compare = pick(generator, _COMPARISONS)
     counted = [(noun, noun.count(scene)) for noun in nouns]
-    pairs: dict[bool, list[tuple[Noun, Noun]]] = {True: [], False: []}
-    for first, number in counted:
-        for second, other in counted:
-            if first != second and number + other > 0:
-                pairs[compare(number, other)].append((first, second))
+    pairs = _by_truth(
+        ((first, second), compare(number, other))
+        for first, number in counted
+        for second, other in counted
+        if first != second and number + other > 0
+    )
     if not (pairs[True] and pairs[False]):
         return None
     wanted = bool(generator.random() < 0.5)
@@ -341,10 +339,8 @@ def statement(left: Scene, right: Scene, generator: np.random.Generator) -> tupl
         label = bool(generator.random() < 0.5)
         if group is None:
             side, scene = pick(generator, (("left", left), ("right", right)))
-            relation = pick(generator, tuple(RELATIONS))
-            if found := relation_names(scene, relation, pick(generator, LEVELS), generator):
-                first, second = found[0] if label else found[1]
-                return f"in the {side} image {first.one} is {RELATIONS[relation]} {second.one}", label
+            if claims := relation_claims(scene, generator):
+                return f"in the {side} image {_say_relation(claims[0 if label else 1])}", label
         elif text := _say_numbers(group, (left, right), label, generator):
             return text, label
     raise AssertionError("of the 64 colored shapes some are in neither scene, and some in one of them")
@@ -357,14 +353,12 @@ def _say_numbers(
     for level in shuffled(generator, LEVELS):
         nouns = related_nouns(scenes, level, generator)
         counted = [(noun, noun.count(scenes[0]), noun.count(scenes[1])) for noun in nouns]
+        if frames in _COMPARING:
+            counted = [(noun, left, right) for noun, left, right in counted if left + right > 0]
         for text, truth in shuffled(generator, frames):
-            names: dict[bool, list[Noun]] = {True: [], False: []}
-            for noun, first, second in counted:
-                if first + second > 0 or frames not in _COMPARING:
-                    names[truth(first, second)].append(noun)
+            names = _by_truth((noun, truth(left, right)) for noun, left, right in counted)
             if names[True] and names[False]:
-                noun = pick(generator, names[label])
-                return text.format(one=noun.one, many=noun.many, word=noun.word)
+                return pick(generator, names[label]).into(text)
     return None
 
 
@@ -379,8 +373,7 @@ def entailment(scene: Scene, generator: np.random.Generator) -> tuple[str, str]:
     - "D or U": entailed or open.
     - "D, and it is true that E or U": contradicted without D, entailed with both, open with D alone.
 
-    From the sentence alone the best guess is right in one of three cases of the last form, which is half of all,
-    and in one of two of the others: 5/12 in all.
+    From the sentence alone the best guess is right in 5 of 12 cases: the last form is half of all.
     """
 
     def decided(truth: bool) -> str:
@@ -399,3 +392,48 @@ def entailment(scene: Scene, generator: np.random.Generator) -> tuple[str, str]:
         return decided(truth), "entailment" if truth else "contradiction"
     labels = ("neutral", "contradiction") if form == "and" else ("entailment", "neutral")
     return f"{decided(truth)} {form} {pick(generator, _OPEN)}", labels[0 if truth else 1]
+
+
+def scene_captions(source: ScenesSource, index: int) -> tuple[str, ...]:
+    """Return the five captions of a scene (see `captions`); the first two are complete."""
+    return captions(make_scene(source.split, index), generator_for("captions", source.split, index))
+
+
+class SceneItem(NamedTuple):
+    """A question (of a kind), statement or hypothesis about images, places in their source; its answer."""
+
+    images: tuple[int, ...]
+    text: str
+    answer: str
+    kind: str = ""
+
+
+def scene_items(task: SceneTask, source: ScenesSource, texts: int = 1) -> list[SceneItem]:
+    """Return items in the order of their (left) images, so many of each; the first are the same for any number.
+
+    Raises:
+        ValueError: fewer texts than 1, or pairs of fewer than two images.
+    """
+    if texts < 1:
+        raise ValueError(f"texts must be 1 or more, got {texts}")
+    if task == "nlvr2" and source.size < 2:
+        raise ValueError(f"size must be 2 or more for pairs of images, got {source.size}")
+    return [_item(task, source, index, turn) for index in range(source.size) for turn in range(texts)]
+
+
+def _item(task: SceneTask, source: ScenesSource, index: int, turn: int) -> SceneItem:
+    split, scene = source.split, make_scene(source.split, index)
+    if task == "vqa":
+        return SceneItem((index,), *question(scene, generator_for("question", split, index, turn)))
+    if task == "entailment":
+        return SceneItem((index,), *entailment(scene, generator_for("entailment", split, index, turn)))
+    # Two scenes that share nothing leave little to say.
+    generator = generator_for("pair", split, index)
+    colored = {noun_of(thing) for thing in scene.objects}
+    for _ in range(_NUM_PARTNERS):
+        partner = (index + 1 + int(generator.random() * (source.size - 1))) % source.size
+        right = make_scene(split, partner)
+        if any(noun_of(thing) in colored for thing in right.objects):
+            break
+    text, truth = statement(scene, right, generator_for("statement", split, index, turn))
+    return SceneItem((index, partner), text, "true" if truth else "false")

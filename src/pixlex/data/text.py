@@ -23,6 +23,7 @@ from pixlex.files import open_regular
 from pixlex.messages import quoted
 
 if TYPE_CHECKING:
+    from pixlex.data.records import Records
     from pixlex.data.remote import AnyPath
 
 _CLEANED = str.maketrans({**dict.fromkeys(",.'!?\"()*#:;~", ""), "-": " ", "/": " "})
@@ -49,15 +50,12 @@ _WHOLE = re.compile(r"\s*(-?\d{1,18})(?:\.0*)?\s*")
 
 
 def decode_text(data: bytes, where: object, offset: int = 0) -> str:
-    """Return UTF-8 text without its byte order mark.
+    """Return UTF-8 text without its byte order mark; `ValueError` names the first byte that is none.
 
     Args:
         data: The bytes of a file or a line.
         where: The file, for the error.
         offset: How many bytes of the file come before them.
-
-    Raises:
-        ValueError: Naming the first byte that is no UTF-8.
     """
     try:
         return data.decode("utf-8" if offset else "utf-8-sig")
@@ -71,15 +69,12 @@ def decode_text(data: bytes, where: object, offset: int = 0) -> str:
 def json_value(
     text: str | bytes, where: object, object_hook: Callable[[dict[str, Any]], Any] | None = None
 ) -> Any:
-    """Return what a JSON text holds.
+    """Return what a JSON text holds; `ValueError` if it is no UTF-8, no JSON, or nested too deeply.
 
     Args:
         text: It, or the bytes of its file.
         where: The file, for the error.
         object_hook: Called with each object, returns what is kept of it.
-
-    Raises:
-        ValueError: It is no UTF-8, no JSON, or nested too deeply.
     """
     if isinstance(text, bytes):
         text = decode_text(text, where)
@@ -111,12 +106,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def csv_rows(path: AnyPath, **form: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the rows of a .csv file with a header line, each with the number of its line; cells have any length.
 
-    Args:
-        path: The file.
-        form: What `csv.reader` takes, such as delimiter.
-
-    Raises:
-        ValueError: Two columns share a name, a row has more cells than the header, or it is no UTF-8.
+    Takes what `csv.reader` takes. Raises `ValueError` if two columns share a name, a row has more cells than the
+    header, or it is no UTF-8.
     """
     csv.field_size_limit(_MOST_LETTERS)
     lines = (part for _, line in _lines(path) for part in io.StringIO(line, newline=""))
@@ -138,21 +129,15 @@ def csv_rows(path: AnyPath, **form: Any) -> Iterator[tuple[int, dict[str, Any]]]
 
 
 def list_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Return the rows of a .csv, .tsv or .jsonl list, all columns, each with the number of its line.
-
-    Raises:
-        ValueError: The list is empty or a line is malformed.
-    """
-    match path.suffix.lower():
-        case ".csv":
-            rows = list(csv_rows(path))
-        case ".tsv":
-            try:  # quotes as spreadsheets and pandas write them, else as plain letters
-                rows = list(csv_rows(path, delimiter="\t"))
-            except ValueError:
-                rows = list(csv_rows(path, delimiter="\t", quoting=csv.QUOTE_NONE))
-        case _:
-            rows = list(json_lines(path))
+    """Return the rows of a .csv, .tsv or .jsonl list, each with the number of its line; `ValueError` for none."""
+    suffix = path.suffix.lower()
+    if suffix == ".tsv":
+        try:  # quotes as spreadsheets and pandas write them, else as plain letters
+            rows = list(csv_rows(path, delimiter="\t"))
+        except ValueError:
+            rows = list(csv_rows(path, delimiter="\t", quoting=csv.QUOTE_NONE))
+    else:
+        rows = list(csv_rows(path) if suffix == ".csv" else json_lines(path))
     if not rows:
         raise ValueError(f"{path} lists no image")
     return rows
@@ -177,19 +162,14 @@ def plain_text(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     text = text.translate(_PLAIN)
-    return text if text.isascii() or any(map(_visible, text)) else ""
-
-
-def _visible(mark: str) -> bool:
-    kind = unicodedata.category(mark)
-    return kind[0] not in "CZ" and kind != "Mn" and mark != "\ufffd"
+    kinds = ("C" if mark == "\ufffd" else unicodedata.category(mark) for mark in text)
+    return text if text.isascii() or any(kind[0] not in "CZ" and kind != "Mn" for kind in kinds) else ""
 
 
 def texts_in(value: object, where: str) -> tuple[str, ...]:
     """Return the captions in a cell: a text, a list of texts (also written as a text), or nothing (None, "", NaN).
 
-    Raises:
-        ValueError: It is something else; `where` names the row.
+    Raises `ValueError` for something else; `where` names the row.
     """
     if value is None or value != value:
         return ()
@@ -250,14 +230,8 @@ def clean_caption(text: str, max_words: int = 30) -> str:
     """Return a caption in lower case, without punctuation, cut to some words; may be empty.
 
     The marks ,.'!?"()*#:;~ are dropped, - and / become blanks, <person> (as Conceptual Captions hides names)
-    becomes person, and blanks are collapsed (Li et al. 2021, ALBEF); the rest as `plain_text`.
-
-    Args:
-        text: A caption.
-        max_words: Most words kept, 1 or more.
-
-    Raises:
-        ValueError: max_words is below 1.
+    becomes person, and blanks are collapsed (Li et al. 2021, ALBEF); the rest as `plain_text`. Raises `ValueError`
+    for max_words below 1.
     """
     return _first_words(text.lower().translate(_CLEANED).replace("<person>", "person"), max_words)
 
@@ -276,6 +250,12 @@ def _first_words(text: str, max_words: int) -> str:
     return " ".join(plain_text(text).split()[:max_words])
 
 
+# The classes of the tasks that have some.
+CLASSES: Mapping[str, tuple[str, ...]] = {
+    "nlvr2": ("false", "true"),
+    "entailment": ("entailment", "neutral", "contradiction"),
+    "assignment": ("first", "second", "neither"),
+}
 # Agreement of so many others makes an answer wholly right.
 _ENOUGH = 3
 # In this order: each mark is looked for in the answer as it was, and taken from what is left of it.
@@ -344,10 +324,7 @@ def normalize_answer(text: str) -> str:
        their apostrophe: "dont" is "don't".
 
     Source: the script of Agrawal et al. 2015 for VQA v2 (GT-Vision-Lab/VQA). We differ where an answer has more
-    than 32 periods, of which it drops the first 32.
-
-    Args:
-        text: an answer; it may become empty ("the").
+    than 32 periods, of which it drops the first 32. An answer may become empty ("the").
     """
     given = text.replace("\n", " ").replace("\t", " ").strip()
     all_dropped = _COMMA_IN_NUMBER.search(given) is not None
@@ -360,18 +337,11 @@ def normalize_answer(text: str) -> str:
 
 
 def agreement(agreeing: int, given: int) -> float:
-    """Return how right an answer is that some people gave: in turn each is left out, and the others asked.
+    """Return how right an answer is, in [0, 1], that `agreeing` of `given` people gave: each in turn is left out.
 
     The mean of min(1, a / 3) over the sets of all answers but one, of which a agree: with ten answers 0, 0.3, 0.6,
     0.9 and 1 for none, one, two, three, and four or more that agree (Agrawal et al. 2015). With fewer the same
     formula, so that two that agree are 1/3 right and three 2/3; a single answer is right or wrong.
-
-    Args:
-        agreeing: people who gave this answer, in [0, given].
-        given: people who answered, 1 or more.
-
-    Returns:
-        A share in [0, 1].
     """
     assert 0 <= agreeing <= given, (agreeing, given)
     if given == 1:
@@ -382,15 +352,45 @@ def agreement(agreeing: int, given: int) -> float:
 
 
 def agreement_targets(answers: Sequence[str], scale: float = 1.0) -> dict[str, float]:
-    """Return distinct answers, normalized, each with how right it is: weights for training.
+    """Return distinct answers, normalized, each with how right it is, times `scale`: weights for training.
 
     Those of ten people weigh 0.3, 0.6, 0.9 and 1 if one, two, three, or four or more gave them (Anderson et al.
-    2018). `ReasoningSource.targets` counts instead (ALBEF): its weights add up to `scale`, these need not.
-
-    Args:
-        answers: as given, repeats included; those with nothing left after normalization are not counted as answers
-            to learn, but as people who answered.
-        scale: times which the weights are taken.
+    2018). `Records.targets` counts instead (ALBEF): its weights add up to `scale`, these need not. Answers with
+    nothing left after normalization are not learned, but their people have answered.
     """
     counts = Counter(map(normalize_answer, answers))
     return {answer: scale * agreement(count, len(answers)) for answer, count in counts.items() if answer}
+
+
+def build_answers(source: Records, min_count: int = 9) -> tuple[str, ...]:
+    """Return the answers to choose from: those that are the most frequent answer of enough items (ViLT).
+
+    Answers are normalized before they are counted; among an item's equally frequent ones the first given is its
+    answer. On VQA v2's train and val this is the rule behind the 3,129 answers of ViLT, and the 3,128 of ALBEF's
+    answer_list.json, which lack the empty one. Neither list can be made again exactly: which of equally frequent
+    answers a question was counted for is not written down, nor is the normalization of ALBEF's list, whose
+    files also leave out 7 questions (salesforce/ALBEF #40, #135).
+
+    Raises `ValueError` if no answer is frequent enough.
+
+    Args:
+        source: items, some of them with answers.
+        min_count: fewest items of an answer, 1 or more; 9 for VQA v2, 1 for all answers of a small set.
+
+    Returns:
+        Normalized answers, the most frequent first, equally frequent ones in the order in which they occur.
+    """
+    if min_count < 1:
+        raise ValueError(f"min_count must be 1 or more, got {min_count}")
+    counts: Counter[str] = Counter()
+    for given in source.answers:
+        normalized = Counter(answer for answer in map(normalize_answer, given) if answer)
+        counts.update(answer for answer, _ in normalized.most_common(1))
+    # most_common keeps the order of first occurrence among equals.
+    chosen = tuple(answer for answer, count in counts.most_common() if count >= min_count)
+    if not chosen:
+        most = max(counts.values(), default=0)
+        raise ValueError(
+            f"{source.name}: expected an answer of {min_count} items or more, the most frequent one has {most}"
+        )
+    return chosen

@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 from pixlex import __version__, distributed
 from pixlex.batch import BrokenImages, Skipped
-from pixlex.data.loader import Loader, LoaderConfig
-from pixlex.data.rows import Images
+from pixlex.data.loader import Images, Loader, LoaderConfig
 from pixlex.data.sources import subset
 from pixlex.eval.evaluate import progress_bar
 from pixlex.eval.linear_probe import DEFAULT_FIT, Fit, Part, ProbeResult, linear_probe

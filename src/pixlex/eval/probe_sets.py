@@ -15,8 +15,7 @@ from pixlex import distributed
 from pixlex.batch import BrokenImages, Skipped
 from pixlex.config.fields import Cut
 from pixlex.data.decoding import ImageRecord, UnreadableImage
-from pixlex.data.loader import Loader, LoaderConfig
-from pixlex.data.rows import Images
+from pixlex.data.loader import Images, Loader, LoaderConfig
 from pixlex.data.sources import ImageSource, subset
 from pixlex.eval.evaluate import progress_bar
 

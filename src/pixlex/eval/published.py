@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pixlex.config.cbvila import ReasoningTask
-from pixlex.data.records import ReasoningSource
+from pixlex.data.records import Records
 
 Benchmark = Literal["flickr30k", "coco"]
 
@@ -145,7 +145,7 @@ def objectives_table(data: str) -> PublishedTable | None:
     return PublishedTable("CB-ViLA, Table IV", f"zero-shot on {_TEST_SETS['coco']}", _RECALLS, _OBJECTIVES)
 
 
-def task_table(task: ReasoningTask, items: ReasoningSource) -> PublishedTable | None:
+def task_table(task: ReasoningTask, items: Records) -> PublishedTable | None:
     """Return a task's columns of Table III; None where the items are not those of its data set."""
     match task:
         case "vqa":

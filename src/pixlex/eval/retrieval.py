@@ -17,9 +17,8 @@ from torch import Tensor
 from pixlex import distributed
 from pixlex.batch import ImageBatch, Skipped, TooManyBroken, Words
 from pixlex.config.fields import SQUARE
-from pixlex.data.loader import Loader, LoaderConfig
-from pixlex.data.records import PairSource
-from pixlex.data.rows import Images
+from pixlex.data.loader import Images, Loader, LoaderConfig
+from pixlex.data.records import Records
 from pixlex.data.sources import subset
 from pixlex.eval.evaluate import (
     DEFAULT_PASS,
@@ -96,7 +95,7 @@ class RetrievalResult(Evaluation):
 @torch.no_grad()
 def gallery(
     model: CBViLA,
-    source: PairSource,
+    source: Records,
     how: Pass = DEFAULT_PASS,
     *,
     max_words: int,
@@ -144,7 +143,7 @@ def gallery(
     except NothingToEvaluate as fault:
         raise TooManyBroken(f"{source.name}: none of {len(rows)} images can be read") from fault
     images: Tensor = found.rows["images"]
-    captions = [[text for row in rows[image] for text in source.captions[row]] for image in images.tolist()]
+    captions = [[text for row in rows[image] for text in source.texts[row]] for image in images.tolist()]
     texts = [text for several in captions for text in several]
     words = model.tokenize_texts(texts, max_words)
     text, text_vectors = _encode_texts(model, words, batch_size, how, states=states)

@@ -14,7 +14,7 @@ from pixlex import distributed
 from pixlex.batch import ReasoningBatch, Words
 from pixlex.config.cbvila import ReasoningTask
 from pixlex.config.fields import SQUARE
-from pixlex.data.records import ReasoningSource
+from pixlex.data.records import Records
 from pixlex.data.text import agreement, normalize_answer
 from pixlex.eval.evaluate import DEFAULT_PASS, Evaluation, Measured, Pass, evaluate, wilson_interval
 from pixlex.files import write_text
@@ -65,14 +65,14 @@ class ReasoningResult(Evaluation):
 
 def evaluate_reasoning(
     model: Reasoner,
-    source: ReasoningSource,
+    source: Records,
     batches: Iterable[ReasoningBatch],
     how: Pass = DEFAULT_PASS,
     *,
     mode: Literal["rank", "generate"] = "rank",
     shortlist: int = 128,
     first_token_twice: bool = False,
-    training: ReasoningSource | None = None,
+    training: Records | None = None,
 ) -> ReasoningResult:
     """Answer each item and compare with what people answered.
 
@@ -187,9 +187,7 @@ def write_vqa_submission(path: Path, results: Iterable[tuple[str, str]]) -> None
     write_text(path, json.dumps([{"question_id": number(name), "answer": one} for name, one in rows.items()]))
 
 
-def text_alone(
-    task: ReasoningTask, training: ReasoningSource, items: ReasoningSource
-) -> tuple[dict[str, float], str]:
+def text_alone(task: ReasoningTask, training: Records, items: Records) -> tuple[dict[str, float], str]:
     """Return what is reached from the texts alone, and the most frequent answer; all items have answers.
 
     `majority_accuracy` is that answer's and, with scikit-learn, `text_alone_accuracy` that of words and pairs.
@@ -198,7 +196,7 @@ def text_alone(
     majority = Counter(answers).most_common(1)[0][0]
     predictions = {
         "majority_accuracy": [majority] * len(items),
-        "text_alone_accuracy": _predicted_from_words(training.texts, answers, items.texts),
+        "text_alone_accuracy": _predicted_from_words(training.first_texts, answers, items.first_texts),
     }
     values = {}
     for name, said in predictions.items():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pixlex.batch import Skipped
-from pixlex.data.records import ReasoningSource
+from pixlex.data.records import Records
 from pixlex.data.sources import ImageSource
 from pixlex.eval.evaluate import Evaluation, write_arrays
 from pixlex.eval.vqa import Answered, ReasoningResult
@@ -99,7 +99,7 @@ def show_pretraining(one: Evaluated, result: Evaluation) -> dict[str, Any]:
         f"{run.objective.mask_ratio:.0%} of the patches are hidden where pixels and codes are predicted. Recall "
         "is that of the first stage, contrast alone, over the validation pairs."
     )
-    pictures = draw_pretraining(result, one.source, run.model, one.path)
+    pictures = draw_pretraining(result, one.source.images, run.model, one.path)
     return _page(one.title("CB-ViLA"), introduction, unreadable(result.skipped), pictures=pictures)
 
 
@@ -154,13 +154,13 @@ def answer_notes(result: ReasoningResult) -> list[str]:
     return [f"95 % interval of the accuracy: {low:.1%} to {high:.1%}", *notes]
 
 
-def answered_items(result: ReasoningResult, items: ReasoningSource) -> list[Captioned]:
+def answered_items(result: ReasoningResult, items: Records) -> list[Captioned]:
     """Return the first items, whose images were kept: texts, answers with probabilities, what people answered."""
     pairs = zip(result.examples["images"], result.answered, strict=False)
     return [Captioned(images, _said(one, items)) for images, one in pairs]
 
 
-def _said(one: Answered, items: ReasoningSource) -> tuple[str, ...]:
+def _said(one: Answered, items: Records) -> tuple[str, ...]:
     """Return an item's text, the model's answers, people's answers."""
     likely = [f" ({probability:.0%})" for probability in one.probabilities]
     likely += [""] * (len(one.answers) - len(likely))
@@ -169,4 +169,4 @@ def _said(one: Answered, items: ReasoningSource) -> tuple[str, ...]:
     mark = ""
     if one.credit is not None:
         mark = f" - {({0.0: 'wrong', 1.0: 'right'}).get(one.credit, f'{one.credit:.0%} right')}"
-    return (items.texts[one.item], f"model: {', '.join(ranked[:3])}{mark}", f"people: {given}")
+    return (items.texts[one.item][0], f"model: {', '.join(ranked[:3])}{mark}", f"people: {given}")
