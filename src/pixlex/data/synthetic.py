@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from typing import Literal, TypeVar, get_args
@@ -141,23 +141,23 @@ def shuffled(generator: np.random.Generator, options: Sequence[T]) -> list[T]:
 def _draw_scene(generator: np.random.Generator) -> Scene:
     """Draw a scene of either split; one call of the generator makes it fast."""
     draws = iter(generator.random(_NUM_DRAWS).tolist())
-
-    def one_of(options: Sequence[T]) -> T:
-        return options[int(next(draws) * len(options))]
-
     cells = list(range(GRID * GRID))
     shapes: list[str] = []
     colors: list[str] = []
     placed = []
-    for _ in range(one_of(_NUMBERS)):
+    for _ in range(_one_of(draws, _NUMBERS)):
         row, column = divmod(cells.pop(int(next(draws) * len(cells))), GRID)
         for earlier, options in ((shapes, SHAPES), (colors, tuple(COLORS))):
-            earlier.append(one_of(earlier if next(draws) < _REPEAT_RATE and earlier else options))
+            earlier.append(_one_of(draws, earlier if next(draws) < _REPEAT_RATE and earlier else options))
         shift = ((2 * next(draws) - 1) * _MAX_SHIFT, (2 * next(draws) - 1) * _MAX_SHIFT)
-        placed.append((SceneObject(shapes[-1], colors[-1], one_of(SIZES), row, column), shift))
+        placed.append((SceneObject(shapes[-1], colors[-1], _one_of(draws, SIZES), row, column), shift))
     placed.sort(key=lambda pair: (pair[0].row, pair[0].column))
     objects, shifts = zip(*placed, strict=True)
-    return Scene(objects, one_of(tuple(BACKGROUNDS)), one_of(TEXTURES), shifts)
+    return Scene(objects, _one_of(draws, tuple(BACKGROUNDS)), _one_of(draws, TEXTURES), shifts)
+
+
+def _one_of(draws: Iterator[float], options: Sequence[T]) -> T:
+    return options[int(next(draws) * len(options))]
 
 
 def draw(scene: Scene, side: int = SIDE) -> UInt8[np.ndarray, "H W 3"]:

@@ -83,27 +83,29 @@ def relation_claims(
     way around. None where the scene allows no such pairs.
     """
     relation, level = pick(generator, tuple(RELATIONS)), pick(generator, LEVELS)
-    qualities = [quality for quality in level if quality != "size"]
-
-    def apart(firsts: Sequence[Noun], seconds: Sequence[Noun]) -> list[tuple[Noun, Noun]]:
-        pairs = ((one, other) for one in firsts for other in seconds)
-        return [
-            pair for pair in pairs if all(getattr(pair[0], of) != getattr(pair[1], of) for of in qualities)
-        ]
-
-    def holds(names: tuple[Noun, Noun]) -> bool:
-        firsts, seconds = ([*filter(noun.fits, scene.objects)] for noun in names)
-        return any(related(one, relation, other) for one in firsts for other in seconds)
-
     present = [noun_of(thing, level) for thing in scene.objects]
     mixed = related_nouns((scene,), level, generator)
-    own = _by_truth((names, holds(names)) for names in apart(present, present))
-    strange = [names for names in apart(mixed, present) + apart(present, mixed) if not holds(names)]
+    own = _by_truth((names, _holds(scene, relation, names)) for names in _apart(present, present, level))
+    strange = _apart(mixed, present, level) + _apart(present, mixed, level)
+    strange = [names for names in strange if not _holds(scene, relation, names)]
     false = own[False] if own[False] and (not strange or generator.random() < 0.5) else strange
     if not (own[True] and false):
         return None
     (first, second), (third, fourth) = pick(generator, own[True]), pick(generator, false)
     return (first, relation, second), (third, relation, fourth)
+
+
+def _apart(firsts: Sequence[Noun], seconds: Sequence[Noun], level: Level) -> list[tuple[Noun, Noun]]:
+    """Return the pairs of nouns that differ in every quality of a level but size."""
+    qualities = [quality for quality in level if quality != "size"]
+    pairs = ((one, other) for one in firsts for other in seconds)
+    return [pair for pair in pairs if all(getattr(pair[0], of) != getattr(pair[1], of) for of in qualities)]
+
+
+def _holds(scene: Scene, relation: str, names: tuple[Noun, Noun]) -> bool:
+    """Whether a relation holds between some objects that may be called so."""
+    firsts, seconds = ([thing for thing in scene.objects if noun.fits(thing)] for noun in names)
+    return any(related(one, relation, other) for one in firsts for other in seconds)
 
 
 def _by_truth(options: Iterable[tuple[T, bool]]) -> dict[bool, list[T]]:
@@ -375,23 +377,26 @@ def entailment(scene: Scene, generator: np.random.Generator) -> tuple[str, str]:
 
     From the sentence alone the best guess is right in 5 of 12 cases: the last form is half of all.
     """
-
-    def decided(truth: bool) -> str:
-        wordings = contrast(scene, generator)[0 if truth else 1]
-        return wordings[0] if len(wordings) == 1 else pick(generator, wordings)
-
     form = pick(generator, ("plain", "and", "or", "nested", "nested", "nested"))
     if form == "nested":
         label = pick(generator, ("entailment", "neutral", "contradiction"))
         # In a contradiction E is true in half of the cases, as it is in the other two labels together.
         second = label == "entailment" or (label == "contradiction" and bool(generator.random() < 0.5))
-        first = decided(label != "contradiction")
-        return f"{first}, and it is true that {decided(second)} or that {pick(generator, _OPEN)}", label
+        first = _claim(scene, label != "contradiction", generator)
+        other = _claim(scene, second, generator)
+        return f"{first}, and it is true that {other} or that {pick(generator, _OPEN)}", label
     truth = bool(generator.random() < 0.5)
+    claim = _claim(scene, truth, generator)
     if form == "plain":
-        return decided(truth), "entailment" if truth else "contradiction"
+        return claim, "entailment" if truth else "contradiction"
     labels = ("neutral", "contradiction") if form == "and" else ("entailment", "neutral")
-    return f"{decided(truth)} {form} {pick(generator, _OPEN)}", labels[0 if truth else 1]
+    return f"{claim} {form} {pick(generator, _OPEN)}", labels[0 if truth else 1]
+
+
+def _claim(scene: Scene, truth: bool, generator: np.random.Generator) -> str:
+    """Return a true or a false claim about a scene."""
+    wordings = contrast(scene, generator)[0 if truth else 1]
+    return wordings[0] if len(wordings) == 1 else pick(generator, wordings)
 
 
 def scene_captions(source: ScenesSource, index: int) -> tuple[str, ...]:
