@@ -178,7 +178,7 @@ def test_evaluation_and_encoding_prefetch_too(source: ImageSource) -> None:
         forget()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_fault_is_raised_when_the_shard_is_wanted(source: ImageSource, far: Path, workers: int) -> None:
     """What came before is handed over; the message names the URL and nothing of a worker's traceback."""
     (far / "3.tar").unlink()
