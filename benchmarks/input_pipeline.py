@@ -30,8 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pixlex.config.fields import DataConfig
 from pixlex.data import tables
-from pixlex.data.embedded import PHOTOGRAPHS, photograph
-from pixlex.data.images import open_source
+from pixlex.data.images import PHOTOGRAPHS, open_source, photograph
 from pixlex.data.loader import Images, Loader, LoaderConfig
 
 BATCH = 64

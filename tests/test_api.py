@@ -27,7 +27,7 @@ from torch import Tensor
 import pixlex
 from pixlex import api
 from pixlex.api import ImageReasoner, ImageTokenizer, load
-from pixlex.data.images import UnreadableImage
+from pixlex.data.decoding import UnreadableImage
 from pixlex.models import checkpoint
 
 

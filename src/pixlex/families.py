@@ -16,10 +16,11 @@ from pixlex.config.cbvila import CBViLAConfig, CBViLARun, ReasoningRun
 from pixlex.config.lqae import FrozenRun, LQAERun, MAERun, VQVAERun
 from pixlex.config.run import Run
 from pixlex.data.captions import open_pairs
-from pixlex.data.images import ImageSource, open_source
+from pixlex.data.images import open_source
 from pixlex.data.loader import Images, Loader, LoaderConfig
 from pixlex.data.questions import open_items
 from pixlex.data.records import Pairs, Questions, Records
+from pixlex.data.sources import ImageSource
 from pixlex.data.text import CLASSES, build_answers
 from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import Evaluation, Pass

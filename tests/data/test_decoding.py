@@ -35,7 +35,7 @@ from pixlex.data.decoding import (
     stored_form,
     training_crop,
 )
-from pixlex.data.embedded import open_embedded
+from pixlex.data.images import open_embedded
 from pixlex.data.loader import prefetch
 
 

@@ -9,9 +9,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pixlex.data import embedded
-from pixlex.data.embedded import PHOTOGRAPHS, photograph
-from pixlex.data.images import open_source
+from pixlex.data import images
+from pixlex.data.images import PHOTOGRAPHS, open_source, photograph
 
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
@@ -72,12 +71,12 @@ def test_digits() -> None:
 
 
 def test_missing_packages_are_named_with_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    embedded._digits.cache_clear()
+    images._digits.cache_clear()
     photograph.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ModuleNotFoundError, match=r"needs scikit-learn: pip install 'pixlex\[embedded\]'"):
         open_source("embedded:digits:train")
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"needs scikit-image: pip install 'pixlex\[embedded\]'"):
         open_source("embedded:photographs:test")
 

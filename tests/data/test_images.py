@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from pixlex.data.captions import open_pairs
-from pixlex.data.images import open_hub, open_source
+from pixlex.data.images import open_source
 from pixlex.data.questions import open_items
-from pixlex.data.tables import ParquetSource
+from pixlex.data.tables import ParquetSource, open_hub
 
 datasets = pytest.importorskip("datasets")
 

@@ -22,8 +22,8 @@ from tests.tiny import evaluation_batches, training_batches
 
 from pixlex.batch import ImageBatch, TooManyBroken
 from pixlex.config.fields import DataConfig
-from pixlex.data.decoding import ImageRecord
-from pixlex.data.images import UnreadableImage, open_source
+from pixlex.data.decoding import ImageRecord, UnreadableImage
+from pixlex.data.images import open_source
 from pixlex.data.loader import LoaderConfig, TrainingOrder
 from pixlex.data.sources import ImageSource, concatenate, subset
 

@@ -21,7 +21,9 @@ from tqdm import tqdm
 
 from pixlex.api import ImageTokenizer
 from pixlex.batch import TooManyBroken
-from pixlex.data.images import ImageRecord, ImageSource, open_source
+from pixlex.data.decoding import ImageRecord
+from pixlex.data.images import open_source
+from pixlex.data.sources import ImageSource
 from pixlex.encoding import encode
 from pixlex.encoding.encode import encode_parts, encode_source
 from pixlex.encoding.files import read_codes

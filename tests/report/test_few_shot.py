@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tests.eval.few_shot.fakes import FakeReader, labeled, paper_settings
 
-from pixlex.data.images import ImageSource
+from pixlex.data.sources import ImageSource
 from pixlex.eval.evaluate import wilson_interval
 from pixlex.eval.few_shot.episodes import sample_episodes
 from pixlex.eval.few_shot.prompts import Answer, Setting, setting_of

@@ -16,8 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pixlex.config.fields import Cut
-from pixlex.data.decoding import evaluation_transform
-from pixlex.data.images import UnreadableImage, load_image
+from pixlex.data.decoding import UnreadableImage, evaluation_transform, load_image
 from pixlex.data.sources import read_file, stored_bytes
 
 # Outside [0, 1] by more than rounding: the pixels were normalized or resized without clipping.

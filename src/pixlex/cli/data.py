@@ -27,8 +27,8 @@ from pixlex.messages import nearest, quoted
 
 if TYPE_CHECKING:
     from pixlex.data.convert import CaptionReport, DataReport, Spread
-    from pixlex.data.images import ImageSource
     from pixlex.data.records import Records
+    from pixlex.data.sources import ImageSource
 
 _LINE = 90
 _LONGEST_TEXT = 60

@@ -30,7 +30,6 @@ from pixlex.messages import printable
 if TYPE_CHECKING:
     from pixlex.api import ImageTokenizer
     from pixlex.batch import Skipped
-    from pixlex.data.images import ImageSource
     from pixlex.data.records import Records
     from pixlex.encoding.files import Kind
 
@@ -179,8 +178,8 @@ def reconstruct(options: ReconstructOptions) -> None:
 
 def _open_paths(paths: Sequence[str]) -> ImageSource:
     """Open one source of any kind, or image files."""
-    from pixlex.data.folders import is_image_file, is_image_name
-    from pixlex.data.images import open_image_files, open_source
+    from pixlex.data.folders import is_image_file, is_image_name, open_image_files
+    from pixlex.data.images import open_source
 
     if len(paths) == 1:
         return open_source(paths[0])

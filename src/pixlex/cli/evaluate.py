@@ -42,8 +42,8 @@ from pixlex.cli.options import (
 if TYPE_CHECKING:
     from pixlex.batch import ImageBatch, Skipped
     from pixlex.config.cbvila import ReasoningTask
-    from pixlex.data.images import ImageSource
     from pixlex.data.records import Records
+    from pixlex.data.sources import ImageSource
     from pixlex.eval.evaluate import Pass
     from pixlex.eval.probe_features import Kind, ProbeRow
     from pixlex.eval.probe_sets import ProbeSets

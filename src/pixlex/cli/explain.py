@@ -75,8 +75,7 @@ def explain(options: ExplainOptions) -> None:
     """Draw where each word of a text finds itself in an image, or what speaks for an answer."""
     import torch
 
-    from pixlex.data.decoding import evaluation_transform
-    from pixlex.data.images import load_image
+    from pixlex.data.decoding import evaluation_transform, load_image
     from pixlex.data.sources import read_file
     from pixlex.data.text import clean_caption, plain_text
     from pixlex.distributed import pick_device

@@ -148,7 +148,7 @@ def _hits_table(result: SearchResult) -> str:
 
 def _thumbnails(options: SearchOptions, found: ImageIndex, result: SearchResult) -> list[Thumbnail]:
     """Return the pictures of hits; an empty frame for one that is gone, and a remark."""
-    from pixlex.data.images import UnreadableImage
+    from pixlex.data.decoding import UnreadableImage
     from pixlex.report.figures import Thumbnail
 
     thumbnails = []

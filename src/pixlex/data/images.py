@@ -1,21 +1,22 @@
-"""Open a source of images by its description; data sets of the `datasets` library."""
+"""Open a source of images by its description; sets that need no download: handwritten digits, photographs."""
 
 from __future__ import annotations
 
 import glob
+import importlib.util
 import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 
-from pixlex.data.decoding import IMAGE_SUFFIXES, ImageRecord, UnreadableImage, load_image
-from pixlex.data.embedded import open_embedded
+from pixlex.data.decoding import IMAGE_SUFFIXES, ImageRecord
 from pixlex.data.folders import (
     is_image_file,
     is_image_name,
@@ -24,26 +25,13 @@ from pixlex.data.folders import (
     open_list,
     with_metadata_labels,
 )
-from pixlex.data.labels import CLASSES_FILE, Labels, labels_of_known_classes, resolve_labels, row_label
+from pixlex.data.labels import CLASSES_FILE, Labels
 from pixlex.data.remote import AnyPath, RemotePath, as_local, is_url
 from pixlex.data.shards import TarSource, open_shards
-from pixlex.data.sources import (
-    ImageSource,
-    PassedOver,
-    fingerprint,
-    kind_of,
-    remark_passed_over,
-    stored_bytes,
-)
-from pixlex.data.tables import ParquetSource, unreadable_column
-from pixlex.data.text import json_value
-from pixlex.files import read_regular
-from pixlex.messages import not_installed, quoted
-
-__all__ = [
-    "DatasetSource", "ImageRecord", "ImageSource", "UnreadableImage", "load_image",
-    "open_image_files", "open_source", "remote_tables",
-]  # fmt: skip
+from pixlex.data.sources import ImageSource, PassedOver, fingerprint, kind_of, remark_passed_over
+from pixlex.data.synthetic import ScenesSource, Split, open_scenes
+from pixlex.data.tables import ParquetSource, open_hub, open_saved
+from pixlex.messages import not_installed
 
 _EXPECTED = (
     "expected a folder of images, .parquet or .tar files; a .parquet, .csv, .tsv, .jsonl, .tar or image file; a "
@@ -54,6 +42,28 @@ _EXPECTED = (
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+# The color photographs that lie inside the installed package scikit-image: class name -> file.
+PHOTOGRAPHS = {
+    "astronaut": "astronaut.png",
+    "cat": "chelsea.png",
+    "coffee": "coffee.png",
+    "galaxies": "hubble_deep_field.jpg",
+    "motorcycle": "motorcycle_left.png",
+    "retina": "retina.jpg",
+    "rocket": "rocket.jpg",
+    "tissue": "ihc.png",
+}
+
+# Wider photographs are halved first, or a crop of them would show no more than a texture.
+_MAX_WIDTH = 800
+
+# Fraction of the width, from the left, that the training crops lie in; the test crops lie right of it.
+_TRAIN_FRACTION = 0.75
+_CROPS_PER_PHOTOGRAPH = {"train": 500, "test": 40}
+_CROP_SIDES = (96, 160)
+
+_FIRST_TEST_DIGIT = 1437
 
 
 def open_source(description: str, *, captioned: bool = False) -> ImageSource:
@@ -215,118 +225,158 @@ def _expand_braces(pattern: str) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class DatasetSource:
-    """Images of a data set of the `datasets` library: its image column, undecoded; `table` is all but images."""
+class Region:
+    """A square of a photograph: class name, first column, first row and side (96..160), in pixels."""
 
     name: str
-    column: str
-    images: Any
-    labels: Labels
-    table: Any
+    left: int
+    top: int
+    side: int
+
+
+@dataclass(frozen=True)
+class DigitsSource:
+    """Scikit-learn's 8x8 handwritten digits, grey 0..16 scaled to 0..255.
+
+    The last fifth of the set (360 of 1797), in its own order, is the test split: most of its writers are not among
+    those of the training split.
+    """
+
+    split: Split
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self._stored[1])
+
+    @property
+    def name(self) -> str:
+        """The description that opens the source."""
+        return f"embedded:digits:{self.split}"
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The name of each class index; empty without labels."""
-        return self.labels.class_names
+        """The ten digits."""
+        return tuple("0123456789")
 
     @cached_property
     def identity(self) -> str:
-        """A fingerprint of the number of rows, labels and class names."""
-        return fingerprint("datasets", [str(len(self))], self.labels)
+        """A fingerprint of keys and labels."""
+        keys = map(self.key, range(len(self)))
+        return fingerprint("digits", keys, Labels(self._stored[1], self.class_names))
 
     @property
-    def column_names(self) -> tuple[str, ...]:
-        """The columns beside the images."""
-        return tuple(self.table.column_names)
-
-    def values(self, name: str) -> list[Any]:
-        """Return the values of a column; raises `ValueError` if they cannot be read."""
-        try:
-            return list(self.table[name])
-        except (pa.ArrowException, OSError, ValueError) as fault:
-            raise unreadable_column(self.name, name, fault) from fault
+    def _stored(self) -> tuple[UInt8[np.ndarray, "images 8 8"], np.ndarray]:
+        pixels, labels = _digits()
+        rows = slice(_FIRST_TEST_DIGIT) if self.split == "train" else slice(_FIRST_TEST_DIGIT, None)
+        return pixels[rows], labels[rows]
 
     def key(self, index: int) -> str:
-        """Return the row of an image, such as "#17"."""
-        return f"#{index}"
+        """Return the row of an image in the whole set, such as "digits/0017"."""
+        return f"digits/{index + (0 if self.split == 'train' else _FIRST_TEST_DIGIT):04d}"
 
     def read(self, index: int) -> ImageRecord:
-        """Return the bytes in a row; raises `UnreadableImage` if there are none."""
-        key = self.key(index)
-        try:
-            cell = self.images[index][self.column]
-        except (pa.ArrowException, OSError, ValueError) as fault:
-            raise UnreadableImage(key, f"its row cannot be read: {fault}") from fault
-        return ImageRecord(stored_bytes(cell, Path(), key), int(self.labels.indices[index]), key)
+        """Return the pixels of a digit."""
+        pixels, labels = self._stored
+        return ImageRecord(np.stack([pixels[index]] * 3, axis=-1), int(labels[index]), self.key(index))
 
 
-def open_hub(description: str, *, numbered: bool = False) -> DatasetSource:
-    """Open NAME[:SPLIT] of the Hugging Face Hub through `datasets`; the split is "train" by default.
+@dataclass(frozen=True)
+class PhotographsSource:
+    """Square crops of scikit-image's photographs; the class is the photograph.
 
-    For `numbered` see `pixlex.data.labels.resolve_labels`.
+    Training crops lie in the left 75 % of the width, test crops in the right 25 %: no pixel is in both.
+    Sizes and places are fixed and cover a region evenly: crop k takes the k-th point of an additive
+    recurrence with the generalized golden ratio (M. Roberts, "The Unreasonable Effectiveness of
+    Quasirandom Sequences", 2018), which needs no random generator and so is the same in every version.
     """
-    name, _, split = description.partition(":")
+
+    split: Split
+
+    def __len__(self) -> int:
+        return _CROPS_PER_PHOTOGRAPH[self.split] * len(PHOTOGRAPHS)
+
+    @property
+    def name(self) -> str:
+        """The description that opens the source."""
+        return f"embedded:photographs:{self.split}"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the photographs."""
+        return tuple(PHOTOGRAPHS)
+
+    @cached_property
+    def identity(self) -> str:
+        """A fingerprint of keys, places and labels."""
+        places = [f"{self.key(index)} {self.region(index)}" for index in range(len(self))]
+        labels = np.arange(len(self), dtype=np.int64) % len(PHOTOGRAPHS)
+        return fingerprint("photographs", places, Labels(labels, self.class_names))
+
+    def region(self, index: int) -> Region:
+        """Return the place of a crop in its photograph."""
+        number, label = divmod(index, len(PHOTOGRAPHS))
+        height, width, _ = photograph(name := self.class_names[label]).shape
+        border = int(width * _TRAIN_FRACTION)
+        first, end = (0, border) if self.split == "train" else (border, width)
+        smallest, largest = _CROP_SIDES
+        largest = min(largest, end - first, height)
+        ratio = 1.2207440846057596  # the real root of x^4 = x + 1
+        across, down, size = ((0.5 + (number + 1) * ratio**-power) % 1.0 for power in (1, 2, 3))
+        side = smallest + int(size * (largest - smallest + 1))
+        left = first + int(across * (end - first - side + 1))
+        return Region(name, left, int(down * (height - side + 1)), side)
+
+    def key(self, index: int) -> str:
+        """Return class, split and number of a crop, such as "cat/train-0017"."""
+        number, label = divmod(index, len(PHOTOGRAPHS))
+        return f"{self.class_names[label]}/{self.split}-{number:04d}"
+
+    def read(self, index: int) -> ImageRecord:
+        """Return the pixels of a crop."""
+        crop = self.region(index)
+        rows, columns = slice(crop.top, crop.top + crop.side), slice(crop.left, crop.left + crop.side)
+        pixels = np.ascontiguousarray(photograph(crop.name)[rows, columns])
+        return ImageRecord(pixels, index % len(PHOTOGRAPHS), self.key(index))
+
+
+def open_embedded(description: str) -> DigitsSource | PhotographsSource | ScenesSource:
+    """Open digits, photographs or scenes by set and split, such as "digits:train" or "scenes:train:5000"."""
+    match description.split(":"):
+        case ["digits", "train" | "test" as split]:
+            _digits()
+            return DigitsSource(split)
+        case ["photographs", "train" | "test" as split]:
+            photograph("cat")
+            return PhotographsSource(split)
+        case ["scenes", "train" | "test" as split, *count] if len(count) <= 1:
+            return open_scenes(split, *count)
+    raise ValueError(
+        "expected embedded:digits:train, embedded:digits:test, embedded:photographs:train, "
+        "embedded:photographs:test, embedded:scenes:train[:COUNT] or embedded:scenes:test[:COUNT], "
+        f"got 'embedded:{description}'"
+    )
+
+
+@cache
+def photograph(name: str) -> UInt8[np.ndarray, "H W 3"]:
+    """Return one of the bundled `PHOTOGRAPHS`, halved if it is wider than 800 pixels."""
+    # The files are opened where they lie: skimage.data would download what it does not find.
+    package = importlib.util.find_spec("skimage")
+    if package is None or package.origin is None:
+        raise not_installed("embedded:photographs", "scikit-image", "embedded")
+    path = Path(package.origin).parent / "data" / PHOTOGRAPHS[name]
+    if not path.is_file():
+        raise ValueError(f"the installed scikit-image does not bundle the photograph {path.name}")
+    with Image.open(path) as image:
+        pixels = image.convert("RGB")
+    return np.asarray(pixels.reduce(2) if pixels.width > _MAX_WIDTH else pixels)
+
+
+@cache
+def _digits() -> tuple[UInt8[np.ndarray, "images 8 8"], np.ndarray]:
+    """Return all digits and their labels."""
     try:
-        dataset = _datasets().load_dataset(name, split=split or "train")
-    except (OSError, ValueError, RuntimeError) as fault:
-        raise ValueError(f"hf:{description} cannot be loaded: {fault}") from fault
-    return _dataset_source(f"hf:{name}:{split or 'train'}", dataset, None, numbered)
-
-
-def open_saved(folder: Path, *, numbered: bool = False) -> DatasetSource:
-    """Open a folder written by `Dataset.save_to_disk`."""
-    if (path := folder / "dataset_dict.json").is_file():
-        found = json_value(read_regular(path), path)
-        splits = found.get("splits") if isinstance(found, dict) else None
-        if not isinstance(splits, list):
-            raise ValueError(f"{path}: expected a list of splits, got {quoted(found)}")
-        named = ", ".join(str(folder / split) for split in splits)
-        raise ValueError(f"{folder} holds several splits, name one of them: {named}")
-    try:
-        dataset = _datasets().load_from_disk(str(folder))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as fault:
-        raise ValueError(f"{folder} cannot be loaded as a saved data set: {fault}") from fault
-    return _dataset_source(str(folder), dataset, folder, numbered)
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
+        from sklearn.datasets import load_digits
     except ModuleNotFoundError as fault:
-        raise not_installed("a Hugging Face data set", "datasets", "datasets") from fault
-    return datasets
-
-
-def _dataset_source(name: str, dataset: Any, folder: Path | None, numbered: bool) -> DatasetSource:
-    datasets, features = _datasets(), dataset.features
-    columns = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
-    columns = columns or [
-        column
-        for column, kind in features.items()
-        if getattr(kind, "dtype", "") in ("binary", "large_binary")
-    ]
-    column = "image" if "image" in columns else columns[0] if len(columns) == 1 else None
-    if column is None:
-        found = ", ".join(f"{column}: {feature}" for column, feature in features.items())
-        raise ValueError(f"{name}: expected one image column or one named 'image', found {found:.400}")
-    if not len(dataset):
-        raise ValueError(f"{name} has no rows")
-    labels = _dataset_labels(name, dataset, folder, numbered)
-    images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    return DatasetSource(name, column, images, labels, dataset.remove_columns(columns))
-
-
-def _dataset_labels(name: str, dataset: Any, folder: Path | None, numbered: bool) -> Labels:
-    features, nothing = dataset.features, [None] * len(dataset)
-    classes = [column for column, one in features.items() if isinstance(one, _datasets().ClassLabel)]
-    label = "label" if "label" in features else classes[0] if len(classes) == 1 else None
-    values = nothing if label is None else list(dataset[label])
-    if label in classes:
-        return labels_of_known_classes(values, features[label].names, f"{name}, column {label}", folder)
-    names = list(dataset["class_name"]) if "class_name" in features else nothing
-    pairs = enumerate(zip(values, names, strict=True))
-    rows = [row_label(*pair, f"{name} row {row}") for row, pair in pairs]
-    return resolve_labels(rows, name, folder, numbered=numbered)
+        raise not_installed("embedded:digits", "scikit-learn", "embedded") from fault
+    digits = load_digits()
+    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)

@@ -44,8 +44,7 @@ from pixlex.data.annotations import (
     truth,
 )
 from pixlex.data.captions import SetDescription, open_pairs, read_descriptions
-from pixlex.data.embedded import open_embedded
-from pixlex.data.images import open_source, remote_tables
+from pixlex.data.images import open_embedded, open_source, remote_tables
 from pixlex.data.records import Record, Records, items_of, join
 from pixlex.data.remote import AnyPath
 from pixlex.data.sources import remark_left_out, remark_passed_over

@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from pixlex.data.images import ImageSource, open_source
+from pixlex.data.images import open_source
+from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.prompts import PAPER_COLUMNS, Naming, Setting, setting_of
 from pixlex.eval.llm.client import Ability, LanguageClient, Prompt, Reply
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tests.eval.few_shot.fakes import FakeReader
 
-from pixlex.data.images import ImageSource, open_source
+from pixlex.data.images import open_source
+from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.classifiers import bag_of_words, nearest_class_mean
 from pixlex.eval.few_shot.episodes import sample_episodes
 from pixlex.eval.few_shot.prompts import Answer, Episode, Setting

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.eval.few_shot.fakes import CLASSES, labeled, paper_settings
 
-from pixlex.data.images import ImageSource
 from pixlex.data.labels import Labels
+from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.episodes import (
     NONSENSE_NAMES,
     EpisodeSet,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.eval.few_shot.fakes import TWO_WAY, FakeClient, FakeReader
 
-from pixlex.data.images import ImageSource
+from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.episodes import sample_episodes
 from pixlex.eval.few_shot.prompted import PromptedClassifier
 from pixlex.eval.few_shot.prompts import SCORERS, Answer, Scorer, is_exactly

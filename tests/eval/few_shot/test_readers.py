@@ -12,7 +12,8 @@ from tests.eval.few_shot.fakes import FakeReader, labeled
 from tests.tiny import IMAGE_SIZE, evaluation_batches, tiny_lqae, tiny_vqvae
 
 from pixlex.api import ImageTokenizer
-from pixlex.data.images import ImageSource, open_source
+from pixlex.data.images import open_source
+from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.readers import (
     RAMP,
     area_weights,
