@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +164,8 @@ def open_shards(name: str, paths: Sequence[AnyPath], *, captioned: bool = False)
             f"{', '.join('.' + extension for extension in IMAGE_EXTENSIONS)}; found {others}"
         )
     table = pa.concat_tables(table for _, table in found)
-    classes = map(_decoded, table["class_name"].to_pylist())
-    rows = map(RowLabel, table["label"].to_pylist(), classes)
+    row_of = cache(lambda label, name: RowLabel(label, _decoded(name)))  # few among many rows
+    rows = map(row_of, table["label"].to_pylist(), table["class_name"].to_pylist())
     captions = table["captions"].to_pylist() if captioned else ()
     return TarSource(
         name,
