@@ -15,7 +15,7 @@ import pytest
 
 from pixlex.data import tables
 from pixlex.data.captions import open_pairs
-from pixlex.data.decoding import UnreadableImage
+from pixlex.data.decoding import ImageRecord, UnreadableImage
 from pixlex.data.images import open_source
 from pixlex.data.tables import ParquetSource, image_columns
 
@@ -28,24 +28,18 @@ def write(path: Path, columns: dict[str, Any], row_group_size: int = 3) -> Path:
 
 
 def test_any_order_of_reading_gives_each_row_its_bytes(tmp_path: Path, picture: Picture) -> None:
-    images = [picture(number) for number in range(11)]
-    columns = {
-        "image": images,
-        "label": pa.array([number % 3 for number in range(11)], pa.int32()),
-        "class_name": [["cat", "dog", "emu"][number % 3] for number in range(11)],
-        "source_file": [f"{number}.JPEG" for number in range(11)],
-    }
-    source = ParquetSource("set", [write(tmp_path / "set.parquet", columns)])
-    assert len(source) == 11
-    assert source.class_names == ("cat", "dog", "emu")
+    numbers, names = range(11), ("cat", "dog", "emu")
+    images = [picture(number) for number in numbers]
+    labels = pa.array([number % 3 for number in numbers], pa.int32())
+    columns = {"image": images, "label": labels, "class_name": [names[number % 3] for number in numbers]}
+    path = write(
+        tmp_path / "set.parquet", {**columns, "source_file": [f"{number}.JPEG" for number in numbers]}
+    )
+    source = ParquetSource("set", [path])
+    assert (len(source), source.class_names) == (11, names)
     for copy in (source, pickle.loads(pickle.dumps(source))):
         for index in np.random.default_rng(0).permutation(11).tolist() * 2:
-            record = copy.read(index)
-            assert (record.data, record.label, record.key) == (
-                images[index],
-                index % 3,
-                f"set.parquet#{index}",
-            )
+            assert copy.read(index) == ImageRecord(images[index], index % 3, f"set.parquet#{index}")
     for index in (-1, 11):
         with pytest.raises(IndexError, match="set has 11 images"):
             source.read(index)
@@ -53,16 +47,14 @@ def test_any_order_of_reading_gives_each_row_its_bytes(tmp_path: Path, picture: 
 
 def test_row_groups_without_rows_and_files_without_rows(tmp_path: Path, picture: Picture) -> None:
     schema = pa.schema([("image", pa.binary())])
-    paths = []
-    for number, sizes in enumerate([[0], [2, 0, 1], [], [1]]):
-        paths.append(tmp_path / f"{number}.parquet")
-        with pq.ParquetWriter(paths[-1], schema) as writer:
+    paths = [tmp_path / f"{number}.parquet" for number in range(4)]
+    for number, (path, sizes) in enumerate(zip(paths, [[0], [2, 0, 1], [], [1]], strict=True)):
+        with pq.ParquetWriter(path, schema) as writer:
             for size in sizes:
                 writer.write_table(pa.table({"image": [picture(number)] * size}, schema=schema))
     source = ParquetSource("set", paths)
-    assert [source.key(index) for index in range(4)] == [f"1.parquet#{row}" for row in range(3)] + [
-        "3.parquet#0"
-    ]
+    keys = ["1.parquet#0", "1.parquet#1", "1.parquet#2", "3.parquet#0"]
+    assert [source.key(index) for index in range(4)] == keys
     assert [source.read(index).data for index in range(4)] == [picture(1)] * 3 + [picture(3)]
 
 
@@ -85,48 +77,37 @@ def test_the_cache_of_row_groups_is_bounded(
 @pytest.mark.parametrize(
     "kind",
     [
-        pa.large_binary(),
-        pa.binary_view(),
-        pa.dictionary(pa.int8(), pa.binary()),
+        pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int8(), pa.binary()),
         pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
         pa.struct([("path", pa.string()), ("bytes", pa.large_binary())]),
-        pa.list_(pa.uint8()),
-        pa.large_list(pa.uint8()),
-        pa.string(),
-        pa.large_string(),
-        pa.string_view(),
-        pa.dictionary(pa.int32(), pa.string()),
+        pa.list_(pa.uint8()), pa.large_list(pa.uint8()),
+        pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_other_columns_of_bytes(tmp_path: Path, picture: Picture, kind: pa.DataType) -> None:
     """Bytes in every type that holds them, and base64, half of it behind the beginning of an address."""
     images = [picture(number) for number in range(4)]
     is_text = "string" in str(kind) and not pa.types.is_struct(kind)
+    cells: list[Any] = [list(image) if "list" in str(kind) else image for image in images]
     if pa.types.is_struct(kind):
-        cells: list[Any] = [{"bytes": image, "path": "a.png"} for image in images]
+        cells = [{"bytes": image, "path": "a.png"} for image in images]
     elif is_text:
         texts = [base64.encodebytes(image).decode() for image in images]
         cells = [texts[0], f"data:image/png;base64,{texts[1]}", None, "?"]
-    else:
-        cells = [list(image) if "list" in str(kind) else image for image in images]
-    column = pa.array(cells, kind.value_type).dictionary_encode() if pa.types.is_dictionary(kind) else None
-    path = write(
-        tmp_path / "set.parquet",
-        {"picture": pa.array(cells, kind) if column is None else column, "text": ["x"] * 4},
-    )
+    is_dictionary = pa.types.is_dictionary(kind)
+    column = pa.array(cells, kind.value_type if is_dictionary else kind)
+    column = column.dictionary_encode() if is_dictionary else column
+    path = write(tmp_path / "set.parquet", {"picture": column, "text": ["x"] * 4})
     source = ParquetSource("set", [path])
     assert image_columns(path) == ["picture"]
+    assert [source.read(index).data for index in range(2)] == images[:2]
+    for index, reason in ((2, "the row holds no image"), (3, "its cell is no base64")) if is_text else ():
+        with pytest.raises(UnreadableImage, match=rf"set\.parquet#{index}: {reason}"):
+            source.read(index)
+    assert is_text or source.read(3).data == images[3]
     words = {"path": ["abcd"] * 3, "caption": ["words" * 40] * 3}  # in letters of base64
     assert image_columns(write(tmp_path / "words.parquet", words)) == []
-    assert [source.read(index).data for index in range(2)] == images[:2]
-    if is_text:
-        with pytest.raises(UnreadableImage, match=r"set\.parquet#2: the row holds no image"):
-            source.read(2)
-        with pytest.raises(UnreadableImage, match=r"set\.parquet#3: its cell is no base64"):
-            source.read(3)
-    else:
-        assert source.read(3).data == images[3]
 
 
 def test_cells_with_a_path_alone_with_nothing_and_with_gaps(tmp_path: Path, picture: Picture) -> None:

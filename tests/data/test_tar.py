@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import tarfile
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pixlex.data.captions import open_pairs
-from pixlex.data.decoding import UnreadableImage, load_image
+from pixlex.data.decoding import ImageRecord, UnreadableImage, load_image
 from pixlex.data.images import open_source
 from pixlex.data.shards import TarSource
 
@@ -32,41 +31,33 @@ def write_tar(path: Path, files: dict[str, bytes], mode: str = "w", layout: int 
 def test_samples_over_two_shards(tmp_path: Path, picture: Picture, layout: int) -> None:
     long = "folder/" * 12 + "00003"
     first = {
-        "00001.jpg": picture(1, "JPEG"),
-        "00001.cls": b"1",
-        "00001.json": json.dumps({"class_name": "dog", "width": 7}).encode(),
-        "00000.PNG": picture(0),
-        "00000.txt": b"0",
-        "00000.json": b'{"class_name": "cat"}',
-    }
+        "00001.jpg": picture(1, "JPEG"), "00001.cls": b"1",
+        "00001.json": b'{"class_name": "dog", "width": 7}',
+        "00000.PNG": picture(0), "00000.txt": b"0", "00000.json": b'{"class_name": "cat"}',
+    }  # fmt: skip
     second = {f"{long}.webp": picture(3, "WEBP"), "00002.jpeg": picture(2, "JPEG"), "00002.cls": b"0\n"}
     second |= {"00002.txt": b"cat", f"{long}.txt": b"a caption is no class"}
-    write_tar(tmp_path / "set-1.tar", second, layout=layout)
-    write_tar(tmp_path / "set-0.tar", first, layout=layout)
+    for number, files in enumerate((first, second)):
+        write_tar(tmp_path / f"set-{number}.tar", files, layout=layout)
     source = open_source(str(tmp_path / "set-{0..1}.tar"))
-    records = [source.read(index) for index in range(len(source))]
-    assert [record.key for record in records] == [
-        "set-0.tar/00001.jpg", "set-0.tar/00000.PNG", f"set-1.tar/{long}.webp", "set-1.tar/00002.jpeg",
-    ]  # fmt: skip
-    assert [record.label for record in records] == [1, 0, -1, 0]
+    names = ("0.tar/00001.jpg", "0.tar/00000.PNG", f"1.tar/{long}.webp", "1.tar/00002.jpeg")
+    contents = [(first if name[0] == "0" else second)[name.split("/", 1)[1]] for name in names]
+    expected = zip(contents, (1, 0, -1, 0), (f"set-{name}" for name in names), strict=True)
+    assert [source.read(index) for index in range(len(source))] == [ImageRecord(*one) for one in expected]
     assert source.class_names == ("cat", "dog")
-    both = {**first, **second}
-    assert [record.data for record in records] == [both[record.key.split("/", 1)[1]] for record in records]
     assert open_source(str(tmp_path)).identity == source.identity
-    assert pickle.loads(pickle.dumps(source)).read(3).data == records[3].data
+    assert pickle.loads(pickle.dumps(source)).read(3).data == contents[3]
 
 
 def test_shards_written_by_webdataset(tmp_path: Path, picture: Picture) -> None:
     webdataset = pytest.importorskip("webdataset")
-    path = tmp_path / "set.tar"
-    with webdataset.TarWriter(str(path)) as writer:
+    with webdataset.TarWriter(str(tmp_path / "set.tar")) as writer:
         for number in range(3):
             sample = {"png": picture(number), "cls": number % 2, "json": {"class_name": "ab"[number % 2]}}
             writer.write({"__key__": f"sample{number:04d}", **sample})
-    source = open_source(str(path))
-    assert [(source.read(index).data, source.read(index).label) for index in range(3)] == [
-        (picture(number), number % 2) for number in range(3)
-    ]
+    source = open_source(str(tmp_path / "set.tar"))
+    records = [source.read(index) for index in range(3)]
+    assert [(one.data, one.label) for one in records] == [(picture(n), n % 2) for n in range(3)]
     assert source.class_names == ("a", "b")
 
 
@@ -179,10 +170,8 @@ def test_samples_of_several_images_and_of_none_by_its_extension(tmp_path: Path, 
     files |= {"s0.cls": b"1", "v.01.cls": b"0", "v.02.cls": b"1", "v.json": b"{}", "classes.csv": b""}
     (tmp_path / "classes.csv").write_text("label,class_name\n0,cat\n1,dog\n")
     source = open_source(str(write_tar(tmp_path / "set.tar", files)))
-    labels = {
-        source.key(index).removeprefix("set.tar/"): source.read(index).label for index in range(len(source))
-    }
-    assert labels == {
+    records = [source.read(index) for index in range(len(source))]
+    assert {record.key.removeprefix("set.tar/"): record.label for record in records} == {
         "a.jpg": -1, "s0.input.jpg": 1, "s0.target.jpg": 1, "b.jfif": -1, "c.tiff": -1, "plain": -1,
         "v.01.png": 0, "v.02.png": 1,
     }  # fmt: skip
