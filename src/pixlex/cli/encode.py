@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pixlex.api import ImageTokenizer
     from pixlex.batch import Skipped
     from pixlex.data.records import Records
+    from pixlex.data.sources import ImageSource
     from pixlex.encoding.files import Kind
 
 
