@@ -5,13 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pixlex.nn.transformer import initializing
+
+if TYPE_CHECKING:
+    from pixlex.nn.codebook import Quantized
 
 _SomeModel = TypeVar("_SomeModel", bound=nn.Module)
 
@@ -65,6 +68,22 @@ class ImageModel(nn.Module):
                 frozen._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+class CodeModel(ImageModel):
+    """An image tokenizer: a network that writes images as codes in [0, K), K being `num_codewords`."""
+
+    has_codes: ClassVar[Literal[True]] = True
+    num_codewords: int
+
+    def quantize(self, images: Float[Tensor, "B 3 H W"]) -> Quantized:
+        """Return the nearest codeword of each patch; `images` holds pixels in [0, 1]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def tokenize(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B N"]:
+        """Return codes in [0, K), rows of the grid first; `images` holds pixels in [0, 1]."""
+        return self.quantize(images).codes
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from pixlex.batch import Words
-from pixlex.models import ImageModel
+from pixlex.models import CodeModel, ImageModel
 from pixlex.nn.codebook import LearnedCodebook, Quantized
 from pixlex.nn.language_model import CausalLanguageModel, load_causal_language_model
 from pixlex.nn.transformer import (
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
-class VQVAE(ImageModel):
+class VQVAE(CodeModel):
     """Vector quantized autoencoder (van den Oord et al. 2017) with LQAE's encoder and decoder.
 
     Args:
@@ -40,7 +40,6 @@ class VQVAE(ImageModel):
     """
 
     family: ClassVar[str] = "vqvae"
-    has_codes: ClassVar[Literal[True]] = True
     speaks: ClassVar[Literal[False]] = False
     fuses: ClassVar[Literal[False]] = False
     vocabulary: ClassVar[None] = None  # its codes are no words
@@ -50,13 +49,9 @@ class VQVAE(ImageModel):
         super().__init__(config)
         self.encoder = ImageEncoder(config.encoder, config.image_size, config.patch_size)
         self.projector = bridge(config.encoder.width, config.codebook_dim)
+        self.num_codewords = config.num_codewords
         self.codebook = LearnedCodebook(config.num_codewords, config.codebook_dim, config.metric)
         self.decoder = PixelDecoder(config.decoder, config.image_size, config.patch_size, config.codebook_dim)
-
-    @property
-    def num_codewords(self) -> int:
-        """K, the number of codewords."""
-        return self.codebook.num_codewords
 
     def quantize(self, images: Float[Tensor, "B 3 H W"]) -> Quantized:
         """Return the nearest codeword of each patch; `images` holds pixels in [0, 1]."""
@@ -67,11 +62,6 @@ class VQVAE(ImageModel):
         """Return one vector for each patch: `encoder`, then `codes`, its codeword."""
         vectors = self.encoder(images)
         return {"encoder": vectors, "codes": self.codebook(self.projector(vectors)).values}
-
-    @torch.no_grad()
-    def tokenize(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B N"]:
-        """Return codes in [0, K), rows of the grid first."""
-        return self.quantize(images).codes
 
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pixlex.batch import Words, send
 from pixlex.messages import renamed
-from pixlex.models import ImageModel
+from pixlex.models import CodeModel
 from pixlex.models.initialization import initialize_towers
 from pixlex.nn.bert import Context, FusionEncoder, TextEncoder, TextTokenizer, load_tokenizer
 from pixlex.nn.codebook import LearnedCodebook, Quantized
@@ -57,7 +57,7 @@ def split_patches(
     return SplitPatches(order[:, :num_visible].sort(dim=1).values, order[:, num_visible:].sort(dim=1).values)
 
 
-class CBViLA(ImageModel):
+class CBViLA(CodeModel):
     """Vision-language model with a visual codebook (Guo et al. 2022, arXiv:2208.00475).
 
     Args:
@@ -73,7 +73,6 @@ class CBViLA(ImageModel):
     """
 
     family: ClassVar[str] = "cbvila"
-    has_codes: ClassVar[Literal[True]] = True
     speaks: ClassVar[Literal[False]] = False
     fuses: ClassVar[Literal[True]] = True
     mismatch = ("the vocabulary", "word vectors mean nothing under another vocabulary")
@@ -100,6 +99,7 @@ class CBViLA(ImageModel):
         )
         self.image_projector = _bridge(image.width, width)
         self.code_projector = _bridge(image.width, codebook.dim)
+        self.num_codewords = codebook.num_codewords
         self.codebook = LearnedCodebook(codebook.num_codewords, codebook.dim, codebook.metric)
         self.query = VisualQuery(codebook.dim, width, config.grid)
         self.matching_head = nn.Linear(width, 2)
@@ -144,11 +144,6 @@ class CBViLA(ImageModel):
     def tokenizer(self) -> TextTokenizer:
         """What texts are read with."""
         return self._frozen[0]
-
-    @property
-    def num_codewords(self) -> int:
-        """K, the number of codewords."""
-        return self.codebook.num_codewords
 
     @property
     def compares(self) -> bool:
@@ -240,11 +235,6 @@ class CBViLA(ImageModel):
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B I"]:
         """Return the class vector of images, in float32; `images` holds RGB pixels in [0, 1]."""
         return self.encode_image(images)[:, 0].float()
-
-    @torch.no_grad()
-    def tokenize(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B N"]:
-        """Return codes in [0, K), rows of the grid first."""
-        return self.quantize(images).codes
 
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pixlex.models import ImageModel
+from pixlex.models import CodeModel
 from pixlex.nn.codebook import AllMean, Quantized, WordQuantizer, straight_through
 from pixlex.nn.language_model import (
     LanguageModel,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pixlex.config.lqae import LQAEConfig
 
 
-class LQAE(ImageModel):
+class LQAE(CodeModel):
     """Language quantized autoencoder (LQAE, section 3.2).
 
     Args:
@@ -40,7 +40,6 @@ class LQAE(ImageModel):
     """
 
     family: ClassVar[str] = "lqae"
-    has_codes: ClassVar[Literal[True]] = True
     speaks: ClassVar[Literal[False]] = False
     fuses: ClassVar[Literal[False]] = False
     mismatch = ("word embeddings", "codes mean nothing in another vocabulary")
@@ -67,6 +66,7 @@ class LQAE(ImageModel):
         self._frozen = (language,)
         # Moves with the model, so that no step copies it to a GPU anew.
         self.register_buffer("_word_ids", vocabulary.word_ids, persistent=False)
+        self.num_codewords = len(vocabulary)
         embedding = language.word_embedding[vocabulary.word_ids]
         self.quantizer = WordQuantizer(embedding, config.quantizer, initialize=initialize)
         self.encoder = ImageEncoder(config.encoder, config.image_size, config.patch_size)
@@ -94,11 +94,6 @@ class LQAE(ImageModel):
             language = language.load().to(self.quantizer.embedding)  # device and dtype
             self._frozen = (language,)
         return language
-
-    @property
-    def num_codewords(self) -> int:
-        """K, the number of words that may be codewords."""
-        return self.quantizer.num_codewords
 
     def word_ids(self, codes: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """Return the language model's ids of codewords."""
@@ -167,11 +162,6 @@ class LQAE(ImageModel):
         logits = self.language.logits(hidden, self._word_ids).float()
         embedding = self.quantizer.embedding
         return straight_through(logits.softmax(-1) @ embedding, embedding[logits.argmax(-1)])
-
-    @torch.no_grad()
-    def tokenize(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B N"]:
-        """Return codes in [0, K), rows of the grid first."""
-        return self.quantize(images).codes
 
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
