@@ -40,13 +40,6 @@ class NotFinite(ArithmeticError):
         self.row = row
 
 
-def send(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Return a tensor on `device` without waiting for what that device is busy with."""
-    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()  # from other memory the copy would wait for all that was asked before
-    return tensor.to(device, non_blocking=True)
-
-
 @dataclass(frozen=True)
 class Skipped:
     """An image that could not be read, and why."""
@@ -80,8 +73,10 @@ class ImageBatch:
 
     def to(self: Batch, device: torch.device | str) -> Batch:
         """Return the batch with its tensors on `device`; see `origin`."""
-        origin = None if torch.device(device).type == "cpu" else self.origin or self
-        return replace(self, **self._each(lambda tensor: send(tensor, device)), origin=origin)
+        kind = torch.device(device).type
+        there = self.pinned() if kind == "cuda" and self.images.device.type == "cpu" else self
+        origin = None if kind == "cpu" else self.origin or self
+        return replace(there, **there._each(lambda one: one.to(device, non_blocking=True)), origin=origin)
 
     def pinned(self: Batch) -> Batch:
         """Return the batch in memory that a GPU fetches from by itself."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pixlex.batch import Words, send
+from pixlex.batch import Words
 from pixlex.messages import renamed
 from pixlex.models import CodeModel
 from pixlex.models.initialization import initialize_towers
@@ -25,6 +25,7 @@ from pixlex.nn.transformer import (
     initializer,
     initializing,
     register_pixels,
+    send,
     sine_positions,
     take,
     take_rows,

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pixlex.batch import send
 from pixlex.nn.nearest import Metric, PreparedCodebook, nearest_codewords
-from pixlex.nn.transformer import take_rows
+from pixlex.nn.transformer import send, take_rows
 
 if TYPE_CHECKING:
     from pixlex.config.lqae import QuantizerConfig

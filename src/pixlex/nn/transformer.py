@@ -24,6 +24,13 @@ PIXELS = {
 }
 
 
+def send(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor on `device` without waiting for what that device is busy with."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # from other memory the copy would wait for all that was asked before
+    return tensor.to(device, non_blocking=True)
+
+
 def register_pixels(module: nn.Module, kind: str) -> None:
     """Give a module the buffers `mean` and `std` of a way to normalize pixels; they are not saved."""
     for name, values in zip(("mean", "std"), PIXELS[kind], strict=True):

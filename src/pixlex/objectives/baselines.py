@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pixlex import distributed
-from pixlex.batch import ImageBatch, ImageTextBatch, send
+from pixlex.batch import ImageBatch, ImageTextBatch
 from pixlex.config.lqae import MAEObjectiveConfig, VQVAEObjectiveConfig
 from pixlex.distributed import ALONE
 from pixlex.losses import (
@@ -21,6 +21,7 @@ from pixlex.losses import (
 )
 from pixlex.models.baselines import MAE, VQVAE, Frozen
 from pixlex.nn.codebook import count_usage
+from pixlex.nn.transformer import send
 from pixlex.objectives.codebook import restart
 from pixlex.objectives.lqae import quantization_norms, weighted_sum
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pixlex.batch import ImageTextBatch, send
+from pixlex.batch import ImageTextBatch
 from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.distributed import ALONE, Processes
 from pixlex.losses import (
@@ -28,7 +28,7 @@ from pixlex.losses import (
 from pixlex.models.cbvila import START_TEMPERATURE, CBViLA, SplitPatches, split_patches
 from pixlex.nn.bert import WordDraws, mask_words
 from pixlex.nn.codebook import Quantized
-from pixlex.nn.transformer import take, take_rows
+from pixlex.nn.transformer import send, take, take_rows
 from pixlex.objectives.codebook import CodebookMaintenance
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 

@@ -7,10 +7,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pixlex import distributed
-from pixlex.batch import send
 from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.nn.codebook import LearnedCodebook, Quantized, count_codes, count_usage
 from pixlex.nn.nearest import Metric, nearest_codeword
+from pixlex.nn.transformer import send
 from pixlex.objectives.phase import Step
 
 # Patch vectors clustered for each codeword, at most.

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixlex.batch import ReasoningBatch, send
+from pixlex.batch import ReasoningBatch
 from pixlex.config.cbvila import ReasoningObjectiveConfig
 from pixlex.data.text import agreement_targets
 from pixlex.distributed import ALONE
 from pixlex.losses import masked_word_loss
 from pixlex.messages import quoted
 from pixlex.models.finetuned import Reasoner
-from pixlex.nn.transformer import take_rows
+from pixlex.nn.transformer import send, take_rows
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 
 _BODY = ("image_encoder.", "text_encoder.", "image_projector.", "fusion.")

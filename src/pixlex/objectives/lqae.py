@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from pixlex import distributed
-from pixlex.batch import ImageBatch, send
+from pixlex.batch import ImageBatch
 from pixlex.config.lqae import LQAEObjectiveConfig
 from pixlex.distributed import ALONE
 from pixlex.losses import codebook_loss, commitment_loss, entropy_regularization, masked_word_loss, pixel_loss
 from pixlex.models.lqae import LQAE
 from pixlex.nn.codebook import Quantized, count_usage
-from pixlex.nn.transformer import random_mask, take_rows
+from pixlex.nn.transformer import random_mask, send, take_rows
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 
 
