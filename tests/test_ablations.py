@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from tests.eval.few_shot.fakes import labeled
 
 from pixlex import ablations
-from pixlex.ablations import Measure, Measured, plan, run_ablations
+from pixlex.ablations import Measure, Measured, plan
 from pixlex.cli import main
 from pixlex.config.ablation import AblationRow, ablation_of, select_rows
 from pixlex.config.lqae import LQAERun, VQVAERun
@@ -21,8 +22,10 @@ from pixlex.eval.few_shot.prompts import setting_of
 from pixlex.models import checkpoint
 from pixlex.nn.language_model import load_language_model
 from pixlex.report.ablation import ablation_table
-from pixlex.run import sole_writer
+from pixlex.run import run_training, sole_writer
 from pixlex.train.loop import LossNotFinite
+
+run_ablations = partial(ablations.run_ablations, train=run_training)
 
 
 @pytest.fixture
@@ -100,18 +103,13 @@ def test_rows_are_trained_once_and_measured_once(tmp_path: Path, recipe: str) ->
     assert "| G-0.25 | first 25% of the words in the prompt | few-shot lower |" in table
 
 
-def test_a_diverging_row_is_reported_and_stops_no_other(
-    tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = ablations.run_training
-
+def test_a_diverging_row_is_reported_and_stops_no_other(tmp_path: Path, recipe: str) -> None:
     def diverging(run: LQAERun, folder: Path, *, resume: bool = False) -> Path | None:
         if run.model.language.random_weights:
             raise LossNotFinite("step 1: reconstruction is nan")
-        return whole(run, folder, resume=resume)
+        return run_training(run, folder, resume=resume)
 
-    monkeypatch.setattr(ablations, "run_training", diverging)
-    results = run_ablations(recipe, [], select_rows(["B", "E-0"]), tmp_path / "out")
+    results = run_ablations(recipe, [], select_rows(["B", "E-0"]), tmp_path / "out", train=diverging)
     assert results is not None
     assert [(one.row.name, one.failure) for one in results] == [
         ("base", ""),
@@ -141,19 +139,16 @@ def test_row_i_assigns_the_codes_of_a_trained_vqvae(
     assert any(set(text) <= set(words) for text in texts)
 
 
-def test_an_interrupt_ends_it_and_the_next_call_goes_on(
-    tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, calls = ablations.run_training, []
+def test_an_interrupt_ends_it_and_the_next_call_goes_on(tmp_path: Path, recipe: str) -> None:
+    calls: list[str] = []
 
     def interrupted(run: LQAERun, folder: Path, *, resume: bool = False) -> Path | None:
         calls.append(folder.name)
-        return None if len(calls) == 2 else whole(run, folder, resume=resume)
+        return None if len(calls) == 2 else run_training(run, folder, resume=resume)
 
-    monkeypatch.setattr(ablations, "run_training", interrupted)
     rows = select_rows(["E-0", "E-0.1"])
-    assert run_ablations(recipe, [], rows, tmp_path) is None
-    assert run_ablations(recipe, [], rows, tmp_path) is not None
+    assert run_ablations(recipe, [], rows, tmp_path, train=interrupted) is None
+    assert run_ablations(recipe, [], rows, tmp_path, train=interrupted) is not None
     assert calls == ["base", "E-0", "E-0", "E-0.1"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from tests.train.running import signaled_before
+from tests.train.running import on_two_processes, signaled_before
 
 import pixlex
 from pixlex import run as runs
@@ -24,8 +22,6 @@ from pixlex.train.checkpoint import checkpoints
 from pixlex.train.logging import read_metrics
 
 # Children inherit imports; see tests/train/test_loop.py.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.train.running"])
 
 Call = Callable[..., tuple[int, str, str]]
 TOWER = {"width": 32, "depth": 1, "heads": 2}
@@ -302,22 +298,12 @@ def test_codes_of_a_later_step_and_damaged_ones_say_nothing_of_churn(
 
 
 def _one_of_two(rank: int, folder: Path, language: Path) -> None:
-    torch.set_num_threads(1)
-    meeting = f"file://{folder.parent}/rendezvous"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     runs.run_training(_run(language), folder)
 
 
 def test_two_processes_evaluate_on_one(language: Path, tmp_path: Path) -> None:
     """The loss that rank 0 computes for itself waits for nobody, in the middle and at the end."""
-    children = [
-        SERVER.Process(target=_one_of_two, args=(rank, tmp_path / "run", language)) for rank in range(2)
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(300)
-    assert [child.exitcode for child in children] == [0, 0]
+    on_two_processes(tmp_path, _one_of_two, tmp_path / "run", language)
     assert (tmp_path / "run/model/model.safetensors").is_file()
     steps = [
         line["step"] for line in read_metrics(tmp_path / "run/metrics.jsonl") if "eval/num_images" in line

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 from tests.tiny import tiny_cbvila, tiny_mae
+from tests.train.running import signaled_before
 
 import pixlex
 from pixlex.cli import main
 from pixlex.models import checkpoint
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.finetuned import Reasoner
-from pixlex.train import loop
 
 Call = Callable[..., tuple[int, str, str]]
 SHORT = (
@@ -229,9 +229,7 @@ def test_retrieval_is_tuned_at_a_larger_size_and_resumed(start: Path, tmp_path: 
     assert said == ["the beginning", "embedded:scenes:train:20"]
 
 
-def test_a_run_goes_on_without_what_it_started_from(
-    start: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_goes_on_without_what_it_started_from(start: Path, tmp_path: Path, call: Call) -> None:
     """Weights lie in the checkpoint: the start may be gone; the end is that of a run in one go, to the bit."""
     copied = shutil.copytree(start, tmp_path / "start")
     settings = ("train.checkpoint_every=1", *SHORT, *SHARED["vqa"])
@@ -240,17 +238,8 @@ def test_a_run_goes_on_without_what_it_started_from(
         == 0
     )
     arguments = ("train", tmp_path / "one/config.yaml", "--out", tmp_path / "two")
-    step, taken = loop._take_step, []
-
-    def interrupted(*values: object, **more: object) -> object:
-        taken.append(1)
-        if len(taken) == 2:
-            signal.raise_signal(signal.SIGTERM)
-        return step(*values, **more)
-
-    monkeypatch.setattr(loop, "_take_step", interrupted)
-    assert call(*arguments)[0] == 130
-    monkeypatch.undo()
+    with signaled_before(2, signal.SIGTERM):
+        assert call(*arguments)[0] == 130
     shutil.rmtree(copied)
     code, _, error = call(*arguments, "--resume")
     assert code == 0, error

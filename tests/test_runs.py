@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from PIL import Image
-from tests.train.running import SERVER, signaled_before
+from tests.train.running import on_two_processes, signaled_before
 
 from pixlex import run as runs
 from pixlex.config.run import Run, read_run, run_from
@@ -63,22 +62,13 @@ def test_a_finished_run_folder_holds_everything(tmp_path: Path, language: Path, 
 
 
 def _train_one_of_two(rank: int, folder: Path, language: Path, pictures: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     runs.run_training(_run(language, pictures, precision="fp32"), folder / "run")
 
 
 def test_two_processes_leave_the_folder_of_one(tmp_path: Path, language: Path, pictures: Path) -> None:
     """Evaluations on the way are shared too: the same numbers but for rounding, and the same pictures."""
     runs.run_training(_run(language, pictures, precision="fp32"), tmp_path / "run of one")
-    children = [
-        SERVER.Process(target=_train_one_of_two, args=(rank, tmp_path, language, pictures)) for rank in (0, 1)
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(200)
-    assert [child.exitcode for child in children] == [0, 0]
+    on_two_processes(tmp_path, _train_one_of_two, tmp_path, language, pictures)
     expected, found = (
         {line["step"]: line for line in read_metrics(folder / "metrics.jsonl") if "eval/psnr" in line}
         for folder in (tmp_path / "run of one", tmp_path / "run")

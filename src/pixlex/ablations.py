@@ -31,8 +31,8 @@ from pixlex.files import Damaged, read_json, write_json
 from pixlex.models import checkpoint
 from pixlex.models.checkpoint import Tokenizer
 from pixlex.progress import bar_or_lines
-from pixlex.run import run_training, with_precision
 from pixlex.train.loop import LossNotFinite
+from pixlex.train.parallel import with_precision
 
 # Codewords of the VQ-VAE of row I, as many as the baseline's.
 CODES_ASSIGNED = 1024
@@ -133,6 +133,8 @@ def run_ablations(
     rows: Sequence[AblationRow],
     folder: Path,
     measures: Sequence[Measure] = (),
+    *,
+    train: Callable[..., Path | None],
 ) -> tuple[RowResult, ...] | None:
     """Train and measure the rows that are not finished yet, each in `folder/rows/NAME`.
 
@@ -144,6 +146,7 @@ def run_ablations(
         recipe: file or name of a recipe of LQAE or CB-ViLA.
         overrides: settings shared by all rows, `key=value`.
         rows: `base` first.
+        train: `run_training`.
 
     Returns:
         A result for each row; None when interrupted.
@@ -161,7 +164,7 @@ def run_ablations(
         failure = ""
         if row.trains and (changes or row.name == "base") and not _is_finished(runs[row.name], place):
             try:
-                if run_training(runs[row.name], place, resume=True) is None:
+                if train(runs[row.name], place, resume=True) is None:
                     return None
             except LossNotFinite as reason:
                 failure = str(reason)

@@ -16,9 +16,8 @@ import torch
 
 from pixlex import distributed
 from pixlex.batch import BrokenImages
-from pixlex.config.run import Run, describe_fields, read_run, value_at, write_run
+from pixlex.config.run import CONFIG, Run, describe_fields, read_run, value_at, write_run
 from pixlex.data.sources import require_readable
-from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import read_arrays
 from pixlex.families import FAMILIES, Validation, build_objective, images_of, training_batches
 from pixlex.files import locked, remove_partial, unsealed, write_json
@@ -33,9 +32,8 @@ from pixlex.train.checkpoint import checkpoints
 from pixlex.train.logging import METRICS, write_environment
 from pixlex.train.loop import fit
 from pixlex.train.memory import check_memory
-from pixlex.train.parallel import local_batch_size, pick_precision
+from pixlex.train.parallel import local_batch_size, with_precision
 
-CONFIG = "config.yaml"
 _COMMANDS = "commands.txt"
 # What all trainings of the model read, that of the model it starts from included.
 _DATA = "trained-on.json"
@@ -166,16 +164,6 @@ def sole_writer(folder: Path) -> Iterator[None]:
     with locked(folder / "lock", refusal):
         remove_partial(folder)
         yield
-
-
-def with_precision(run: Run, folder: Path) -> Run:
-    """Return a run whose precision is decided: that of the run which the folder holds, or the device's own."""
-    if run.train.precision != "auto":
-        return run
-    begun = bool(checkpoints(folder / "checkpoints")) or (folder / "model").is_dir()
-    began = read_run(folder / CONFIG).train.precision if begun and (folder / CONFIG).is_file() else "auto"
-    precision = pick_precision(began, pick_device(run.train.device))
-    return dataclasses.replace(run, train=dataclasses.replace(run.train, precision=precision))
 
 
 def _prepare_folder(run: Run, folder: Path, resume: bool) -> None:

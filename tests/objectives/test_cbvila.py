@@ -270,18 +270,6 @@ def test_collapse_cannot_raise_the_gain(language: Path) -> None:
     assert health["masked_image_gain"] == pytest.approx(0.0, abs=1e-3)
 
 
-def test_moving_averages_move_the_codewords_in_place_of_the_gradient(language: Path) -> None:
-    model = tiny_cbvila(language)
-    objective = _objective(model, codebook_update="ema", codebook_start="random", restart_after=0)
-    loss = _loss(objective)
-    assert "codebook" not in loss.terms
-    assert not any(prefix.startswith("model.codebook") for prefix in objective.phases[0].trains)
-    before = model.codebook.weight.detach().clone()
-    objective.after_step(_step(1), loss)
-    used = torch.unique(model.tokenize(pair_batch(model, TEXTS).images))
-    assert (model.codebook.weight[used] != before[used]).any()
-
-
 def test_the_temperature_stays_in_bounds(language: Path) -> None:
     model = tiny_cbvila(language)
     objective = _objective(model)
@@ -290,14 +278,6 @@ def test_the_temperature_stays_in_bounds(language: Path) -> None:
         model.log_scale.data.fill_(value)
         objective.after_step(_step(1), loss)
         assert math.exp(-float(model.log_scale.detach())) == pytest.approx(bound)
-
-
-def test_the_same_step_draws_the_same(language: Path) -> None:
-    """Terms are a function of weights, batch and generator."""
-    objective = _objective(tiny_cbvila(language))
-    first, again, other = (_loss(objective, seed=seed) for seed in (0, 0, 1))
-    assert torch.equal(first.total, again.total)
-    assert not torch.equal(first.total, other.total)
 
 
 def test_a_phase_without_terms_is_refused_before_training(language: Path) -> None:

@@ -175,7 +175,8 @@ def _member(rank: int, folder: Path, work: Callable[..., None], *arguments: obje
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     work(rank, *arguments)
-    dist.destroy_process_group()
+    if dist.is_initialized():  # a whole run has left it
+        dist.destroy_process_group()
 
 
 def digest(module: torch.nn.Module) -> str:

@@ -232,7 +232,7 @@ def ablate(options: AblateOptions) -> int | None:
     from pixlex.ablations import plan, run_ablations
     from pixlex.eval.published import objectives_table
     from pixlex.report.ablation import ablation_table, write_ablation
-    from pixlex.run import sole_writer
+    from pixlex.run import run_training, sole_writer
 
     folder, overrides = options.out, overrides_of(options)
     # One table shows the rows that were asked for and those that the folder holds finished.
@@ -250,7 +250,7 @@ def ablate(options: AblateOptions) -> int | None:
                 if by_retrieval
                 else _lqae_measures(options, folder, base.train.device)
             )
-            results = run_ablations(options.recipe, overrides, rows, folder, measures)
+            results = run_ablations(options.recipe, overrides, rows, folder, measures, train=run_training)
         if results is None:
             remark(options, "interrupted; the same command goes on")
             return INTERRUPTED

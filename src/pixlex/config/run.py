@@ -26,6 +26,8 @@ FAMILIES: Mapping[str, type[Run]] = {
     "reasoning": ReasoningRun,
 }
 
+# In a run folder, the full configuration.
+CONFIG = "config.yaml"
 # Settings of earlier versions, which their config.yaml still has.
 _RETIRED = (("data", "keep_decoded"),)
 

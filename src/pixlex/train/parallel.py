@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import math
 from collections.abc import Iterator, Mapping
@@ -29,11 +30,12 @@ from torch.utils.checkpoint import checkpoint
 from pixlex import distributed
 from pixlex.batch import ImageBatch
 from pixlex.config.fields import TrainConfig
+from pixlex.config.run import CONFIG, Run, read_run
 from pixlex.models.inference import Precision
 from pixlex.nn.bert import BertLayer
 from pixlex.nn.transformer import Block, OfficialBlock, multiplies_bfloat16
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
-from pixlex.train.checkpoint import load_newest, save_checkpoint
+from pixlex.train.checkpoint import checkpoints, load_newest, save_checkpoint
 
 # Forms of one layer that are compiled before torch computes it uncompiled: cross-attention or none, a padding or
 # none, gradients or none (phases, frozen parts), number of sequences and words fixed or any.
@@ -198,6 +200,16 @@ def pick_precision(name: str, device: torch.device) -> Precision:
     if name == "bf16" or (name == "auto" and multiplies_bfloat16(device)):
         return "bf16"
     return "fp32"
+
+
+def with_precision(run: Run, folder: Path) -> Run:
+    """Return a run whose precision is decided: that of the run which the folder holds, or the device's own."""
+    if run.train.precision != "auto":
+        return run
+    begun = any(checkpoints(folder / "checkpoints")) or (folder / "model").is_dir()
+    began = read_run(folder / CONFIG).train.precision if begun and (folder / CONFIG).is_file() else "auto"
+    precision = pick_precision(began, distributed.pick_device(run.train.device))
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, precision=precision))
 
 
 def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[object]:
