@@ -117,8 +117,7 @@ class TableImages:
     def find(self, names: Sequence[str | int]) -> Found:
         """Return the table and the rows that have the ids, with or without the ending of a file; -1 for none.
 
-        Raises:
-            ValueError: the table has no column image_id, or an id twice.
+        Raises `ValueError` if the table has no column image_id, or an id twice.
         """
         if "image_id" not in self.table.column_names:
             found = ", ".join(self.table.column_names)
@@ -173,11 +172,7 @@ class Format:
 def read_annotations(
     path: Path, formats: tuple[Format, ...], images: ListedImages, options: Options
 ) -> tuple[Any, list[Record]]:
-    """Return content and records of a .json file of one of some formats, told by the content.
-
-    Raises:
-        ValueError: it is no JSON, of no known format, an entry is malformed, or an option says nothing to it.
-    """
+    """Return content and records of a .json file of one of some formats, by its content; `ValueError` else."""
     content = load_json(path)
     if isinstance(content, dict) and isinstance(content.get("image_urls"), list):
         raise ValueError(
@@ -205,15 +200,11 @@ def check_options(path: object, kind: str, known: Iterable[str], options: Option
 def read_records(
     path: Path, unit: str, rows: Iterable[tuple[int, Any]], read_row: ReadRow
 ) -> tuple[list[Record], list[str]]:
-    """Read records from numbered rows, each called `unit` in messages, such as "line".
+    """Return records of numbered rows, each with an id, and a line on each that was left out.
 
-    Equal answers share their memory: VQA v2 has 6.6 million of them and some 200,000 different ones.
-
-    Returns:
-        The records, each with an id, and what was left out, a line each.
-
-    Raises:
-        ValueError: a row is malformed, two records have one id or other numbers of images, or there are none.
+    A row is called `unit` in messages, such as "line". Equal answers share their memory: VQA v2 has 6.6 million of
+    them and some 200,000 different ones. Raises `ValueError` if a row is malformed, two records have one id or
+    other numbers of images, or there are none.
     """
     records: list[Record] = []
     left_out: list[str] = []

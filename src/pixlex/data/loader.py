@@ -55,10 +55,8 @@ MAX_BYTES = 1 << 30
 class Rows(Protocol[Batch]):
     """What a batch is made of: images in groups, and what is added to those that were read.
 
-    Attributes:
-        images: the source; `num_images` that follow each other are one group, which is read or replaced whole.
-        num_images: images of a group.
-        texts_per_group: most texts that come with a group in training.
+    `num_images` that follow each other are one group, which is read or replaced whole; at most `texts_per_group`
+    texts come with it in training.
     """
 
     images: ImageSource

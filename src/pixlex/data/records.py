@@ -34,17 +34,10 @@ class NoCaptions(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as a file lists it.
+    """One record as a file lists it, with what `Records` has of each; texts are empty where unknown.
 
-    Attributes:
-        images: what its images are called: paths or ids, or places in the table that is read.
-        texts: captions; or a question, statement or hypothesis.
-        answers: as given, repeats included; empty where unknown.
-        id: the data set's own name; empty for the number of the row.
-        split: of Karpathy's files.
-        scale: what the weights of its answers add up to in training.
-        sentence: equal where items put the same sentence to other images; empty where unknown.
-        kind: kind of a question; empty where unknown.
+    Its images are called by paths or ids, or by their places in the table that is read; only Karpathy's files have
+    splits; a record without an id gets the number of its row.
     """
 
     images: tuple[str | int, ...]
@@ -176,12 +169,7 @@ class Records:
     def cleaned(self, max_words: int = 30, clean: Callable[[str, int], str] = clean_caption) -> Records:
         """Return the records with every text as `clean` writes it; those without a word left are `ignored`.
 
-        Args:
-            max_words: most words kept of a text, 1 or more.
-            clean: `clean_caption` or `clean_question`.
-
-        Raises:
-            ValueError: max_words is below 1, or nothing is left of all texts.
+        Raises `ValueError` for max_words below 1, or if nothing is left of all texts.
         """
         cleaned = self._of(
             [tuple(filter(None, (clean(one, max_words) for one in some))) for some in self.texts]
@@ -243,11 +231,7 @@ def items_of(
 ) -> Records:
     """Return records, each with as many images, as items; raises `ValueError` where none has all of its images.
 
-    Args:
-        name: the description that opens the items.
-        records: one or more.
-        find: images of some names, and their rows there; -1 for none: its item is left out.
-        ignored: what was left out already, and why.
+    `find` returns images of some names, and their rows there; -1 for none: its item is left out.
     """
     num_images = len(records[0].images)
     images, rows = find([name for record in records for name in record.images])
@@ -280,11 +264,7 @@ def items_of(
 class Pairs:
     """Images, each with one of its captions: drawn from (seed, epoch, index) in training, else the first.
 
-    Texts are encoded in this process: workers need neither captions nor tokenizer.
-
-    Args:
-        source: images and captions.
-        encode: texts to padded word ids.
+    Texts become word ids in this process: workers need neither captions nor tokenizer.
     """
 
     num_images = texts_per_group = 1
@@ -316,13 +296,7 @@ class Questions:
     each once, and each time it brings the next of its items. In evaluation images that several items of a batch
     speak of stand in it once.
 
-    Args:
-        source: the items.
-        encode: texts to padded word ids.
-        texts_per_image: most items that come with the same images; 1 draws items one by one.
-
-    Raises:
-        ValueError: texts_per_image is below 1.
+    At most `texts_per_image` items, 1 or more, come with the same images; 1 draws items one by one.
     """
 
     def __init__(self, source: Records, encode: Encode, texts_per_image: int = 1) -> None:
@@ -397,11 +371,8 @@ def _encoded(texts: Sequence[str], encode: Encode) -> dict[str, Any]:
 class Groups:
     """The items of a source by the images that they speak of.
 
-    Attributes:
-        images: those of the first group, then those of the second, and so on.
-        places: the position of each of these images in the source of the items.
-        items: positions of the items, those of a group one after the other.
-        ends: where the items of each group end.
+    The images of the groups follow each other, with the position of each in the source of the items; so do the
+    positions of the items, those of a group up to its end.
     """
 
     images: ImageSource

@@ -77,10 +77,9 @@ def related(first: SceneObject, relation: str, second: SceneObject) -> bool:
 def relation_claims(
     scene: Scene, generator: np.random.Generator
 ) -> tuple[tuple[Noun, str, Noun], tuple[Noun, str, Noun]] | None:
-    """Return two names with a relation that holds between them in a scene, and two with one that does not.
+    """Return two names with a relation that holds between them in a scene, two with one that does not, or None.
 
-    The names differ in every quality but size. Half of the false pairs are names of the scene's objects the wrong
-    way around. None where the scene allows no such pairs.
+    The names differ in every quality but size. Half of the false pairs are objects the wrong way around.
     """
     relation, level = pick(generator, tuple(RELATIONS)), pick(generator, LEVELS)
     present = [noun_of(thing, level) for thing in scene.objects]
@@ -416,8 +415,7 @@ class SceneItem(NamedTuple):
 def scene_items(task: SceneTask, source: ScenesSource, texts: int = 1) -> list[SceneItem]:
     """Return items in the order of their (left) images, so many of each; the first are the same for any number.
 
-    Raises:
-        ValueError: fewer texts than 1, or pairs of fewer than two images.
+    Raises `ValueError` for fewer texts than 1, or pairs of fewer than two images.
     """
     if texts < 1:
         raise ValueError(f"texts must be 1 or more, got {texts}")
