@@ -144,7 +144,7 @@ def screened(
         center, rows = None, F.normalize(z)
         exact = F.normalize(codebook.double()) @ F.normalize(z.double()).T
     starts = range(0, len(codebook), 2048)
-    blocks = [nearest._Block.of(codebook[at : at + 2048].float(), at, center, dtype) for at in starts]
+    blocks = [nearest._Block.of(codebook[at : at + 2048], at, center, dtype) for at in starts]
     return nearest._Rows.of(rows, metric == "euclidean", dtype), blocks, exact
 
 

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -35,6 +34,7 @@ Metric = Literal["cosine", "euclidean"]
 
 _BLOCK = 2048  # codewords compared at a time
 _GROUP = 64  # codewords whose best score is looked at before their own; divides _BLOCK
+_STRIPE = 512  # codewords rounded at a time: their copies stay in the cache
 _ROWS = {"cpu": 2048, "cuda": 16384}  # rows compared with a block at a time
 _ROWS_IN_DOUBLE = 256  # the same in float64
 _ROW_MULTIPLE = 64  # rows of a product: oneDNN keeps about 1 MB for every shape it has met
@@ -88,13 +88,14 @@ class PreparedCodebook:
         if self._stored is not None and dtype == self._dtype:
             return self._stored
         starts = range(0, len(self.codebook), _BLOCK)
-        return (_Block.of(self.codebook[at : at + _BLOCK].float(), at, self._center, dtype) for at in starts)
+        return (_Block.of(self.codebook[at : at + _BLOCK], at, self._center, dtype) for at in starts)
 
     def _nearest(self, z: Tensor, top_k: int) -> Tensor:
         """Codes (n, top_k): all rows in low precision, then those that got lost in the next higher."""
         codes = torch.empty(len(z), top_k, dtype=torch.long, device=z.device)
         if self._center is None:
-            x, without_direction = _directions(z, torch.linalg.vector_norm(z, dim=1))
+            x = torch.empty_like(z)
+            without_direction = _directions(z, torch.linalg.vector_norm(z, dim=1), out=x)
             if without_direction.any():
                 codes[without_direction] = self._among_all(torch.zeros_like(z[:1]), top_k)
             pending = (~without_direction).nonzero()[:, 0]
@@ -224,31 +225,35 @@ class _Block:
     def of(cls, codewords: Tensor, start: int, center: Tensor | None, dtype: torch.dtype) -> _Block:
         """Round codewords; the center is None under `cosine`."""
         size, width = codewords.shape
-        excluded = None
-        if center is None:
-            raw_norm = torch.linalg.vector_norm(codewords, dim=1)
-            y, without = _directions(codewords, raw_norm)
-            norm = torch.ones_like(raw_norm)
-            excluded = without.nonzero()[:, 0] if without.any() else None
-        else:
-            y = codewords - center
-            raw_norm = norm = torch.linalg.vector_norm(y, dim=1)
-        if (row := _row_not_finite(codewords, raw_norm)) is not None:
-            raise NotFinite(f"codebook: expected finite values, got others in codeword {start + row}")
-        filled = -(-size // _GROUP) * _GROUP
-        rounded = y.new_zeros(filled, width + (0 if center is None else 3), dtype=dtype)
-        rounded[:size, :width] = y
-        offset = norm.square() / -2
-        for column in rounded[:size, width:].unbind(1):
+        shape = -(-size // _GROUP) * _GROUP, width + (0 if center is None else 3)
+        rounded = torch.zeros(shape, dtype=dtype, device=codewords.device)
+        norms, residuals, without = torch.zeros(3, len(rounded), device=codewords.device).unbind()
+        exact = dtype == torch.float32
+        buffer = rounded.new_empty(0 if exact else min(size, _STRIPE), width, dtype=torch.float32)
+        for at in range(0, size, _STRIPE):
+            part = slice(at, min(at + _STRIPE, size))
+            raw = codewords[part].float()
+            y = rounded[part, :width] if exact else buffer[: len(raw)]
+            if center is None:
+                raw_norm = torch.linalg.vector_norm(raw, dim=1)
+                without[part] = _directions(raw, raw_norm, out=y)
+                norms[part] = 1.0
+            else:
+                torch.sub(raw, center, out=y)
+                raw_norm = norms[part] = torch.linalg.vector_norm(y, dim=1)
+            if (row := _row_not_finite(raw, raw_norm)) is not None:
+                raise NotFinite(
+                    f"codebook: expected finite values, got others in codeword {start + at + row}"
+                )
+            if not exact:
+                rounded[part, :width] = y
+                residuals[part] = torch.linalg.vector_norm(y.sub_(rounded[part, :width]), dim=1)
+        offset = norms.square() / -2
+        for column in rounded[:, width:].unbind(1):
             column.copy_(offset)
             offset = offset - column.float()
-        exact = dtype == torch.float32
-        residual = (
-            torch.zeros_like(norm) if exact else torch.linalg.vector_norm(y - rounded[:size, :width], dim=1)
-        )
-        norm, residual = (
-            F.pad(one, (0, filled - size)).view(-1, _GROUP).amax(1, True) for one in (norm, residual)
-        )
+        norm, residual = (one.view(-1, _GROUP).amax(1, keepdim=True) for one in (norms, residuals))
+        excluded = without.nonzero()[:, 0] if without.any() else None
         return cls(start, size, rounded, norm, residual, excluded)
 
 
@@ -374,18 +379,18 @@ def _compare(z: Tensor, codewords: Tensor, metric: Metric) -> Tensor:
     return torch.stack([scores, -rounding * scores])
 
 
-def _directions(vectors: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows divided by their norm, and which have none: they become 0."""
-    directions = vectors / norm.unsqueeze(1)
+def _directions(vectors: Tensor, norm: Tensor, out: Tensor) -> Tensor:
+    """Write rows divided by their norm; return which have none: they become 0."""
+    torch.div(vectors, norm.unsqueeze(1), out=out)
     without = torch.zeros_like(norm, dtype=torch.bool)
     # Squares of such values leave the range of float32, though the values do not.
     odd = ~((norm > 1e-15) & (norm < 1e15))
     if odd.any():
         exact = vectors[odd].double()
         norm = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
-        directions[odd] = torch.where(norm == 0, 0.0, exact / norm).float()
+        out[odd] = torch.where(norm == 0, 0.0, exact / norm).float()
         without[odd] = norm[:, 0] == 0
-    return directions, without
+    return without
 
 
 def _largest(values: Tensor, top_k: int) -> Tensor:
