@@ -29,17 +29,6 @@ _MIN_VISITED = 100
 _MARGIN = 3.0
 
 
-class NotFinite(ArithmeticError):
-    """Numbers of a network became infinite or not a number, which a search or a result cannot be made of.
-
-    `row` is the first row concerned, of what the caller gave; None where it is none of those.
-    """
-
-    def __init__(self, message: str, row: int | None = None) -> None:
-        super().__init__(message)
-        self.row = row
-
-
 @dataclass(frozen=True)
 class Skipped:
     """An image that could not be read, and why."""
@@ -85,19 +74,6 @@ class ImageBatch:
     def _each(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         return {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
-
-
-@dataclass(frozen=True)
-class Words:
-    """Texts as a language model reads them, padded on the right to the longest.
-
-    Attributes:
-        word_ids: rows of its word embedding; anything where padded.
-        key_padding: True = padding.
-    """
-
-    word_ids: Int[Tensor, "B T"]
-    key_padding: Bool[Tensor, "B T"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,10 +34,9 @@ from pixlex.models.cbvila import CBViLA
 from pixlex.models.finetuned import Reasoner, started
 from pixlex.models.initialization import initialize_encoder
 from pixlex.models.lqae import LQAE
-from pixlex.objectives.baselines import FrozenObjective, MAEObjective, VQVAEObjective
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.finetune import ReasoningObjective
-from pixlex.objectives.lqae import LQAEObjective
+from pixlex.objectives.lqae import FrozenObjective, LQAEObjective, MAEObjective, VQVAEObjective
 from pixlex.objectives.phase import Objective
 from pixlex.report import progress
 from pixlex.train.parallel import pick_precision

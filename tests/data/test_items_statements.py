@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pixlex.batch import Words
 from pixlex.data.annotations import sentence_of, truth
 from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.questions import open_items
 from pixlex.data.records import Questions
+from pixlex.nn.bert import Words
 
 Picture = Callable[..., bytes]
 

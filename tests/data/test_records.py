@@ -14,13 +14,14 @@ import pytest
 import torch
 from tests.tiny import training_batches, write_images
 
-from pixlex.batch import ImageTextBatch, ReasoningBatch, Words
+from pixlex.batch import ImageTextBatch, ReasoningBatch
 from pixlex.config.fields import DataConfig
 from pixlex.data.captions import open_pairs
 from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.records import Pairs, Questions, Records, group_items
 from pixlex.data.sources import subset
 from pixlex.data.synthetic import ScenesSource
+from pixlex.nn.bert import Words
 
 NAMES = [f"{number}.png" for number in range(7)]
 CAPTIONS = [[f"image {number} text {text}" for text in range(1 + number % 3)] for number in range(7)]

@@ -14,7 +14,7 @@ import torch
 from tests.eval.batches import batches_of
 from tests.tiny import pair_batch, tiny_cbvila, tiny_frozen, tiny_mae
 
-from pixlex.batch import ImageTextBatch, Words
+from pixlex.batch import ImageTextBatch
 from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.eval.evaluate import Pass
 from pixlex.eval.pretraining import (
@@ -24,6 +24,7 @@ from pixlex.eval.pretraining import (
     evaluate_pretraining,
 )
 from pixlex.models.cbvila import split_patches
+from pixlex.nn.bert import Words
 from pixlex.objectives.cbvila import CBViLAObjective
 
 QUIET = Pass(progress=False)

@@ -8,11 +8,10 @@ import pytest
 import torch
 from tests.tiny import tiny_cbvila, tiny_reasoner
 
-from pixlex.batch import Words
 from pixlex.config.cbvila import ReasonerConfig, ReasoningTask
 from pixlex.models import checkpoint
 from pixlex.models.finetuned import AnswerDecoder, Reasoner, resized, started
-from pixlex.nn.bert import Context
+from pixlex.nn.bert import Context, Words
 
 
 def _questions(model: Reasoner, *texts: str) -> Words:

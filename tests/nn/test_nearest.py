@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pixlex.batch import NotFinite
 from pixlex.nn import nearest
-from pixlex.nn.nearest import Metric, PreparedCodebook, nearest_codeword, nearest_codewords
+from pixlex.nn.nearest import Metric, NotFinite, PreparedCodebook, nearest_codeword, nearest_codewords
 
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
 Make = Callable[[int, int, int], Tensor]

@@ -11,7 +11,7 @@ from tests.tiny import tiny_frozen, tiny_mae
 
 from pixlex.batch import ImageBatch, ImageTextBatch
 from pixlex.config.lqae import MAEObjectiveConfig
-from pixlex.objectives.baselines import FrozenObjective, MAEObjective
+from pixlex.objectives.lqae import FrozenObjective, MAEObjective
 from pixlex.objectives.phase import LossTerms, Objective, Step
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

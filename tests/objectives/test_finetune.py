@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from tests.tiny import IMAGE_SIZE, tiny_cbvila
 
-from pixlex.batch import ReasoningBatch, Words
+from pixlex.batch import ReasoningBatch
 from pixlex.config.cbvila import ReasonerConfig, ReasoningObjectiveConfig
 from pixlex.models.finetuned import Reasoner
+from pixlex.nn.bert import Words
 from pixlex.objectives.finetune import ReasoningObjective
 from pixlex.objectives.phase import Step
 

@@ -13,8 +13,7 @@ from pixlex.batch import ImageBatch
 from pixlex.config.lqae import LQAEObjectiveConfig, VQVAEObjectiveConfig
 from pixlex.models.lqae import LQAE
 from pixlex.objectives import lqae as module
-from pixlex.objectives.baselines import VQVAEObjective
-from pixlex.objectives.lqae import LQAEObjective
+from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
 from pixlex.objectives.phase import LossTerms, Step
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -26,10 +26,9 @@ from pixlex.config.cbvila import CBViLAObjectiveConfig, ReasoningObjectiveConfig
 from pixlex.config.lqae import LQAEObjectiveConfig, MAEObjectiveConfig, VQVAEObjectiveConfig
 from pixlex.nn.codebook import count_codes
 from pixlex.nn.transformer import take_rows
-from pixlex.objectives.baselines import FrozenObjective, MAEObjective, VQVAEObjective
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.finetune import ReasoningObjective
-from pixlex.objectives.lqae import LQAEObjective
+from pixlex.objectives.lqae import FrozenObjective, LQAEObjective, MAEObjective, VQVAEObjective
 from pixlex.objectives.phase import Objective, Step
 
 TEXTS = ("about the class", "and all", "class and any other", "also")

@@ -22,11 +22,12 @@ from tests.search.conftest import NAMES, Indexed, contents
 from tests.tiny import tiny_cbvila, write_images
 from tqdm import tqdm
 
-from pixlex.batch import NotFinite, TooManyBroken
+from pixlex.batch import TooManyBroken
 from pixlex.data.folders import FileSource
 from pixlex.data.images import open_source
 from pixlex.data.sources import ImageRecord
 from pixlex.models.cbvila import CBViLA
+from pixlex.nn.nearest import NotFinite
 from pixlex.search import DamagedIndex, ImageIndex
 from pixlex.search import update as update_module
 from pixlex.search.store import Store, read_head, writing

@@ -29,9 +29,8 @@ from pixlex.data.captions import open_pairs
 from pixlex.data.images import open_source
 from pixlex.data.loader import Images, Loader, LoaderConfig
 from pixlex.data.records import Pairs
-from pixlex.objectives.baselines import VQVAEObjective
 from pixlex.objectives.cbvila import CBViLAObjective
-from pixlex.objectives.lqae import LQAEObjective
+from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
 from pixlex.objectives.phase import Objective
 from pixlex.train import loop
 from pixlex.train.loop import fit

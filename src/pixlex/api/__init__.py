@@ -26,7 +26,6 @@ from pixlex.api.pictures import (
     images_of,
     texts_of,
 )
-from pixlex.batch import Words
 from pixlex.data.text import clean_caption, clean_question
 from pixlex.distributed import pick_device
 from pixlex.eval.gradcam import ExplainedAnswer, explain_answer
@@ -36,6 +35,7 @@ from pixlex.models.checkpoint import Tokenizer
 from pixlex.models.finetuned import Reasoner
 from pixlex.models.inference import PassSizes, compute_rows
 from pixlex.models.initialization import CONFIG
+from pixlex.nn.bert import Words
 from pixlex.nn.vocabulary import Vocabulary
 
 __all__ = [

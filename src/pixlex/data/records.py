@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from pixlex.batch import ImageBatch, ImageTextBatch, ReasoningBatch, Words
+from pixlex.batch import ImageBatch, ImageTextBatch, ReasoningBatch
 from pixlex.data.sources import ImageSource, ImageSubset, concatenate, remark_left_out, subset
 from pixlex.data.text import clean_caption
 from pixlex.messages import quoted
+from pixlex.nn.bert import Words
 
 Encode = Callable[[Sequence[str]], Words]
 Found = tuple[ImageSource, Int64[np.ndarray, " names"]]

@@ -17,13 +17,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pixlex import distributed
-from pixlex.batch import BrokenImages, NotFinite, Skipped
+from pixlex.batch import BrokenImages, Skipped
 from pixlex.data.decoding import ImageRecord, decode_record, evaluation_transform
 from pixlex.data.loader import prefetch
 from pixlex.data.sources import ImageSource, subset
 from pixlex.encoding.files import PARTS, EncodedImage, Kind, check_kind, write_checksum, write_codes
 from pixlex.files import Journal, read_json, sealed, write_atomically, write_json, write_text
 from pixlex.models.checkpoint import fingerprint
+from pixlex.nn.nearest import NotFinite
 from pixlex.progress import bar_or_lines
 
 if TYPE_CHECKING:

@@ -11,13 +11,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pixlex.batch import Words
 from pixlex.data.text import plain_text
 from pixlex.eval.evaluate import evaluating
 from pixlex.messages import quoted
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.finetuned import Reasoner
-from pixlex.nn.bert import Context, FusionEncoder
+from pixlex.nn.bert import Context, FusionEncoder, Words
 
 ScoreOf = Callable[[Tensor], Tensor]  # fused vectors (B, T, D) -> one number for each row (B,)
 ExplainedScore = Literal["matching", "masked_language", "answer"]

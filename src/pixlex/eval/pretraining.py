@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pixlex.batch import ImageBatch, ImageTextBatch, Words
+from pixlex.batch import ImageBatch, ImageTextBatch
 from pixlex.eval.evaluate import DEFAULT_PASS, Evaluation, Measured, Pass, evaluate
 from pixlex.eval.metrics import CodebookUsage
 from pixlex.losses import caption_loss, masked_patch_loss, normalized_patches, restored_patches
 from pixlex.models.baselines import MAE, Frozen
 from pixlex.models.cbvila import CBViLA, SplitPatches, split_patches
+from pixlex.nn.bert import Words
 from pixlex.objectives.cbvila import JOINT, CBViLAObjective
 from pixlex.objectives.phase import Phase, Step
 

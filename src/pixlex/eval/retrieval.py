@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pixlex import distributed
-from pixlex.batch import ImageBatch, Skipped, TooManyBroken, Words
+from pixlex.batch import ImageBatch, Skipped, TooManyBroken
 from pixlex.config.fields import SQUARE
 from pixlex.data.loader import Images, Loader, LoaderConfig
 from pixlex.data.records import Records
@@ -36,6 +36,7 @@ from pixlex.eval.evaluate import (
 from pixlex.files import write_atomically
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.checkpoint import fingerprint
+from pixlex.nn.bert import Words
 
 Score = Literal["contrastive", "matching", "matching+contrastive"]
 RANKS = (1, 5, 10)

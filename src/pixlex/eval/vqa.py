@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from pixlex import distributed
-from pixlex.batch import ReasoningBatch, Words
+from pixlex.batch import ReasoningBatch
 from pixlex.config.cbvila import ReasoningTask
 from pixlex.config.fields import SQUARE
 from pixlex.data.records import Records
@@ -19,6 +19,7 @@ from pixlex.data.text import agreement, normalize_answer
 from pixlex.eval.evaluate import DEFAULT_PASS, Evaluation, Measured, Pass, evaluate, wilson_interval
 from pixlex.files import write_text
 from pixlex.models.finetuned import Reasoner
+from pixlex.nn.bert import Words
 
 # Likeliest answers of an item that are stored.
 _ANSWERS = 5

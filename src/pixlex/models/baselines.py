@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from pixlex.batch import Words
 from pixlex.models import CodeModel, ImageModel
+from pixlex.nn.bert import Words
 from pixlex.nn.codebook import LearnedCodebook, Quantized
 from pixlex.nn.language_model import CausalLanguageModel, load_causal_language_model
 from pixlex.nn.transformer import (

@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pixlex.batch import Words
 from pixlex.messages import renamed
 from pixlex.models import CodeModel
 from pixlex.models.initialization import initialize_towers
-from pixlex.nn.bert import Context, FusionEncoder, TextEncoder, TextTokenizer, load_tokenizer
+from pixlex.nn.bert import Context, FusionEncoder, TextEncoder, TextTokenizer, Words, load_tokenizer
 from pixlex.nn.codebook import LearnedCodebook, Quantized
 from pixlex.nn.transformer import (
     ClassTokenEncoder,

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pixlex.batch import ReasoningBatch, Words
+from pixlex.batch import ReasoningBatch
 from pixlex.messages import quoted, renamed
 from pixlex.models import ImageModel
 from pixlex.models.cbvila import CBViLA, MaskedWordHead
 from pixlex.models.initialization import resampled
-from pixlex.nn.bert import Context, FusionEncoder, TextTokenizer, load_tokenizer
+from pixlex.nn.bert import Context, FusionEncoder, TextTokenizer, Words, load_tokenizer
 from pixlex.nn.transformer import initializer, initializing
 
 if TYPE_CHECKING:

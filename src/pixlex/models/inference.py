@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pixlex.batch import NotFinite
+from pixlex.nn.nearest import NotFinite
 
 Precision = Literal["fp32", "bf16"]
 

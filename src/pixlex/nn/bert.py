@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pixlex.batch import Words
 from pixlex.nn.transformer import Attention, attend, initializer, take_rows
 
 EMBEDDED = "embedded"
@@ -35,6 +34,19 @@ _EPSILON = 1e-12
 
 # Is given the probabilities of one cross-attention, (contexts, heads, queries, M); returns those to go on with.
 Watch = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Words:
+    """Texts as a language model reads them, padded on the right to the longest.
+
+    Attributes:
+        word_ids: rows of its word embedding; anything where padded.
+        key_padding: True = padding.
+    """
+
+    word_ids: Int[Tensor, "B T"]
+    key_padding: Bool[Tensor, "B T"]
 
 
 class MissingLanguageModel(ImportError):

@@ -18,8 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pixlex.batch import Words
-from pixlex.nn.bert import EMBEDDED, EMBEDDED_HEAD, CachedTexts, embedded_directory, padded
+from pixlex.nn.bert import EMBEDDED, EMBEDDED_HEAD, CachedTexts, Words, embedded_directory, padded
 from pixlex.nn.transformer import attend
 
 # How far the separated head may stray from the family's own logits; other shapes of a matrix product round

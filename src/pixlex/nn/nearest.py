@@ -27,7 +27,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pixlex.batch import NotFinite
 from pixlex.nn.transformer import multiplies_bfloat16
 
 Metric = Literal["cosine", "euclidean"]
@@ -43,6 +42,17 @@ _PAIRS = 256  # candidates compared in float64 at a time
 _SINGLE, _BFLOAT, _DOUBLE = 2.0**-24, 2.0**-8, 2.0**-52  # rounding, relative
 _SECOND_ORDER = 1.01  # products of two roundings, and the rounding of the bounds themselves
 _TINY = 1e-30  # below it float32 underflows: such rows keep every codeword and go to float64
+
+
+class NotFinite(ArithmeticError):
+    """Numbers of a network became infinite or not a number, which a search or a result cannot be made of.
+
+    `row` is the first row concerned, of what the caller gave; None where it is none of those.
+    """
+
+    def __init__(self, message: str, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class PreparedCodebook:

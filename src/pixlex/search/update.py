@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from pixlex.batch import SKIPPED_FILE, BrokenImages, NotFinite, Skipped
+from pixlex.batch import SKIPPED_FILE, BrokenImages, Skipped
 from pixlex.config.cbvila import CBViLAConfig
 from pixlex.data.decoding import ImageRecord, decode_record, evaluation_transform
 from pixlex.data.folders import FileSource
 from pixlex.data.loader import prefetch
 from pixlex.data.sources import ImageSource
+from pixlex.nn.nearest import NotFinite
 from pixlex.progress import bar_or_lines
 from pixlex.search.store import Entry, Store, is_url
 

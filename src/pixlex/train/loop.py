@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixlex.batch import ImageBatch, NotFinite, Skipped
+from pixlex.batch import ImageBatch, Skipped
 from pixlex.config.fields import TrainConfig
 from pixlex.files import write_text
+from pixlex.nn.nearest import NotFinite
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 from pixlex.train.logging import RunLog
 from pixlex.train.parallel import Parallel, learning_rate
