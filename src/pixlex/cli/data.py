@@ -6,7 +6,7 @@ import platform
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -36,17 +36,14 @@ _SHOWN = 10
 _PACKAGES = ("torch", "transformers", "numpy", "Pillow")
 
 
-@dataclass(frozen=True, kw_only=True)
 class DescribeOptions(JSONOption):
     subject: str | None = positional("RECIPE|FAMILY", "default: list recipes and families", None)
 
 
-@dataclass(frozen=True, kw_only=True)
 class DoctorOptions(MachineOptions):
     data: str = positional("DATA", f"{DATA}; or {PAIRS}")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ConvertOptions(MachineOptions):
     data: str = positional("SOURCE", f"{DATA}; or {PAIRS}")
     out: File = option(text="a .parquet, .tar or .jsonl file", metavar="FILE")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from pixlex.encoding.files import Kind
 
 
-@dataclass(frozen=True, kw_only=True)
 class EncodeOptions(MachineOptions, BrokenOption, BatchOptions, ModelOptions, PathArguments):
     to: Literal["words", "codes", "jsonl", "parquet"] | None = option(
         None, "default: words, or codes where the model has no words"
@@ -49,7 +47,6 @@ class EncodeOptions(MachineOptions, BrokenOption, BatchOptions, ModelOptions, Pa
     overwrite: bool = option(False, "replace FILE, start anew")
 
 
-@dataclass(frozen=True, kw_only=True)
 class DecodeOptions(MachineOptions, BatchOptions, ModelOptions):
     words: tuple[str, ...] = positional(
         "WORDS|FILE",
@@ -59,7 +56,6 @@ class DecodeOptions(MachineOptions, BatchOptions, ModelOptions):
     overwrite: bool = option(False, "replace pictures of the same names")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReconstructOptions(MachineOptions, ModelOptions, PathArguments):
     out: Picture = option(text="the picture", metavar="FILE.png")
     limit: Positive = option(8, "most images; default %(default)s")

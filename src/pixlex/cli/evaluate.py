@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -58,12 +58,10 @@ _ITEMS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
 class MeasureOptions(MachineOptions, BrokenOption, BatchOptions, LimitOption, ModelOptions):
     """What most measures have."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReconstructionOptions(MeasureOptions):
     data: str = option(text=DATA, metavar="DATA")
     out: Folder | None = option(None, "write results.json, reconstruction.png and report.html there", "DIR")
@@ -72,7 +70,6 @@ class ReconstructionOptions(MeasureOptions):
     lpips_network: Path | None = option(None, "TorchScript network for LPIPS", "FILE")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ProbeOptions(MachineOptions, BrokenOption, LimitOption, LanguageModelOptions):
     model: tuple[str, ...] = option(text="model directories, run folders or hub repositories", metavar="M")
     data: str = option(text=f"labeled training images: {DATA}", metavar="TRAIN")
@@ -99,14 +96,12 @@ class ProbeOptions(MachineOptions, BrokenOption, LimitOption, LanguageModelOptio
     cache: Folder | None = option(None, "where features are kept; default OUT/features", "DIR")
 
 
-@dataclass(frozen=True, kw_only=True)
 class UntrainedOption(Options):
     untrained: bool = option(
         False, "the same configuration untrained, from the same pretrained parts, seed 0"
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class PairOptions(MeasureOptions, UntrainedOption, SizeOptions):
     """What measures on images with captions have."""
 
@@ -114,7 +109,6 @@ class PairOptions(MeasureOptions, UntrainedOption, SizeOptions):
     raw_captions: bool = option(False, "captions as they are, not cleaned")
 
 
-@dataclass(frozen=True, kw_only=True)
 class RetrievalOptions(PairOptions):
     score: Literal["contrastive", "matching", "matching+contrastive"] = option(
         "matching", "what pairs are ranked by; default %(default)s, among the best by contrast"
@@ -133,13 +127,11 @@ class RetrievalOptions(PairOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class PretrainingOptions(PairOptions):
     seed: int = option(0, "of what is hidden; default %(default)s")
     out: Folder | None = option(None, "write results.json, pictures and report.html there", "DIR")
 
 
-@dataclass(frozen=True, kw_only=True)
 class TaskOptions(MeasureOptions, AnswerOptions, SizeOptions):
     """Options of the tasks that a CB-ViLA is fine-tuned to."""
 

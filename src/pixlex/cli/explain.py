@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 _ENDLESS = 100_000
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExplainOptions(MachineOptions, SizeOptions, ModelOptions):
     paths: tuple[Path, ...] = positional("IMAGE", "an image file; two where the model reads two")
     text: str = positional("TEXT", "what is said or asked of it, in quotes")
@@ -56,14 +54,12 @@ class ExplainOptions(MachineOptions, SizeOptions, ModelOptions):
     raw_text: bool = option(False, "the text as it is, not cleaned")
 
 
-@dataclass(frozen=True, kw_only=True)
 class AskOptions(MachineOptions, AnswerOptions, ModelOptions):
     paths: tuple[str, ...] = positional("IMAGE", "an image file; two where the model reads two")
     text: str = positional("QUESTION", "the question, or the sentence to judge")
     top: Positive = option(5, "most answers shown; default %(default)s")
 
 
-@dataclass(frozen=True, kw_only=True)
 class GalleryOptions(MachineOptions, BatchOptions, LimitOption, ModelOptions):
     data: str = option(text=DATA, metavar="DATA")
     out: Picture = option(text="the picture", metavar="FILE.png")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -42,7 +42,6 @@ ClassifierName = Literal[WordClassifier, "linear", "pixels", "chance"]
 _SOME = 64
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReaderOptions(DeviceOptions):
     """How images become words."""
 
@@ -64,7 +63,6 @@ class ReaderOptions(DeviceOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class EpisodeOptions(Options):
     """What is classified."""
 
@@ -92,7 +90,6 @@ class EpisodeOptions(Options):
     task: str | None = option(None, "which of several published tasks in DIR")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ClassifierOptions(Options):
     """Who classifies without a large language model."""
 
@@ -107,7 +104,6 @@ class ClassifierOptions(Options):
     encoder: str = option("embedded", "the sentence encoder; default %(default)s", "M")
 
 
-@dataclass(frozen=True, kw_only=True)
 class LargeModelOptions(Options):
     """Who classifies with a large language model; `llm_X` is `LLMOptions.X`, but for the room of an answer."""
 
@@ -145,7 +141,6 @@ class LargeModelOptions(Options):
     llm_batch_size: Positive = option(16, "of a local model; default %(default)s")
 
 
-@dataclass(frozen=True, kw_only=True)
 class FewShotOptions(MachineOptions, LargeModelOptions, ClassifierOptions, EpisodeOptions, ReaderOptions):
     """Options of `evaluate few-shot`."""
 

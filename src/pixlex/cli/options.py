@@ -13,7 +13,18 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NoReturn,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pixlex.messages import nearest, printable, quoted
 
@@ -109,37 +120,36 @@ Count = Annotated[int, partial(_number, int, 0.0, math.inf, "an integer of 0 or 
 Fraction = Annotated[float, partial(_number, float, 0.0, 1.0, "a number in [0, 1]")]
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(option, positional))
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What every command has; a class may have a title for its own in `GROUP`."""
+    """What every command has; those of each are a subclass, which may have a title for its own in `GROUP`."""
 
     GROUP: ClassVar[str]
     command_line: str = ""
     debug: bool = option(False, "show the traceback of an error (or PIXLEX_DEBUG=1)")
 
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
-@dataclass(frozen=True, kw_only=True)
+
 class JSONOption(Options):
     json: bool = option(False, "the answer as JSON on stdout, and nothing else there")
 
 
-@dataclass(frozen=True, kw_only=True)
 class MachineOptions(JSONOption):
     quiet: bool = option(False, "no progress bar, no remarks")
 
 
-@dataclass(frozen=True, kw_only=True)
 class PathArguments(Options):
     paths: tuple[str, ...] = positional("PATH", f"image files, or {DATA}")
 
 
-@dataclass(frozen=True, kw_only=True)
 class DeviceOptions(Options):
     device: str = option("auto", "auto, cpu, cuda or cuda:N; default %(default)s")
     precision: Literal["fp32", "bf16"] = option("fp32", "default %(default)s; bf16 gives other codes")
 
 
-@dataclass(frozen=True, kw_only=True)
 class LanguageModelOptions(DeviceOptions):
     revision: str | None = option(None, "branch, tag or commit of a hub repository")
     language_model: str | None = option(
@@ -157,12 +167,10 @@ class LanguageModelOptions(DeviceOptions):
         return {"device": self.device, "precision": self.precision, **self.versions}
 
 
-@dataclass(frozen=True, kw_only=True)
 class ModelOptions(LanguageModelOptions):
     model: str = option(text="a model directory, a run folder or a hub repository", metavar="M")
 
 
-@dataclass(frozen=True, kw_only=True)
 class BatchOptions(Options):
     batch_size: Positive = option(
         64,
@@ -171,14 +179,12 @@ class BatchOptions(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class BrokenOption(Options):
     max_broken_share: Fraction = option(
         0.05, "fraction of unreadable images above which the command stops; default %(default)s"
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class SizeOptions(Options):
     image_size: Positive | None = option(
         None, "side of the images in pixels, positions resampled; default the model's own", "N"
@@ -189,12 +195,10 @@ class SizeOptions(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class LimitOption(Options):
     limit: Positive | None = option(None, "most images, evenly spaced; default all")
 
 
-@dataclass(frozen=True, kw_only=True)
 class AnswerOptions(Options):
     generate: bool = option(False, "write answers freely, not out of the list")
     shortlist: Positive = option(

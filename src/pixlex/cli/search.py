@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pixlex.search import ImageIndex, SearchResult
 
 
-@dataclass(frozen=True, kw_only=True)
 class IndexOptions(MachineOptions, BrokenOption, BatchOptions, ModelOptions):
     data: str = positional("SOURCE", f"the images: {DATA}")
     out: Place = option(text="folder or URL of the index; made if missing", metavar="INDEX")
@@ -40,7 +39,6 @@ class IndexOptions(MachineOptions, BrokenOption, BatchOptions, ModelOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class SearchOptions(MachineOptions):
     words: tuple[str, ...] = positional("TEXT", "what the pictures show", ())
     index: str = option(text="what pixlex index wrote", metavar="INDEX")

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _SETTINGS = ("device", "seed", "batch_size")
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrainingOptions(Options):
     """Settings of a run, KEY=VALUE, and those that are options, too (see `overrides_of`)."""
 
@@ -45,24 +44,20 @@ class TrainingOptions(Options):
     batch_size: Positive | None = option(None, "the same as train.batch_size=N", "N")
 
 
-@dataclass(frozen=True, kw_only=True)
 class RecipeArgument(Options):  # before the settings, since it stands before them
     recipe: str = positional("RECIPE", "a YAML file or a name such as lqae/tiny")
 
 
-@dataclass(frozen=True, kw_only=True)
 class RunOptions(MachineOptions, TrainingOptions, RecipeArgument):
     out: Folder | None = option(None, "the run folder; default runs/RECIPE-NUMBER", "DIR")
     resume: bool = option(False, "go on from the newest checkpoint (without --out: of the newest run)")
 
 
-@dataclass(frozen=True, kw_only=True)
 class QuickstartOptions(MachineOptions, TrainingOptions):
     overrides: tuple[str, ...] = ()
     out: Folder = option(Path("runs/quickstart"), "the run folder; default %(default)s", "DIR")
 
 
-@dataclass(frozen=True, kw_only=True)
 class FinetuneOptions(RunOptions):
     """Options of `finetune`."""
 
@@ -81,7 +76,6 @@ class FinetuneOptions(RunOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class ProbeOptions(Options):
     GROUP = "linear probe of every row"
     probe: tuple[str, str] | None = option(
@@ -91,7 +85,6 @@ class ProbeOptions(Options):
     probe_test_limit: Positive | None = option(None, "most test images; default all", "N")
 
 
-@dataclass(frozen=True, kw_only=True)
 class RetrievalOption(Options):
     GROUP = "retrieval by every row of CB-ViLA"
     retrieval: str | None = option(
@@ -99,7 +92,6 @@ class RetrievalOption(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class EpisodeOptions(Options):
     GROUP = "few-shot classification by every row's words"
     few_shot: str | None = option(None, "labeled images of classes not trained on", "DATA")
@@ -117,12 +109,10 @@ class EpisodeOptions(Options):
     scorer: Scorer = option("likelihood", "default %(default)s")
 
 
-@dataclass(frozen=True, kw_only=True)
 class BaseArgument(Options):
     recipe: str | None = positional("RECIPE", "of LQAE or CB-ViLA: file or name", None)
 
 
-@dataclass(frozen=True, kw_only=True)
 class AblateOptions(
     MachineOptions, EpisodeOptions, RetrievalOption, ProbeOptions, TrainingOptions, BaseArgument
 ):
