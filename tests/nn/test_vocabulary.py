@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixlex.nn.language_model import LanguageModel, load_language_model
+from pixlex.nn.language_model import LanguageModel, Pieces, load_language_model, load_language_words
 from pixlex.nn.vocabulary import build_vocabulary, is_fit_to_print
 
 FAMILIES = ("bert", "roberta", "distilbert", "modernbert")
@@ -22,6 +22,21 @@ Maker = Callable[[str], Path]
 def load(make: Maker, family: str) -> LanguageModel:
     """A tiny language model of a family."""
     return load_language_model(str(make(family)))
+
+
+def test_words_of_the_embedded_model_are_those_that_transformers_reads() -> None:
+    words, whole = load_language_words(), load_language_model()
+    assert isinstance(words.tokenizer, Pieces)
+    for name in ("num_layers", "hidden_width", "vocab_size", "width", "fingerprint"):
+        assert getattr(words, name) == getattr(whole, name)
+    for kind in ("clean-words", "all"):
+        alone, known = build_vocabulary(words, kind), build_vocabulary(whole, kind)  # type: ignore[arg-type]
+        assert alone.words == known.words
+        assert torch.equal(alone.word_ids, known.word_ids)
+        for codes in random_sequences(len(known), 50):
+            text = known.to_text(codes)
+            assert alone.to_text(codes) == text
+            assert alone.from_text(text) == known.from_text(text)
 
 
 def random_sequences(size: int, count: int) -> list[list[int]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pixlex.nn.bert import EMBEDDED, EMBEDDED_HEAD, CachedTexts, Words, embedded_directory, padded
@@ -38,6 +41,29 @@ class LanguageOutput:
 
     last: Float[Tensor, "B T D"]
     hidden_states: tuple[Float[Tensor, "B T D"], ...] = ()
+
+
+class Pieces:
+    """What a vocabulary asks of a tokenizer, from `tokenizer.json` alone: importing transformers takes a second."""
+
+    is_fast = True
+
+    def __init__(self, path: Path) -> None:
+        self.backend_tokenizer = Tokenizer.from_file(str(path))
+        added = self.backend_tokenizer.get_added_tokens_decoder()
+        self.all_special_ids = [number for number, token in added.items() if token.special]
+        self._added = {token.content: number for number, token in added.items()}
+
+    def __len__(self) -> int:
+        return int(self.backend_tokenizer.get_vocab_size())
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Return the words that are matched before the others."""
+        return self._added
+
+    def decode(self, ids: list[int], **_: object) -> str:
+        """Return the text of words, special ones among them."""
+        return str(self.backend_tokenizer.decode(ids, skip_special_tokens=False))
 
 
 class LanguageWords:
@@ -285,7 +311,6 @@ def load_language_words(
 ) -> LanguageWords | LanguageModel:
     """Load the words of a masked language model alone; all of it where they cannot be told from other weights."""
     from huggingface_hub import try_to_load_from_cache
-    from transformers import AutoConfig, AutoTokenizer
 
     def load() -> LanguageModel:
         return load_language_model(name, random_weights=random_weights, random_seed=random_seed)
@@ -301,9 +326,15 @@ def load_language_words(
         if len(found) != 1:
             return load()
         words = stored.get_tensor(found[0]).float()
+    if embedded:  # known by its hash: that transformers would make the same of it is tested
+        described = json.loads(Path(source, "config.json").read_text(encoding="utf-8"))
+        tokenizer: Any = Pieces(Path(source, "tokenizer.json"))
+        return LanguageWords(words, tokenizer, SimpleNamespace(**described), name=name, load=load)
+    from transformers import AutoConfig, AutoTokenizer
+
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=embedded, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=embedded, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError):
         return load()  # which says what is wrong
     return LanguageWords(words, tokenizer, config, name=name, load=load)
