@@ -25,7 +25,7 @@ from pixlex.api import ImageTokenizer, load
 from pixlex.cli import data, main, parse, train
 from pixlex.cli.train import overrides_of
 from pixlex.config.run import FAMILIES, read_run, recipe_names
-from pixlex.data import embedded, images
+from pixlex.data import images
 from pixlex.encoding.files import read_codes
 from pixlex.eval.few_shot import classifiers
 from pixlex.files import read_json
@@ -191,7 +191,7 @@ def test_fine_tuning_from_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) 
         ("sklearn", lambda folder: classifiers._logistic_regression(1.0), "eval"),
         ("lancedb", lambda folder: store._lancedb(), "search"),
         ("datasets", lambda folder: images._datasets(), "datasets"),
-        ("sklearn.datasets", lambda folder: embedded._digits(), "embedded"),
+        ("sklearn.datasets", lambda folder: images._digits(), "embedded"),
     ],
 )
 def test_missing_extras_fail_and_are_named(
@@ -202,7 +202,7 @@ def test_missing_extras_fail_and_are_named(
     for name in [package, *sys.modules]:
         if name == package or name.startswith(f"{package}."):
             monkeypatch.setitem(sys.modules, name, None)
-    embedded._digits.cache_clear()
+    images._digits.cache_clear()
     monkeypatch.setattr(data, "answer", lambda *_: call(tmp_path))
     assert f"pip install 'pixlex[{extra}]'" in refused(run("version"), code=1)
 

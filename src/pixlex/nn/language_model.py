@@ -44,7 +44,7 @@ class LanguageOutput:
 
 
 class Pieces:
-    """What a vocabulary asks of a tokenizer, from `tokenizer.json` alone: importing transformers takes a second."""
+    """What a vocabulary asks of a tokenizer, from `tokenizer.json`: importing transformers takes a second."""
 
     is_fast = True
 
