@@ -25,9 +25,8 @@ from pixlex.api import ImageTokenizer, load
 from pixlex.cli import data, main, parse, train
 from pixlex.cli.train import overrides_of
 from pixlex.config.run import FAMILIES, read_run, recipe_names
-from pixlex.data import images
+from pixlex.data import images, tables
 from pixlex.encoding.files import read_codes
-from pixlex.eval.few_shot import classifiers
 from pixlex.files import read_json
 from pixlex.search import store
 from pixlex.train.logging import Tracker
@@ -188,9 +187,8 @@ def test_fine_tuning_from_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) 
     ("package", "call", "extra"),
     [
         ("wandb", lambda folder: Tracker(folder, 0, wandb=True), "wandb"),
-        ("sklearn", lambda folder: classifiers._logistic_regression(1.0), "eval"),
         ("lancedb", lambda folder: store._lancedb(), "search"),
-        ("datasets", lambda folder: images._datasets(), "datasets"),
+        ("datasets", lambda folder: tables._datasets(), "datasets"),
         ("sklearn.datasets", lambda folder: images._digits(), "embedded"),
     ],
 )
