@@ -27,6 +27,7 @@ from pixlex.cli.train import overrides_of
 from pixlex.config.run import FAMILIES, read_run, recipe_names
 from pixlex.data import images, tables
 from pixlex.encoding.files import read_codes
+from pixlex.eval.few_shot.classifiers import Features, linear_per_episode
 from pixlex.files import read_json
 from pixlex.search import store
 from pixlex.train.logging import Tracker
@@ -187,6 +188,7 @@ def test_fine_tuning_from_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) 
     ("package", "call", "extra"),
     [
         ("wandb", lambda folder: Tracker(folder, 0, wandb=True), "wandb"),
+        ("sklearn", lambda folder: linear_per_episode(Features("n", "i", lambda *_: {})), "eval"),
         ("lancedb", lambda folder: store._lancedb(), "search"),
         ("datasets", lambda folder: tables._datasets(), "datasets"),
         ("sklearn.datasets", lambda folder: images._digits(), "embedded"),
