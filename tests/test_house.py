@@ -45,11 +45,10 @@ def named_requirement(requirement: str) -> str:
 
 # What benchmarks/house.py finds at most until the bar itself is met: nothing grows back.
 REACHED = {
-    "lines of src": 34_900,
-    "files of src": 142,
-    "lines of tests": 26_800,
-    "folders of more than 20 files": 1,
-    "import levels": 23,
+    "lines of src": 30_900,
+    "files of src": 118,
+    "lines of tests": 24_900,
+    "import levels": 13,
 }
 
 

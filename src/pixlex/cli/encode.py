@@ -149,8 +149,8 @@ def reconstruct(options: ReconstructOptions) -> None:
     from pixlex.models.checkpoint import MODELS, read_config
     from pixlex.report.figures import reconstruction_grid
 
-    family = MODELS.get(read_config(options.model, options.revision).get("family", ""))
-    if family is not None and family.has_codes and family.fuses:
+    kind = MODELS.get(read_config(options.model, options.revision).get("family", ""))
+    if kind is not None and kind.has_codes and kind.fuses:
         pairs = _captioned(options.paths)
         if pairs is not None:
             _reconstruct_pairs(options, pairs)
