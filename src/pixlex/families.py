@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from pixlex.batch import ImageBatch
-from pixlex.config.cbvila import CBViLAConfig, CBViLARun, ReasoningRun
+from pixlex.config.cbvila import CBViLAConfig, CBViLARun, ReasoningRun, ReasoningTask
 from pixlex.config.lqae import FrozenRun, LQAERun, MAERun, VQVAERun
 from pixlex.config.run import Run
-from pixlex.data.captions import open_pairs
+from pixlex.data.captions import assignment_items, open_pairs
 from pixlex.data.images import open_source
 from pixlex.data.loader import Images, Loader, LoaderConfig
-from pixlex.data.questions import open_items
+from pixlex.data.questions import open_items as open_listed
 from pixlex.data.records import Pairs, Questions, Records
 from pixlex.data.sources import ImageSource
 from pixlex.data.text import CLASSES, build_answers
@@ -191,6 +191,14 @@ def _images(run: Run, description: str) -> ImageSource:
 def _pairs(run: Any, description: str) -> Records:
     pairs = open_pairs(description)
     return pairs.cleaned() if getattr(run.data, "clean_captions", False) else pairs
+
+
+def open_items(description: str, task: ReasoningTask, *, clean: bool = True, max_words: int = 30) -> Records:
+    """Open items of a task as `pixlex.data.questions` does; those of text assignment are made of captions."""
+    if task != "assignment":
+        return open_listed(description, task, clean=clean, max_words=max_words)
+    pairs = open_pairs(description)
+    return assignment_items(pairs.cleaned(max_words) if clean else pairs)
 
 
 def _items(run: ReasoningRun, description: str) -> Records:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pixlex.data.captions import SetDescription, open_pairs, read_descriptions, with_split
+from pixlex.data.captions import open_pairs
 from pixlex.data.decoding import UnreadableImage
-from pixlex.data.sources import ImageSubset, distinct_images
+from pixlex.data.sources import ImageSubset, SetDescription, distinct_images, read_descriptions, with_split
 
 Picture = Callable[..., bytes]
 

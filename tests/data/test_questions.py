@@ -10,11 +10,12 @@ from typing import get_args
 import pytest
 
 from pixlex.config.cbvila import ReasoningTask
-from pixlex.data.questions import assignment_items, open_items
+from pixlex.data.captions import assignment_items
 from pixlex.data.records import Records
 from pixlex.data.sources import subset
 from pixlex.data.synthetic import ScenesSource
 from pixlex.data.text import build_answers
+from pixlex.families import open_items
 
 # Items, images of the first file, distinct answers.
 REAL = {

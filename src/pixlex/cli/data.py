@@ -111,9 +111,9 @@ def version(options: JSONOption) -> None:
 
 def convert(options: ConvertOptions) -> None:
     """Write images, with their captions and classes, to one .parquet, .tar or .jsonl file."""
-    from pixlex.data.captions import with_split
     from pixlex.data.convert import convert_images
     from pixlex.data.records import Records
+    from pixlex.data.sources import with_split
 
     described = options.data if options.split is None else with_split(options.data, options.split)
     source = _pairs_or_images(described, every_split=False)

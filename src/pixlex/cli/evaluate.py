@@ -381,10 +381,10 @@ def assignment(options: TaskOptions) -> None:
 def _evaluate_task(options: TaskOptions, task: ReasoningTask) -> None:
     """Measure how often a model answers rightly; leave numbers, answers, a picture and a page in a folder."""
     from pixlex import api, distributed
-    from pixlex.data.questions import open_items
     from pixlex.data.records import Questions
     from pixlex.eval.published import TABLE_IMAGES, TABLE_WORDS, task_table
     from pixlex.eval.vqa import evaluate_reasoning
+    from pixlex.families import open_items
     from pixlex.models.finetuned import resized
 
     reasoner = api.load_reasoner(options.model, **options.loading)
@@ -441,7 +441,7 @@ def _evaluate_task(options: TaskOptions, task: ReasoningTask) -> None:
 def _training_items(options: TaskOptions, task: ReasoningTask) -> Records | None:
     """Return what the baselines without images learn from: as named, or what the model was fine-tuned on."""
     from pixlex.config.cbvila import ReasoningRun
-    from pixlex.data.questions import open_items
+    from pixlex.families import open_items
 
     if options.training_data is not None:
         return open_items(options.training_data, task).answered()

@@ -14,13 +14,12 @@ import numpy as np
 from pixlex.data.folders import FileSource, below, image_path, is_image_name, open_folder
 from pixlex.data.labels import no_labels
 from pixlex.data.records import Found, Record
-from pixlex.data.sources import ImageSource, concatenate
+from pixlex.data.sources import ImageSource, Options, check_options, concatenate
 from pixlex.data.text import id_text, json_value, list_in, plain_text, whole_number
 from pixlex.files import read_regular
 from pixlex.messages import quoted
 
 Row = Mapping[str, Any]
-Options = Mapping[str, str]
 
 PATH_FIELDS = ("path", "filepath", "image", "file_name")
 ID_FIELDS = ("image_id", "Flickr30K_ID", "Flikr30kID")
@@ -189,12 +188,6 @@ def read_annotations(
         raise ValueError(f"{path}: {fault}") from fault
     records, _ = read_records(path, unit, enumerate(rows), read_row)
     return content, records
-
-
-def check_options(path: object, kind: str, known: Iterable[str], options: Options) -> None:
-    """Raise `ValueError` for an option that says nothing to this kind of source."""
-    if foreign := [name for name in options if name not in known]:
-        raise ValueError(f"{path}: {kind} take the options {', '.join(known)}, got {foreign[0]}")
 
 
 def read_records(

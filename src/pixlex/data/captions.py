@@ -1,17 +1,13 @@
-"""Images with captions, opened by description: options behind a path, several sets in one line."""
+"""Images with captions, opened by description; texts to assign to images, made of them."""
 
 from __future__ import annotations
 
-import math
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 
@@ -21,10 +17,9 @@ from pixlex.data.annotations import (
     Format,
     ListedImages,
     Opened,
-    Options,
     Row,
+    RowImages,
     Table,
-    check_options,
     genome_image,
     genome_paths,
     has_some,
@@ -34,99 +29,31 @@ from pixlex.data.annotations import (
 from pixlex.data.folders import CAPTION_COLUMNS, FileSource, below, captions_beside, image_path
 from pixlex.data.images import open_source
 from pixlex.data.labels import RowLabel, no_labels, resolve_labels, row_label
-from pixlex.data.records import AnnotatedSplits, NoCaptions, Record, Records, join
+from pixlex.data.records import AnnotatedSplits, NoCaptions, Record, Records, items_of, join
 from pixlex.data.shards import TarSource
-from pixlex.data.sources import ImageSource, remark_left_out, remark_passed_over
+from pixlex.data.sources import (
+    ImageSource,
+    Options,
+    SetDescription,
+    read_descriptions,
+    remark_left_out,
+    remark_passed_over,
+)
 from pixlex.data.synthetic import ScenesSource
 from pixlex.data.synthetic_texts import scene_captions
 from pixlex.data.tables import columns_without_images, table_rows
-from pixlex.data.text import id_text, list_rows, texts_in
+from pixlex.data.text import CLASSES, id_text, list_rows, texts_in
 from pixlex.messages import quoted
 
-# What `?` begins options rather than matching one character of a file name.
-_OPTIONS = re.compile(r"(?P<path>.*?)\?(?P<options>[A-Za-z_]+=.*)", re.DOTALL)
-OPTIONS: Mapping[str, str] = {
-    "split": "splits of Karpathy's files, joined by +, or all; split of VQA v2 and NLVR",
-    "images": "folder that image paths are relative to, or table of images",
-    "index": "Visual Genome's image_data.json",
-    "captions": "column of the captions",
-    "annotations": "VQA v2's annotations of the questions",
-    "answers": "column of the answers",
-    "texts": "questions, statements or hypotheses about each drawn scene",
-    "rows": "images (a row for each image) or captions (one for each caption)",
-}
 _ADDRESS_COLUMNS = ("url", "image_url", "image_urls", "link")
 _DOWNLOAD = "download the pictures first, for example with img2dataset, and name what it wrote"
 # A set that is taken more often than this was given a weight by mistake.
 _MAX_REPEATS = 1000
 _SUBSET_SEED = 2208
-
-
-@dataclass(frozen=True)
-class SetDescription:
-    """One set: a path as `open_source` takes it or an annotation file, options, its weight beside other sets."""
-
-    path: str
-    options: Options
-    weight: float = 1.0
-
-    def only(self, known: tuple[str, ...], kind: str) -> None:
-        """Raise `ValueError` for an option that says nothing to this kind of source."""
-        check_options(self.path, kind, known, self.options)
-
-
-def read_descriptions(text: str) -> list[SetDescription]:
-    """Read `[WEIGHT * ]PATH[?OPTION=VALUE&...]`, several joined by ` + `; raises `ValueError` for what is none.
-
-    A value may hold %26 for &. A file whose whole name is the text is one set.
-    """
-    text = text.strip()
-    if os.path.exists(os.path.expanduser(text)):  # unlike Path.exists, false for names that are too long
-        return [SetDescription(text, {})]
-    return [_read_set(part.strip()) for part in re.split(r"\s\+\s", text)]
-
-
-def with_split(text: str, split: str) -> str:
-    """Return the description of one set with its split named; `ValueError` if one is, or for several sets."""
-    sets = read_descriptions(text)
-    if len(sets) > 1 or "split" in sets[0].options:
-        raise ValueError(
-            f"the split {quoted(split)} is asked for beside those of {text}; write ?split= once per set"
-        )
-    if sets[0].path.startswith("hf:"):
-        if sets[0].path.count(":") > 1:
-            raise ValueError(f"the split {quoted(split)} is asked for beside that of {text}")
-        return text.replace(sets[0].path, f"{sets[0].path}:{split}", 1)
-    return f"{text}{'&' if sets[0].options else '?'}split={split}"
-
-
-def _read_set(text: str) -> SetDescription:
-    before, star, rest = text.partition(" * ")
-    weight, path = 1.0, text
-    if star:
-        path = rest.strip()
-        try:
-            weight = float(before)
-        except ValueError:
-            weight = math.nan
-        if not 0 < weight < math.inf:
-            wrong = quoted(before.strip())
-            raise ValueError(f"the weight of a set must be a number above 0, got {wrong} in {quoted(text)}")
-    match = _OPTIONS.fullmatch(path)
-    if match is None:
-        return SetDescription(path, {}, weight)
-    options: dict[str, str] = {}
-    for part in match["options"].split("&"):
-        name, _, value = part.partition("=")
-        if name not in OPTIONS:
-            near = get_close_matches(name, OPTIONS, 1)
-            hint = f" (meant {near[0]}?)" if near else ""
-            known = "; ".join(f"{name} ({meaning})" for name, meaning in OPTIONS.items())
-            raise ValueError(f"{match['path']}: unknown option {quoted(name)}{hint}; known: {known}")
-        if name in options or not value:
-            raise ValueError(f"{match['path']}: the option {name} must be given once, with a value")
-        options[name] = unquote(value)
-    return SetDescription(match["path"], options, weight)
+# Sets the generator of an item's partners apart from others that are seeded with a number.
+_PARTNERS = 1 << 61
+# How often a partner is drawn before one is given up that does not have the caption itself.
+_MOST_DRAWS = 100
 
 
 def open_pairs(description: str, *, every_split: bool = False) -> Records:
@@ -169,6 +96,41 @@ def open_pairs(description: str, *, every_split: bool = False) -> Records:
     mixed = sources[0] if len(sets) == 1 else _mix(description.strip(), sources, [one.weight for one in sets])
     remark_left_out(mixed.name, mixed.ignored, "images without a caption")
     return mixed
+
+
+def assignment_items(pairs: Records) -> Records:
+    """Return an item for each caption: two images, to the first of which it belongs, the second, or neither.
+
+    The three are equally likely. Partners are drawn at random from all images but those that have the same
+    caption; ALBEF draws them by similarity in a batch (Li et al. 2021, section 4.2, NLVR2). The draws hang on the
+    number of the caption alone, so an item is the same in every epoch and process. Raises `ValueError` for fewer
+    than three distinct images, or a caption that all of them share.
+    """
+    if len({pairs.image_of(row) for row in range(len(pairs))}) < 3:
+        raise ValueError(f"{pairs.name}: expected three images or more to assign texts to, got fewer")
+    classes = CLASSES["assignment"]
+    records: list[Record] = []
+    for row, captions in enumerate(pairs.texts):
+        for place, text in enumerate(captions):
+            generator = np.random.default_rng((len(records), _PARTNERS))
+            label = int(generator.integers(len(classes)))
+            one = _partner(pairs, text, [row], generator)
+            other = _partner(pairs, text, [row, one], generator)
+            images = ((row, one), (one, row), (one, other))[label]
+            records.append(Record(images, (text,), (classes[label],), f"{pairs.image_id(row)}#{place}"))
+    return items_of(pairs.name, records, RowImages(pairs.name, (pairs.images,)).find, pairs.ignored)
+
+
+def _partner(pairs: Records, text: str, taken: list[int], generator: np.random.Generator) -> int:
+    """Return the row of an image that is none of those taken and has another caption."""
+    seen = {pairs.image_of(row) for row in taken}
+    for _ in range(_MOST_DRAWS):
+        row = int(generator.integers(len(pairs)))
+        if pairs.image_of(row) not in seen and text not in pairs.texts[row]:
+            return row
+    raise ValueError(
+        f"{pairs.name}: nearly every image has the caption {quoted(text, 60)}: it can be assigned to none"
+    )
 
 
 def _mix(name: str, sources: Sequence[Records], weights: Sequence[float]) -> Records:

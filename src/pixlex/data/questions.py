@@ -1,4 +1,4 @@
-"""Items to reason about, opened by description: questions, statements, hypotheses, text assignment."""
+"""Items to reason about, opened by description: questions, statements, hypotheses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from pixlex.config.cbvila import ReasoningTask
 from pixlex.data.annotations import (
     ID_FIELDS,
     PATH_FIELDS,
@@ -22,7 +19,6 @@ from pixlex.data.annotations import (
     ListedImages,
     NamedImages,
     Opened,
-    Options,
     ReadRow,
     Row,
     RowImages,
@@ -43,11 +39,16 @@ from pixlex.data.annotations import (
     text_of,
     truth,
 )
-from pixlex.data.captions import SetDescription, open_pairs, read_descriptions
 from pixlex.data.images import open_embedded, open_source, remote_tables
 from pixlex.data.records import Record, Records, items_of, join
 from pixlex.data.remote import AnyPath
-from pixlex.data.sources import remark_left_out, remark_passed_over
+from pixlex.data.sources import (
+    Options,
+    SetDescription,
+    read_descriptions,
+    remark_left_out,
+    remark_passed_over,
+)
 from pixlex.data.synthetic import ScenesSource
 from pixlex.data.synthetic_texts import scene_items
 from pixlex.data.tables import ParquetSource, columns_without_images, image_columns, table_rows
@@ -77,13 +78,9 @@ ITEM_FIELDS: Mapping[ListedTask, tuple[str, ...]] = {
 # ALBEF counts a question of Visual Genome half.
 _GENOME_SCALE = 0.5
 _PAIR_IMAGE = re.compile(r"(?:.*/)?(?P<set>[a-z]+\d*-\d+)-\d+-img[01]\.\w+")
-# Sets the generator of an item's partners apart from others that are seeded with a number.
-_PARTNERS = 1 << 61
-# How often a partner is drawn before one is given up that does not have the caption itself.
-_MOST_DRAWS = 100
 
 
-def open_items(description: str, task: ReasoningTask, *, clean: bool = True, max_words: int = 30) -> Records:
+def open_items(description: str, task: ListedTask, *, clean: bool = True, max_words: int = 30) -> Records:
     """Open items of a task.
 
     `PATH[?OPTION=VALUE&...]`, several such sets joined by ` + `, which must agree in images per item. PATH is
@@ -100,7 +97,6 @@ def open_items(description: str, task: ReasoningTask, *, clean: bool = True, max
       `label`. Tables with image bytes in their rows: .parquet files, hf:NAME:SPLIT; two columns of images are a
       pair, the first by name the left one.
     - embedded:scenes:train|test[:COUNT], with `texts=` for so many items of each image.
-    - assignment: images with captions as `open_pairs` reads them; see `assignment_items`.
 
     Images lie in `images=`: a folder, or a table with image bytes and image_id; else in STEM_images.parquet
     beside STEM.parquet, or in the folder of the file. Files that are missing are found out when they are read,
@@ -118,9 +114,6 @@ def open_items(description: str, task: ReasoningTask, *, clean: bool = True, max
         ValueError: the description, or a file that it names, does not fit.
         ModuleNotFoundError: if the kind of source needs a package that is not installed.
     """
-    if task == "assignment":
-        pairs = open_pairs(description)
-        return assignment_items(pairs.cleaned(max_words) if clean else pairs)
     sets = read_descriptions(description)
     if weighted := [one for one in sets if one.weight != 1]:
         raise ValueError(f"{weighted[0].path}: sets of items have no weights, got {weighted[0].weight:g}")
@@ -146,41 +139,6 @@ def _join(name: str, sources: Sequence[Records]) -> Records:
         return joined
     ids = tuple(f"{number}:{one}" for number, source in enumerate(sources, 1) for one in source.ids)
     return replace(joined, ids=ids)
-
-
-def assignment_items(pairs: Records) -> Records:
-    """Return an item for each caption: two images, to the first of which it belongs, the second, or neither.
-
-    The three are equally likely. Partners are drawn at random from all images but those that have the same
-    caption; ALBEF draws them by similarity in a batch (Li et al. 2021, section 4.2, NLVR2). The draws hang on the
-    number of the caption alone, so an item is the same in every epoch and process. Raises `ValueError` for fewer
-    than three distinct images, or a caption that all of them share.
-    """
-    if len({pairs.image_of(row) for row in range(len(pairs))}) < 3:
-        raise ValueError(f"{pairs.name}: expected three images or more to assign texts to, got fewer")
-    classes = CLASSES["assignment"]
-    records: list[Record] = []
-    for row, captions in enumerate(pairs.texts):
-        for place, text in enumerate(captions):
-            generator = np.random.default_rng((len(records), _PARTNERS))
-            label = int(generator.integers(len(classes)))
-            one = _partner(pairs, text, [row], generator)
-            other = _partner(pairs, text, [row, one], generator)
-            images = ((row, one), (one, row), (one, other))[label]
-            records.append(Record(images, (text,), (classes[label],), f"{pairs.image_id(row)}#{place}"))
-    return items_of(pairs.name, records, RowImages(pairs.name, (pairs.images,)).find, pairs.ignored)
-
-
-def _partner(pairs: Records, text: str, taken: list[int], generator: np.random.Generator) -> int:
-    """Return the row of an image that is none of those taken and has another caption."""
-    seen = {pairs.image_of(row) for row in taken}
-    for _ in range(_MOST_DRAWS):
-        row = int(generator.integers(len(pairs)))
-        if pairs.image_of(row) not in seen and text not in pairs.texts[row]:
-            return row
-    raise ValueError(
-        f"{pairs.name}: nearly every image has the caption {quoted(text, 60)}: it can be assigned to none"
-    )
 
 
 def _open_scenes(described: SetDescription, task: ListedTask) -> Records:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from urllib.parse import unquote
 
 import numpy as np
 from jaxtyping import Int64
@@ -23,6 +27,8 @@ from pixlex.messages import quoted
 if TYPE_CHECKING:
     from pixlex.data.labels import Labels
 
+Options = Mapping[str, str]
+
 NO_FILE = "the file does not exist"
 
 # Kind of what systems leave in folders; passed over without a remark.
@@ -32,6 +38,18 @@ _LEFT_BY_SYSTEMS = frozenset(("__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.i
 # Labels and captions in files of their own are short; what is larger is something else, and is not read.
 MAX_TEXT_BYTES = 1 << 20
 
+# What `?` begins options rather than matching one character of a file name.
+_OPTIONS = re.compile(r"(?P<path>.*?)\?(?P<options>[A-Za-z_]+=.*)", re.DOTALL)
+OPTIONS: Mapping[str, str] = {
+    "split": "splits of Karpathy's files, joined by +, or all; split of VQA v2 and NLVR",
+    "images": "folder that image paths are relative to, or table of images",
+    "index": "Visual Genome's image_data.json",
+    "captions": "column of the captions",
+    "annotations": "VQA v2's annotations of the questions",
+    "answers": "column of the answers",
+    "texts": "questions, statements or hypotheses about each drawn scene",
+    "rows": "images (a row for each image) or captions (one for each caption)",
+}
 # Kinds of files that a remark names.
 _SHOWN_KINDS = 5
 
@@ -299,3 +317,76 @@ def require_readable(source: ImageSource) -> None:
             f"{source.name}: none of {count} images tried can be read, the first {faults[0].key}: "
             f"{faults[0].reason}; say where they lie, such as ?images=FOLDER behind a file that lists them"
         )
+
+
+@dataclass(frozen=True)
+class SetDescription:
+    """One set: a path as `open_source` takes it or an annotation file, options, its weight beside other sets."""
+
+    path: str
+    options: Options
+    weight: float = 1.0
+
+    def only(self, known: tuple[str, ...], kind: str) -> None:
+        """Raise `ValueError` for an option that says nothing to this kind of source."""
+        check_options(self.path, kind, known, self.options)
+
+
+def read_descriptions(text: str) -> list[SetDescription]:
+    """Read `[WEIGHT * ]PATH[?OPTION=VALUE&...]`, several joined by ` + `; raises `ValueError` for what is none.
+
+    A value may hold %26 for &. A file whose whole name is the text is one set.
+    """
+    text = text.strip()
+    if os.path.exists(os.path.expanduser(text)):  # unlike Path.exists, false for names that are too long
+        return [SetDescription(text, {})]
+    return [_read_set(part.strip()) for part in re.split(r"\s\+\s", text)]
+
+
+def with_split(text: str, split: str) -> str:
+    """Return the description of one set with its split named; `ValueError` if one is, or for several sets."""
+    sets = read_descriptions(text)
+    if len(sets) > 1 or "split" in sets[0].options:
+        raise ValueError(
+            f"the split {quoted(split)} is asked for beside those of {text}; write ?split= once per set"
+        )
+    if sets[0].path.startswith("hf:"):
+        if sets[0].path.count(":") > 1:
+            raise ValueError(f"the split {quoted(split)} is asked for beside that of {text}")
+        return text.replace(sets[0].path, f"{sets[0].path}:{split}", 1)
+    return f"{text}{'&' if sets[0].options else '?'}split={split}"
+
+
+def _read_set(text: str) -> SetDescription:
+    before, star, rest = text.partition(" * ")
+    weight, path = 1.0, text
+    if star:
+        path = rest.strip()
+        try:
+            weight = float(before)
+        except ValueError:
+            weight = math.nan
+        if not 0 < weight < math.inf:
+            wrong = quoted(before.strip())
+            raise ValueError(f"the weight of a set must be a number above 0, got {wrong} in {quoted(text)}")
+    match = _OPTIONS.fullmatch(path)
+    if match is None:
+        return SetDescription(path, {}, weight)
+    options: dict[str, str] = {}
+    for part in match["options"].split("&"):
+        name, _, value = part.partition("=")
+        if name not in OPTIONS:
+            near = get_close_matches(name, OPTIONS, 1)
+            hint = f" (meant {near[0]}?)" if near else ""
+            known = "; ".join(f"{name} ({meaning})" for name, meaning in OPTIONS.items())
+            raise ValueError(f"{match['path']}: unknown option {quoted(name)}{hint}; known: {known}")
+        if name in options or not value:
+            raise ValueError(f"{match['path']}: the option {name} must be given once, with a value")
+        options[name] = unquote(value)
+    return SetDescription(match["path"], options, weight)
+
+
+def check_options(path: object, kind: str, known: Iterable[str], options: Options) -> None:
+    """Raise `ValueError` for an option that says nothing to this kind of source."""
+    if foreign := [name for name in options if name not in known]:
+        raise ValueError(f"{path}: {kind} take the options {', '.join(known)}, got {foreign[0]}")
