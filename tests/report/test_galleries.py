@@ -12,12 +12,8 @@ from torch import Tensor
 
 from pixlex.data.images import open_source
 from pixlex.eval.gradcam import Explanation
-from pixlex.report.galleries import (
-    choose_codewords,
-    codeword_gallery,
-    explained_image,
-    heated,
-)
+from pixlex.report.figures import explained_image, heated
+from pixlex.report.progress import choose_codewords, codeword_gallery
 
 
 def _map(row: int, column: int, height: float = 1.0) -> Tensor:

@@ -260,7 +260,7 @@ def _reconstruct_pairs(options: ReconstructOptions, source: Records) -> None:
     from pixlex.eval.pretraining import reconstructed_examples
     from pixlex.models.cbvila import split_patches
     from pixlex.models.inference import computing
-    from pixlex.report.galleries import reconstructed_pairs
+    from pixlex.report.progress import reconstructed_pairs
 
     source = source.cleaned()
     model, run = load_cbvila(options), run_of(options.model, CBViLARun)

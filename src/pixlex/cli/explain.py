@@ -141,7 +141,7 @@ def gallery(options: GalleryOptions) -> None:
     from pixlex.models import checkpoint
     from pixlex.models.inference import compute_rows
     from pixlex.report.figures import drawn
-    from pixlex.report.galleries import codeword_gallery
+    from pixlex.report.progress import codeword_gallery
 
     source = open_source(options.data)
     device = distributed.pick_device(options.device)
@@ -206,8 +206,7 @@ def _finish(
     answered: str | None = None,
 ) -> None:
     """Print heat by word, for one image or, with an answer, for each; say what was not read; draw."""
-    from pixlex.report.figures import drawn
-    from pixlex.report.galleries import explained_image
+    from pixlex.report.figures import drawn, explained_image
 
     first, path = found[0], options.out
     maps, whole = [one.maps.tolist() for one in found], [one.whole.tolist() for one in found]

@@ -171,8 +171,7 @@ def few_shot(options: FewShotOptions) -> int:
 def _episodes(options: FewShotOptions) -> tuple[ImageSource, list[EpisodeSet]]:
     """Draw, load or read the episodes."""
     from pixlex.data.images import open_source
-    from pixlex.eval.few_shot.episodes import load_episodes, sample_episodes
-    from pixlex.eval.few_shot.published import read_open_ended
+    from pixlex.eval.few_shot.episodes import load_episodes, read_open_ended, sample_episodes
 
     settings = [
         setting_of(column, ways, options.names)

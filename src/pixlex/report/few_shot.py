@@ -17,9 +17,9 @@ from pixlex.data.decoding import UnreadableImage, center_box, decode_record
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.episodes import EpisodeSet
 from pixlex.eval.few_shot.prompts import PAPER_COLUMNS, SCORERS, Answer, Episode, images_of
-from pixlex.eval.few_shot.published import published_rows
 from pixlex.eval.few_shot.readers import TextReader
 from pixlex.eval.few_shot.run import Cell
+from pixlex.eval.published import published_rows
 from pixlex.files import write_json, write_text
 from pixlex.messages import printable
 from pixlex.report.curves import dress, plotted, save

@@ -1,7 +1,8 @@
-"""Figures of images beside their words, their texts and each other; PNG files, which may fail alone."""
+"""Figures of images beside words, texts and each other, or under heat; PNG files, which may fail alone."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 import sys
@@ -10,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
 import torch
+import torch.nn.functional as F
 import yaml
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -21,6 +24,9 @@ from torch import Tensor
 
 from pixlex.files import write_atomically
 from pixlex.messages import printable
+
+if TYPE_CHECKING:
+    from pixlex.eval.gradcam import Explanation
 
 # What disk, memory, fonts, names, values out of the ordinary and the libraries that draw raise. An AssertionError
 # is not among them: that an invariant of ours is broken must not pass for a remark.
@@ -39,6 +45,14 @@ _SMALLEST_CELL, _SMALLEST_CELL_OF_MANY = 80, 64
 _PADDING = 3
 _BESIDE_TEXT, _TEXT = 192, 560
 _THUMBNAIL = 220
+# Heat, in pixels; weight of its color where a map is highest: the rest is the image, without its own colors.
+_HEATED, _LABEL, _FOOT, _BAR = 176, 44, 66, (260, 12)
+_HEAT, _STRONGEST = "inferno", 0.85
+_SCORES = {
+    "matching": "logit of belonging",
+    "masked_language": "log-probability of the words, each hidden,",
+    "answer": "log-likelihood of the answer",
+}
 # Below this size a word is broken into lines rather than written smaller.
 _READABLE = 11
 # What stands where a word is broken.
@@ -61,10 +75,8 @@ def drawn(path: Path, draw: Callable[[Path], object]) -> Path | None:
     except _FAULTS as fault:
         reason = " ".join(printable(line) for line in f"{type(fault).__name__}: {fault}".split())
         print(f"pixlex: {printable(path)} could not be made: {reason:.300}", file=sys.stderr)
-    try:
+    with contextlib.suppress(OSError):  # it may lie where nothing can be written
         path.unlink(missing_ok=True)
-    except OSError:  # it lies where nothing can be written
-        return None
     return None
 
 
@@ -110,17 +122,16 @@ def reconstruction_grid(
     assert originals.shape == reconstructions.shape
     assert originals.shape[-2] == size
     assert size % grid == 0
-    scale = _scale(size, grid if words is not None else 1)
-    titles = ["original", "reconstruction"]
+    cell = _SMALLEST_CELL if grid <= 8 else _SMALLEST_CELL_OF_MANY
+    scale = math.ceil((_SMALLEST_PANEL if words is None or grid == 1 else cell * grid) / size)
+    columns = {"original": [enlarged(image, scale) for image in originals]}
     if words is not None:
-        titles.insert(1, "words, each on its patch's mean color")
-    rows = []
-    for row, (original, reconstruction) in enumerate(zip(originals, reconstructions, strict=True)):
-        panels = [enlarged(original, scale), enlarged(reconstruction, scale)]
-        if words is not None:
-            panels.insert(1, word_panel(words[row], patch_colors(original, grid), panels[0].width))
-        rows.append(panels)
-    return _write_columns(titles, rows, rows[0][0].width, path)
+        columns["words, each on its patch's mean color"] = [
+            word_panel(said, patch_colors(image, grid), scale * size)
+            for said, image in zip(words, originals, strict=True)
+        ]
+    columns["reconstruction"] = [enlarged(image, scale) for image in reconstructions]
+    return _write_columns(columns, scale * size, path)
 
 
 def image_columns(
@@ -138,30 +149,26 @@ def image_columns(
             f"expected columns of as many images of one size, one or more, got {shapes or 'none'}"
         )
     size = next(iter(shapes))[-1]
-    scale = _scale(size, 1)
-    rows = [[enlarged(image, scale) for image in row] for row in zip(*columns.values(), strict=True)]
-    return _write_columns(list(columns), rows, scale * size, path, labels)
+    scale = math.ceil(_SMALLEST_PANEL / size)
+    shown = {title: [enlarged(image, scale) for image in images] for title, images in columns.items()}
+    return _write_columns(shown, scale * size, path, labels)
 
 
 def _write_columns(
-    titles: Sequence[str],
-    rows: Sequence[Sequence[Image.Image]],
-    side: int,
-    path: Path,
-    labels: Sequence[str] | None = None,
+    columns: Mapping[str, Sequence[Image.Image]], side: int, path: Path, labels: Sequence[str] | None = None
 ) -> Path:
-    """Write rows of square panels under their titles, each with its label."""
-    width = 2 * MARGIN + len(titles) * (side + GAP) - GAP
+    """Write columns of square panels under their titles, each row with its label."""
+    width = 2 * MARGIN + len(columns) * (side + GAP) - GAP
     lines = [label.split("\n") for label in labels or ()]
     below = 0 if labels is None else _TITLE + _LINE * (max(map(len, lines), default=1) - 1)
-    step = side + GAP + below
-    sheet = Sheet(width, 2 * MARGIN + _TITLE + len(rows) * step - (GAP if labels is None else 0))
-    for column, title in enumerate(titles):
+    step, rows = side + GAP + below, len(next(iter(columns.values())))
+    sheet = Sheet(width, 2 * MARGIN + _TITLE + rows * step - (GAP if labels is None else 0))
+    for column, (title, panels) in enumerate(columns.items()):
+        left = MARGIN + column * (side + GAP)
         size = next((size for size in range(18, 8, -1) if font(size).getlength(title) <= side), 8)
-        sheet.text(MARGIN + column * (side + GAP), MARGIN, title, size)
-    for row, panels in enumerate(rows):
-        for column, panel in enumerate(panels):
-            sheet.image.paste(panel, (MARGIN + column * (side + GAP), MARGIN + _TITLE + row * step))
+        sheet.text(left, MARGIN, title, size)
+        for row, panel in enumerate(panels):
+            sheet.image.paste(panel, (left, MARGIN + _TITLE + row * step))
     letters = int((width - 2 * MARGIN) / 8.2)
     for row, texts in enumerate(lines):
         shown = "\n".join(text if len(text) <= letters else text[: letters - 3] + "..." for text in texts)
@@ -192,6 +199,86 @@ def captioned_images(shown: Sequence[Captioned], path: Path) -> Path:
         # What would reach into the next row is left out.
         sheet.text(2 * MARGIN + width, top, "\n".join(lines[: side // 20]), 15, spacing=4)
     return sheet.save(path)
+
+
+def explained_image(
+    images: Float[Tensor, "n 3 H W"], explanations: Sequence[Explanation], path: Path, *, answer: str = ""
+) -> Path:
+    """Write a PNG: for each image itself, and under the heat of the whole text and of each word.
+
+    Each panel is scaled to its own highest value, because a word that says little would else show nothing. How
+    high that is, in percent of the highest among the words, stands under the word; where there is no heat at all,
+    that stands there. Between the centers of patches heat is interpolated linearly.
+
+    Args:
+        images: Square, pixels in [0, 1].
+        explanations: One of each image, of the same text.
+        answer: The answer that is explained; empty where it is none.
+    """
+    first, words = explanations[0], explanations[0].words
+    assert len(images) == len(explanations)
+    assert images.shape[-1] == images.shape[-2]
+    scale = math.ceil(_HEATED / images.shape[-1])
+    side = scale * images.shape[-1]
+    highest = max(float(one.maps.max()) for one in explanations)
+    columns = min(6, 2 + len(words))
+    rows, step = math.ceil((2 + len(words)) / columns), side + _LABEL + GAP
+    width, end = 2 * MARGIN + columns * (side + GAP) - GAP, MARGIN + len(images) * rows * step
+    what = f'log-likelihood of the answer "{answer}"' if answer else _SCORES[first.explained]
+    cut = f"; cut, not read: {' '.join(first.left_out)}" if first.left_out else ""
+    said = (
+        f"{what} {first.score:.3f}; cross-attention of fusion layer {first.layer}; each panel in its own scale, "
+        f"its highest value in percent of the highest of all words{cut}"
+    )
+    foot = textwrap.wrap(said, max(20, int((width - 2 * MARGIN) / 7.2)))
+    sheet = Sheet(width, end + MARGIN + _FOOT + 18 * (len(foot) - 1))
+    for block, (image, one) in enumerate(zip(images, explanations, strict=True)):
+        name = f"image {block + 1}" if len(images) > 1 else "the image"
+        panels = [(name, "", enlarged(image, scale))]
+        for word, heat in (("whole text", one.whole), *zip(one.words, one.maps, strict=True)):
+            own = float(heat.max())
+            note = (
+                "no heat" if own <= 0 else "" if heat is one.whole else f"up to {100 * own / highest:.0f} %"
+            )
+            panels.append((word, note, heated(image, heat, side)))
+        for number, (label, note, panel) in enumerate(panels):
+            left = MARGIN + number % columns * (side + GAP)
+            top = MARGIN + (block * rows + number // columns) * step
+            sheet.image.paste(panel, (left, top))
+            while len(label) > 1 and 15 * line_width(label) > side:
+                label = label[:-2] + "…"
+            sheet.text(left, top + side + 4, label, 15)
+            sheet.text(left, top + side + 24, note, 12, SOFT)
+    _write_foot(sheet, foot, end)
+    return sheet.save(path)
+
+
+def heated(image: Float[Tensor, "3 H W"], heat: Float[Tensor, "grid grid"], side: int) -> Image.Image:
+    """Return an image in gray under a map, 0 or more, in matplotlib's "inferno", scaled to its own highest value.
+
+    A map that is all zero leaves the gray image; the side in pixels is a multiple of the image's.
+    """
+    gray = Image.fromarray(to_bytes(image)).convert("L").resize((side, side), Image.Resampling.NEAREST)
+    highest = float(heat.max())
+    scaled = heat.float() / highest if highest > 0 else torch.zeros_like(heat, dtype=torch.float32)
+    smooth = F.interpolate(scaled[None, None], (side, side), mode="bilinear", align_corners=False)[0, 0]
+    level = smooth.clamp(0, 1).cpu().numpy()
+    colors = 255 * matplotlib.colormaps[_HEAT](level)[..., :3]
+    cover = _STRONGEST * np.sqrt(level)[..., None]  # the root lets weak heat be seen
+    mixed = np.asarray(gray, dtype=np.float64)[..., None] * (1 - cover) + colors * cover
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def _write_foot(sheet: Sheet, lines: Sequence[str], top: int) -> None:
+    """Write what the colors mean, then the lines."""
+    length, thickness = _BAR
+    ramp = 255 * matplotlib.colormaps[_HEAT](np.linspace(0, 1, length))[:, :3]
+    bar = np.broadcast_to(ramp.round().astype(np.uint8), (thickness, length, 3))
+    sheet.text(MARGIN, top + thickness // 2, "0", 12, anchor="lm")
+    sheet.image.paste(Image.fromarray(np.ascontiguousarray(bar)), (MARGIN + 14, top))
+    sheet.text(MARGIN + 22 + length, top + thickness // 2, "highest of the panel", 12, anchor="lm")
+    for number, line in enumerate(lines):
+        sheet.text(MARGIN, top + 24 + 18 * number, line, 12)
 
 
 @dataclass(frozen=True)
@@ -235,13 +322,6 @@ def _end_of(text: str, width: int) -> str:
     while shown and font(14).getlength(f"...{shown}") > width:
         shown = shown[1:]
     return f"...{shown}"
-
-
-def _scale(image_size: int, grid: int) -> int:
-    """Return the whole factor by which images are enlarged."""
-    if grid == 1:
-        return math.ceil(_SMALLEST_PANEL / image_size)
-    return math.ceil((_SMALLEST_CELL if grid <= 8 else _SMALLEST_CELL_OF_MANY) * grid / image_size)
 
 
 def to_bytes(image: Float[Tensor, "3 H W"]) -> UInt8[np.ndarray, "H W 3"]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixlex.eval.few_shot.episodes import read_open_ended
 from pixlex.eval.few_shot.prompts import setting_of
-from pixlex.eval.few_shot.published import read_open_ended
 
 
 def published(folder: Path, task: str, ways: int, shots: int, count: int = 3, **change: Any) -> Path:

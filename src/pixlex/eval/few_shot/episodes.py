@@ -1,11 +1,13 @@
-"""Sets of episodes: drawn, saved, loaded (Tsimpoukelli et al. 2021; LQAE, appendix B)."""
+"""Sets of episodes: drawn, saved, loaded, or published ones (Tsimpoukelli et al. 2021; LQAE, appendix B)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from pixlex.data.decoding import UnreadableImage
-from pixlex.data.labels import Labels
+from pixlex.data.folders import FileSource
+from pixlex.data.labels import Labels, no_labels
 from pixlex.data.sources import ImageSource
-from pixlex.eval.few_shot.prompts import Episode, Setting, Shown
+from pixlex.data.text import json_value, plain_text
+from pixlex.eval.few_shot.prompts import Episode, Naming, Setting, Shown
 from pixlex.files import read_regular, sealed, unsealed, write_text
 from pixlex.messages import quoted
 
@@ -31,6 +35,9 @@ _NAMES = 1
 _FORMAT = 1
 # Images of a source whose bytes are looked at.
 _SAMPLE = 16
+# Files of published episodes, and their captions.
+_QUESTIONS = re.compile(r"(?P<task>.+)_shots_(?P<shots>\d+)_ways_(?P<ways>\d+)_all_questions\.json")
+_CAPTION = re.compile(r"\s*(?:this is (?:an?|the) )?(.+?)\s*\.?\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,3 +242,116 @@ def _entry(episodes: EpisodeSet) -> dict[str, Any]:
 def _episode(number: int, entry: dict[str, Any]) -> Episode:
     names, support = tuple(entry["names"]), tuple(Shown(*shown) for shown in entry["support"])
     return Episode(**entry | {"number": number, "names": names, "support": support})
+
+
+def read_open_ended(
+    folder: Path, settings: Sequence[Setting], *, task: str | None = None, limit: int | None = None
+) -> tuple[ImageSource, list[EpisodeSet]]:
+    """Read the questions of Open-Ended or Real-Name miniImageNet as a set for each setting, and their images.
+
+    A file, TASK_shots_N_ways_M_all_questions.json, is a list of objects: `question_id`, `image_1` ... `image_k`
+    and `caption_1` ... `caption_k` with k = ways x shots in the order in which they are shown,
+    `question_image`, and `answer`. A name is what is left of a caption or an answer without "This is a" and
+    the period. Repeats and induction are no part of the files: they belong to the prompt.
+
+    Args:
+        folder: where the files lie.
+        settings: which to read; a task with "real_name" in its name has real names, any other nonsense names.
+        task: which of several tasks in the folder.
+        limit: read so many questions of a file at most.
+
+    Raises:
+        ValueError: no such file, a question without its images and captions, or an answer that is no name of
+            its captions.
+    """
+    files = _files(folder, task)
+    naming: Naming = "real" if all("real_name" in path.name for path in files.values()) else "nonsense"
+    questions = {}
+    for size in dict.fromkeys((one.ways, one.shots) for one in settings):
+        if size not in files:
+            there = ", ".join(f"{ways}-way {shots}-shot" for ways, shots in sorted(files))
+            raise ValueError(f"{folder} has no {size[0]}-way {size[1]}-shot questions; it has {there}")
+        path, found = files[size], _questions(files[size])[:limit]
+        questions[size] = [(question, _image_names(path, question, *size)) for question in found]
+    keys = tuple(sorted({key for pairs in questions.values() for _, names in pairs for key in names}))
+    images = FileSource(str(folder), folder, keys, no_labels(len(keys)))
+    identity, places = source_identity(images), {key: place for place, key in enumerate(keys)}
+    sets = []
+    for setting in settings:
+        path = files[setting.ways, setting.shots]
+        pairs = enumerate(questions[setting.ways, setting.shots])
+        episodes = tuple(
+            _published_episode(path, number, question, [places[name] for name in names], setting.ways)
+            for number, (question, names) in pairs
+        )
+        classes = tuple(sorted({name for one in episodes for name in one.names}))
+        named = replace(setting, naming=naming)
+        sets.append(
+            EpisodeSet(
+                setting=named, seed=None, source=str(folder),
+                source_identity=identity, class_names=classes, episodes=episodes,
+            )
+        )  # fmt: skip
+    return images, sets
+
+
+def _files(folder: Path, task: str | None) -> dict[tuple[int, int], Path]:
+    found: dict[str, dict[tuple[int, int], Path]] = {}
+    for path in sorted(folder.glob("*_all_questions.json")):
+        match = _QUESTIONS.fullmatch(path.name)
+        if match is not None:
+            found.setdefault(match["task"], {})[int(match["ways"]), int(match["shots"])] = path
+    if not found:
+        raise ValueError(
+            f"no published episodes in {folder}: expected TASK_shots_N_ways_M_all_questions.json and images"
+        )
+    if task is None and len(found) > 1:
+        raise ValueError(f"{folder} holds several tasks, name one of {', '.join(found)}")
+    if task is not None and task not in found:
+        raise ValueError(f"{folder} has no task {quoted(task)}, only {', '.join(found)}")
+    return found[task or next(iter(found))]
+
+
+def _questions(path: Path) -> list[Any]:
+    try:
+        data = read_regular(path)
+    except OSError as fault:
+        raise ValueError(f"{path} cannot be read: {fault.strerror or fault}") from fault
+    questions = json_value(data, path)
+    if not isinstance(questions, list) or not questions:
+        raise ValueError(f"{path}: expected a list of questions, got {type(questions).__name__} or none")
+    return questions
+
+
+def _image_names(path: Path, question: Any, ways: int, shots: int) -> list[str]:
+    """Return the files of a question, the one asked about last."""
+    numbers = range(1, ways * shots + 1)
+    expected = [*(f"image_{number}" for number in numbers), "question_image"]
+    for key in (*expected, *(f"caption_{number}" for number in numbers), "answer"):
+        if not isinstance(question, dict) or not isinstance(question.get(key), str):
+            raise ValueError(
+                f"{path.name}: a question lacks the text {quoted(key)}; expected {ways * shots} images and "
+                f"captions, got {', '.join(map(str, question))[:200]}"
+            )
+    # Whatever folder is written there, the images lie beside the file.
+    return [Path(question[key]).name for key in expected]
+
+
+def _published_episode(
+    path: Path, number: int, question: Mapping[str, Any], images: Sequence[int], ways: int
+) -> Episode:
+    captions = [_name(question[f"caption_{place}"]) for place in range(1, len(images))]
+    names, answer = tuple(dict.fromkeys(captions)), _name(question["answer"])
+    where = f"{path.name}: question {question.get('question_id', number)}"
+    if len(names) != ways:
+        raise ValueError(f"{where}: expected {ways} names in its captions, got {', '.join(names)}")
+    if answer not in names:
+        raise ValueError(f"{where}: the answer {quoted(answer)} is none of its names ({', '.join(names)})")
+    *support, query = images
+    shown = tuple(Shown(image, names.index(name)) for image, name in zip(support, captions, strict=True))
+    return Episode(number=number, names=names, support=shown, query=query, answer=names.index(answer))
+
+
+def _name(caption: str) -> str:
+    match = _CAPTION.fullmatch(caption)
+    return plain_text(match[1] if match else caption).strip()
