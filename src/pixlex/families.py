@@ -24,8 +24,12 @@ from pixlex.data.sources import ImageSource
 from pixlex.data.text import CLASSES, build_answers
 from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import Evaluation, Pass
-from pixlex.eval.pretraining import evaluate_captions, evaluate_masked_patches, evaluate_pretraining
-from pixlex.eval.reconstruction import evaluate_reconstruction
+from pixlex.eval.pretraining import (
+    evaluate_captions,
+    evaluate_masked_patches,
+    evaluate_pretraining,
+    evaluate_reconstruction,
+)
 from pixlex.eval.retrieval import evaluate_retrieval, gallery
 from pixlex.eval.vqa import evaluate_reasoning
 from pixlex.models import checkpoint

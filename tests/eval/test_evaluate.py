@@ -47,10 +47,14 @@ from pixlex.data.records import Pairs, Questions, Records
 from pixlex.data.sources import subset
 from pixlex.eval import retrieval
 from pixlex.eval.evaluate import Measured, Pass, evaluate, wilson_interval
-from pixlex.eval.pretraining import evaluate_captions, evaluate_masked_patches, evaluate_pretraining
+from pixlex.eval.pretraining import (
+    evaluate_captions,
+    evaluate_masked_patches,
+    evaluate_pretraining,
+    evaluate_reconstruction,
+)
 from pixlex.eval.probe_features import extract
 from pixlex.eval.probe_sets import survey
-from pixlex.eval.reconstruction import evaluate_reconstruction
 from pixlex.eval.retrieval import evaluate_retrieval, gallery
 from pixlex.eval.vqa import evaluate_reasoning
 from pixlex.models import checkpoint

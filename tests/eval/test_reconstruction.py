@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pixlex.eval.evaluate import Evaluation, Pass
 from pixlex.eval.metrics import psnr, score_words, ssim, word_folds
-from pixlex.eval.reconstruction import ExampleSample, evaluate_reconstruction
+from pixlex.eval.pretraining import ExampleSample, evaluate_reconstruction
 from pixlex.models.baselines import VQVAE
 from pixlex.models.lqae import LQAE
 
@@ -172,5 +172,6 @@ def test_training_goes_on_after_an_evaluation(lqae: LQAE, images: Tensor) -> Non
     with pytest.raises(ValueError, match="expected images of 3 x 32 x 32"):
         evaluate_reconstruction(lqae, batches_of(images[..., :8, :8], 4), QUIET)
     assert {name: part.training for name, part in lqae.named_modules()} == before
-    (lqae(images).reconstruction - images).square().mean().backward()
+    rebuilt = lqae.reconstruct(lqae.encode_text(lqae.quantize(images).values))
+    (rebuilt - images).square().mean().backward()
     assert all(weight.grad is not None for weight in lqae.decoder.parameters())

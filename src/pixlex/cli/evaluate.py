@@ -150,7 +150,7 @@ def reconstruction(options: ReconstructionOptions) -> None:
     from pixlex import api, distributed
     from pixlex.data.images import open_source
     from pixlex.data.loader import Images
-    from pixlex.eval.reconstruction import evaluate_reconstruction
+    from pixlex.eval.pretraining import evaluate_reconstruction
     from pixlex.report.figures import drawn, reconstruction_grid
     from pixlex.report.page import Page
 

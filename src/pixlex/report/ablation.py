@@ -75,7 +75,6 @@ def ablation_table(rows: Sequence[AblationValues], published: PublishedTable | N
 
 
 def _columns(rows: Iterable[AblationValues]) -> list[str]:
-    """Return the columns that any row has."""
     return list(dict.fromkeys(column for row in rows for column in row["numbers"]))
 
 

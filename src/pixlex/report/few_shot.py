@@ -23,7 +23,7 @@ from pixlex.eval.published import published_rows
 from pixlex.files import write_json, write_text
 from pixlex.messages import printable
 from pixlex.report.curves import dress, plotted, save
-from pixlex.report.figures import GAP, INK, MARGIN, SOFT, Color, Sheet
+from pixlex.report.figures import GAP, INK, MARGIN, SOFT, Sheet
 from pixlex.report.page import Page, Table, write_page
 
 _JUDGED: dict[str, str] = {
@@ -59,10 +59,8 @@ def _rows_of(cells: Sequence[Cell], ways: int) -> dict[tuple[str, str], dict[str
 
 def _columns_of(cells: Sequence[Cell]) -> list[str]:
     """Return the columns that were measured, the paper's in its order, others after them."""
-    present = dict.fromkeys(cell.setting.column for cell in cells)
-    return [column for column in PAPER_COLUMNS if column in present] + [
-        column for column in present if column not in PAPER_COLUMNS
-    ]
+    present = [cell.setting.column for cell in cells]
+    return [column for column in dict.fromkeys([*PAPER_COLUMNS, *present]) if column in present]
 
 
 def _title(column: str) -> str:
@@ -80,16 +78,14 @@ def table_lines(cells: Sequence[Cell], ways: int) -> list[list[str]]:
     columns = _columns_of([cell for cell in cells if cell.setting.ways == ways])
     lines = [["", "scorer", *map(_title, columns), "avg."]]
     for answered, row in _rows_of(cells, ways).items():
-        found = [row[column].accuracy for column in PAPER_COLUMNS if column in row]
-        known = [accuracy for accuracy in found if accuracy is not None]
+        measured = [row[column].accuracy for column in PAPER_COLUMNS if column in row]
+        known = [accuracy for accuracy in measured if accuracy is not None]
         average = f"{100 * (sum(known) / len(known)):.1f}" if len(known) == len(PAPER_COLUMNS) else ""
         lines.append([*answered, *(_text(row.get(column)) for column in columns), average])
     for published in published_rows(ways):
         if set(columns) & published.accuracy.keys():
-            values = (
-                f"{published.accuracy[column]:.1f}" if column in published.accuracy else ""
-                for column in columns
-            )
+            found = published.accuracy
+            values = (f"{found[column]:.1f}" if column in found else "" for column in columns)
             # Beside some of its columns the mean over all seven would be compared with another mean.
             complete = published.average is not None and set(PAPER_COLUMNS) <= set(columns)
             average = f"{published.average:.1f}" if complete else ""
@@ -121,11 +117,10 @@ def warnings_of(cells: Sequence[Cell]) -> list[str]:
     """Return which cells do not fit their language model or were cut off, and what to set; a line a row."""
     found: dict[tuple[str, bool], list[str]] = {}
     for cell in cells:
-        if cell.does_not_fit:
-            found.setdefault((cell.answerer, True), []).append(cell.does_not_fit)
-        elif _is_cut_off(cell):
-            said = f"{cell.setting.label}: {cell.num_cut_off} of {len(cell.answers)} answers were {_CUT_OFF}"
-            found.setdefault((cell.answerer, False), []).append(said)
+        if cell.does_not_fit or _is_cut_off(cell):
+            cut = f"{cell.setting.label}: {cell.num_cut_off} of {len(cell.answers)} answers were {_CUT_OFF}"
+            said = found.setdefault((cell.answerer, bool(cell.does_not_fit)), [])
+            said.append(cell.does_not_fit or cut)
     return [
         f"{name}: {said[0]}{f' (and {len(said) - 1} more cells)' if said[1:] else ''}"
         for (name, _), said in found.items()
@@ -161,13 +156,10 @@ def markdown_table(lines: Sequence[Sequence[str]]) -> str:
 def write_few_shot(folder: Path, cells: Sequence[Cell], about: Mapping[str, Any]) -> None:
     """Write results.json, which begins with the plain values `about` models, data and seed, and table.md."""
     folder.mkdir(parents=True, exist_ok=True)
-    values = [
-        {
-            **{key: value for key, value in vars(cell).items() if key not in ("answers", "setting")},
-            "setting": asdict(cell.setting),
-        }
-        for cell in cells
-    ]
+    values = []
+    for cell in cells:
+        facts = {key: value for key, value in vars(cell).items() if key not in ("answers", "setting")}
+        values.append({**facts, "setting": asdict(cell.setting)})
     published = [asdict(row) for ways in ways_of(cells) for row in published_rows(ways)]
     write_json(folder / "results.json", {**about, "results": values, "published": published})
     parts = [f"## {ways}-way\n\n{markdown_table(table_lines(cells, ways))}" for ways in ways_of(cells)]
@@ -191,19 +183,21 @@ def write_few_shot_page(
         head, *rows = table_lines(cells, ways)
         tables.append(Table(f"{ways}-way", head, rows))
     columns = (
-        "answers", "scorer", "setting", "%", "95 % interval", "episodes", "failed", "% if failures are wrong",
-    )  # fmt: skip
+        "answers",
+        "scorer",
+        "setting",
+        "%",
+        "95 % interval",
+        "episodes",
+        "failed",
+        "% if failures are wrong",
+    )
     tables.append(Table("Numbers", columns, [_numbers(cell) for cell in cells]))
     page = Page(
-        title=title,
+        title=title, tables=tables, notes=notes_of(cells), pictures=pictures, commands=commands, config=about,
         introduction="Each image was written as words; whoever answers was given a few labeled images and "
         "asked for the name of another one.",
-        tables=tables,
-        notes=notes_of(cells),
-        pictures=pictures,
-        commands=commands,
-        config=about,
-    )
+    )  # fmt: skip
     return write_page(path, page)
 
 
@@ -277,7 +271,11 @@ def draw_episodes(
         for line, (name, answer) in enumerate(answers.items()):
             below = top + (2 * line + 1.6) * _LINE
             sheet.text(left, below, name[:78], 10, SOFT)
-            text, color = _judged(answer)
+            text, color = " ".join(answer.text.split()) or "(nothing)", SOFT
+            if answer.credit is None:
+                text = f"no answer: {answer.detail}"
+            else:
+                color = {1.0: _RIGHT, 0.0: _WRONG}.get(answer.credit, _PART)
             sheet.text(left + 8, below + _LINE - 2, text[:66], 12, color)
         top += height
         sheet.draw.line((MARGIN, top - GAP, width - MARGIN, top - GAP), fill=(220, 220, 226))
@@ -302,14 +300,6 @@ def _draw_images(
             sheet.text(left, top + _SHOT + (line + 1.5) * _LINE, part, 10, SOFT)
         left += _SHOT + GAP
     return left + GAP
-
-
-def _judged(answer: Answer) -> tuple[str, Color]:
-    """Return an answer and its color."""
-    if answer.credit is None:
-        return f"no answer: {answer.detail}", SOFT
-    color = {1.0: _RIGHT, 0.0: _WRONG}.get(answer.credit, _PART)
-    return " ".join(answer.text.split()) or "(nothing)", color
 
 
 def _thumbnail(images: ImageSource, index: int) -> Image.Image:

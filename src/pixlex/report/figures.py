@@ -316,20 +316,16 @@ def contact_sheet(title: str, thumbnails: Sequence[Thumbnail], path: Path) -> Pa
 
 def _end_of(text: str, width: int) -> str:
     """Return a text, of which the front is left out where it is too wide; a path's end tells more."""
-    shown = printable(text.replace("\n", " "))
-    if font(14).getlength(shown) <= width:
-        return shown
-    while shown and font(14).getlength(f"...{shown}") > width:
+    shown = full = printable(text.replace("\n", " "))
+    while shown and font(14).getlength(shown if shown == full else f"...{shown}") > width:
         shown = shown[1:]
-    return f"...{shown}"
+    return shown if shown == full else f"...{shown}"
 
 
 def to_bytes(image: Float[Tensor, "3 H W"]) -> UInt8[np.ndarray, "H W 3"]:
     """Return an image with pixels in [0, 1] as bytes; values outside are clipped."""
-    pixels: UInt8[np.ndarray, "H W 3"] = (
-        image.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
-    )
-    return pixels
+    pixels = image.detach().float().clamp(0, 1).mul(255).round().byte()
+    return pixels.permute(1, 2, 0).cpu().numpy()
 
 
 def enlarged(image: Float[Tensor, "3 H W"], scale: int) -> Image.Image:
@@ -348,15 +344,11 @@ def patch_colors(image: Float[Tensor, "3 H W"], grid: int) -> list[Color]:
 
 def ink_on(color: Color) -> Color:
     """Return black or white, whichever has more contrast on a color (WCAG 2 relative luminance)."""
-    red, green, blue = (_linear(channel / 255) for channel in color)
+    channels = (channel / 255 for channel in color)  # whose gamma is undone
+    red, green, blue = (one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in channels)
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     # The contrasts with white and black, 1.05 / (L + 0.05) and (L + 0.05) / 0.05, are equal at L = 0.179.
     return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
-
-
-def _linear(channel: float) -> float:
-    """Undo the gamma of sRGB."""
-    return channel / 12.92 if channel <= 0.04045 else float(((channel + 0.055) / 1.055) ** 2.4)
 
 
 def word_panel(words: Sequence[str], colors: Sequence[Color], side: int) -> Image.Image:

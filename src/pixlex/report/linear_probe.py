@@ -38,11 +38,8 @@ _MOST_NAMED = 200
 def row_values(row: ProbeRow, class_names: Sequence[str]) -> dict[str, Any]:
     """Return a row as plain values for `results.json`."""
     result, names = row.result, list(class_names)
-    values = {
-        name: value
-        for name, value in vars(result).items()
-        if name not in ("classifier", "confusion", "class_accuracy")
-    }
+    left_out = ("classifier", "confusion", "class_accuracy")
+    values = {name: value for name, value in vars(result).items() if name not in left_out}
     # Those that occur twice with their number.
     distinct = [name if names.count(name) == 1 else f"{name} ({place})" for place, name in enumerate(names)]
     accuracy = [None if math.isnan(one) else float(one) for one in result.class_accuracy]
@@ -107,9 +104,8 @@ def _page(values: Mapping[str, Any], rows: Sequence[ProbeRow], pictures: Mapping
     for row in rows:
         one = row.result
         top5 = "" if one.top5 is None else _percent(one.top5, one.top5_interval)
-        remark = f"strength {one.penalty:g}"
-        top1 = _percent(one.top1, one.top1_interval)
-        lines.append([row.name, top1, top5, f"{one.width:,}", f"{one.num_test:,}", remark])
+        counts = f"{one.width:,}", f"{one.num_test:,}", f"strength {one.penalty:g}"
+        lines.append([row.name, _percent(one.top1, one.top1_interval), top5, *counts])
     lines.append(["most frequent training class", f"{100 * result.majority:.1f} %", "", "", "", ""])
     lines.append(["chance", f"{100 * result.chance:.3g} %", "", "", "", ""])
     lines += [[name, f"{100 * top1:.1f} %", "", "", "", PROBES_NOTE] for name, top1 in PROBES_PUBLISHED]
@@ -159,6 +155,15 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+def _curves(figure: Figure, axes: Axes, out: Path, across: str, up: str) -> Path:
+    """Write a plot of ratios, its axes named."""
+    axes.set_xlabel(across, fontsize=8)
+    axes.set_ylabel(up, fontsize=8)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    dress(axes, legend={})
+    return save(figure, out, 120)
+
+
 def _draw_rows(rows: Sequence[ProbeRow], out: Path) -> Path:
     """Draw top-1 and its interval for each row, with chance and majority class as lines."""
     figure, axes = _axes(8.0, 1.3 + 0.45 * len(rows))
@@ -166,15 +171,13 @@ def _draw_rows(rows: Sequence[ProbeRow], out: Path) -> Path:
     ends = np.array([row.result.top1_interval for row in rows])
     places = np.arange(len(rows))
     models = list(dict.fromkeys(row.model for row in rows))
-    axes.barh(
-        places, top1, color=[_COLORS[models.index(row.model) % len(_COLORS)] for row in rows], height=0.65
-    )
+    colors = [_COLORS[models.index(row.model) % len(_COLORS)] for row in rows]
+    axes.barh(places, top1, color=colors, height=0.65)
     spread = np.stack([top1 - ends[:, 0], ends[:, 1] - top1])
     axes.errorbar(top1, places, xerr=spread, fmt="none", ecolor=_INK, capsize=3, lw=1)
+    beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 8}
     for place, end, value in zip(places, ends[:, 1], top1, strict=True):
-        axes.annotate(
-            f"{100 * value:.1f} %", (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8
-        )
+        axes.annotate(f"{100 * value:.1f} %", (end, place), (4, 0), **beside)
     result = rows[0].result
     for value, name, dashes in ((result.chance, "chance", "--"), (result.majority, "majority class", ":")):
         axes.axvline(value, color=GRAY, ls=dashes, lw=1.2, label=f"{name} {100 * value:.3g} %")
@@ -199,13 +202,8 @@ def _draw_strengths(rows: Sequence[ProbeRow], out: Path) -> Path:
         axes.plot([result.penalty], [best], color=color, marker="o", ms=9, mfc="none", ls="")
     axes.set_xscale("log")
     axes.invert_xaxis()
-    axes.set_xlabel(
-        "penalty on the squared weights, from strong to weak; a ring marks the chosen one", fontsize=8
-    )
-    axes.set_ylabel("accuracy on validation images", fontsize=8)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    dress(axes, legend={})
-    return save(figure, out, 120)
+    across = "penalty on the squared weights, from strong to weak; a ring marks the chosen one"
+    return _curves(figure, axes, out, across, "accuracy on validation images")
 
 
 def _draw_layers(rows: Sequence[ProbeRow], out: Path) -> Path:
@@ -225,11 +223,8 @@ def _draw_layers(rows: Sequence[ProbeRow], out: Path) -> Path:
                 label = plotted(f"{model}, all layers")
                 axes.axhline(row.result.top1, color=color, ls="--", lw=1, label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("layer of the language model (0: the words before the first layer)", fontsize=8)
-    axes.set_ylabel("top-1 accuracy on test images, 95 % interval", fontsize=8)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    dress(axes, legend={})
-    return save(figure, out, 120)
+    across = "layer of the language model (0: the words before the first layer)"
+    return _curves(figure, axes, out, across, "top-1 accuracy on test images, 95 % interval")
 
 
 def draw_confusion(row: ProbeRow, class_names: Sequence[str], out: Path) -> Path:
@@ -257,9 +252,8 @@ def draw_confusion(row: ProbeRow, class_names: Sequence[str], out: Path) -> Path
     if is_small:
         for (line, column), ratio in np.ndenumerate(ratios):
             middle: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7}
-            axes.text(
-                column, line, str(counts[line, column]), color="white" if ratio > 0.4 else _INK, **middle
-            )
+            middle["color"] = "white" if ratio > 0.4 else _INK
+            axes.text(column, line, str(counts[line, column]), **middle)
     sorting = "" if is_small else ", classes from best to worst"
     axes.set_title(plotted(f"{row.name}{sorting}"), fontsize=10, loc="left")
     axes.set_xlabel("taken for", fontsize=9)

@@ -142,20 +142,16 @@ def _kind_of(table: Table, column: int) -> Markup:
 
 def _examples(examples: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield what is shown of each image."""
-    for row, (original, reconstruction) in enumerate(
-        zip(examples["originals"], examples["reconstructions"], strict=True)
-    ):
-        words = examples["words"][row] if examples.get("words") is not None else ()
+    pairs = zip(examples["originals"], examples["reconstructions"], strict=True)
+    for row, (original, reconstruction) in enumerate(pairs):
+        words = examples["words"][row] if examples.get("words") else ()
         grid = math.isqrt(len(words))
         colors = patch_colors(original, grid) if words else []
+        cells = [_cell(word, color, _MAP // grid) for word, color in zip(words, colors, strict=True)]
         yield {
-            "original": original,
-            "reconstruction": reconstruction,
-            "key": examples["keys"][row],
-            "words": " ".join(words),
-            "grid": grid,
-            "cells": [_cell(word, color, _MAP // grid) for word, color in zip(words, colors, strict=True)],
-        }
+            "original": original, "reconstruction": reconstruction, "key": examples["keys"][row],
+            "words": " ".join(words), "grid": grid, "cells": cells,
+        }  # fmt: skip
 
 
 def _cell(word: str, color: Color, side: int) -> dict[str, Any]:
@@ -196,8 +192,10 @@ def model_card(
     task = model.get("task", "")
     facts = {"grid": f"{side} x {side}", "task": task, "does": words["tasks"].get(task)}
     settings = yaml.safe_dump(dict(run_config), sort_keys=False, allow_unicode=True)
+    known = yaml.safe_dump({"library_name": "pixlex", "tags": about["tags"]}, sort_keys=False)
     parts = [
-        _front_matter(about["tags"]),
+        # The comment is the only place for a license not yet chosen.
+        f"---\n{known}# license: state one before publishing, for example mit\n---\n",
         f"# {about['title'].format(**facts)}\n",
         about["description"].format(**facts),
         "## Use\n",
@@ -216,12 +214,6 @@ def model_card(
         _LIMITS.format(vocabulary="" if language is None else " and of the language model's vocabulary"),
     ]
     return "\n".join(parts)
-
-
-def _front_matter(tags: Sequence[str]) -> str:
-    """Return what the hub reads; the comment is the only place for a license not yet chosen."""
-    known = yaml.safe_dump({"library_name": "pixlex", "tags": list(tags)}, sort_keys=False)
-    return f"---\n{known}# license: state one before publishing, for example mit\n---\n"
 
 
 def _table(numbers: Mapping[str, float]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,13 +266,12 @@ def choose_codewords(
 def _spread_out(found: Int[Tensor, "F 2"], seed: int) -> list[tuple[int, int]]:
     """Return (row, patch) of some patches at random, of other images first."""
     order = np.random.default_rng(seed).permutation(len(found))
-    seen: dict[int, int] = {}
-    ranked: list[tuple[int, int, int, int]] = []
-    for place in order:
-        row, patch = (int(one) for one in found[place])
-        ranked.append((seen.get(row, 0), len(ranked), row, patch))
-        seen[row] = seen.get(row, 0) + 1
-    return [(row, patch) for _, _, row, patch in sorted(ranked)[:_PATCHES]]
+    seen = Counter[int]()
+    ranked: list[tuple[int, int, int]] = []
+    for row, patch in found[order].tolist():
+        ranked.append((seen[row], row, patch))
+        seen[row] += 1
+    return [(row, patch) for _, row, patch in sorted(ranked, key=lambda one: one[0])[:_PATCHES]]
 
 
 def _framed(image: Float[Tensor, "3 H W"], patch: int, grid: int) -> Image.Image:
