@@ -21,7 +21,7 @@ from pixlex.eval.few_shot.episodes import sample_episodes
 from pixlex.eval.few_shot.prompts import setting_of
 from pixlex.models import checkpoint
 from pixlex.nn.language_model import load_language_model
-from pixlex.report.ablation import ablation_table
+from pixlex.report.tables import ablation_table
 from pixlex.run import run_training, sole_writer
 from pixlex.train.loop import LossNotFinite
 

@@ -60,7 +60,7 @@ def test_a_table_of_models_and_features(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pixlex.report.linear_probe.draw_confusion", lambda row, names, path: path.touch())
+    monkeypatch.setattr("pixlex.report.tables.draw_confusion", lambda row, names, path: path.touch())
     arguments: tuple[Any, ...] = (
         "--model", *models, "--data", images[0], "--test", images[1], "--features", "layers", "codes", "pixels",
         "--untrained", "--per-layer", "--cache", tmp_path / "cache",

@@ -199,7 +199,7 @@ def linear_probe(options: ProbeOptions) -> None:
     from pixlex.eval.linear_probe import Fit
     from pixlex.eval.probe_features import planned_kinds, probe_features, probe_rows
     from pixlex.eval.probe_sets import open_sets
-    from pixlex.report import linear_probe as report
+    from pixlex.report import tables as report
 
     if len(set(options.model)) < len(options.model):
         raise ValueError(f"expected different models, got {' '.join(options.model)}")

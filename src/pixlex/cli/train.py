@@ -221,7 +221,7 @@ def ablate(options: AblateOptions) -> int | None:
         raise ValueError("ablate needs RECIPE and --out DIR, or --list")
     from pixlex.ablations import plan, run_ablations
     from pixlex.eval.published import objectives_table
-    from pixlex.report.ablation import ablation_table, write_ablation
+    from pixlex.report.tables import ablation_table, write_ablation
     from pixlex.run import run_training, sole_writer
 
     folder, overrides = options.out, overrides_of(options)

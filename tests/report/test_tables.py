@@ -17,7 +17,7 @@ from pixlex.data.images import open_source
 from pixlex.eval.linear_probe import Fit, linear_probe
 from pixlex.eval.probe_features import ProbeRow
 from pixlex.eval.probe_sets import ProbeSets, open_sets
-from pixlex.report.linear_probe import PROBES_NOTE, draw_confusion, write_linear_probe
+from pixlex.report.tables import PROBES_NOTE, draw_confusion, write_linear_probe
 
 NAMES = ("blue", "green & <b>gray", "red")
 
