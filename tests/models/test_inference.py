@@ -11,12 +11,12 @@ import torch
 from tests.tiny import tiny_cbvila, tiny_lqae, write_images
 from torch import Tensor
 
+from pixlex import models
 from pixlex.api import ImageTokenizer
 from pixlex.data.images import open_source
 from pixlex.encoding.decode import decode_codes
 from pixlex.encoding.encode import encode_source
-from pixlex.models import inference
-from pixlex.models.inference import PassSizes, compute_rows, rows_at_once
+from pixlex.models import PassSizes, compute_rows, rows_at_once
 from pixlex.search import ImageIndex
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -39,7 +39,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(rows_at_once(grid, CUDA, batch_size))
         return seen[-1]
 
-    monkeypatch.setattr(inference, "rows_at_once", recorded)
+    monkeypatch.setattr(models, "rows_at_once", recorded)
     return seen
 
 

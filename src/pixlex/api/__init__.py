@@ -30,10 +30,9 @@ from pixlex.data.text import clean_caption, clean_question
 from pixlex.distributed import pick_device
 from pixlex.eval.gradcam import ExplainedAnswer, explain_answer
 from pixlex.messages import quoted
-from pixlex.models import checkpoint
+from pixlex.models import PassSizes, checkpoint, compute_rows
 from pixlex.models.checkpoint import Tokenizer
 from pixlex.models.finetuned import Reasoner
-from pixlex.models.inference import PassSizes, compute_rows
 from pixlex.models.initialization import CONFIG
 from pixlex.nn.bert import Words
 from pixlex.nn.vocabulary import Vocabulary

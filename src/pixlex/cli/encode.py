@@ -258,8 +258,8 @@ def _reconstruct_pairs(options: ReconstructOptions, source: Records) -> None:
     from pixlex.data.records import Pairs
     from pixlex.distributed import pick_device
     from pixlex.eval.pretraining import reconstructed_examples
+    from pixlex.models import computing
     from pixlex.models.cbvila import split_patches
-    from pixlex.models.inference import computing
     from pixlex.report.progress import reconstructed_pairs
 
     source = source.cleaned()

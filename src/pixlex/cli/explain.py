@@ -138,8 +138,7 @@ def gallery(options: GalleryOptions) -> None:
     from pixlex.data.loader import Images
     from pixlex.eval.evaluate import labeled
     from pixlex.eval.pretraining import codeword_purity
-    from pixlex.models import checkpoint
-    from pixlex.models.inference import compute_rows
+    from pixlex.models import checkpoint, compute_rows
     from pixlex.report.figures import drawn
     from pixlex.report.progress import codeword_gallery
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from pixlex import distributed
 from pixlex.batch import ReasoningBatch, Skipped
 from pixlex.files import check_zip
-from pixlex.models.inference import Precision
+from pixlex.models import Precision
 from pixlex.progress import bar_or_lines
 
 Number = int | float

@@ -27,8 +27,8 @@ from pixlex.eval.linear_probe import DEFAULT_FIT, Fit, Part, ProbeResult, linear
 from pixlex.eval.probe_sets import LabeledImages, ProbeSets, check_counts
 from pixlex.files import Damaged, read_json, write_atomically, write_json
 from pixlex.messages import printable
+from pixlex.models import Precision, compute_rows, computing
 from pixlex.models.checkpoint import Tokenizer, fingerprint
-from pixlex.models.inference import Precision, compute_rows, computing
 
 Kind = Literal["layers", "last", "encoder", "codes", "pixels"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -290,12 +290,10 @@ def matching_logits(
                 parts = [torch.zeros(0)]
                 for number, row in enumerate(block, start=first):
                     parts += _match(model, items, items.states[number : number + 1].to(device), row)
-                    bar.update(int(row.sum()))
                 part = torch.cat(parts)
                 if scores is not None:
                     scores.write(first, part)
-            else:
-                bar.update(len(part))
+            bar.update(len(part))
             found.append(part)
     logits = torch.zeros(wanted.shape)
     for images, some in distributed.gather_objects((items.own, torch.cat(found))):

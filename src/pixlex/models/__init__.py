@@ -1,9 +1,11 @@
-"""Whole networks, each built of a configuration; `checkpoint` stores and loads them."""
+"""Whole networks: what all of them have in common, and passes through them that depend on nothing beside."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -11,12 +13,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pixlex.nn.nearest import NotFinite
 from pixlex.nn.transformer import initializing
 
 if TYPE_CHECKING:
     from pixlex.nn.codebook import Quantized
 
+Precision = Literal["fp32", "bf16"]
 _SomeModel = TypeVar("_SomeModel", bound=nn.Module)
+
+# A matrix product may round by the shape of the matrix (on some processors patch vectors differ between batch
+# sizes by up to 2e-6 in fp32 and 8e-3 in bf16), and a patch between two words then changes sides. So images are
+# computed so many patches at a time, filled up where there are fewer: neither number nor neighbors matter.
+_PATCHES_AT_ONCE = 512
 
 
 class ImageModel(nn.Module):
@@ -84,6 +93,143 @@ class CodeModel(ImageModel):
     def tokenize(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B N"]:
         """Return codes in [0, K), rows of the grid first; `images` holds pixels in [0, 1]."""
         return self.quantize(images).codes
+
+
+def rows_at_once(grid: int, device: torch.device, batch_size: int) -> int:
+    """Return how many images a pass computes: on a CPU always the same number, on a GPU what is asked for.
+
+    A CPU has nothing from larger passes; a GPU would stand idle in those of a CPU. `grid` is in patches.
+    """
+    return max(1, _PATCHES_AT_ONCE // grid**2) if device.type == "cpu" else batch_size
+
+
+class PassSizes:
+    """Passes of fewer or more rows than the full one, where they give the same bits; for one use of one model.
+
+    Whether they do is a matter of the processor and its libraries. Each size is tried once, on random images: the
+    outputs of all layers are compared with those of a full pass, wherever in the pass they stand.
+    """
+
+    def __init__(self) -> None:
+        self._same: dict[int, bool] = {}
+
+    def largest(self, inputs: Tensor, full: int, compute: Callable[[Tensor], Tensor]) -> int:
+        """Return the rows of a pass over many: two full passes at once are faster, where it is worth the trial."""
+        return (
+            2 * full if len(inputs) >= 4 * full and self._are_same(inputs, 2 * full, full, compute) else full
+        )
+
+    def smallest(self, chunk: Tensor, full: int, compute: Callable[[Tensor], Tensor]) -> int:
+        """Return the rows of the smallest pass for a chunk: a power of two, or the full pass."""
+        size = 1 << (len(chunk) - 1).bit_length()
+        while size < full and not self._are_same(chunk, size, full, compute):
+            size *= 2
+        return min(size, full)
+
+    def _are_same(self, chunk: Tensor, size: int, full: int, compute: Callable[[Tensor], Tensor]) -> bool:
+        if size not in self._same:
+            few, many = sorted((size, full))
+            rows = chunk[:1].expand(few, *chunk.shape[1:])
+            if rows.is_floating_point():
+                rows = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0))
+            repeated = rows.repeat(-(-many // few), *[1] * (rows.ndim - 1))[:many]
+            ones, others = (_checksums(compute, given, few) for given in (rows, repeated))
+            self._same[size] = all({*other} == {*one} for one, other in zip(ones, others, strict=True))
+        return self._same[size]
+
+
+def _checksums(compute: Callable[[Tensor], Tensor], rows: Tensor, each: int) -> list[list[int]]:
+    """Compute rows; return for each layer the checksums of what it makes of every so many of them."""
+    found: list[list[int]] = []
+
+    def note(output: Any) -> None:
+        for one in output if isinstance(output, tuple) else (output,):
+            if isinstance(one, Tensor) and one.ndim:
+                parts = torch.split(one.detach().float(), -(-len(one) * each // len(rows)))
+                found.append([zlib.crc32(part.contiguous().numpy().data) for part in parts])
+
+    def hook(layer: nn.Module, given: Any, output: Any) -> None:
+        if next(layer.children(), None) is None:
+            note(output)
+
+    handle = nn.modules.module.register_module_forward_hook(hook)
+    try:
+        note(compute(rows))
+    finally:
+        handle.remove()
+    return found
+
+
+def compute_rows(
+    inputs: Tensor,
+    compute: Callable[[Tensor], Tensor],
+    *,
+    grid: int,
+    device: torch.device,
+    precision: Precision = "fp32",
+    batch_size: int = 64,
+    sizes: PassSizes | None = None,
+) -> Tensor:
+    """Compute one row for each row of the inputs, always in the same shape, without gradients.
+
+    So a row depends neither on the rows beside it nor on their number. On a CPU it does not depend on `batch_size`
+    either; on a GPU passes are as large as that, and another one may round differently. Rows come on the CPU.
+
+    Args:
+        inputs: Images, or codes, one or more.
+        compute: Maps rows to as many rows.
+        grid: Patches along one side of an image.
+        batch_size: Rows of a pass on a GPU, 1 or more, filled up where there are fewer.
+        sizes: Takes smaller and larger passes on a CPU where they give the same; None fills up.
+
+    Raises:
+        RuntimeError: The GPU's memory does not hold such a pass.
+        NotFinite: What comes of an input is not finite; with its number.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    full = rows_at_once(grid, device, batch_size)
+    sizes = sizes if device.type == "cpu" else None
+    parts = []
+    with computing(device, precision):
+        most = full if sizes is None else sizes.largest(inputs, full, compute)
+        for first in range(0, len(inputs), most):
+            chunk = inputs[first : first + most]
+            try:
+                size = most if len(chunk) > full else full
+                if sizes is not None and len(chunk) <= full:
+                    size = sizes.smallest(chunk, full, compute)
+                filler = chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])
+                part = compute(torch.cat([chunk, filler]).to(device))[: len(chunk)].cpu()
+            except NotFinite as fault:  # in the row of a patch
+                row = None if fault.row is None else min(fault.row // grid**2, len(chunk) - 1)
+                raise _not_finite(len(inputs), None if row is None else first + row) from fault
+            except torch.OutOfMemoryError as fault:
+                # No smaller pass is tried: codes would depend on what else the memory holds at the moment.
+                raise RuntimeError(
+                    f"{device} does not hold a pass of {full} images: a smaller batch size may fit"
+                ) from fault
+            if not (finite := part.isfinite().reshape(len(part), -1).all(1)).all():
+                raise _not_finite(len(inputs), first + int((~finite).nonzero()[0, 0]))
+            parts.append(part)
+    return torch.cat(parts)
+
+
+def _not_finite(count: int, row: int | None) -> NotFinite:
+    which = "" if row is None else f", first of number {row + 1} of {count}"
+    return NotFinite(f"the model's numbers are not finite{which}: its weights are damaged or diverged", row)
+
+
+@contextmanager
+def computing(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Compute without gradients in a precision, whatever the caller has switched on."""
+    mixed = precision == "bf16"
+    # Convolutions would round to TF32.
+    exact = device.type == "cuda" and not mixed
+    cudnn = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if exact else nullcontext()
+    # Autocast is switched off as well as on: the caller may stand inside one of its own.
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed), cudnn:
+        yield
 
 
 def __getattr__(name: str) -> Any:

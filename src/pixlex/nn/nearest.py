@@ -224,9 +224,7 @@ class _Block:
 
     start: int  # code of the first
     size: int
-    rounded: (
-        Tensor  # y', under `euclidean` with -|y|^2 / 2 in three more columns: bfloat16s that hold a float32
-    )
+    rounded: Tensor  # y', under `euclidean` with -|y|^2 / 2 in three more columns: a float32 in bfloat16s
     norm: Tensor  # the largest |y| of each group
     residual: Tensor  # the largest |y - y'| of each group
     excluded: Tensor | None  # those without direction, under `cosine`

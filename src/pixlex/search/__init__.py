@@ -23,9 +23,8 @@ from pixlex.data.text import clean_caption
 from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import evaluating
 from pixlex.messages import quoted
-from pixlex.models import checkpoint
+from pixlex.models import Precision, checkpoint, compute_rows, computing
 from pixlex.models.cbvila import CBViLA
-from pixlex.models.inference import Precision, compute_rows, computing
 from pixlex.search.store import (
     DamagedIndex,
     Entry,

@@ -20,7 +20,7 @@ from jaxtyping import Float32
 
 from pixlex.files import Damaged, locked, read_json, sealed, unsealed, write_json
 from pixlex.messages import not_installed
-from pixlex.models.inference import Precision
+from pixlex.models import Precision
 
 HEAD, TABLE = "index.json", "images"
 _LOCK = "lock"

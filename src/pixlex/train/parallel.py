@@ -31,7 +31,7 @@ from pixlex import distributed
 from pixlex.batch import ImageBatch
 from pixlex.config.fields import TrainConfig
 from pixlex.config.run import CONFIG, Run, read_run
-from pixlex.models.inference import Precision
+from pixlex.models import Precision
 from pixlex.nn.bert import BertLayer
 from pixlex.nn.transformer import Block, OfficialBlock, multiplies_bfloat16
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step

@@ -27,8 +27,8 @@ from pixlex.eval.few_shot.prompts import (
 from pixlex.eval.few_shot.readers import TextReader, compute_images, read_pixels
 from pixlex.eval.few_shot.run import Classifier
 from pixlex.messages import not_installed
+from pixlex.models import Precision, computing
 from pixlex.models.checkpoint import Model, Tokenizer, fingerprint
-from pixlex.models.inference import Precision, computing
 from pixlex.models.lqae import LQAE
 from pixlex.nn.language_model import LanguageModel, load_language_model
 

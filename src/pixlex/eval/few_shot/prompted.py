@@ -32,9 +32,9 @@ from pixlex.eval.few_shot.readers import TextReader, compute_images
 from pixlex.eval.few_shot.run import Classifier
 from pixlex.eval.llm.client import DOES_NOT_FIT, Ability, Estimate, LanguageClient, Prompt, Reply, cut_at
 from pixlex.messages import quoted
+from pixlex.models import Precision, computing
 from pixlex.models.baselines import Frozen
 from pixlex.models.checkpoint import fingerprint
-from pixlex.models.inference import Precision, computing
 
 # Tokens beyond the longest name that a strict answer may take: a period, an end, a line.
 _SPARE_TOKENS = 4

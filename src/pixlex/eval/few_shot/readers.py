@@ -20,9 +20,9 @@ from pixlex.data.decoding import UnreadableImage, center_box, decode_record, eva
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.episodes import digest, source_identity
 from pixlex.files import Damaged, sealed, unsealed
-from pixlex.messages import printable, quoted
+from pixlex.messages import printable
+from pixlex.models import Precision, compute_rows
 from pixlex.models.checkpoint import Model, Tokenizer, fingerprint
-from pixlex.models.inference import Precision, compute_rows
 from pixlex.progress import bar_or_lines
 
 # Images decoded and encoded at a time.
@@ -127,21 +127,12 @@ def read_pixels(
             bar.update(len(order[first : first + _BATCH_SIZE]))
 
 
-def ascii_art(lines: int = 64, columns: int = 64, ramp: str = RAMP) -> TextReader:
+def ascii_art() -> TextReader:
     """Return what writes images as lines of characters, the paper's baseline without learning (LQAE, section 5).
 
     The largest centered square of an image is drawn at its own resolution (`draw_ascii`). The paper prompts with
     64 x 64 characters and says neither which ramp nor which converter; these are ours.
-
-    Args:
-        lines: of an image, 1 or more.
-        columns: characters of a line, 1 or more.
-        ramp: from dark to bright, 2 or more in one line; light on dark, as on a terminal, or turned around.
     """
-    if lines < 1 or columns < 1:
-        raise ValueError(f"expected 1 or more lines and columns, got {lines} x {columns}")
-    if len(ramp) < 2 or len(ramp.splitlines()) > 1:
-        raise ValueError(f"expected a ramp of 2 or more characters in one line, got {quoted(ramp)}")
 
     def read(images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
         texts = {}
@@ -151,11 +142,10 @@ def ascii_art(lines: int = 64, columns: int = 64, ramp: str = RAMP) -> TextReade
                 left, top, right, bottom = center_box(image.width, image.height)
                 square = image.crop((int(left), int(top), int(right), int(bottom)))
                 pixels = torch.from_numpy(np.asarray(square, dtype=np.float32) / 255)
-                (texts[index],) = draw_ascii(pixels.permute(2, 0, 1).unsqueeze(0), lines, columns, ramp)
+                (texts[index],) = draw_ascii(pixels.permute(2, 0, 1).unsqueeze(0))
         return texts
 
-    identity = digest("ascii", str(lines), str(columns), ramp, "False")
-    return _Reader(f"ASCII {lines}x{columns}", identity, read)
+    return _Reader("ASCII 64x64", digest("ascii", "64", "64", RAMP, "False"), read)
 
 
 def draw_ascii(

@@ -28,12 +28,10 @@ class LLMOptions:
     """Which language model answers, and how it is asked; a value out of range raises `ValueError`."""
 
     model: str  # the endpoint's name of it; without an endpoint a directory or a name on the hub
-    base_url: str | None = (
-        None  # an OpenAI-compatible endpoint, as http://localhost:8000/v1; None: this process
-    )
-    key_variable: str | None = (
-        None  # environment variable of its key; None: OPENAI_API_KEY, no key without it
-    )
+    # An OpenAI-compatible endpoint, as http://localhost:8000/v1; None: this process.
+    base_url: str | None = None
+    # Environment variable of its key; None: OPENAI_API_KEY, no key without it.
+    key_variable: str | None = None
     # Prompts are continued as they are (`completions`) or sent as a user's message (`chat`); `auto` takes
     # completions where they are to be had.
     mode: Mode = "auto"
@@ -92,9 +90,8 @@ class Reply:
     text: str = ""  # without prompt and stop
     finish: Literal["stop", "length", "failed"] = "stop"
     reason: str = ""  # why nothing came
-    log_probabilities: tuple[
-        float, ...
-    ] = ()  # ln p(candidate | prompt) in nats, summed over the tokens of each
+    # ln p(candidate | prompt) in nats, summed over the tokens of each.
+    log_probabilities: tuple[float, ...] = ()
     num_tokens: tuple[int, ...] = ()  # of each candidate
 
     @classmethod
