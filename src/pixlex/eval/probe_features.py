@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
@@ -27,7 +27,7 @@ from pixlex.eval.linear_probe import DEFAULT_FIT, Fit, Part, ProbeResult, linear
 from pixlex.eval.probe_sets import LabeledImages, ProbeSets, check_counts
 from pixlex.files import Damaged, read_json, write_atomically, write_json
 from pixlex.messages import printable
-from pixlex.models import Precision, compute_rows, computing
+from pixlex.models import Precision, compute_rows, computing, hash_of
 from pixlex.models.checkpoint import Tokenizer, fingerprint
 
 Kind = Literal["layers", "last", "encoder", "codes", "pixels"]
@@ -246,12 +246,8 @@ def _checksum(path: Path) -> int:
 
 def _model_fingerprint(model: Tokenizer, precision: Precision) -> str:
     """Return a hash of all that decides the features: what decides the codes, and the whole language model."""
-    digest = hashlib.sha256(fingerprint(model, precision=precision).encode())
-    if model.vocabulary is not None:
-        for name, tensor in sorted(model.language.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    language = nn.Module() if model.vocabulary is None else model.language
+    return hash_of(fingerprint(model, precision=precision).encode(), language)
 
 
 @dataclass(frozen=True, kw_only=True)

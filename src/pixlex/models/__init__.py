@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -93,6 +94,15 @@ class CodeModel(ImageModel):
     def tokenize(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B N"]:
         """Return codes in [0, K), rows of the grid first; `images` holds pixels in [0, 1]."""
         return self.quantize(images).codes
+
+
+def hash_of(facts: bytes, network: nn.Module) -> str:
+    """Return the SHA-256 of facts, then of name, type, shape and bytes of every weight of a network."""
+    digest = hashlib.sha256(facts)
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def rows_at_once(grid: int, device: torch.device, batch_size: int) -> int:

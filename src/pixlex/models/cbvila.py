@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pixlex.messages import renamed
-from pixlex.models import CodeModel
+from pixlex.models import CodeModel, ImageModel
 from pixlex.models.initialization import initialize_towers
 from pixlex.nn.bert import Context, FusionEncoder, TextEncoder, TextTokenizer, Words, load_tokenizer
 from pixlex.nn.codebook import LearnedCodebook, Quantized
@@ -57,7 +57,27 @@ def split_patches(
     return SplitPatches(order[:, :num_visible].sort(dim=1).values, order[:, num_visible:].sort(dim=1).values)
 
 
-class CBViLA(CodeModel):
+class TextModel(ImageModel):
+    """What a pretrained and a fine-tuned model have in common: texts look at images in a fusion encoder."""
+
+    speaks: ClassVar[Literal[False]] = False
+    fuses: ClassVar[Literal[True]] = True
+    mismatch = ("the vocabulary", "word vectors mean nothing under another vocabulary")
+    _frozen: tuple[TextTokenizer]
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """What texts are read with."""
+        return self._frozen[0]
+
+    def tokenize_texts(self, texts: Sequence[str], max_words: int) -> Words:
+        """Return texts as the text encoder reads them, each cut to so many words (tokens)."""
+        return self.tokenizer.encode(texts, max_words)
+
+    encode_texts = renamed("encode_texts", "tokenize_texts")
+
+
+class CBViLA(TextModel, CodeModel):
     """Vision-language model with a visual codebook (Guo et al. 2022, arXiv:2208.00475).
 
     Args:
@@ -73,13 +93,9 @@ class CBViLA(CodeModel):
     """
 
     family: ClassVar[str] = "cbvila"
-    speaks: ClassVar[Literal[False]] = False
-    fuses: ClassVar[Literal[True]] = True
-    mismatch = ("the vocabulary", "word vectors mean nothing under another vocabulary")
     vocabulary: ClassVar[None] = None  # its codes are no words
     task: ClassVar[None] = None
     config: CBViLAConfig
-    _frozen: tuple[TextTokenizer]
     mean: Tensor
     std: Tensor
 
@@ -141,19 +157,10 @@ class CBViLA(CodeModel):
         return model
 
     @property
-    def tokenizer(self) -> TextTokenizer:
-        """What texts are read with."""
-        return self._frozen[0]
-
-    @property
     def compares(self) -> bool:
         """Whether contrast was trained, without which similarities are those of random maps."""
         # Nothing else moves the temperature.
         return self.log_scale.item() != torch.tensor(math.log(1 / START_TEMPERATURE)).item()
-
-    def tokenize_texts(self, texts: Sequence[str], max_words: int) -> Words:
-        """Return texts as the text encoder reads them, each cut to so many words (tokens)."""
-        return self.tokenizer.encode(texts, max_words)
 
     def encode_image(
         self, images: Float[Tensor, "B 3 H W"], visible: Int[Tensor, "B n"] | None = None
@@ -267,7 +274,6 @@ class CBViLA(CodeModel):
 
     see = renamed("see", "encode_image")
     read = renamed("read", "encode_text")
-    encode_texts = renamed("encode_texts", "tokenize_texts")
 
     def _drawn(self, query: Float[Tensor, "B N1 D"], words: Words) -> Float[Tensor, "B 3 H W"]:
         """Return the images, in [0, 1], that the fusion encoder makes of its queries and of texts."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -20,6 +19,7 @@ from torch import Tensor
 from pixlex.config.run import run_from
 from pixlex.files import open_regular, read_json, write_atomically, write_json
 from pixlex.messages import printable
+from pixlex.models import hash_of
 from pixlex.models.baselines import MAE, VQVAE, Frozen
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.finetuned import Reasoner
@@ -366,11 +366,7 @@ def fingerprint(model: Model, *, precision: str = "fp32") -> str:
     config.get("text", {}).pop("tokenizer", None)
     if model.has_codes and model.vocabulary is not None and model.vocabulary.kind != "whole-words":
         config["vocabulary"] = model.vocabulary.kind  # the default was once whole-words, and not in it
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return hash_of(json.dumps(config, sort_keys=True).encode(), model)
 
 
 def _not_default(config: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -14,9 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pixlex.batch import ReasoningBatch
-from pixlex.messages import quoted, renamed
-from pixlex.models import ImageModel
-from pixlex.models.cbvila import CBViLA, MaskedWordHead
+from pixlex.messages import quoted
+from pixlex.models.cbvila import CBViLA, MaskedWordHead, TextModel
 from pixlex.models.initialization import resampled
 from pixlex.nn.bert import Context, FusionEncoder, TextTokenizer, Words, load_tokenizer
 from pixlex.nn.transformer import initializer, initializing
@@ -64,7 +62,7 @@ class RankedAnswers:
     probabilities: Float[Tensor, "B k"]
 
 
-class Reasoner(ImageModel):
+class Reasoner(TextModel):
     """A vision-language model with a head for one task (Guo et al. 2022, section IV-D; Li et al. 2021, section 4).
 
     Texts look at images in the fusion encoder. For `vqa` a decoder of as many layers, which start as those of
@@ -79,11 +77,7 @@ class Reasoner(ImageModel):
 
     family: ClassVar[str] = "reasoning"
     has_codes: ClassVar[Literal[False]] = False
-    speaks: ClassVar[Literal[False]] = False
-    fuses: ClassVar[Literal[True]] = True
-    mismatch = CBViLA.mismatch
     config: ReasonerConfig
-    _frozen: tuple[TextTokenizer]
 
     def __init__(self, config: ReasonerConfig, tokenizer: TextTokenizer) -> None:
         super().__init__(config)
@@ -144,11 +138,6 @@ class Reasoner(ImageModel):
         return model
 
     @property
-    def tokenizer(self) -> TextTokenizer:
-        """What texts are read with."""
-        return self._frozen[0]
-
-    @property
     def task(self) -> str:
         """What it was fine-tuned to."""
         return self.config.task
@@ -156,12 +145,6 @@ class Reasoner(ImageModel):
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B I"]:
         """Return the class vector of images, in float32; `images` holds pixels in [0, 1]."""
         return self.body.embed(images)
-
-    encode_texts = renamed("encode_texts", "tokenize_texts")
-
-    def tokenize_texts(self, texts: Sequence[str], max_words: int) -> Words:
-        """Return texts as the text encoder reads them, each cut to so many words (tokens)."""
-        return self.tokenizer.encode(texts, max_words)
 
     @cached_property
     def answer_words(self) -> Words:

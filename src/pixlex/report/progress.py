@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +17,11 @@ from torch import Tensor
 
 from pixlex.batch import Skipped
 from pixlex.config.fields import Cut
-from pixlex.data.decoding import UnreadableImage, decode_record, evaluation_transform
 from pixlex.data.records import Records
 from pixlex.data.sources import ImageSource
 from pixlex.eval.evaluate import Evaluation, write_arrays
+from pixlex.eval.few_shot.readers import read_pixels
 from pixlex.eval.vqa import Answered, ReasoningResult
-from pixlex.progress import bar_or_lines
 from pixlex.report.figures import (
     Captioned,
     Sheet,
@@ -217,13 +215,10 @@ def codeword_gallery(
     chosen = choose_codewords(codes, num_codewords, seed)
     counts = torch.bincount(codes.flatten())
     places = {code: _spread_out((codes == code).nonzero(), seed) for code in chosen}
-    wanted = sorted({int(indices[row]) for found in places.values() for row, _ in found})
+    wanted = sorted({int(indices[row]) for several in places.values() for row, _ in several})
     pixels: dict[int, Float[Tensor, "3 H W"]] = {}
-    # A bar on a terminal alone, after a second.
-    quiet: dict[str, Any] = {"delay": 1, "leave": False, "disable": None}
-    for index in bar_or_lines(wanted, unit=" images", desc="read: patches", **quiet):
-        with contextlib.suppress(UnreadableImage):
-            pixels[index] = evaluation_transform(decode_record(images.read(index)), image_size, cut)
+    for positions, found in read_pixels(images, wanted, image_size, "patches", cut):
+        pixels.update(zip(positions, found, strict=True))
     step = _PATCH + _PATCH_GAP
     sheet = Sheet(2 * _PATCH_GAP + _CODEWORD + _PATCHES * step, _PATCH_GAP + max(1, len(chosen)) * step)
     for line, code in enumerate(chosen):

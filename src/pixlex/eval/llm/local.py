@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import itertools
 import json
@@ -30,6 +29,7 @@ from pixlex.eval.llm.client import (
     cut_at,
     without_reasoning,
 )
+from pixlex.models import hash_of
 
 # So many tokens of the prompt are decoded with what was written: some tokenizers drop a leading space.
 _TAIL = 8
@@ -78,14 +78,10 @@ class LocalClient(LanguageClient):
     @cached_property
     def identity(self) -> str:  # type: ignore[override]
         """A fingerprint of weights, precision, tokenizer and chat template."""
-        digest = hashlib.sha256(self._tokenizer.backend_tokenizer.to_str().encode())
         config = {**self._model.config.to_dict(), "_name_or_path": ""}  # where it lies does not matter
         facts = [config, self._tokenizer.chat_template if self._chat else None, sorted(self._ends)]
-        digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-        for name, tensor in sorted(self._model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        settings = json.dumps(facts, sort_keys=True, default=str)
+        return hash_of(f"{self._tokenizer.backend_tokenizer.to_str()}{settings}".encode(), self._model)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each text, with those that the model wants around a prompt."""
