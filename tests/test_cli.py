@@ -203,7 +203,7 @@ def test_missing_extras_fail_and_are_named(
         if name == package or name.startswith(f"{package}."):
             monkeypatch.setitem(sys.modules, name, None)
     images._digits.cache_clear()
-    monkeypatch.setattr(data, "answer", lambda *_: call(tmp_path))
+    monkeypatch.setattr(data.cli, "answer", lambda *_: call(tmp_path))
     assert f"pip install 'pixlex[{extra}]'" in refused(run("version"), code=1)
 
 
@@ -252,7 +252,7 @@ def test_faults_of_the_system_name_the_file(
     def failing(*_: Any) -> int:
         raise fault
 
-    monkeypatch.setattr(data, "answer", failing)
+    monkeypatch.setattr(data.cli, "answer", failing)
     assert refused(run("version"), code=code) == message
 
 
@@ -618,4 +618,4 @@ def test_a_reader_that_has_enough() -> None:
     assert process.stdout is not None
     process.stdout.close()
     _, err = process.communicate()
-    assert (process.returncode, err) == (cli.FAILED, "")
+    assert (process.returncode, err) == (1, "")

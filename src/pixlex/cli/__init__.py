@@ -19,48 +19,36 @@ from pathlib import Path
 from typing import Any
 
 from pixlex import __version__
-from pixlex.cli import data, encode, evaluate, explain, few_shot, search, train
-from pixlex.cli.options import (
-    BAD_INPUT,
-    EXIT_CODES,
-    FAILED,
-    INTERRUPTED,
-    Command,
-    MachineOptions,
-    Options,
-    Parser,
-    add_command,
-    read_options,
-    remark,
-)
+from pixlex.cli import data, encode, evaluate, few_shot, pictures, train
+from pixlex.cli import options as cli
 from pixlex.messages import nearest, printable
 
-COMMANDS: Mapping[str, Command] = {
-    "train": Command(run=train.train, processes="own"),
-    "quickstart": Command(run=train.quickstart, processes="own"),
-    "finetune": Command(run=train.finetune, processes="own"),
-    "ablate": Command(run=train.ablate),
-    "encode": Command(run=encode.encode, processes="own"),
-    "decode": Command(run=encode.decode),
-    "reconstruct": Command(run=encode.reconstruct),
-    "gallery": Command(run=explain.gallery, processes="shared"),
-    "explain": Command(run=explain.explain),
-    "ask": Command(run=explain.ask),
-    "evaluate reconstruction": Command(run=evaluate.reconstruction, processes="shared"),
-    "evaluate linear-probe": Command(run=evaluate.linear_probe, processes="shared"),
-    "evaluate retrieval": Command(run=evaluate.retrieval, processes="shared"),
-    "evaluate pretraining": Command(run=evaluate.pretraining, processes="shared"),
-    "evaluate vqa": Command(run=evaluate.vqa, processes="shared"),
-    "evaluate nlvr2": Command(run=evaluate.nlvr2, processes="shared"),
-    "evaluate entailment": Command(run=evaluate.entailment, processes="shared"),
-    "evaluate assignment": Command(run=evaluate.assignment, processes="shared"),
-    "evaluate few-shot": Command(run=few_shot.few_shot),
-    "index": Command(run=search.index),
-    "search": Command(run=search.search),
-    "describe": Command(run=data.describe),
-    "doctor": Command(run=data.doctor),
-    "version": Command(run=data.version),
-    "convert": Command(run=data.convert),
+COMMANDS: Mapping[str, cli.Command] = {
+    "train": cli.Command(run=train.train, processes="own"),
+    "quickstart": cli.Command(run=train.quickstart, processes="own"),
+    "finetune": cli.Command(run=train.finetune, processes="own"),
+    "ablate": cli.Command(run=train.ablate),
+    "encode": cli.Command(run=encode.encode, processes="own"),
+    "decode": cli.Command(run=encode.decode),
+    "reconstruct": cli.Command(run=encode.reconstruct),
+    "gallery": cli.Command(run=pictures.gallery, processes="shared"),
+    "explain": cli.Command(run=pictures.explain),
+    "ask": cli.Command(run=pictures.ask),
+    "evaluate reconstruction": cli.Command(run=evaluate.reconstruction, processes="shared"),
+    "evaluate linear-probe": cli.Command(run=evaluate.linear_probe, processes="shared"),
+    "evaluate retrieval": cli.Command(run=evaluate.retrieval, processes="shared"),
+    "evaluate pretraining": cli.Command(run=evaluate.pretraining, processes="shared"),
+    "evaluate vqa": cli.Command(run=evaluate.vqa, processes="shared"),
+    "evaluate nlvr2": cli.Command(run=evaluate.nlvr2, processes="shared"),
+    "evaluate entailment": cli.Command(run=evaluate.entailment, processes="shared"),
+    "evaluate assignment": cli.Command(run=evaluate.assignment, processes="shared"),
+    "evaluate few-shot": cli.Command(run=few_shot.few_shot),
+    "index": cli.Command(run=pictures.index),
+    "search": cli.Command(run=pictures.search),
+    "describe": cli.Command(run=data.describe),
+    "doctor": cli.Command(run=data.doctor),
+    "version": cli.Command(run=data.version),
+    "convert": cli.Command(run=data.convert),
 }
 # What a command takes several of, so that options may stand before, behind or between them.
 _SEVERAL = ("overrides", "paths", "words")
@@ -85,30 +73,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code or 0
     except KeyboardInterrupt:
-        return _complain("interrupted", INTERRUPTED, debug)
+        return _complain("interrupted", cli.INTERRUPTED, debug)
     except BrokenPipeError:
         # Whoever read our output has enough; without this Python would complain once more on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return cli.FAILED
     except ValueError as fault:
-        return _complain(str(fault), FAILED if _data_failed(fault) else BAD_INPUT, debug)
+        return _complain(str(fault), cli.FAILED if _data_failed(fault) else cli.BAD_INPUT, debug)
     except MemoryError:
-        return _complain("out of memory", FAILED, debug)
+        return _complain("out of memory", cli.FAILED, debug)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as fault:
-        return _complain(f"{fault.filename}: {fault.strerror}", BAD_INPUT, debug)
+        return _complain(f"{fault.filename}: {fault.strerror}", cli.BAD_INPUT, debug)
     except OSError as fault:
         named = fault.filename is not None and fault.strerror is not None
-        return _complain(f"{fault.filename}: {fault.strerror}" if named else str(fault), FAILED, debug)
+        return _complain(f"{fault.filename}: {fault.strerror}" if named else str(fault), cli.FAILED, debug)
     except (ArithmeticError, RuntimeError, ImportError) as fault:
-        return _complain(str(fault) or type(fault).__name__, FAILED, debug)
+        return _complain(str(fault) or type(fault).__name__, cli.FAILED, debug)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = Parser(
+    parser = cli.Parser(
         prog="pixlex",
         description="Images as words of a language model's own vocabulary, and words back into images.",
-        epilog=EXIT_CODES,
+        epilog=cli.EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"pixlex {__version__}")
     commands: dict[str, Any] = {
@@ -119,11 +107,11 @@ def build_parser() -> argparse.ArgumentParser:
         if above not in commands:
             group = commands[""].add_parser(above, help="measure a model", description="Measure a model.")
             commands[above] = group.add_subparsers(dest="measure", required=True, metavar="MEASURE")
-        add_command(commands[above], name, command)
+        cli.add_command(commands[above], name, command)
     return parser
 
 
-def parse(arguments: Sequence[str]) -> tuple[Command, Any]:
+def parse(arguments: Sequence[str]) -> tuple[cli.Command, Any]:
     """Return the command of a command line, and its options.
 
     Raises:
@@ -141,7 +129,7 @@ def parse(arguments: Sequence[str]) -> tuple[Command, Any]:
             parser.error(f"unrecognized arguments: {' '.join(rest)}{near}")
     else:
         setattr(typed, several, [*getattr(typed, several), *rest])
-    return typed.command, read_options(typed.command, typed, shlex.join(["pixlex", *arguments]))
+    return typed.command, cli.read_options(typed.command, typed, shlex.join(["pixlex", *arguments]))
 
 
 def _option_names(parser: argparse.ArgumentParser, typed: argparse.Namespace) -> list[str]:
@@ -153,7 +141,7 @@ def _option_names(parser: argparse.ArgumentParser, typed: argparse.Namespace) ->
     return names
 
 
-def _run(command: Command, options: Options) -> int | None:
+def _run(command: cli.Command, options: cli.Options) -> int | None:
     """Run a command, in the process group of those that share its work."""
     together = int(os.environ.get("WORLD_SIZE", "1"))
     if together > 1 and command.processes == "one":
@@ -172,14 +160,14 @@ def _run(command: Command, options: Options) -> int | None:
         distributed.shutdown()
 
 
-def _silent(options: Options) -> Options:
+def _silent(options: cli.Options) -> cli.Options:
     """Return the options of a process that leaves talking to the first one."""
-    assert isinstance(options, MachineOptions)
+    assert isinstance(options, cli.MachineOptions)
     return replace(options, quiet=True)
 
 
 def _show(
-    options: Options,
+    options: cli.Options,
     show: Callable[..., None],
     message: Warning | str,
     category: type[Warning],
@@ -192,7 +180,7 @@ def _show(
     if not (of_ours or category.__module__.startswith("pixlex.")):
         show(message, category, filename, *where, **more)
     elif os.environ.get("RANK", "0") == "0":
-        remark(options, " ".join(str(message).split()))
+        cli.remark(options, " ".join(str(message).split()))
 
 
 def _complain(message: str, code: int, debug: bool) -> int:
@@ -201,7 +189,7 @@ def _complain(message: str, code: int, debug: bool) -> int:
         traceback.print_exc()
     process = os.environ.get("RANK", "0")
     who = "pixlex" if process == "0" else f"pixlex (process {process})"
-    what = "" if code == INTERRUPTED else "error: "
+    what = "" if code == cli.INTERRUPTED else "error: "
     print(f"{who}: {what}{printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 

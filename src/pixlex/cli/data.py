@@ -11,18 +11,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from pixlex import __version__
-from pixlex.cli.options import (
-    DATA,
-    PAIRS,
-    File,
-    JSONOption,
-    MachineOptions,
-    Positive,
-    answer,
-    option,
-    positional,
-    table,
-)
+from pixlex.cli import options as cli
 from pixlex.messages import nearest, quoted
 
 if TYPE_CHECKING:
@@ -36,22 +25,22 @@ _SHOWN = 10
 _PACKAGES = ("torch", "transformers", "numpy", "Pillow")
 
 
-class DescribeOptions(JSONOption):
-    subject: str | None = positional("RECIPE|FAMILY", "default: list recipes and families", None)
+class DescribeOptions(cli.JSONOption):
+    subject: str | None = cli.positional("RECIPE|FAMILY", "default: list recipes and families", None)
 
 
-class DoctorOptions(MachineOptions):
-    data: str = positional("DATA", f"{DATA}; or {PAIRS}")
+class DoctorOptions(cli.MachineOptions):
+    data: str = cli.positional("DATA", f"{cli.DATA}; or {cli.PAIRS}")
 
 
-class ConvertOptions(MachineOptions):
-    data: str = positional("SOURCE", f"{DATA}; or {PAIRS}")
-    out: File = option(text="a .parquet, .tar or .jsonl file", metavar="FILE")
-    split: str | None = option(None, "of Karpathy's files or hf:NAME; several joined by +", "S")
-    image_size: Positive | None = option(
+class ConvertOptions(cli.MachineOptions):
+    data: str = cli.positional("SOURCE", f"{cli.DATA}; or {cli.PAIRS}")
+    out: cli.File = cli.option(text="a .parquet, .tar or .jsonl file", metavar="FILE")
+    split: str | None = cli.option(None, "of Karpathy's files or hf:NAME; several joined by +", "S")
+    image_size: cli.Positive | None = cli.option(
         None, "store as JPEG with a short side of at most N pixels; default: as they are", "N"
     )
-    overwrite: bool = option(False, "replace FILE")
+    overwrite: bool = cli.option(False, "replace FILE")
 
 
 def describe(options: DescribeOptions) -> None:
@@ -63,10 +52,10 @@ def describe(options: DescribeOptions) -> None:
         families = {name: " ".join((kind.__doc__ or "").split()) for name, kind in FAMILIES.items()}
         short = {name: textwrap.shorten(text, _LINE, placeholder=" ...") for name, text in recipes.items()}
         parts = [
-            f"{title}\n{textwrap.indent(table(list(rows.items())), '  ')}"
+            f"{title}\n{textwrap.indent(cli.table(list(rows.items())), '  ')}"
             for title, rows in (("recipes", short), ("families", families))
         ]
-        answer(options, {"recipes": recipes, "families": families}, "\n\n".join(parts))
+        cli.answer(options, {"recipes": recipes, "families": families}, "\n\n".join(parts))
         return
     fields = _fields(options.subject)
     lines = []
@@ -74,7 +63,7 @@ def describe(options: DescribeOptions) -> None:
         changed = "" if field["value"] == field["default"] else f"   (default {_shown(field['default'])})"
         lines.append(f"{field['field']} = {_shown(field['value'])}{changed}")
         lines.append(textwrap.fill(field["sentence"], 100, initial_indent="    ", subsequent_indent="    "))
-    answer(options, fields, "\n".join(lines))
+    cli.answer(options, fields, "\n".join(lines))
 
 
 def doctor(options: DoctorOptions) -> None:
@@ -97,16 +86,16 @@ def doctor(options: DoctorOptions) -> None:
         "captions": captions,
     }
     text = report_text(report) if captions is None else f"{report_text(report)}\n\n{caption_text(captions)}"
-    answer(options, values, text)
+    cli.answer(options, values, text)
 
 
-def version(options: JSONOption) -> None:
+def version(options: cli.JSONOption) -> None:
     """Say which versions are at work."""
     from importlib import metadata
 
     values = {"pixlex": __version__, "python": platform.python_version()}
     values |= {package: metadata.version(package) for package in _PACKAGES}
-    answer(options, values, table(list(values.items())))
+    cli.answer(options, values, cli.table(list(values.items())))
 
 
 def convert(options: ConvertOptions) -> None:
@@ -125,18 +114,12 @@ def convert(options: ConvertOptions) -> None:
         overwrite=options.overwrite,
         progress=not options.quiet,
     )
-    values = {
-        "path": str(result.path),
-        "num_images": result.num_images,
-        "num_captions": result.num_captions,
-        "skipped": result.skipped,
-        "without_captions": without_captions,
-    }
+    values = {**asdict(result), "path": str(result.path), "without_captions": without_captions}
     lines = [f"{result.path}: {result.num_images:,} images, {result.num_captions:,} captions"]
     skipped = [f"{one.key}: {one.reason}" for one in result.skipped]
     lines += _listed("images that cannot be read, left out", skipped)
     lines += _listed("images without a caption, left out", without_captions)
-    answer(options, values, "\n".join(lines))
+    cli.answer(options, values, "\n".join(lines))
 
 
 def _pairs_or_images(description: str, *, every_split: bool) -> ImageSource | Records:
@@ -164,14 +147,10 @@ def _fields(subject: str) -> list[dict[str, Any]]:
             raise ValueError(f"no recipe or family {quoted(subject)}: {hint}") from fault
         run = read_run(subject)
         kind, values = type(run), asdict(run)
+    rows = ((*one, one[1] if values is None else value_at(values, one[0])) for one in describe_fields(kind))
     return [
-        {
-            "field": name,
-            "default": default,
-            "value": default if values is None else value_at(values, name),
-            "sentence": sentence,
-        }
-        for name, default, sentence in describe_fields(kind)
+        {"field": name, "default": default, "value": value, "sentence": sentence}
+        for name, default, sentence, value in rows
     ]
 
 
@@ -203,7 +182,7 @@ def report_text(report: DataReport) -> str:
     ]
     if report.images_per_class and report.unlabeled:
         rows.append(("without a class", f"{report.unlabeled:,}"))
-    lines = [table(rows)]
+    lines = [cli.table(rows)]
     lines += _listed("broken images", [f"{one.key}: {one.reason}" for one in report.broken])
     lines += _listed(
         "keys that occur more than once", [f"{k}: {n} times" for k, n in report.duplicate_keys.items()]
@@ -243,7 +222,7 @@ def caption_text(report: CaptionReport) -> str:
         ("no caption", f"{len(report.without_captions):,} images, left out"),
     ]
     rows += [(f"split {name}", _split(report, name)) for name in report.splits]
-    lines = [table(rows), *report.remarks]
+    lines = [cli.table(rows), *report.remarks]
     repeated = (f"{count:,} times: {text:.{_LONGEST_TEXT}}" for text, count in report.most_repeated.items())
     lines += _listed("captions that occur most often", list(repeated))
     return "\n".join([*lines, *_listed("images without a caption", report.without_captions)])

@@ -8,22 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pixlex.cli.models import batches_of, finish, load_cbvila, objective_of, remark_skipped, run_of, words_of
-from pixlex.cli.options import (
-    BatchOptions,
-    BrokenOption,
-    File,
-    Folder,
-    MachineOptions,
-    ModelOptions,
-    PathArguments,
-    Picture,
-    Positive,
-    answer,
-    option,
-    positional,
-    remark,
-)
+from pixlex.cli import options as cli
 from pixlex.messages import printable
 
 if TYPE_CHECKING:
@@ -34,31 +19,33 @@ if TYPE_CHECKING:
     from pixlex.encoding.files import Kind
 
 
-class EncodeOptions(MachineOptions, BrokenOption, BatchOptions, ModelOptions, PathArguments):
-    to: Literal["words", "codes", "jsonl", "parquet"] | None = option(
+class EncodeOptions(
+    cli.MachineOptions, cli.BrokenOption, cli.BatchOptions, cli.ModelOptions, cli.PathArguments
+):
+    to: Literal["words", "codes", "jsonl", "parquet"] | None = cli.option(
         None, "default: words, or codes where the model has no words"
     )
-    out: File | None = option(None, "default: print; a file is written resumably", "FILE")
-    part_size: Positive | None = option(
+    out: cli.File | None = cli.option(None, "default: print; a file is written resumably", "FILE")
+    part_size: cli.Positive | None = cli.option(
         None,
         "with --to parquet: make --out a folder of parts of N images; processes of torchrun write a slice each",
         "N",
     )
-    overwrite: bool = option(False, "replace FILE, start anew")
+    overwrite: bool = cli.option(False, "replace FILE, start anew")
 
 
-class DecodeOptions(MachineOptions, BatchOptions, ModelOptions):
-    words: tuple[str, ...] = positional(
+class DecodeOptions(cli.MachineOptions, cli.BatchOptions, cli.ModelOptions):
+    words: tuple[str, ...] = cli.positional(
         "WORDS|FILE",
         "a file or a folder of parts that encode wrote, - for lines from stdin, or the words of one image",
     )
-    out: Folder = option(text="folder of the PNG files", metavar="DIR")
-    overwrite: bool = option(False, "replace pictures of the same names")
+    out: cli.Folder = cli.option(text="folder of the PNG files", metavar="DIR")
+    overwrite: bool = cli.option(False, "replace pictures of the same names")
 
 
-class ReconstructOptions(MachineOptions, ModelOptions, PathArguments):
-    out: Picture = option(text="the picture", metavar="FILE.png")
-    limit: Positive = option(8, "most images; default %(default)s")
+class ReconstructOptions(cli.MachineOptions, cli.ModelOptions, cli.PathArguments):
+    out: cli.Picture = cli.option(text="the picture", metavar="FILE.png")
+    limit: cli.Positive = cli.option(8, "most images; default %(default)s")
 
 
 def encode(options: EncodeOptions) -> None:
@@ -77,7 +64,7 @@ def encode(options: EncodeOptions) -> None:
     kind: Kind = options.to or ("words" if tokenizer.has_words else "codes")
     vocabulary = tokenizer.model.vocabulary
     if kind == "words" and vocabulary is not None and not vocabulary.is_exact:
-        remark(
+        cli.remark(
             options,
             "vocabulary 'all': words are text as the language model's tokenizer writes it, which is not read back "
             "exactly (evaluate reconstruction counts it); --to codes, jsonl or parquet can be decoded",
@@ -111,7 +98,7 @@ def encode(options: EncodeOptions) -> None:
         "skipped": result.skipped,
     }
     text = f"{result.path}: {text}{f', {resumed}' if result.num_resumed else ''}"
-    finish(options, values, text, result.skipped)
+    cli.finish(options, values, text, result.skipped)
 
 
 def decode(options: DecodeOptions) -> None:
@@ -137,7 +124,7 @@ def decode(options: DecodeOptions) -> None:
     )
     values = {**vars(result), "folder": str(result.folder)}
     there = f", {result.num_resumed:,} of them were there" if result.num_resumed else ""
-    answer(options, values, f"{result.folder}: {result.num_images:,} pictures{there}")
+    cli.answer(options, values, f"{result.folder}: {result.num_images:,} pictures{there}")
 
 
 def reconstruct(options: ReconstructOptions) -> None:
@@ -155,11 +142,11 @@ def reconstruct(options: ReconstructOptions) -> None:
         if pairs is not None:
             _reconstruct_pairs(options, pairs)
             return
-        remark(options, "images without captions are rebuilt from their codes alone")
+        cli.remark(options, "images without captions are rebuilt from their codes alone")
     source = _open_paths(options.paths)
     tokenizer = api.load(options.model, **options.loading)
     model = tokenizer.model
-    batches = list(batches_of(Images(source), model.config, 8, options.limit))
+    batches = list(cli.batches_of(Images(source), model.config, 8, options.limit))
     originals = torch.cat([batch.images for batch in batches])
     codes = tokenizer.tokenize(originals)
     words = None
@@ -170,7 +157,7 @@ def reconstruct(options: ReconstructOptions) -> None:
     skipped = [one for batch in batches for one in batch.skipped]
     keys = [key for batch in batches for key in batch.keys]
     values = {"path": str(options.out), "keys": keys, "skipped": skipped}
-    finish(options, values, f"{options.out}: {len(keys)} images", skipped)
+    cli.finish(options, values, f"{options.out}: {len(keys)} images", skipped)
 
 
 def _open_paths(paths: Sequence[str]) -> ImageSource:
@@ -232,7 +219,7 @@ def _print_codes(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind, opt
                 skipped += batch.skipped
                 bar.update(len(batch.images) + len(batch.skipped))
     finally:
-        remark_skipped(options, skipped)
+        cli.remark_skipped(options, skipped)
 
 
 def _captioned(paths: Sequence[str]) -> Records | None:
@@ -263,19 +250,19 @@ def _reconstruct_pairs(options: ReconstructOptions, source: Records) -> None:
     from pixlex.report.progress import reconstructed_pairs
 
     source = source.cleaned()
-    model, run = load_cbvila(options), run_of(options.model, CBViLARun)
+    model, run = cli.load_cbvila(options), cli.run_of(options.model, CBViLARun)
     if run is not None and not run.objective.pixel_weight:
-        remark(
+        cli.remark(
             options, f"{options.model} was last trained without pixels, so what it rebuilds is out of date"
         )
-    max_words = words_of(options.model, model)
+    max_words = cli.words_of(options.model, model)
     rows = Pairs(source, lambda texts: model.tokenize_texts(texts, max_words))
-    (batch,) = batches_of(rows, model.config, options.limit, options.limit)
+    (batch,) = cli.batches_of(rows, model.config, options.limit, options.limit)
     if not len(batch.images):
-        remark_skipped(options, batch.skipped)
+        cli.remark_skipped(options, batch.skipped)
         raise TooManyBroken(f"{source.name}: none of {len(batch.skipped)} images can be read")
     device, num_patches = pick_device(options.device), model.grid**2
-    num_visible = max(1, num_patches - round(num_patches * objective_of(options.model).mask_ratio))
+    num_visible = max(1, num_patches - round(num_patches * cli.objective_of(options.model).mask_ratio))
     split = split_patches(len(batch.images), num_patches, num_visible, torch.Generator().manual_seed(0))
     with computing(device, options.precision):
         examples = reconstructed_examples(model, batch.to(device), split.to(device), options.limit)
@@ -290,4 +277,4 @@ def _reconstruct_pairs(options: ReconstructOptions, source: Records) -> None:
     }
     seen = f"{num_visible} of {num_patches} patches seen"
     text = f"{options.out}: {len(examples['keys'])} images, {seen}, rebuilt with two texts each"
-    finish(options, values, text, batch.skipped)
+    cli.finish(options, values, text, batch.skipped)

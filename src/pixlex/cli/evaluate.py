@@ -6,38 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pixlex.cli.models import (
-    batches_of,
-    finish,
-    load_cbvila,
-    objective_of,
-    remark_page,
-    remark_without_contrast,
-    run_of,
-    words_of,
-)
-from pixlex.cli.options import (
-    DATA,
-    PAIRS,
-    AnswerOptions,
-    BatchOptions,
-    BrokenOption,
-    Count,
-    Folder,
-    Fraction,
-    LanguageModelOptions,
-    LimitOption,
-    MachineOptions,
-    ModelOptions,
-    Options,
-    Positive,
-    SizeOptions,
-    option,
-    remark,
-    table,
-)
+from pixlex.cli import options as cli
 
 if TYPE_CHECKING:
     from pixlex.batch import ImageBatch, Skipped
@@ -49,7 +20,6 @@ if TYPE_CHECKING:
     from pixlex.eval.probe_sets import ProbeSets
     from pixlex.eval.vqa import ReasoningResult
     from pixlex.models.checkpoint import Tokenizer
-    from pixlex.report.page import Page
 
 _ITEMS = (
     "images with texts and answers: the official files of the task, ALBEF's .json, .parquet, .csv, .tsv, "
@@ -58,105 +28,112 @@ _ITEMS = (
 )
 
 
-class MeasureOptions(MachineOptions, BrokenOption, BatchOptions, LimitOption, ModelOptions):
+class MeasureOptions(
+    cli.MachineOptions, cli.BrokenOption, cli.BatchOptions, cli.LimitOption, cli.ModelOptions
+):
     """What most measures have."""
 
 
 class ReconstructionOptions(MeasureOptions):
-    data: str = option(text=DATA, metavar="DATA")
-    out: Folder | None = option(None, "write results.json, reconstruction.png and report.html there", "DIR")
-    mask_ratio: Fraction = option(0.5, "words hidden for masked_mse; default %(default)s")
-    fid_features: Path | None = option(None, "TorchScript network for rFID", "FILE")
-    lpips_network: Path | None = option(None, "TorchScript network for LPIPS", "FILE")
+    data: str = cli.option(text=cli.DATA, metavar="DATA")
+    out: cli.Folder | None = cli.option(
+        None, "write results.json, reconstruction.png and report.html there", "DIR"
+    )
+    mask_ratio: cli.Fraction = cli.option(0.5, "words hidden for masked_mse; default %(default)s")
+    fid_features: Path | None = cli.option(None, "TorchScript network for rFID", "FILE")
+    lpips_network: Path | None = cli.option(None, "TorchScript network for LPIPS", "FILE")
 
 
-class ProbeOptions(MachineOptions, BrokenOption, LimitOption, LanguageModelOptions):
-    model: tuple[str, ...] = option(text="model directories, run folders or hub repositories", metavar="M")
-    data: str = option(text=f"labeled training images: {DATA}", metavar="TRAIN")
-    test: str = option(text="labeled test images of the same classes", metavar="TEST")
-    validation: str | None = option(
+class ProbeOptions(cli.MachineOptions, cli.BrokenOption, cli.LimitOption, cli.LanguageModelOptions):
+    model: tuple[str, ...] = cli.option(
+        text="model directories, run folders or hub repositories", metavar="M"
+    )
+    data: str = cli.option(text=f"labeled training images: {cli.DATA}", metavar="TRAIN")
+    test: str = cli.option(text="labeled test images of the same classes", metavar="TEST")
+    validation: str | None = cli.option(
         None,
         "labeled images that the strength of regularization is chosen on; default a fifth of TRAIN",
         "VAL",
     )
-    features: tuple[Literal["layers", "last", "encoder", "codes", "pixels"], ...] | None = option(
+    features: tuple[Literal["layers", "last", "encoder", "codes", "pixels"], ...] | None = cli.option(
         None, "default: layers of the language model; of a model without one, encoder and codes"
     )
-    per_layer: bool = option(False, "probe each layer of the language model too")
-    untrained: bool = option(False, "probe each model with fresh weights too")
-    repeats: Positive | None = option(
+    per_layer: bool = cli.option(False, "probe each layer of the language model too")
+    untrained: bool = cli.option(False, "probe each model with fresh weights too")
+    repeats: cli.Positive | None = cli.option(
         None,
         "how often encoder and codes stand side by side; default of a VQ-VAE: as wide as the first LQAE's layers",
         "R",
     )
-    test_limit: Positive | None = option(None, "most test and validation images", "LIMIT")
-    allow_overlap: bool = option(False, "go on when the same image is in two of the sets")
-    seed: Count = option(0, "of the validation split; default %(default)s")
-    out: Folder = option(text="write results.json, pictures and report.html there", metavar="DIR")
-    cache: Folder | None = option(None, "where features are kept; default OUT/features", "DIR")
+    test_limit: cli.Positive | None = cli.option(None, "most test and validation images", "LIMIT")
+    allow_overlap: bool = cli.option(False, "go on when the same image is in two of the sets")
+    seed: cli.Count = cli.option(0, "of the validation split; default %(default)s")
+    out: cli.Folder = cli.option(text="write results.json, pictures and report.html there", metavar="DIR")
+    cache: cli.Folder | None = cli.option(None, "where features are kept; default OUT/features", "DIR")
 
 
-class UntrainedOption(Options):
-    untrained: bool = option(
+class UntrainedOption(cli.Options):
+    untrained: bool = cli.option(
         False, "the same configuration untrained, from the same pretrained parts, seed 0"
     )
 
 
-class PairOptions(MeasureOptions, UntrainedOption, SizeOptions):
+class PairOptions(MeasureOptions, UntrainedOption, cli.SizeOptions):
     """What measures on images with captions have."""
 
-    data: str = option(text=PAIRS, metavar="PAIRS")
-    raw_captions: bool = option(False, "captions as they are, not cleaned")
+    data: str = cli.option(text=cli.PAIRS, metavar="PAIRS")
+    raw_captions: bool = cli.option(False, "captions as they are, not cleaned")
 
 
 class RetrievalOptions(PairOptions):
-    score: Literal["contrastive", "matching", "matching+contrastive"] = option(
+    score: Literal["contrastive", "matching", "matching+contrastive"] = cli.option(
         "matching", "what pairs are ranked by; default %(default)s, among the best by contrast"
     )
-    top_k: Positive | None = option(
+    top_k: cli.Positive | None = cli.option(
         None,
         "captions of each image, and images of each caption, that matching scores; default 128, for COCO 256",
         "K",
     )
-    max_words: Positive | None = option(
+    max_words: cli.Positive | None = cli.option(
         None,
         "longest caption in words (tokens); default 30, or as many as the model was trained with if more",
     )
-    out: Folder | None = option(
+    out: cli.Folder | None = cli.option(
         None, "write results.json there; an interrupted evaluation goes on there", "DIR"
     )
 
 
 class PretrainingOptions(PairOptions):
-    seed: int = option(0, "of what is hidden; default %(default)s")
-    out: Folder | None = option(None, "write results.json, pictures and report.html there", "DIR")
+    seed: int = cli.option(0, "of what is hidden; default %(default)s")
+    out: cli.Folder | None = cli.option(None, "write results.json, pictures and report.html there", "DIR")
 
 
-class TaskOptions(MeasureOptions, AnswerOptions, SizeOptions):
+class TaskOptions(MeasureOptions, cli.AnswerOptions, cli.SizeOptions):
     """Options of the tasks that a CB-ViLA is fine-tuned to."""
 
-    data: str = option(text=_ITEMS, metavar="ITEMS")
-    training_data: str | None = option(
+    data: str = cli.option(text=_ITEMS, metavar="ITEMS")
+    training_data: str | None = cli.option(
         None,
         "what the baselines without images learn from; default: what the model was fine-tuned on",
         "ITEMS",
     )
-    first_token_twice: bool = option(False, "count the first word of an answer twice, as ALBEF's code does")
-    out: Folder | None = option(None, "write numbers, answers and a page there", "DIR")
+    first_token_twice: bool = cli.option(
+        False, "count the first word of an answer twice, as ALBEF's code does"
+    )
+    out: cli.Folder | None = cli.option(None, "write numbers, answers and a page there", "DIR")
 
 
 def reconstruction(options: ReconstructionOptions) -> None:
     """How well images survive as words."""
-    from pixlex import api, distributed
+    from pixlex import api
     from pixlex.data.images import open_source
     from pixlex.data.loader import Images
     from pixlex.eval.pretraining import evaluate_reconstruction
     from pixlex.report.figures import drawn, reconstruction_grid
-    from pixlex.report.page import Page
 
     source = open_source(options.data)
     model = api.load(options.model, **options.loading).model
-    batches = batches_of(Images(source), model.config, options.batch_size, options.limit)
+    batches = cli.batches_of(Images(source), model.config, options.batch_size, options.limit)
     result = evaluate_reconstruction(
         model,
         _accounted(batches, source, options.max_broken_share),
@@ -165,8 +142,7 @@ def reconstruction(options: ReconstructionOptions) -> None:
         fid_features=options.fid_features,
         lpips_network=options.lpips_network,
     )
-    _refuse_broken(options, source, result.skipped, int(result.values["num_images"]))
-    if not distributed.is_first():
+    if not _is_settled(options, source, result.skipped, int(result.values["num_images"])):
         return
     values = {
         "model": options.model,
@@ -175,21 +151,20 @@ def reconstruction(options: ReconstructionOptions) -> None:
         "notes": result.notes,
         "skipped": result.skipped,
     }
-    finish(options, values, table(result.table), result.skipped, notes=result.notes, out=options.out)
+    cli.finish(options, values, cli.table(result.table), result.skipped, notes=result.notes, out=options.out)
     if options.out is not None:
         examples = result.examples
         shown = examples["originals"], examples["reconstructions"], examples["words"], model.grid
         drawn(options.out / "reconstruction.png", lambda path: reconstruction_grid(*shown, path))
-        page = Page(
+        _leave_page(
+            options,
+            options.out,
             title=f"Reconstruction of {source.name}",
             examples=examples,
             numbers=result.numbers,
             notes=result.notes,
-            pictures={},
-            commands=[options.command_line],
             config={"family": model.family, "model": asdict(model.config)},
         )
-        _leave_page(options, options.out, page)
 
 
 def linear_probe(options: ProbeOptions) -> None:
@@ -241,7 +216,7 @@ def linear_probe(options: ProbeOptions) -> None:
         repeats = named or one.repeats(compared)
         for row in probe_rows(one, kinds, how, per_layer=options.per_layer, repeats=repeats):
             rows.append(row)
-            remark(options, f"{row.name}: {report.row_text(row)}")
+            cli.remark(options, f"{row.name}: {report.row_text(row)}")
     notes = [*sets.notes, *_notes(rows)]
     values = {
         "page": str(options.out / "report.html"),
@@ -256,36 +231,35 @@ def linear_probe(options: ProbeOptions) -> None:
     ]
     skipped = list(dict.fromkeys(one for row in rows for one in row.skipped))
     said = [*notes, *(f"{row.name}: {note}" for row in rows for note in row.result.notes)]
-    finish(options, values, table(lines), skipped, notes=said)
+    cli.finish(options, values, cli.table(lines), skipped, notes=said)
     page = report.write_linear_probe(options.out, rows, sets, commands=[options.command_line], notes=notes)
-    remark_page(options, page)
+    cli.remark_page(options, page)
 
 
 def retrieval(options: RetrievalOptions) -> None:
     """Images found by texts and texts by images."""
-    from pixlex import distributed
     from pixlex.eval import published
     from pixlex.eval.retrieval import evaluate_retrieval, gallery
     from pixlex.models.checkpoint import read_config
 
-    source, model = _open_pairs(options), load_cbvila(options)
+    source, model = _open_pairs(options), cli.load_cbvila(options)
     trained_on: list[str] = []
     if not options.untrained:
-        remark_without_contrast(options, model)
+        cli.remark_without_contrast(options, model)
         trained_on = read_config(options.model, options.revision).get("trained_on", [])
     how = _pass_of(options, len(source))
     items = gallery(
         model,
         source,
         how,
-        max_words=min(options.max_words or words_of(options.model, model), model.config.text.positions),
+        max_words=min(options.max_words or cli.words_of(options.model, model), model.config.text.positions),
         batch_size=options.batch_size,
         limit=options.limit,
     )
-    _refuse_broken(options, source.images, items.skipped, len(items.image_vectors))
+    says = _is_settled(options, source.images, items.skipped, len(items.image_vectors))
     top_k = options.top_k or published.TABLE_TOP_K[published.benchmark_of(source.name) or "flickr30k"]
     result = evaluate_retrieval(model, items, how, score=options.score, top_k=top_k, cache=options.out)
-    if not distributed.is_first():
+    if not says:
         return
     setting = published.setting_of(trained_on, source.name)
     known = published.retrieval_table(source.name, trained_on)
@@ -303,10 +277,10 @@ def retrieval(options: RetrievalOptions) -> None:
         "skipped": result.skipped,
         "published": known,
     }
-    lines = [f"{setting}: {result.protocol} ({published.TABLE_SETTINGS})", table(result.table)]
+    lines = [f"{setting}: {result.protocol} ({published.TABLE_SETTINGS})", cli.table(result.table)]
     if known is not None:
         lines.append(known.text(f"{result.num_images:,} images"))
-    finish(options, values, "\n".join(lines), result.skipped, out=options.out)
+    cli.finish(options, values, "\n".join(lines), result.skipped, out=options.out)
 
 
 def pretraining(options: PretrainingOptions) -> None:
@@ -316,18 +290,16 @@ def pretraining(options: PretrainingOptions) -> None:
     from pixlex.data.records import Pairs
     from pixlex.eval.pretraining import evaluate_pretraining
     from pixlex.objectives.cbvila import CBViLAObjective
-    from pixlex.report.page import Page
     from pixlex.report.progress import draw_pretraining, unreadable
 
-    source, model = _open_pairs(options), load_cbvila(options)
-    config, max_words = objective_of(options.model), words_of(options.model, model)
+    source, model = _open_pairs(options), cli.load_cbvila(options)
+    config, max_words = cli.objective_of(options.model), cli.words_of(options.model, model)
     objective = CBViLAObjective(model, config, 1, max_words).to(distributed.pick_device(options.device))
     rows = Pairs(source, lambda texts: model.tokenize_texts(texts, max_words))
-    batches = batches_of(rows, model.config, options.batch_size, options.limit)
+    batches = cli.batches_of(rows, model.config, options.batch_size, options.limit)
     result = evaluate_pretraining(objective, batches, _pass_of(options, len(source)), seed=options.seed)
     num_images = int(result.values["num_images"])
-    _refuse_broken(options, source.images, result.skipped, num_images)
-    if not distributed.is_first():
+    if not _is_settled(options, source.images, result.skipped, num_images):
         return
     size, grid, folder = model.config.image_size, model.grid, options.out
     protocol = (
@@ -342,9 +314,11 @@ def pretraining(options: PretrainingOptions) -> None:
         **result.values,
         "skipped": result.skipped,
     }
-    finish(options, values, f"{protocol}\n{table(result.table)}", result.skipped, out=folder)
+    cli.finish(options, values, f"{protocol}\n{cli.table(result.table)}", result.skipped, out=folder)
     if folder is not None:
-        page = Page(
+        _leave_page(
+            options,
+            folder,
             title=f"CB-ViLA, {size} px, {grid} x {grid}: {source.name}",
             introduction=f"{protocol}.",
             numbers=result.numbers,
@@ -352,10 +326,8 @@ def pretraining(options: PretrainingOptions) -> None:
             pictures=draw_pretraining(
                 result, source.images, model.config, lambda kind: folder / f"{kind}.png"
             ),
-            commands=[options.command_line],
             config={"model": asdict(model.config), "objective": asdict(config)},
         )
-        _leave_page(options, folder, page)
 
 
 def vqa(options: TaskOptions) -> None:
@@ -380,7 +352,7 @@ def assignment(options: TaskOptions) -> None:
 
 def _evaluate_task(options: TaskOptions, task: ReasoningTask) -> None:
     """Measure how often a model answers rightly; leave numbers, answers, a picture and a page in a folder."""
-    from pixlex import api, distributed
+    from pixlex import api
     from pixlex.data.records import Questions
     from pixlex.eval.published import TABLE_IMAGES, TABLE_WORDS, task_table
     from pixlex.eval.vqa import evaluate_reasoning
@@ -402,15 +374,14 @@ def _evaluate_task(options: TaskOptions, task: ReasoningTask) -> None:
     result = evaluate_reasoning(
         model,
         items,
-        batches_of(rows, model.config, options.batch_size, options.limit),
+        cli.batches_of(rows, model.config, options.batch_size, options.limit),
         _pass_of(options, len(items)),
         mode="generate" if options.generate else "rank",
         shortlist=options.shortlist,
         first_token_twice=options.first_token_twice,
         training=_training_items(options, task),
     )
-    _refuse_broken(options, items.images, result.skipped, len(result.answered))
-    if not distributed.is_first():
+    if not _is_settled(options, items.images, result.skipped, len(result.answered)):
         return
     published = task_table(task, items)
     values = {
@@ -430,10 +401,10 @@ def _evaluate_task(options: TaskOptions, task: ReasoningTask) -> None:
         low, high = result.interval
         numbers.append(("95 % interval of the accuracy", f"{low:.1%} to {high:.1%}"))
     numbers += [(f"accuracy of {kind}", f"{value:.1%}") for kind, value in result.by_kind.items()]
-    lines = [f"{result.protocol} (the paper's tables: {TABLE_IMAGES})", table(numbers)]
+    lines = [f"{result.protocol} (the paper's tables: {TABLE_IMAGES})", cli.table(numbers)]
     if published is not None:
         lines.append(published.text(f"{len(result.answered):,} items of {items.name}"))
-    finish(options, values, "\n".join(lines), result.skipped, out=options.out)
+    cli.finish(options, values, "\n".join(lines), result.skipped, out=options.out)
     if options.out is not None:
         _write_answers(options.out, options, items, result)
 
@@ -445,14 +416,14 @@ def _training_items(options: TaskOptions, task: ReasoningTask) -> Records | None
 
     if options.training_data is not None:
         return open_items(options.training_data, task).answered()
-    run = run_of(options.model, ReasoningRun)
+    run = cli.run_of(options.model, ReasoningRun)
     if run is None:
-        remark(options, "no baseline without images: name the training items with --training-data")
+        cli.remark(options, "no baseline without images: name the training items with --training-data")
         return None
     try:
         return open_items(run.data.train, task).answered()
     except (ValueError, OSError) as fault:
-        remark(options, f"no baseline without images, the training items cannot be opened: {fault}")
+        cli.remark(options, f"no baseline without images, the training items cannot be opened: {fault}")
         return None
 
 
@@ -461,7 +432,6 @@ def _write_answers(folder: Path, options: TaskOptions, items: Records, result: R
     from pixlex.eval.vqa import write_vqa_submission
     from pixlex.files import write_text
     from pixlex.report.figures import captioned_images, drawn
-    from pixlex.report.page import Page
     from pixlex.report.progress import answer_notes, answered_items
 
     lines = [
@@ -473,17 +443,16 @@ def _write_answers(folder: Path, options: TaskOptions, items: Records, result: R
         found = ((items.ids[one.item], one.answers[0]) for one in result.answered)
         write_vqa_submission(folder / "submission.json", found)
     drawn(folder / "answers.png", lambda path: captioned_images(answered_items(result, items), path))
-    page = Page(
+    _leave_page(
+        options,
+        folder,
         title=f"{result.task}: {items.name}",
         introduction=result.protocol,
         captioned=answered_items(result, items),
         numbers=result.numbers,
         notes=answer_notes(result),
-        pictures={},
-        commands=[options.command_line],
         config={"model": options.model, "data": options.data},
     )
-    _leave_page(options, folder, page)
 
 
 def _open_pairs(options: PairOptions) -> Records:
@@ -505,13 +474,15 @@ def _pass_of(options: MeasureOptions, total: int, save_examples: int = 8) -> Pas
     )
 
 
-def _refuse_broken(
+def _is_settled(
     options: MeasureOptions, source: ImageSource, skipped: Sequence[Skipped], num_readable: int
-) -> None:
-    """Raise `TooManyBroken` where the processes together met too many images that cannot be read."""
+) -> bool:
+    """Whether this process says what was found; `TooManyBroken` where together they read too few images."""
+    from pixlex import distributed
     from pixlex.batch import BrokenImages
 
     BrokenImages(None, source, options.max_broken_share).record(skipped, num_readable)
+    return distributed.is_first()
 
 
 def _accounted(batches: Iterator[ImageBatch], source: ImageSource, limit: float) -> Iterator[ImageBatch]:
@@ -524,12 +495,13 @@ def _accounted(batches: Iterator[ImageBatch], source: ImageSource, limit: float)
         yield batch
 
 
-def _leave_page(options: Options, folder: Path, page: Page) -> None:
+def _leave_page(options: cli.Options, folder: Path, **fields: Any) -> None:
     """Write report.html; one that cannot be made has been remarked upon."""
     from pixlex.report.figures import drawn
-    from pixlex.report.page import write_page
+    from pixlex.report.page import Page, write_page
 
-    remark_page(options, drawn(folder / "report.html", lambda path: write_page(path, page)))
+    page = Page(commands=[options.command_line], **{"pictures": {}, **fields})
+    cli.remark_page(options, drawn(folder / "report.html", lambda path: write_page(path, page)))
 
 
 def _versions(

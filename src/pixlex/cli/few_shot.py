@@ -9,20 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pixlex.cli.models import remark_page
-from pixlex.cli.options import (
-    DATA,
-    Count,
-    DeviceOptions,
-    Folder,
-    Fraction,
-    MachineOptions,
-    Options,
-    Positive,
-    answer,
-    option,
-    remark,
-)
+from pixlex.cli import options as cli
 from pixlex.eval.few_shot.prompts import PAPER_COLUMNS, Naming, Scorer, Template, WordClassifier, setting_of
 from pixlex.eval.llm.client import Mode
 
@@ -42,106 +29,106 @@ ClassifierName = Literal[WordClassifier, "linear", "pixels", "chance"]
 _SOME = 64
 
 
-class ReaderOptions(DeviceOptions):
+class ReaderOptions(cli.DeviceOptions):
     """How images become words."""
 
     GROUP = "images as words"
-    model: tuple[str, ...] = option(
+    model: tuple[str, ...] = cli.option(
         (),
         "model directories, run folders or hub repositories, of any family or a ViTMAE; each gives rows",
         "[NAME=]M",
     )
-    untrained: bool = option(
+    untrained: bool = cli.option(
         False,
         "every model also with fresh weights; a whitened search takes its statistics from 64 of the images",
     )
-    ascii: bool = option(False, "also ASCII art of 64 x 64 characters")
-    keep_share: Fraction = option(1.0, "first fraction of an image's words that is kept; default all")
-    language_model: str | None = option(None, "where a model's language model lies now", "M")
-    code_words: str = option(
+    ascii: bool = cli.option(False, "also ASCII art of 64 x 64 characters")
+    keep_share: cli.Fraction = cli.option(1.0, "first fraction of an image's words that is kept; default all")
+    language_model: str | None = cli.option(None, "where a model's language model lies now", "M")
+    code_words: str = cli.option(
         "embedded", "language model whose whole words stand for a VQ-VAE's codes; default %(default)s", "M"
     )
 
 
-class EpisodeOptions(Options):
+class EpisodeOptions(cli.Options):
     """What is classified."""
 
     GROUP = "episodes"
-    data: str | None = option(None, f"labeled images: {DATA}", "DATA")
-    out: Folder = option(text="results; a run that was killed there goes on", metavar="DIR")
-    ways: tuple[Positive, ...] = option((2, 5), "classes; default 2 5")
-    episodes: Positive = option(500, "of each setting; default %(default)s")
-    seed: Count = option(0, "default %(default)s")
-    names: Naming = option(
+    data: str | None = cli.option(None, f"labeled images: {cli.DATA}", "DATA")
+    out: cli.Folder = cli.option(text="results; a run that was killed there goes on", metavar="DIR")
+    ways: tuple[cli.Positive, ...] = cli.option((2, 5), "classes; default 2 5")
+    episodes: cli.Positive = cli.option(500, "of each setting; default %(default)s")
+    seed: cli.Count = cli.option(0, "default %(default)s")
+    names: Naming = cli.option(
         "real", "the classes' own, or dax, blicket ... assigned anew in every episode; default %(default)s"
     )
-    settings: tuple[str, ...] = option(
+    settings: tuple[str, ...] = cli.option(
         PAPER_COLUMNS,
         f"shots/repeats, bare: for no induction; default the paper's {' '.join(PAPER_COLUMNS)}",
         "S",
     )
-    episode_files: Path | None = option(
+    episode_files: Path | None = cli.option(
         None,
         "use these episodes: a file, or the folder `episodes` of an earlier run; they bring ways, settings, "
         "names and seed",
         "PATH",
     )
-    open_ended: Path | None = option(None, "published miniImageNet episodes instead of --data", "DIR")
-    task: str | None = option(None, "which of several published tasks in DIR")
+    open_ended: Path | None = cli.option(None, "published miniImageNet episodes instead of --data", "DIR")
+    task: str | None = cli.option(None, "which of several published tasks in DIR")
 
 
-class ClassifierOptions(Options):
+class ClassifierOptions(cli.Options):
     """Who classifies without a large language model."""
 
     GROUP = "who answers without a large language model"
-    answerers: tuple[ClassifierName, ...] = option(
+    answerers: tuple[ClassifierName, ...] = cli.option(
         get_args(ClassifierName),
         "nearest class mean of a sentence encoder's vectors, of the language model's layers, its last layer, "
         "word counts, pixels; a linear classifier of an encoder's vectors (for a MAE the only one); chance; "
         "default all",
         nargs="*",
     )
-    encoder: str = option("embedded", "the sentence encoder; default %(default)s", "M")
+    encoder: str = cli.option("embedded", "the sentence encoder; default %(default)s", "M")
 
 
-class LargeModelOptions(Options):
+class LargeModelOptions(cli.Options):
     """Who classifies with a large language model; `llm_X` is `LLMOptions.X`, but for the room of an answer."""
 
     GROUP = "who answers with a large language model"
-    llm: str | None = option(
+    llm: str | None = cli.option(
         None, "an endpoint's model with --llm-url, else a directory or hub repository", "M"
     )
-    llm_base_url: str | None = option(
+    llm_base_url: str | None = cli.option(
         None, "OpenAI-compatible endpoint, such as http://host:8000/v1", "URL", name="--llm-url"
     )
-    template: tuple[Template, ...] = option(("frozen",), "default frozen")
-    scorer: tuple[Scorer, ...] | None = option(
+    template: tuple[Template, ...] = cli.option(("frozen",), "default frozen")
+    scorer: tuple[Scorer, ...] | None = cli.option(
         None, "how answers are judged; default all that M can but per-token and v2l"
     )
-    llm_key_variable: str | None = option(
+    llm_key_variable: str | None = cli.option(
         None, "environment variable of the key; default OPENAI_API_KEY", "NAME"
     )
-    llm_mode: Mode = option("auto", "how an endpoint is asked")
-    llm_concurrency: Positive = option(8, "default %(default)s requests at a time")
-    llm_timeout: float = option(120.0, "default %(default)s", "SECONDS")
-    llm_cache: Folder | None = option(None, "default: a folder in --out", "DIR")
-    llm_input_price: float | None = option(None, "of a million tokens of prompts", "P")
-    llm_output_price: float | None = option(None, "of a million tokens of answers", "P")
-    llm_max_cost: float | None = option(None, "spending stops before it exceeds this", "P")
-    llm_max_tokens: Positive | None = option(None, "tokens stop before they exceed this", "N")
-    llm_answer_tokens: Positive | None = option(
+    llm_mode: Mode = cli.option("auto", "how an endpoint is asked")
+    llm_concurrency: cli.Positive = cli.option(8, "default %(default)s requests at a time")
+    llm_timeout: float = cli.option(120.0, "default %(default)s", "SECONDS")
+    llm_cache: cli.Folder | None = cli.option(None, "default: a folder in --out", "DIR")
+    llm_input_price: float | None = cli.option(None, "of a million tokens of prompts", "P")
+    llm_output_price: float | None = cli.option(None, "of a million tokens of answers", "P")
+    llm_max_cost: float | None = cli.option(None, "spending stops before it exceeds this", "P")
+    llm_max_tokens: cli.Positive | None = cli.option(None, "tokens stop before they exceed this", "N")
+    llm_answer_tokens: cli.Positive | None = cli.option(
         None,
         "room of an answer, for models that think first; default the longest name and a little more",
         "N",
     )
-    llm_context_size: Positive | None = option(
+    llm_context_size: cli.Positive | None = cli.option(
         None, "tokens that prompt and answer may have", "N", name="--llm-context"
     )
-    llm_tokenizer: str | None = option(None, "counts an endpoint's tokens; default an upper bound", "M")
-    llm_batch_size: Positive = option(16, "of a local model; default %(default)s")
+    llm_tokenizer: str | None = cli.option(None, "counts an endpoint's tokens; default an upper bound", "M")
+    llm_batch_size: cli.Positive = cli.option(16, "of a local model; default %(default)s")
 
 
-class FewShotOptions(MachineOptions, LargeModelOptions, ClassifierOptions, EpisodeOptions, ReaderOptions):
+class FewShotOptions(cli.MachineOptions, LargeModelOptions, ClassifierOptions, EpisodeOptions, ReaderOptions):
     """Options of `evaluate few-shot`."""
 
 
@@ -161,9 +148,9 @@ def few_shot(options: FewShotOptions) -> int:
     cells = run_few_shot(classifiers, episode_sets, images, options.out, progress=not options.quiet)
     tables = "\n\n".join(f"{ways}-way\n{markdown_table(table_lines(cells, ways))}" for ways in ways_of(cells))
     values = [{key: value for key, value in vars(cell).items() if key != "answers"} for cell in cells]
-    answer(options, values, tables)
+    cli.answer(options, values, tables)
     for warning in warnings_of(cells):
-        remark(options, warning)
+        cli.remark(options, warning)
     _write(options, images, episode_sets, readings, cells)
     return 0
 
@@ -312,7 +299,7 @@ def _client(options: FewShotOptions, name: str) -> LanguageClient:
     settings = {to: getattr(options, name) for to, name in given.items() if hasattr(options, name)}
     settings["cache"] = options.llm_cache or options.out / "language-model"
     client = llm.connect(llm.LLMOptions(model=name, device=options.device, **settings))
-    remark(options, f"{client.name} can {', '.join(sorted(client.abilities))}")
+    cli.remark(options, f"{client.name} can {', '.join(sorted(client.abilities))}")
     return client
 
 
@@ -337,7 +324,9 @@ def _remark_cost(
         costs = [one.cost for one in estimates if one.cost is not None]
         cost = f", cost {sum(costs):.2f}" if costs else ""
         kept = sum(one.cached for one in estimates)
-        remark(options, f"at most {requests:,} requests, {tokens:,} tokens{cost}; {kept:,} answers are there")
+        cli.remark(
+            options, f"at most {requests:,} requests, {tokens:,} tokens{cost}; {kept:,} answers are there"
+        )
 
 
 def _write(
@@ -386,4 +375,4 @@ def _write(
         about=about,
         pictures=pictures,
     )
-    remark_page(options, drawn(folder / "report.html", page))
+    cli.remark_page(options, drawn(folder / "report.html", page))

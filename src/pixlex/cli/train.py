@@ -10,19 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixlex.cli.options import (
-    DATA,
-    INTERRUPTED,
-    Count,
-    Folder,
-    MachineOptions,
-    Options,
-    Positive,
-    answer,
-    option,
-    positional,
-    remark,
-)
+from pixlex.cli import options as cli
 from pixlex.eval.few_shot.prompts import Scorer, Template
 
 if TYPE_CHECKING:
@@ -33,100 +21,100 @@ if TYPE_CHECKING:
 _SETTINGS = ("device", "seed", "batch_size")
 
 
-class TrainingOptions(Options):
+class TrainingOptions(cli.Options):
     """Settings of a run, KEY=VALUE, and those that are options, too (see `overrides_of`)."""
 
-    overrides: tuple[str, ...] = positional("KEY=VALUE", "settings, such as train.steps=100", ())
-    device: str | None = option(
+    overrides: tuple[str, ...] = cli.positional("KEY=VALUE", "settings, such as train.steps=100", ())
+    device: str | None = cli.option(
         None, "auto, cpu, cuda or cuda:N; the same as train.device=D, default the recipe's", "D"
     )
-    seed: Count | None = option(None, "the same as train.seed=N", "N")
-    batch_size: Positive | None = option(None, "the same as train.batch_size=N", "N")
+    seed: cli.Count | None = cli.option(None, "the same as train.seed=N", "N")
+    batch_size: cli.Positive | None = cli.option(None, "the same as train.batch_size=N", "N")
 
 
-class RecipeArgument(Options):  # before the settings, since it stands before them
-    recipe: str = positional("RECIPE", "a YAML file or a name such as lqae/tiny")
+class RecipeArgument(cli.Options):  # before the settings, since it stands before them
+    recipe: str = cli.positional("RECIPE", "a YAML file or a name such as lqae/tiny")
 
 
-class RunOptions(MachineOptions, TrainingOptions, RecipeArgument):
-    out: Folder | None = option(None, "the run folder; default runs/RECIPE-NUMBER", "DIR")
-    resume: bool = option(False, "go on from the newest checkpoint (without --out: of the newest run)")
+class RunOptions(cli.MachineOptions, TrainingOptions, RecipeArgument):
+    out: cli.Folder | None = cli.option(None, "the run folder; default runs/RECIPE-NUMBER", "DIR")
+    resume: bool = cli.option(False, "go on from the newest checkpoint (without --out: of the newest run)")
 
 
-class QuickstartOptions(MachineOptions, TrainingOptions):
+class QuickstartOptions(cli.MachineOptions, TrainingOptions):
     overrides: tuple[str, ...] = ()
-    out: Folder = option(Path("runs/quickstart"), "the run folder; default %(default)s", "DIR")
+    out: cli.Folder = cli.option(Path("runs/quickstart"), "the run folder; default %(default)s", "DIR")
 
 
 class FinetuneOptions(RunOptions):
     """Options of `finetune`."""
 
-    recipe: str = positional("RECIPE", "a YAML file or a name such as finetune/vqa")
-    start: str | None = option(
+    recipe: str = cli.positional("RECIPE", "a YAML file or a name such as finetune/vqa")
+    start: str | None = cli.option(
         None,
         "the model to start from: a model directory, a run folder or a hub repository",
         "M",
         name="--from",
     )
-    revision: str | None = option(None, "branch, tag or commit of a hub repository")
-    untrained: bool = option(
+    revision: str | None = cli.option(None, "branch, tag or commit of a hub repository")
+    untrained: bool = cli.option(
         False,
         "the shape of that model without its weights, to see what pretraining gives; without --from the "
         "recipe's own shape",
     )
 
 
-class ProbeOptions(Options):
+class ProbeOptions(cli.Options):
     GROUP = "linear probe of every row"
-    probe: tuple[str, str] | None = option(
-        None, f"labeled images of the same classes, to train and to test: {DATA}"
+    probe: tuple[str, str] | None = cli.option(
+        None, f"labeled images of the same classes, to train and to test: {cli.DATA}"
     )
-    probe_limit: Positive | None = option(None, "most training images; default all", "N")
-    probe_test_limit: Positive | None = option(None, "most test images; default all", "N")
+    probe_limit: cli.Positive | None = cli.option(None, "most training images; default all", "N")
+    probe_test_limit: cli.Positive | None = cli.option(None, "most test images; default all", "N")
 
 
-class RetrievalOption(Options):
+class RetrievalOption(cli.Options):
     GROUP = "retrieval by every row of CB-ViLA"
-    retrieval: str | None = option(
+    retrieval: str | None = cli.option(
         None, "held-out images with captions; default the recipe's data.validation", "PAIRS"
     )
 
 
-class EpisodeOptions(Options):
+class EpisodeOptions(cli.Options):
     GROUP = "few-shot classification by every row's words"
-    few_shot: str | None = option(None, "labeled images of classes not trained on", "DATA")
-    ways: tuple[Positive, ...] = option((2, 5), "default 2 5")
-    settings: tuple[str, ...] = option(("1/0", "5/0"), "shots/repeats; default 1/0 5/0", "S")
-    episodes: Positive = option(500, "default %(default)s a setting")
-    llm: tuple[str, ...] = option(
+    few_shot: str | None = cli.option(None, "labeled images of classes not trained on", "DATA")
+    ways: tuple[cli.Positive, ...] = cli.option((2, 5), "default 2 5")
+    settings: tuple[str, ...] = cli.option(("1/0", "5/0"), "shots/repeats; default 1/0 5/0", "S")
+    episodes: cli.Positive = cli.option(500, "default %(default)s a setting")
+    llm: tuple[str, ...] = cli.option(
         (),
         "language models to prompt besides the sentence encoder, a column each (row H): directories or hub "
         "repositories, or names of the endpoint's models with --llm-url",
         "M",
     )
-    llm_url: str | None = option(None, "OpenAI-compatible endpoint", "URL")
-    template: Template = option("frozen", "default %(default)s")
-    scorer: Scorer = option("likelihood", "default %(default)s")
+    llm_url: str | None = cli.option(None, "OpenAI-compatible endpoint", "URL")
+    template: Template = cli.option("frozen", "default %(default)s")
+    scorer: Scorer = cli.option("likelihood", "default %(default)s")
 
 
-class BaseArgument(Options):
-    recipe: str | None = positional("RECIPE", "of LQAE or CB-ViLA: file or name", None)
+class BaseArgument(cli.Options):
+    recipe: str | None = cli.positional("RECIPE", "of LQAE or CB-ViLA: file or name", None)
 
 
 class AblateOptions(
-    MachineOptions, EpisodeOptions, RetrievalOption, ProbeOptions, TrainingOptions, BaseArgument
+    cli.MachineOptions, EpisodeOptions, RetrievalOption, ProbeOptions, TrainingOptions, BaseArgument
 ):
     """Options of `ablate`."""
 
-    overrides: tuple[str, ...] = positional("KEY=VALUE", "settings of every row", ())
-    out: Folder | None = option(None, "one folder for all; the same one goes on", "DIR")
-    rows: tuple[str, ...] = option(
+    overrides: tuple[str, ...] = cli.positional("KEY=VALUE", "settings of every row", ())
+    out: cli.Folder | None = cli.option(None, "one folder for all; the same one goes on", "DIR")
+    rows: tuple[str, ...] = cli.option(
         (),
         "letters of LQAE's Table 3 (A B D E F G I), mask-ratio (Figure 5), IV (of CB-ViLA), or names; "
         "default all. Rows that DIR holds finished stand in the table as well",
         "ROW",
     )
-    list: bool = option(False, "list the rows and what they change")
+    list: bool = cli.option(False, "list the rows and what they change")
 
 
 def overrides_of(options: TrainingOptions) -> list[str]:
@@ -199,10 +187,10 @@ def quickstart(options: QuickstartOptions) -> int | None:
             return None
         if written is None:
             _say(options, "interrupted; the same command goes on")
-            return INTERRUPTED
+            return cli.INTERRUPTED
     text = f"page    {_page(folder, True)}\nmodel   {model}\n"
     text += f"try     pixlex reconstruct PICTURES --model {folder} --out grid.png"
-    answer(options, {"folder": str(folder), "model": str(model), "page": str(page)}, text)
+    cli.answer(options, {"folder": str(folder), "model": str(model), "page": str(page)}, text)
     return None
 
 
@@ -215,7 +203,7 @@ def ablate(options: AblateOptions) -> int | None:
     rows = select_rows(options.rows, family)
     if options.list:
         listed = "\n".join(f"{row.name:<10} {row.title}" for row in rows)
-        answer(options, [asdict(row) for row in rows], listed)
+        cli.answer(options, [asdict(row) for row in rows], listed)
         return None
     if options.recipe is None or options.out is None:
         raise ValueError("ablate needs RECIPE and --out DIR, or --list")
@@ -242,12 +230,12 @@ def ablate(options: AblateOptions) -> int | None:
             )
             results = run_ablations(options.recipe, overrides, rows, folder, measures, train=run_training)
         if results is None:
-            remark(options, "interrupted; the same command goes on")
-            return INTERRUPTED
+            cli.remark(options, "interrupted; the same command goes on")
+            return cli.INTERRUPTED
         table, published = [one.values() for one in results], objectives_table(pairs)
-        answer(options, {"folder": str(folder), "rows": table}, ablation_table(table, published))
+        cli.answer(options, {"folder": str(folder), "rows": table}, ablation_table(table, published))
         for path in write_ablation(folder, table, [options.command_line], published):
-            remark(options, f"wrote {path}")
+            cli.remark(options, f"wrote {path}")
     return None
 
 
@@ -328,9 +316,9 @@ def _train(options: RunOptions, run: Run) -> int | None:
         return None
     if model is None:
         _say(options, f"interrupted; the same command with --out {folder} --resume goes on")
-        return INTERRUPTED
+        return cli.INTERRUPTED
     page = _page(folder, bool(run.data.validation))
-    answer(options, {"folder": str(folder), "model": str(model)}, f"model   {model}\npage    {page}")
+    cli.answer(options, {"folder": str(folder), "model": str(model)}, f"model   {model}\npage    {page}")
     return None
 
 
@@ -360,13 +348,13 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _say(options: Options, text: str) -> None:
+def _say(options: cli.Options, text: str) -> None:
     if _is_first():
-        remark(options, text)
+        cli.remark(options, text)
 
 
 @contextmanager
-def _bars(options: MachineOptions) -> Iterator[None]:
+def _bars(options: cli.MachineOptions) -> Iterator[None]:
     """Let nothing but errors through when quiet was asked for."""
     if not options.quiet:
         yield

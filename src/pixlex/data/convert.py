@@ -23,7 +23,7 @@ from pixlex.data.decoding import ImageRecord, UnreadableImage, decode_record, st
 from pixlex.data.folders import FileSource
 from pixlex.data.loader import prefetch
 from pixlex.data.records import Records
-from pixlex.data.sources import NO_FILE, ImageSource, ImageSubset, PassedOver
+from pixlex.data.sources import NO_FILE, ImageSource, PassedOver, place_of
 from pixlex.files import write_atomically, write_text
 from pixlex.progress import bar_or_lines
 
@@ -160,9 +160,8 @@ def _check(source: ImageSource, out: Path, image_size: int | None, overwrite: bo
 
 def _file_of(images: ImageSource, index: int) -> Path | None:
     """Return where an image lies, None if it is no file of its own."""
-    if isinstance(images, ImageSubset):
-        return _file_of(*images.place(index))
-    return images.root / images.paths[index] if isinstance(images, FileSource) else None
+    source, row = place_of(images, index)
+    return source.root / source.paths[row] if isinstance(source, FileSource) else None
 
 
 def _stored(record: ImageRecord, image_size: int | None) -> tuple[bytes, str]:

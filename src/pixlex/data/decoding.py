@@ -6,7 +6,7 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -145,14 +145,13 @@ def load_image(data: bytes, key: str, *, minimum_side: int = 0) -> Image.Image:
     very large texts and profiles of a PNG or JPEG say is not looked at.
 
     Args:
-        data: The whole file; formats: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM.
-        key: Name of the image, for the error.
-        minimum_side: If above 0, a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, but not
-            smaller than this many pixels on its short side; 0 decodes at full size.
+        data: the whole file, in one of `FORMATS`.
+        key: name of the image, for the error.
+        minimum_side: if above 0, a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, but not smaller than
+            this many pixels on its short side.
 
     Raises:
-        UnreadableImage: The bytes are damaged, truncated, not an image of these formats, or would decode
-            to more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
+        UnreadableImage: it is damaged, cut off, of another format, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     return _tried(data, lambda sound: _decoded(sound, minimum_side), key)
 
@@ -273,10 +272,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
-def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
-    rows = max(1, _BAND_PIXELS // image.width)
-    for top in range(0, image.height, rows):
-        yield 0, top, image.width, min(top + rows, image.height)
+def _bands(image: Image.Image) -> list[tuple[int, int, int, int]]:
+    rows, height = max(1, _BAND_PIXELS // image.width), image.height
+    return [(0, top, image.width, min(top + rows, height)) for top in range(0, height, rows)]
 
 
 def _scaled(band: Image.Image) -> Image.Image:
@@ -318,9 +316,7 @@ def training_crop(
 def evaluation_crop(image: Image.Image, size: int, cut: Cut = "center") -> UInt8[Tensor, "3 H W"]:
     """Return an RGB image as a square of `size` pixels, bicubically scaled.
 
-    Args:
-        cut: "center" cuts out the largest centered square; "squash" keeps all of the image and not its shape
-            (ALBEF).
+    "center" cuts out the largest centered square; "squash" keeps all of the image and not its shape (ALBEF).
     """
     return _to_tensor(_resize(image, size, _whole_box(image, cut)))
 
@@ -375,9 +371,8 @@ def center_box(width: int, height: int) -> Box:
 
 
 def _whole_box(image: Image.Image, cut: Cut) -> Box:
-    if cut == "squash":
-        return 0.0, 0.0, float(image.width), float(image.height)
-    return center_box(image.width, image.height)
+    width, height = image.size
+    return (0.0, 0.0, float(width), float(height)) if cut == "squash" else center_box(width, height)
 
 
 def _resize(image: Image.Image, size: int, box: Box) -> Image.Image:

@@ -16,7 +16,15 @@ from urllib.parse import unquote
 import numpy as np
 
 from pixlex.data.decoding import IMAGE_SUFFIXES, ImageRecord, holds_image
-from pixlex.data.labels import CLASSES_FILE, Labels, no_labels, resolve_labels, row_label, spoken_names
+from pixlex.data.labels import (
+    CLASSES_FILE,
+    Labeled,
+    Labels,
+    no_labels,
+    resolve_labels,
+    row_label,
+    spoken_names,
+)
 from pixlex.data.sources import HIDDEN, MAX_TEXT_BYTES, PassedOver, fingerprint, kind_of, read_file
 from pixlex.data.tables import columns_without_images, table_rows
 from pixlex.data.text import csv_rows, decode_text, json_lines, json_value, list_rows, texts_in
@@ -38,12 +46,10 @@ _HALVES = re.compile("[\\0\ud800-\udc7f\udd00-\udfff]")
 
 
 @dataclass(frozen=True)
-class FileSource:
+class FileSource(Labeled):
     """Images that are files of their own, at paths (which are their keys) with forward slashes below a root.
 
-    Args:
-        ignored: What else lies in the folder, each file.
-        empty_folders: Class folders without images, which make no class.
+    `ignored` is what else lies in the folder, `empty_folders` are folders without images, which make no class.
     """
 
     name: str
@@ -55,11 +61,6 @@ class FileSource:
 
     def __len__(self) -> int:
         return len(self.paths)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The name of each class index; empty without labels."""
-        return self.labels.class_names
 
     @cached_property
     def identity(self) -> str:

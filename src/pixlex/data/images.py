@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -122,21 +123,17 @@ def _opened(description: str, captioned: bool) -> ImageSource:
             return open_image_files([path])
         raise ValueError(f"{path} ends in {suffix or 'no suffix'}; {_EXPECTED}")
     if re.search(r"[*?\[{]", description):
-        found = {Path(name) for part in _expand_braces(str(path)) for name in _matching(part)}
-        return _open_files(str(path), sorted(found), captioned)
+        found = {part: glob.glob(part, recursive=True) for part in _expand_braces(str(path))}
+        if missing := [part for part, names in found.items() if not names]:
+            raise ValueError(f"no file matches {missing[0]}")
+        together = {Path(name) for names in found.values() for name in names}
+        return _open_files(str(path), sorted(together), captioned)
     if os.path.lexists(path):
         raise ValueError(
             f"{path} is neither a file nor a folder (a pipe, a device or a dead link); {_EXPECTED}"
         )
     slashes = "; paths are written with /, not with backslashes" if "\\" in description else ""
     raise ValueError(f"{path} does not exist (looked for {path.absolute()}){slashes}; {_EXPECTED}")
-
-
-def _matching(pattern: str) -> list[str]:
-    found = glob.glob(pattern, recursive=True)
-    if not found:
-        raise ValueError(f"no file matches {pattern}")
-    return found
 
 
 def _open_directory(folder: Path, captioned: bool) -> ImageSource:
@@ -224,8 +221,7 @@ def _expand_braces(pattern: str) -> Iterator[str]:
     return map("".join, itertools.product(*options))
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """A square of a photograph: class name, first column, first row and side (96..160), in pixels."""
 
     name: str

@@ -35,15 +35,21 @@ _COMMA = re.compile(r"\s*(?:(?<!\d),|,(?!\d))\s*")
 
 @dataclass(frozen=True)
 class Labels:
-    """The class of each image of a source.
-
-    Attributes:
-        indices: Class index of each image, -1 where unknown.
-        class_names: Name of each class index, "" for an index that does not occur; empty without labels.
-    """
+    """The class index of each image of a source, -1 where unknown; the name of each, "" where it has no image."""
 
     indices: Int64[np.ndarray, " images"]
     class_names: tuple[str, ...]
+
+
+class Labeled:
+    """What a source with labels has."""
+
+    labels: Labels
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class index; empty without labels."""
+        return self.labels.class_names
 
 
 class RowLabel(NamedTuple):
@@ -66,11 +72,8 @@ def no_labels(count: int) -> Labels:
 def row_label(label: object, class_name: object, where: str) -> RowLabel:
     """Read the two fields of one row as they come from text, JSON, parquet or a shard.
 
-    Args:
-        label: An integer, the text of one, or nothing (None, "", NaN, -1); a text that is no integer is
-            taken as the class name if there is no other.
-        class_name: A text or nothing (None, "", NaN).
-        where: The row, for the error.
+    A label is an integer, the text of one, or nothing (None, "", NaN, -1); a text that is no integer is taken as
+    the class name if there is no other. A class name is a text or nothing (None, "", NaN).
     """
     if class_name != class_name:  # NaN, as pandas reads an empty cell
         class_name = None
@@ -117,12 +120,8 @@ def resolve_labels(
     language model, and names numbered by us would be numbered otherwise in a second list with fewer
     classes. Where one of the two is missing, a file `classes.csv` (columns label, class_name) beside the
     list gives it. One name may belong to several indices (ImageNet has two classes "crane"), not one
-    index to several names.
-
-    Args:
-        folder: Where `classes.csv` is looked for; None: nowhere.
-        numbered: Call classes that nothing names by their number, and number names in sorted order where no
-            image has a number; for sources whose labels are not what they are opened for.
+    index to several names. With `numbered`, for sources whose labels are not what they are opened for, classes
+    that nothing names are called by their number, and names numbered in sorted order where no image has a number.
     """
     rows = list(rows)
     firsts: dict[RowLabel, int] = {}
@@ -231,10 +230,7 @@ def spoken_names(
     classes would then share it. What `classes.csv` in the folder says of such a class wins. Other names stay. A
     warning says what was changed.
 
-    Args:
-        names: Label -> name as given.
-        folder: Where `classes.csv` is looked for; None: nowhere.
-        folders: The labels are the positions of folders in sorted order; `classes.csv` must number them so.
+    With `folders` the labels are the positions of folders in sorted order; `classes.csv` must number them so.
     """
     cleaned = {label: " ".join(plain_text(name).split()) for label, name in names.items()}
     unclear = {label for label, name in cleaned.items() if _COMMA.search(name) or _WORDNET_ID.fullmatch(name)}
@@ -248,10 +244,13 @@ def spoken_names(
     spoken, given = dict(cleaned), set[int]()
     short = {label: _short(cleaned[label]) for label in unclear}
     # Two of ImageNet's classes may share a name (crane).
-    shared = Counter(name for label, name in short.items() if not _is_of_imagenet(cleaned[label]))
+    imagenet = {*imagenet_classes(), *(synonyms for _, synonyms in imagenet_classes().values())}
+    is_strange = {
+        label for label in unclear if {_wordnet_id(cleaned[label]), cleaned[label]}.isdisjoint(imagenet)
+    }
+    shared = Counter(short[label] for label in is_strange)
     for label in unclear:
-        of_wordnet = beside.get(_wordnet_id(cleaned[label]))
-        if name := of_wordnet or beside.get(label):
+        if name := beside.get(_wordnet_id(cleaned[label])) or beside.get(label):
             given.add(label)
             spoken[label] = name
         elif shared[short[label]] <= 1:
@@ -273,15 +272,6 @@ def _short(name: str) -> str:
         elif behind:
             name = behind.replace("_", " ")
     return _COMMA.split(name, maxsplit=1)[0] or name
-
-
-def _is_of_imagenet(name: str) -> bool:
-    return _wordnet_id(name) in imagenet_classes() or name in _synonyms()
-
-
-@cache
-def _synonyms() -> frozenset[str]:
-    return frozenset(synonyms for _, synonyms in imagenet_classes().values())
 
 
 def _warn(names: Mapping[int, str], spoken: Mapping[int, str], unclear: set[int], source: str) -> None:

@@ -139,9 +139,10 @@ class Records:
     def take(self, rows: Sequence[int] | Int64[np.ndarray, " rows"]) -> Records:
         """Return some records, in the order given."""
         wanted = np.asarray(rows, dtype=np.int64)
-        columns = {name: getattr(self, name) for name in _COLUMNS}
         changes: dict[str, Any] = {
-            name: tuple(column[row] for row in wanted.tolist()) for name, column in columns.items() if column
+            name: tuple(map(column.__getitem__, wanted.tolist()))
+            for name in _COLUMNS
+            if (column := getattr(self, name))
         }
         images = subset(self.images, _rows_of_groups(wanted, self.num_images))
         return replace(self, images=images, **changes)
@@ -149,7 +150,7 @@ class Records:
     def by_caption(self) -> Records:
         """Return a row for each caption; rows of one image share `image_of`."""
         rows = np.repeat(np.arange(len(self)), [len(texts) for texts in self.texts])
-        return self.take(rows)._of([(text,) for texts in self.texts for text in texts])
+        return replace(self.take(rows), texts=tuple((text,) for texts in self.texts for text in texts))
 
     def answered(self) -> Records:
         """Return the records that have an answer; raises `ValueError` where none has one."""
@@ -172,10 +173,9 @@ class Records:
 
         Raises `ValueError` for max_words below 1, or if nothing is left of all texts.
         """
-        cleaned = self._of(
-            [tuple(filter(None, (clean(one, max_words) for one in some))) for some in self.texts]
-        )
-        if not any(cleaned.texts):
+        texts = tuple(tuple(filter(None, (clean(one, max_words) for one in some))) for some in self.texts)
+        cleaned = replace(self, texts=texts)
+        if not any(texts):
             raise ValueError(
                 f"{self.name}: expected a word in some text, nothing is left of all of them after cleaning, the "
                 f"first {quoted(self.texts[0][0], 40)}"
@@ -188,12 +188,10 @@ class Records:
                 )
             )
         kept = cleaned._with_text(self.key)
-        lost = kept.ignored[len(self.ignored) :]
-        remark_left_out(self.name, lost, "images without a word in their captions")
+        remark_left_out(
+            self.name, kept.ignored[len(self.ignored) :], "images without a word in their captions"
+        )
         return kept
-
-    def _of(self, texts: Sequence[tuple[str, ...]]) -> Records:
-        return replace(self, texts=tuple(texts))
 
     def _with_text(self, says: Callable[[int], str]) -> Records:
         """Return the records that have a text; of each other one `ignored` has what is said of it."""
@@ -246,19 +244,19 @@ def items_of(
     if not any(present):
         raise ValueError(f"{name}: no item has its images; {missing[0]}")
     kept = [record for record, there in zip(records, present, strict=True) if there]
-    has_scales = any(record.scale != 1 for record in records)
-    has_sentences, has_kinds = all(one.sentence for one in records), any(one.kind for one in records)
+    has_scales, has_kinds = any(one.scale != 1 for one in records), any(one.kind for one in records)
+    has_sentences = all(one.sentence for one in records)
     return Records(
-        name=name,
-        images=subset(images, places[present].ravel()),
-        texts=tuple(record.texts for record in kept),
-        num_images=num_images,
-        answers=tuple(record.answers for record in kept),
-        ids=tuple(record.id for record in kept),
-        scales=tuple(record.scale for record in kept) if has_scales else (),
-        sentences=tuple(record.sentence for record in kept) if has_sentences else (),
-        kinds=tuple(record.kind for record in kept) if has_kinds else (),
-        ignored=(*ignored, *missing),
+        name,
+        subset(images, places[present].ravel()),
+        tuple(record.texts for record in kept),
+        num_images,
+        tuple(record.answers for record in kept),
+        tuple(record.id for record in kept),
+        tuple(record.scale for record in kept if has_scales),
+        tuple(record.sentence for record in kept if has_sentences),
+        tuple(record.kind for record in kept if has_kinds),
+        (*ignored, *missing),
     )
 
 
@@ -336,15 +334,11 @@ class Questions:
         distinct = replace(batch, **tensors, keys=tuple(batch.keys[row] for row in rows))
         return self._with_items(distinct, numbers, looks_at.ravel())
 
-    def _numbers(self, batch: ImageBatch) -> Int64[np.ndarray, " groups"]:
-        numbers: np.ndarray = batch.indices.numpy()[:: self.num_images] // self.num_images
-        return numbers
+    def _numbers(self, batch: ImageBatch) -> np.ndarray:
+        return batch.indices.numpy()[:: self.num_images] // self.num_images
 
     def _with_items(
-        self,
-        batch: ImageBatch,
-        items: Int64[np.ndarray, " items"],
-        looks_at: Int64[np.ndarray, " items"] | None,
+        self, batch: ImageBatch, items: np.ndarray, looks_at: np.ndarray | None
     ) -> ReasoningBatch:
         source, rows = self.source, items.tolist()
         return ReasoningBatch(

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from pixlex import distributed
 from pixlex.data.decoding import IMAGE_EXTENSIONS, ImageRecord, UnreadableImage
-from pixlex.data.labels import Labels, RowLabel, resolve_labels
+from pixlex.data.labels import Labeled, Labels, RowLabel, resolve_labels
 from pixlex.data.remote import (
     SIZE_VARIABLE,
     AnyPath,
@@ -33,7 +33,7 @@ from pixlex.data.remote import (
     cache_bytes,
     cache_folder,
 )  # fmt: skip
-from pixlex.data.sources import ImageSource, ImageSubset, PassedOver, fingerprint, names_within
+from pixlex.data.sources import ImageSource, ImageSubset, PassedOver, fingerprint, names_within, place_of
 from pixlex.data.tar import scan_shard
 from pixlex.files import open_regular, read_regular, write_atomically
 from pixlex.progress import bar_or_lines
@@ -53,15 +53,11 @@ _MOST_BATCHES = 1000
 
 
 @dataclass(frozen=True, eq=False)
-class TarSource:
+class TarSource(Labeled):
     """Images inside uncompressed tar files, read by their position.
 
-    Args:
-        shard_names: What the keys of each shard begin with.
-        rows: Of each image the name of its file, as bytes, where its content begins in the shard, and its size.
-        firsts: Number of the first image of each shard; behind them the number of all images.
-        ignored: Files that are neither image nor label, one entry for each kind.
-        captions: The texts of each image, where the shards were opened for them; else empty.
+    Keys begin with `shard_names`. `rows` have the name of each image's file, as bytes, where its content begins in
+    the shard, and its size; `firsts` the number of each shard's first image, and behind them that of all images.
     """
 
     name: str
@@ -76,15 +72,16 @@ class TarSource:
     def __len__(self) -> int:
         return self.firsts[-1]
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The name of each class index; empty without labels."""
-        return self.labels.class_names
-
     @cached_property
     def identity(self) -> str:
         """A fingerprint of the keys, the sizes of the images, labels and class names."""
-        return fingerprint("tar", self._keys_and_sizes(), self.labels)
+        parts = (self.rows.slice(first, end - first) for first, end in itertools.pairwise(self.firsts))
+        keys = (
+            f"{self._key(shard, file)}:{size}"
+            for shard, rows in enumerate(parts)
+            for file, size in zip(rows["file"].to_pylist(), rows["size"].to_pylist(), strict=True)
+        )
+        return fingerprint("tar", keys, self.labels)
 
     @cached_property
     def blocks(self) -> tuple[int, ...]:
@@ -123,12 +120,6 @@ class TarSource:
 
     def _key(self, shard: int, file: bytes) -> str:
         return f"{self.shard_names[shard]}/{file.decode(errors='surrogateescape')}"
-
-    def _keys_and_sizes(self) -> Iterator[str]:
-        for shard, (first, end) in enumerate(itertools.pairwise(self.firsts)):
-            rows = self.rows.slice(first, end - first)
-            for file, size in zip(rows["file"].to_pylist(), rows["size"].to_pylist(), strict=True):
-                yield f"{self._key(shard, file)}:{size}"
 
 
 def open_shards(name: str, paths: Sequence[AnyPath], *, captioned: bool = False) -> TarSource:
@@ -341,21 +332,16 @@ def prefetching(
 
     They fit into half of the cache, which the processes of the machine divide among them.
     """
-    if not _has_remote_shards(source):
+    parts = source.parts if isinstance(source, ImageSubset) else (source,)
+    shards = (shard for part in parts if isinstance(part, TarSource) for shard in part.shards)
+    if not any(isinstance(shard, CachedFile) for shard in shards):
         return nullcontext()
-    shards = (filter(None, (_remote_shard(source, index) for index in batch)) for batch in batches)
-    return Prefetch(shards, cache_bytes() // 2 // distributed.num_on_this_machine())
-
-
-def _has_remote_shards(source: ImageSource) -> bool:
-    if isinstance(source, ImageSubset):
-        return any(map(_has_remote_shards, source.parts))
-    return isinstance(source, TarSource) and any(isinstance(shard, CachedFile) for shard in source.shards)
+    wanted = (filter(None, (_remote_shard(source, index) for index in batch)) for batch in batches)
+    return Prefetch(wanted, cache_bytes() // 2 // distributed.num_on_this_machine())
 
 
 def _remote_shard(source: ImageSource, index: int) -> CachedFile | None:
     """Return the remote shard of an image, if there is one."""
-    if isinstance(source, ImageSubset):
-        return _remote_shard(*source.place(index))
-    shard = source.shard_of(index) if isinstance(source, TarSource) else None
+    part, row = place_of(source, index)
+    shard = part.shard_of(row) if isinstance(part, TarSource) else None
     return shard if isinstance(shard, CachedFile) else None

@@ -274,6 +274,11 @@ def subset(source: ImageSource, rows: Sequence[int] | Int64[np.ndarray, " rows"]
     return ImageSubset(source.name, (source,), wanted)
 
 
+def place_of(source: ImageSource, index: int) -> tuple[ImageSource, int]:
+    """Return the source that stores an image, and its row there."""
+    return source.place(index) if isinstance(source, ImageSubset) else (source, index)
+
+
 def distinct_images(source: ImageSource) -> ImageSource:
     """Return the distinct images of a source that may hold some more than once."""
     if not isinstance(source, ImageSubset):

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixlex.data.decoding import ImageRecord, UnreadableImage, holds_image
-from pixlex.data.labels import Labels, labels_of_known_classes, resolve_labels, row_label
+from pixlex.data.labels import Labeled, Labels, labels_of_known_classes, resolve_labels, row_label
 from pixlex.data.remote import AnyPath, NoSuchFile, RangeFile, RemotePath, Unreachable
 from pixlex.data.sources import PassedOver, fingerprint, names_within, stored_bytes
 from pixlex.data.text import check_columns, json_value
@@ -68,7 +68,7 @@ class _RowGroup(NamedTuple):
     first: int
 
 
-class ParquetSource:
+class ParquetSource(Labeled):
     """Images in a column of parquet files, read by row group when one of its rows is asked for.
 
     Args:
@@ -121,11 +121,6 @@ class ParquetSource:
 
     def __len__(self) -> int:
         return self._size
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The name of each class index; empty without labels."""
-        return self.labels.class_names
 
     @cached_property
     def identity(self) -> str:
@@ -357,7 +352,7 @@ def _declared_names(schema: Any, path: AnyPath) -> list[str]:
 
 
 @dataclass(frozen=True)
-class DatasetSource:
+class DatasetSource(Labeled):
     """Images of a data set of the `datasets` library: its image column, undecoded; `table` is all but images."""
 
     name: str
@@ -368,11 +363,6 @@ class DatasetSource:
 
     def __len__(self) -> int:
         return len(self.images)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The name of each class index; empty without labels."""
-        return self.labels.class_names
 
     @cached_property
     def identity(self) -> str:

@@ -52,10 +52,7 @@ _WHOLE = re.compile(r"\s*(-?\d{1,18})(?:\.0*)?\s*")
 def decode_text(data: bytes, where: object, offset: int = 0) -> str:
     """Return UTF-8 text without its byte order mark; `ValueError` names the first byte that is none.
 
-    Args:
-        data: The bytes of a file or a line.
-        where: The file, for the error.
-        offset: How many bytes of the file come before them.
+    `where` is the file, for the error, of which so many bytes (`offset`) come before these.
     """
     try:
         return data.decode("utf-8" if offset else "utf-8-sig")
@@ -69,13 +66,7 @@ def decode_text(data: bytes, where: object, offset: int = 0) -> str:
 def json_value(
     text: str | bytes, where: object, object_hook: Callable[[dict[str, Any]], Any] | None = None
 ) -> Any:
-    """Return what a JSON text holds; `ValueError` if it is no UTF-8, no JSON, or nested too deeply.
-
-    Args:
-        text: It, or the bytes of its file.
-        where: The file, for the error.
-        object_hook: Called with each object, returns what is kept of it.
-    """
+    """Return what a JSON text holds; `ValueError` if it is no UTF-8, no JSON, or nested too deeply."""
     if isinstance(text, bytes):
         text = decode_text(text, where)
     try:
@@ -106,8 +97,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def csv_rows(path: AnyPath, **form: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the rows of a .csv file with a header line, each with the number of its line; cells have any length.
 
-    Takes what `csv.reader` takes. Raises `ValueError` if two columns share a name, a row has more cells than the
-    header, or it is no UTF-8.
+    Raises `ValueError` if two columns share a name, a row has more cells than the header, or it is no UTF-8.
     """
     csv.field_size_limit(_MOST_LETTERS)
     lines = (part for _, line in _lines(path) for part in io.StringIO(line, newline=""))
@@ -371,14 +361,15 @@ def build_answers(source: Records, min_count: int = 9) -> tuple[str, ...]:
     answers a question was counted for is not written down, nor is the normalization of ALBEF's list, whose
     files also leave out 7 questions (salesforce/ALBEF #40, #135).
 
-    Raises `ValueError` if no answer is frequent enough.
-
     Args:
         source: items, some of them with answers.
         min_count: fewest items of an answer, 1 or more; 9 for VQA v2, 1 for all answers of a small set.
 
     Returns:
         Normalized answers, the most frequent first, equally frequent ones in the order in which they occur.
+
+    Raises:
+        ValueError: no answer is frequent enough.
     """
     if min_count < 1:
         raise ValueError(f"min_count must be 1 or more, got {min_count}")
