@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pixlex.eval.llm.ledger import FILE_NAME, AnswerCache
+from pixlex.eval.llm.endpoint import FILE_NAME, AnswerCache
 
 
 def request(number: int) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from tests.eval.llm.slow import SlowModel
 
 from pixlex.eval.llm import LLMOptions, connect
 from pixlex.eval.llm.endpoint import EndpointClient
-from pixlex.eval.llm.ledger import SpendingCapReached
 from pixlex.eval.llm.local import LocalClient
+from pixlex.eval.llm.sending import SpendingCapReached
 
 pytest.importorskip("openai")
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])

@@ -1,4 +1,4 @@
-"""Sending requests with openai's client: repeats and time-outs are its own, every attempt passes here."""
+"""Sending requests with openai's client, under a cap of what they cost: every attempt passes here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from typing import Any, Literal
 from urllib.parse import quote, quote_plus
 
 from pixlex.eval.llm.client import DOES_NOT_FIT, Answer, LLMOptions, Usage
-from pixlex.eval.llm.ledger import Budget, Check
 from pixlex.eval.llm.protocol import RequestFailed, Route
 from pixlex.messages import not_installed
 
@@ -45,6 +44,10 @@ _SHORTEST_SECRET = 6
 _PIECE = 8
 _HIDDEN, _MOST_SHOWN = "***", 300
 _USER = re.compile(r"//[^/@\s]+@")  # who logs in at an address, a proxy's for example
+
+
+# Raises `ValueError` for an answer that is none.
+Check = Callable[[Answer], object]
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,60 @@ class _Sending:
     retries: int
     attempts: int = 0
     outcome: Answer | RequestFailed | ValueError | None = None
+
+
+class SpendingCapReached(ValueError):
+    """The next request could have exceeded what the user is willing to spend; it was not sent."""
+
+
+class Budget:
+    """Keeps spending under the caps of its options, whatever number of requests are under way.
+
+    A request's worst case is reserved before it is sent and replaced by what it took when it is answered.
+    The caps are those of this object, hence of one run; answers from the cache cost nothing.
+    """
+
+    def __init__(self, options: LLMOptions) -> None:
+        self._options = options
+        self.spent, self._reserved = Usage(), Usage()
+        self._changed = threading.Condition()
+
+    def cost(self, usage: Usage) -> float | None:
+        """Return what tokens cost; None without prices."""
+        prompt, answer = self._options.input_price, self._options.output_price
+        if prompt is None or answer is None:
+            return None
+        return (usage.prompt * prompt + usage.answer * answer) / 1_000_000
+
+    def reserve(self, worst: Usage) -> None:
+        """Reserve a request's worst case under the cap; wait where requests under way may turn out cheaper."""
+        with self._changed:
+            while excess := self._excess(self.spent + self._reserved + worst):
+                if self._reserved.total == 0:
+                    raise SpendingCapReached(
+                        f"stopped before the spending cap: {excess}; what was answered is kept"
+                    )
+                self._changed.wait()
+            self._reserved += worst
+
+    def settle(self, worst: Usage, taken: Usage) -> None:
+        """Replace what was reserved by what the request took."""
+        with self._changed:
+            self._reserved -= worst
+            self.spent += taken
+            self._changed.notify_all()
+
+    def _excess(self, usage: Usage) -> str:
+        spent, most = self.spent.total, self._options.max_tokens
+        if most is not None and usage.total > most:
+            return (
+                f"{spent} tokens are spent, the next request may take {usage.total - spent}, "
+                f"at most {most} are allowed"
+            )
+        cost, paid, cap = self.cost(usage), self.cost(self.spent), self._options.max_cost
+        if cost is not None and paid is not None and cap is not None and cost > cap:
+            return f"{paid:.6g} is spent, the next request may cost {cost - paid:.6g}, at most {cap:g} is allowed"
+        return ""
 
 
 class Sender:
