@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -13,12 +13,17 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from pixlex import distributed
 from pixlex.batch import ReasoningBatch, Skipped
+from pixlex.config.fields import Cut
+from pixlex.data.decoding import UnreadableImage, decode_record, evaluation_transform
+from pixlex.data.sources import ImageSource
 from pixlex.files import check_zip
+from pixlex.messages import printable
 from pixlex.models import Precision
 from pixlex.progress import bar_or_lines
 
@@ -26,6 +31,7 @@ Number = int | float
 
 _Z = 1.959963984540054  # two-sided 95 % of a normal distribution
 _ROUNDING = 1e-9
+_READ_AT_ONCE = 64  # images
 
 
 @dataclass(frozen=True)
@@ -289,6 +295,29 @@ def progress_bar(total: int | None, unit: str, description: str, *, shown: bool)
         total=total if total is None else -(-total // processes), unit=f" {unit}", desc=description,
         disable=not shown or not distributed.is_first(),
     )  # fmt: skip
+
+
+def read_pixels(
+    images: ImageSource, indices: Sequence[int], size: int, title: str, cut: Cut = "center"
+) -> Iterator[tuple[list[int], Float[Tensor, "B 3 H W"]]]:
+    """Yield images in batches with their positions, made square; one that cannot be read is left out.
+
+    A progress bar with the title shows on a terminal when it takes more than a second.
+    """
+    # Sources read forward faster than back and forth.
+    order = sorted(indices)
+    with bar_or_lines(
+        total=len(order), unit=" images", desc=f"read: {printable(title)}", delay=1, leave=False, disable=None
+    ) as bar:
+        for first in range(0, len(order), _READ_AT_ONCE):
+            positions, rows = [], []
+            for position in order[first : first + _READ_AT_ONCE]:
+                with suppress(UnreadableImage):
+                    rows.append(evaluation_transform(decode_record(images.read(position)), size, cut))
+                    positions.append(position)
+            if rows:
+                yield positions, torch.stack(rows)
+            bar.update(len(order[first : first + _READ_AT_ONCE]))
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:

@@ -19,8 +19,7 @@ from pixlex.batch import Skipped
 from pixlex.config.fields import Cut
 from pixlex.data.records import Records
 from pixlex.data.sources import ImageSource
-from pixlex.eval.evaluate import Evaluation, write_arrays
-from pixlex.eval.few_shot.readers import read_pixels
+from pixlex.eval.evaluate import Evaluation, read_pixels, write_arrays
 from pixlex.eval.vqa import Answered, ReasoningResult
 from pixlex.report.figures import (
     Captioned,

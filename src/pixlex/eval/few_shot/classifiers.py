@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64, UInt8
 
 from pixlex.data.sources import ImageSource
+from pixlex.eval.evaluate import read_pixels
 from pixlex.eval.few_shot.episodes import digest
 from pixlex.eval.few_shot.prompts import (
     UNREADABLE,
@@ -24,7 +25,7 @@ from pixlex.eval.few_shot.prompts import (
     fair_credit,
     images_of,
 )
-from pixlex.eval.few_shot.readers import TextReader, compute_images, read_pixels
+from pixlex.eval.few_shot.readers import TextReader, compute_images
 from pixlex.eval.few_shot.run import Classifier
 from pixlex.messages import not_installed
 from pixlex.models import Precision, computing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,18 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pixlex.config.fields import Cut
-from pixlex.data.decoding import UnreadableImage, center_box, decode_record, evaluation_transform
+from pixlex.data.decoding import UnreadableImage, center_box, decode_record
 from pixlex.data.sources import ImageSource
+from pixlex.eval.evaluate import read_pixels
 from pixlex.eval.few_shot.episodes import digest, source_identity
 from pixlex.files import Damaged, sealed, unsealed
-from pixlex.messages import printable
 from pixlex.models import Precision, compute_rows
 from pixlex.models.checkpoint import Model, Tokenizer, fingerprint
-from pixlex.progress import bar_or_lines
 
-# Images decoded and encoded at a time.
-_BATCH_SIZE = 64
 # From little ink to much, each character with more of it than the one before: ten steps, as many as can be
 # distinguished in print.
 RAMP = " .:-=+*#%@"
@@ -102,29 +98,6 @@ def compute_images(
         found = compute_rows(pixels, compute, grid=model.grid, device=device, precision=precision)
         rows.update(zip(positions, found, strict=True))
     return rows
-
-
-def read_pixels(
-    images: ImageSource, indices: Sequence[int], size: int, title: str, cut: Cut = "center"
-) -> Iterator[tuple[list[int], Float[Tensor, "B 3 H W"]]]:
-    """Yield images in batches with their positions, made square; one that cannot be read is left out.
-
-    A progress bar with the title shows on a terminal when it takes more than a second.
-    """
-    # Sources read forward faster than back and forth.
-    order = sorted(indices)
-    with bar_or_lines(
-        total=len(order), unit=" images", desc=f"read: {printable(title)}", delay=1, leave=False, disable=None
-    ) as bar:
-        for first in range(0, len(order), _BATCH_SIZE):
-            positions, rows = [], []
-            for position in order[first : first + _BATCH_SIZE]:
-                with contextlib.suppress(UnreadableImage):
-                    rows.append(evaluation_transform(decode_record(images.read(position)), size, cut))
-                    positions.append(position)
-            if rows:
-                yield positions, torch.stack(rows)
-            bar.update(len(order[first : first + _BATCH_SIZE]))
 
 
 def ascii_art() -> TextReader:
