@@ -96,12 +96,9 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path, refusal: str, *, remove: bool = False) -> Iterator[None]:
-    """Hold a lock that ends with the process, however it ends; forked children do not keep it.
+    """Hold a lock, an empty file, that ends with the process, however it ends; forked children do not keep it.
 
-    Args:
-        path: an empty file; its folder exists.
-        refusal: of the `ValueError` where another process holds it.
-        remove: remove the file in the end.
+    `refusal` is what the `ValueError` says where another process holds it; `remove` removes the file in the end.
     """
     lock = FileLock(path, blocking=False)
     try:

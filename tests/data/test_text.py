@@ -218,6 +218,5 @@ def test_targets_by_agreement() -> None:
     """One, two, three, and four of ten; those that say nothing have answered."""
     answers = ["Cat"] * 3 + ["cat."] + ["dog"] * 3 + ["the"] + ["two", "2"]
     assert agreement_targets(answers) == pytest.approx({"cat": 1, "dog": 0.9, "2": 0.6})
-    assert agreement_targets(answers, 0.5) == pytest.approx({"cat": 0.5, "dog": 0.45, "2": 0.3})
     assert agreement_targets(["Yes."]) == {"yes": 1}
     assert agreement_targets([]) == {}

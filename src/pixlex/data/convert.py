@@ -136,7 +136,11 @@ def convert_images(
     try:
         write_atomically(out, lambda temporary: write(temporary, rows()))
     finally:
-        _list_skipped(out.with_name(f"{out.name}.skipped.jsonl"), list(skipped.values()))
+        listed = out.with_name(f"{out.name}.skipped.jsonl")
+        if skipped:
+            write_text(listed, "".join(f"{json.dumps(asdict(one))}\n" for one in skipped.values()))
+        else:  # that of an earlier run
+            listed.unlink(missing_ok=True)
     return ConversionResult(out, counts["images"], counts["captions"], tuple(skipped.values()))
 
 
@@ -235,14 +239,6 @@ _WRITERS: Mapping[str, Callable[[Path, Iterator[_Row]], None]] = {
     ".tar": _write_tar,
     ".jsonl": _write_jsonl,
 }
-
-
-def _list_skipped(path: Path, skipped: list[Skipped]) -> None:
-    """Write the list of images that could not be read; remove that of an earlier run if there are none."""
-    if skipped:
-        write_text(path, "".join(f"{json.dumps(asdict(one))}\n" for one in skipped))
-    else:
-        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

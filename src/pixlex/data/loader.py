@@ -100,9 +100,6 @@ class LoaderConfig:
         seed: of order and augmentation, 0 or more.
         rank: number of this process, in [0, world_size).
         world_size: number of processes.
-
-    Raises:
-        ValueError: a number is out of range.
     """
 
     image_size: int
@@ -128,8 +125,7 @@ class LoaderConfig:
 class Loader(Generic[Batch]):
     """Batches of `Images`, `Pairs` or `Questions`.
 
-    Raises:
-        ValueError: there are no images, or they do not divide by the groups.
+    `ValueError` where there are no images, or they do not divide by the groups.
     """
 
     def __init__(self, rows: Rows[Batch], config: LoaderConfig) -> None:
@@ -180,10 +176,7 @@ class Loader(Generic[Batch]):
         processes; nothing is repeated to fill up. A group with an image that cannot be read is left out and named
         in `skipped` of its batch, or of a neighboring one where a batch has no readable image; with several
         processes that one comes empty, so that every batch keeps its turn (see `distributed.in_turn`).
-
-        Raises:
-            ValueError: limit is below 1.
-            TooManyBroken: While reading, if none of the images can be read by the only process.
+        `TooManyBroken` while reading, if none of the images can be read by the only process.
         """
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be 1 or more, or None for all images, got {limit}")
@@ -237,14 +230,8 @@ class TrainingOrder:
     each: row r belongs to stream r // (batch_size / streams). Processes that divide the streams read different
     blocks. Groups left over, fewer than there are streams, are left out of an epoch, others each time.
 
-    Args:
-        num_groups: Images, or groups of them that come together.
-        config: Batch size (in groups), seed, processes, window and streams.
-        first_step: The first step to return.
-        blocks: Groups in each block, in order; needed for a window.
-
-    Raises:
-        ValueError: A batch that cannot be divided, or a window without blocks.
+    `config.batch_size` counts groups of images that come together, and so do `num_groups` and the sizes of
+    `blocks`, which a window needs. `ValueError` for a batch that cannot be divided, or a window without blocks.
     """
 
     num_groups: int

@@ -134,10 +134,8 @@ def open_shards(name: str, paths: Sequence[AnyPath], *, captioned: bool = False)
     that is no class.
 
     Remote shards are downloaded for it, several at a time, in another order in each process: of processes that
-    share a cache, each does a part.
-
-    Args:
-        captioned: Keep the captions, and call classes without a name by their number.
+    share a cache, each does a part. `captioned` keeps the captions, and calls classes without a name by their
+    number.
     """
     names = names_within(paths)
     found = _indexed(name, paths, names, captioned)
@@ -274,11 +272,7 @@ def write_index(table: pa.Table, path: Path, expected: dict[str, Any]) -> None:
 class Prefetch:
     """Downloads the shards of batches to come in a thread, each as soon as it and those wanted before it fit.
 
-    A context manager.
-
-    Args:
-        batches: Which shards each batch reads, in the order in which they will be wanted.
-        limit: Bytes that shards of batches not yet done may take together; one may take more.
+    Shards of batches not yet done may take so many bytes (`limit`) together; one may take more.
     """
 
     def __init__(self, batches: Iterable[Iterable[CachedFile]], limit: int) -> None:

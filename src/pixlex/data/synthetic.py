@@ -283,11 +283,8 @@ class ScenesSource:
     """Drawn scenes of colored shapes, 96 x 96 pixels; the class is the number of objects.
 
     Image k is the same whatever the size of the source. Mirroring or cropping an image makes captions that
-    name sides or places untrue: train with `horizontal_flip=False` and `augment="resize"`.
-
-    Args:
-        split: no scene of one occurs in the other.
-        size: number of images, 1 or more.
+    name sides or places untrue: train with `horizontal_flip=False` and `augment="resize"`. No scene of one split
+    occurs in the other.
     """
 
     split: Split

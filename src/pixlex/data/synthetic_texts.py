@@ -393,7 +393,6 @@ def entailment(scene: Scene, generator: np.random.Generator) -> tuple[str, str]:
 
 
 def _claim(scene: Scene, truth: bool, generator: np.random.Generator) -> str:
-    """Return a true or a false claim about a scene."""
     wordings = contrast(scene, generator)[0 if truth else 1]
     return wordings[0] if len(wordings) == 1 else pick(generator, wordings)
 
@@ -415,10 +414,8 @@ class SceneItem(NamedTuple):
 def scene_items(task: SceneTask, source: ScenesSource, texts: int = 1) -> list[SceneItem]:
     """Return items in the order of their (left) images, so many of each; the first are the same for any number.
 
-    Raises `ValueError` for fewer texts than 1, or pairs of fewer than two images.
+    Raises `ValueError` for pairs of fewer than two images.
     """
-    if texts < 1:
-        raise ValueError(f"texts must be 1 or more, got {texts}")
     if task == "nlvr2" and source.size < 2:
         raise ValueError(f"size must be 2 or more for pairs of images, got {source.size}")
     return [_item(task, source, index, turn) for index in range(source.size) for turn in range(texts)]

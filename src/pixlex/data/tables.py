@@ -71,10 +71,8 @@ class _RowGroup(NamedTuple):
 class ParquetSource(Labeled):
     """Images in a column of parquet files, read by row group when one of its rows is asked for.
 
-    Args:
-        numbered: Call classes without a name by their number, see `pixlex.data.labels.resolve_labels`.
-        column: The column of the images, where there are several and none is called "image".
-        ignored: What lies beside the files.
+    `column` is that of the images, where there are several and none is called "image"; `ignored` what lies beside
+    the files. For `numbered` see `pixlex.data.labels.resolve_labels`.
     """
 
     def __init__(

@@ -341,15 +341,15 @@ def agreement(agreeing: int, given: int) -> float:
     return (agreeing * without_it + (given - agreeing) * with_it) / (_ENOUGH * given)
 
 
-def agreement_targets(answers: Sequence[str], scale: float = 1.0) -> dict[str, float]:
-    """Return distinct answers, normalized, each with how right it is, times `scale`: weights for training.
+def agreement_targets(answers: Sequence[str]) -> dict[str, float]:
+    """Return distinct answers, normalized, each with how right it is: weights for training.
 
     Those of ten people weigh 0.3, 0.6, 0.9 and 1 if one, two, three, or four or more gave them (Anderson et al.
-    2018). `Records.targets` counts instead (ALBEF): its weights add up to `scale`, these need not. Answers with
+    2018). `Records.targets` counts instead (ALBEF): its weights add up to its scale, these need not. Answers with
     nothing left after normalization are not learned, but their people have answered.
     """
     counts = Counter(map(normalize_answer, answers))
-    return {answer: scale * agreement(count, len(answers)) for answer, count in counts.items() if answer}
+    return {answer: agreement(count, len(answers)) for answer, count in counts.items() if answer}
 
 
 def build_answers(source: Records, min_count: int = 9) -> tuple[str, ...]:
