@@ -285,6 +285,9 @@ def _names_in(row: Row, fields: Sequence[str]) -> tuple[str, ...]:
         names = tuple(name.strip() for name in several)
     if not all(names):
         raise ValueError(f"expected an image in images or one of {', '.join(fields)}; found {_fields(row)}")
+    for name in names:
+        if "://" in name and not name.startswith("file:"):
+            raise ValueError(f"the image is a web address ({quoted(name, 60)}): download the pictures first")
     return names
 
 
