@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.train.running import on_two_processes, signaled_before
+from tests.train.running import on_two_processes
 
 import pixlex
 from pixlex import run as runs
@@ -60,19 +60,7 @@ def trained(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_leaves_numbers_pictures_page_and_model(trained: Path) -> None:
-    numbers = json.loads((trained / "results.json").read_text())
-    for name in (
-        "masked_image_gain",
-        "churn",
-        "hidden_mse",
-        "text_recall_at_1",
-        "image_recall_at_10",
-        "perplexity",
-    ):
-        assert f"eval/{name}" in numbers
-    phases = {key.split("/")[0] for line in read_metrics(trained / "metrics.jsonl") for key in line}
-    assert {"burn_in", "joint", "eval"} <= phases
+def test_a_run_leaves_pictures_page_and_model(trained: Path) -> None:
     for kind in ("rebuilt", "codewords"):
         assert (trained / f"pictures/{kind}-00000006.png").is_file()
     page = (trained / "report.html").read_text()
@@ -104,36 +92,7 @@ def test_a_saved_model_is_the_trained_one(trained: Path, language: Path, tmp_pat
         checkpoint.load_any(str(trained), language_model=str(other))
 
 
-def test_cut_off_and_resumed_equals_one_left_alone(trained: Path, language: Path, tmp_path: Path) -> None:
-    """Stopped in burn-in, resumed: the same weights, the same numbers."""
-    with signaled_before(2):
-        assert runs.run_training(_run(language), tmp_path / "cut") is None
-    assert runs.run_training(_run(language), tmp_path / "cut", resume=True) == tmp_path / "cut/model"
-    first, second = (checkpoint.load_any(str(folder)).state_dict() for folder in (trained, tmp_path / "cut"))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    results = [json.loads((folder / "results.json").read_text()) for folder in (trained, tmp_path / "cut")]
-    assert results[0] == results[1]
-
-
-def test_retrieval_command(call: Call, trained: Path, tmp_path: Path) -> None:
-    """Numbers, the protocol that they mean, and a file; --untrained is another model."""
-    arguments = ("--model", trained, "--data", "embedded:scenes:test:12", "--quiet", "--json")
-    code, out, _ = call("evaluate", "retrieval", *arguments, "--top-k", 3, "--out", tmp_path / "out")
-    values = json.loads(out)
-    assert code == 0
-    assert values["protocol"].startswith("12 images, 60 captions, each against all; ")
-    assert "ranked by the top 3 of each by contrast, then matching" in values["protocol"]
-    assert values == read_json(tmp_path / "out/results.json")
-    assert 12 * 3 <= values["num_scored"] <= 12 * 3 + 60 * 3
-    code, other, _ = call("evaluate", "retrieval", *arguments, "--score", "contrastive", "--untrained")
-    assert code == 0
-    assert json.loads(other)["untrained"]
-    assert json.loads(other)["num_scored"] == 0
-
-
-def test_retrieval_at_another_size_beside_the_published_table(
-    call: Call, trained: Path, tmp_path: Path
-) -> None:
+def test_retrieval_at_another_size_and_published(call: Call, trained: Path, tmp_path: Path) -> None:
     """Positions resampled, images squashed, 30 tokens as trained, a top 256 for COCO; the line says all that."""
     from tests.tiny import write_images
 
@@ -271,20 +230,7 @@ def test_ablate_makes_table_iv(
     assert (code, "expected groups (base, IV)" in error) == (2, True)
 
 
-def test_gallery_command(call: Call, trained: Path, tmp_path: Path) -> None:
-    """A picture, and how pure codewords are where images have classes."""
-    arguments = ("gallery", "--model", trained, "--out", tmp_path / "gallery.png", "--quiet", "--json")
-    code, out, _ = call(*arguments, "--data", "embedded:scenes:test:12", "--codewords", 3)
-    assert code == 0
-    assert (tmp_path / "gallery.png").is_file()
-    values = json.loads(out)
-    assert values["num_images"] == 12
-    assert 0 < values["codeword_purity"] <= 1
-
-
-def test_codes_of_a_later_step_and_damaged_ones_say_nothing_of_churn(
-    trained: Path, language: Path, tmp_path: Path
-) -> None:
+def test_codes_of_a_later_step_are_not_compared(trained: Path, language: Path, tmp_path: Path) -> None:
     """A run resumed behind an evaluation must not compare it with itself, and a cut-off file stops nothing."""
     shutil.copytree(trained, tmp_path / "again")
     for later in checkpoints(tmp_path / "again/checkpoints")[1:]:
@@ -332,16 +278,6 @@ def test_two_processes_evaluate_on_one(language: Path, tmp_path: Path) -> None:
 def test_settings_that_do_not_fit_are_refused(language: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _run(language, **changes)
-
-
-def test_bad_input_of_commands(call: Call, trained: Path, tmp_path: Path) -> None:
-    """What was expected and what came, exit code 2."""
-    code, _, error = call("evaluate", "retrieval", "--model", trained, "--data", "embedded:digits:test")
-    assert code == 2
-    assert "captions" in error
-    code, _, error = call("evaluate", "retrieval", "--model", tmp_path, "--data", "embedded:scenes:test:5")
-    assert code == 2
-    assert "holds no model" in error
 
 
 def test_codes_and_back(call: Call, trained: Path, tmp_path: Path) -> None:

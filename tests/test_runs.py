@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tests.train.running import on_two_processes, signaled_before
+from tests.train.running import on_two_processes
 
 from pixlex import run as runs
 from pixlex.config.run import Run, read_run, run_from
@@ -44,12 +44,8 @@ def test_a_finished_run_folder_holds_everything(tmp_path: Path, language: Path, 
     assert model_folder == tmp_path / "run/model"
     for name in ("config.yaml", "environment.json", "commands.txt", "metrics.jsonl", "report.html"):
         assert (tmp_path / "run" / name).stat().st_size > 0, name
-    for name in (
-        "curves.png",
-        "pictures/reconstruction-00000002.png",
-        "pictures/reconstruction-00000004.png",
-    ):
-        with Image.open(tmp_path / "run" / name) as picture:
+    for name in ("curves", "pictures/reconstruction-00000002", "pictures/reconstruction-00000004"):
+        with Image.open(tmp_path / "run" / f"{name}.png") as picture:
             assert picture.width > 100
     lines = read_metrics(tmp_path / "run/metrics.jsonl")
     assert [line["step"] for line in lines if "eval/psnr" in line] == [2, 4]
@@ -114,20 +110,10 @@ def test_precision_is_decided_once(
         runs.run_training(_run(language, pictures, precision=other), tmp_path, resume=True)
 
 
-def test_a_configuration_without_a_run_decides_nothing(
-    tmp_path: Path, language: Path, pictures: Path
-) -> None:
+def test_a_configuration_alone_decides_nothing(tmp_path: Path, language: Path, pictures: Path) -> None:
     """What a kill left of a run that had not begun is written over."""
     (tmp_path / "config.yaml").write_text("")
     assert runs.with_precision(_run(language, pictures), tmp_path).train.precision in ("bf16", "fp32")
-
-
-def test_an_interrupted_run_returns_none_and_goes_on(tmp_path: Path, language: Path, pictures: Path) -> None:
-    """Ctrl-C leaves a checkpoint and no model; resume finishes."""
-    with signaled_before(1):
-        assert runs.run_training(_run(language, pictures), tmp_path) is None
-    assert not (tmp_path / "model").exists()
-    assert runs.run_training(_run(language, pictures), tmp_path, resume=True) is not None
 
 
 def test_a_batch_that_does_not_divide_is_named(

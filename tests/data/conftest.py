@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixlex.data.synthetic import Scene, make_scene
+
 
 def pixels_of(number: int, width: int = 12, height: int = 10) -> np.ndarray:
     """Smooth pixels, different for each number, that JPEG and resizing hardly change."""
@@ -59,6 +61,16 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr("pixlex.data.remote._WAITS", (0.0, 0.0))
     (tmp_path / "far").mkdir()
     yield from far_folder(tmp_path / "far", tmp_path / "asked.log")
+
+
+@pytest.fixture(scope="session")
+def scenes() -> list[Scene]:
+    """Scenes of the training split."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    made = [make_scene("train", index) for index in range(2400)]
+    jaxtyping.config.update("jaxtyping_disable", before)
+    return made
 
 
 @pytest.fixture(scope="module")

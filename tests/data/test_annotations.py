@@ -19,36 +19,24 @@ KARPATHY = {
     "dataset": "coco",
     "images": [
         {
-            "filepath": "val2014",
-            "filename": f"{split}.png",
-            "split": split,
-            "sentids": [number],
-            "sentences": [
-                {"raw": f"{split} {text}", "tokens": [split, str(text)], "imgid": number, "sentid": text}
-                for text in range(2)
-            ],
+            "filepath": "val2014", "filename": f"{split}.png", "split": split, "sentids": [number],
+            "sentences": [{"raw": f"{split} {text}", "imgid": number, "sentid": text} for text in range(2)],
         }
         for number, split in enumerate(("train", "restval", "val", "test"))
     ],
-}
+}  # fmt: skip
 COCO = {
     "info": {},
-    "images": [
-        {"id": 7, "file_name": "7.png"},
-        {"id": 3, "file_name": "3.png"},
-        {"id": 5, "file_name": "5.png"},
-    ],
+    "images": [{"id": number, "file_name": f"{number}.png"} for number in (7, 3, 5)],
     "annotations": [
         {"id": 1, "image_id": 3, "caption": "three "},
         {"id": 2, "image_id": 7, "caption": "seven"},
         {"id": 3, "image_id": 3, "caption": "a second three"},
     ],
 }
+ONE = [{"image_id": 1, "caption": "x"}]
 GENOME = [
-    {
-        "id": 1,
-        "regions": [{"region_id": 5, "image_id": 1, "phrase": "the clock", "x": 1}, {"phrase": "a tree"}],
-    },
+    {"id": 1, "regions": [{"region_id": 5, "image_id": 1, "phrase": "the clock"}, {"phrase": "a tree"}]},
     {"image_id": 20, "regions": [{"phrase": "a man"}]},
     {"id": 3, "regions": [{"phrase": "gone"}]},
     {"id": 4, "regions": []},
@@ -148,26 +136,17 @@ def test_visual_genome(tmp_path: Path, picture: Picture) -> None:
         ({"image_urls": ["http://x"], "captions": ["a"]}, "lists web addresses; download .* img2dataset"),
         ([{"image": "a", "caption": "b"}, {"image": "c", "caption": 3}], r"entry 1: c: expected a caption"),
         ([{"image": "a", "caption": "b"}, {"caption": "c"}], "entry 1 has no field 'image'"),
-        (
-            [{"image": "a", "caption": "b"}, {"image": 3, "caption": "c"}],
-            "entry 1: image: expected a path, got 3",
-        ),
+        ([{"image": "a", "caption": "b"}, {"image": 3, "caption": "c"}], "entry 1: image: expected .* got 3"),
         ([{"image": "a", "caption": "b"}, {"image": "c"}], "entry 1 has no field 'caption'"),
         (
             {**COCO, "annotations": [{"image_id": "7.0", "caption": "x"}, {"caption": "y"}]},
             "annotation 1: expected the fields image_id and caption, got",
         ),
         (
-            {
-                "images": [{"id": 1.0, "file_name": "a"}, {"id": "1", "file_name": "b"}],
-                "annotations": [{"image_id": 1, "caption": "x"}],
-            },
+            {"images": [{"id": 1.0, "file_name": "a"}, {"id": "1", "file_name": "b"}], "annotations": ONE},
             "image 1: expected ids that occur once, got 1 again",
         ),
-        (
-            {"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "x"}]},
-            "image 0 has no field 'file_n",
-        ),
+        ({"images": [{"id": 1}], "annotations": ONE}, "image 0 has no field 'file_n"),
         ([{"image": "a", "caption": "b"}, {"image": "c", "caption": {"d": "e" * 999}}], "got .{80}$"),
         ([{"image": "a", "caption": "b"}, "c"], "entry 1: expected an object, got 'c'"),
         ([{"image": "a", "caption": ""}], "none of 1 images has a caption"),
@@ -184,23 +163,14 @@ def test_files_that_do_not_fit(tmp_path: Path, content: Any, sentence: str) -> N
 
 def test_files_that_are_no_json_and_options_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "set.json").write_bytes(b"\x80{")
-    with pytest.raises(ValueError, match=r"set\.json: expected UTF-8 text, got 0x80 at byte 0"):
-        open_pairs(str(tmp_path / "set.json"))
-    genome = write(tmp_path / "genome.json", GENOME)
-    coco = write(tmp_path / "coco.json", COCO)
-    with pytest.raises(ValueError, match="COCO's captions take the options split, images, rows, got index"):
-        open_pairs(f"{coco}?index={genome}")
-    with pytest.raises(
-        ValueError, match=r"coco\.json is no image_data\.json: expected a list of \{image_id, url"
+    genome, coco = write(tmp_path / "genome.json", GENOME), write(tmp_path / "coco.json", COCO)
+    for description, message in (
+        (f"{tmp_path}/set.json", r"set\.json: expected UTF-8 text, got 0x80 at byte 0"),
+        (f"{coco}?index={genome}", "COCO's captions take the options split, images, rows, got index"),
+        (f"{genome}?index={coco}", r"coco\.json is no image_data\.json: expected a list of \{image_id, url"),
+        (f"{genome}?index={tmp_path}/none.json", r"none\.json cannot be read: No such file"),
+        (f"{coco}?images={tmp_path}/missing", r"the folder of images .*missing does not exist"),
+        (f"{coco}?rows=texts", "rows must be images or captions, got texts"),
     ):
-        open_pairs(f"{genome}?index={coco}")
-    with pytest.raises(ValueError, match=r"none\.json cannot be read: No such file"):
-        open_pairs(f"{genome}?index={tmp_path / 'none.json'}")
-    with pytest.raises(ValueError, match=r"the folder of images .*missing does not exist"):
-        open_pairs(f"{coco}?images={tmp_path / 'missing'}")
-    with pytest.raises(
-        ValueError, match="COCO's captions take the options split, images, rows, got captions"
-    ):
-        open_pairs(f"{coco}?captions=text")
-    with pytest.raises(ValueError, match="rows must be images or captions, got texts"):
-        open_pairs(f"{coco}?rows=texts")
+        with pytest.raises(ValueError, match=message):
+            open_pairs(description)

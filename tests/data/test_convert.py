@@ -14,7 +14,6 @@ from PIL import Image
 from tests.data.conftest import encoded
 
 from pixlex.batch import TooManyBroken
-from pixlex.cli.data import caption_text
 from pixlex.data import convert
 from pixlex.data.captions import open_pairs
 from pixlex.data.convert import EXPECTED_SPLITS, Spread, convert_images, inspect_captions, inspect_source
@@ -87,15 +86,11 @@ def test_pixels_without_a_file_become_png(tmp_path: Path) -> None:
     image = Image.open(io.BytesIO(converted.images.read(1).data))
     assert image.format == "PNG"
     assert image.tobytes() == source.images.read(1).data.tobytes()
-    with pytest.raises(ValueError, match=r"are no files of their own: convert to a\.parquet"):
-        convert_images(source, tmp_path / "a.jsonl")
 
 
 @pytest.mark.parametrize("kind", ["folder", "list", "table"])
 @pytest.mark.parametrize("suffix", [".parquet", ".tar", ".jsonl"])
-def test_images_without_captions_keep_their_classes(
-    tmp_path: Path, picture: Picture, kind: str, suffix: str
-) -> None:
+def test_images_alone_keep_their_classes(tmp_path: Path, picture: Picture, kind: str, suffix: str) -> None:
     """Of a folder, a list or a table; some without a class, one unreadable; small copies but for lists."""
     pictures, rows = tmp_path / "in", ["path,label,class_name"]
     for number, name in enumerate(("cat", "owl", "cat")):
@@ -166,9 +161,7 @@ def test_what_is_refused(albef: Path, tmp_path: Path) -> None:
         convert_images(source, tmp_path / "a.parquet", image_size=0)
     for path in (albef.parent / "deep").iterdir():
         path.unlink()
-    with pytest.raises(
-        TooManyBroken, match=r"none of 4 images can be read, the first is deep/0\.jpg \(the file"
-    ):
+    with pytest.raises(TooManyBroken, match=r"none of 4 images can be read, the first is deep/0\.jpg"):
         convert_images(source, out, overwrite=True, progress=False)
     assert out.read_text() == "old"
     assert not list(tmp_path.glob(".*"))
@@ -250,11 +243,6 @@ def test_captions_are_counted(tmp_path: Path) -> None:
     assert (report.num_duplicates, report.most_repeated) == (2, {"a dog": 3})
     assert report.without_captions == ("d.png",)
     assert (report.splits, report.expected_splits, report.remarks) == ({}, {}, ())
-    text = caption_text(report)
-    assert "per image   1 to 3, middle 1" in text
-    assert "duplicates  2 (40.0%)" in text
-    assert "images without a caption (1)\n  d.png" in text
-    json.dumps(dataclasses.asdict(report))
     for same in ("?rows=captions", " + 1 * {}"):
         description = f"{tmp_path / 'set.json'}{same}".format(tmp_path / "set.json")
         other = inspect_captions(open_pairs(description))
@@ -274,7 +262,6 @@ def test_official_splits(tmp_path: Path) -> None:
     report = inspect_captions(dataclasses.replace(source, splits=complete))
     assert report.splits == report.expected_splits == EXPECTED_SPLITS[dataset]
     assert report.remarks == ()
-    assert "images, as expected" in caption_text(report)
     size = EXPECTED_SPLITS[dataset]["test"]
     other = AnnotatedSplits(dataset, {**EXPECTED_SPLITS[dataset], "test": size - 1, "extra": 1})
     report = inspect_captions(dataclasses.replace(source, splits=other))
@@ -282,7 +269,5 @@ def test_official_splits(tmp_path: Path) -> None:
         f"Karpathy's split of Flickr8k has {size:,} images in test, this file {size - 1:,}.",
         "Karpathy's split of Flickr8k has 0 images in extra, this file 1.",
     )
-    assert f"{size - 1:,} images, {size:,} expected" in caption_text(report)
     report = inspect_captions(dataclasses.replace(source, splits=AnnotatedSplits("own", {"train": 1})))
     assert (report.splits, report.expected_splits, report.remarks) == ({"train": 1}, {}, ())
-    assert "split train  1 images" in caption_text(report)

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pixlex.data.annotations import sentence_of, truth
 from pixlex.data.loader import Loader, LoaderConfig
 from pixlex.data.questions import open_items
 from pixlex.data.records import Questions
@@ -27,12 +26,7 @@ def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def nlvr2_row(identifier: str, label: str = "True") -> dict[str, Any]:
-    return {
-        "identifier": identifier,
-        "sentence": f"Sentence {identifier[-1]}.",
-        "label": label,
-        "left_url": "http://x",
-    }
+    return {"identifier": identifier, "sentence": f"Sentence {identifier[-1]}.", "label": label}
 
 
 def test_lines_of_nlvr2(tmp_path: Path, picture: Picture) -> None:
@@ -62,9 +56,8 @@ def test_a_pair_of_which_one_image_is_missing_is_passed_over(tmp_path: Path, pic
     path = write_lines(tmp_path / "dev.json", [nlvr2_row(f"dev-{pair}-0") for pair in ("8-0", "8-1", "9-0")])
 
     def encode(texts: Sequence[str]) -> Words:
-        return Words(
-            torch.zeros(len(texts), 1, dtype=torch.int64), torch.zeros(len(texts), 1, dtype=torch.bool)
-        )
+        empty = torch.zeros(len(texts), 1)
+        return Words(empty.long(), empty.bool())
 
     source = open_items(path, "nlvr2")
     batches = list(Loader(Questions(source, encode), LoaderConfig(image_size=16, batch_size=3)).evaluation())
@@ -74,15 +67,6 @@ def test_a_pair_of_which_one_image_is_missing_is_passed_over(tmp_path: Path, pic
     ]
 
 
-def test_a_sentence_is_one_set_and_one_number() -> None:
-    """As the official scripts group: the pair, or the picture, does not count."""
-    assert sentence_of("test1-12-3-1") == sentence_of("test1-12-0-1") != sentence_of("test1-12-3-0")
-    assert sentence_of("dev-72-0") == sentence_of("dev-72-3") != sentence_of("dev-73-0")
-    assert sentence_of("dev-72-0") != sentence_of("train-72-0")
-    with pytest.raises(ValueError, match=r"expected split-set-pair-sentence or .* got dev"):
-        sentence_of("dev")
-
-
 def test_a_name_that_occurs_twice_is_refused(tmp_path: Path, picture: Picture) -> None:
     """One in the folder of the originals, another in that of the resized."""
     for folder in ("small", "whole"):
@@ -90,9 +74,7 @@ def test_a_name_that_occurs_twice_is_refused(tmp_path: Path, picture: Picture) -
         for place in (0, 1):
             (tmp_path / folder / f"dev-8-0-img{place}.png").write_bytes(picture(place))
     path = write_lines(tmp_path / "dev.json", [nlvr2_row("dev-8-0-0")])
-    with pytest.raises(
-        ValueError, match=r"line 1: expected one file dev-8-0-img0\.png below .*, found small/"
-    ):
+    with pytest.raises(ValueError, match=r"line 1: expected one file dev-8-0-img0\.png .*, found small/"):
         open_items(path, "nlvr2")
     assert len(open_items(f"{path}?images={tmp_path}/small", "nlvr2")) == 1
 
@@ -102,13 +84,7 @@ def test_lines_of_nlvr(tmp_path: Path, picture: Picture) -> None:
     (tmp_path / "images" / "3").mkdir(parents=True)
     for permutation in range(6):
         (tmp_path / "images" / "3" / f"dev-72-1-{permutation}.png").write_bytes(picture(permutation))
-    row = {
-        "identifier": "72-1",
-        "directory": "3",
-        "sentence": "There is a box.",
-        "label": "false",
-        "evals": {},
-    }
+    row = {"identifier": "72-1", "directory": "3", "sentence": "There is a box.", "label": "false"}
     path = write_lines(tmp_path / "dev.json", [row])
     source = open_items(path, "nlvr2")
     assert (len(source), source.num_images) == (6, 1)
@@ -127,16 +103,8 @@ def test_statements_of_albef(tmp_path: Path, picture: Picture) -> None:
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev" / "dev-850-0-img0.png").write_bytes(picture(0))
     rows = [
-        {
-            "images": [f"dev/dev-{numbers}-img0.png", f"dev/dev-{numbers}-img1.png"],
-            "sentence": text,
-            "label": label,
-        }
-        for numbers, text, label in (
-            ("850-0", "A.", "False"),
-            ("850-1", "A.", "True"),
-            ("851-0", "A.", "True"),
-        )
+        {"images": [f"dev/dev-{name}-img{side}.png" for side in (0, 1)], "sentence": "A.", "label": label}
+        for name, label in (("850-0", "False"), ("850-1", "True"), ("851-0", "True"))
     ]
     path = tmp_path / "dev.json"
     path.write_text(json.dumps(rows))
@@ -151,14 +119,8 @@ def test_statements_of_albef(tmp_path: Path, picture: Picture) -> None:
 
 def test_two_columns_of_images(tmp_path: Path, picture: Picture) -> None:
     """The first by name is the left one, whatever the order of the columns."""
-    table = pa.table(
-        {
-            "right": [picture(number) for number in (10, 11, 12)],
-            "left": [picture(number) for number in (0, 1, 2)],
-            "sentence": ["a", "b", "c"],
-            "label": ["True", "False", "True"],
-        }
-    )
+    columns = {side: [picture(at + n) for n in range(3)] for side, at in (("right", 10), ("left", 0))}
+    table = pa.table({**columns, "sentence": ["a", "b", "c"], "label": ["True", "False", "True"]})
     (tmp_path / "folder").mkdir()
     pq.write_table(table, tmp_path / "folder" / "pairs.parquet", row_group_size=2)
     for path in (tmp_path / "folder" / "pairs.parquet", tmp_path / "folder"):
@@ -181,14 +143,6 @@ def test_lists_of_images_inside_a_text_and_paths_of_another_machine(tmp_path: Pa
     source = open_items(str(tmp_path / "a.csv"), "nlvr2")
     assert [source.images.key(place) for place in range(2)] == ["dev-8-0-img0.png", "dev-8-0-img1.png"]
     assert source.answers == (("true",),)
-
-
-def test_truth() -> None:
-    assert [truth(label) for label in ("True", "true", 1, True, "1")] == [("true",)] * 5
-    assert [truth(label) for label in ("False", " false", 0, False, "0")] == [("false",)] * 5
-    assert [truth(label) for label in (None, "", float("nan"))] == [()] * 3
-    with pytest.raises(ValueError, match=r"expected true or false .* as label, got 2"):
-        truth(2)
 
 
 def snli_row(number: int, label: str, **more: Any) -> dict[str, Any]:
@@ -237,7 +191,6 @@ def test_hypotheses_on_a_table_of_images(tmp_path: Path, picture: Picture) -> No
     pq.write_table(table.drop_columns(["image_id"]), tmp_path / "bare.parquet")
     with pytest.raises(ValueError, match="expected a column image_id, found image"):
         open_items(f"{tmp_path}/ve.json?images={tmp_path}/bare.parquet", "entailment")
-    pq.write_table(table.slice(0, 0), tmp_path / "other.parquet")
     pq.write_table(pa.table({"image_id": ["5"], "image": [picture(5)]}), tmp_path / "other.parquet")
     with pytest.raises(ValueError, match=r"ve\.json: no item has its images; entry 0: .* has no image 11"):
         open_items(f"{tmp_path}/ve.json?images={tmp_path}/other.parquet", "entailment")
@@ -248,29 +201,15 @@ def test_hypotheses_on_a_table_of_images(tmp_path: Path, picture: Picture) -> No
 @pytest.mark.parametrize(
     ("task", "row", "message"),
     [
-        (
-            "entailment",
-            {"label": "maybe"},
-            "line 1: expected entailment, neutral, contradiction or - as label, got 'm",
-        ),
+        ("entailment", {"label": "maybe"}, "line 1: expected entailment, neutral, .* as label, got 'maybe'"),
         ("entailment", {"sentence": None, "label": "neutral"}, "line 1: expected a text in sentence, got None"),
         ("nlvr2", {"label": "perhaps"}, r"line 1: expected true or false .* as label, got 'perhaps'"),
-        (
-            "nlvr2",
-            {"identifier": "dev-1", "label": 1, "sentence": 3},
-            "line 1: expected a text in sentence, got 3",
-        ),
-        (
-            "nlvr2",
-            {"identifier": "1-2-3", "label": 1},
-            "line 1: expected split-set-pair-sentence or sentence-image",
-        ),
+        ("nlvr2", {"identifier": "dev-1", "label": 1, "sentence": 3}, "line 1: .* text in sentence, got 3"),
+        ("nlvr2", {"identifier": "1-2-3", "label": 1}, "line 1: expected split-set-pair-sentence or sentence-"),
         ("nlvr2", {"identifier": "1-2", "label": 7}, "line 1: expected true or false .* as label, got 7"),
     ],
 )  # fmt: skip
-def test_malformed_rows(
-    tmp_path: Path, picture: Picture, task: Any, row: dict[str, Any], message: str
-) -> None:
+def test_bad_rows(tmp_path: Path, picture: Picture, task: Any, row: dict[str, Any], message: str) -> None:
     (tmp_path / "a.png").write_bytes(picture(0))
     path = write_lines(tmp_path / "bad.jsonl", [{"image": "a.png", "sentence": "x"} | row])
     with pytest.raises(ValueError, match=message):
@@ -282,7 +221,5 @@ def test_only_undecided_items(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.jsonl lists no item; left out: line 1: the label is -"):
         open_items(path, "entailment")
     (tmp_path / "b.json").write_text("{}")
-    with pytest.raises(
-        ValueError, match=r"b\.json: expected ALBEF's list of objects; found an object of nothing"
-    ):
+    with pytest.raises(ValueError, match=r"b\.json: expected ALBEF's list .*; found an object of nothing"):
         open_items(f"{tmp_path}/b.json", "entailment")

@@ -111,37 +111,23 @@ def test_official_questions_on_a_table_of_images(coco: Path, picture: Picture) -
 
 
 def test_annotations_must_fit(coco: Path) -> None:
-    options = f"?images={coco}/images&annotations="
-    path = write(coco / "some.json", {"annotations": ANNOTATIONS["annotations"][:2]})
-    with pytest.raises(
-        ValueError, match=r"questions\.json entry 0: expected an annotation of question 42000 in"
+    every = ANNOTATIONS["annotations"]
+    for content, message in (
+        ({"annotations": every[:2]}, r"questions\.json entry 0: expected an annotation of question 42000 in"),
+        ({"annotations": every * 2}, r"some\.json entry 3: expected questions that occur once, got 42001"),
+        ({"annotations": [*every, {"question_id": 5}]}, r"entry 3: expected question_id and answers, got"),
+        (QUESTIONS, r"some\.json: expected VQA v2's \{annotations: .*found an object of"),
     ):
-        opened(f"{coco}/questions.json{options}{path}")
-    path = write(coco / "twice.json", {"annotations": ANNOTATIONS["annotations"] * 2})
-    with pytest.raises(
-        ValueError, match=r"twice\.json entry 3: expected questions that occur once, got 42001"
-    ):
-        opened(f"{coco}/questions.json{options}{path}")
-    with pytest.raises(
-        ValueError, match=r"questions\.json: expected VQA v2's \{annotations: .*found an object of"
-    ):
-        opened(f"{coco}/questions.json{options}{coco}/questions.json")
-    broken = {"annotations": [*ANNOTATIONS["annotations"], {"question_id": 5}]}
-    with pytest.raises(ValueError, match=r"half\.json entry 3: expected question_id and answers, got"):
-        opened(f"{coco}/questions.json{options}{write(coco / 'half.json', broken)}")
+        path = write(coco / "some.json", content)
+        with pytest.raises(ValueError, match=message):
+            opened(f"{coco}/questions.json?images={coco}/images&annotations={path}")
 
 
 def test_albef(tmp_path: Path, picture: Picture) -> None:
     """Lists of answers and single ones; Visual Genome counts half; joined with a set without scales."""
     (tmp_path / "a.jpg").write_bytes(picture(0))
     rows = [
-        {
-            "question_id": 1,
-            "question": "Where?",
-            "image": "a.jpg",
-            "answer": ["x", "y", "x", "z"],
-            "dataset": "vqa",
-        },
+        {"question_id": 1, "question": "Where?", "image": "a.jpg", "answer": ["x", "y", "x", "z"]},
         {"question_id": 2, "question": "Who - ?", "image": "b.jpg", "answer": "he", "dataset": "vg"},
         {"question_id": 3, "question": "Why?", "image": "a.jpg", "dataset": "vqa"},
     ]
@@ -166,51 +152,22 @@ def test_visual_genome(tmp_path: Path, picture: Picture) -> None:
     for number, folder in ((1, "VG_100K"), (20, "VG_100K_2")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / f"{number}.jpg").write_bytes(picture(number, "JPEG"))
+    man = {"qa_id": 12, "question": "Who?", "answer": "A man."}
     entries = [
         {"id": 1, "qas": [{"qa_id": 11, "question": "What?", "answer": "A clock.", "q_objects": []}]},
         {"id": 20, "qas": []},
-        {
-            "image_id": 20,
-            "qas": [
-                {"qa_id": 12, "question": "Who?", "answer": "A man."},
-                {"qa_id": 13, "question": "Why?", "answer": ""},
-            ],
-        },
+        {"image_id": 20, "qas": [man, {"qa_id": 13, "question": "Why?", "answer": ""}]},
     ]
     path = write(tmp_path / "genome.json", entries)
     source = opened(path)
     assert source.ids == ("11", "12", "13")
     assert source.answers == (("A clock.",), ("A man.",), ())
     assert source.scales == (0.5, 0.5, 0.5)
-    assert [source.images.key(item) for item in range(3)] == [
-        "VG_100K/1.jpg",
-        "VG_100K_2/20.jpg",
-        "VG_100K_2/20.jpg",
-    ]
-    index = [
-        {"image_id": 1, "url": "https://x/VG_100K_2/1.jpg"},
-        {"image_id": 20, "url": "https://x/VG_100K_2/20.jpg"},
-    ]
+    paths = ["VG_100K/1.jpg", "VG_100K_2/20.jpg", "VG_100K_2/20.jpg"]
+    assert [source.images.key(item) for item in range(3)] == paths
+    index = [{"image_id": number, "url": f"https://x/VG_100K_2/{number}.jpg"} for number in (1, 20)]
     indexed = opened(f"{path}?index={write(tmp_path / 'index.json', index)}")
     assert indexed.images.key(0) == "VG_100K_2/1.jpg"
-
-
-def test_tables_and_lists(tmp_path: Path, picture: Picture) -> None:
-    """The same items from every kind of table, answers as a text or a list of texts."""
-    for number in range(2):
-        (tmp_path / f"{number}.png").write_bytes(picture(number))
-    rows = [
-        {"path": f"{number}.png", "question": f"Q {number}?", "answer": f"a {number}"} for number in range(2)
-    ]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "b.csv").write_text("path,question,answer\n0.png,Q 0?,a 0\n1.png,Q 1?,a 1\n")
-    (tmp_path / "c.tsv").write_text("path\tquestion\tanswer\n0.png\tQ 0?\ta 0\n1.png\tQ 1?\ta 1\n")
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    pq.write_table(pa.table(columns), tmp_path / "d.parquet")
-    for name in ("a.jsonl", "b.csv", "c.tsv", "d.parquet"):
-        source = opened(str(tmp_path / name))
-        assert (source.first_texts, source.answers) == (("q 0", "q 1"), (("a 0",), ("a 1",)))
-        assert source.images.read(1).data == picture(1)
 
 
 def test_images_in_the_rows(tmp_path: Path, picture: Picture) -> None:
@@ -226,11 +183,8 @@ def test_images_in_the_rows(tmp_path: Path, picture: Picture) -> None:
     )
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=2)
     source = opened(f"{tmp_path}/rows.parquet?answers=best")
-    assert (source.ids, source.first_texts, source.answers) == (
-        ("6", "7"),
-        ("where", "who"),
-        (("x", "y"), ()),
-    )
+    assert (source.ids, source.first_texts) == (("6", "7"), ("where", "who"))
+    assert source.answers == (("x", "y"), ())
     assert source.ignored == ("5: nothing is left of the text '?!' after cleaning",)
     assert source.images.read(0).data == picture(1)
     assert opened(f"{tmp_path}/rows.parquet").answers == (("b",), ("c",))
@@ -252,11 +206,8 @@ def test_ids_of_any_kind_and_answers_in_one_cell(coco: Path, tmp_path: Path) -> 
     source, same = (
         opened(f"{path}?{options}") for path in (coco / "questions.json", tmp_path / "kinds.json")
     )
-    assert (same.ids, same.answers, same.images.identity) == (
-        source.ids,
-        source.answers,
-        source.images.identity,
-    )
+    assert (same.ids, same.answers) == (source.ids, source.answers)
+    assert same.images.identity == source.images.identity
     with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8-sig") as file:
         rows = [
             ("1.0", "what\0 is it", "['a', 'b']"),
@@ -306,10 +257,7 @@ GOOD = {"question_id": 1, "question": "Where?", "image": "a.jpg", "answer": "x"}
         ({"answer": ["x", None]}, r"bad\.json entry 1: expected an answer, .* got None"),
         ({"question_id": 1}, r"bad\.json entry 1: expected ids that occur once, got 1 again"),
         ({"question_id": 2.5}, r"bad\.json entry 1: expected a text or a whole number in question_id, got 2\.5"),
-        (
-            {"image": None},
-            r"bad\.json entry 1: expected an image in images or one of path, .*; found question_id",
-        ),
+        ({"image": None}, r"bad\.json entry 1: expected an image in images or one of path, .*; found quest"),
         ({"image": "http://x/a.jpg"}, r"bad\.json entry 1: the image is a web address"),
         ({"images": ["a.jpg", "b.jpg"]}, r"bad\.json entry 1: expected 1 images as before, got 2"),
         ({"images": "a.jpg"}, r"bad\.json entry 1: expected a list of names as images, got 'a\.jpg'"),
@@ -323,31 +271,20 @@ def test_malformed_rows(tmp_path: Path, picture: Picture, row: dict[str, Any], m
 
 
 def test_what_is_no_file_of_questions(tmp_path: Path, picture: Picture) -> None:
-    with pytest.raises(
-        ValueError, match=r"a\.json: expected VQA v2's .*; found a list of 1 objects of image, cap"
-    ):
-        opened(write(tmp_path / "a.json", [{"image": "a.png", "caption": "x"}]))
-    with pytest.raises(ValueError, match=r"b\.json entry 1: expected an object, got 3"):
-        opened(write(tmp_path / "b.json", [GOOD, 3]))
-    with pytest.raises(ValueError, match="lists no item"):
-        opened(write(tmp_path / "c.json", {"questions": [], "data_subtype": "val2014"}))
-    with pytest.raises(
-        ValueError, match=r"d\.json: none of 1 images exists, the first is .*a\.jpg; say where"
-    ):
-        opened(write(tmp_path / "d.json", [GOOD]))
-    with pytest.raises(ValueError, match="ALBEF's questions take the options images, answers, got index"):
-        opened(f"{tmp_path}/d.json?index=x")
-    with pytest.raises(ValueError, match="sets of items have no weights, got 2"):
-        opened(f"2 * {tmp_path}/d.json")
-    with pytest.raises(ValueError, match=r"must have as many images each: .* has 1, .* has 2"):
-        open_items(f"{nlvr(tmp_path, picture)} + embedded:scenes:test:3", "nlvr2")
     (tmp_path / "0.png").write_bytes(picture(0))
-    with pytest.raises(ValueError, match=r"0\.png holds no items"):
-        opened(f"{tmp_path}/0.png")
-    with pytest.raises(ValueError, match="embedded:digits:test has no items"):
-        opened("embedded:digits:test")
-
-
-def nlvr(folder: Path, picture: Picture) -> str:
-    (folder / "one.jpg").write_bytes(picture(0))
-    return write(folder / "one.json", [{"image": "one.jpg", "sentence": "x", "label": "True"}])
+    one = write(tmp_path / "one.json", [GOOD])
+    for description, message in (
+        (write(tmp_path / "a.json", [{"image": "a.png", "caption": "x"}]), r"found a .* 1 objects of image"),
+        (write(tmp_path / "b.json", [GOOD, 3]), r"b\.json entry 1: expected an object, got 3"),
+        (write(tmp_path / "c.json", {"questions": [], "data_subtype": "val2014"}), "lists no item"),
+        (one, r"one\.json: none of 1 images exists, the first is .*a\.jpg; say where"),
+        (f"{one}?index=x", "ALBEF's questions take the options images, answers, got index"),
+        (f"2 * {one}", "sets of items have no weights, got 2"),
+        (f"{tmp_path}/0.png", r"0\.png holds no items"),
+        ("embedded:digits:test", "embedded:digits:test has no items"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            opened(description)
+    single = write(tmp_path / "s.json", [{"image": "0.png", "sentence": "x", "label": "True"}])
+    with pytest.raises(ValueError, match=r"must have as many images each: .* has 1, .* has 2"):
+        open_items(f"{single} + embedded:scenes:test:3", "nlvr2")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import os
 import warnings
 from collections.abc import Callable
 from decimal import Decimal
@@ -123,28 +121,10 @@ def test_a_malformed_file_of_classes(tmp_path: Path, text: str, sentence: str) -
         resolve_labels([RowLabel(0, None)], "source", tmp_path)
 
 
-def test_declared_classes_keep_names_that_do_not_occur() -> None:
-    labels = labels_of_known_classes([1, None, -1], ["cat", "dog", "emu"], "source")
-    assert (labels.indices.tolist(), labels.class_names) == ([1, -1, -1], ("cat", "dog", "emu"))
-    with pytest.raises(ValueError, match=r"source row 1: labels must be integers in \[0, 2\).*got 2"):
-        labels_of_known_classes([0, 2], ["cat", "dog"], "source")
-
-
 def test_the_thousand_classes() -> None:
     classes = imagenet_classes()
     assert (len(classes), list(classes)) == (1000, sorted(classes))
     assert (classes["n01440764"], classes["n02119789"]) == ((0, "tench, Tinca tinca"), (278, FOX))
-
-
-def test_the_classes_of_real_data(shared_data: Path) -> None:
-    """Its synonyms are ours, and its numbers."""
-    with (shared_data / "tinyimages" / "classes.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            assert imagenet_classes()[row["wnid"]][1] == row["imagenet_synonyms"]
-    path, columns = shared_data / "photos256" / "photos.parquet", ["label", "class_name", "wnid"]
-    for row in pq.read_table(path, columns=columns).to_pylist():
-        number, synonyms = imagenet_classes()[row["wnid"]]
-        assert (number, synonyms.split(",")[0]) == (row["label"], row["class_name"])
 
 
 @pytest.mark.parametrize(
@@ -197,16 +177,6 @@ def test_folders(tmp_path: Path, picture: Picture) -> None:
     (tmp_path / "classes.csv").write_text("label,class_name\n0,fish\n1,fox\n2,owl\n")
     with pytest.raises(ValueError, match=r"classes\.csv: expected a column wnid.*or the labels 0 to 1"):
         open_source(str(tmp_path))
-
-
-def test_a_folder_that_is_no_utf_8(tmp_path: Path, picture: Picture) -> None:
-    for name in (b"caf\xe9", b"dog"):
-        folder = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
-        folder.mkdir()
-        (folder / "0.png").write_bytes(picture(0))
-    with pytest.warns(UserWarning, match="without characters that no tokenizer reads"):
-        source = open_source(str(tmp_path))
-    assert (source.class_names, source.read(0).data) == (("caf", "dog"), picture(0))
 
 
 def test_rows_with_ids_or_synonyms(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ class Numbers:
     identity = "numbers"
     class_names = ()
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, broken: tuple[int, ...] = ()) -> None:
+        self.count, self.broken = count, broken
 
     def __len__(self) -> int:
         return self.count
@@ -48,6 +48,8 @@ class Numbers:
         return str(index)
 
     def read(self, index: int) -> ImageRecord:
+        if index in self.broken:
+            raise UnreadableImage(str(index), "broken")
         return ImageRecord(np.full((2, 2, 3), index % 256, dtype=np.uint8), -1, str(index))
 
 
@@ -63,16 +65,6 @@ def assert_same(left: list[ImageBatch], right: list[ImageBatch]) -> None:
         assert torch.equal(one.labels, other.labels)
         assert torch.equal(one.indices, other.indices)
         assert (one.keys, one.skipped) == (other.keys, other.skipped)
-
-
-def test_every_epoch_is_a_permutation_and_no_image_is_lost_between_them() -> None:
-    batches = train(Numbers(10), 15)
-    order = torch.cat([batch.indices for batch in batches]).tolist()
-    epochs = [order[first : first + 10] for first in range(0, 90, 10)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 9
-    other = torch.cat([batch.indices for batch in train(Numbers(10), 15, seed=4)]).tolist()
-    assert other != order
 
 
 def test_images_labels_and_keys_belong_together(folder_of: Folder) -> None:
@@ -176,9 +168,7 @@ def test_a_broken_image_is_replaced_by_the_next_readable_one(folder_of: Folder) 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_but_broken_images_stops(folder_of: Folder, workers: int) -> None:
     source = open_source(str(folder_of(4, broken=(0, 1, 2, 3))))
-    with pytest.raises(
-        TooManyBroken, match=r"4 images in a row cannot be read, from 000\d\.png \(not an image"
-    ):
+    with pytest.raises(TooManyBroken, match=r"4 images in a row cannot be read, from 000\d\.png \(not an"):
         train(source, 1, DataConfig(workers=workers))
     with pytest.raises(TooManyBroken, match=r"none of 4 images can be read, the first is 0000\.png"):
         evaluate(source, workers=workers)
@@ -218,9 +208,7 @@ def test_evaluation_reads_each_image_once_over_all_ranks(
 @pytest.mark.parametrize(
     "broken", [(0,), (5,), (0, 1, 2, 3), (4, 5, 6, 7), (8, 9), (0, 1, 2, 3, 4, 6, 7, 8, 9)]
 )
-def test_evaluation_leaves_broken_images_out_and_names_each_once(
-    folder_of: Folder, broken: tuple[int, ...]
-) -> None:
+def test_evaluation_names_each_broken_image_once(folder_of: Folder, broken: tuple[int, ...]) -> None:
     batches = evaluate(open_source(str(folder_of(10, broken=broken))))
     assert [index for batch in batches for index in batch.indices.tolist()] == [
         index for index in range(10) if index not in broken
@@ -250,9 +238,7 @@ def test_a_batch_without_readable_images_keeps_its_turn(folder_of: Folder) -> No
         ({"first_step": -1}, "must be 0 or more, got 3 and -1"),
     ],
 )
-def test_numbers_out_of_range_are_refused_before_the_first_batch(
-    options: dict[str, int], sentence: str
-) -> None:
+def test_numbers_out_of_range_are_refused_at_once(options: dict[str, int], sentence: str) -> None:
     settings = {"image_size": 8, "batch_size": 6, "seed": 3, **options}
     with pytest.raises(ValueError, match=sentence):
         training_batches(Numbers(5), config=CONFIG, **settings)
@@ -277,19 +263,6 @@ def test_workers_end_with_their_stream(folder_of: Folder) -> None:
         assert not worker.is_alive()
 
 
-class Broken(Numbers):
-    """A source some of whose images cannot be read."""
-
-    def __init__(self, count: int, broken: tuple[int, ...]) -> None:
-        super().__init__(count)
-        self.broken = broken
-
-    def read(self, index: int) -> ImageRecord:
-        if index in self.broken:
-            raise UnreadableImage(str(index), "broken")
-        return super().read(index)
-
-
 def test_images_that_belong_together_stay_together() -> None:
     """Groups come in order, none is torn; each epoch is a permutation of the groups; ranks share out groups."""
     batches = train(Numbers(20), 5, together=2, batch_size=4)
@@ -309,7 +282,7 @@ def test_images_that_belong_together_stay_together() -> None:
 
 def test_a_broken_image_takes_its_group_with_it() -> None:
     """In training the next group stands in for all of it, in evaluation it is left out; it is named once."""
-    source = Broken(12, (5,))
+    source = Numbers(12, (5,))
     batches = train(source, 3, together=2, batch_size=6)
     for batch in batches:
         indices = batch.indices
@@ -344,9 +317,7 @@ def groups(order: TrainingOrder, steps: int) -> list[int]:
     window=st.integers(0, 5), streams=st.integers(1, 4), seed=st.integers(0, 3), epoch=st.integers(0, 3),
 )  # fmt: skip
 @settings(deadline=None)
-def test_an_epoch_is_a_permutation(
-    blocks: list[int], window: int, streams: int, seed: int, epoch: int
-) -> None:
+def test_epochs_are_permutations(blocks: list[int], window: int, streams: int, seed: int, epoch: int) -> None:
     count = sum(blocks)
     if streams > count:
         return

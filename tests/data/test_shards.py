@@ -79,9 +79,7 @@ def test_a_changed_shard_is_read_again(shard: Path, picture: Picture) -> None:
         source.read(-1)
 
 
-def test_a_shard_that_was_just_written_is_not_indexed(
-    tmp_path: Path, picture: Picture, indexes: Path
-) -> None:
+def test_a_shard_just_written_is_not_indexed(tmp_path: Path, picture: Picture, indexes: Path) -> None:
     path = write_tar(tmp_path / "new.tar", {"a.png": picture(0)})
     assert len(open_source(str(path))) == 1
     assert not indexes.exists()
@@ -103,9 +101,7 @@ def test_damage_anywhere_is_noticed(shard: Path, indexes: Path) -> None:
     assert described(open_source(str(shard))) == expected
 
 
-def test_keys_begin_behind_the_folder_that_the_shards_have_in_common(
-    tmp_path: Path, picture: Picture
-) -> None:
+def test_keys_begin_behind_the_folder_of_all_shards(tmp_path: Path, picture: Picture) -> None:
     for name in ("a/0.tar", "b/0.tar"):
         (tmp_path / name).parent.mkdir()
         settle(write_tar(tmp_path / name, {"x.png": picture(0)}))
@@ -188,7 +184,5 @@ def test_a_fault_is_raised_when_the_shard_is_wanted(source: ImageSource, far: Pa
         list(batches)
     (far / "3.tar").write_bytes(b"x" * 10)
     batches = training_batches(source, config=DataConfig(), image_size=4, batch_size=SHARDS * EACH, seed=0)
-    with pytest.raises(
-        Unreachable, match=r"^far://3\.tar cannot be read after 3 tries: OSError: expected \d+ b"
-    ):
+    with pytest.raises(Unreachable, match=r"^far://3\.tar cannot be read after 3 tries: OSError: expected"):
         next(batches)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,7 +23,6 @@ from pixlex.data.synthetic import (
     ScenesSource,
     draw,
     make_scene,
-    split_of,
 )
 from pixlex.data.synthetic_texts import scene_captions
 
@@ -51,23 +48,15 @@ def _described(scene: Scene) -> frozenset[tuple[str, str, int, int]]:
 
 
 def test_a_process_of_its_own_makes_the_same_scenes_and_texts() -> None:
-    """Two processes that hash strings differently, and a fixed digest: a change needs another `SCENES_VERSION`."""
-    found = [
-        subprocess.run(
-            [sys.executable, "-c", _DIGEST],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        for seed in ("1", "2")
-    ]
+    """One that hashes strings differently than that of the digest: a change needs another `SCENES_VERSION`."""
+    given = {"env": {**os.environ, "PYTHONHASHSEED": "1"}, "capture_output": True, "text": True}
+    found = subprocess.run([sys.executable, "-c", _DIGEST], check=True, **given).stdout.strip()
     assert SCENES_VERSION == 1
-    assert found == ["a7a4bc59b72ffb4656634e2e5093736973509068b1c2156ca173581901ea0f71"] * 2
+    assert found == "a7a4bc59b72ffb4656634e2e5093736973509068b1c2156ca173581901ea0f71"
 
 
-def test_no_test_scene_occurs_in_training() -> None:
-    train = {_described(make_scene("train", index)) for index in range(1200)}
+def test_no_test_scene_occurs_in_training(scenes: list[Scene]) -> None:
+    train = {_described(scene) for scene in scenes[:1200]}
     test = {_described(make_scene("test", index)) for index in range(600)}
     assert not train & test
     # Most scenes are new, so that the sets are no repetitions of a few.
@@ -75,22 +64,7 @@ def test_no_test_scene_occurs_in_training() -> None:
     assert len(test) > 550
 
 
-def test_the_split_of_a_scene_does_not_depend_on_size_background_or_order() -> None:
-    splits = Counter()
-    for index in range(200):
-        scene = make_scene("train" if index % 2 else "test", index)
-        other = {"small": "large", "large": "small"}
-        resized = tuple(replace(thing, size=other[thing.size]) for thing in reversed(scene.objects))
-        changed = Scene(resized, "gray", "plain", ((0.0, 0.0),) * len(resized))
-        assert split_of(changed) == split_of(scene) == ("train" if index % 2 else "test")
-        moved = tuple(replace(thing, row=2 - thing.row) for thing in scene.objects)
-        splits[split_of(replace(scene, objects=moved))] += 1
-    # Other places are another description, which belongs to either split.
-    assert splits["train"] > splits["test"] > 10
-
-
-def test_scenes_are_in_range_and_favor_nothing() -> None:
-    scenes = [make_scene("train", index) for index in range(2000)]
+def test_scenes_are_in_range_and_favor_nothing(scenes: list[Scene]) -> None:
     things = [thing for scene in scenes for thing in scene.objects]
     for scene in scenes:
         cells = [(thing.row, thing.column) for thing in scene.objects]
@@ -123,10 +97,6 @@ def _scene(
     return Scene(things, background, texture, ((shift, shift),) * len(things))
 
 
-def _drawn(shape: str, size: str, color: str = "red", side: int = 96) -> np.ndarray:
-    return draw(_scene(SceneObject(shape, color, size, 1, 1)), side)
-
-
 def _covered(image: np.ndarray, empty: np.ndarray) -> np.ndarray:
     return np.abs(image.astype(int) - empty.astype(int)).max(axis=-1) > 0
 
@@ -147,46 +117,6 @@ def test_objects_stay_in_their_cells_and_have_their_colors() -> None:
                 middle = round(32 * (thing.row + 0.5 + down)), round(32 * (thing.column + 0.5 + right))
                 assert tuple(image[middle]) == COLORS[thing.color]
         assert not covered.any()
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_the_largest_shift_leaves_the_object_in_its_cell(size: str) -> None:
-    empty = draw(_scene())
-    for shape, shift in itertools.product(SHAPES, (-0.06, 0.06)):
-        image = draw(_scene(SceneObject(shape, "white", size, 1, 1), shift=shift))
-        covered = _covered(image, empty)
-        covered[32:64, 32:64] = False
-        assert not covered.any(), shape
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_any_two_shapes_differ_much_at_64_pixels(size: str) -> None:
-    """In a sixth or more of the pixels that either covers."""
-    empty = draw(_scene(), 64)
-    masks = {shape: _covered(_drawn(shape, size, side=64), empty) for shape in SHAPES}
-    for first, second in itertools.combinations(SHAPES, 2):
-        either = (masks[first] | masks[second]).sum()
-        assert (masks[first] ^ masks[second]).sum() > either / 6, (first, second)
-    sizes = [
-        (_covered(_drawn(shape, "large", side=64), empty)).sum() / masks[shape].sum() for shape in SHAPES
-    ]
-    assert size == "large" or min(sizes) > 2
-
-
-def test_colors_differ_from_each_other_and_from_every_background() -> None:
-    every = [*COLORS.values(), *BACKGROUNDS.values()]
-    for first, second in itertools.combinations(every, 2):
-        assert max(abs(one - other) for one, other in zip(first, second, strict=True)) > 25
-
-
-def test_other_sides_show_the_same() -> None:
-    scene = make_scene("test", 5)
-    small, large = draw(scene, 32).astype(float), draw(scene, 128).astype(float)
-    assert small.shape == (32, 32, 3)
-    blocks = large.reshape(32, 4, 32, 4, 3).mean(axis=(1, 3))
-    assert np.abs(blocks - small).mean() < 6
-    with pytest.raises(ValueError, match="side must be 24 pixels or more, got 23"):
-        draw(scene, 23)
 
 
 def test_records() -> None:
@@ -210,25 +140,15 @@ def test_records() -> None:
     assert len(seen) == 60
 
 
-def test_indices_end_at_the_size() -> None:
+def test_what_does_not_exist() -> None:
     source = ScenesSource("train", 3)
     for index in (-1, 3):
         for read in (source.read, source.key):
-            with pytest.raises(
-                IndexError, match=f"embedded:scenes:train:3 has the images 0 to 2, got {index}"
-            ):
+            with pytest.raises(IndexError, match=f"embedded:scenes:train:3 has .* 0 to 2, got {index}"):
                 read(index)
-
-
-@pytest.mark.parametrize("count", ["0", "-1", "many", "", "1.5", "²"])
-def test_counts_of_nothing(count: str) -> None:
-    sentence = rf"embedded:scenes:train:COUNT expects a whole number of 1 or more as COUNT, got '{count}'"
-    with pytest.raises(ValueError, match=sentence):
-        open_source(f"embedded:scenes:train:{count}")
-
-
-@pytest.mark.parametrize("rest", ["scenes", "scenes:validation", "scenes:train:5:6", "scenes:validation:5"])
-def test_descriptions_of_nothing(rest: str) -> None:
-    sentence = rf"embedded:scenes:test\[:COUNT\], got 'embedded:{rest}'"
-    with pytest.raises(ValueError, match=sentence):
-        open_source(f"embedded:{rest}")
+    for count in ("0", "-1", "many", "", "1.5", "²"):
+        with pytest.raises(ValueError, match=f"expects a whole number of 1 or more as COUNT, got '{count}'"):
+            open_source(f"embedded:scenes:train:{count}")
+    for rest in ("scenes", "scenes:validation", "scenes:train:5:6", "scenes:validation:5"):
+        with pytest.raises(ValueError, match=rf"embedded:scenes:test\[:COUNT\], got 'embedded:{rest}'"):
+            open_source(f"embedded:{rest}")

@@ -14,14 +14,12 @@ from pixlex.data.synthetic import (
     Scene,
     SceneObject,
     ScenesSource,
-    make_scene,
 )
 from pixlex.data.synthetic_texts import (
     ANSWERS,
     KINDS,
     SceneTask,
     captions,
-    contrast,
     entailment,
     question,
     scene_items,
@@ -106,97 +104,28 @@ def frame_of(sentence: str) -> str:
     return re.sub(rf"(?:an? )?\b(?:{MANY}|{ONE})\b", "_", sentence)
 
 
-def _core(caption: str, scene: Scene) -> str:
-    """The caption without its opening and its background, which must be the scene's."""
-    caption = _OPENING.sub("", caption)
-    if found := _BACKGROUND.search(caption):
-        assert found[1] == scene.background
-        caption = caption[: found.start()]
-    return caption
-
-
-def _parts(text: str) -> list[str]:
-    return re.split(", | and ", text)
-
-
-def _tells(part: str, thing: SceneObject, anchor: SceneObject, scene: Scene) -> bool:
-    found = re.fullmatch(rf"({A}) (to its left|to its right|above it|below it)", part)
-    assert found, part
-    complete = {thing.color, thing.shape} <= set(found[1].split())
-    return complete and thing in named(scene, found[1]) and stand(thing, found[2], anchor)
-
-
-def _counts(text: str) -> list[tuple[int, str]]:
-    """The numbers and nouns of a list such as "two red circles and a star"."""
-    groups = []
-    for part in _parts(text):
-        found = re.fullmatch(rf"(\w+) ({MANY}|{ONE})", part)
-        assert found, part
-        number = NUMBERS[found[1]]
-        assert (number > 1) == (found[2].split()[-1] in PLURALS)
-        assert number > 1 or re.fullmatch(A, part)
-        groups.append((number, found[2]))
-    return groups
-
-
-def test_captions() -> None:
-    """Every object with its place; beside one of them; colored shapes, shapes or colors counted; one fact."""
-    for index in range(500):
-        scene = make_scene("train", index)
-        placed, beside, third, fourth, fact = (
-            _core(text, scene) for text in captions(scene, np.random.default_rng(index))
-        )
-        for part, thing in zip(_parts(placed), scene.objects, strict=True):
-            found = re.fullmatch(rf"({A}) ({PLACE})", part)
-            assert found, part
-            assert {thing.color, thing.shape} <= set(found[1].split())
-            assert thing in named(scene, found[1])
-            assert lies(thing, found[2])
-        name, _, rest = beside.partition(" with ")
-        if len(scene.objects) == 1:
-            assert re.fullmatch(rf"(?:only )?{A}(?: and nothing else| alone)?", name)
-            assert not rest
+def test_captions(scenes: list[Scene]) -> None:
+    """Every object with its place; one fact. (What the other captions say is frozen by the digest of scenes.)"""
+    for index, scene in enumerate(scenes[:300]):
+        found = []
+        for text in captions(scene, np.random.default_rng(index)):
+            if background := _BACKGROUND.search(text):
+                assert background[1] == scene.background
+            found.append(_BACKGROUND.sub("", _OPENING.sub("", text)))
+        for part, thing in zip(re.split(", | and ", found[0]), scene.objects, strict=True):
+            told = re.fullmatch(rf"({A}) ({PLACE})", part)
+            assert told, part
+            assert {thing.color, thing.shape} <= set(told[1].split())
+            assert thing in named(scene, told[1])
+            assert lies(thing, told[2])
+        if told := re.fullmatch(rf"({A}) (in the \w+ (?:row|column))", found[-1]):
+            assert any(lies(thing, told[2]) for thing in named(scene, told[1]))
         else:
-            others = [[thing for thing in scene.objects if thing is not one] for one in named(scene, name)]
-            told = zip(named(scene, name), others, strict=True)
-            assert any(
-                all(
-                    _tells(part, thing, anchor, scene) for part, thing in zip(_parts(rest), some, strict=True)
-                )
-                for anchor, some in told
-            ), (beside, scene)
-        counted = Counter()
-        for number, noun in _counts(third):
-            color, shape = noun.split()
-            counted[color, PLURALS.get(shape, shape)] += number
-        assert counted == Counter((thing.color, thing.shape) for thing in scene.objects)
-        groups = _counts(fourth)
-        assert sum(number for number, _ in groups) == len(scene.objects)
-        assert all(count(scene, noun) == number for number, noun in groups)
-        assert len({len(noun.split()) for _, noun in groups}) == 1
-        if found := re.fullmatch(rf"({A}) (in the \w+ (?:row|column))", fact):
-            assert any(lies(thing, found[2]) for thing in named(scene, found[1]))
-        else:
-            assert true_of(fact, scene)
-
-
-def test_claims_hold_as_their_words_read_and_differ_in_names_alone() -> None:
-    frames = Counter()
-    for index in range(500):
-        scene = make_scene("test", index)
-        true, false = contrast(scene, np.random.default_rng(index))
-        assert all(true_of(text, scene) for text in true)
-        assert not any(true_of(text, scene) for text in false)
-        assert [frame_of(text) for text in true] == [frame_of(text) for text in false]
-        assert true != false
-        frames["place" if " at the " in true[0] or " in the " in true[0] else len(true)] += 1
-    assert set(frames) == {1, 2, 3, "place"}
-    assert min(frames.values()) > 50
+            assert true_of(found[-1], scene)
 
 
 @pytest.fixture(scope="module")
-def asked() -> list[tuple[Scene, str, str, str]]:
-    scenes = [make_scene("train", index) for index in range(_COUNT)]
+def asked(scenes: list[Scene]) -> list[tuple[Scene, str, str, str]]:
     return [(scene, *question(scene, np.random.default_rng(row))) for row, scene in enumerate(scenes)]
 
 
@@ -239,36 +168,23 @@ def _answer(text: str, scene: Scene) -> tuple[str, str]:
 
 
 def test_answers_are_those_of_a_slow_reading(asked: list[tuple[Scene, str, str, str]]) -> None:
+    """And balanced."""
     for scene, text, answer, kind in asked:
         assert (kind, answer) == _answer(text, scene), (text, scene)
     assert {answer for *_, answer, _ in asked} == set(ANSWERS)
     assert len(set(ANSWERS)) == len(ANSWERS) == 27
-
-
-def test_kinds_and_answers_are_balanced(asked: list[tuple[Scene, str, str, str]]) -> None:
     kinds = Counter(kind for *_, kind in asked)
     assert set(kinds) == set(KINDS)
     assert min(kinds.values()) > 160
-    shares = {}
-    for kind in KINDS:
+    for kind, options in (("existence", 2), ("comparison", 2), ("color", len(COLORS)), ("relation", 4)):
         answers = Counter(answer for *_, answer, of in asked if of == kind)
-        shares[kind] = {answer: number / kinds[kind] for answer, number in answers.items()}
-    for kind in ("existence", "comparison"):
-        assert abs(shares[kind]["yes"] - 0.5) < 0.06
-    for kind, options in (("color", COLORS), ("shape", SHAPES), ("relation", range(4))):
-        expected = 1 / len(options)
-        assert all(abs(share - expected) < 0.06 for share in shares[kind].values()), shares[kind]
-    assert max(shares["count"].values()) < 0.35
-    assert sum(share for answer, share in shares["count"].items() if int(answer) > 1) > 0.33
+        assert all(abs(count / kinds[kind] - 1 / options) < 0.06 for count in answers.values()), kind
 
 
 @pytest.fixture(scope="module")
-def said() -> list[tuple[Scene, Scene, str, bool]]:
-    source = ScenesSource("train", _COUNT)
-    return [
-        (*(make_scene("train", place) for place in item.images), item.text, item.answer == "true")
-        for item in scene_items("nlvr2", source)
-    ]
+def said(scenes: list[Scene]) -> list[tuple[Scene, Scene, str, bool]]:
+    items = scene_items("nlvr2", ScenesSource("train", _COUNT))
+    return [(*(scenes[place] for place in one.images), one.text, one.answer == "true") for one in items]
 
 
 def _truth(text: str, left: Scene, right: Scene) -> bool:
@@ -315,8 +231,7 @@ def test_every_frame_is_true_half_of_the_time(said: list[tuple[Scene, Scene, str
 
 
 @pytest.fixture(scope="module")
-def made() -> list[tuple[Scene, str, str]]:
-    scenes = [make_scene("train", index) for index in range(_COUNT)]
+def made(scenes: list[Scene]) -> list[tuple[Scene, str, str]]:
     return [(scene, *entailment(scene, np.random.default_rng(row))) for row, scene in enumerate(scenes)]
 
 

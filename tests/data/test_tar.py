@@ -268,16 +268,10 @@ def test_no_damage_makes_images_fewer_without_a_word(tmp_path: Path, picture: Pi
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        (
-            {"a.cls": b"1", "b.flac": b"x"},
-            r"no image in the 1 shards .* expected files ending in \.jpg.*; found 1 \.cls, 1 \.flac",
-        ),
+        ({"a.cls": b"1", "b.flac": b"x"}, r"no image in the 1 shards .* in \.jpg.*; found 1 \.cls, 1 \.flac"),
         ({"a.png": b"x", "a.cls": b"1"}, "label 1 has no name"),
         ({"a.png": b"x", "a.json": b"{"}, r"the \.json file of set\.tar/a\.png: not JSON"),
-        (
-            {"a.png": b"x", "a.json": b'{"label": "x", "class_name": "cat"}'},
-            "label must be an integer, got 'x'",
-        ),
+        ({"a.png": b"x", "a.json": b'{"label": "x", "class_name": "cat"}'}, "label must .* integer, got 'x'"),
     ],
 )
 def test_shards_that_do_not_fit(tmp_path: Path, files: dict[str, bytes], sentence: str) -> None:
@@ -289,9 +283,7 @@ def test_shards_that_are_damaged_or_compressed(tmp_path: Path, picture: Picture)
     path = write_tar(tmp_path / "set.tar", {"a.png": picture(0, width=300, height=300)})
     source = open_source(str(path))
     path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(
-        UnreadableImage, match=r"set\.tar/a\.png: the shard is cut off: \d+ bytes expected, 188 found"
-    ):
+    with pytest.raises(UnreadableImage, match=r"set\.tar/a\.png: the shard .* \d+ bytes expected, 188 found"):
         source.read(0)
     with pytest.raises(ValueError, match=r"no image in the 1 shards of .*; found 1 cut off"):
         open_source(str(path))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from pixlex.batch import ImageBatch, ImageTextBatch, ReasoningBatch
@@ -25,71 +26,19 @@ ANSWERS = {
 }
 TOWER = {"width": 32, "depth": 2, "heads": 2, "mlp_ratio": 2.0}
 SIZES = {"image_size": 32, "patch_size": 8}
+
+
+def _case(line: str) -> tuple[str, tuple[str, dict[str, Any]]]:
+    name, _, rest = line.partition(": ")
+    family, *settings = rest.split()
+    pairs = (one.split("=", 1) for one in settings)
+    return name, (family, {key: yaml.safe_load(value) for key, value in pairs})
+
+
 # Name of a case -> family and the settings that differ from the family's own, with dots.
-CASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "lqae": ("lqae", {}),
-    "lqae raw cosine": ("lqae", {"model.quantizer.search": "raw"}),
-    "lqae raw euclidean": ("lqae", {"model.quantizer.search": "raw", "model.quantizer.metric": "euclidean"}),
-    "lqae whitened euclidean": ("lqae", {"model.quantizer.metric": "euclidean"}),
-    "lqae assigned": ("lqae", {"model.quantizer.search": "assigned"}),
-    "lqae three nearest, mean": ("lqae", {"model.quantizer.top_k": 3}),
-    "lqae three nearest, drawn": (
-        "lqae", {"model.quantizer.top_k": 3, "model.quantizer.top_k_mode": "random"},
-    ),
-    "lqae all rows": ("lqae", {"model.language.vocabulary": "all"}),
-    "lqae random language model": ("lqae", {"model.language.random_weights": True}),
-    "lqae mixed layers": ("lqae", {"model.decoder_input": "mixed"}),
-    "lqae predicted words": ("lqae", {"model.decoder_input": "predicted"}),
-    "lqae entropy": ("lqae", {"objective.entropy_weight": 0.3, "objective.entropy_temperature": 0.5}),
-    "lqae ratio drawn": ("lqae", {"objective.mask_ratio_min": 0.0, "objective.mask_ratio_max": 0.75}),
-    "lqae no words": ("lqae", {"objective.masked_language_weight": 0.0}),
-    "lqae official blocks": (
-        "lqae", {"model.encoder.block": "official", "model.decoder.block": "official"},
-    ),
-    "vqvae": ("vqvae", {}),
-    "vqvae cosine": ("vqvae", {"model.metric": "cosine", "objective.restart_after": 1}),
-    "mae": ("mae", {}),
-    "mae pixels": ("mae", {"objective.normalize_targets": False}),
-    "frozen": ("frozen", {}),
-    "cbvila": ("cbvila", {}),
-    "cbvila burn-in": ("cbvila", {"objective.burn_in_steps": 1}),
-    "cbvila in turn": ("cbvila", {"objective.alternate_every": 1}),
-    "cbvila gumbel": ("cbvila", {"model.codebook.estimator": "gumbel"}),
-    "cbvila gumbel in turn": (
-        "cbvila", {"model.codebook.estimator": "gumbel", "objective.alternate_every": 1},
-    ),
-    "cbvila cosine, projected": ("cbvila", {"model.codebook.metric": "cosine", "model.codebook.dim": 8}),
-    "cbvila averages": ("cbvila", {"objective.codebook_update": "ema", "objective.restart_after": 1}),
-    "cbvila random codewords": ("cbvila", {"objective.codebook_start": "random"}),
-    "cbvila latent": ("cbvila", {"objective.mask_stage": "latent"}),
-    "cbvila hidden pixels": ("cbvila", {"objective.pixel_patches": "masked"}),
-    "cbvila visible pixels": ("cbvila", {"objective.pixel_patches": "visible"}),
-    "cbvila tied head": ("cbvila", {"model.masked_image_head": "tied"}),
-    "cbvila class head": ("cbvila", {"model.masked_image_head": "class"}),
-    "cbvila dropout": ("cbvila", {"model.dropout_rate": 0.1}),
-    "cbvila equation 7": ("cbvila", {"objective.image_text_contrastive_weight": 0.0}),
-    "cbvila words and matching": (
-        "cbvila",
-        {
-            "objective.pixel_weight": 0.0, "objective.masked_image_weight": 0.0,
-            "objective.codebook_weight": 0.0, "objective.commitment_weight": 0.0,
-        },
-    ),
-    "cbvila no codes": ("cbvila", {"objective.masked_image_weight": 0.0}),
-    "vqa": ("reasoning", {"model.task": "vqa", "model.answers": ["about", "also", "any"]}),
-    "vqa soft": (
-        "reasoning",
-        {"model.task": "vqa", "model.answers": ["about", "also", "any"], "objective.answer_weights": "soft"},
-    ),
-    "nlvr2": ("reasoning", {"model.task": "nlvr2", "model.answers": ["false", "true"], "model.num_images": 2}),
-    "entailment": (
-        "reasoning",
-        {"model.task": "entailment", "model.answers": ["entailment", "neutral", "contradiction"]},
-    ),
-    "assignment": (
-        "reasoning", {"model.task": "assignment", "model.answers": ["first", "second"], "model.num_images": 2},
-    ),
-}  # fmt: skip
+CASES: Mapping[str, tuple[str, Mapping[str, Any]]] = dict(
+    _case(line) for line in Path(__file__).with_suffix(".txt").read_text().splitlines() if line[0] != "#"
+)
 
 
 def objective_numbers(name: str, language: Path, causal_language: Path) -> dict[str, float]:

@@ -138,9 +138,7 @@ MALFORMED: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 
 @pytest.mark.parametrize("how", MALFORMED)
-def test_a_malformed_configuration_names_the_field(
-    how: str, saved: Mapping[str, Path], tmp_path: Path
-) -> None:
+def test_a_bad_configuration_names_the_field(how: str, saved: Mapping[str, Path], tmp_path: Path) -> None:
     change, message = MALFORMED[how]
     with pytest.raises(ValueError, match=message) as fault:
         checkpoint.load_any(changed(saved["vqvae"], tmp_path / "m", change))
@@ -174,9 +172,7 @@ def test_a_change_by_hand_says_what_to_remove(saved: Mapping[str, Path], tmp_pat
     assert checkpoint.load_any(changed(saved["vqvae"], tmp_path / "n", removed, seal=False)).config
 
 
-def test_weights_of_another_family_and_of_none(
-    saved: Mapping[str, Path], models: Models, tmp_path: Path
-) -> None:
+def test_weights_of_another_family(saved: Mapping[str, Path], models: Models, tmp_path: Path) -> None:
     config = models["mae"].config
     with pytest.raises(ValueError, match=r"no network\.vit.*, which model\.patch_size tells of"):
         check_shapes(MAE, config, saved["vqvae"])

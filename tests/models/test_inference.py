@@ -43,13 +43,6 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def _gallery(folder: Path, model: Path) -> None:
-    from pixlex.cli import main
-
-    given = ["gallery", "--model", model, "--data", folder / "photos", "--out", folder / "gallery.png"]
-    assert main([str(one) for one in given] + ["--batch-size", "3", "--quiet"]) == 0
-
-
 USES: dict[str, Callable[[ImageTokenizer, ImageIndex, Path, Path], Any]] = {
     "tokenize": lambda one, index, folder, model: one.tokenize(torch.rand(7, 3, 32, 32), batch_size=3),
     "embed": lambda one, index, folder, model: one.embed(torch.rand(7, 3, 32, 32), batch_size=3),
@@ -64,7 +57,6 @@ USES: dict[str, Callable[[ImageTokenizer, ImageIndex, Path, Path], Any]] = {
     "index": lambda one, index, folder, model: index.update(
         str(folder / "photos"), batch_size=3, progress=False
     ),
-    "gallery": lambda one, index, folder, model: _gallery(folder, model),
 }  # fmt: skip
 
 
@@ -103,18 +95,10 @@ def test_too_large_a_pass_is_named() -> None:
     def compute(rows: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    with pytest.raises(
-        RuntimeError, match="cpu does not hold a pass of 32 images: a smaller batch size may fit"
-    ):
+    with pytest.raises(RuntimeError, match=r"cpu does not hold a pass of 32 .* a smaller batch size may fit"):
         compute_rows(torch.zeros(1, 2), compute, grid=4, device=CPU)
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
         compute_rows(torch.zeros(1, 2), compute, grid=4, device=CPU, batch_size=0)
-
-
-def test_rows_may_lie_in_memory_as_they_like() -> None:
-    """What a decoder folds from patches is not contiguous."""
-    inputs = torch.arange(24.0).reshape(2, 3, 4)
-    assert torch.equal(compute_rows(inputs, lambda rows: rows.mT, grid=14, device=CPU), inputs.mT)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -75,12 +75,6 @@ def test_gradients_reach_encoder_and_decoder_but_not_the_language_model(model: L
     assert (values.grad[:, 8:].abs().sum(-1) > 0).all()
 
 
-def test_words_do_not_depend_on_the_batch(model: LQAE) -> None:
-    """At inference the words of an image are the same alone and among others."""
-    together = model.tokenize(IMAGES)
-    assert torch.equal(torch.cat([model.tokenize(one[None]) for one in IMAGES]), together)
-
-
 def test_predicted_words_into_the_decoder(language: Path) -> None:
     """Table 3, row F: the decoder reads the embedding of the likeliest codeword, gradient by softmax."""
     model = LQAE.build(dataclasses.replace(tiny_lqae_config(language), decoder_input="predicted")).eval()
@@ -113,17 +107,6 @@ def test_mixed_layers_into_the_decoder(language: Path) -> None:
     torch.testing.assert_close(seen[1], normalized[1])
     assert model.layer_weights.grad is not None
     assert model.encoder.patches.weight.grad is not None
-
-
-def test_random_weights_keep_the_words(language: Path) -> None:
-    """Table 3, row B: same word embeddings, hence same fingerprint and codebook; another body."""
-    config = tiny_lqae_config(language)
-    part = dataclasses.replace(config.language, random_weights=True, random_seed=3)
-    trained, untrained = LQAE.build(config), LQAE.build(dataclasses.replace(config, language=part))
-    assert torch.equal(trained.quantizer.embedding, untrained.quantizer.embedding)
-    assert trained.text_identity == untrained.text_identity
-    words = trained.quantizer.embedding[:16][None]
-    assert not torch.allclose(trained.encode_text(words).last, untrained.encode_text(words).last)
 
 
 def test_too_many_patches_for_the_language_model_are_refused(language: Path) -> None:

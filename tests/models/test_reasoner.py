@@ -35,15 +35,6 @@ def test_the_decoder_sees_no_word_that_is_to_come() -> None:
     assert ((before - after)[:, 3:].abs().amax(-1) > 1e-4).all()
 
 
-def test_the_decoder_starts_as_the_fusion_encoder(language: Path) -> None:
-    model = tiny_reasoner(language)
-    assert model.decoder is not None
-    assert model.word_head is not None
-    for mine, theirs in ((model.decoder, model.body.fusion), (model.word_head, model.body.masked_word_head)):
-        for name, value in theirs.state_dict().items():
-            assert torch.equal(mine.state_dict()[name], value), name
-
-
 def test_ranking_is_the_likelihood_of_whole_answers(language: Path) -> None:
     """Against each answer alone, word by word; the end counts, padding does not."""
     model = tiny_reasoner(language)
@@ -151,11 +142,7 @@ def test_a_resized_model_is_the_same_but_for_its_positions(language: Path) -> No
     assert torch.equal(after[:, 0], before[:, 0])
     on_grid = after[0, 1:].view(model.grid, 2, model.grid, 2, -1).mean((1, 3)).flatten(0, 1)
     assert (on_grid - before[0, 1:]).abs().mean() < 0.5 * before[0, 1:].abs().mean()
-    assert (
-        twice.encode_image(torch.rand(1, 3, 2 * model.config.image_size, 2 * model.config.image_size))
-        .isfinite()
-        .all()
-    )
+    assert twice.encode_image(torch.rand(1, 3, *[2 * model.config.image_size] * 2)).isfinite().all()
     tuned = tiny_reasoner(language, "nlvr2")
     squashed = resized(tuned, 2 * model.config.image_size, "squash")
     assert (squashed.config.image_size, squashed.config.cut) == (2 * model.config.image_size, "squash")
@@ -167,10 +154,7 @@ def test_a_resized_model_is_the_same_but_for_its_positions(language: Path) -> No
 
 
 def test_a_start_of_another_shape_is_refused(language: Path) -> None:
-    small, other = (
-        tiny_cbvila(language, num_codewords=16, dim=32),
-        tiny_cbvila(language, num_codewords=8, dim=32),
-    )
+    small, other = (tiny_cbvila(language, num_codewords=count, dim=32) for count in (16, 8))
     with pytest.raises(ValueError, match="the model to start from is of another shape: codebook"):
         started(small.config, other)
     with pytest.raises(ValueError, match="expected answers for the task vqa, got none"):

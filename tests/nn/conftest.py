@@ -13,16 +13,15 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from pixlex.nn.language_model import LanguageModel, load_language_model
+
 WORDPIECE = ("bert", "distilbert", "electra", "albert")
 FAMILIES = ("bert", "roberta", "distilbert", "modernbert")
 
 BODY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
+    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
     "max_position_embeddings": 64,
-}
+}  # fmt: skip
 # Embeddings 24 wide, hidden states 32 wide.
 NARROW = {**BODY, "embedding_size": 24}
 DISTIL = {"dim": 32, "n_layers": 3, "n_heads": 2, "hidden_dim": 48, "max_position_embeddings": 64}
@@ -90,6 +89,12 @@ def configuration(family: str, tokenizer: Any) -> Any:
         "albert": lambda: transformers.AlbertConfig(**NARROW, **words),
     }
     return classes[family]()
+
+
+@pytest.fixture(scope="session")
+def embedded() -> LanguageModel:
+    """The embedded language model with its shipped head; a test that changes it loads its own."""
+    return load_language_model()
 
 
 @pytest.fixture(scope="session")

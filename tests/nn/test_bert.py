@@ -118,51 +118,9 @@ def test_groups_of_queries_share_a_context_without_a_copy() -> None:
         torch.testing.assert_close(found, fusion(group, context))
 
 
-def test_rows_of_a_context() -> None:
-    """Keys, values and padding of the rows asked for, in that order, a row as often as asked."""
-    fusion = _fusion()
-    states, padding = torch.randn(3, 4, WIDTH), torch.rand(3, 4) < 0.3
-    rows = torch.tensor([2, 0, 2])
-    found, expected = fusion.project(states, padding).rows(rows), fusion.project(states[rows], padding[rows])
-    assert torch.equal(found.key_padding, expected.key_padding)  # type: ignore[arg-type]
-    for one, other in zip(found.layers, expected.layers, strict=True):
-        torch.testing.assert_close(one.keys, other.keys)
-        torch.testing.assert_close(one.values, other.values)
-
-
 def test_texts_longer_than_the_positions_are_refused() -> None:
     with pytest.raises(ValueError, match=r"at most 6 words \(tokens\), got 7"):
         TextEncoder(10, 6, 8, 1, 1)(torch.zeros(1, 7, dtype=torch.long), torch.zeros(1, 7, dtype=torch.bool))
-
-
-def test_the_embedded_bert_foretells_hidden_words_from_the_start() -> None:
-    """Before any training: three layers of MiniLM for text, three in the fusion encoder, its fitted head."""
-    from pixlex.losses import masked_word_loss
-    from pixlex.models.cbvila import CBViLA
-
-    config = CBViLAConfig(
-        image_size=16, patch_size=8, image=ImageTowerConfig(width=8, depth=1, heads=1),
-        text=TextTowerConfig(width=384, depth=3, heads=12, positions=32, pretrained="embedded"),
-        fusion=FusionConfig(depth=3, pretrained="embedded"),
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = CBViLA.start(config).eval()
-    words = model.tokenize_texts(
-        ["a man is riding a horse on the beach", "the dog plays with a ball in the park"], 32
-    )
-    hidden = torch.zeros_like(words.key_padding)
-    hidden[0, 4] = hidden[1, 3] = hidden[1, 9] = True
-    shown = words.word_ids.masked_fill(hidden, model.tokenizer.mask_id)
-    with torch.no_grad():
-        context = model.image_context(model.encode_image(torch.zeros(2, 3, 16, 16)))
-        fused = model.fusion(model.encode_text(shown, words.key_padding), context, words.key_padding)
-        loss = masked_word_loss(
-            model.masked_word_head(fused[hidden]),
-            words.word_ids[hidden],
-            model.text_encoder.words.weight,
-            model.masked_word_head.bias,
-        )
-    assert float(loss) < 8.0  # ln 30,522 is 10.3
 
 
 def test_attention_is_dropped_in_training_as_in_bert() -> None:

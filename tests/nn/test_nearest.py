@@ -163,9 +163,7 @@ def check_bound(metric: Metric, dtype: torch.dtype, make: Make, width: int) -> N
 @pytest.mark.parametrize("dtype", FIRST_PRECISIONS)
 @pytest.mark.parametrize("make", [random_vectors, hard_vectors])
 @pytest.mark.parametrize("width", [1, 64, 1000])
-def test_no_score_is_off_by_more_than_the_bound(
-    metric: Metric, dtype: torch.dtype, make: Make, width: int
-) -> None:
+def test_no_score_exceeds_the_bound(metric: Metric, dtype: torch.dtype, make: Make, width: int) -> None:
     check_bound(metric, dtype, make, width)
 
 
@@ -202,9 +200,7 @@ def exact_order(row: list[int], codebook: list[list[int]], metric: Metric) -> li
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), metric=st.sampled_from(METRICS), first=st.sampled_from(FIRST_PRECISIONS))
-def test_small_integers_against_exact_arithmetic(
-    data: st.DataObject, metric: Metric, first: torch.dtype
-) -> None:
+def test_integers_against_exact_arithmetic(data: st.DataObject, metric: Metric, first: torch.dtype) -> None:
     """Whole numbers are full of exact ties, zero vectors and opposite directions."""
     width = data.draw(st.integers(1, 5))
     vectors = st.lists(st.lists(st.integers(-3, 3), min_size=width, max_size=width), min_size=1, max_size=150)
@@ -226,9 +222,7 @@ def test_small_integers_against_exact_arithmetic(
 @pytest.mark.usefixtures("first_precision")
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("block", [64, 4096])
-def test_the_size_of_blocks_does_not_matter(
-    metric: Metric, block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sizes_of_blocks_do_not_matter(metric: Metric, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     z, codebook = random_vectors(200, 32), random_vectors(1000, 32, seed=1)
     expected = nearest_codewords(z, codebook, metric, 4)
     monkeypatch.setattr(nearest, "_BLOCK", block)
@@ -276,14 +270,6 @@ def test_other_precisions_views_autocast_and_no_rows(metric: Metric) -> None:
         torch.testing.assert_close(nearest_codewords(*rounded, metric, 2), wanted)
     assert nearest_codeword(z[:0], codebook, metric).shape == (0,)
     assert nearest_codewords(z[:0], codebook, metric, 3).shape == (0, 3)
-
-
-@pytest.mark.usefixtures("rounded_products")
-@pytest.mark.parametrize("metric", METRICS)
-def test_products_that_the_user_lets_be_rounded(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest, "multiplies_bfloat16", lambda device, units: False)
-    z, codebook = random_vectors(64, 128), random_vectors(4000, 128, seed=1)
-    assert_nearest(nearest_codeword(z, codebook, metric), z, codebook, metric)
 
 
 @pytest.mark.usefixtures("first_precision")

@@ -56,12 +56,6 @@ def test_what_is_no_tokenizer_of_a_bert_is_refused(causal_language: Path, tmp_pa
         load_tokenizer(str(tmp_path))
 
 
-def test_an_empty_text_is_start_and_end(language: Path) -> None:
-    words = load_tokenizer(str(language)).encode([""], 5)
-    assert words.word_ids.shape == (1, 2)
-    assert not torch.any(words.key_padding)
-
-
 class Letters:
     """A tokenizer whose words are letters; knows what it was asked."""
 
@@ -77,19 +71,16 @@ def _words(some: Sequence[str]) -> list[list[int]]:
     return [[ord(letter) for letter in text] for text in some]
 
 
-def test_each_text_is_taken_apart_once() -> None:
-    tokenizer = Letters()
+def test_each_text_is_taken_apart_once_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long ones are not kept."""
+    tokenizer, long = Letters(), "a" * 501
     words = CachedTexts(tokenizer)
     for some in (["ab", "c", "ab"], ["c", "", "ab"], ["d"], ["d", "", "c"]):
         assert [list(row) for row in words(some)] == _words(some)
     assert tokenizer.asked == ["ab", "c", "", "d"]
-    assert words([]) == []
-
-
-def test_no_more_are_kept_than_there_is_room_for_and_no_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    long, tokenizer = "a" * 501, Letters()
-    words = CachedTexts(tokenizer)
     monkeypatch.setattr(tokenizer_module, "_MOST", 2)
+    tokenizer = Letters()
+    words = CachedTexts(tokenizer)
     for some in ([long, "a"], [long, "b"], ["c", "a"], ["c", "b"]):
         assert [list(row) for row in words(some)] == _words(some)
     assert tokenizer.asked == [long, "a", long, "b", "c", "c"]

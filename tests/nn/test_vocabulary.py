@@ -24,8 +24,8 @@ def load(make: Maker, family: str) -> LanguageModel:
     return load_language_model(str(make(family)))
 
 
-def test_words_of_the_embedded_model_are_those_that_transformers_reads() -> None:
-    words, whole = load_language_words(), load_language_model()
+def test_words_of_the_embedded_model_are_those_that_transformers_reads(embedded: LanguageModel) -> None:
+    words, whole = load_language_words(), embedded
     assert isinstance(words.tokenizer, Pieces)
     for name in ("num_layers", "hidden_width", "vocab_size", "width", "fingerprint"):
         assert getattr(words, name) == getattr(whole, name)
@@ -46,9 +46,7 @@ def random_sequences(size: int, count: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_and_codes_are_inverses_and_the_tokenizer_agrees(
-    tiny_language_model: Maker, family: str
-) -> None:
+def test_text_and_codes_are_inverses(tiny_language_model: Maker, family: str) -> None:
     language = load(tiny_language_model, family)
     vocabulary = build_vocabulary(language)
     assert len(vocabulary) > 300
@@ -84,18 +82,6 @@ def test_all_is_written_and_read_by_the_tokenizer(tiny_language_model: Maker, fa
     assert (vocabulary.from_text(vocabulary.to_text(words)), vocabulary.survivors(words)) == (words, 4)
 
 
-def test_pieces_are_glued_as_the_tokenizer_glues_them(tiny_language_model: Maker) -> None:
-    """A byte-level BPE: "Ġth", "ere" and a line end are " there ", no "Ġth ere Ċ"."""
-    language = load(tiny_language_model, "roberta")
-    ids = language.tokenizer.convert_tokens_to_ids
-    vocabulary = build_vocabulary(language, "all")
-    pieces = [ids("Ġt"), ids("h"), ids("Ċ"), ids("Ġthe")]
-    assert language.tokenizer.unk_token_id not in pieces
-    assert vocabulary.to_text(pieces) == "th the"
-    assert vocabulary.survivors(pieces) < len(pieces)
-    assert [vocabulary.words[piece] for piece in pieces] == ["t", "h", "\\x0a", "the"]
-
-
 def test_rows_that_show_nothing_are_named_by_their_number(tiny_language_model: Maker) -> None:
     language = load(tiny_language_model, "modernbert")
     blank = {row for row in range(len(language.tokenizer)) if not language.tokenizer.decode([row]).strip(" ")}
@@ -107,10 +93,9 @@ def test_rows_that_show_nothing_are_named_by_their_number(tiny_language_model: M
     assert named == {*blank, *rows_without_words}
 
 
-def test_words_unfit_to_print_are_no_codewords_unless_asked_for() -> None:
+def test_words_unfit_to_print_are_no_codewords_unless_asked_for(embedded: LanguageModel) -> None:
     """The embedded vocabulary, whose words pages show; models from before keep theirs."""
-    language = load_language_model()
-    whole, clean = build_vocabulary(language, "whole-words"), build_vocabulary(language)
+    whole, clean = build_vocabulary(embedded, "whole-words"), build_vocabulary(embedded)
     assert (clean.kind, len(whole), len(clean)) == ("clean-words", 21_358, 21_270)
     assert set(clean.words) < set(whole.words)
     assert hashlib.sha256("\n".join(whole.words).encode()).hexdigest()[:12] == "a6cd1f72d6d0"
@@ -194,15 +179,6 @@ def test_words_that_merge_with_their_neighbors_are_left_out(tiny_language_model:
         "input_ids"
     ]
     assert read == [[ids[code] for code in codes] for codes in sequences]
-
-
-def test_text_of_nothing_and_loose_whitespace(tiny_language_model: Maker) -> None:
-    vocabulary = build_vocabulary(load(tiny_language_model, "distilbert"))
-    assert vocabulary.to_text([]) == ""
-    assert vocabulary.from_text("") == []
-    codes = [4, 2, 4]
-    assert vocabulary.from_text(f" {vocabulary.to_text(codes)} \n".replace(" ", "\t ")) == codes
-    assert vocabulary.to_text(torch.tensor(codes)) == vocabulary.to_text(codes)
 
 
 def test_documented_errors(tiny_language_model: Maker, unchecked_shapes: None) -> None:

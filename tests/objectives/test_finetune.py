@@ -65,21 +65,13 @@ def test_untrained_classes_cost_their_logarithm(language: Path) -> None:
     assert float(loss.detach()) == pytest.approx(math.log(2))
 
 
-def test_answers_weigh_what_people_gave(language: Path) -> None:
-    """Against the sum written out: each answer, word by word with its end, times its share, over the questions."""
-    objective = _objective(language).eval()
+@pytest.mark.parametrize(("weights", "two", "one"), [("count", 2 / 3, 1 / 3), ("soft", 4 / 9, 2 / 9)])
+def test_answers_weigh_what_people_gave(weights: str, two: float, one: float, language: Path) -> None:
+    """Against the sum written out, word by word with its end: by counts, or by the score (see `agreement`)."""
+    objective = _objective(language, weights=weights).eval()
     batch = _batch(objective.model, GIVEN)
-    expected = _written_out(objective.model, batch, [{"about": 0.75, "also": 0.25}, {"class and": 1.0},
-                                                     {"other": 2 / 3, "about class": 1 / 3}])  # fmt: skip
-    assert float(_loss(objective, batch).detach()) == pytest.approx(expected, rel=1e-4)
-
-
-def test_soft_weights_are_those_of_the_score(language: Path) -> None:
-    """Three of four agree: 3/4; two of three: 4/9; one alone is right (see `agreement`)."""
-    objective = _objective(language, weights="soft").eval()
-    batch = _batch(objective.model, GIVEN)
-    expected = _written_out(objective.model, batch, [{"about": 0.75, "also": 0.25}, {"class and": 1.0},
-                                                     {"other": 4 / 9, "about class": 2 / 9}])  # fmt: skip
+    answers = [{"about": 0.75, "also": 0.25}, {"class and": 1.0}, {"other": two, "about class": one}]
+    expected = _written_out(objective.model, batch, answers)
     assert float(_loss(objective, batch).detach()) == pytest.approx(expected, rel=1e-4)
 
 

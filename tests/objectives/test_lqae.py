@@ -104,9 +104,7 @@ def test_housekeeping_moves_running_statistics_and_counts(language: Path) -> Non
     assert 1 <= measures["perplexity"] <= measures["distinct_codewords"] <= 64
 
 
-def test_a_language_model_without_head_needs_the_weight_to_be_zero(
-    language: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_language_model_without_a_head(language: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the setting."""
     model = tiny_lqae(language)
     monkeypatch.setattr(model.language, "has_head", False)

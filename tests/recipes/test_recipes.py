@@ -96,11 +96,7 @@ def workplace(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}ANSWERS.json").write_text(json.dumps({**head, "annotations": replies}))
     for split in ("train", "dev"):
         judged = [
-            {
-                "identifier": f"{split}-{n}-0-0",
-                "sentence": "it is about",
-                "label": "True" if n % 2 else "False",
-            }
+            {"identifier": f"{split}-{n}-0-0", "sentence": "it is", "label": str(bool(n % 2))}
             for n in numbers
         ]
         entailed = [
@@ -196,9 +192,7 @@ def test_what_a_run_needs_later_is_opened_before_its_first_step(
         ("assignment", 1e-5, 1e-5, 1e-5, 0),
     ],
 )
-def test_fine_tuning_has_the_rates_of_albef(
-    name: str, first: float, peak: float, last: float, warmup: int
-) -> None:
+def test_fine_tuning_at_albefs_rates(name: str, first: float, peak: float, last: float, warmup: int) -> None:
     """Its configurations say warmup_lr, lr, min_lr; 100 steps for each epoch of warm-up; nothing is clipped."""
     run = read_run(f"finetune/{name}")
     rates = [learning_rate(step, run.train) for step in (0, warmup, run.train.steps - 1)]

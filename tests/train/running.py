@@ -20,7 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
-from tests.tiny import IMAGE_SIZE, tiny_cbvila, tiny_lqae, tiny_vqvae
+from tests.tiny import IMAGE_SIZE, english_words, tiny_cbvila, tiny_lqae, tiny_vqvae
 
 from pixlex.config.cbvila import CBViLADataConfig, CBViLAObjectiveConfig
 from pixlex.config.fields import DataConfig, TrainConfig
@@ -36,22 +36,7 @@ from pixlex.train import loop
 from pixlex.train.loop import fit
 
 STEPS = 12
-WORDS = [
-    "about",
-    "above",
-    "access",
-    "across",
-    "action",
-    "active",
-    "actual",
-    "add",
-    "after",
-    "again",
-    "all",
-    "allow",
-    "also",
-    "always",
-]
+WORDS = english_words(14)
 
 # Children inherit imports, so that ten of them start in the time of one, but none of this process's locks: a
 # child of a plain fork shares the lock of tqdm, and killed while it holds it, it blocks every other process.

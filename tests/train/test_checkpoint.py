@@ -14,11 +14,11 @@ from pixlex.train.checkpoint import checkpoints, load_newest, save_checkpoint
 
 def test_newest_is_loaded_and_old_ones_go(tmp_path: Path) -> None:
     """Only `keep` remain."""
+    assert load_newest(tmp_path / "absent") is None
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, step, {"weights": torch.full((2,), float(step))}, keep=2)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002.pt", "step-00000003.pt"]
     state = load_newest(tmp_path)
-    assert state is not None
     assert state["step"] == 3
 
 
@@ -32,7 +32,6 @@ def test_a_damaged_one_falls_back_to_the_one_before(tmp_path: Path, damage: str)
     newest.write_bytes(content if damage == "one bit of a weight" else content[:500])
     with pytest.warns(UserWarning, match=r"step-00000002.pt: .*; going on from step-00000001.pt"):
         state = load_newest(tmp_path)
-    assert state is not None
     assert state["step"] == 1
     checkpoints(tmp_path)[0].write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"step-00000002.pt.*step-00000001.pt"):
@@ -52,7 +51,6 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, monkeypatch: pytes
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
     state = load_newest(tmp_path)
-    assert state is not None
     assert state["step"] == 1
 
 
@@ -67,8 +65,3 @@ def test_loading_runs_no_code(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="can be read"):
         load_newest(tmp_path)
     assert not (tmp_path / "owned").exists()
-
-
-def test_no_checkpoint_is_none(tmp_path: Path) -> None:
-    """Nothing there, nothing loaded."""
-    assert load_newest(tmp_path / "absent") is None

@@ -27,9 +27,9 @@ from pixlex.train.loop import LossNotFinite, fit
     [
         ("lqae", "fp32", (5,)),
         ("vqvae", "bf16", (5,)),
-        ("cbvila, averages", "fp32", (1, 4)),
-        # Stopped after steps 1 (behind k-means), 2, 5, 8 and 11: burn-in, both turns, their borders.
-        ("cbvila, in turn", "fp32", (1, 1, 3, 3, 3)),
+        ("cbvila, averages", "fp32", (5,)),
+        # Stopped after steps 1 (behind k-means), 5 and 8: burn-in and both turns.
+        ("cbvila, in turn", "fp32", (1, 4, 3)),
     ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(
@@ -76,17 +76,17 @@ def _train_slowly(folder: Path, pairs: Path, language: Path, started: Path) -> N
     run(folder, pairs, "lqae", language, settings(), before_steps(lambda step: time.sleep(0.05)))
 
 
-def test_killed_at_ten_random_moments(tmp_path: Path, pairs: Path, language: Path, alone: Alone) -> None:
-    """kill -9, ten times over one run, also during checkpoints: it ends with the bits of a run left alone."""
+def test_killed_at_random_moments(tmp_path: Path, pairs: Path, language: Path, alone: Alone) -> None:
+    """kill -9, five times over one run, also during checkpoints: it ends with the bits of a run left alone."""
     draw = random.Random(0)
     kills, folder = 0, tmp_path / "killed"
-    for attempt in range(60):
+    for attempt in range(30):
         started = tmp_path / f"started-{attempt}"
         child = SERVER.Process(target=_train_slowly, args=(folder, pairs, language, started))
         child.start()
         while not started.exists() and child.is_alive():
             time.sleep(0.01)
-        child.join(0.2 + 0.9 * draw.random() if kills < 10 else None)
+        child.join(0.2 + 0.9 * draw.random() if kills < 5 else None)
         if child.exitcode is None:
             assert child.pid is not None
             os.kill(child.pid, signal.SIGKILL)
@@ -94,18 +94,16 @@ def test_killed_at_ten_random_moments(tmp_path: Path, pairs: Path, language: Pat
             child.join()
             continue
         assert child.exitcode == 0
-        if kills == 10:
+        if kills == 5:
             break
-        checkpoints(folder / "checkpoints")[-1].unlink()  # ended before its tenth kill: go on killing
-    assert kills == 10
+        checkpoints(folder / "checkpoints")[-1].unlink()  # ended before its last kill: go on killing
+    assert kills == 5
     resumed = run(folder, pairs, "lqae", language, settings())
     assert digest(resumed) == digest(alone("lqae")[1])
-    assert len(list((folder / "checkpoints").glob(".*"))) <= 10
+    assert len(list((folder / "checkpoints").glob(".*"))) <= 5
 
 
-def test_a_frozen_language_model_is_bit_equal_and_unsaved(
-    tmp_path: Path, pairs: Path, language: Path
-) -> None:
+def test_a_frozen_language_model_stays_the_same(tmp_path: Path, pairs: Path, language: Path) -> None:
     """After training with weight decay: language model untouched, the rest moved, checkpoint without it."""
     trained = run(tmp_path, pairs, "lqae", language, settings(steps=2, decay_all=True))
     fresh = FAMILIES["lqae"](language, 2)
@@ -136,9 +134,7 @@ def test_phases_leave_other_parameters_bit_equal(alone: Alone) -> None:
     assert not any("masked_" in name for name in moved(1))
 
 
-def test_a_loss_that_is_not_finite_stops_and_is_written_down(
-    tmp_path: Path, pairs: Path, language: Path
-) -> None:
+def test_a_loss_that_is_not_finite_is_written_down(tmp_path: Path, pairs: Path, language: Path) -> None:
     """Step, term and images are named; the checkpoint before stays usable."""
     config = settings(steps=4, checkpoint_every=1)
     run(tmp_path, pairs, "lqae", language, config, signaled_before(2))

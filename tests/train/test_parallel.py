@@ -92,9 +92,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
         Parallel(FAMILIES["vqvae"](language, 2), settings()).resume(path.parent)
 
 
-def test_moments_that_are_numbered_are_read_by_their_names(
-    tmp_path: Path, pairs: Path, language: Path
-) -> None:
+def test_numbered_moments_are_read_by_their_names(tmp_path: Path, pairs: Path, language: Path) -> None:
     """As older versions wrote them, whatever their order and groups; what has none gets none."""
     run(tmp_path, pairs, "vqvae", language, settings(steps=1))
     path = checkpoints(tmp_path / "checkpoints")[-1]

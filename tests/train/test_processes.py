@@ -35,7 +35,6 @@ SHARDED = {"shard_parameters": True}
 # Name -> family, and what differs from a plain run on one process.
 TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "lqae": ("lqae", {}),
-    "vqvae": ("vqvae", {}),
     "in turn": ("cbvila, in turn", {}),
     "averages": ("cbvila, averages", {}),
     "gumbel": ("cbvila, gumbel", {}),
