@@ -8,15 +8,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image
 from tests.eval.few_shot.fakes import labeled
+from tests.tiny import tiny_run
 
 from pixlex import ablations
 from pixlex.ablations import Measure, Measured, plan
 from pixlex.cli import main
 from pixlex.config.ablation import AblationRow, ablation_of, select_rows
 from pixlex.config.lqae import LQAERun, VQVAERun
+from pixlex.config.run import write_run
 from pixlex.eval.few_shot.episodes import sample_episodes
 from pixlex.eval.few_shot.prompts import setting_of
 from pixlex.models import checkpoint
@@ -31,20 +32,11 @@ run_ablations = partial(ablations.run_ablations, train=run_training)
 @pytest.fixture
 def recipe(tmp_path: Path, language: Path, pictures: Path) -> str:
     """An LQAE recipe of two steps."""
-    vision = {"width": 32, "depth": 1, "heads": 2}
-    values = {
-        "family": "lqae",
-        "model": {
-            "image_size": 32, "patch_size": 8, "encoder": vision, "decoder": vision,
-            "language": {"name": str(language)}, "quantizer": {"search_dim": 4},
-        },
-        "data": {"train": str(pictures), "validation": str(pictures)},
-        "train": {"steps": 2, "batch_size": 4, "warmup_steps": 1, "device": "cpu", "log_every": 1},
-        "eval": {"limit": 8, "examples": 2},
-    }  # fmt: skip
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return str(path)
+    data = {"data.train": str(pictures), "data.validation": str(pictures)}
+    write_run(
+        tiny_run("lqae", language, {**data, "eval.limit": 8, "eval.examples": 2}), tmp_path / "recipe.yaml"
+    )
+    return str(tmp_path / "recipe.yaml")
 
 
 class Counted:

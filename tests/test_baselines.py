@@ -9,33 +9,24 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from tests.tiny import tiny_run
 from tests.train.running import signaled_before
 
 from pixlex import run as runs
-from pixlex.config.run import Run, run_from
+from pixlex.config.run import Run
 from pixlex.files import read_json
 from pixlex.models import checkpoint
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.logging import read_metrics
 
-VISION = {"width": 32, "depth": 1, "heads": 2}
-TRAIN = {
-    "steps": 6, "batch_size": 4, "warmup_steps": 1, "device": "cpu", "checkpoint_every": 2, "evaluate_every": 3,
-    "log_every": 1,
+RUN = {
+    "train.steps": 6, "train.checkpoint_every": 2, "train.evaluate_every": 3, "eval.examples": 3, "eval.limit": 10,
+    "eval.batch_size": 4,
 }  # fmt: skip
 
 
 def _mae_run(pictures: Path, validation: str) -> Run:
-    return run_from(
-        {
-            "family": "mae",
-            "model": {"image_size": 32, "patch_size": 8, "encoder": VISION, "decoder": VISION},
-            "data": {"train": str(pictures), "validation": validation},
-            "train": TRAIN,
-            "eval": {"examples": 3, "limit": 10, "batch_size": 4},
-        },
-        "test",
-    )
+    return tiny_run("mae", None, {**RUN, "data.train": str(pictures), "data.validation": validation})
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +40,8 @@ def captions(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _frozen_run(captions: Path, language: Path) -> Run:
-    return run_from(
-        {
-            "family": "frozen",
-            "model": {
-                "image_size": 32, "patch_size": 8, "encoder": VISION, "language": {"name": str(language)},
-            },
-            "data": {"train": str(captions), "validation": str(captions), "max_words": 8},
-            "train": {**TRAIN, "weight_decay": 0.1, "decay_all": True},
-            "eval": {"examples": 3, "limit": 10, "batch_size": 4},
-        },
-        "test",
-    )  # fmt: skip
+    data = {"data.train": str(captions), "data.validation": str(captions), "data.max_words": 8}
+    return tiny_run("frozen", language, {**RUN, **data, "train.weight_decay": 0.1, "train.decay_all": True})
 
 
 @pytest.fixture(scope="module")

@@ -10,46 +10,28 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny import tiny_run, write_images
 from tests.train.running import on_two_processes
 
 import pixlex
 from pixlex import run as runs
-from pixlex.config.run import Run, run_from, write_run
+from pixlex.config.run import Run, write_run
 from pixlex.files import read_json
 from pixlex.models import checkpoint
 from pixlex.models.cbvila import CBViLA
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.logging import read_metrics
 
-# Children inherit imports; see tests/train/test_loop.py.
-
 Call = Callable[..., tuple[int, str, str]]
-TOWER = {"width": 32, "depth": 1, "heads": 2}
+RUN: dict[str, Any] = {
+    "objective.burn_in_steps": 2, "data.train": "embedded:scenes:train:30", "data.augment": "resize",
+    "data.validation": "embedded:scenes:test:12", "data.max_words": 30, "train.steps": 6, "eval.examples": 3,
+    "train.checkpoint_every": 2, "train.evaluate_every": 3, "eval.batch_size": 5,
+}  # fmt: skip
 
 
 def _run(language: Path, **changes: Any) -> Run:
-    values: dict[str, Any] = {
-        "family": "cbvila",
-        "model": {
-            "image_size": 32, "patch_size": 8, "image": TOWER,
-            "text": {**TOWER, "tokenizer": str(language), "positions": 40}, "fusion": {"depth": 1},
-            "codebook": {"num_codewords": 16, "dim": 32}, "contrastive_dim": 8,
-        },
-        "objective": {"burn_in_steps": 2},
-        "data": {
-            "train": "embedded:scenes:train:30", "validation": "embedded:scenes:test:12", "augment": "resize",
-            "max_words": 30,
-        },
-        "train": {
-            "steps": 6, "batch_size": 4, "warmup_steps": 1, "device": "cpu", "checkpoint_every": 2,
-            "evaluate_every": 3, "log_every": 1,
-        },
-        "eval": {"examples": 3, "batch_size": 5},
-    }  # fmt: skip
-    for name, value in changes.items():
-        part, _, key = name.partition("__")
-        values[part] = {**values[part], key: value}
-    return run_from(values, "test")
+    return tiny_run("cbvila", language, RUN | {name.replace("__", "."): one for name, one in changes.items()})
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +76,6 @@ def test_a_saved_model_is_the_trained_one(trained: Path, language: Path, tmp_pat
 
 def test_retrieval_at_another_size_and_published(call: Call, trained: Path, tmp_path: Path) -> None:
     """Positions resampled, images squashed, 30 tokens as trained, a top 256 for COCO; the line says all that."""
-    from tests.tiny import write_images
-
     names = [f"{number}.png" for number in range(3)]
     write_images(tmp_path, names)
     rows = "\n".join(f"{name},{'and ' * 60}{name}" for name in names)
@@ -149,8 +129,6 @@ def test_a_model_without_contrast_says_so(call: Call, trained: Path, language: P
     ):
         code, _, error = call(*arguments, model, *more)
         assert (code, said in error) == (0, expected)
-    from tests.tiny import write_images
-
     photos = write_images(tmp_path / "photos", ["one.png", "two.png"])
     code, _, error = call("index", photos, "--model", tmp_path / "eq7", "--out", tmp_path / "index")
     assert (code, said in error) == (0, True)
@@ -200,8 +178,6 @@ def test_ablate_makes_table_iv(
     call: Call, language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three combinations of objectives, re-ranked retrieval of each, the paper's values beside COCO's."""
-    from tests.tiny import write_images
-
     monkeypatch.setattr("pixlex.run.curves", lambda *_: None)  # take longer than all else here
     write_run(
         _run(language, train__steps=2, objective__burn_in_steps=1, eval__limit=4), tmp_path / "recipe.yaml"

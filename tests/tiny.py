@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -36,6 +37,7 @@ from pixlex.config.lqae import (
     VisionConfig,
     VQVAEConfig,
 )
+from pixlex.config.run import Run, run_from
 from pixlex.data.loader import Images, Loader, LoaderConfig
 from pixlex.data.sources import ImageSource
 from pixlex.models.baselines import MAE, VQVAE, Frozen
@@ -220,6 +222,36 @@ def tiny_reasoner(
             max_answer_words=max_answer_words,
         )
         return Reasoner.start(config, body).eval()
+
+
+def tiny_run(
+    family: str, language: Path | None = None, changes: Mapping[str, Any] | None = None, *, depth: int = 1
+) -> Run:
+    """Return a run of the smallest size: two steps on the CPU; names of settings that differ have dots."""
+    sizes = {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
+    tower = {"width": 32, "depth": depth, "heads": 2, "mlp_ratio": 2.0}
+    named, sides = {"name": str(language)}, {**sizes, "encoder": tower, "decoder": tower}
+    pairs = {
+        **sizes, "image": tower, "text": {**tower, "tokenizer": str(language), "positions": 40},
+        "fusion": {"depth": depth}, "codebook": {"num_codewords": 16, "dim": 32}, "contrastive_dim": 8,
+    }  # fmt: skip
+    model: dict[str, Any] = {
+        "lqae": {**sides, "language": named, "quantizer": {"search_dim": 4}},
+        "vqvae": {**sides, "num_codewords": 64, "codebook_dim": 8},
+        "mae": sides,
+        "frozen": {**sizes, "encoder": tower, "language": named},
+        "cbvila": pairs,
+        "reasoning": {"body": pairs},
+    }[family]
+    train = {"steps": 2, "batch_size": 4, "warmup_steps": 1, "device": "cpu", "log_every": 1}
+    values: dict[str, Any] = copy.deepcopy({"family": family, "model": model, "train": train})
+    for key, value in (changes or {}).items():
+        *path, last = key.split(".")
+        place = values
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return run_from(values, "a test")
 
 
 def pair_batch(model: CBViLA, texts: Sequence[str], *, seed: int = 0, max_words: int = 12) -> ImageTextBatch:

@@ -14,16 +14,14 @@ from pixlex.config.run import (
     describe_fields,
     find_recipe,
     read_run,
-    recipe_names,
     run_from,
     write_run,
 )
 
 
 def test_written_and_read_back_is_the_same(tmp_path: Path) -> None:
-    """Defaults included, for every recipe that comes along."""
-    assert {"lqae/default", "lqae/official", "lqae/paper", "lqae/tiny", "lqae/vqvae"} <= set(recipe_names())
-    for name in recipe_names():
+    """Defaults included, a recipe of each family; that every recipe is read, the test of their commands shows."""
+    for name in ("lqae/official", "lqae/vqvae", "mae/tiny", "frozen/tiny", "cbvila/paper", "finetune/vqa"):
         run = read_run(name)
         write_run(run, tmp_path / "run.yaml")
         assert read_run(tmp_path / "run.yaml") == run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 import torch
 import yaml
+from tests.tiny import tiny_run
 from torch import nn
 
 from pixlex.batch import ImageBatch, ImageTextBatch, ReasoningBatch
-from pixlex.config.run import run_from
 from pixlex.objectives.phase import Objective, Step
 from pixlex.run import build_objective
 
@@ -24,8 +23,10 @@ ANSWERS = {
     "entailment": (("neutral",), ("entailment",), ("contradiction",), ("neutral",)),
     "assignment": (("first",), ("second",), ("first",), ("second",)),
 }
-TOWER = {"width": 32, "depth": 2, "heads": 2, "mlp_ratio": 2.0}
-SIZES = {"image_size": 32, "patch_size": 8}
+OWN: Mapping[str, Mapping[str, Any]] = {
+    "lqae": {"objective.masked_language_weight": 0.1, "objective.commitment_weight": 0.1},
+    "cbvila": {"objective.burn_in_steps": 0, "objective.masked_language_ratio": 0.4, "data.max_words": 12},
+}
 
 
 def _case(line: str) -> tuple[str, tuple[str, dict[str, Any]]]:
@@ -45,7 +46,8 @@ def objective_numbers(name: str, language: Path, causal_language: Path) -> dict[
     """Return loss, terms, measures, gradients and housekeeping of two steps of a case."""
     family, changes = CASES[name]
     torch.manual_seed(0)
-    objective = build_objective(run_from(_settings(family, changes, language, causal_language), name))
+    named = causal_language if family == "frozen" else language
+    objective = build_objective(tiny_run(family, named, OWN.get(family, {}) | changes, depth=2))
     _spread(objective.model)
     numbers: dict[str, float] = {}
     for number in (0, 1):
@@ -94,49 +96,6 @@ def _gradients(objective: Objective) -> Iterator[tuple[str, float]]:
     for part, square in squares.items():
         yield f"|gradient of {part}|", square**0.5
         yield f"gradient of {part}, projected", products[part]
-
-
-def _settings(
-    family: str, changes: Mapping[str, Any], language: Path, causal_language: Path
-) -> dict[str, Any]:
-    """Return the nested settings of a run of the smallest size."""
-    pairs: dict[str, Any] = {
-        **SIZES,
-        "image": TOWER,
-        "text": {**TOWER, "tokenizer": str(language), "positions": 40},
-        "fusion": {"depth": 2},
-        "codebook": {"num_codewords": 16, "dim": 32},
-        "contrastive_dim": 8,
-    }
-    own_parts = {"encoder": TOWER, "decoder": TOWER}
-    model: dict[str, Any] = {
-        "lqae": {
-            **SIZES, **own_parts, "language": {"name": str(language)}, "quantizer": {"search_dim": 4},
-        },
-        "vqvae": {**SIZES, **own_parts, "num_codewords": 64, "codebook_dim": 8},
-        "mae": {**SIZES, **own_parts},
-        "frozen": {**SIZES, "encoder": TOWER, "language": {"name": str(causal_language)}},
-        "cbvila": pairs,
-        "reasoning": {"body": pairs},
-    }[family]  # fmt: skip
-    values: dict[str, Any] = {
-        "family": family,
-        "model": model,
-        "train": {"steps": 2, "batch_size": 4, "precision": "fp32", "device": "cpu", "warmup_steps": 1},
-    }
-    if family == "lqae":
-        values["objective"] = {"masked_language_weight": 0.1, "commitment_weight": 0.1}
-    if family == "cbvila":
-        values["objective"] = {"burn_in_steps": 0, "masked_language_ratio": 0.4}
-        values["data"] = {"max_words": 12}
-    values = copy.deepcopy(values)  # sides share their sizes
-    for key, value in changes.items():
-        *path, last = key.split(".")
-        place = values
-        for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return values
 
 
 def _batch(family: str, changes: Mapping[str, Any], objective: Objective) -> ImageBatch:
