@@ -73,6 +73,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("pictures") / "noise.parquet")
 
 
+@pytest.fixture(scope="module")
+def without_curves() -> Iterator[None]:
+    """Runs draw no curves, which take longer than all else in small ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pixlex.run.curves", lambda *_: None)
+        yield
+
+
 @pytest.fixture
 def rounded_products() -> Iterator[None]:
     """The user lets float32 products be computed from factors rounded to bfloat16 (to TF32 on CUDA)."""

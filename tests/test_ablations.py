@@ -27,6 +27,7 @@ from pixlex.run import run_training, sole_writer
 from pixlex.train.loop import LossNotFinite
 
 run_ablations = partial(ablations.run_ablations, train=run_training)
+pytestmark = pytest.mark.usefixtures("without_curves")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import tiny_run, write_images
+from tests.tiny import tiny_language, tiny_run, write_images
 from tests.train.running import on_two_processes
 
 import pixlex
@@ -22,6 +22,7 @@ from pixlex.models.cbvila import CBViLA
 from pixlex.train.checkpoint import checkpoints
 from pixlex.train.logging import read_metrics
 
+RETRIEVAL = ("evaluate", "retrieval", "--model")
 Call = Callable[..., tuple[int, str, str]]
 RUN: dict[str, Any] = {
     "objective.burn_in_steps": 2, "data.train": "embedded:scenes:train:30", "data.augment": "resize",
@@ -63,8 +64,6 @@ def test_a_saved_model_is_the_trained_one(trained: Path, language: Path, tmp_pat
     assert checkpoint.fingerprint(model) == checkpoint.fingerprint(
         checkpoint.load_any(str(trained / "model"))
     )
-    from tests.tiny import tiny_language
-
     other = tiny_language(tmp_path / "other")
     vocabulary = json.loads((other / "tokenizer.json").read_text())
     words = vocabulary["model"]["vocab"]
@@ -81,16 +80,7 @@ def test_retrieval_at_another_size_and_published(call: Call, trained: Path, tmp_
     rows = "\n".join(f"{name},{'and ' * 60}{name}" for name in names)
     for name, other in (("coco_test.csv", "COCO's 5,000"), ("pairs.csv", None)):
         (tmp_path / name).write_text(f"path,caption\n{rows}\n")
-        arguments = (
-            "evaluate",
-            "retrieval",
-            "--model",
-            trained,
-            "--data",
-            tmp_path / name,
-            "--image-size",
-            64,
-        )
+        arguments = (*RETRIEVAL, trained, "--data", tmp_path / name, "--image-size", 64)
         code, out, _ = call(*arguments, "--resize-mode", "squash", "--raw-captions", "--quiet")
         assert code == 0
         head = out.splitlines()[0]
@@ -113,21 +103,13 @@ def test_a_model_without_contrast_says_so(call: Call, trained: Path, language: P
     )
     assert runs.run_training(run, tmp_path / "eq7") is not None
     said = "was trained without contrast"
-    arguments = (
-        "evaluate",
-        "retrieval",
-        "--data",
-        "embedded:scenes:test:6",
-        "--score",
-        "contrastive",
-        "--model",
-    )
     for model, more, expected in (
         (tmp_path / "eq7", (), True),
         (tmp_path / "eq7", ("--untrained",), False),
         (trained, (), False),
     ):
-        code, _, error = call(*arguments, model, *more)
+        given = (model, *more, "--data", "embedded:scenes:test:6", "--score", "contrastive")
+        code, _, error = call(*RETRIEVAL, *given)
         assert (code, said in error) == (0, expected)
     photos = write_images(tmp_path / "photos", ["one.png", "two.png"])
     code, _, error = call("index", photos, "--model", tmp_path / "eq7", "--out", tmp_path / "index")
@@ -174,14 +156,11 @@ def test_reconstruct_draws_figure_2(call: Call, trained: Path, tmp_path: Path) -
     assert (tmp_path / "grid.png").is_file()
 
 
-def test_ablate_makes_table_iv(
-    call: Call, language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("without_curves")
+def test_ablate_makes_table_iv(call: Call, language: Path, tmp_path: Path) -> None:
     """Three combinations of objectives, re-ranked retrieval of each, the paper's values beside COCO's."""
-    monkeypatch.setattr("pixlex.run.curves", lambda *_: None)  # take longer than all else here
-    write_run(
-        _run(language, train__steps=2, objective__burn_in_steps=1, eval__limit=4), tmp_path / "recipe.yaml"
-    )
+    run = _run(language, train__steps=2, objective__burn_in_steps=1, eval__limit=4)
+    write_run(run, tmp_path / "recipe.yaml")
     write_images(tmp_path, ["0.png", "1.png"])
     pairs, out = tmp_path / "coco_test.csv", tmp_path / "out"
     pairs.write_text("path,caption\n0.png,and\n1.png,all\n")
@@ -197,7 +176,7 @@ def test_ablate_makes_table_iv(
     assert "CB-ViLA, Table IV: zero-shot on COCO's 5,000 test images" in line
     cells = ["65.2 %", "86.4 %", "91.5 %", "47.2 %", "73.1 %", "81.3 % |"]
     assert [cell for cell in line.split(" | ") if "%" in cell] == cells
-    arguments = ("evaluate", "retrieval", "--model", out / "rows/base", "--data", pairs, "--json", "--quiet")
+    arguments = (*RETRIEVAL, out / "rows/base", "--data", pairs, "--json", "--quiet")
     found = json.loads(call(*arguments)[1])
     for name, one in rows["base"].items():
         if name.startswith("retrieval/"):

@@ -31,6 +31,7 @@ SHARED = {"assignment": (), **dict.fromkeys(("vqa", "nlvr2", "entailment"), ("da
 # Each with the number of its items in six scenes, which have five captions each.
 ITEMS = {"vqa": 6, "nlvr2": 6, "entailment": 6, "assignment": 30}
 TASKS = tuple(ITEMS)
+pytestmark = pytest.mark.usefixtures("without_curves")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from pixlex.data.captions import open_pairs
 from pixlex.data.decoding import UnreadableImage
-from pixlex.data.sources import ImageSubset, SetDescription, distinct_images, read_descriptions, with_split
+from pixlex.data.sources import SetDescription, distinct_images, read_descriptions, with_split
 
 Picture = Callable[..., bytes]
 
@@ -90,19 +90,6 @@ def test_keys_are_numbered_where_sets_share_some() -> None:
     (Path("b") / "5.png").unlink()
     with pytest.raises(UnreadableImage, match=r"^2:5\.png: the file does not exist"):
         source.images.read(5)
-
-
-def test_ids_and_ignored_images_of_a_mixture(sets: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    images = [(sets / "a" / "0.png").read_bytes()] * 2
-    columns = {"image": images, "image_id": ["x", "y"], "caption": ["text", ""]}
-    pq.write_table(pa.table(columns), "set.parquet")
-    source = open_pairs("b/set.csv + set.parquet")
-    assert source.ids == ("4.png", "5.png", "x")
-    assert source.ignored == ("set.parquet#1",)
-    assert isinstance(source.images, ImageSubset)
 
 
 @pytest.mark.parametrize(

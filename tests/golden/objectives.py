@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import yaml
 from tests.tiny import tiny_run
-from torch import nn
 
 from pixlex.batch import ImageBatch, ImageTextBatch, ReasoningBatch
 from pixlex.objectives.phase import Objective, Step
@@ -42,13 +41,23 @@ CASES: Mapping[str, tuple[str, Mapping[str, Any]]] = dict(
 )
 
 
-def objective_numbers(name: str, language: Path, causal_language: Path) -> dict[str, float]:
-    """Return loss, terms, measures, gradients and housekeeping of two steps of a case."""
+def built(name: str, language: Path, causal_language: Path) -> tuple[Objective, ImageBatch]:
+    """Return the objective of a case, of the same weights each time, and a batch."""
     family, changes = CASES[name]
     torch.manual_seed(0)
     named = causal_language if family == "frozen" else language
     objective = build_objective(tiny_run(family, named, OWN.get(family, {}) | changes, depth=2))
-    _spread(objective.model)
+    for one, parameter in objective.model.named_parameters():
+        if one.endswith(
+            "patches.weight"
+        ):  # images decide: the codes of an untrained encoder are nearly the same
+            parameter.data.mul_(20)
+    return objective, _batch(family, changes, objective)
+
+
+def objective_numbers(name: str, language: Path, causal_language: Path) -> dict[str, float]:
+    """Return loss, terms, measures, gradients and housekeeping of two steps of a case."""
+    objective, batch = built(name, language, causal_language)
     numbers: dict[str, float] = {}
     for number in (0, 1):
         step = Step(number, torch.Generator().manual_seed(number))
@@ -57,7 +66,7 @@ def objective_numbers(name: str, language: Path, causal_language: Path) -> dict[
         for one, parameter in objective.named_parameters():
             parameter.requires_grad_(one.startswith(phase.trains))
             parameter.grad = None
-        loss = objective.train()(_batch(family, changes, objective), phase, step)
+        loss = objective.train()(batch, phase, step)
         loss.total.backward()
         found = {"total": loss.total, **loss.terms, **loss.measures, **dict(_gradients(objective))}
         with torch.no_grad():
@@ -70,13 +79,6 @@ def objective_numbers(name: str, language: Path, causal_language: Path) -> dict[
             for key, value in found.items()
         }
     return numbers
-
-
-def _spread(model: nn.Module) -> None:
-    """Let images decide: the codes of an untrained encoder are nearly the same for all patches."""
-    for name, parameter in model.named_parameters():
-        if name.endswith("patches.weight"):
-            parameter.data.mul_(20)
 
 
 def _gradients(objective: Objective) -> Iterator[tuple[str, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,39 +43,25 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-USES: dict[str, Callable[[ImageTokenizer, ImageIndex, Path, Path], Any]] = {
-    "tokenize": lambda one, index, folder, model: one.tokenize(torch.rand(7, 3, 32, 32), batch_size=3),
-    "embed": lambda one, index, folder, model: one.embed(torch.rand(7, 3, 32, 32), batch_size=3),
-    "reconstruct": lambda one, index, folder, model: one.reconstruct(torch.rand(7, 3, 32, 32), batch_size=3),
-    "decode": lambda one, index, folder, model: one.decode([[0] * 16] * 7, batch_size=3),
-    "encode": lambda one, index, folder, model: encode_source(
-        one, open_source(str(folder / "photos")), folder / "codes.jsonl", "jsonl", batch_size=3, progress=False
-    ),
-    "pictures": lambda one, index, folder, model: decode_codes(
-        one, [(str(number), (0,) * 16) for number in range(7)], folder / "out", batch_size=3, progress=False
-    ),
-    "index": lambda one, index, folder, model: index.update(
-        str(folder / "photos"), batch_size=3, progress=False
-    ),
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    ImageTokenizer(tiny_cbvila(language)).save(folder)
-    return folder
-
-
-@pytest.mark.parametrize("use", USES)
-def test_passes_are_as_large_as_asked_for(
-    use: str, passes: list[int], model: Path, language: Path, tmp_path: Path
-) -> None:
-    write_images(tmp_path / "photos", [f"{number}.png" for number in range(7)])
-    tokenizer = ImageTokenizer(tiny_lqae(language))
-    index = ImageIndex.open(tmp_path / "index", model, create=True)
-    USES[use](tokenizer, index, tmp_path, model)
-    assert set(passes) == {3}
+def test_passes_are_as_large_as_asked_for(passes: list[int], language: Path, tmp_path: Path) -> None:
+    """Of all that compute many images."""
+    photos = str(write_images(tmp_path / "photos", [f"{number}.png" for number in range(7)]))
+    tokenizer, images = ImageTokenizer(tiny_lqae(language)), torch.rand(7, 3, 32, 32)
+    ImageTokenizer(tiny_cbvila(language)).save(tmp_path / "model")
+    index = ImageIndex.open(tmp_path / "index", tmp_path / "model", create=True)
+    codes, source, rest = [(0,) * 16] * 7, open_source(photos), {"batch_size": 3, "progress": False}
+    for use in (
+        lambda: tokenizer.tokenize(images, batch_size=3),
+        lambda: tokenizer.embed(images, batch_size=3),
+        lambda: tokenizer.reconstruct(images, batch_size=3),
+        lambda: tokenizer.decode(codes, batch_size=3),
+        lambda: encode_source(tokenizer, source, tmp_path / "codes.jsonl", "jsonl", **rest),
+        lambda: decode_codes(tokenizer, list(zip("abcdefg", codes, strict=True)), tmp_path / "out", **rest),
+        lambda: index.update(photos, **rest),
+    ):
+        passes.clear()
+        use()
+        assert set(passes) == {3}
 
 
 def test_a_pass_is_filled_up(passes: list[int]) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,44 +53,48 @@ def random_vectors(count: int, width: int, seed: int = 0) -> Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.usefixtures("first_precision")
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize(
-    ("num_rows", "num_codewords", "width"),
-    [(1, 1, 1), (50, 63, 8), (2100, 300, 16), (20, 2049, 3), (20, 5000, 256)],
-)
-def test_random_vectors(metric: Metric, num_rows: int, num_codewords: int, width: int) -> None:
-    z, codebook = random_vectors(num_rows, width), random_vectors(num_codewords, width, seed=1)
-    assert_nearest(nearest_codeword(z, codebook, metric), z, codebook, metric)
-    assert_nearest(nearest_codewords(z, codebook, metric, min(7, num_codewords)), z, codebook, metric)
+def random_pair(rows: int, codewords: int, width: int) -> tuple[Tensor, Tensor]:
+    return random_vectors(rows, width), random_vectors(codewords, width, seed=1)
 
 
-@pytest.mark.usefixtures("first_precision")
-@pytest.mark.parametrize("metric", METRICS)
-def test_a_codeword_is_its_own_nearest_far_from_the_origin_too(metric: Metric) -> None:
-    """A thousand lengths away, where products cancel: the center of the codebook is taken off."""
-    codebook = random_vectors(3000, 24) + 1000 * random_vectors(1, 24, seed=1)
-    assert nearest_codeword(codebook[::7], codebook, metric).tolist() == list(range(0, 3000, 7))
-    z = codebook[:50] + random_vectors(50, 24, seed=2)
-    assert_nearest(nearest_codewords(z, codebook, metric, 5), z, codebook, metric)
-
-
-@pytest.mark.usefixtures("first_precision")
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("distance", [1e-2, 1e-6])
-@pytest.mark.parametrize("copies", [3, 200])
-def test_near_ties(metric: Metric, distance: float, copies: int) -> None:
+def copies(distance: float, count: int) -> tuple[Tensor, Tensor]:
     """Copies of a codeword a hair apart: 3 are told apart among candidates, 200 need float64 for all."""
     words = random_vectors(12, 96)
-    codebook = words.repeat(copies, 1) + distance * random_vectors(12 * copies, 96, seed=1)
+    codebook = words.repeat(count, 1) + distance * random_vectors(12 * count, 96, seed=1)
     beside = words + distance * random_vectors(12, 96, seed=2)
-    z = torch.cat([words, beside, random_vectors(12, 96, seed=3)])
-    codes = nearest_codeword(z, codebook, metric)
-    scores = brute_force(z, codebook, metric)
-    assert_nearest(codes, z, codebook, metric)
-    clear = np.sort(scores, 1)
-    clear = clear[:, -1] - clear[:, -2] > 1e-6
-    np.testing.assert_array_equal(codes.numpy()[clear], scores.argmax(1)[clear])
+    return torch.cat([words, beside, random_vectors(12, 96, seed=3)]), codebook
+
+
+def far_from_the_origin() -> tuple[Tensor, Tensor]:
+    """A thousand lengths away, where products cancel; codewords themselves among the rows."""
+    codebook = random_vectors(3000, 24) + 1000 * random_vectors(1, 24, seed=1)
+    return torch.cat([codebook[::7], codebook[:50] + random_vectors(50, 24, seed=2)]), codebook
+
+
+def of_very_different_length() -> tuple[Tensor, Tensor]:
+    lengths = torch.logspace(-3, 3, 3000)[torch.randperm(3000, generator=torch.Generator().manual_seed(0))]
+    codebook = lengths[:, None] * random_vectors(3000, 24, seed=1)
+    return torch.logspace(-3, 3, 70)[:, None] * random_vectors(70, 24, seed=2), codebook
+
+
+SHAPES = ((1, 1, 1), (50, 63, 8), (2100, 300, 16), (20, 2049, 3), (20, 5000, 256))
+PAIRS = [
+    *((random_pair, shape) for shape in SHAPES),
+    *((copies, (distance, count)) for distance in (1e-2, 1e-6) for count in (3, 200)),
+    (far_from_the_origin, ()),
+    (of_very_different_length, ()),
+]
+
+
+@pytest.mark.usefixtures("first_precision")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("make", "given"), PAIRS)
+def test_the_nearest_are_found(
+    metric: Metric, make: Callable[..., tuple[Tensor, Tensor]], given: Any
+) -> None:
+    z, codebook = make(*given)
+    assert_nearest(nearest_codeword(z, codebook, metric), z, codebook, metric)
+    assert_nearest(nearest_codewords(z, codebook, metric, min(7, len(codebook))), z, codebook, metric)
 
 
 @pytest.mark.usefixtures("first_precision")
@@ -103,15 +108,6 @@ def test_equal_codewords_give_the_lowest_code(metric: Metric) -> None:
     several = nearest_codewords(z, codebook, metric, 3)
     assert several.tolist() == [[code, code + 1500, code + 3000] for code in range(100)]
     assert nearest_codeword(z, words[:1].repeat(5000, 1), metric).tolist() == [0] * 100
-
-
-@pytest.mark.usefixtures("first_precision")
-@pytest.mark.parametrize("metric", METRICS)
-def test_codewords_of_very_different_length(metric: Metric) -> None:
-    lengths = torch.logspace(-3, 3, 3000)[torch.randperm(3000, generator=torch.Generator().manual_seed(0))]
-    codebook = lengths[:, None] * random_vectors(3000, 24, seed=1)
-    z = torch.logspace(-3, 3, 70)[:, None] * random_vectors(70, 24, seed=2)
-    assert_nearest(nearest_codeword(z, codebook, metric), z, codebook, metric)
 
 
 @pytest.mark.usefixtures("first_precision")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny import tiny_lqae, tiny_vqvae
+from tests.tiny import tiny_frozen, tiny_lqae, tiny_mae, tiny_vqvae
 
-from pixlex.batch import ImageBatch
-from pixlex.config.lqae import LQAEObjectiveConfig, VQVAEObjectiveConfig
+from pixlex.batch import ImageBatch, ImageTextBatch
+from pixlex.config.lqae import LQAEObjectiveConfig, MAEObjectiveConfig, VQVAEObjectiveConfig
 from pixlex.models.lqae import LQAE
 from pixlex.objectives import lqae as module
-from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
-from pixlex.objectives.phase import LossTerms, Step
+from pixlex.objectives.lqae import FrozenObjective, LQAEObjective, MAEObjective, VQVAEObjective
+from pixlex.objectives.phase import LossTerms, Objective, Step
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 BATCH = ImageBatch(IMAGES, torch.zeros(4, dtype=torch.long), ("a", "b", "c", "d"), torch.arange(4))
@@ -28,17 +28,6 @@ def _loss(model: LQAE, **weights: float) -> LossTerms:
     objective = LQAEObjective(model, LQAEObjectiveConfig(**weights), 10)
     objective.train()
     return objective(BATCH, objective.phases[0], _step())
-
-
-def test_total_is_the_weighted_sum_of_the_terms(language: Path) -> None:
-    """L = reconstruction + beta * commitment + alpha * masked words (equation 2)."""
-    loss = _loss(
-        tiny_lqae(language), reconstruction_weight=2.0, commitment_weight=0.3, masked_language_weight=0.7
-    )
-    terms = loss.terms
-    assert set(terms) == {"reconstruction", "commitment", "masked_language"}
-    expected = 2 * terms["reconstruction"] + 0.3 * terms["commitment"] + 0.7 * terms["masked_language"]
-    torch.testing.assert_close(loss.total, expected)
 
 
 def test_untrained_masked_words_are_near_the_log_of_the_vocabulary(language: Path) -> None:
@@ -138,3 +127,80 @@ def test_raw_commitment_is_to_the_words_themselves(language: Path) -> None:
     torch.testing.assert_close(loss.terms["raw_commitment"], (patches - words).square().mean())
     rest = loss.terms["reconstruction"] + 0.005 * loss.terms["commitment"] + loss.terms["codebook"]
     torch.testing.assert_close(loss.total, rest + 0.5 * loss.terms["raw_commitment"])
+
+
+PARTS = (IMAGES, torch.zeros(4, dtype=torch.long), ("a", "b", "c", "d"), torch.arange(4))
+
+
+def _loss_of(objective: Objective, batch: ImageBatch | None = None, number: int = 0) -> LossTerms:
+    step = Step(number, torch.Generator().manual_seed(number))
+    loss: LossTerms = objective(batch or ImageBatch(*PARTS), objective.phases[0], step)
+    assert objective.after_step(step, loss) == {}
+    return loss
+
+
+def _captions(objective: FrozenObjective, *texts: str) -> ImageTextBatch:
+    words, count = objective.model.language.encode(texts, 16), len(texts)
+    return ImageTextBatch(
+        *(part[:count] for part in PARTS), texts=texts, image_ids=torch.arange(count),
+        word_ids=words.word_ids, key_padding=words.key_padding,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_loss_of_mae_is_that_of_transformers(normalize: bool) -> None:
+    """With the same noise, normalized targets, which small predictions explain nothing of, or pixels."""
+    objective = MAEObjective(tiny_mae(), MAEObjectiveConfig(normalize_targets=normalize), 10)
+    loss = _loss_of(objective)
+    network = objective.model.network
+    network.config.norm_pix_loss = normalize
+    noise = torch.rand(4, 16, generator=torch.Generator().manual_seed(0))
+    expected = network((IMAGES - objective.model.mean) / objective.model.std, noise=noise).loss
+    torch.testing.assert_close(loss.total, expected)
+    torch.testing.assert_close(loss.terms["masked_patches"], expected)
+    assert not normalize or float(expected.detach()) == pytest.approx(1.0, abs=0.15)
+
+
+def test_masks_of_mae_follow_the_step_and_nothing_else() -> None:
+    """Not the global generator."""
+    objective = MAEObjective(tiny_mae(), MAEObjectiveConfig(), 10)
+    torch.manual_seed(1)
+    one = _loss_of(objective, number=3).total
+    torch.manual_seed(2)
+    assert torch.equal(_loss_of(objective, number=3).total, one)
+    assert not torch.equal(_loss_of(objective, number=4).total, one)
+
+
+def test_the_loss_of_frozen_is_the_mean_over_all_words_and_ends(causal_language: Path) -> None:
+    """A long caption counts more than a short one; each is scored behind its own image."""
+    objective = FrozenObjective(tiny_frozen(causal_language), 10)
+    batch, model = _captions(objective, "for the class statement", "a"), objective.model
+    scores = model.score(model.prompt(model.prefix(batch.images)), batch.word_ids, batch.key_padding)
+    expected = -float(scores.sum()) / int((~batch.key_padding).sum())
+    loss = _loss_of(objective, batch)
+    assert float(loss.total.detach()) == pytest.approx(expected, rel=1e-5)
+    assert set(loss.terms) == {"caption"}
+
+
+def test_an_untrained_language_model_is_near_the_log_of_its_vocabulary(causal_language: Path) -> None:
+    """With its output weights made small it knows nothing: ln V."""
+    objective = FrozenObjective(tiny_frozen(causal_language), 10)
+    head = objective.model.language.body.get_output_embeddings().weight
+    with torch.no_grad():
+        head.mul_(1e-3)
+    loss = _loss_of(objective, _captions(objective, "for", "the class"))
+    assert float(loss.total.detach()) == pytest.approx(math.log(len(head)), abs=0.01)
+
+
+@pytest.mark.parametrize("family", ["mae", "frozen"])
+def test_every_parameter_gets_a_gradient_and_a_frozen_one_none(family: str, causal_language: Path) -> None:
+    """Two processes could not average gradients that one of them lacks."""
+    if family == "mae":
+        mae = MAEObjective(tiny_mae(), MAEObjectiveConfig(), 10)
+        objective, loss = mae, _loss_of(mae)
+    else:
+        frozen = FrozenObjective(tiny_frozen(causal_language), 10)
+        objective, loss = frozen, _loss_of(frozen, _captions(frozen, "for"))
+    loss.total.backward()
+    assert [name for name, one in objective.named_parameters() if one.grad is None] == []
+    assert not [name for name, _ in objective.named_parameters() if "language" in name]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.objectives.test_step import CASES, TEXTS
+from tests.golden.objectives import TEXTS, built
 from tests.tiny import pair_batch, tiny_cbvila
 from tests.train.conftest import Alone
 from tests.train.running import digest, run, settings
@@ -20,14 +20,7 @@ from pixlex.train.logging import METRICS, read_metrics
 from pixlex.train.parallel import check_compiler, prepare_layers
 
 # Case -> its transformer layers: encoder, decoder or fusion, language model.
-NUM_LAYERS = {"lqae": 3, "vqvae": 2, "mae": 2, "cbvila, dropout": 3}
-
-
-def _pair(case: str, language: Path) -> tuple[Objective, Objective, ImageBatch]:
-    """Return two objectives of the same weights, and a batch."""
-    (plain, batch), (changed, _) = CASES[case](language), CASES[case](language)
-    changed.load_state_dict(plain.state_dict())
-    return plain, changed, batch
+NUM_LAYERS = {"lqae": 3, "vqvae": 2, "mae": 2, "cbvila dropout": 3}
 
 
 def _step(objective: Objective, batch: ImageBatch) -> tuple[dict[str, Tensor], int]:
@@ -51,7 +44,7 @@ def _step(objective: Objective, batch: ImageBatch) -> tuple[dict[str, Tensor], i
 @pytest.mark.parametrize("case", NUM_LAYERS)
 def test_the_same_gradients_in_less_memory(case: str, language: Path) -> None:
     """To the bit, dropout included."""
-    plain, changed, batch = _pair(case, language)
+    (plain, batch), (changed, _) = (built(case, language, language) for _ in range(2))
     assert prepare_layers(changed.model, checkpoints=True) >= NUM_LAYERS[case]
     assert prepare_layers(changed.model, checkpoints=True) >= NUM_LAYERS[case]  # once more changes nothing
     assert changed.state_dict().keys() == plain.state_dict().keys()
@@ -75,7 +68,7 @@ def test_the_same_bits_in_the_end(
 @pytest.mark.parametrize("checkpoints", [False, True], ids=["kept", "computed again"])
 def test_compiled_layers_give_the_same_gradients(checkpoints: bool, language: Path) -> None:
     """To rounding; `aot_eager` traces layers and their gradients as the compiler does."""
-    plain, changed, batch = _pair("lqae", language)
+    (plain, batch), (changed, _) = (built("lqae", language, language) for _ in range(2))
     found_layers = prepare_layers(changed.model, compiles=True, checkpoints=checkpoints, backend="aot_eager")
     assert found_layers >= NUM_LAYERS["lqae"]
     assert changed.state_dict().keys() == plain.state_dict().keys()

@@ -1,17 +1,20 @@
-"""Devices and precision by name; checkpoints of this version and of others."""
+"""Devices, precision, rates and decay; checkpoints of this version and of others."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.train.running import FAMILIES, run, settings
+from torch import nn
 
+from pixlex.config.fields import TrainConfig
 from pixlex.distributed import pick_device
 from pixlex.train.checkpoint import checkpoints
-from pixlex.train.parallel import Parallel, mixed_precision, pick_precision
+from pixlex.train.parallel import Parallel, build_optimizer, learning_rate, mixed_precision, pick_precision
 
 CPU = torch.device("cpu")
 
@@ -111,3 +114,43 @@ def test_numbered_moments_are_read_by_their_names(tmp_path: Path, pairs: Path, l
         assert values.keys() == moments[name].keys()
         assert all(torch.equal(values[kind], one) for kind, one in moments[name].items())
     assert parallel.optimizer.param_groups[0]["weight_decay"] == settings().weight_decay
+
+
+def test_warm_up_then_cosine() -> None:
+    """Linear to the peak, half-way down in the middle of the rest, final rate at the end."""
+    config = TrainConfig(steps=110, warmup_steps=10, learning_rate=1.0, final_learning_rate=0.2)
+    assert learning_rate(0, config) == pytest.approx(0.1)
+    assert learning_rate(9, config) == pytest.approx(1.0)
+    assert learning_rate(10, config) == pytest.approx(1.0)
+    assert learning_rate(60, config) == pytest.approx(0.6)
+    assert learning_rate(35, config) == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert learning_rate(110, config) == pytest.approx(0.2)
+
+
+def test_warm_up_from_a_rate_above_zero() -> None:
+    """CB-ViLA: 1e-5 to 1e-4 in 1,000 steps, then a cosine to 1e-5."""
+    config = TrainConfig(
+        steps=3000,
+        warmup_steps=1000,
+        initial_learning_rate=1e-5,
+        learning_rate=1e-4,
+        final_learning_rate=1e-5,
+    )
+    assert learning_rate(0, config) == pytest.approx(1e-5, rel=0.01)
+    assert learning_rate(499, config) == pytest.approx(5.5e-5)
+    assert learning_rate(1000, config) == pytest.approx(1e-4)
+    assert learning_rate(3000, config) == pytest.approx(1e-5)
+
+
+def test_decay_spares_norms_biases_and_positions_unless_told() -> None:
+    """`decay_all` is the accident of the released code."""
+    module = nn.Module()
+    module.linear = nn.Linear(3, 4)
+    module.norm = nn.LayerNorm(4)
+    module.positions = nn.Parameter(nn.Linear(4, 9).weight.detach()[None])
+    spared = build_optimizer(module, TrainConfig(weight_decay=0.1)).param_groups
+    assert [p.shape for p in spared[0]["params"]] == [(4, 3)]
+    assert [group["weight_decay"] for group in spared] == [0.1, 0.0]
+    everything = build_optimizer(module, TrainConfig(weight_decay=0.1, decay_all=True)).param_groups
+    assert len(everything) == 1
+    assert len(everything[0]["params"]) == 5
