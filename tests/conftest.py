@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,13 @@ jaxtyping.install_import_hook("pixlex", "beartype.beartype")
 # Workers of pytest-xdist share the cores; more threads than cores make the suite slower.
 torch.set_num_threads(1)
 
+# What children of tests run; they inherit imports.
+FORKED = [
+    "tests.train.running",
+    "tests.search.test_update",
+    "tests.eval.few_shot.test_run",
+    "tests.eval.test_evaluate",
+]
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -23,6 +31,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 def cache_of_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What is kept between starts lies apart from what whoever runs the tests keeps; processes inherit it."""
     os.environ["PIXLEX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    multiprocessing.get_context("forkserver").set_forkserver_preload(FORKED)
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +75,22 @@ def causal_language(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory, language: Path, causal_language: Path) -> Path:
+    """Directories of one tiny model of each kind: lqae, vqvae, mae, frozen, cbvila; no test changes them."""
+    from tests import tiny
+
+    from pixlex.models import checkpoint
+
+    folder = tmp_path_factory.mktemp("models")
+    checkpoint.save(tiny.tiny_lqae(language, search="raw"), folder / "lqae")
+    checkpoint.save(tiny.tiny_vqvae(), folder / "vqvae")
+    checkpoint.save(tiny.tiny_mae(seed=1), folder / "mae")  # not the seed of untrained copies
+    checkpoint.save(tiny.tiny_frozen(causal_language, seed=1), folder / "frozen")
+    checkpoint.save(tiny.tiny_cbvila(language), folder / "cbvila")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A parquet file of twenty random pictures."""
     from tests.train.running import write_pictures
@@ -89,6 +114,20 @@ def rounded_products() -> Iterator[None]:
     cpu.fp32_precision, cuda.fp32_precision = "bf16", "tf32"
     yield
     cpu.fp32_precision, cuda.fp32_precision = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drafts() -> None:
+    """Plots are drawn small: at their own size a run of two steps spends most of its time on them."""
+    from matplotlib.figure import Figure
+
+    savefig = Figure.savefig
+
+    def draft(figure: Figure, path: Path, **settings: object) -> None:
+        whole = "report/" in os.environ["PYTEST_CURRENT_TEST"]
+        savefig(figure, path, **(settings if whole else {**settings, "dpi": 10}))
+
+    Figure.savefig = draft
 
 
 @pytest.fixture(autouse=True)

@@ -147,14 +147,6 @@ def test_the_largest_batch(
         run("lqae_step", ["--small", "--batch", "8", "--rounds", "1"])
 
 
-def test_what_a_step_refuses(
-    run: Callable[[str, Sequence[str]], str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        run("cbvila_step", ["--largest-batch"])
-    assert "--largest-batch: expected --device cuda or a MOST" in capsys.readouterr().err
-
-
 def test_processes_share_a_batch_out(load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     scaling = load("scaling")
     _, pairs = scaling.work_of("cbvila", 6, 1, small=True)

@@ -7,28 +7,25 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from PIL import Image
-from tests.tiny import tiny_language, tiny_lqae, tiny_vqvae, write_images
+from tests.tiny import write_images
 
 import pixlex
 import pixlex.run
 from pixlex import cli
-from pixlex.api import ImageTokenizer, load
+from pixlex.api import load
 from pixlex.cli import data, main, parse, train
 from pixlex.cli.train import overrides_of
 from pixlex.config.run import FAMILIES, read_run, recipe_names
 from pixlex.data import images, tables
 from pixlex.encoding.files import read_codes
 from pixlex.eval.few_shot.classifiers import Features, linear_per_episode
-from pixlex.files import read_json
 from pixlex.search import store
 from pixlex.train.logging import Tracker
 from pixlex.train.loop import LossNotFinite
@@ -38,19 +35,8 @@ NAMES = tuple(f"{number}.png" for number in range(5))
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model directory of a tiny LQAE."""
-    folder = tmp_path_factory.mktemp("lqae")
-    ImageTokenizer(tiny_lqae(tiny_language(folder / "language"))).save(folder / "model")
-    return str(folder / "model")
-
-
-@pytest.fixture(scope="module")
-def vqvae(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model directory of a tiny VQ-VAE."""
-    folder = tmp_path_factory.mktemp("vqvae")
-    ImageTokenizer(tiny_vqvae()).save(folder)
-    return str(folder)
+def model(models: Path) -> str:
+    return str(models / "lqae")
 
 
 @pytest.fixture(scope="module")
@@ -124,32 +110,23 @@ print(sorted({{"torch", "transformers", "numpy", "PIL", "pyarrow", "yaml", "json
         (["encode", "a.png", "--model", "m", "--to", "jsonlines"], "did you mean jsonl?"),
         (
             ["train", "lqae/tinny"],
-            "no recipe 'lqae/tinny', neither a YAML file nor a name: did you mean lqae/tiny",
+            "no recipe 'lqae/tinny', neither a YAML file nor a name: did you mean lqae",
         ),
         (["train", "lqae/tiny", "--batchsize", "3"], "--batchsize 3; did you mean --batch-size?"),
         (["train", "lqae/tiny", "train.sed=3"], "unknown key train.sed; did you mean train.seed?"),
         (["describe", "lqea"], "no recipe or family 'lqea': did you mean lqae?"),
-        (
-            ["train", "lqae/tiny", "--seed", "-1"],
-            "argument --seed: expected an integer of 0 or more, got '-1'",
-        ),
+        (["train", "lqae/tiny", "--seed", "-1"], "--seed: expected an integer of 0 or more, got '-1'"),
         (["train", "lqae/tiny", "--device", "gpu"], "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
         (
             ["train", "lqae/tiny", "--seed", "1", "train.seed=1"],
             "--seed and train.seed= are the same setting",
         ),
-        (
-            ["ablate", "lqae/tiny", "--out", "d", "--batch-size", "2", "train.batch_size=3"],
-            "the same setting",
-        ),
+        (["ablate", "lqae/tiny", "--out", "d", "--seed", "2", "train.seed=3"], "are the same setting"),
         (["train", "finetune/vqa"], "expected `pixlex finetune` with --from MODEL (or --untrained"),
         (["train", "finetune/coco"], "goes on with a trained model"),
         (["train"], "the following arguments are required: RECIPE (see pixlex train --help)"),
         (["finetune", "lqae/tiny", "--untrained"], "is a recipe of family lqae: expected one of cbvila"),
-        (
-            ["gallery", "--model", "m", "--data", "d", "--out", "x.jpg"],
-            "expected the name of a .png file, got 'x.jpg'",
-        ),
+        (["gallery", "--model", "m", "--data", "d", "--out", "x.jpg"], "name of a .png file, got 'x.jpg'"),
         (["finetune", "finetune/vqa"], "expected --from MODEL, the model to go on with, or --untrained"),
         (["describe", "lqae", "--jsn"], "unrecognized arguments: --jsn; did you mean --json?"),
         (
@@ -256,14 +233,6 @@ def test_faults_of_the_system_name_the_file(
     assert refused(run("version"), code=code) == message
 
 
-def test_version(run: Callable[..., Outcome]) -> None:
-    code, out, _ = run("version")
-    assert (code, out.split()[:2]) == (0, ["pixlex", pixlex.__version__])
-    values = json.loads(run("version", "--json")[1])
-    assert values["pixlex"] == pixlex.__version__
-    assert {"python", "torch", "transformers"} <= set(values)
-
-
 def test_describe_lists_recipes_and_families(run: Callable[..., Outcome]) -> None:
     code, out, _ = run("describe")
     assert code == 0
@@ -280,18 +249,6 @@ def test_describe_shows_what_a_recipe_changes(run: Callable[..., Outcome], tmp_p
     listed = {one["field"]: one for one in json.loads(run("describe", recipe, "--json")[1])}
     assert (listed["train.steps"]["value"], listed["train.batch_size"]["value"]) == (7, 512)
     assert "train.steps = 7   (default 250200)" in run("describe", recipe)[1]
-    recipe.write_text("family: vqvae\ntrain: {stpes: 7}\n")
-    assert "did you mean train.steps?" in refused(run("describe", recipe))
-    message = refused(run("describe", "lqae/nothing"))
-    assert "no recipe or family 'lqae/nothing'" in message
-
-
-def test_doctor(run: Callable[..., Outcome], broken: Path) -> None:
-    code, out, err = run("doctor", broken, "--json", "--quiet")
-    values = json.loads(out)
-    assert (code, err, values["num_images"], values["formats"]) == (0, "", 5, {"PNG": 4})
-    assert values["broken"][0]["key"] == "2.png"
-    assert values["width"] == {"smallest": 40, "middle": 40, "largest": 40}
 
 
 @pytest.mark.filterwarnings("default:.*passed over")
@@ -318,56 +275,18 @@ def test_what_a_source_passes_over_is_said_and_doctor_lists_it(
     assert "passed over" not in run("encode", folder, "--model", model)[2]
 
 
-def test_doctor_refuses_what_is_no_data(run: Callable[..., Outcome], tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert "empty is empty" in refused(run("doctor", tmp_path / "empty"))
-    assert "does not exist" in refused(run("doctor", tmp_path / "missing"))
-
-
-@pytest.mark.parametrize("kind", ["words", "codes", "jsonl"])
-def test_encode_prints(
-    run: Callable[..., Outcome], model: str, photos: Path, tmp_path: Path, kind: str
-) -> None:
-    code, out, err = run("encode", photos, "--model", model, "--to", kind, "--batch-size", 2)
-    assert code == 0
-    assert "encode: 100%" in err
-    (tmp_path / "printed").write_text(out)
-    tokenizer = load(model)
+def test_encode_prints(run: Callable[..., Outcome], model: str, photos: Path, tmp_path: Path) -> None:
+    """Each kind as it is read back; words by default, jsonl where JSON is asked for."""
+    tokenizer, printed = load(model), {}
     rows = tokenizer.tokenize([photos / name for name in NAMES]).tolist()
-    read = list(read_codes(tmp_path / "printed", tokenizer))
-    assert read == [(name, tuple(row)) for name, row in zip(NAMES, rows, strict=True)]
-
-
-def test_encode_prints_words_by_default_and_json_if_asked(
-    run: Callable[..., Outcome], model: str, photos: Path
-) -> None:
-    files = [photos / name for name in NAMES[:2]]
-    words = run("encode", files[0], "--model", model, "--quiet", files[1])
-    assert words[2] == ""
-    lines = run("encode", *files, "--model", model, "--json")[1].splitlines()
-    entries = [json.loads(line) for line in lines]
-    assert [f"{one['key']}\t{one['words']}" for one in entries] == words[1].splitlines()
-    assert [one["key"] for one in entries] == [file.as_posix() for file in files]
-
-
-def test_encode_goes_on_after_an_interrupt(
-    run: Callable[..., Outcome], model: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = ("encode", photos, "--model", model, "--out", tmp_path / "out.txt", "--batch-size", 1)
-    inner = ImageTokenizer.tokenize
-    calls = iter([None, None])
-
-    def stopping(self: ImageTokenizer, images: Any, **settings: Any) -> Any:
-        if next(calls, "stop") == "stop":
-            raise KeyboardInterrupt
-        return inner(self, images, **settings)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ImageTokenizer, "tokenize", stopping)
-        code, out, err = run(*arguments)
-    assert (code, out) == (130, "")
-    assert err.splitlines()[-1] == "pixlex: interrupted"
-    assert json.loads(run(*arguments, "--json")[1])["num_resumed"] == 2
+    for kind in ("words", "codes", "jsonl"):
+        code, printed[kind], err = run("encode", photos, "--model", model, "--to", kind, "--batch-size", 2)
+        assert (code, "encode: 100%" in err) == (0, True)
+        (tmp_path / "printed").write_text(printed[kind])
+        read = list(read_codes(tmp_path / "printed", tokenizer))
+        assert read == [(name, tuple(row)) for name, row in zip(NAMES, rows, strict=True)]
+    assert run("encode", photos, "--model", model, "--quiet") == (0, printed["words"], "")
+    assert run("encode", photos, "--model", model, "--json", "--quiet")[1] == printed["jsonl"]
 
 
 def test_broken_images(run: Callable[..., Outcome], model: str, broken: Path, tmp_path: Path) -> None:
@@ -379,44 +298,12 @@ def test_broken_images(run: Callable[..., Outcome], model: str, broken: Path, tm
     code, printed, err = run(*arguments, "--max-broken-share", 0.5)
     assert (code, json.loads(printed)["num_images"]) == (0, 4)
     assert "pixlex: skipped 2.png: not an image" in err
-    code, printed, _ = run("encode", broken, "--model", model, "--max-broken-share", 1)
-    assert (code, len(printed.splitlines())) == (0, 4)
     evaluate = ("evaluate", "reconstruction", "--model", model, "--data", broken)
     assert "2.png" in refused(run(*evaluate), code=1)
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "none.png").write_text("none")
     reconstruct = ("reconstruct", tmp_path / "one", "--model", model, "--out", tmp_path / "grid.png")
     assert "none of 1 images can be read" in refused(run(*reconstruct), code=1)
-
-
-def test_images_at_an_address(
-    run: Callable[..., Outcome], model: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = fsspec.filesystem("memory")
-    with tarfile.open(tmp_path / "set.tar", "w") as tar:
-        for name in NAMES:
-            tar.add(photos / name, name)
-    files.pipe("/bucket/set.tar", (tmp_path / "set.tar").read_bytes())
-    try:
-        evaluate = ("evaluate", "reconstruction", "--model", model, "--json", "--quiet", "--data")
-        near, far = (run(*evaluate, f"{place}/set.tar") for place in (tmp_path, "memory://bucket"))
-        assert (near[0], far[0]) == (0, 0)
-        assert json.loads(far[1])["num_images"] == len(NAMES)
-        near_values, far_values = (
-            {key: value for key, value in json.loads(out).items() if key not in ("data", "images_per_second")}
-            for _, out, _ in (near, far)
-        )
-        assert near_values == far_values
-        monkeypatch.setattr(type(files), "info", _refuse)
-        message = refused(run("encode", "memory://bucket/set.tar", "--model", model), code=1)
-        assert "memory://bucket/set.tar cannot be read: PermissionError: no key" in message
-    finally:
-        monkeypatch.undo()
-        files.rm("/bucket", recursive=True)
-
-
-def _refuse(*_: object, **__: object) -> None:
-    raise PermissionError("no key")
 
 
 def test_paths_it_refuses(run: Callable[..., Outcome], model: str, photos: Path, tmp_path: Path) -> None:
@@ -431,19 +318,9 @@ def test_paths_it_refuses(run: Callable[..., Outcome], model: str, photos: Path,
     assert "expected image files, or one folder" in message
     message = refused(run("encode", photos, *end, "--to", "parquet"))
     assert message == "parquet cannot be printed: name a file with --out"
-    assert "--json prints jsonl, not words" in refused(run("encode", photos, *end, "--to", "words", "--json"))
-
-
-def test_models_it_refuses(
-    run: Callable[..., Outcome], model: str, vqvae: str, photos: Path, tmp_path: Path
-) -> None:
-    message = refused(run("encode", photos, "--model", vqvae, "--to", "words", "--quiet"))
-    assert "a vqvae has no words" in message
     assert "holds no model" in refused(run("encode", photos, "--model", photos))
-    other = tiny_language(tmp_path / "other", seed=1)
-    message = refused(run("encode", photos, "--model", model, "--language-model", other))
-    assert "codes mean nothing in another vocabulary" in message
-    assert "got 'abacus'" in refused(run("encode", photos, "--model", model, "--device", "abacus"))
+    assert "got 'abacus'" in refused(run("encode", photos, *end, "--device", "abacus"))
+    assert "--json prints jsonl, not words" in refused(run("encode", photos, *end, "--to", "words", "--json"))
 
 
 def test_decode_a_file_and_words_and_stdin(
@@ -469,23 +346,11 @@ def test_decode_a_file_and_words_and_stdin(
 def test_decode_refuses(run: Callable[..., Outcome], model: str, tmp_path: Path) -> None:
     end = ("--model", model, "--out", tmp_path / "out")
     assert "expected 16 words (4 x 4), got 2" in refused(run("decode", "about above", *end))
-    assert "the word 'xylophone' is not one of the 300" in refused(run("decode", *["xylophone"] * 16, *end))
     assert "words.txt does not exist: expected a file" in refused(run("decode", "words.txt", *end))
-    assert "expected 16 words" in refused(run("decode", "about " * 400, *end))
     for name in ("pipe", "pipe.parquet"):
         os.mkfifo(tmp_path / name)
         assert f"{name} is no file but a pipe" in refused(run("decode", tmp_path / name, *end))
     assert not (tmp_path / "out").exists()
-
-
-def test_evaluate(run: Callable[..., Outcome], model: str, photos: Path, tmp_path: Path) -> None:
-    arguments = ("evaluate", "reconstruction", "--model", model, "--data", photos, "--mask-ratio", 0.25)
-    code, out, err = run(*arguments, "--out", tmp_path / "results", "--json", "--limit", 2)
-    assert (code, json.loads(out)["num_images"], "evaluate: 100%" in err) == (0, 2, True)
-    assert read_json(tmp_path / "results" / "results.json") == json.loads(out)
-    names = {"reconstruction.png", "report.html", "results.json"}
-    assert {path.name for path in (tmp_path / "results").iterdir()} == names
-    assert "pixlex evaluate reconstruction" in (tmp_path / "results" / "report.html").read_text()
 
 
 @pytest.fixture
@@ -537,9 +402,7 @@ def test_train_refuses(run: Callable[..., Outcome], recipe: Path, monkeypatch: p
     monkeypatch.setattr(pixlex.run, "run_training", training)
     assert "no run runs/mine-NUMBER to resume" in refused(run("train", "mine.yaml", "--resume"))
     assert "there is no run to resume" in refused(run("train", "mine.yaml", "--resume", "--out", "nothing"))
-    assert "did you mean train.steps?" in refused(run("train", "mine.yaml", "train.stpes=3"))
     assert "expected key=value, got 'steps'" in refused(run("train", "mine.yaml", "steps"))
-    assert "no recipe 'nothing.yaml'" in refused(run("train", "nothing.yaml"))
     assert training.calls == []
     run("train", "mine.yaml", "--out", "here")
     message = refused(run("train", "mine.yaml", "--out", "here"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import sqlite3
 import tarfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ from pixlex.eval.few_shot.episodes import load_episodes, sample_episodes, save_e
 from pixlex.eval.few_shot.prompts import Answer, setting_of
 from pixlex.eval.few_shot.readers import append_texts, load_texts
 from pixlex.eval.few_shot.run import AnswerJournal
+from pixlex.eval.llm.endpoint import FILE_NAME, AnswerCache
 from pixlex.eval.retrieval import CachedScores
 from pixlex.files import Journal, read_json, sealed, write_json
 from pixlex.models import checkpoint
@@ -162,6 +164,31 @@ def _answered(folder: Path) -> dict[str, Any]:
         (folder / "answers.jsonl").write_bytes(content)
 
 
+def _request(number: int) -> dict[str, Any]:
+    return {"endpoint": "http://127.0.0.1:1/v1", "path": "completions", "body": {"prompt": f"image {number}"}}
+
+
+def _cache(folder: Path) -> list[Path]:
+    cache = AnswerCache(folder)
+    for number in range(20):
+        cache.put(
+            _request(number), {"choices": [{"text": f" boat number {number}", "finish_reason": "stop"}]}
+        )
+    cache.close()
+    return [folder / FILE_NAME]
+
+
+def _cached(folder: Path) -> dict[int, Any]:
+    content = (folder / FILE_NAME).read_bytes()
+    try:
+        cache = AnswerCache(folder)
+        found = {number: cache.get(_request(number)) for number in range(20)}
+        cache.close()
+        return {number: answer for number, answer in found.items() if answer is not None}
+    finally:
+        (folder / FILE_NAME).write_bytes(content)
+
+
 def _texts(folder: Path) -> list[Path]:
     append_texts(folder / "t.jsonl", {number: f"word {number}" for number in range(8)})
     return [folder / "t.jsonl"]
@@ -242,6 +269,7 @@ KINDS: Mapping[str, Callable[[], Files]] = {
     "model": lambda: Files(_model, _fingerprint),
     "journal of encode": lambda: Files(_journal, _journaled, partly=True),
     "journal of answers": lambda: Files(_answers, _answered, partly=True),
+    "cache of answers": lambda: Files(_cache, _cached, partly=True),
     "texts of images": lambda: Files(_texts, lambda folder: load_texts(folder / "t.jsonl"), partly=True),
     "episodes": lambda: Files(
         _episodes, lambda folder: load_episodes(folder / "e.json", open_source(str(folder / "images")))
@@ -269,3 +297,27 @@ def test_a_journal_that_is_no_file_is_refused(tmp_path: Path) -> None:
     path.symlink_to("/dev/zero")
     with pytest.raises(ValueError, match=r"codes\.journal is no file but a device"):
         Journal(path, {"journal": 1}, "index", _fits)
+
+
+def test_a_bad_answer_is_asked_again_and_one_of_a_version_without_checksums_counts(tmp_path: Path) -> None:
+    (path,) = _cache(tmp_path)
+    expected = _cached(tmp_path)
+    with sqlite3.connect(path) as file:
+        file.execute("UPDATE answers SET answer = replace(answer, 'boat', 'coat')")
+    cache = AnswerCache(tmp_path)
+    with pytest.warns(UserWarning, match="cannot be read .* and is asked for again"):
+        assert cache.get(_request(0)) is None
+    with pytest.warns(UserWarning, match="asked for again"):
+        assert cache.ask(_request(1), lambda: expected[1]) == expected[1]
+    assert cache.get(_request(1)) == expected[1]
+    cache.close()
+    (old,) = _cache(tmp_path / "old")
+    with sqlite3.connect(old) as file:
+        file.execute("ALTER TABLE answers DROP COLUMN checksum")
+        file.execute("UPDATE answers SET answer = '7' WHERE rowid = 2")
+    cache = AnswerCache(tmp_path / "old")
+    assert cache.get(_request(0)) == expected[0]
+    with pytest.warns(UserWarning, match="asked for again"):
+        assert cache.get(_request(1)) is None
+    cache.put(_request(30), expected[3])
+    assert cache.get(_request(30)) == expected[3]

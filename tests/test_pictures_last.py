@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.tiny import tiny_cbvila, tiny_vqvae, tiny_vqvae_config, write_images
+from tests.tiny import tiny_vqvae_config, write_images
 
 from pixlex import run as runs
 from pixlex.cli import main
@@ -25,11 +25,11 @@ NAMES = (b"caf\xe9.png", b"\x1b[31mred.png", b"two\nlines.png", b"plain.png")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, language: Path) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
     """Models, labeled images, and a folder of pictures with hostile names in it."""
     folder = tmp_path_factory.mktemp("place")
-    checkpoint.save(tiny_vqvae(), folder / "vqvae")
-    checkpoint.save(tiny_cbvila(language), folder / "cbvila")
+    for name in ("vqvae", "cbvila"):
+        (folder / name).symlink_to(models / name)
     for name in ("a", "b"):
         write_images(folder / "labeled" / name, [f"{number}.png" for number in range(6)], seed=ord(name))
     hostile = folder / os.fsdecode(b"caf\xe9\x1b[31m")

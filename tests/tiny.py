@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -288,3 +289,42 @@ def evaluation_batches(
 ) -> Iterator[ImageBatch]:
     """One pass over images alone."""
     return Loader(Images(source, together), LoaderConfig(**settings)).evaluation(limit)
+
+
+def batches_of(images: torch.Tensor, batch_size: int) -> list[ImageBatch]:
+    """The images in batches, numbered from 100."""
+    whole = ImageBatch(
+        images,
+        torch.full((len(images),), -1),
+        tuple(f"image-{row}" for row in range(len(images))),
+        torch.arange(len(images)) + 100,
+    )
+    cuts = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
+    return [
+        dataclasses.replace(
+            whole,
+            images=whole.images[cut],
+            labels=whole.labels[cut],
+            keys=whole.keys[cut],
+            indices=whole.indices[cut],
+        )
+        for cut in cuts
+    ]
+
+
+CLASSES = ("blue", "green", "red")
+
+
+def write_classes(
+    folder: Path, count: int, *, names: Sequence[str] = CLASSES, seed: int = 0, noise: float = 40.0
+) -> Path:
+    """Write `count` noisy pictures of 36 x 36 pixels for each class; colors follow the sorted names."""
+    random = np.random.default_rng(seed)
+    colors = np.random.default_rng(7).uniform(40, 215, (64, 3))
+    for place, name in enumerate(sorted(names)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            pixels = colors[place] + noise * random.normal(size=(36, 36, 3))
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            image.save(folder / name / f"{number}.png")
+    return folder

@@ -6,27 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny import IMAGE_SIZE, tiny_language, tiny_lqae, tiny_vqvae
+from tests.tiny import IMAGE_SIZE, tiny_lqae, tiny_vqvae
 
 from pixlex.models.baselines import VQVAE
 from pixlex.models.lqae import LQAE
 from pixlex.nn.language_model import LanguageModel
 
 
-@pytest.fixture(scope="session")
-def language_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a tiny BERT lies."""
-    return tiny_language(tmp_path_factory.mktemp("tiny-bert"))
-
-
 @pytest.fixture
-def lqae(language_folder: Path) -> LQAE:
+def lqae(language: Path) -> LQAE:
     """An LQAE of 16 words whose untrained encoder uses many of them."""
-    return tiny_lqae(language_folder, search="raw")
+    return tiny_lqae(language, search="raw")
 
 
 @pytest.fixture
-def language(lqae: LQAE) -> LanguageModel:
+def bert(lqae: LQAE) -> LanguageModel:
     """The language model of that LQAE."""
     return lqae.language
 

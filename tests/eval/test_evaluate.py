@@ -19,24 +19,21 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from scipy.stats import binom
-from tests.eval.batches import batches_of
-from tests.eval.classes import write_classes
-from tests.eval.llm.tiny_causal import tiny_causal
 from tests.tiny import (
     IMAGE_SIZE,
+    batches_of,
     evaluation_batches,
     tiny_cbvila,
     tiny_frozen,
-    tiny_language,
     tiny_lqae,
     tiny_mae,
     tiny_reasoner,
+    write_classes,
     write_images,
 )
 from torch import nn
 
 from pixlex import distributed
-from pixlex.api import ImageTokenizer
 from pixlex.batch import ImageBatch, Skipped
 from pixlex.cli import main
 from pixlex.config.cbvila import CBViLAObjectiveConfig
@@ -57,12 +54,9 @@ from pixlex.eval.probe_features import extract
 from pixlex.eval.probe_sets import survey
 from pixlex.eval.retrieval import evaluate_retrieval, gallery
 from pixlex.eval.vqa import evaluate_reasoning
-from pixlex.models import checkpoint
 from pixlex.objectives.cbvila import CBViLAObjective
 
-# Children inherit imports; see tests/train/test_loop.py.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.train.running"])
 
 TEXTS = ("about the class", "and any other", "also about", "the class", "any", "above and")
 # Batches are of three: the second has no readable image at all, the fourth misses one.
@@ -70,7 +64,9 @@ BROKEN = (3, 4, 5, 10)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(
+    tmp_path_factory: pytest.TempPathFactory, models: Path, language: Path, causal_language: Path
+) -> Path:
     """Twenty pictures with captions, four of them broken; language models; a network of features; a model."""
     folder = tmp_path_factory.mktemp("shared")
     rows, captions = [], []
@@ -82,11 +78,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(b"no image" if number in BROKEN else buffer.getvalue())
         captions.append([TEXTS[number % 6], *TEXTS[: number % 3]])
     pq.write_table(pa.table({"image": rows, "captions": captions}), folder / "pairs.parquet")
-    tiny_causal(folder / "causal")
-    language = tiny_language(folder / "language")
+    for path, name in (
+        (language, "language"),
+        (causal_language, "causal"),
+        *((models / n, n) for n in ("lqae", "cbvila")),
+    ):
+        (folder / name).symlink_to(path)
     torch.jit.trace(Features().eval(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).save(folder / "fid.pt")
-    ImageTokenizer(tiny_lqae(language)).save(folder / "lqae")
-    checkpoint.save(tiny_cbvila(language), folder / "cbvila")
     write_classes(folder / "train", 8)
     write_images(folder / "pictures", [f"{number}.png" for number in range(7)])
     return folder
@@ -156,20 +154,34 @@ def _answers(folder: Path, batch: dict[str, Any]) -> Any:
 
 
 def _one_of_two(rank: int, folder: Path, scratch: Path) -> None:
+    """Both halves of what one process does alone: evaluations, then commands as torchrun starts them."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{scratch}/rendezvous", rank=rank, world_size=2)
-    # Pickled, for results hold more than tensors.
-    (scratch / f"{rank}.pickle").write_bytes(pickle.dumps(_results(folder, scratch)))
+    joined, counted = dist.init_process_group, iter(range(100))
+
+    def join(backend: str) -> None:  # without a port
+        place = f"file://{scratch}/rendezvous-{next(counted)}"
+        joined(backend, init_method=place, rank=rank, world_size=2)
+
+    join("gloo")
+    found = _results(folder, scratch)
     dist.destroy_process_group()
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    dist.init_process_group = join
+    # Pickled, for results hold more than tensors.
+    (scratch / f"{rank}.pickle").write_bytes(pickle.dumps((found, _typed(folder, scratch))))
 
 
-def _start(target: Any, *arguments: Any) -> None:
-    children = [SERVER.Process(target=target, args=(rank, *arguments)) for rank in range(2)]
+@pytest.fixture(scope="module")
+def two(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    """Where two processes wrote, and what each of them found and printed."""
+    folder = tmp_path_factory.mktemp("two")
+    children = [SERVER.Process(target=_one_of_two, args=(rank, place, folder)) for rank in range(2)]
     for child in children:
         child.start()
     for child in children:
-        child.join(200)
+        child.join(400)
     assert [child.exitcode for child in children] == [0, 0]
+    return folder, [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
 
 
 def _same(one: Any, two: Any, name: str) -> None:
@@ -194,12 +206,9 @@ def _same(one: Any, two: Any, name: str) -> None:
         assert one == two or (one != one and two != two), name
 
 
-def test_two_processes_equal_one(place: Path, tmp_path: Path) -> None:
+def test_two_processes_equal_one(place: Path, tmp_path: Path, two: tuple[Path, list[Any]]) -> None:
     """Every evaluation, with broken images and uneven shares, on both processes."""
-    for name in ("alone", "two"):
-        (tmp_path / name).mkdir()
-    alone = _results(place, tmp_path / "alone")
-    _start(_one_of_two, place, tmp_path / "two")
+    alone = _results(place, tmp_path)
     whole = alone["reconstruction None"]
     assert whole.values["num_images"] == 16
     assert whole.values["rfid"] > 0
@@ -208,12 +217,11 @@ def test_two_processes_equal_one(place: Path, tmp_path: Path) -> None:
     assert "text_alone_accuracy" in alone["vqa"].values
     assert [one.item for one in alone["vqa"].answered] == [0, 1, 2, 6, 7, 8, 9, 10]
     assert math.isfinite(alone["pretraining"].values["image_text_contrastive"])
-    for rank in range(2):
-        two = pickle.loads((tmp_path / "two" / f"{rank}.pickle").read_bytes())
-        assert two.keys() == alone.keys()
+    for found, _ in two[1]:
+        assert found.keys() == alone.keys()
         for name, result in alone.items():
-            _same(result, two[name], name)
-    assert not list((tmp_path / "two").glob("scores-*"))
+            _same(result, found[name], name)
+    assert not list(two[0].glob("scores-*"))
 
 
 COMMANDS = {
@@ -240,45 +248,25 @@ def _typed(folder: Path, scratch: Path) -> dict[str, tuple[int, str]]:
     return found
 
 
-def _typed_by_one_of_two(rank: int, folder: Path, scratch: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
-    found = {}
-    joined = dist.init_process_group
-    counted = iter(range(100))
-    # As torchrun announces it, without a port.
-    dist.init_process_group = lambda backend: joined(
-        backend, init_method=f"file://{scratch}/rendezvous-{next(counted)}", rank=rank, world_size=2
-    )
-    found = _typed(folder, scratch)
-    (scratch / f"{rank}.pickle").write_bytes(pickle.dumps(found))
-
-
-def test_commands_share_and_the_first_process_writes(place: Path, tmp_path: Path) -> None:
+def test_commands_share_and_the_first_process_writes(
+    place: Path, tmp_path: Path, two: tuple[Path, list[Any]]
+) -> None:
     """Same answers, same files, the second process silent; too many broken images stop both."""
-    for name in ("alone", "two"):
-        (tmp_path / name).mkdir()
-    alone = _typed(place, tmp_path / "alone")
-    _start(_typed_by_one_of_two, place, tmp_path / "two")
-    first, second = (pickle.loads((tmp_path / "two" / f"{rank}.pickle").read_bytes()) for rank in range(2))
+    alone = _typed(place, tmp_path)
+    first, second = (printed for _, printed in two[1])
     for name, (code, printed) in alone.items():
         assert code == (1 if name == "broken" else 0), name
         assert (first[name][0], second[name]) == (code, (code, "")), name
         if name != "reconstruction":  # which prints its speed
             assert first[name][1] == printed, name
-    files = {
-        folder: sorted(
-            path.relative_to(tmp_path / folder).as_posix()
-            for path in (tmp_path / folder).rglob("*")
-            if path.is_file() and path.parent != tmp_path / folder
-        )
-        for folder in ("alone", "two")
-    }
-    assert files["alone"] == files["two"]
-    assert "reconstruction/report.html" in files["two"]
+    files = [
+        {path.relative_to(folder).as_posix() for name in COMMANDS for path in (folder / name).rglob("*.*")}
+        for folder in (tmp_path, two[0])
+    ]
+    assert files[0] == files[1]
+    assert "reconstruction/report.html" in files[0]
     for name in ("retrieval/results.json", "gallery/codewords.png"):
-        one, two = ((tmp_path / folder / name).read_bytes() for folder in ("alone", "two"))
-        assert one == two, name
+        assert (tmp_path / name).read_bytes() == (two[0] / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(
@@ -323,6 +311,9 @@ def test_a_pass(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().err
     assert "5/5 images" in shown
     assert "images/s" in shown
+    with pytest.raises(ZeroDivisionError):
+        evaluate(model, batches_of(images, 2), lambda *_: 1 // 0, Pass(progress=False))  # type: ignore[arg-type]
+    assert [one.training for one in model] == [False, True]
     with pytest.raises(ValueError, match=r"no item to evaluate \(1 could not be read\)"):
         evaluate(model, [nothing], measure, Pass(progress=False), unit="items")
 

@@ -17,12 +17,9 @@ from pixlex.eval import metrics
 from pixlex.eval.metrics import (
     CodebookUsage,
     FrechetDistance,
-    MeanImage,
     PerceptualDistance,
     WordScores,
-    mean_color_mse,
     mse,
-    perceptual_notes,
     pseudo_perplexity,
     psnr,
     score_words,
@@ -66,38 +63,6 @@ def test_ssim_is_scikit_images(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
         ssim(torch.rand(1, 3, 10, 12), torch.rand(1, 3, 10, 12))
 
 
-def test_mean_image_is_the_strongest_constant() -> None:
-    images = torch.rand(9, 3, 4, 5, generator=torch.Generator().manual_seed(1))
-    mean_image = MeanImage()
-    for batch in images.split([4, 4, 1]):
-        mean_image.update(batch)
-    best = ((images - images.mean(0)) ** 2).mean().item()
-    assert mean_image.mse() == pytest.approx(best, rel=1e-6)
-
-
-def test_mean_color_error_is_that_of_a_flat_image() -> None:
-    images = torch.rand(4, 3, 6, 7, generator=torch.Generator().manual_seed(3))
-    flat = images.mean((2, 3), keepdim=True).expand_as(images)
-    assert torch.allclose(mean_color_mse(images), mse(images, flat))
-    assert mean_color_mse(flat).abs().max() < 1e-12
-
-
-def test_usage_is_the_union_over_the_set_and_equals_unique() -> None:
-    codes = torch.randint(0, 50, (20, 7, 7), generator=torch.Generator().manual_seed(4)) ** 2 // 20
-    usage = CodebookUsage(200)
-    for batch in codes.split(6):
-        usage.update(batch)
-    values, counts = np.unique(codes.numpy(), return_counts=True)
-    shares = counts / counts.sum()
-    assert usage.counts[values].tolist() == counts.tolist()
-    assert usage.values == pytest.approx(
-        {
-            "distinct_codewords": len(values), "codebook_usage": len(values) / 200,
-            "perplexity": np.exp(-(shares * np.log(shares)).sum()), "most_frequent_share": shares.max(),
-        }
-    )  # fmt: skip
-
-
 def test_usage_does_not_count_a_codeword_once_for_each_column() -> None:
     """The released code would say 400 % here: every codeword stands in each of four columns."""
     usage = CodebookUsage(16)
@@ -107,20 +72,20 @@ def test_usage_does_not_count_a_codeword_once_for_each_column() -> None:
 
 
 @pytest.fixture
-def word_ids(language: LanguageModel) -> torch.Tensor:
+def word_ids(bert: LanguageModel) -> torch.Tensor:
     """Three sequences of ten words."""
-    return torch.randint(3, language.vocab_size, (3, 10), generator=torch.Generator().manual_seed(0))
+    return torch.randint(3, bert.vocab_size, (3, 10), generator=torch.Generator().manual_seed(0))
 
 
-def reference(language: LanguageModel, word_ids: torch.Tensor, folds: torch.Tensor) -> WordScores:
+def reference(bert: LanguageModel, word_ids: torch.Tensor, folds: torch.Tensor) -> WordScores:
     """Each sequence and fold on its own, by ids instead of embeddings."""
     log_probability, correct = 0.0, 0
     for sequence, of_fold in zip(word_ids, folds, strict=True):
         for fold in set(of_fold.tolist()):
-            shown = torch.where(of_fold == fold, language.mask_id, sequence)
+            shown = torch.where(of_fold == fold, bert.mask_id, sequence)
             with torch.no_grad():
-                hidden = language(language.word_embedding[shown][None]).last[0]
-                scores = language.logits(hidden).log_softmax(-1)
+                hidden = bert(bert.word_embedding[shown][None]).last[0]
+                scores = bert.logits(hidden).log_softmax(-1)
             for place in (of_fold == fold).nonzero().flatten().tolist():
                 log_probability += scores[place, sequence[place]].item()
                 correct += int(scores[place].argmax() == sequence[place])
@@ -137,66 +102,64 @@ def test_folds_are_even_and_depend_on_image_and_seed_alone() -> None:
 
 @pytest.mark.parametrize("num_folds", [1, 3, 10])
 def test_scores_equal_a_slow_reference(
-    language: LanguageModel, word_ids: torch.Tensor, num_folds: int, monkeypatch: pytest.MonkeyPatch
+    bert: LanguageModel, word_ids: torch.Tensor, num_folds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With as many folds as words this is pseudo-perplexity proper; whatever the logits held at once."""
     folds = word_folds([0, 1, 2], 10, num_folds, seed=0)
-    expected = reference(language, word_ids, folds)
+    expected = reference(bert, word_ids, folds)
     for rows in (512, 4):
         monkeypatch.setattr(metrics, "_ROWS_OF_LOGITS", rows)
-        scores = score_words(language, word_ids, folds)
+        scores = score_words(bert, word_ids, folds)
         assert scores.log_probability == pytest.approx(expected.log_probability, rel=1e-5)
         assert (scores.correct, scores.count) == (expected.correct, 30)
 
 
 def test_a_model_that_knows_nothing_and_one_that_says_one_word(
-    language: LanguageModel, word_ids: torch.Tensor
+    bert: LanguageModel, word_ids: torch.Tensor
 ) -> None:
     """As perplexed as the vocabulary is large; right as often as the word occurs; never infinite."""
     folds = word_folds([0, 1, 2], 10, 5, seed=0)
     with torch.no_grad():
-        language.output.weight.zero_()
-        language.output.bias.zero_()
-        scores = score_words(language, word_ids, folds)
-        assert pseudo_perplexity(scores.log_probability / 30) == pytest.approx(language.vocab_size, rel=1e-5)
-        language.output.bias[word_ids[0, 0]] = 50.0
-    scores = score_words(language, word_ids, folds)
+        bert.output.weight.zero_()
+        bert.output.bias.zero_()
+        scores = score_words(bert, word_ids, folds)
+        assert pseudo_perplexity(scores.log_probability / 30) == pytest.approx(bert.vocab_size, rel=1e-5)
+        bert.output.bias[word_ids[0, 0]] = 50.0
+    scores = score_words(bert, word_ids, folds)
     assert scores.correct == (word_ids == word_ids[0, 0]).sum().item()
     assert pseudo_perplexity(scores.log_probability / 30) > 1e6
     assert np.isfinite(pseudo_perplexity(-1e6))
 
 
-def rates(language: LanguageModel, vocabulary: Vocabulary, codes: list[list[int]]) -> list[list[float]]:
+def rates(bert: LanguageModel, vocabulary: Vocabulary, codes: list[list[int]]) -> list[list[float]]:
     """Round trips of text and of the tokenizer."""
-    found = text_round_trips(language, vocabulary, torch.tensor(codes))
+    found = text_round_trips(bert, vocabulary, torch.tensor(codes))
     return [found["text_round_trip_rate"].tolist(), found["tokenizer_round_trip_rate"].tolist()]
 
 
-def test_a_word_with_a_space_does_not_survive(language: LanguageModel) -> None:
+def test_a_word_with_a_space_does_not_survive(bert: LanguageModel) -> None:
     """Read as two words, or as none at all."""
     vocabulary = Vocabulary("all", torch.arange(5), ("ant", "bat", "ant bat", "cat", "sea cow"))
     codes = torch.tensor([[0, 1, 3], [3, 2, 0], [1, 4, 1]])
-    found = text_round_trips(language, vocabulary, codes)
+    found = text_round_trips(bert, vocabulary, codes)
     assert found["text_round_trip_rate"].tolist() == [1, 0, 0]
     assert found["word_round_trip_rate"][0] == 1
     assert (found["word_round_trip_rate"][1:] < 1).all()
 
 
-def test_words_that_the_tokenizer_splits_or_does_not_know_do_not_survive_it(language: LanguageModel) -> None:
-    known = language.tokenizer.convert_ids_to_tokens([7, 8])
+def test_words_that_the_tokenizer_splits_or_does_not_know_do_not_survive_it(bert: LanguageModel) -> None:
+    known = bert.tokenizer.convert_ids_to_tokens([7, 8])
     vocabulary = Vocabulary("all", torch.tensor([7, 8, 9, 10]), (*known, "qzqzq", f"{known[0]}-{known[1]}"))
-    assert rates(language, vocabulary, [[0, 1], [0, 2], [3, 1]]) == [[1, 1, 1], [1, 0, 0]]
+    assert rates(bert, vocabulary, [[0, 1], [0, 2], [3, 1]]) == [[1, 1, 1], [1, 0, 0]]
 
 
-def test_the_first_word_is_read_like_the_others_where_words_carry_their_space(
-    language: LanguageModel,
-) -> None:
+def test_the_first_word_is_read_like_the_others_where_words_carry_their_space(bert: LanguageModel) -> None:
     """As in RoBERTa: a word at the start of a text is another word than one after a space."""
     pieces = Tokenizer(models.WordLevel({"[UNK]": 0, "ant": 1, "Ġant": 2, "Ġbat": 3}, unk_token="[UNK]"))
     pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    language.tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]")
+    bert.tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]")
     vocabulary = Vocabulary("whole-words", torch.tensor([2, 3]), ("ant", "bat"))
-    assert rates(language, vocabulary, [[0, 1], [0, 0], [1, 0]])[1] == [1, 1, 1]
+    assert rates(bert, vocabulary, [[0, 1], [0, 0], [1, 0]])[1] == [1, 1, 1]
 
 
 CPU = torch.device("cpu")
@@ -306,10 +269,3 @@ def test_networks_that_do_not_fit_are_named(byte_pair: tuple[Tensor, Tensor], tm
     torch.save({"weight": torch.zeros(1)}, weights)
     with pytest.raises(ValueError, match=r"weights\.pt is not a TorchScript file"):
         PerceptualDistance(weights, CPU)
-
-
-def test_what_is_missing_is_noted() -> None:
-    notes = [note.split()[0] for note in perceptual_notes(40, has_fid=False, has_lpips=False)]
-    assert notes == ["rFID", "LPIPS"]
-    assert "published values are of 50000" in perceptual_notes(40, has_fid=True, has_lpips=True)[0]
-    assert perceptual_notes(50_000, has_fid=True, has_lpips=True) == []

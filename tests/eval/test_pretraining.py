@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.eval.batches import batches_of
-from tests.tiny import pair_batch, tiny_cbvila, tiny_frozen, tiny_mae
+from tests.tiny import batches_of, pair_batch, tiny_cbvila, tiny_frozen, tiny_mae
 
 from pixlex.batch import ImageTextBatch
 from pixlex.config.cbvila import CBViLAObjectiveConfig
@@ -43,9 +42,9 @@ def _batches(objective: CBViLAObjective, count: int = 2) -> Iterator[ImageTextBa
         yield pair_batch(objective.model, TEXTS, seed=number)
 
 
-def test_numbers_against_a_slow_evaluation(language_folder: Path) -> None:
+def test_numbers_against_a_slow_evaluation(language: Path) -> None:
     """Codes, their entropy, and the errors of hidden and visible patches, written out."""
-    objective = _objective(language_folder)
+    objective = _objective(language)
     model = objective.model
     result = evaluate_pretraining(objective, _batches(objective), QUIET)
     batches = list(_batches(objective))
@@ -68,9 +67,9 @@ def test_numbers_against_a_slow_evaluation(language_folder: Path) -> None:
     assert not torch.equal(examples.reconstructions, examples.other_reconstructions)
 
 
-def test_rebuilding_sees_the_visible_patches_and_the_text_alone(language_folder: Path) -> None:
+def test_rebuilding_sees_the_visible_patches_and_the_text_alone(language: Path) -> None:
     """What lies under the mask does not matter; what is visible and what is said does."""
-    model = tiny_cbvila(language_folder)
+    model = tiny_cbvila(language)
     batch = pair_batch(model, TEXTS)
     words = Words(batch.word_ids, batch.key_padding)
     split = split_patches(4, model.grid**2, 4, torch.Generator().manual_seed(0))
@@ -82,8 +81,8 @@ def test_rebuilding_sees_the_visible_patches_and_the_text_alone(language_folder:
     assert not torch.allclose(model.reconstruct(batch.images, other, split), before)
 
 
-def test_churn_is_the_share_of_codes_that_changed(language_folder: Path) -> None:
-    objective = _objective(language_folder)
+def test_churn_is_the_share_of_codes_that_changed(language: Path) -> None:
+    objective = _objective(language)
     first = evaluate_pretraining(objective, _batches(objective), QUIET)
     assert "churn" not in first.values
     moved = first.rows["codes"].clone()
@@ -94,9 +93,9 @@ def test_churn_is_the_share_of_codes_that_changed(language_folder: Path) -> None
     assert "churn" not in other.values  # of other images
 
 
-def test_what_was_not_trained_is_not_measured(language_folder: Path) -> None:
+def test_what_was_not_trained_is_not_measured(language: Path) -> None:
     """Matching and masked words alone: no codes, no pictures, no errors of random heads."""
-    objective = _objective(language_folder, pixel_weight=0.0, masked_image_weight=0.0)
+    objective = _objective(language, pixel_weight=0.0, masked_image_weight=0.0)
     result = evaluate_pretraining(objective, _batches(objective), QUIET)
     assert "codes" not in result.rows
     assert not result.examples

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tests.eval.classes import write_classes
-from tests.tiny import tiny_lqae
+from tests.tiny import tiny_lqae, write_classes
 from tests.train.running import digest
 from torch import Tensor
 
@@ -135,9 +134,9 @@ def test_which_features_are_probed(lqae: LQAE, vqvae: VQVAE) -> None:
 
 @pytest.mark.parametrize("search", ["raw", "whitened"])
 def test_an_untrained_copy_has_fresh_weights_and_the_same_language(
-    language_folder: Path, images: Tensor, search: str
+    language: Path, images: Tensor, search: str
 ) -> None:
-    model = tiny_lqae(language_folder, search=search)
+    model = tiny_lqae(language, search=search)
     before, state = digest(model), torch.random.get_rng_state()
     fresh = untrained_copy(model, images, seed=3)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -181,10 +180,10 @@ def test_features_are_computed_once_and_models_stay_as_they_are(
 
 
 def test_other_weights_images_or_precisions_are_other_features(
-    lqae: LQAE, language_folder: Path, labeled: LabeledImages, tmp_path: Path
+    lqae: LQAE, language: Path, labeled: LabeledImages, tmp_path: Path
 ) -> None:
     """The language model's weights count too; and bytes of pictures, not their names."""
-    same, words = (tiny_lqae(language_folder, search="raw") for _ in range(2))
+    same, words = (tiny_lqae(language, search="raw") for _ in range(2))
     with torch.no_grad():
         next(words.language.body.encoder.parameters()).view(-1)[0] += 1
     folder = tmp_path / "images"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from tests.tiny import tiny_cbvila
+from tests.tiny import tiny_cbvila, write_images
 from torchmetrics.retrieval import RetrievalHitRate
 
+from pixlex.config.cbvila import ReasoningTask
 from pixlex.data.captions import open_pairs
+from pixlex.data.questions import open_items
 from pixlex.data.records import Records
 from pixlex.eval import retrieval
 from pixlex.eval.evaluate import Pass
+from pixlex.eval.published import benchmark_of, objectives_table, retrieval_table, setting_of, task_table
 from pixlex.eval.retrieval import RANKS, Gallery, evaluate_retrieval, gallery, ranks
 from pixlex.models.cbvila import CBViLA
 from pixlex.nn.bert import Context
@@ -28,21 +31,33 @@ CAPTIONS = [["about the class", "and"], ["also any other"], ["the class and all"
 
 
 @pytest.fixture(scope="module")
-def model(language_folder: Path) -> CBViLA:
-    return tiny_cbvila(language_folder)
+def model(language: Path) -> CBViLA:
+    return tiny_cbvila(language)
+
+
+def written(folder: Path, numbers: Sequence[int | None], captions: Sequence[Sequence[str]]) -> Records:
+    """A table of pictures, noise of their numbers, with captions; None is no picture."""
+    rows = []
+    for number in numbers:
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        rows.append(b"no image" if number is None else buffer.getvalue())
+    pq.write_table(pa.table({"image": rows, "captions": captions}), folder / "pairs.parquet")
+    return open_pairs(str(folder / "pairs.parquet"))
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Records:
-    path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
-    rows = []
-    for number in range(3):
-        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG")
-        rows.append(buffer.getvalue())
-    pq.write_table(pa.table({"image": rows, "captions": CAPTIONS}), path)
-    return open_pairs(str(path))
+    return written(tmp_path_factory.mktemp("pairs"), range(3), CAPTIONS)
+
+
+@pytest.fixture
+def ranked(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The scores that are ranked, those of images first."""
+    found: list[torch.Tensor] = []
+    monkeypatch.setattr(retrieval, "ranks", lambda *given: found.append(given[0]) or ranks(*given))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +104,7 @@ def test_recall_equals_the_hit_rate_of_torchmetrics() -> None:
 
 @pytest.mark.parametrize("score", ["matching", "matching+contrastive"])
 def test_the_second_stage_equals_pairs_one_by_one(
-    model: CBViLA, items: Gallery, monkeypatch: pytest.MonkeyPatch, score: str
+    model: CBViLA, items: Gallery, ranked: list[torch.Tensor], score: str
 ) -> None:
     """Every pair, each image alone with each caption without padding: the same scores, hence the same recall."""
     similarity = items.image_vectors @ items.text_vectors.T
@@ -103,16 +118,9 @@ def test_the_second_stage_equals_pairs_one_by_one(
                 expected[image, caption] = model.matching_head(fused[0, 0])[1]
     if score == "matching+contrastive":
         expected = expected + similarity
-    found: list[torch.Tensor] = []
-
-    def noted(scores: torch.Tensor, belongs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found.append(scores)
-        return ranks(scores, belongs)
-
-    monkeypatch.setattr(retrieval, "ranks", noted)
     result = evaluate_retrieval(model, items, QUIET, score=score, top_k=6)  # type: ignore[arg-type]
-    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found[1], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ranked[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ranked[1], expected, rtol=1e-4, atol=1e-5)
     assert result.num_scored == 18
     assert _recalls(result.values) == _recalls_of(*ranks(expected, items.belongs))
 
@@ -149,35 +157,18 @@ def test_an_interrupted_second_stage_goes_on(
     assert first != second
 
 
-def test_each_direction_ranks_its_own_best(
-    model: CBViLA, items: Gallery, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_direction_ranks_its_own_best(model: CBViLA, items: Gallery, ranked: list[torch.Tensor]) -> None:
     """With top 1 an image has one caption that counts, and a caption one image."""
-    seen: list[torch.Tensor] = []
-
-    def noted(scores: torch.Tensor, belongs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        seen.append(scores)
-        return ranks(scores, belongs)
-
-    monkeypatch.setattr(retrieval, "ranks", noted)
     evaluate_retrieval(model, items, QUIET, top_k=1)
-    by_image, by_caption = (scores.isfinite() for scores in seen)
+    by_image, by_caption = (scores.isfinite() for scores in ranked)
     assert by_image.sum(1).tolist() == [1, 1, 1]
     assert by_caption.sum(0).tolist() == [1] * 6
 
 
 def test_every_caption_counts_and_equals_are_right_for_each_other(model: CBViLA, tmp_path: Path) -> None:
     """The same caption twice, under two images, and one picture in two rows: nobody can tell them apart."""
-    buffers = []
-    for number in (0, 1, 0):
-        buffers.append(io.BytesIO())
-        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(buffers[-1], "PNG")
-    captions = [["a", "and", "and"], ["and", "all"], ["any"]]
-    pq.write_table(
-        pa.table({"image": [one.getvalue() for one in buffers], "captions": captions}), tmp_path / "p.parquet"
-    )
-    found = gallery(model, open_pairs(str(tmp_path / "p.parquet")), QUIET, max_words=12)
+    pairs = written(tmp_path, (0, 1, 0), [["a", "and", "and"], ["and", "all"], ["any"]])
+    found = gallery(model, pairs, QUIET, max_words=12)
     assert found.image_of.tolist() == [0, 0, 0, 1, 1, 2]
     assert found.belongs.int().tolist() == [[1, 1, 1, 1, 0, 1], [0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 1]]
     result = evaluate_retrieval(model, found, QUIET, top_k=6)
@@ -189,11 +180,7 @@ def test_every_caption_counts_and_equals_are_right_for_each_other(model: CBViLA,
 
 
 def test_an_unreadable_image_takes_its_captions_with_it(model: CBViLA, tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    Image.new("RGB", (32, 32)).save(buffer, "PNG")
-    rows = [buffer.getvalue(), b"no image", buffer.getvalue()]
-    pq.write_table(pa.table({"image": rows, "captions": CAPTIONS}), tmp_path / "pairs.parquet")
-    found = gallery(model, open_pairs(str(tmp_path / "pairs.parquet")), QUIET, max_words=12)
+    found = gallery(model, written(tmp_path, (0, None, 2), CAPTIONS), QUIET, max_words=12)
     assert found.image_of.tolist() == [0, 0, 1, 1, 1]
     assert [one.key for one in found.skipped] == ["pairs.parquet#1"]
 
@@ -209,3 +196,67 @@ def test_contrast_alone_needs_vectors_alone(model: CBViLA, pairs: Records, items
         *ranks(items.image_vectors @ items.text_vectors.T, items.belongs)
     )
     assert first.values["mean_recall"] == pytest.approx(np.mean(_recalls(first.values)))
+
+
+COCO, FLICKR = "dataset_coco.json?split=test", "/data/coco/dataset_flickr30k.json?split=test&images=coco"
+
+
+@pytest.mark.parametrize(
+    ("data", "trained_on", "source", "first", "last"),
+    [
+        (FLICKR, ["pairs"], "Table I", 91.9, 96.6),
+        (FLICKR, ["pairs", COCO], "Table I", 91.9, 96.6),  # ALBEF's way of zero-shot
+        (FLICKR, ["pairs", FLICKR], "Table II", 95.1, 98.2),
+        (COCO, [], "Table I", 70.1, 86.0),
+        ("hf:someone/mscoco:test", ["pairs", COCO], "Table II", 76.2, 89.6),
+    ],
+)
+def test_a_table_of_the_data_and_of_what_was_tuned(
+    data: str, trained_on: list[str], source: str, first: float, last: float
+) -> None:
+    table = retrieval_table(data, trained_on)
+    assert table is not None
+    assert table.source == f"CB-ViLA, {source}"
+    assert table.rows["CB-ViLA"][::5] == (first, last)
+    assert {len(values) for values in table.rows.values()} == {len(table.columns)} == {6}
+    text = table.text("12 images")
+    assert text.count("published: ") == len(table.rows)
+    assert f"published, {table.of}; here 12 images (CB-ViLA, {source};" in text.splitlines()[0]
+
+
+def test_other_data_have_no_table() -> None:
+    assert benchmark_of("embedded:scenes:test") is benchmark_of("flickr8k.json") is None
+    assert retrieval_table("pairs.parquet", [COCO]) is objectives_table(FLICKR) is None
+    four = objectives_table(COCO)
+    assert four is not None
+    assert [values[0] for values in four.rows.values()] == [65.2, 67.4, 70.1]
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "rows", "last"),
+    [
+        ("vqa", "vqa_val.json", '[{"question_id": 1, "image": "a.png", "question": "what", "answer": ["a"]}]',
+         (75.84, 74.20)),
+        ("nlvr2", "dev.json", '{"identifier": "dev-1-0-0", "sentence": "it is", "label": "True"}', (80.50, 80.84)),
+        ("nlvr2", "mine.jsonl", '{"images": ["a.png", "a.png"], "sentence": "it is", "label": "True"}', None),
+        ("entailment", "mine.jsonl",
+         '{"Flickr30K_ID": "a.png", "pairID": "12.jpg#2r1n", "sentence2": "so", "gold_label": "neutral"}',
+         (81.47, 81.40)),
+        ("entailment", "mine.jsonl", '{"image": "a.png", "sentence": "so", "label": "neutral"}', None),
+    ],
+)  # fmt: skip
+def test_a_task_has_its_columns_where_the_items_are_those_of_its_set(
+    task: ReasoningTask, name: str, rows: str, last: tuple[float, float] | None, tmp_path: Path
+) -> None:
+    write_images(tmp_path, ["a.png", "dev-1-0-img0.png", "dev-1-0-img1.png"])
+    (tmp_path / name).write_text(rows)
+    table = task_table(task, open_items(str(tmp_path / name), task))
+    assert (None if table is None else table.rows["CB-ViLA"]) == last
+
+
+def test_what_a_number_is_called() -> None:
+    """Zero-shot right away, zero-shot behind COCO, and fine-tuned are three things."""
+    assert setting_of(["pairs.parquet"], FLICKR) == "zs-direct"
+    assert setting_of(["pairs.parquet", COCO], "dataset_flickr30k.json") == "zs-coco-ft"
+    assert setting_of(["pairs.parquet", COCO], "dataset_coco.json") == f"fine-tuned on {COCO}"
+    assert setting_of([], FLICKR) == "training unknown"

@@ -60,9 +60,9 @@ def test_answers_that_the_words_tell_need_no_image() -> None:
     assert text_alone("vqa", same, same)[0]["text_alone_accuracy"] == 0.5
 
 
-def test_images_of_several_items_are_encoded_once(language_folder: Path) -> None:
+def test_images_of_several_items_are_encoded_once(language: Path) -> None:
     """Same answers, same examples, and no image twice in a batch."""
-    model = tiny_reasoner(language_folder, "entailment")
+    model = tiny_reasoner(language, "entailment")
     about = [2, 0, 2, 2, 1, 0]
     images = ScenesSource("test", 3)
     answers = (("entailment",),) * 6
@@ -86,9 +86,9 @@ def test_images_of_several_items_are_encoded_once(language_folder: Path) -> None
         assert torch.equal(result.examples["images"][item], _evaluate(model, alone).examples["images"][0])
 
 
-def test_accuracy_is_the_mean_credit_of_what_the_model_says(language_folder: Path) -> None:
+def test_accuracy_is_the_mean_credit_of_what_the_model_says(language: Path) -> None:
     """The truth is set to what the model says for some items, to something else for the others."""
-    model = tiny_reasoner(language_folder, "entailment")
+    model = tiny_reasoner(language, "entailment")
     said = [one.answers[0] for one in _evaluate(model, _source([()] * 6)).answered]
     other = {"entailment": "neutral", "neutral": "contradiction", "contradiction": "entailment"}
     given = [(said[item],) if item < 4 else (other[said[item]],) for item in range(6)]
@@ -105,8 +105,8 @@ def test_accuracy_is_the_mean_credit_of_what_the_model_says(language_folder: Pat
     assert result.examples["images"].shape[:2] == (6, 1)
 
 
-def test_items_without_an_answer_are_answered_and_not_counted(language_folder: Path) -> None:
-    model = tiny_reasoner(language_folder, "vqa", ("about", "also", "any"))
+def test_items_without_an_answer_are_answered_and_not_counted(language: Path) -> None:
+    model = tiny_reasoner(language, "vqa", ("about", "also", "any"))
     result = _evaluate(model, _source([()] * 3))
     assert result.interval is None
     assert len(result.answered) == 3
@@ -115,15 +115,15 @@ def test_items_without_an_answer_are_answered_and_not_counted(language_folder: P
     assert mixed.values["accuracy"] == 0.0
 
 
-def test_written_answers_are_scored_too(language_folder: Path) -> None:
-    model = tiny_reasoner(language_folder, "vqa", ("about", "also", "any"))
+def test_written_answers_are_scored_too(language: Path) -> None:
+    model = tiny_reasoner(language, "vqa", ("about", "also", "any"))
     written = [one.answers[0] for one in _evaluate(model, _source([()] * 3), mode="generate").answered]
     source = _source([(written[0] or "x",) * 10, ("y",) * 10, (written[2] or "x",) * 10])
     result = _evaluate(model, source, mode="generate")
     expected = sum(bool(written[item]) for item in (0, 2)) / 3
     assert result.values["accuracy"] == pytest.approx(expected)
     assert "written freely" in result.protocol
-    classes = tiny_reasoner(language_folder, "nlvr2", num_images=1)
+    classes = tiny_reasoner(language, "nlvr2", num_images=1)
     with pytest.raises(ValueError, match="for the task vqa alone, this model's is nlvr2"):
         _evaluate(classes, _source([("true",)] * 2), mode="generate")
 

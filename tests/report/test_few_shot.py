@@ -6,15 +6,23 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from tests.eval.few_shot.fakes import FakeReader, labeled, paper_settings
+from tests.eval.test_linear_probe import part_of
+from tests.tiny import write_classes
 
+from pixlex.batch import Skipped
+from pixlex.data.images import open_source
 from pixlex.data.sources import ImageSource
 from pixlex.eval.evaluate import wilson_interval
 from pixlex.eval.few_shot.episodes import sample_episodes
 from pixlex.eval.few_shot.prompts import Answer, Setting, setting_of
 from pixlex.eval.few_shot.run import Cell
+from pixlex.eval.linear_probe import Fit, linear_probe
+from pixlex.eval.probe_features import ProbeRow
+from pixlex.eval.probe_sets import ProbeSets, open_sets
 from pixlex.report.few_shot import (
     draw_accuracies,
     draw_episode_examples,
@@ -26,6 +34,7 @@ from pixlex.report.few_shot import (
     write_few_shot,
     write_few_shot_page,
 )
+from pixlex.report.tables import PROBES_NOTE, write_linear_probe
 
 
 def cell(setting: Setting, accuracy: float | None = 0.625, **change: object) -> Cell:
@@ -163,3 +172,59 @@ def test_examples_show_the_answers_of_their_setting(images: ImageSource, tmp_pat
     path = draw_episode_examples(episodes, cells, images, reader, tmp_path / "few.png", count=2)
     assert set(reader.asked) == {image for one in episodes.episodes[:2] for image in one.images}
     assert Image.open(path).width > 500
+
+
+NAMES = ("blue", "green & <b>gray", "red")
+
+
+def row_of(num_classes: int, features: str = "layers", *, repeats: int = 1, each: int = 8) -> ProbeRow:
+    train, test = (
+        part_of(num_classes, each * num_classes, 24),
+        part_of(num_classes, each * num_classes, 24, seed=1),
+    )
+    result = linear_probe(train, test, num_classes, Fit(repeats=repeats))
+    return ProbeRow(model="mine", features=features, result=result, skipped=(Skipped("x.png", "no image"),))
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> ProbeSets:
+    parts = [
+        write_classes(tmp_path / name, 3, names=NAMES, seed=seed)
+        for seed, name in enumerate(("train", "test"))
+    ]
+    return open_sets(*(open_source(str(part)) for part in parts))
+
+
+def test_the_page_holds_everything(sets: ProbeSets, tmp_path: Path) -> None:
+    rows = [row_of(3), row_of(3, "layer 0"), row_of(3, "layer 1"), row_of(3, "codes", repeats=4)]
+    page = write_linear_probe(tmp_path / "out", rows, sets, commands=["pixlex a b"], notes=["mind <the> gap"])
+    text = page.read_text()
+    assert sorted(path.name for path in page.parent.iterdir()) == [
+        "accuracy.png", "confusion-mine-codes-x-4.png", "confusion-mine-layers.png", "layers.png",
+        "report.html", "results.json", "strength.png",
+    ]  # fmt: skip
+    assert text.count("data:image/png;base64,") == 4
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    assert "<script" not in text
+    assert text.count(PROBES_NOTE) == 2
+    assert "39.7 %" in text
+    assert "18.4 %" in text
+    assert "mine, codes x 4" in text
+    assert "mind &lt;the&gt; gap" in text
+    assert "<b>gray" not in text
+    assert f"{100 * rows[0].result.top1:.1f} % (" in text
+
+
+def test_results_are_plain_json(sets: ProbeSets, tmp_path: Path) -> None:
+    row = row_of(3)
+    row.result.class_accuracy[1] = np.nan
+    page = write_linear_probe(tmp_path, [row], sets, commands=[], notes=[])
+    values = json.loads(page.with_name("results.json").read_text(), parse_constant=pytest.fail)
+    (read,) = values["rows"]
+    assert read["top1"] == row.result.top1
+    assert read["top1_interval"] == list(row.result.top1_interval)
+    assert read["class_accuracy"][NAMES[1]] is None
+    assert np.sum(read["confusion"]) == row.result.num_test
+    assert read["validation_accuracy"] == list(row.result.validation_accuracy)
+    assert read["skipped"] == [{"key": "x.png", "reason": "no image"}]
+    assert "not comparable" in values["published"][0]["note"]

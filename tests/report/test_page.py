@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from pixlex.eval.evaluate import metric_of
+from pixlex.families import FAMILIES
 from pixlex.report.figures import Captioned, to_bytes
-from pixlex.report.page import Page, comparison, write_page
+from pixlex.report.page import Page, comparison, model_card, write_page
 
 EVIL = "<script>alert('x')</script>"
 NUMBERS = {"eval/mse": 0.02, "eval/mean_image_mse": 0.08, "eval/psnr": 17.0, "eval/codebook_usage": 0.0375}
@@ -189,3 +192,49 @@ def test_numbers_are_written_for_people_with_unit_and_name(tmp_path: Path) -> No
     ):  # fmt: skip
         assert metric_of(key).text(value) == shown
     assert metric_of("eval/never_heard_of").label == "never heard of"
+
+
+CONFIG: dict[str, Any] = {"family": "lqae", "model": {"image_size": 64, "patch_size": 8}, "seed": 0}
+LANGUAGE = ("some/bert", "c0ffee" * 10)
+BARRED = {"eval/mse": 0.02, "eval/a|b": 1.0}
+
+
+def test_the_card_can_be_read_back() -> None:
+    """By the hub, without a license; configuration and commands to the letter; a bar breaks no table."""
+    commands = ["cat > note <<END", "```", "END"]
+    text = model_card({**CONFIG, "note": "```\nfence"}, BARRED, commands, LANGUAGE)
+    card = ModelCard(text)
+    assert (card.data.library_name, card.data.license) == ("pixlex", None)
+    assert card.data.tags == ["image-tokenizer", "vector-quantization", "lqae"]
+    blocks = {
+        kind: body
+        for _, kind, body in re.findall(r"^(`{3,})(\w+)\n(.*?)^\1$", text, re.DOTALL | re.MULTILINE)
+    }
+    assert blocks["sh"].splitlines() == commands
+    assert yaml.safe_load(blocks["yaml"]) == {**CONFIG, "note": "```\nfence"}
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == 3
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_a_card(family: str) -> None:
+    """What it is, how it is used, whose language model it speaks through; nothing of what it has not."""
+    model = {"image_size": 64, "patch_size": 8, "task": "nlvr2"}
+    language = None if family in ("vqvae", "mae") else LANGUAGE
+    text = model_card({"family": family, "model": model}, {}, [], language)
+    assert re.search(r"^# .*\n\n\w", text, re.MULTILINE)
+    assert "{" not in text
+    said, unsaid = {
+        "lqae": (
+            ("# LQAE: 8 x 8 words for an image", "`some/bert`", LANGUAGE[1], "tokenizer.to_words(images)"),
+            (),
+        ),
+        "vqvae": (("8 x 8\ncodes", "vq-vae"), ("to_words", "Language model")),
+        "mae": (("masked-autoencoder", "model.embed(images)"), ("tokenizer", "codes")),
+        "frozen": (("The language model is `some/bert`", "model.caption(images"), ("tokenizer", "codes")),
+    }.get(family, ((), ()))
+    assert [one for one in said if one not in text] == [one for one in unsaid if one in text] == []
+    if family == "lqae":
+        embedded = model_card(CONFIG, BARRED, [], ("embedded", "c0ffee"))
+        assert "sentence-transformers/all-MiniLM-L6-v2" in embedded

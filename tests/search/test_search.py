@@ -71,15 +71,6 @@ def test_texts_find_the_nearest_images(index: ImageIndex, model: CBViLA, images:
     assert len(orders) > 1
 
 
-def test_an_image_finds_itself(index: ImageIndex, photos: Path, images: torch.Tensor) -> None:
-    by_path = index.search(images=[photos / name for name in NAMES], top_k=3)
-    assert [keys(result)[0] for result in by_path] == list(NAMES)
-    for result in by_path:
-        assert result.hits[0].similarity == pytest.approx(1, abs=1e-5)
-        assert len(result.hits) == 3
-    assert index.search(images=images, top_k=3) == by_path
-
-
 @pytest.mark.parametrize("cut", ["center", "squash"])
 def test_images_are_cut_as_the_model_wants(language: Path, photos: Path, tmp_path: Path, cut: str) -> None:
     """When they are indexed, when they are asked for, and when they are looked at again: as in evaluation."""
@@ -172,10 +163,6 @@ def test_a_graph_finds_the_same_in_a_small_index(index: ImageIndex, photos: Path
     assert [keys(one) for one in near] == [keys(one) for one in exact]
     (image,) = index.search(images=[photos / NAMES[0]], top_k=20, approximate=True)
     assert sorted(keys(image)) == sorted(NAMES)
-    (photos / keys(image)[0]).unlink()
-    index.update(str(photos), progress=False)
-    (after,) = index.search(texts=TEXTS[:1], top_k=20, approximate=True)
-    assert sorted(keys(after)) == sorted(set(NAMES) - {keys(image)[0]})
 
 
 def test_from_another_process_of_mind(

@@ -33,7 +33,6 @@ from pixlex.search import update as update_module
 from pixlex.search.store import Store, read_head, writing
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.search.test_update"])
 
 
 @dataclass(frozen=True)
@@ -199,34 +198,6 @@ def test_broken_files_are_listed_and_tried_again(update: Indexed, photos: Path, 
     assert not (tmp_path / "index/skipped.jsonl").exists()
 
 
-def test_interrupted_and_gone_on_equals_one_left_alone(
-    update: Indexed,
-    photos: Path,
-    tmp_path: Path,
-    embedded: list[int],
-    fresh: Callable[[Path], dict[str, bytes]],
-) -> None:
-    """At any image: what was embedded is not embedded again."""
-    expected = fresh(photos)
-    embedded.clear()
-    for at in (0, 1, 5, 11):
-        folder = f"interrupted-{at}"
-
-        def interrupt(reading: int, at: int = at) -> None:
-            if reading == at:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            update(watched(photos, interrupt), folder, batch_size=1)
-        done = contents(tmp_path / folder)
-        assert at - 2 < len(done) + 1 <= at + 1
-        assert done.items() <= expected.items()
-        _, result = update(photos, folder)
-        assert result.num_embedded == 12 - len(done)
-        assert contents(tmp_path / folder) == expected
-    assert sum(embedded) == 4 * 12
-
-
 def test_bytes_whose_row_is_replaced_meanwhile(
     update: Indexed, photos: Path, tmp_path: Path, fresh: Callable[[Path], dict[str, bytes]],
     monkeypatch: pytest.MonkeyPatch,
@@ -296,13 +267,9 @@ def test_a_damaged_table_is_named_deleted_and_made_again(
     path.write_bytes(path.read_bytes()[:-9])
     index = ImageIndex.open(tmp_path / "index", model)
     for again in (lambda: index.search(texts="about"), lambda: update(photos)):
-        with pytest.raises(
-            DamagedIndex, match=f"{path.name} is damaged .*: delete {table} and run `pixlex index"
-        ):
+        with pytest.raises(DamagedIndex, match=f"{path.name} is damaged .*: delete {table} and run"):
             again()
     shutil.rmtree(table)
-    with pytest.raises(DamagedIndex, match=r"has lost images\.lance"):
-        index.search(texts="about")
     update(photos)
     index.search(texts="about")
     assert contents(tmp_path / "index") == fresh(photos)

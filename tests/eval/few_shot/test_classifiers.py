@@ -33,8 +33,8 @@ from pixlex.nn.language_model import load_language_model
 
 
 @pytest.fixture(scope="module")
-def model(language_folder: Path) -> LQAE:
-    return tiny_lqae(language_folder, search="raw")
+def model(language: Path) -> LQAE:
+    return tiny_lqae(language, search="raw")
 
 
 def credits_of(

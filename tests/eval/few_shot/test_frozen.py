@@ -109,12 +109,6 @@ def test_a_prompt_that_does_not_fit_is_told_before_anything_runs(
     assert re.match(r"does not fit: 2-way, 1 shot, 30 repeats, real names: .* tokens, but .* reads 256", said)
 
 
-@pytest.mark.usefixtures("unchecked_shapes")
-def test_an_unknown_scorer_is_refused(causal_language: Path) -> None:
-    with pytest.raises(ValueError, match="expected a scorer of strict, likelihood, got 'best'"):
-        FrozenClassifier(tiny_frozen(causal_language), scorer="best")  # type: ignore[arg-type]
-
-
 def test_the_identity_is_of_weights_scorer_and_language_model(tmp_path: Path, causal_language: Path) -> None:
     models = [
         tiny_frozen(causal_language),

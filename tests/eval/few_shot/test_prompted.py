@@ -12,7 +12,19 @@ from tests.eval.few_shot.fakes import TWO_WAY, FakeClient, FakeReader
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.episodes import sample_episodes
 from pixlex.eval.few_shot.prompted import PromptedClassifier
-from pixlex.eval.few_shot.prompts import SCORERS, Answer, Scorer, is_exactly
+from pixlex.eval.few_shot.prompts import (
+    SCORERS,
+    TEMPLATES,
+    Answer,
+    Episode,
+    Scorer,
+    Setting,
+    Shown,
+    Template,
+    is_exactly,
+    pieces,
+    render,
+)
 from pixlex.eval.llm.client import Ability
 
 COUNT = 12
@@ -30,14 +42,15 @@ def answers(
 
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_who_knows_is_right(images: ImageSource, scorer: Scorer) -> None:
+    """Something else, and an answer that does not end, are wrong; equally likely names share the credit."""
     assert [one.credit for one in answers(images, FakeClient(), scorer)] == [1.0] * COUNT
-
-
-@pytest.mark.parametrize("scorer", ["strict", "constrained"])
-def test_who_says_something_else_is_wrong(images: ImageSource, scorer: Scorer) -> None:
-    given = answers(images, FakeClient(says=" unicorn"), scorer)
-    assert [one.credit for one in given] == [0.0] * COUNT
-    assert {one.text for one in given} == {" unicorn"}
+    if scorer.startswith("likelihood"):
+        assert {one.credit for one in answers(images, FakeClient(indifferent=True), scorer)} == {0.5}
+    if scorer in ("strict", "constrained"):
+        wrong = answers(images, FakeClient(says=" unicorn"), scorer)
+        assert {(one.credit, one.text) for one in wrong} == {(0.0, " unicorn")}
+    if scorer == "strict":
+        assert {one.credit for one in answers(images, FakeClient(finish="length"), scorer)} == {0.0}
 
 
 @pytest.mark.parametrize("induction", [True, False])
@@ -60,11 +73,6 @@ def test_v2l_asks_how_an_answer_begins(images: ImageSource, induction: bool) -> 
     assert not any(one.is_cut_off for one in given.values())
 
 
-def test_an_answer_that_does_not_end_is_wrong(images: ImageSource) -> None:
-    given = answers(images, FakeClient(finish="length"), "strict")
-    assert [one.credit for one in given] == [0.0] * COUNT
-
-
 @pytest.mark.parametrize(
     ("text", "right"),
     [(" dax", True), ("dax.", True), (" dax \n", True), ("Dax", False), ("dax and", False), ("a dax", False),
@@ -72,11 +80,6 @@ def test_an_answer_that_does_not_end_is_wrong(images: ImageSource) -> None:
 )  # fmt: skip
 def test_what_is_exactly_a_name(text: str, right: bool) -> None:
     assert is_exactly(text, "dax") is right
-
-
-@pytest.mark.parametrize("scorer", ["likelihood", "likelihood-per-token"])
-def test_equally_likely_names_share_the_credit(images: ImageSource, scorer: Scorer) -> None:
-    assert {one.credit for one in answers(images, FakeClient(indifferent=True), scorer)} == {0.5}
 
 
 @pytest.mark.parametrize("scorer", SCORERS)
@@ -146,3 +149,57 @@ def test_room_for_thoughts_is_cut_at_the_stops_afterwards(images: ImageSource) -
     assert client.asked[0] == ("generate", 2000, ())
     plain = PromptedClassifier(FakeReader(), client, template="frozen", scorer="strict")
     assert answerer.identity != plain.identity
+
+
+EPISODE = Episode(
+    number=0,
+    names=("dax", "St. Bernard"),
+    support=(Shown(image=4, name=0), Shown(image=7, name=1)),
+    query=2,
+    answer=1,
+)
+
+
+def text_of(image: int) -> str:
+    return f"words of {image}"
+
+
+def test_the_papers_prompt() -> None:
+    prompt = render("frozen", TWO_WAY, EPISODE, text_of)
+    assert prompt.text == (
+        "Answer with dax or St. Bernard.\nwords of 4\nThis is a dax.\nwords of 7\nThis is a St. Bernard.\n"
+        "words of 2\nQ: What is this?\nA: This is a"
+    )
+    assert prompt.candidates == (" dax", " St. Bernard")
+    assert prompt.stops == ("\n",)  # a period would cut the second name
+
+
+def test_the_prompt_of_v2l() -> None:
+    """As its code writes it: names sorted, the stray brackets, nothing between a name and the next rule."""
+    prompt = render("v2l", TWO_WAY, EPISODE, text_of)
+    assert prompt.text == (
+        "For each of the following input output pairs, output is one of ['St. Bernard' or ['dax']\n"
+        "###\nInput: < words of 4 >\nOutput: dax###\nInput: < words of 7 >\nOutput: St. Bernard"
+        "###\nInput: < words of 2 >\nOutput:"
+    )
+    assert prompt.candidates == (" dax", " St. Bernard")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_every_template(template: Template) -> None:
+    """Induction is the first sentence and nothing else; a candidate continues as a shown name does."""
+    bare = Setting(ways=2, shots=1, induction=False)
+    without, induced = render(template, bare, EPISODE, text_of), render(template, TWO_WAY, EPISODE, text_of)
+    assert induced.text.endswith(without.text)
+    assert "dax" in induced.text.removesuffix(without.text)
+    assert without.text == without.text.rstrip()
+    # As shown: the characters before a name are those before a candidate.
+    assert f"{without.text.split()[-1]} dax" in without.text
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("repeats", [0, 1, 3])
+def test_repeats_show_the_whole_sequence_again(template: Template, repeats: int) -> None:
+    setting = Setting(ways=2, shots=1, repeats=repeats)
+    images = [piece for piece in pieces(template, setting, EPISODE) if isinstance(piece, int)]
+    assert images == [4, 7] * (repeats + 1) + [2]

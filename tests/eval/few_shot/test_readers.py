@@ -26,8 +26,8 @@ from pixlex.eval.few_shot.readers import (
 )
 
 
-def test_words_are_those_of_the_tokenizer(images: ImageSource, language_folder: Path) -> None:
-    model = tiny_lqae(language_folder, search="raw")
+def test_words_are_those_of_the_tokenizer(images: ImageSource, language: Path) -> None:
+    model = tiny_lqae(language, search="raw")
     batch = next(evaluation_batches(images, image_size=IMAGE_SIZE, batch_size=len(images)))
     expected = ImageTokenizer(model).to_words(batch.images)
     reader = model_words(model, "tiny")
@@ -37,8 +37,8 @@ def test_words_are_those_of_the_tokenizer(images: ImageSource, language_folder: 
     assert reader.read(images, [5, 2]) == {2: expected[2], 5: expected[5]}
 
 
-def test_codes_are_rendered_by_a_list_of_words(images: ImageSource, language_folder: Path) -> None:
-    model, lqae = tiny_vqvae(), tiny_lqae(language_folder)
+def test_codes_are_rendered_by_a_list_of_words(images: ImageSource, language: Path) -> None:
+    model, lqae = tiny_vqvae(), tiny_lqae(language)
     batch = next(evaluation_batches(images, image_size=IMAGE_SIZE, batch_size=len(images)))
     codes = ImageTokenizer(model).tokenize(batch.images).tolist()
     texts = model_reader(model, "vq", words=lqae.vocabulary.words).read(images, range(len(images)))
@@ -77,27 +77,6 @@ def test_another_reader_or_other_images_are_kept_apart(images: ImageSource, tmp_
 class Text(FakeReader):
     def _text(self, images: ImageSource, index: int) -> str:
         return self.name
-
-
-@pytest.mark.parametrize(
-    ("text", "share", "kept"),
-    [
-        ("a b c d", 0.5, "a b"),
-        ("a b c d", 0.51, "a b c"),
-        ("a b c d", 1.0, "a b c d"),
-        ("a b c d", 0.01, "a"),
-        (" ..\n:: \n==#\n%%%", 0.5, " ..\n:: "),
-        (" ".join("w" * 100), 0.07, " ".join("w" * 7)),
-    ],
-)
-def test_the_first_share_is_kept(images: ImageSource, text: str, share: float, kept: str) -> None:
-    assert shortened(Text(name=text), share).read(images, [0]) == {0: kept}
-
-
-def test_shares_it_refuses() -> None:
-    for share in (0.0, 1.5):
-        with pytest.raises(ValueError, match=r"must lie in \(0, 1\], got"):
-            shortened(FakeReader(), share)
 
 
 def _gray(rows: list[list[float]]) -> torch.Tensor:
@@ -146,3 +125,21 @@ def test_images_of_a_source_are_read_square(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(b"no picture")
     source = open_source(str(tmp_path))
     assert ascii_art().read(source, [0, 1]) == {0: "\n".join([" " * 32 + "@" * 32] * 64)}
+
+
+def test_impossible_shares_are_refused() -> None:
+    for share in (0.0, 1.5):
+        with pytest.raises(ValueError, match=r"must lie in \(0, 1\], got"):
+            shortened(FakeReader(), share)
+
+
+def test_the_first_share_is_kept(images: ImageSource) -> None:
+    for text, share, kept in (
+        ("a b c d", 0.5, "a b"),
+        ("a b c d", 0.51, "a b c"),
+        ("a b c d", 1.0, "a b c d"),
+        ("a b c d", 0.01, "a"),
+        (" ..\n:: \n==#\n%%%", 0.5, " ..\n:: "),
+        (" ".join("w" * 100), 0.07, " ".join("w" * 7)),
+    ):
+        assert shortened(Text(name=text), share).read(images, [0]) == {0: kept}

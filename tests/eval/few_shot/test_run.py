@@ -10,26 +10,25 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.eval.few_shot.fakes import TWO_WAY, FakeClient, FakeReader, labeled
-from tests.eval.few_shot.killing import COLUMNS, COUNT, ask
 
+from pixlex.data.images import open_source
 from pixlex.data.sources import ImageSource
 from pixlex.eval.evaluate import wilson_interval
-from pixlex.eval.few_shot.classifiers import Chance
+from pixlex.eval.few_shot.classifiers import Chance, bag_of_words, nearest_class_mean
 from pixlex.eval.few_shot.episodes import sample_episodes
 from pixlex.eval.few_shot.prompted import PromptedClassifier
-from pixlex.eval.few_shot.prompts import Answer, Setting
+from pixlex.eval.few_shot.prompts import Answer, Episode, Setting
 from pixlex.eval.few_shot.run import JOURNAL, AnswerJournal, Cell, Classifier, run_few_shot
 from pixlex.eval.llm.client import Prompt, Reply
 
 # Never a plain fork: a killed child would keep the locks that it shares.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.eval.few_shot.killing"])
 
 
 def run(
@@ -50,7 +49,7 @@ def test_killed_and_run_again_equals_uninterrupted(tmp_path: Path) -> None:
     for _ in range(kills):
         before = journal.stat().st_size if journal.exists() else 0
         child = SERVER.Process(
-            target=ask, args=(tmp_path / "pictures", tmp_path / "killed", tmp_path / "asked", 0.05)
+            target=ask, args=(tmp_path / "pictures", tmp_path / "killed", tmp_path / "asked", 0.02)
         )
         child.start()
         while child.is_alive() and (not journal.exists() or journal.stat().st_size < before + 300):
@@ -159,3 +158,34 @@ def test_the_journal(tmp_path: Path) -> None:
     path.write_text(json.dumps({"something": "else"}) + "\n")
     with pytest.raises(ValueError, match="is not a journal that"):
         AnswerJournal(path)
+
+
+COLUMNS = tuple(Setting(ways=2, shots=shots) for shots in (1, 2))
+COUNT = 40
+
+
+@dataclass
+class Logged(Classifier):
+    """Another answerer that writes down every question before it answers, and takes its time."""
+
+    answerer: Classifier
+    log: Path
+    pause: float = 0.0
+    scorer: str = "nearest"
+    name: str = "logged"
+    identity: str = "logged"
+
+    def answer(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> Iterator[Answer]:
+        for one in self.answerer.answer(setting, episodes, images):
+            with self.log.open("a") as file:
+                file.write(f"{setting.column} {one.episode}\n")
+            time.sleep(self.pause)
+            yield one
+
+
+def ask(pictures: Path, out: Path, log: Path, pause: float = 0.0) -> list[Cell]:
+    """Ask two settings of forty episodes."""
+    images = open_source(str(pictures))
+    sets = [sample_episodes(images, setting, count=COUNT, seed=0) for setting in COLUMNS]
+    answerer = Logged(nearest_class_mean(bag_of_words(FakeReader())), log, pause)
+    return run_few_shot([answerer], sets, images, out, progress=False)

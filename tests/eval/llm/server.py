@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ class Endpoint:
         self.gate.set()
         self.held = 0
         self.lock = threading.Lock()
-        self.generate = lru_cache(model.generate)
+        self.generate = model.written
         self.url = ""
 
     def count(self, text: str) -> int:

@@ -216,8 +216,6 @@ def test_bad_input(gpt2: SlowModel, tmp_path: Path) -> None:
     url = "http://127.0.0.1:1/v1"
     for settings, message in (
         ({"base_url": "localhost:8000"}, "expected an address like"),
-        ({"base_url": "http://me:secret@localhost/v1"}, "belongs into an environment variable"),
-        ({"base_url": "https://localhost/v1?key=secret"}, "belongs into an environment variable"),
         ({"base_url": url, "max_cost": 1.0}, "needs the prices"),
         (
             {"base_url": url, "input_price": 1.0},
@@ -226,9 +224,8 @@ def test_bad_input(gpt2: SlowModel, tmp_path: Path) -> None:
         ({"base_url": url, "concurrency": 0}, "concurrency must be 1 or more, got 0"),
         ({"base_url": url, "cache": tmp_path}, r"answers\.sqlite: expected a folder for answers"),
     ):
-        with pytest.raises(ValueError, match=message) as refused:
+        with pytest.raises(ValueError, match=message):
             connect(LLMOptions(model="tiny", **settings))
-        assert "secret" not in f"{refused.value}"
     with (
         serving(Endpoint(gpt2)) as endpoint,
         pytest.raises(ValueError, match="candidates that are not empty"),

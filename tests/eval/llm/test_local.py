@@ -13,7 +13,6 @@ import torch
 from tests.eval.llm.server import choose, generate, score
 from tests.eval.llm.slow import SlowModel
 from tests.eval.llm.tiny_causal import CONTEXT, END, byte_tokenizer
-from tests.tiny import tiny_language
 
 from pixlex.eval.llm import LLMOptions, connect
 from pixlex.eval.llm.client import Prompt
@@ -195,13 +194,12 @@ def test_choice_by_scores_is_greedy_not_the_likeliest_whole() -> None:
     assert choose(["xa", "xab"], [0.0, -1.0], [0.0, -1.0, -0.9]) == 0
 
 
-def test_bad_input(causal: Path, client: LocalClient, gpt2: SlowModel, tmp_path: Path) -> None:
+def test_bad_input(
+    causal: Path, client: LocalClient, gpt2: SlowModel, language: Path, tmp_path: Path
+) -> None:
     for settings, message in (
         ({"model": str(tmp_path / "nothing")}, "cannot be loaded"),
-        (
-            {"model": str(tiny_language(tmp_path / "bert"))},
-            r"expected a causal language model .* a 'bert' model",
-        ),
+        ({"model": str(language)}, r"expected a causal language model .* a 'bert' model"),
         ({"model": str(causal), "batch_size": 0}, "batch_size must be 1 or more, got 0"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,26 +12,23 @@ import pytest
 from tests.eval.few_shot.fakes import FakeClient, labeled
 from tests.eval.llm.server import Endpoint, serving
 from tests.eval.llm.slow import SlowModel
-from tests.eval.llm.tiny_causal import tiny_causal
-from tests.tiny import tiny_frozen, tiny_language, tiny_lqae, tiny_mae, tiny_vqvae
+from tests.tiny import write_classes
 
-from pixlex.api import ImageTokenizer
 from pixlex.cli import main
 from pixlex.eval import llm
 from pixlex.eval.llm import LLMOptions
-from pixlex.models import checkpoint
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Labeled images, a language model, one of each kind of model."""
+def folder(
+    tmp_path_factory: pytest.TempPathFactory, models: Path, language: Path, causal_language: Path
+) -> Path:
+    """Labeled images, language models, one of each kind of model."""
     place = tmp_path_factory.mktemp("few-shot")
     labeled(place / "images", per_class=4)
-    language = tiny_language(place / "language")
-    ImageTokenizer(tiny_lqae(language, search="raw")).save(place / "lqae")
-    ImageTokenizer(tiny_vqvae()).save(place / "vqvae")
-    checkpoint.save(tiny_mae(seed=1), place / "mae")
-    checkpoint.save(tiny_frozen(tiny_causal(place / "causal"), seed=1), place / "frozen")
+    for path in (*models.iterdir(), language, causal_language):
+        name = {language: "language", causal_language: "causal"}.get(path, path.name)
+        (place / name).symlink_to(path)
     return place
 
 
@@ -120,12 +118,9 @@ def test_a_language_model_gives_rows(
     [
         ([], "nothing to read images with"),
         (["--model", "m=$FOLDER/lqae", "m=$FOLDER/vqvae"], "two models are called 'm'"),
-        (["--answerers", "pixels", "--settings", "3"], "expected a setting like 3/0"),
-        (["--answerers", "pixels", "--ways", "9"], "9-way episodes need 9 classes"),
         (["--answerers", "pixels", "--settings", "5/0"], "class 'camel' has 4 images, but 5 shots"),
         (["--answerers", "pixels", "--open-ended", "x"], "leave out --data"),
         (["--answerers", "poetry"], "invalid choice: 'poetry'"),
-        (["--seed", "-1"], "expected an integer of 0 or more"),
     ],
 )
 def test_what_it_refuses(
@@ -134,29 +129,6 @@ def test_what_it_refuses(
     rest = [one.replace("$FOLDER", str(folder)) for one in rest]
     assert main(command(folder, "--out", str(tmp_path / "out"), *rest)) == 2
     assert message in capsys.readouterr().err
-
-
-def test_a_local_language_model_reads_the_words(
-    folder: Path, tmp_path: Path, cells: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A tiny random one: every scorer it can do gives a row, and too long a prompt is told before it is asked."""
-    asked = ["--model", str(folder / "lqae"), "--ascii", "--answerers", "--llm", str(folder / "causal")]
-    asked += ["--keep-share", "0.1"]
-    every = cells(*asked, "--out", str(tmp_path / "out"))
-    # A picture of characters is longer than the context, and no other row suffers for it.
-    assert all(cell["does_not_fit"] for cell in every if cell["answerer"].startswith("ASCII"))
-    assert "does not fit" in (tmp_path / "out" / "table.md").read_text()
-    found = [cell for cell in every if not cell["does_not_fit"]]
-    assert len(found) == len(every) // 2
-    assert "first 10% of the words" in found[0]["answerer"]
-    assert {cell["scorer"] for cell in found} == {"strict", "likelihood", "constrained"}
-    assert all(cell["num_failed"] == 0 for cell in found)
-    assert all(cell["accuracy"] <= 0.2 for cell in found if cell["scorer"] == "strict")
-    asked = [*asked, "--llm-context", "30", "--out", str(tmp_path / "short")]
-    assert main([one for one in command(folder, *asked) if one != "--quiet"]) == 0
-    said = capsys.readouterr()
-    assert said.out.count("does not fit") == 2 * 3 * 2
-    assert "the longest prompt has" in said.err
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])
@@ -192,3 +164,89 @@ def test_an_endpoint_that_says_nothing_of_use(
     assert {"answers.jsonl", "answers.sqlite", "report.html"} <= {path.name for path in written}
     assert key not in said.out + said.err
     assert not any(key.encode() in path.read_bytes() for path in written)
+
+
+Outcome = tuple[int, str, str]
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Training and test images of three classes."""
+    folder = tmp_path_factory.mktemp("images")
+    return write_classes(folder / "train", 12), write_classes(folder / "test", 5, seed=1)
+
+
+@pytest.fixture
+def probe(call: Callable[..., Outcome], tmp_path: Path) -> Callable[..., Outcome]:
+    """`probe(*arguments)` returns exit code, stdout and stderr of the command."""
+    return lambda *given: call("evaluate", "linear-probe", *given, "--out", tmp_path / "out")
+
+
+def refused(outcome: Outcome, code: int = 2) -> str:
+    assert outcome[:2] == (code, ""), outcome[2]
+    return outcome[2].splitlines()[-1].removeprefix("pixlex: error: ")
+
+
+def test_a_table_of_models_and_features(
+    probe: Callable[..., Outcome], models: Path, probed: tuple[Path, Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("pixlex.report.tables.draw_confusion", lambda row, names, path: path.touch())
+    arguments: tuple[Any, ...] = (
+        "--model", models / "lqae", models / "vqvae", "--data", probed[0], "--test", probed[1], "--features",
+        "layers", "codes", "pixels", "--untrained", "--per-layer", "--cache", tmp_path / "cache",
+    )  # fmt: skip
+    code, out, err = probe(*arguments, "--json")
+    assert code == 0, err
+    values = json.loads(out)
+    rows = {row["name"]: row for row in values["rows"]}
+    assert list(rows) == [
+        "lqae, layers", "lqae, codes", "lqae, pixels", "lqae, layer 0", "lqae, layer 1",
+        "lqae, untrained, layers", "lqae, untrained, codes", "lqae, untrained, layer 0",
+        "lqae, untrained, layer 1", "vqvae, codes x 8", "vqvae, untrained, codes x 8",
+    ]  # fmt: skip
+    assert rows["lqae, layers"]["width"] == rows["vqvae, codes x 8"]["width"] == 64
+    assert rows["lqae, layers"]["num_train"] == 36
+    assert rows["lqae, pixels"]["top1"] == 1.0
+    assert any("r copies act as one column" in note for note in values["notes"])
+    saved = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert saved["rows"] == values["rows"]
+    assert "pixlex evaluate linear-probe" in (tmp_path / "out" / "report.html").read_text()
+    assert "lqae, training: 100%" in err
+
+
+def test_sets_limits_and_broken_images(
+    probe: Callable[..., Outcome], models: Path, probed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A validation set that is given; what is broken is skipped, counted and listed."""
+    broken = Path(shutil.copytree(probed[0], tmp_path / "broken"))
+    (broken / "red" / "3.png").write_bytes(b"no image")
+    validation = write_classes(tmp_path / "validation", 4, seed=2)
+    arguments = ("--model", models / "vqvae", "--data", broken, "--test", probed[1])
+    code, out, err = probe(*arguments, "--validation", validation, "--test-limit", 9, "--json")
+    row, codewords = json.loads(out)["rows"]
+    assert (row["name"], codewords["name"]) == ("vqvae, encoder", "vqvae, codes")
+    assert (code, row["num_train"], row["num_validation"], row["num_test"]) == (0, 35, 9, 9)
+    assert [one["key"] for one in row["skipped"]] == ["red/3.png"]
+    assert "pixlex: skipped red/3.png: not an image" in err
+    assert "red/3.png" in refused(probe(*arguments, "--max-broken-share", 0.01), code=1)
+    code, out, err = probe(*arguments, "--limit", 18, "--quiet")
+    assert (code, "39.7 % (published, not comparable" in out) == (0, True)
+
+
+def test_what_a_probe_refuses(
+    probe: Callable[..., Outcome], models: Path, probed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (train, test), model = probed, ("--model", models / "vqvae")
+    flat = write_classes(tmp_path / "flat", 3) / "red"
+    few = write_classes(tmp_path / "few", 1, seed=3)
+    for given, message in (
+        (("--data", flat, "--test", test), "expected labeled images"),
+        (("--data", train, "--test", flat), "expected labeled images"),
+        (("--data", train, "--test", train), "--allow-overlap"),
+        (("--data", few, "--test", test), "at least 2 readable images"),
+    ):
+        assert message in refused(probe(*model, *given))
+    message = refused(probe(*model, models / "vqvae", "--data", train, "--test", test))
+    assert "expected different models" in message
+    assert not (tmp_path / "out").exists()
