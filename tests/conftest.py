@@ -128,7 +128,7 @@ def drafts() -> None:
         if "tests/report/" in os.environ["PYTEST_CURRENT_TEST"]:
             savefig(figure, path, **settings)
         else:
-            Image.new("RGB", (8, 8)).save(path, "PNG")
+            Image.new("RGB", (256, 256)).save(path, "PNG")
 
     Figure.savefig = draft
 

@@ -197,7 +197,7 @@ def test_other_weights_images_or_precisions_are_other_features(
     assert len(set(found)) == 4
 
 
-@pytest.mark.parametrize("damage", ["stopped", "no description", "torn description", "torn array", "a bit"])
+@pytest.mark.parametrize("damage", ["stopped", "no description", "torn array"])
 def test_what_is_not_whole_is_computed_again(
     lqae: LQAE, labeled: LabeledImages, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,12 +222,8 @@ def test_what_is_not_whole_is_computed_again(
         extract(lqae, labeled, tmp_path / "cache")
         if damage == "no description":
             path.with_suffix(".json").unlink()
-        elif damage == "torn description":
-            path.with_suffix(".json").write_text('{"header": {"for')
-        elif damage == "torn array":
+        else:  # flipped bits: tests/test_damage.py
             path.write_bytes(content[:-40])
-        else:
-            path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     assert extract(lqae, labeled, tmp_path / "cache").path.read_bytes() == content
 
 
