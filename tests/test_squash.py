@@ -14,7 +14,7 @@ from tests.tiny import tiny_cbvila, tiny_lqae_config, tiny_vqvae_config, write_c
 
 from pixlex import run as runs
 from pixlex.api import ImageTokenizer
-from pixlex.config.fields import Cut, DataConfig, TrainConfig
+from pixlex.config.fields import DataConfig, ResizeMode, TrainConfig
 from pixlex.config.lqae import LQAERun
 from pixlex.data import decoding
 from pixlex.data.decoding import load_image
@@ -25,10 +25,12 @@ from pixlex.models.lqae import LQAE
 def _tokenizer(family: str, language: Path) -> ImageTokenizer:
     torch.manual_seed(1)  # not that of untrained copies
     if family == "lqae":
-        return ImageTokenizer(LQAE.build(dataclasses.replace(tiny_lqae_config(language), cut="squash")))
+        return ImageTokenizer(
+            LQAE.build(dataclasses.replace(tiny_lqae_config(language), resize_mode="squash"))
+        )
     if family == "vqvae":
-        return ImageTokenizer(VQVAE.build(dataclasses.replace(tiny_vqvae_config(), cut="squash")))
-    return ImageTokenizer(tiny_cbvila(language, cut="squash"))
+        return ImageTokenizer(VQVAE.build(dataclasses.replace(tiny_vqvae_config(), resize_mode="squash")))
+    return ImageTokenizer(tiny_cbvila(language, resize_mode="squash"))
 
 
 @pytest.fixture
@@ -36,9 +38,9 @@ def uncut(monkeypatch: pytest.MonkeyPatch) -> None:
     """No model may get the square cut out of an image."""
     whole_box = decoding._whole_box
 
-    def squashed(image: Image.Image, cut: Cut) -> tuple[float, float, float, float]:
-        assert cut == "squash"
-        return whole_box(image, cut)
+    def squashed(image: Image.Image, resize_mode: ResizeMode) -> tuple[float, float, float, float]:
+        assert resize_mode == "squash"
+        return whole_box(image, resize_mode)
 
     monkeypatch.setattr(decoding, "_whole_box", squashed)
 
@@ -72,7 +74,7 @@ def test_training_and_its_evaluation_squash(language: Path, tmp_path: Path) -> N
         "data": DataConfig(train=pictures, validation=pictures, augment="resize"),
         "train": TrainConfig(steps=1, batch_size=4, device="cpu", precision="fp32"),
     }
-    run = LQAERun(model=dataclasses.replace(tiny_lqae_config(language), cut="squash"), **settings)
+    run = LQAERun(model=dataclasses.replace(tiny_lqae_config(language), resize_mode="squash"), **settings)
     assert runs.run_training(run, tmp_path / "run") == tmp_path / "run/model"
 
 

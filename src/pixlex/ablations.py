@@ -114,7 +114,7 @@ def _vqvae_of(run: LQAERun) -> VQVAERun:
     config = VQVAEConfig(
         image_size=model.image_size,
         patch_size=model.patch_size,
-        cut=model.cut,
+        resize_mode=model.resize_mode,
         encoder=model.encoder,
         decoder=model.decoder,
         num_codewords=CODES_ASSIGNED,

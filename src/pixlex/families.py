@@ -132,7 +132,9 @@ def training_batches(run: Run, model: Any, source: Source) -> Callable[[int], It
 
 def _loading(run: Run, **settings: Any) -> LoaderConfig:
     model = run.model
-    return LoaderConfig(image_size=model.image_size, cut=model.cut, workers=run.data.workers, **settings)
+    return LoaderConfig(
+        image_size=model.image_size, resize_mode=model.resize_mode, workers=run.data.workers, **settings
+    )
 
 
 def images_of(source: Source) -> ImageSource:

@@ -118,7 +118,7 @@ def test_recipes_state_the_papers_values() -> None:
     assert official.model.encoder.block == official.model.decoder.block == "official"
     assert official.train.decay_all
     prepared = [
-        (run.model.cut, run.data.augment, run.data.horizontal_flip, run.train.learning_rate)
+        (run.model.resize_mode, run.data.augment, run.data.horizontal_flip, run.train.learning_rate)
         for run in (paper, read_run("lqae/vqvae"), official)
     ]
     assert prepared[:2] == [("squash", "resize", False, 1.5e-4)] * 2
@@ -131,3 +131,11 @@ def test_a_setting_of_an_earlier_version_is_ignored() -> None:
     values["data"] = {"keep_decoded": 5}
     with pytest.warns(UserWarning, match=r"here: data\.keep_decoded is no longer a setting, ignored"):
         run_from(values, "here")
+
+
+def test_a_setting_is_read_by_its_earlier_name() -> None:
+    """In files of earlier versions and on the command line; of two names the later one counts."""
+    assert run_from({"family": "lqae", "model": {"cut": "squash"}}, "here").model.resize_mode == "squash"
+    body = {"body": {"cut": "squash"}}
+    assert run_from({"family": "reasoning", "model": body}, "here").model.resize_mode == "squash"
+    assert read_run("lqae/official", ["model.cut=squash"]).model.resize_mode == "squash"

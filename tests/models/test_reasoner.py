@@ -145,7 +145,10 @@ def test_a_resized_model_is_the_same_but_for_its_positions(language: Path) -> No
     assert twice.encode_image(torch.rand(1, 3, *[2 * model.config.image_size] * 2)).isfinite().all()
     tuned = tiny_reasoner(language, "nlvr2")
     squashed = resized(tuned, 2 * model.config.image_size, "squash")
-    assert (squashed.config.image_size, squashed.config.cut) == (2 * model.config.image_size, "squash")
+    assert (squashed.config.image_size, squashed.config.resize_mode) == (
+        2 * model.config.image_size,
+        "squash",
+    )
     for name, weights in tuned.state_dict().items():
         if "positions" not in name:
             assert torch.equal(squashed.state_dict()[name], weights), name

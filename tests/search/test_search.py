@@ -71,14 +71,16 @@ def test_texts_find_the_nearest_images(index: ImageIndex, model: CBViLA, images:
     assert len(orders) > 1
 
 
-@pytest.mark.parametrize("cut", ["center", "squash"])
-def test_images_are_cut_as_the_model_wants(language: Path, photos: Path, tmp_path: Path, cut: str) -> None:
+@pytest.mark.parametrize("resize_mode", ["center", "squash"])
+def test_images_are_cut_as_the_model_wants(
+    language: Path, photos: Path, tmp_path: Path, resize_mode: str
+) -> None:
     """When they are indexed, when they are asked for, and when they are looked at again: as in evaluation."""
-    model = tiny_cbvila(language, cut=cut)
-    index = ImageIndex.open(tmp_path / cut, model, create=True)
+    model = tiny_cbvila(language, resize_mode=resize_mode)
+    index = ImageIndex.open(tmp_path / resize_mode, model, create=True)
     index.update(str(photos), progress=False)
     source = open_source(str(photos))
-    (batch,) = evaluation_batches(source, image_size=32, batch_size=12, cut=cut)  # type: ignore[arg-type]
+    (batch,) = evaluation_batches(source, image_size=32, batch_size=12, resize_mode=resize_mode)  # type: ignore[arg-type]
     for queries in (batch.images, [photos / name for name in NAMES]):
         for name, result in zip(NAMES, index.search(images=queries, top_k=1), strict=True):
             assert keys(result) == [name]

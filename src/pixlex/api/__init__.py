@@ -278,7 +278,7 @@ class ImageTokenizer:
     def _in_batches(
         self, use: str, images: Images, batch_size: int, compute: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        batches = batches_of(images, batch_size, self.image_size, self.model.config.cut)
+        batches = batches_of(images, batch_size, self.image_size, self.model.config.resize_mode)
         return torch.cat([self._compute(use, batch, compute, batch_size) for batch in batches])
 
     def _compute(
@@ -425,7 +425,9 @@ class ImageReasoner:
             ValueError: as `answer` and `explain_answer`.
         """
         config, several = self.model.config, images_of(images)
-        pixels = torch.cat(list(batches_of(several, max(1, len(several)), config.image_size, config.cut)))
+        pixels = torch.cat(
+            list(batches_of(several, max(1, len(several)), config.image_size, config.resize_mode))
+        )
         (cleaned,) = self._cleaned(text)
         with self._autocast():
             return explain_answer(self.model, pixels, cleaned, answer=answer, layer=layer)
@@ -458,7 +460,9 @@ class ImageReasoner:
                 f"{len(several)} images"
             )
         are_shared = len(several) == each
-        pixels = batches_of(several, each if are_shared else batch_size * each, config.image_size, config.cut)
+        pixels = batches_of(
+            several, each if are_shared else batch_size * each, config.image_size, config.resize_mode
+        )
         shared = next(pixels).to(self.device) if are_shared else None
         for first in range(0, len(cleaned), batch_size):
             words = self.model.tokenize_texts(cleaned[first : first + batch_size], config.body.text.positions)

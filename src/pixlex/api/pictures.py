@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pixlex.config.fields import Cut
+from pixlex.config.fields import ResizeMode
 from pixlex.data.decoding import UnreadableImage, evaluation_transform, load_image
 from pixlex.data.sources import read_file, stored_bytes
 
@@ -27,7 +27,9 @@ Images = OneImage | Iterable[Any]
 Codes = Tensor | np.ndarray | Iterable[Any]
 
 
-def batches_of(images: Images, batch_size: int, size: int, cut: Cut) -> Iterator[Float[Tensor, "B 3 H W"]]:
+def batches_of(
+    images: Images, batch_size: int, size: int, resize_mode: ResizeMode
+) -> Iterator[Float[Tensor, "B 3 H W"]]:
     """Yield batches of prepared images; at least one image, for no images have no width to return.
 
     Args:
@@ -37,7 +39,7 @@ def batches_of(images: Images, batch_size: int, size: int, cut: Cut) -> Iterator
             size are taken as they are, everything else is resized and cut as a file is.
         batch_size: images read at a time, 1 or more.
         size: side of the images in pixels.
-        cut: how images that are not square become so.
+        resize_mode: how images that are not square become so.
 
     Raises:
         ValueError: pixels of another shape, type or range; no image; `UnreadableImage` for a file that is none.
@@ -52,7 +54,9 @@ def batches_of(images: Images, batch_size: int, size: int, cut: Cut) -> Iterator
     ):
         yield from torch.split(_in_range(images.detach(), "").float(), batch_size)  # checked at once
         return
-    prepared = (_prepared(one, f"image {number}", size, cut) for number, one in enumerate(_apart(images)))
+    prepared = (
+        _prepared(one, f"image {number}", size, resize_mode) for number, one in enumerate(_apart(images))
+    )
     chunk = list(islice(prepared, batch_size))
     if not chunk:
         raise ValueError("expected at least one image, got none")
@@ -163,7 +167,7 @@ def _apart(images: Any) -> Iterable[Any]:
     return [images] if hasattr(images, "read") or not isinstance(images, Iterable) else images
 
 
-def _prepared(image: Any, key: str, size: int, cut: Cut) -> Float[Tensor, "3 H W"]:
+def _prepared(image: Any, key: str, size: int, resize_mode: ResizeMode) -> Float[Tensor, "3 H W"]:
     """Read one image and make it a square of the model's size."""
     if isinstance(image, Tensor | np.ndarray):
         pixels = _channels_last(image, key)
@@ -184,7 +188,7 @@ def _prepared(image: Any, key: str, size: int, cut: Cut) -> Float[Tensor, "3 H W
         raise ValueError(
             f"{key}: expected a path, the bytes of a file, a PIL image or pixels, got {type(image).__name__}"
         )
-    return evaluation_transform(picture, size, cut)
+    return evaluation_transform(picture, size, resize_mode)
 
 
 def _channels_last(image: Tensor | np.ndarray, key: str) -> np.ndarray:

@@ -303,7 +303,7 @@ def pretraining(options: PretrainingOptions) -> None:
         return
     size, grid, folder = model.config.image_size, model.grid, options.out
     protocol = (
-        f"{num_images} images, each with its first caption; {size} px, {SQUARE[model.config.cut]}; "
+        f"{num_images} images, each with its first caption; {size} px, {SQUARE[model.config.resize_mode]}; "
         f"{config.mask_ratio:.0%} of the patches hidden; pairs compared within batches of {options.batch_size}"
     )
     values = {
@@ -516,7 +516,7 @@ def _versions(
         # Pixels do not know whether the model is trained.
         fitting: list[Kind] = [kind for kind in kinds if kind != "pixels"]
         if options.untrained and fitting:
-            images = sets.train.first(model.config.image_size, model.config.cut)
+            images = sets.train.first(model.config.image_size, model.config.resize_mode)
             fresh = untrained_copy(model, images, options.seed)
             yield f"{name}, untrained", fresh.to(pick_device(options.device)), fitting
 

@@ -196,9 +196,11 @@ def _models(options: FewShotOptions, images: ImageSource) -> dict[str, Model]:
             raise ValueError(f"two models are called {name!r}: give them names with --model NAME={path}")
         model = models[name] = load_any(path, language_model=options.language_model)
         if options.untrained:
-            size, cut = model.config.image_size, model.config.cut
+            size, resize_mode = model.config.image_size, model.config.resize_mode
             # The same images in every process.
-            settings = LoaderConfig(image_size=size, cut=cut, batch_size=_SOME, rank=0, world_size=1)
+            settings = LoaderConfig(
+                image_size=size, resize_mode=resize_mode, batch_size=_SOME, rank=0, world_size=1
+            )
             some = Loader(Images(images), settings).evaluation(_SOME)
             models[f"untrained {name}"] = untrained_copy(model, next(some).images)
     return models

@@ -398,7 +398,9 @@ def batches_of(rows: Any, config: Any, batch_size: int, limit: int | None) -> It
     """Return what a model of this configuration is given of images, pairs or questions, in order."""
     from pixlex.data.loader import Loader, LoaderConfig
 
-    settings = LoaderConfig(image_size=config.image_size, cut=config.cut, batch_size=batch_size)
+    settings = LoaderConfig(
+        image_size=config.image_size, resize_mode=config.resize_mode, batch_size=batch_size
+    )
     return iter(Loader(rows, settings).evaluation(limit))
 
 

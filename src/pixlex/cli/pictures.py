@@ -74,8 +74,8 @@ def explain(options: ExplainOptions) -> None:
             "fine-tuned one"
         )
     model = cli.place(model, options)
-    size, cut = model.config.image_size, model.config.cut
-    images = torch.stack([evaluation_transform(picture, size, cut) for picture in pictures])
+    size, resize_mode = model.config.image_size, model.config.resize_mode
+    images = torch.stack([evaluation_transform(picture, size, resize_mode) for picture in pictures])
     if model.task is not None:
         _explain_answer(options, model, images)
         return
@@ -161,7 +161,7 @@ def gallery(options: GalleryOptions) -> None:
     drawn(
         options.out,
         lambda path: codeword_gallery(
-            source, indices, found, image_size=model.config.image_size, cut=model.config.cut,
+            source, indices, found, image_size=model.config.image_size, resize_mode=model.config.resize_mode,
             num_codewords=options.codewords, seed=options.seed, path=path,
         ),
     )  # fmt: skip

@@ -11,10 +11,10 @@ from pixlex.config.fields import (
     NOT_NEGATIVE,
     POSITIVE,
     Config,
-    Cut,
     EvalConfig,
     GridConfig,
     PairDataConfig,
+    ResizeMode,
     TrainConfig,
     VisionTowerConfig,
     at_least,
@@ -307,9 +307,9 @@ class ReasonerConfig(Config):
         )
 
     @property
-    def cut(self) -> Cut:
+    def resize_mode(self) -> ResizeMode:
         """How images become square."""
-        return self.body.cut
+        return self.body.resize_mode
 
     @property
     def image_size(self) -> int:

@@ -88,12 +88,15 @@ def _choices(kind: type[Any]) -> dict[str, tuple[str, ...]]:
 
 
 # How an image becomes a square: its centered square, or all of it in another shape.
-Cut = Literal["center", "squash"]
-CUT_MEANING = (
+ResizeMode = Literal["center", "squash"]
+RESIZE_MODE_MEANING = (
     "How images that are not square become so, random crops aside: center cuts out a square; squash keeps "
     "all of the image and not its shape (LQAE, ALBEF)."
 )
-SQUARE: Mapping[Cut, str] = {"center": "images cut at the center", "squash": "images squashed to squares"}
+SQUARE: Mapping[ResizeMode, str] = {
+    "center": "images cut at the center",
+    "squash": "images squashed to squares",
+}
 
 _LARGEST = 65_536  # pixels
 _CROP = Range("must lie in (0, 1]", lambda value: 0 < value <= 1)
@@ -120,7 +123,7 @@ class GridConfig(Config):
 
     image_size: int = describe(256, "Side of the square image in pixels.", POSITIVE)
     patch_size: int = describe(16, "Side of a patch in pixels; must divide the image size.", POSITIVE)
-    cut: Cut = describe("center", CUT_MEANING)
+    resize_mode: ResizeMode = describe("center", RESIZE_MODE_MEANING)
 
     @property
     def grid(self) -> int:
@@ -147,7 +150,7 @@ class DataConfig(Config):
     validation: str = describe("", "Validation images, described as above; empty for none.")
     augment: Literal["random_resized_crop", "resize"] = describe(
         "random_resized_crop",
-        "How training images are cut: a random area, or resized as for evaluation (model.cut).",
+        "How training images are cut: a random area, or resized as for evaluation (model.resize_mode).",
     )
     crop_scale_min: float = describe(
         0.2,

@@ -30,6 +30,8 @@ FAMILIES: Mapping[str, type[Run]] = {
 CONFIG = "config.yaml"
 # Settings of earlier versions, which their config.yaml still has.
 _RETIRED = (("data", "keep_decoded"),)
+# What settings of a model were called in earlier versions.
+_RENAMED = {"cut": "resize_mode"}
 
 
 def recipes_folder() -> Path:
@@ -106,7 +108,7 @@ def run_from(values: Mapping[str, Any], origin: str) -> Run:
     kind = FAMILIES.get(family)
     if kind is None:
         raise ValueError(f"{origin}: family must be one of {', '.join(FAMILIES)}, got {quoted(family)}")
-    values = _without_retired(values, origin)
+    values = _of_this_version(values, origin)
     _check_keys(kind, values, "", origin)
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -120,9 +122,11 @@ def run_from(values: Mapping[str, Any], origin: str) -> Run:
     return built
 
 
-def _without_retired(values: Mapping[str, Any], origin: str) -> Mapping[str, Any]:
-    """Return nested values without fields of earlier versions; warn of those that were used."""
+def _of_this_version(values: Mapping[str, Any], origin: str) -> Mapping[str, Any]:
+    """Return nested values as this version calls them; warn of retired fields that were used."""
     kept = dict(values)
+    if isinstance(model := kept.get("model"), Mapping):
+        kept["model"] = _renamed({**model, "body": _renamed(model["body"])} if "body" in model else model)
     for part_name, name in _RETIRED:
         part_values = kept.get(part_name)
         if isinstance(part_values, Mapping) and name in part_values:
@@ -130,6 +134,13 @@ def _without_retired(values: Mapping[str, Any], origin: str) -> Mapping[str, Any
                 warnings.warn(f"{origin}: {part_name}.{name} is no longer a setting, ignored", stacklevel=4)
             kept[part_name] = {key: value for key, value in part_values.items() if key != name}
     return kept
+
+
+def _renamed(values: Any) -> Any:
+    """Return values by the names of this version; of an old and a new name the later one counts."""
+    if not isinstance(values, Mapping):
+        return values
+    return {_RENAMED.get(key, key): value for key, value in values.items()}
 
 
 def write_run(run: Run, path: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from pixlex.config.fields import Cut, DataConfig
+    from pixlex.config.fields import DataConfig, ResizeMode
 
 T = TypeVar("T")
 
@@ -297,7 +297,11 @@ def _check_range(image: Image.Image) -> None:
 
 
 def training_crop(
-    image: Image.Image, size: int, config: DataConfig, generator: np.random.Generator, cut: Cut = "center"
+    image: Image.Image,
+    size: int,
+    config: DataConfig,
+    generator: np.random.Generator,
+    resize_mode: ResizeMode = "center",
 ) -> UInt8[Tensor, "3 H W"]:
     """Crop an RGB image for training, scale it bicubically to a square of `size` pixels, mirror half of them.
 
@@ -306,24 +310,28 @@ def training_crop(
     if config.augment == "random_resized_crop":
         box = random_box(image.width, image.height, config.crop_scale_min, generator)
     else:
-        box = _whole_box(image, cut)
+        box = _whole_box(image, resize_mode)
     square = _resize(image, size, box)
     if config.horizontal_flip and generator.random() < 0.5:
         square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return _to_tensor(square)
 
 
-def evaluation_crop(image: Image.Image, size: int, cut: Cut = "center") -> UInt8[Tensor, "3 H W"]:
+def evaluation_crop(
+    image: Image.Image, size: int, resize_mode: ResizeMode = "center"
+) -> UInt8[Tensor, "3 H W"]:
     """Return an RGB image as a square of `size` pixels, bicubically scaled.
 
     "center" cuts out the largest centered square; "squash" keeps all of the image and not its shape (ALBEF).
     """
-    return _to_tensor(_resize(image, size, _whole_box(image, cut)))
+    return _to_tensor(_resize(image, size, _whole_box(image, resize_mode)))
 
 
-def evaluation_transform(image: Image.Image, size: int, cut: Cut = "center") -> Float[Tensor, "3 H W"]:
+def evaluation_transform(
+    image: Image.Image, size: int, resize_mode: ResizeMode = "center"
+) -> Float[Tensor, "3 H W"]:
     """Return `evaluation_crop` with pixels in [0, 1]."""
-    return float_images(evaluation_crop(image, size, cut))
+    return float_images(evaluation_crop(image, size, resize_mode))
 
 
 def float_images(pixels: UInt8[Tensor, "*B 3 H W"]) -> Float[Tensor, "*B 3 H W"]:
@@ -370,9 +378,9 @@ def center_box(width: int, height: int) -> Box:
     return left, top, left + side, top + side
 
 
-def _whole_box(image: Image.Image, cut: Cut) -> Box:
+def _whole_box(image: Image.Image, resize_mode: ResizeMode) -> Box:
     width, height = image.size
-    return (0.0, 0.0, float(width), float(height)) if cut == "squash" else center_box(width, height)
+    return (0.0, 0.0, float(width), float(height)) if resize_mode == "squash" else center_box(width, height)
 
 
 def _resize(image: Image.Image, size: int, box: Box) -> Image.Image:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pixlex import distributed
 from pixlex.batch import ImageBatch, Skipped, TooManyBroken
-from pixlex.config.fields import Cut, DataConfig
+from pixlex.config.fields import DataConfig, ResizeMode
 from pixlex.data.decoding import (
     ImageRecord,
     UnreadableImage,
@@ -94,7 +94,7 @@ class LoaderConfig:
     Attributes:
         image_size: side of the images, in pixels.
         batch_size: images (pairs, questions) in a batch: of all processes in training, of one in evaluation.
-        cut: how images become square (see `evaluation_crop`).
+        resize_mode: how images become square (see `evaluation_crop`).
         workers: processes that decode; 0 decodes in this one.
         data: augmentation and shuffling, in training alone.
         seed: of order and augmentation, 0 or more.
@@ -104,7 +104,7 @@ class LoaderConfig:
 
     image_size: int
     batch_size: int
-    cut: Cut = "center"
+    resize_mode: ResizeMode = "center"
     workers: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     seed: int = 0
@@ -319,9 +319,9 @@ class _Groups(Dataset[tuple[list[_Row], list[Skipped]]]):
             # The image that was asked for decides, so that a replacement is cut unlike the image itself.
             seed = (config.seed, epoch, wanted[1] * self.together + place)
             generator = np.random.default_rng(seed)
-            pixels = training_crop(image, config.image_size, config.data, generator, config.cut)
+            pixels = training_crop(image, config.image_size, config.data, generator, config.resize_mode)
         else:
-            pixels = evaluation_crop(decode_record(record), config.image_size, config.cut)
+            pixels = evaluation_crop(decode_record(record), config.image_size, config.resize_mode)
         return pixels, record.label, record.key, index, epoch
 
 

@@ -184,11 +184,11 @@ def encode_images(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-    size, cut = tokenizer.image_size, tokenizer.model.config.cut
+    size, resize_mode = tokenizer.image_size, tokenizer.model.config.resize_mode
     wanted = range(len(source)) if indices is None else indices
 
     def prepare(index: int, record: ImageRecord) -> tuple[EncodedImage, Tensor]:
-        pixels = evaluation_transform(decode_record(record), size, cut)
+        pixels = evaluation_transform(decode_record(record), size, resize_mode)
         return EncodedImage(index, record.key, record.label, ()), pixels
 
     for prepared in prefetch(source, wanted, batch_size, prepare):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pixlex import distributed
 from pixlex.batch import ReasoningBatch, Skipped
-from pixlex.config.fields import Cut
+from pixlex.config.fields import ResizeMode
 from pixlex.data.decoding import UnreadableImage, decode_record, evaluation_transform
 from pixlex.data.sources import ImageSource
 from pixlex.files import check_zip
@@ -298,7 +298,7 @@ def progress_bar(total: int | None, unit: str, description: str, *, shown: bool)
 
 
 def read_pixels(
-    images: ImageSource, indices: Sequence[int], size: int, title: str, cut: Cut = "center"
+    images: ImageSource, indices: Sequence[int], size: int, title: str, resize_mode: ResizeMode = "center"
 ) -> Iterator[tuple[list[int], Float[Tensor, "B 3 H W"]]]:
     """Yield images in batches with their positions, made square; one that cannot be read is left out.
 
@@ -313,7 +313,7 @@ def read_pixels(
             positions, rows = [], []
             for position in order[first : first + _READ_AT_ONCE]:
                 with suppress(UnreadableImage):
-                    rows.append(evaluation_transform(decode_record(images.read(position)), size, cut))
+                    rows.append(evaluation_transform(decode_record(images.read(position)), size, resize_mode))
                     positions.append(position)
             if rows:
                 yield positions, torch.stack(rows)

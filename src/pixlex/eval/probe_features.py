@@ -206,7 +206,9 @@ def _computed(
     """Yield some rows with their features and what could not be read beside them, of all processes."""
     batches = Loader(
         Images(subset(images.source, images.indices.tolist())),
-        LoaderConfig(image_size=model.config.image_size, batch_size=_BATCH, cut=model.config.cut),
+        LoaderConfig(
+            image_size=model.config.image_size, batch_size=_BATCH, resize_mode=model.config.resize_mode
+        ),
     ).evaluation()
 
     def compute(chunk: Tensor) -> Tensor:

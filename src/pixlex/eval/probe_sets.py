@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pixlex import distributed
 from pixlex.batch import BrokenImages, Skipped
-from pixlex.config.fields import Cut
+from pixlex.config.fields import ResizeMode
 from pixlex.data.decoding import ImageRecord, UnreadableImage
 from pixlex.data.loader import Images, Loader, LoaderConfig
 from pixlex.data.sources import ImageSource, subset
@@ -48,12 +48,14 @@ class LabeledImages:
         """A hash of the stored bytes of all images in their order."""
         return hashlib.sha256(b"".join(self.digests)).hexdigest()
 
-    def first(self, size: int, cut: Cut, count: int = 64) -> Float[Tensor, "B 3 H W"]:
+    def first(self, size: int, resize_mode: ResizeMode, count: int = 64) -> Float[Tensor, "B 3 H W"]:
         """Return some of the images, spread over the set, as pixels in [0, 1]; broken ones are left out."""
         rows = np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)
         some = subset(self.source, self.indices[rows].tolist())
         # The same ones in every process.
-        config = LoaderConfig(image_size=size, batch_size=count, cut=cut, rank=0, world_size=1)
+        config = LoaderConfig(
+            image_size=size, batch_size=count, resize_mode=resize_mode, rank=0, world_size=1
+        )
         (batch,) = Loader(Images(some), config).evaluation()
         return batch.images
 

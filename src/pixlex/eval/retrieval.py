@@ -126,7 +126,7 @@ def gallery(
         by_image.setdefault(source.image_of(row), []).append(row)
     rows, config = list(by_image.values()), model.config
     settings = LoaderConfig(
-        image_size=config.image_size, batch_size=batch_size, workers=workers, cut=config.cut
+        image_size=config.image_size, batch_size=batch_size, workers=workers, resize_mode=config.resize_mode
     )
     batches = Loader(Images(subset(source.images, [first for first, *_ in rows])), settings).evaluation()
     own: list[tuple[Tensor, Tensor]] = []
@@ -235,7 +235,7 @@ def evaluate_retrieval(
         values={**values, "mean_recall": sum(values.values()) / len(values)},
         skipped=items.skipped,
         protocol=f"{num_images} images, {num_captions} captions, each against all; {config.image_size} px, "
-        f"{SQUARE[config.cut]}; captions of at most {items.max_words} tokens; ranked by {first}{score}; "
+        f"{SQUARE[config.resize_mode]}; captions of at most {items.max_words} tokens; ranked by {first}{score}; "
         "ties count against",
         num_images=num_images,
         num_captions=num_captions,

@@ -136,7 +136,7 @@ def evaluate_reasoning(
         skipped=found.skipped,
         examples=found.examples,
         protocol=f"{len(answered)} items, {_METRICS[task]}{answers}; {model.config.image_size} px, "
-        f"{SQUARE[model.config.cut]}",
+        f"{SQUARE[model.config.resize_mode]}",
         task=task,
         answered=answered,
         interval=interval,

@@ -369,6 +369,10 @@ def fingerprint(model: Model, *, precision: str = "fp32") -> str:
     return hash_of(json.dumps(config, sort_keys=True).encode(), model)
 
 
+# Settings that had another name when fingerprints began.
+_FINGERPRINTED = {"resize_mode": "cut"}
+
+
 def _not_default(config: Any) -> dict[str, Any]:
     """Return what a configuration says otherwise than its defaults, its parts alike."""
     found: dict[str, Any] = {}
@@ -377,5 +381,5 @@ def _not_default(config: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             found[one.name] = _not_default(value)
         elif value != one.default and one.name != "pretrained":  # the weights say where they came from
-            found[one.name] = value
+            found[_FINGERPRINTED.get(one.name, one.name)] = value
     return found

@@ -21,12 +21,12 @@ from pixlex.nn.transformer import initializer, initializing
 
 if TYPE_CHECKING:
     from pixlex.config.cbvila import CBViLAConfig, ReasonerConfig
-    from pixlex.config.fields import Cut
+    from pixlex.config.fields import ResizeMode
 
 # Parameters with a row for each patch -> the number of rows in front of those.
 _ON_GRID = {"image_encoder.positions": 1, "query.positions": 0, "class_patch_head.positions": 0}
 # What no shape of a weight depends on.
-_NO_SHAPE = {"image_size", "cut", "dropout_rate", "pretrained", "tokenizer"}
+_NO_SHAPE = {"image_size", "resize_mode", "dropout_rate", "pretrained", "tokenizer"}
 # Positions of answers whose logits over all words exist at the same time.
 _POSITIONS_AT_ONCE = 2048
 
@@ -322,21 +322,21 @@ def _head(config: ReasonerConfig) -> object:
 _Fusing = TypeVar("_Fusing", bound=CBViLA | Reasoner)
 
 
-def resized(model: _Fusing, image_size: int | None = None, cut: Cut | None = None) -> _Fusing:
+def resized(model: _Fusing, image_size: int | None = None, resize_mode: ResizeMode | None = None) -> _Fusing:
     """Return a model for images of another size or resize mode, in evaluation mode; itself where nothing changes.
 
     Args:
         model: The network, pretrained or fine-tuned.
         image_size: Side of the images in pixels; the patches keep theirs. None keeps it.
-        cut: How images become square; None keeps it.
+        resize_mode: How images become square; None keeps it.
 
     Raises:
         ValueError: The patch size does not divide the image size.
     """
     whole: Any = model
     body: CBViLA = whole if model.task is None else whole.body
-    size, mode = image_size or body.config.image_size, cut or body.config.cut
-    config = dataclasses.replace(body.config, image_size=size, cut=mode)
+    size, mode = image_size or body.config.image_size, resize_mode or body.config.resize_mode
+    config = dataclasses.replace(body.config, image_size=size, resize_mode=mode)
     if config == body.config:
         return model
     moved: Any = started(config, body)

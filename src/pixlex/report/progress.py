@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pixlex.batch import Skipped
-from pixlex.config.fields import Cut
+from pixlex.config.fields import ResizeMode
 from pixlex.data.records import Records
 from pixlex.data.sources import ImageSource
 from pixlex.eval.evaluate import Evaluation, read_pixels, write_arrays
@@ -150,7 +150,7 @@ def draw_pretraining(
         pictures[REBUILT] = drawn(path_of("rebuilt"), lambda path: reconstructed_pairs(result.examples, path))
     if codes is not None:
         about = pairs, result.rows["indices"], codes
-        size = {"image_size": model.image_size, "cut": model.cut}
+        size = {"image_size": model.image_size, "resize_mode": model.resize_mode}
         pictures[CODEWORDS] = drawn(path_of("codewords"), lambda path: codeword_gallery(*about, path, **size))
     return pictures
 
@@ -197,7 +197,7 @@ def codeword_gallery(
     path: Path,
     *,
     image_size: int,
-    cut: Cut = "center",
+    resize_mode: ResizeMode = "center",
     num_codewords: int = 12,
     seed: int = 0,
 ) -> Path:
@@ -208,7 +208,7 @@ def codeword_gallery(
     Args:
         indices: Where the images lie in their source.
         codes: Of each image, rows of its square grid first.
-        image_size, cut: How they were encoded.
+        image_size, resize_mode: How they were encoded.
         seed: Of the draw of codewords and patches.
     """
     chosen = choose_codewords(codes, num_codewords, seed)
@@ -216,7 +216,7 @@ def codeword_gallery(
     places = {code: _spread_out((codes == code).nonzero(), seed) for code in chosen}
     wanted = sorted({int(indices[row]) for several in places.values() for row, _ in several})
     pixels: dict[int, Float[Tensor, "3 H W"]] = {}
-    for positions, found in read_pixels(images, wanted, image_size, "patches", cut):
+    for positions, found in read_pixels(images, wanted, image_size, "patches", resize_mode):
         pixels.update(zip(positions, found, strict=True))
     step = _PATCH + _PATCH_GAP
     sheet = Sheet(2 * _PATCH_GAP + _CODEWORD + _PATCHES * step, _PATCH_GAP + max(1, len(chosen)) * step)

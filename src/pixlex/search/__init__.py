@@ -278,7 +278,7 @@ class ImageIndex:
         with evaluating(self.model):
             if images is not None:
                 config = self.model.config
-                batches = batches_of(images, _BATCH_SIZE, config.image_size, config.cut)
+                batches = batches_of(images, _BATCH_SIZE, config.image_size, config.resize_mode)
                 vectors = torch.cat([self._image_vectors(batch) for batch in batches])
                 return [_result(found, top_k) for found in nearest(vectors, top_k)]
             text, key_padding = self._encode_texts(texts_of(texts or ()))
@@ -364,7 +364,9 @@ class ImageIndex:
             for number, entry in enumerate(candidates[first : first + _IMAGES_AT_ONCE], start=first):
                 try:
                     image = self.picture(entry.key, entry.digest)
-                    pixels[number] = evaluation_transform(image, model.config.image_size, model.config.cut)
+                    pixels[number] = evaluation_transform(
+                        image, model.config.image_size, model.config.resize_mode
+                    )
                 except UnreadableImage as fault:
                     skipped.append(Skipped(fault.key, fault.reason))
             if not pixels:

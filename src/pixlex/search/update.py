@@ -138,7 +138,7 @@ class _Pass:
         return entry, None if digest in self._digests else self._pixels(record)
 
     def _pixels(self, record: ImageRecord) -> Float[Tensor, "3 H W"]:
-        return evaluation_transform(decode_record(record), self.config.image_size, self.config.cut)
+        return evaluation_transform(decode_record(record), self.config.image_size, self.config.resize_mode)
 
     def take(self, batch: Sequence[tuple[Entry, Float[Tensor, "3 H W"] | None]]) -> None:
         """Embed what must be embedded; of the rest write down what has changed, its key or the time of its file.

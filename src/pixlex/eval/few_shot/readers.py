@@ -94,7 +94,7 @@ def compute_images(
     """Return the row that a model's `compute` makes of each image that can be read, by position, on the CPU."""
     config, device = model.config, next(model.parameters()).device
     rows: dict[int, Tensor] = {}
-    for positions, pixels in read_pixels(images, indices, config.image_size, title, config.cut):
+    for positions, pixels in read_pixels(images, indices, config.image_size, title, config.resize_mode):
         found = compute_rows(pixels, compute, grid=model.grid, device=device, precision=precision)
         rows.update(zip(positions, found, strict=True))
     return rows
