@@ -43,7 +43,7 @@ from pixlex.config.cbvila import (
     TextTowerConfig,
     VisualCodebookConfig,
 )
-from pixlex.distributed import pick_device
+from pixlex.distributed import ALONE, pick_device
 from pixlex.models.cbvila import CBViLA
 from pixlex.objectives.cbvila import CBViLAObjective, StepRandom
 from pixlex.objectives.phase import Step
@@ -107,7 +107,7 @@ def pairs_of(model: CBViLA, batch: int) -> ImageTextBatch:
 def terms_pass_by_pass(objective: CBViLAObjective, pairs: ImageTextBatch, step: Step) -> dict[str, Tensor]:
     """Return all terms pass by pass, with the draws of our objective."""
     model = objective.model
-    draws = StepRandom.draw(objective, pairs, step.generator)
+    draws = StepRandom.draw(objective, pairs, ALONE, step.generator)
     return pass_by_pass.terms_of(model, objective.config.masked_language_ratio, pairs, draws)
 
 
