@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,16 @@ def test_a_setting_is_read_by_its_earlier_name() -> None:
     body = {"body": {"cut": "squash"}}
     assert run_from({"family": "reasoning", "model": body}, "here").model.resize_mode == "squash"
     assert read_run("lqae/official", ["model.cut=squash"]).model.resize_mode == "squash"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps=many", '"train.steps": Expected int. Got value: many'),
+        ("train.precision=fp8", '"train.precision": Expected one of auto, bf16, fp32. Got value: fp8'),
+        ("train.lr=5", "unknown key train.lr; known: steps, "),
+    ],
+)
+def test_what_the_command_line_says_is_not_blamed_on_the_recipe(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        read_run("lqae/tiny", [override])

@@ -126,7 +126,10 @@ def parse(arguments: Sequence[str]) -> tuple[cli.Command, Any]:
             unknown = next((one for one in rest if one.startswith("-")), rest[0])
             hint = nearest(unknown.partition("=")[0], _option_names(parser, typed))
             near = f"; {hint}" if hint.startswith("did") else ""
-            parser.error(f"unrecognized arguments: {' '.join(rest)}{near}")
+            settings = (
+                "; settings of a run are KEY=VALUE: train.steps=100" if hasattr(typed, "overrides") else ""
+            )
+            parser.error(f"unrecognized arguments: {' '.join(rest)}{near}{settings}")
     else:
         setattr(typed, several, [*getattr(typed, several), *rest])
     return typed.command, cli.read_options(typed.command, typed, shlex.join(["pixlex", *arguments]))

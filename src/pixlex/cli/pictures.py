@@ -150,7 +150,7 @@ def gallery(options: GalleryOptions) -> None:
     if not len(found):
         raise TooManyBroken(f"{source.name}: none of {len(skipped)} images can be read")
     values: dict[str, Any] = {"path": str(options.out), "num_images": len(found)}
-    lines = [f"{options.out}: {options.codewords} codewords of {len(found)} images"]
+    lines = [f"{options.out}: {min(options.codewords, len(found.unique()))} codewords of {len(found)} images"]
     if (classes >= 0).any():
         purity = codeword_purity(found, classes, options.seed)
         values |= purity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -78,7 +79,14 @@ def read_run(
     values = recipe_values(path)
     for override in overrides:
         _apply_override(values, override)
-    return run_from(_over(beneath or {}, values), str(path))
+    try:
+        return run_from(_over(beneath or {}, values), str(path))
+    except ValueError as error:  # what the command line says is not the recipe's fault
+        message = str(error).removeprefix(f"{path}: ")
+        keys = "|".join(re.escape(override.partition("=")[0]) for override in overrides)
+        if not (keys and re.search(rf"(?<![\w.])({keys})(?![\w.])", message)):
+            raise
+        raise ValueError(message) from error
 
 
 def recipe_values(path: Path) -> dict[str, Any]:
@@ -223,5 +231,7 @@ def _check_keys(kind: type[Any], values: Mapping[str, Any], prefix: str, origin:
 def _readable(message: str) -> str:
     """Return a parser's error as one sentence that starts with the key."""
     text = " ".join(message.split()).replace("Parser key ", "").replace('"run.', '"')
+    text = re.sub(r"a <class '(\w+)'>", r"\1", text)
+    text = re.sub(r"a typing\.Literal\[(.*?)\]", lambda found: f"one of {found[1]}".replace("'", ""), text)
     head, got, value = text.partition("Got value: ")
     return head + got + (value if len(value) <= 80 else f"{value[:77]}...")
