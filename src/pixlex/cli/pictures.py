@@ -93,7 +93,7 @@ def explain(options: ExplainOptions) -> None:
     said = f"{len(found.words)} words, logit of belonging {found.score:.3f}"
     if found.explained != "matching":
         mean = found.score / len(found.words)
-        said = f"{len(found.words)} words, each foretold with {mean:.3f} nats of log-probability on average"
+        said = f"{len(found.words)} words, each predicted with {mean:.3f} nats of log-probability on average"
     advice = (
         "behind the last layer matching reads the first vector alone, so choose a lower --layer where there is "
         "one, or --score masked_language"
@@ -150,7 +150,8 @@ def gallery(options: GalleryOptions) -> None:
     if not len(found):
         raise TooManyBroken(f"{source.name}: none of {len(skipped)} images can be read")
     values: dict[str, Any] = {"path": str(options.out), "num_images": len(found)}
-    lines = [f"{options.out}: {min(options.codewords, len(found.unique()))} codewords of {len(found)} images"]
+    shown = min(options.codewords, len(set(found.flatten().tolist())))
+    lines = [f"{options.out}: {shown} codewords of {len(found)} images"]
     if (classes >= 0).any():
         purity = codeword_purity(found, classes, options.seed)
         values |= purity
