@@ -223,7 +223,7 @@ class CBViLADataConfig(PairDataConfig):
 
     crop_scale_min: float = describe(
         0.5,
-        "Smallest share of the image's area that a random crop keeps, in (0, 1]; a caption speaks of all.",
+        "Smallest fraction of the image's area that a random crop keeps, in (0, 1]; a caption speaks of all.",
     )
     clean_captions: bool = describe(
         True, "Lower case, without punctuation, at most 30 words, as ALBEF and its successors."

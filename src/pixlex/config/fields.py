@@ -154,12 +154,14 @@ class DataConfig(Config):
     )
     crop_scale_min: float = describe(
         0.2,
-        "Smallest share of the image's area that a random crop keeps, in (0, 1]; LQAE's code uses 0.2.",
+        "Smallest fraction of the image's area that a random crop keeps, in (0, 1]; LQAE's code uses 0.2.",
         _CROP,
     )
     horizontal_flip: bool = describe(True, "Mirror half of the training images.")
     max_broken_share: float = describe(
-        0.05, "Share of unreadable images, in [0, 1], above which a run stops instead of going on.", FRACTION
+        0.05,
+        "Fraction of unreadable images, in [0, 1], above which a run stops instead of going on.",
+        FRACTION,
     )
     shuffle_blocks: int = describe(
         0,
@@ -266,7 +268,7 @@ class EvalConfig(Config):
     examples: int = describe(8, "Images drawn with their words.", POSITIVE)
     word_folds: int = describe(
         2,
-        "Passes of the language model that measure how well words foretell each other, each with one of so many "
+        "Passes of the language model that measure how well words predict each other, each with one of so many "
         "shares of the words hidden; 0 for none.",
         NOT_NEGATIVE,
     )

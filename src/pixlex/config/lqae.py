@@ -134,10 +134,12 @@ class LQAEObjectiveConfig(Config):
     """Weights and masks of LQAE's loss."""
 
     mask_ratio_min: float = describe(
-        0.5, "Lowest share of words hidden from the language model, in [0, 1].", FRACTION
+        0.5, "Lowest fraction of words hidden from the language model, in [0, 1].", FRACTION
     )
     mask_ratio_max: float = describe(
-        0.5, "Highest such share; each image draws its own between the two. The paper hides half.", FRACTION
+        0.5,
+        "Highest such fraction; each image draws its own between the two. The paper hides half.",
+        FRACTION,
     )
     reconstruction_weight: float = describe(
         1.0, "Weight of the mean squared error of the pixels.", NOT_NEGATIVE
