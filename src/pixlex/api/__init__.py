@@ -28,6 +28,7 @@ from pixlex.api.pictures import (
 )
 from pixlex.data.text import clean_caption, clean_question
 from pixlex.distributed import pick_device
+from pixlex.eval.evaluate import autocast
 from pixlex.eval.gradcam import ExplainedAnswer, explain_answer
 from pixlex.messages import quoted
 from pixlex.models import PassSizes, checkpoint, compute_rows
@@ -389,7 +390,7 @@ class ImageReasoner:
             raise ValueError(f"top_k must be 1 or more, got {top_k}")
         found: list[list[Answer]] = []
         for pixels, words, looks_at in self._batches(images, texts, batch_size):
-            with self._autocast():
+            with autocast(self.device, self.precision):
                 ranked = self.model.rank(pixels, words, looks_at=looks_at, shortlist=shortlist)
             rows = zip(ranked.numbers.tolist(), ranked.probabilities.tolist(), strict=True)
             for numbers, shares in rows:
@@ -429,11 +430,8 @@ class ImageReasoner:
             list(batches_of(several, max(1, len(several)), config.image_size, config.resize_mode))
         )
         (cleaned,) = self._cleaned(text)
-        with self._autocast():
+        with autocast(self.device, self.precision):
             return explain_answer(self.model, pixels, cleaned, answer=answer, layer=layer)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _cleaned(self, texts: str | Iterable[str]) -> list[str]:
         """Return texts as the model's training texts were cleaned."""
@@ -466,7 +464,7 @@ class ImageReasoner:
         shared = next(pixels).to(self.device) if are_shared else None
         for first in range(0, len(cleaned), batch_size):
             words = self.model.tokenize_texts(cleaned[first : first + batch_size], config.body.text.positions)
-            asked = Words(words.word_ids.to(self.device), words.key_padding.to(self.device))
+            asked = words.to(self.device)
             if shared is None:
                 yield next(pixels).to(self.device), asked, None
             else:

@@ -64,6 +64,7 @@ def explain(options: ExplainOptions) -> None:
     from pixlex.data.text import clean_caption, plain_text
     from pixlex.distributed import pick_device
     from pixlex.eval import gradcam
+    from pixlex.eval.evaluate import autocast
     from pixlex.models import checkpoint
 
     pictures = [load_image(read_file(path, path.as_posix()), path.as_posix()) for path in options.paths]
@@ -86,9 +87,7 @@ def explain(options: ExplainOptions) -> None:
     text = plain_text(options.text) if options.raw_text else clean_caption(options.text, _ENDLESS)
     if not text.strip():
         raise ValueError(f"expected a text of one word or more, got {quoted(options.text)}")
-    with torch.autocast(
-        pick_device(options.device).type, torch.bfloat16, enabled=options.precision == "bf16"
-    ):
+    with autocast(pick_device(options.device), options.precision):
         found = gradcam.explain(model, images, text, score=options.score or "matching", layer=options.layer)
     said = f"{len(found.words)} words, logit of belonging {found.score:.3f}"
     if found.explained != "matching":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from pixlex.data.folders import FileSource, below, image_path, is_image_name, op
 from pixlex.data.labels import no_labels
 from pixlex.data.records import Found, Record
 from pixlex.data.sources import ImageSource, Options, check_options, concatenate
+from pixlex.data.tables import DatasetSource, ParquetSource
 from pixlex.data.text import id_text, json_value, list_in, plain_text, whole_number
 from pixlex.files import read_regular
 from pixlex.messages import quoted
@@ -35,16 +36,8 @@ class LeftOut(Exception):
 ReadRow = Callable[[int, Row], Iterable[Record]]
 
 
-@runtime_checkable
-class Table(ImageSource, Protocol):
-    """Images in a table with other columns."""
-
-    @property
-    def column_names(self) -> Sequence[str]:
-        """The columns beside the images."""
-
-    def values(self, name: str) -> list[Any]:
-        """Return the values of a column."""
+# Images in a table with other columns.
+Table = ParquetSource | DatasetSource
 
 
 @dataclass(frozen=True)

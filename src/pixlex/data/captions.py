@@ -234,7 +234,6 @@ def _open_images(described: SetDescription) -> Records:
     images: ImageSource = open_source(described.path, captioned=True)
     ids: tuple[str, ...] = ()
     texts: Sequence[tuple[str, ...]] = ()
-    is_table = isinstance(images, Table)
     if isinstance(images, Table):
         described.only(("captions", "rows"), "tables of images")
         column = _caption_column(images.name, images.column_names, described)
@@ -250,7 +249,7 @@ def _open_images(described: SetDescription) -> Records:
             texts = images.captions
         elif isinstance(images, ScenesSource):
             texts = [scene_captions(images, index) for index in range(len(images))]
-    if not any(texts) and not is_table:
+    if not any(texts) and not isinstance(images, Table):
         raise NoCaptions(
             f"{images.name} has no captions: expected .parquet with image bytes or a data set of Hugging Face, "
             f"each with a column {_named(CAPTION_COLUMNS)}; .csv, .tsv or .jsonl with a path besides; "

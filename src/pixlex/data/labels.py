@@ -244,7 +244,8 @@ def spoken_names(
     spoken, given = dict(cleaned), set[int]()
     short = {label: _short(cleaned[label]) for label in unclear}
     # Two of ImageNet's classes may share a name (crane).
-    imagenet = {*imagenet_classes(), *(synonyms for _, synonyms in imagenet_classes().values())}
+    classes = imagenet_classes() if unclear else {}
+    imagenet = {*classes, *(synonyms for _, synonyms in classes.values())}
     is_strange = {
         label for label in unclear if {_wordnet_id(cleaned[label]), cleaned[label]}.isdisjoint(imagenet)
     }

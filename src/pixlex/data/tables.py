@@ -44,7 +44,8 @@ _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 def columns_without_images(path: AnyPath) -> list[str]:
     """Return the columns of a parquet file if none of them holds images, else nothing."""
-    return [] if image_columns(path) else list(_open_parquet(path).schema_arrow.names)
+    parquet = _open_parquet(path)
+    return [] if _image_columns(parquet, path) else list(parquet.schema_arrow.names)
 
 
 def image_columns(path: AnyPath) -> list[str]:

@@ -237,9 +237,8 @@ class _Encoder:
             skipped_list.unlink(missing_ok=True)  # that of an earlier run
             if skipped:
                 write_text(skipped_list, "".join(f"{json.dumps(asdict(one))}\n" for one in skipped))
-        images = (
-            EncodedImage(**(journal[index] | {"codes": tuple(journal[index]["codes"])})) for index in journal
-        )
+        entries = (journal[index] for index in journal)
+        images = (EncodedImage(**(entry | {"codes": tuple(entry["codes"])})) for entry in entries)
         write_atomically(out, lambda temporary: write_codes(temporary, images, kind, self.tokenizer))
         write_checksum(out, kind)
         journal.delete()

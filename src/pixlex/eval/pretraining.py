@@ -224,7 +224,8 @@ def evaluate_pretraining(
     if codes is not None:
         usage = metrics.CodebookUsage(model.num_codewords)
         usage.update(codes)
-        values |= {name: usage.values[name] for name in ("distinct_codewords", "perplexity")}
+        measured = usage.values
+        values |= {name: measured[name] for name in ("distinct_codewords", "perplexity")}
         if "masked_image" in values:
             # Of the whole set: no collapse of the codes can raise it.
             values["masked_image_gain"] = math.log(values["perplexity"]) - values["masked_image"]
@@ -252,9 +253,7 @@ def reconstructed_examples(
         reconstructions = model.reconstruct(batch.images, _words(batch), split)
     other_texts = (*batch.texts[1:], batch.texts[0]) if len(batch.texts) > 1 else ("",)
     words, device = model.tokenize_texts(other_texts, batch.word_ids.shape[1]), batch.images.device
-    others = model.reconstruct(
-        batch.images, Words(words.word_ids.to(device), words.key_padding.to(device)), split
-    )
+    others = model.reconstruct(batch.images, words.to(device), split)
     shown = _visible_pixels(model, split)
     gray = shown * batch.images + 0.5 * (1 - shown)
     pictures = {

@@ -225,7 +225,7 @@ def evaluate_retrieval(
         by_image = torch.where(of_images, logits, -torch.inf)
         by_caption = torch.where(of_captions, logits, -torch.inf)
     text_ranks, image_ranks = distributed.from_first(
-        lambda: (ranks(by_image, items.belongs)[0], ranks(by_caption, items.belongs)[1])
+        lambda: (ranks(by_image, belongs := items.belongs)[0], ranks(by_caption, belongs)[1])
     )
     values: dict[str, float] = {}
     for name, places in (("text", text_ranks), ("image", image_ranks)):

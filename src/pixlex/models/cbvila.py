@@ -250,12 +250,11 @@ class CBViLA(TextModel, CodeModel):
         Training has a class vector and a caption beside the codes. Here there is neither: the vector of hidden
         patches stands for the one, an empty text for the other.
         """
-        words = self.tokenize_texts([""] * len(codes), 3)
-        word_ids, key_padding = words.word_ids.to(codes.device), words.key_padding.to(codes.device)
+        words = self.tokenize_texts([""] * len(codes), 3).to(codes.device)
         everywhere = torch.arange(codes.shape[1], device=codes.device).expand(len(codes), -1)
         unknown = self.query.hidden[0].expand(len(codes), -1)
         query = self.query(self.codebook.weight[codes], unknown, everywhere)
-        return self._drawn(query, Words(word_ids, key_padding))
+        return self._drawn(query, words)
 
     @torch.no_grad()
     def reconstruct(

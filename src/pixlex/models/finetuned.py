@@ -280,14 +280,13 @@ class Reasoner(TextModel):
         self, context: Context, numbers: Int[Tensor, "B k"], first: Float[Tensor, "B k"]
     ) -> Float[Tensor, "B k"]:
         """Return the log-likelihood of each question's answers, their ends included."""
-        answers, padding = self.answer_words.word_ids.to(numbers.device), self.answer_words.key_padding
-        padding = padding.to(numbers.device)
-        columns = max(1, _POSITIONS_AT_ONCE // (len(numbers) * answers.shape[1]))
+        answers = self.answer_words.to(numbers.device)
+        columns = max(1, _POSITIONS_AT_ONCE // (len(numbers) * answers.word_ids.shape[1]))
         found = []
         # What looks at the same question stands together.
         for part, begun in zip(torch.split(numbers.T, columns), torch.split(first.T, columns), strict=True):
             rows = part.flatten()
-            ids, hidden = answers[rows], padding[rows]
+            ids, hidden = answers.word_ids[rows], answers.key_padding[rows]
             length = int((~hidden).sum(1).max())
             words = Words(ids[:, :length], hidden[:, :length])
             found.append(self.log_likelihoods(words, context, begun.flatten()).view(part.shape))

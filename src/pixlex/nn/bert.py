@@ -48,6 +48,10 @@ class Words:
     word_ids: Int[Tensor, "B T"]
     key_padding: Bool[Tensor, "B T"]
 
+    def to(self, device: torch.device) -> Words:
+        """Return the same on a device."""
+        return Words(self.word_ids.to(device), self.key_padding.to(device))
+
 
 class MissingLanguageModel(ImportError):
     """The package that carries the embedded language model is not installed."""

@@ -342,10 +342,9 @@ class ImageIndex:
     def _encode_texts(self, texts: Sequence[str]) -> tuple[Float[Tensor, "Q T D"], Bool[Tensor, "Q T"]]:
         """Return the words of queries after the text encoder, and which of them are padding."""
         most = min(_MOST_WORDS, self.model.config.text.positions)
-        words = self.model.tokenize_texts([_query(text) for text in texts], most)
-        key_padding = words.key_padding.to(self._device)
+        words = self.model.tokenize_texts([_query(text) for text in texts], most).to(self._device)
         with computing(self._device, self.head.precision):
-            return self.model.encode_text(words.word_ids.to(self._device), key_padding), key_padding
+            return self.model.encode_text(words.word_ids, words.key_padding), words.key_padding
 
     def _matching_logits(
         self, text: Float[Tensor, "T D"], candidates: Sequence[Entry]

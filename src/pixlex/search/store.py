@@ -260,11 +260,11 @@ class Store:
 
     def build_graph(self) -> None:
         """Make the graph (HNSW, arXiv:1603.09320), or take in what came since, and keep it with the table."""
-        if self._is_in_graph(self._table):
+        if self._is_in_graph():
             return
         with writing(self.path):
             self._open(writes=True)
-            if not self._is_in_graph(self._table):
+            if not self._is_in_graph():
                 if self._table.list_indices():
                     self._table.optimize(cleanup_older_than=_NEVER)
                 else:
@@ -275,10 +275,10 @@ class Store:
                 self._seal()
         self._open()
 
-    def _is_in_graph(self, table: Any) -> bool:
+    def _is_in_graph(self) -> bool:
         """Whether nearly all rows are in the graph; Lance compares the rest one by one."""
-        indices = table.list_indices()
-        return bool(indices) and 10 * table.index_stats(indices[0].name).num_unindexed_rows <= len(self)
+        indices = self._table.list_indices()
+        return bool(indices) and 10 * self._table.index_stats(indices[0].name).num_unindexed_rows <= len(self)
 
     def change(
         self, entries: Sequence[Entry], vectors: Float32[np.ndarray, "N e"], dropped: Sequence[str] = ()

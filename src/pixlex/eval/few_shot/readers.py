@@ -180,7 +180,9 @@ def cached(reader: TextReader, folder: Path) -> TextReader:
 
     def read(images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
         path = folder / f"{digest(reader.identity, source_identity(images))[:16]}.jsonl"
-        texts = known.setdefault(path.name, load_texts(path))
+        if path.name not in known:
+            known[path.name] = load_texts(path)
+        texts = known[path.name]
         missing = sorted(set(indices) - texts.keys())
         if missing:
             new = reader.read(images, missing)
