@@ -23,15 +23,15 @@ from pixlex.data.synthetic import (
     ScenesSource,
     draw,
     make_scene,
+    scene_captions,
 )
-from pixlex.data.synthetic_texts import scene_captions
 
 pytestmark = pytest.mark.usefixtures("in_bulk")
 
 _DIGEST = """
 import hashlib
 from pixlex.data.synthetic import ScenesSource, make_scene
-from pixlex.data.synthetic_texts import scene_captions, scene_items
+from pixlex.data.synthetic import scene_captions, scene_items
 text = []
 for split in ("train", "test"):
     source = ScenesSource(split, 50)

@@ -8,8 +8,20 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from pixlex.data.synthetic import COLORS, SHAPES, Scene, SceneObject, ScenesSource
-from pixlex.data.synthetic_texts import ANSWERS, KINDS, SceneTask, captions, entailment, question, scene_items
+from pixlex.data.synthetic import (
+    ANSWERS,
+    COLORS,
+    KINDS,
+    SHAPES,
+    Scene,
+    SceneObject,
+    ScenesSource,
+    SceneTask,
+    captions,
+    entailment,
+    question,
+    scene_items,
+)
 from pixlex.data.text import CLASSES
 
 pytestmark = pytest.mark.usefixtures("in_bulk")

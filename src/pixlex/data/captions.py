@@ -39,8 +39,7 @@ from pixlex.data.sources import (
     remark_left_out,
     remark_passed_over,
 )
-from pixlex.data.synthetic import ScenesSource
-from pixlex.data.synthetic_texts import scene_captions
+from pixlex.data.synthetic import ScenesSource, scene_captions
 from pixlex.data.tables import columns_without_images, table_rows
 from pixlex.data.text import CLASSES, id_text, list_rows, texts_in
 from pixlex.messages import quoted

@@ -29,8 +29,8 @@ from pixlex.data.folders import (
 from pixlex.data.labels import CLASSES_FILE, Labels
 from pixlex.data.remote import AnyPath, RemotePath, as_local, is_url
 from pixlex.data.shards import TarSource, open_shards
-from pixlex.data.sources import ImageSource, PassedOver, fingerprint, kind_of, remark_passed_over
-from pixlex.data.synthetic import ScenesSource, Split, open_scenes
+from pixlex.data.sources import ImageSource, PassedOver, count_in, fingerprint, kind_of, remark_passed_over
+from pixlex.data.synthetic import NUM_SCENES, ScenesSource, Split
 from pixlex.data.tables import ParquetSource, open_hub, open_saved
 from pixlex.messages import not_installed
 
@@ -343,8 +343,10 @@ def open_embedded(description: str) -> DigitsSource | PhotographsSource | Scenes
         case ["photographs", "train" | "test" as split]:
             photograph("cat")
             return PhotographsSource(split)
-        case ["scenes", "train" | "test" as split, *count] if len(count) <= 1:
-            return open_scenes(split, *count)
+        case ["scenes", "train" | "test" as split]:
+            return ScenesSource(split, NUM_SCENES[split])
+        case ["scenes", "train" | "test" as split, count]:
+            return ScenesSource(split, count_in(count, f"embedded:scenes:{split}:COUNT expects", "COUNT"))
     raise ValueError(
         "expected embedded:digits:train, embedded:digits:test, embedded:photographs:train, "
         "embedded:photographs:test, embedded:scenes:train[:COUNT] or embedded:scenes:test[:COUNT], "

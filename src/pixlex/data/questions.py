@@ -45,12 +45,12 @@ from pixlex.data.remote import AnyPath
 from pixlex.data.sources import (
     Options,
     SetDescription,
+    count_in,
     read_descriptions,
     remark_left_out,
     remark_passed_over,
 )
-from pixlex.data.synthetic import ScenesSource
-from pixlex.data.synthetic_texts import scene_items
+from pixlex.data.synthetic import ScenesSource, scene_items
 from pixlex.data.tables import ParquetSource, columns_without_images, image_columns, table_rows
 from pixlex.data.text import (
     CLASSES,
@@ -149,11 +149,9 @@ def _open_scenes(described: SetDescription, task: ListedTask) -> Records:
         raise ValueError(
             f"{name} has no items; expected embedded:scenes:train[:COUNT] or embedded:scenes:test[:COUNT]"
         )
-    if not (texts.isascii() and texts.isdecimal() and int(texts) > 0):
-        raise ValueError(f"{name}: expected a whole number of 1 or more as texts, got {quoted(texts)}")
-    records = []
-    for number, item in enumerate(scene_items(task, images, int(texts))):
-        key = images.key(item.images[0]) + ("" if texts == "1" else f"/{number % int(texts)}")
+    count, records = count_in(texts, f"{name}: expected", "texts"), []
+    for number, item in enumerate(scene_items(task, images, count)):
+        key = images.key(item.images[0]) + ("" if texts == "1" else f"/{number % count}")
         records.append(Record(item.images, (item.text,), (item.answer,), key, kind=item.kind))
     name = name if texts == "1" else f"{name}?texts={texts}"
     return items_of(name, records, RowImages(name, (images,)).find)

@@ -123,6 +123,13 @@ def remark_left_out(name: str, left_out: Sequence[str], what: str) -> None:
         warnings.warn(said, PassedOverWarning, stacklevel=3)
 
 
+def count_in(text: str, start: str, what: str) -> int:
+    """Return the count that a part of a description writes; what is none raises `ValueError`, which begins so."""
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise ValueError(f"{start} a whole number of 1 or more as {what}, got {quoted(text)}")
+    return int(text)
+
+
 def kind_of(name: str) -> str:
     """Return the kind of a file that is no image by its name."""
     parts = name.split("/")
