@@ -7,10 +7,10 @@ PIP := $(BIN)/python -m pip
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check format bench
+.PHONY: help install quickstart test test-all suite check format bench
 
 help:  ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 # torch goes first and alone, so that its build is the pinned one and no other package's wish picks it.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -32,9 +32,17 @@ check: $(INSTALLED)  ## lint, format, types, import contract
 	$(BIN)/mypy --strict src
 	$(BIN)/lint-imports
 
-# One thread for each worker: more threads than cores make the suite slower, not faster.
-test: check  ## all checks and all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
+test: $(INSTALLED)  ## all checks and all tests
+	$(MAKE) --no-print-directory --jobs 2 check suite
+
+test-all: $(INSTALLED)  ## all checks and all tests, long campaigns too
+	$(MAKE) --no-print-directory --jobs 2 check suite CAMPAIGNS='-m ""'
+
+# One thread for each worker: more threads than cores make the suite slower, not faster. All tests of a file go to one
+# worker, so that what they share is made once. Bytecode is kept, whatever the shell says.
+suite: $(INSTALLED)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) \
+		--dist loadfile --no-loadscope-reorder $(CAMPAIGNS)
 
 format: $(INSTALLED)  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .

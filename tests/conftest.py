@@ -25,6 +25,18 @@ FORKED = [
     "tests.eval.test_evaluate",
 ]
 CHECKOUT = Path(__file__).resolve().parent.parent
+# The longest files, longest first: a worker that began one last would go on alone.
+FIRST = (
+    "train/test_processes.py", "train/test_loop.py", "recipes/test_recipes.py", "train/test_layers.py",
+    "test_finetune.py", "test_cbvila.py", "readme/test_readme.py", "golden/test_golden.py", "test_ablations.py",
+    "eval/test_evaluate.py", "search/test_update.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest files be first."""
+    place = {CHECKOUT / "tests" / name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(FIRST)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -167,8 +167,9 @@ def test_what_cannot_be_run(recipe: str) -> None:
 
 
 def test_the_command_leaves_its_table(
-    tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pixlex.run.run_training", left)
     out = tmp_path / "out"
     assert (
         main(["ablate", recipe, "--out", str(out), "--rows", "mask-0", "mask-0.3", "--json", "--quiet"]) == 0

@@ -99,7 +99,7 @@ def test_retrieval_at_another_size_and_published(call: Call, trained: Path, tmp_
 def test_a_model_without_contrast_says_so(call: Call, trained: Path, language: Path, tmp_path: Path) -> None:
     """In retrieval and in an index; one with contrast does not, nor one that is untrained on purpose."""
     run = _run(
-        language, objective__image_text_contrastive_weight=0.0, train__steps=3, train__evaluate_every=0
+        language, objective__image_text_contrastive_weight=0.0, train__steps=1, train__evaluate_every=0
     )
     assert runs.run_training(run, tmp_path / "eq7") is not None
     said = "was trained without contrast"
@@ -199,7 +199,8 @@ def test_codes_of_a_later_step_are_not_compared(trained: Path, language: Path, t
 
 
 def _one_of_two(rank: int, folder: Path, language: Path) -> None:
-    runs.run_training(_run(language), folder)
+    run = _run(language, train__steps=2, train__evaluate_every=1, objective__burn_in_steps=1)
+    runs.run_training(run, folder)
 
 
 def test_two_processes_evaluate_on_one(language: Path, tmp_path: Path) -> None:
@@ -209,7 +210,7 @@ def test_two_processes_evaluate_on_one(language: Path, tmp_path: Path) -> None:
     steps = [
         line["step"] for line in read_metrics(tmp_path / "run/metrics.jsonl") if "eval/num_images" in line
     ]
-    assert steps == [3, 6]
+    assert steps == [1, 2]
 
 
 @pytest.mark.parametrize(

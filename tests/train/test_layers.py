@@ -55,7 +55,7 @@ def test_the_same_gradients_in_less_memory(case: str, language: Path) -> None:
     assert after < 0.6 * before
 
 
-@pytest.mark.parametrize("family", ["lqae", "vqvae"])
+@pytest.mark.parametrize("family", ["lqae", pytest.param("vqvae", marks=pytest.mark.campaign)])
 def test_the_same_bits_in_the_end(
     family: str, tmp_path: Path, pairs: Path, language: Path, alone: Alone
 ) -> None:
