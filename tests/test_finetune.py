@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tests.tiny import tiny_cbvila, tiny_mae
+from tests.tiny import tiny_cbvila, tiny_mae, tiny_reasoner
 from tests.train.running import signaled_before
 
 import pixlex
@@ -240,3 +240,21 @@ def test_bad_starts_are_refused(start: Path, tuned: dict[str, Path], tmp_path: P
         code, _, error = call("finetune", *arguments, "--out", tmp_path / "out", "--quiet")
         assert code == 2, error
         assert message in error
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_free_answers_are_written_in_the_asked_precision(
+    language: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    checkpoint.save(tiny_reasoner(language), tmp_path / "model")
+    path = tmp_path / "image.png"
+    Image.new("RGB", (32, 32), "red").save(path)
+    mixed, compute = [], Reasoner.word_logits
+    monkeypatch.setattr(
+        Reasoner,
+        "word_logits",
+        lambda *given: (mixed.append(torch.is_autocast_enabled("cpu")), compute(*given))[1],
+    )
+    asked = ("ask", path, "is it red", "--model", tmp_path / "model", "--generate", "--precision", precision)
+    assert call(*asked, "--device", "cpu")[0] == 0
+    assert set(mixed) == {precision == "bf16"}

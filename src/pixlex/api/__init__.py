@@ -408,8 +408,11 @@ class ImageReasoner:
             raise ValueError(
                 f"answers are written freely for the task vqa alone, this model's is {self.task}"
             )
-        batches = self._batches(images, texts, batch_size)
-        return [text for batch in batches for text in self.model.generate(*batch)]
+        written: list[str] = []
+        for batch in self._batches(images, texts, batch_size):
+            with autocast(self.device, self.precision):
+                written += self.model.generate(*batch)
+        return written
 
     def explain(
         self, images: Images, text: str, *, answer: str | None = None, layer: int | None = None
