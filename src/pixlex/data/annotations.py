@@ -16,7 +16,7 @@ from pixlex.data.labels import no_labels
 from pixlex.data.records import Found, Record
 from pixlex.data.sources import ImageSource, Options, check_options, concatenate
 from pixlex.data.tables import DatasetSource, ParquetSource
-from pixlex.data.text import id_text, json_value, list_in, plain_text, whole_number
+from pixlex.data.text import id_text, is_nothing, json_value, list_in, plain_text, whole_number
 from pixlex.files import read_regular
 from pixlex.messages import quoted
 
@@ -308,11 +308,6 @@ def text_of(row: Row, *names: str) -> str:
     if not text:
         raise ValueError(f"expected a text in {name}, got {quoted(row[name])}")
     return text
-
-
-def is_nothing(value: object) -> bool:
-    """Whether a cell says nothing: None, NaN or a blank text."""
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def id_of(row: Row, *names: str) -> str:

@@ -27,7 +27,7 @@ from pixlex.data.labels import (
 )
 from pixlex.data.sources import HIDDEN, MAX_TEXT_BYTES, PassedOver, fingerprint, kind_of, read_file
 from pixlex.data.tables import columns_without_images, table_rows
-from pixlex.data.text import csv_rows, decode_text, json_lines, json_value, list_rows, texts_in
+from pixlex.data.text import captions_in, csv_rows, decode_text, json_lines, json_value, list_rows, texts_in
 from pixlex.files import open_regular, read_regular
 from pixlex.messages import quoted
 
@@ -289,11 +289,8 @@ def _captions_of_file(path: Path, name: str) -> tuple[str, ...]:
     except OSError as fault:
         raise ValueError(f"{path} cannot be read: {fault.strerror or fault}") from fault
     if path.suffix == ".txt":
-        return texts_in(decode_text(content, path), name)
-    fields = json_value(content, path)
-    fields = fields if isinstance(fields, dict) else {}
-    found = (texts_in(fields.get(field), name) for field in ("captions", "caption", "text"))
-    return next(filter(None, found), ())
+        return captions_in({}, decode_text(content, path), name)
+    return captions_in(json_value(content, path), "", name)
 
 
 def _without(ignored: Sequence[PassedOver], files: set[str]) -> tuple[PassedOver, ...]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from pixlex.data.text import csv_rows, plain_text, whole_number
+from pixlex.data.text import csv_rows, is_nothing, plain_text, whole_number
 from pixlex.messages import quoted
 
 if TYPE_CHECKING:
@@ -75,12 +75,10 @@ def row_label(label: object, class_name: object, where: str) -> RowLabel:
     A label is an integer, the text of one, or nothing (None, "", NaN, -1); a text that is no integer is taken as
     the class name if there is no other. A class name is a text or nothing (None, "", NaN).
     """
-    if class_name != class_name:  # NaN, as pandas reads an empty cell
-        class_name = None
-    if class_name is not None and not isinstance(class_name, str):
+    if not (is_nothing(class_name) or isinstance(class_name, str)):
         raise ValueError(f"{where}: class_name must be a text, got {quoted(class_name)}")
-    name = (class_name or "").strip() or None
-    if label is None or label != label or (isinstance(label, str) and not label.strip()):
+    name = None if is_nothing(class_name) else str(class_name).strip()
+    if is_nothing(label):
         return RowLabel(None, name)
     number = whole_number(label)
     if number is None and isinstance(label, str) and name is None and not _NUMBER.fullmatch(label):

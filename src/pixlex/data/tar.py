@@ -16,7 +16,7 @@ import pyarrow as pa
 from pixlex.data.decoding import IMAGE_EXTENSIONS, holds_image
 from pixlex.data.labels import MAX_CLASSES, RowLabel, row_label
 from pixlex.data.sources import HIDDEN, MAX_TEXT_BYTES, PassedOver, kind_of
-from pixlex.data.text import decode_text, json_value, texts_in, whole_number
+from pixlex.data.text import captions_in, decode_text, json_value, whole_number
 
 # A row for each image; names and texts are bytes: file names need not be UTF-8, and JSON may hold halves of
 # characters. The metadata `ignored` are JSON with what was passed over.
@@ -158,8 +158,7 @@ def _described(
         number = whole_number(texts.get("txt", ""))
         is_class = "cls" in texts or (number is not None and 0 <= number < MAX_CLASSES)
         text = "" if is_class else texts.pop("txt", "")
-        named = (texts_in(fields.get(name), key) for name in ("captions", "caption", "text"))
-        captions = next(filter(None, named), ()) or texts_in(text, key)
+        captions = captions_in(fields, text, key)
     label, name = row_label(texts.get("cls", fields.get("label")), fields.get("class_name"), key)
     of_text = row_label(texts.get("txt"), None, key)
     if label is None:

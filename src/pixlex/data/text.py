@@ -161,7 +161,7 @@ def texts_in(value: object, where: str) -> tuple[str, ...]:
 
     Raises `ValueError` for something else; `where` names the row.
     """
-    if value is None or value != value:
+    if is_nothing(value):
         return ()
     texts = [value] if isinstance(value, str) else value
     if isinstance(value, str):
@@ -171,6 +171,18 @@ def texts_in(value: object, where: str) -> tuple[str, ...]:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts if text is not None):
         raise ValueError(f"{where}: expected a caption or a list of captions, got {quoted(value)}")
     return tuple(plain for text in texts if text and (plain := plain_text(text).strip()))
+
+
+def captions_in(fields: Any, text: str, where: str) -> tuple[str, ...]:
+    """Return an image's captions: `captions`, `caption` or `text` of its .json file, else its .txt file."""
+    found = fields if isinstance(fields, dict) else {}
+    named = (texts_in(found.get(name), where) for name in ("captions", "caption", "text"))
+    return next(filter(None, named), ()) or texts_in(text, where)
+
+
+def is_nothing(value: object) -> bool:
+    """Whether a cell says nothing: None, NaN or a blank text."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def list_in(text: str) -> list[Any] | None:
