@@ -31,7 +31,7 @@ from pixlex.data.decoding import (
     training_crop,
 )
 from pixlex.data.shards import prefetching
-from pixlex.data.sources import ImageSource
+from pixlex.data.sources import ImageSource, evenly_spaced
 
 Batch = TypeVar("Batch", covariant=True)
 T = TypeVar("T")
@@ -180,10 +180,9 @@ class Loader(Generic[Batch]):
         """
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be 1 or more, or None for all images, got {limit}")
-        count = self.num_groups if limit is None else min(limit, self.num_groups)
-        groups = [(0, number * self.num_groups // count) for number in range(count)]
+        groups = [(0, group) for group in evenly_spaced(self.num_groups, limit)]
         size, rank, processes = self.config.batch_size, self.config.rank, self.config.world_size
-        order = [groups[first : first + size] for first in range(rank * size, count, size * processes)]
+        order = [groups[first : first + size] for first in range(rank * size, len(groups), size * processes)]
         batches = self._read(order, training=False)
         if processes == 1:
             batches = _without_empty_batches(batches, self.rows.images.name)

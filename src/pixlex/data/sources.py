@@ -271,6 +271,12 @@ class ImageSubset:
         return f"{self._part_of(index) + 1}:{key}" if self.numbered else key
 
 
+def evenly_spaced(total: int, limit: int | None) -> list[int]:
+    """Return so many of the numbers below a total, spread evenly; all of them without a limit or below it."""
+    count = total if limit is None else min(limit, total)
+    return [number * total // count for number in range(count)]
+
+
 def subset(source: ImageSource, rows: Sequence[int] | Int64[np.ndarray, " rows"]) -> ImageSource:
     """Return the given rows of a source, in the order given."""
     wanted = np.asarray(rows, dtype=np.int64)
@@ -316,17 +322,17 @@ def require_readable(source: ImageSource) -> None:
 
     `TooManyBroken` is raised where none of them can be read.
     """
-    count, faults = min(len(source), _TRIED), list[UnreadableImage]()
-    for number in range(count):
+    faults = list[UnreadableImage]()
+    for index in evenly_spaced(len(source), _TRIED):
         try:
-            source.read(number * len(source) // count)
+            source.read(index)
         except UnreadableImage as fault:
             faults.append(fault)
         else:
             return
     if faults:
         raise TooManyBroken(
-            f"{source.name}: none of {count} images tried can be read, the first {faults[0].key}: "
+            f"{source.name}: none of {len(faults)} images tried can be read, the first {faults[0].key}: "
             f"{faults[0].reason}; say where they lie, such as ?images=FOLDER behind a file that lists them"
         )
 

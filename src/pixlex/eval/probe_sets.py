@@ -16,7 +16,7 @@ from pixlex.batch import BrokenImages, Skipped
 from pixlex.config.fields import ResizeMode
 from pixlex.data.decoding import ImageRecord, UnreadableImage
 from pixlex.data.loader import Images, Loader, LoaderConfig
-from pixlex.data.sources import ImageSource, subset
+from pixlex.data.sources import ImageSource, evenly_spaced, subset
 from pixlex.eval.evaluate import progress_bar
 
 
@@ -132,12 +132,11 @@ def survey(
             f"{source.name}: expected labeled images (a folder for each class, or the columns label and "
             "class_name), got images without classes"
         )
-    total = len(source)
-    count = total if limit is None else min(limit, total)
+    chosen = evenly_spaced(len(source), limit)
     broken = BrokenImages(None, source, max_broken_ratio)
     own: list[tuple[int, int, bytes] | Skipped] = []
-    with progress_bar(count, "images", "look through", shown=progress) as bar:
-        for index in distributed.my_turns([number * total // count for number in range(count)]):
+    with progress_bar(len(chosen), "images", "look through", shown=progress) as bar:
+        for index in distributed.my_turns(chosen):
             try:
                 record = source.read(index)
                 own.append((index, record.label, _digest(record)))

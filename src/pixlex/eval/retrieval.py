@@ -19,7 +19,7 @@ from pixlex.batch import ImageBatch, Skipped, TooManyBroken
 from pixlex.config.fields import SQUARE
 from pixlex.data.loader import Images, Loader, LoaderConfig
 from pixlex.data.records import Records
-from pixlex.data.sources import subset
+from pixlex.data.sources import evenly_spaced, subset
 from pixlex.eval.evaluate import (
     DEFAULT_PASS,
     Evaluation,
@@ -120,9 +120,8 @@ def gallery(
     Raises:
         TooManyBroken: No image can be read.
     """
-    total, by_image = len(source), dict[int, list[int]]()
-    count = total if limit is None else min(limit, total)
-    for row in (number * total // count for number in range(count)):
+    by_image = dict[int, list[int]]()
+    for row in evenly_spaced(len(source), limit):
         by_image.setdefault(source.image_of(row), []).append(row)
     rows, config = list(by_image.values()), model.config
     settings = LoaderConfig(

@@ -15,6 +15,7 @@ from pixlex.batch import ReasoningBatch
 from pixlex.config.cbvila import ReasoningTask
 from pixlex.config.fields import SQUARE
 from pixlex.data.records import Records
+from pixlex.data.sources import evenly_spaced
 from pixlex.data.text import agreement, normalize_answer
 from pixlex.eval.evaluate import DEFAULT_PASS, Evaluation, Measured, Pass, evaluate, wilson_interval
 from pixlex.files import write_text
@@ -216,8 +217,7 @@ def _predicted_from_words(
     """
     frequent = {answer for answer, _ in Counter(answers).most_common(_CLASSES)}
     rows = [row for row, answer in enumerate(answers) if answer in frequent]
-    count = min(len(rows), _LEARNED)
-    rows = [rows[number * len(rows) // count] for number in range(count)]
+    rows = [rows[place] for place in evenly_spaced(len(rows), _LEARNED)]
     texts, answers = [texts[row] for row in rows], [answers[row] for row in rows]
     if len(set(answers)) == 1:
         return [answers[0]] * len(others)

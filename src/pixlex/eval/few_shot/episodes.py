@@ -17,7 +17,7 @@ import numpy as np
 from pixlex.data.decoding import UnreadableImage
 from pixlex.data.folders import FileSource
 from pixlex.data.labels import Labels, no_labels
-from pixlex.data.sources import ImageSource
+from pixlex.data.sources import ImageSource, evenly_spaced
 from pixlex.data.text import json_value, plain_text
 from pixlex.eval.few_shot.prompts import Episode, Naming, Setting, Shown
 from pixlex.files import read_regular, sealed, unsealed, write_text
@@ -96,11 +96,10 @@ def source_identity(images: ImageSource) -> str:
     `ImageSource.identity` alone knows no bytes: two files of one name with as many rows and the same labels
     are one listing, though the pictures be of another size or another data set.
     """
-    count = min(_SAMPLE, len(images))
     contents = []
-    for number in range(count):
+    for index in evenly_spaced(len(images), _SAMPLE):
         try:
-            data = images.read(number * len(images) // count).data
+            data = images.read(index).data
         except UnreadableImage:
             contents.append("")
             continue
