@@ -378,11 +378,10 @@ def run_of(name: str, kind: type[_Run]) -> _Run | None:
 def words_of(name: str, model: CBViLA) -> int:
     """Return the longest captions in words (tokens): as in training, and at least those of the papers' tables."""
     from pixlex.config.cbvila import CBViLARun
-    from pixlex.eval.published import TABLE_WORDS
+    from pixlex.eval.published import longest_caption
 
     run = run_of(name, CBViLARun)
-    longest = TABLE_WORDS if run is None else max(TABLE_WORDS, run.data.max_words)
-    return min(longest, model.config.text.positions)
+    return longest_caption(model.config.text.positions, 0 if run is None else run.data.max_words)
 
 
 def objective_of(name: str) -> CBViLAObjectiveConfig:

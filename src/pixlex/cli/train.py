@@ -243,7 +243,7 @@ def _retrieval_measure(options: AblateOptions, run: Any, description: str) -> Me
     """Return what is measured on every row of CB-ViLA."""
     from pixlex.ablations import retrieval_measure
     from pixlex.data.captions import open_pairs
-    from pixlex.eval.published import TABLE_WORDS
+    from pixlex.eval.published import longest_caption
 
     if options.probe is not None or options.few_shot is not None or options.llm:
         raise ValueError(
@@ -252,7 +252,7 @@ def _retrieval_measure(options: AblateOptions, run: Any, description: str) -> Me
     pairs = open_pairs(description)
     return retrieval_measure(
         pairs.cleaned() if run.data.clean_captions else pairs,
-        max_words=min(run.model.text.positions, max(TABLE_WORDS, run.data.max_words)),
+        max_words=longest_caption(run.model.text.positions, run.data.max_words),
         limit=None if options.retrieval else run.eval.limit or None,
         device=run.train.device,
     )

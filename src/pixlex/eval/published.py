@@ -97,6 +97,11 @@ _OBJECTIVES: Mapping[str, tuple[float, ...]] = {
 }
 
 
+def longest_caption(positions: int, trained: int = 0) -> int:
+    """Return the longest captions in words: as in training, at least the tables', and no more than are read."""
+    return min(positions, max(TABLE_WORDS, trained))
+
+
 def benchmark_of(description: str) -> Benchmark | None:
     """Return which of the two sets of the tables a description of images with captions names; None for another."""
     name = description.partition("?")[0].rpartition("/")[2]

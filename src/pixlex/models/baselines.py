@@ -123,7 +123,7 @@ class MAE(ImageModel):
         missing = sorted(key for key in loading["missing_keys"] if key.startswith("vit."))
         if missing:
             raise ValueError(f"{name} lacks {len(missing)} weights of its encoder, first {missing[0]}")
-        model = cls(_config_of(network.config, name))
+        model = cls.build(_config_of(network.config, name), initialize=False)
         model.network.load_state_dict(network.state_dict())
         return model
 
