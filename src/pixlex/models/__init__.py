@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -59,6 +59,10 @@ class ImageModel(nn.Module):
         """Build the model from its configuration; without `initialize`, weights will be read: none are drawn."""
         with initializing(initialize):
             return cls(config)
+
+    def untrained(self) -> Self:
+        """Return the same network with weights drawn anew; what is not trained is shared."""
+        return type(self)(self.config, *self._frozen)
 
     @property
     def text_identity(self) -> tuple[str, str] | None:

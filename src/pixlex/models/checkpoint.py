@@ -331,9 +331,9 @@ def _check_words(model: Model, described: Mapping[str, Any], folder: Path) -> No
 
 
 def untrained_copy(model: SomeModel, images: Float[Tensor, "B 3 H W"], seed: int = 0) -> SomeModel:
-    """Return the same model with fresh weights, in evaluation mode, on the CPU: what training is compared with.
+    """Return the same model with fresh weights, in evaluation mode, on its device: what training is compared with.
 
-    The language model stays what it is. Where the search is whitened, its statistics are measured on the given
+    The language model is the same one. Where the search is whitened, its statistics are measured on the given
     images: no weight learns by that, and without it an untrained encoder would write nearly the same word
     everywhere, which makes a weaker opponent than need be.
 
@@ -344,10 +344,10 @@ def untrained_copy(model: SomeModel, images: Float[Tensor, "B 3 H W"], seed: int
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        fresh: Any = type(model).build(model.config)  # type: ignore[arg-type]
-        fresh.requires_grad_(False)
+        device = next(model.parameters()).device
+        fresh: Any = model.untrained().requires_grad_(False).to(device)
         if fresh.has_codes and fresh.vocabulary is not None and fresh.config.quantizer.search == "whitened":
-            moments = fresh.train().quantize(images).moments
+            moments = fresh.train().quantize(images.to(device)).moments
             assert moments is not None
             fresh.quantizer.whitening.update(moments)
     untrained: SomeModel = fresh.eval()

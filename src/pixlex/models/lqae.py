@@ -86,6 +86,10 @@ class LQAE(CodeModel):
         with initializing(initialize):
             return cls(config, language, vocabulary, initialize=initialize)
 
+    def untrained(self) -> LQAE:
+        """Return the same network with weights drawn anew; what is not trained is shared."""
+        return LQAE(self.config, self._frozen[0], self.vocabulary)
+
     @property
     def language(self) -> LanguageModel:
         """The frozen language model; images become words without it, so that it may be loaded only here."""

