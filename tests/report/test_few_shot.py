@@ -27,13 +27,13 @@ from pixlex.report.few_shot import (
     draw_accuracies,
     draw_episode_examples,
     draw_episodes,
-    markdown_table,
     notes_of,
     table_lines,
     warnings_of,
     write_few_shot,
     write_few_shot_page,
 )
+from pixlex.report.page import markdown_table
 from pixlex.report.tables import PROBES_NOTE, write_linear_probe
 
 

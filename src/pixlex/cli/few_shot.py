@@ -136,7 +136,8 @@ def few_shot(options: FewShotOptions) -> int:
     """What the words are worth to whoever sees a few labeled images."""
     from pixlex.eval.few_shot.episodes import save_episodes
     from pixlex.eval.few_shot.run import run_few_shot
-    from pixlex.report.few_shot import markdown_table, table_lines, warnings_of, ways_of
+    from pixlex.report.few_shot import table_lines, warnings_of, ways_of
+    from pixlex.report.page import markdown_table
 
     images, episode_sets = _episodes(options)
     models = _models(options, images)
@@ -146,7 +147,9 @@ def few_shot(options: FewShotOptions) -> int:
         save_episodes(episodes, options.out / "episodes" / episodes.file_name)
     _remark_cost(options, classifiers, episode_sets, images)
     cells = run_few_shot(classifiers, episode_sets, images, options.out, progress=not options.quiet)
-    tables = "\n\n".join(f"{ways}-way\n{markdown_table(table_lines(cells, ways))}" for ways in ways_of(cells))
+    tables = "\n\n".join(
+        f"{ways}-way\n{markdown_table(table_lines(cells, ways), 2)}" for ways in ways_of(cells)
+    )
     values = [{key: value for key, value in vars(cell).items() if key != "answers"} for cell in cells]
     cli.answer(options, values, tables)
     for warning in warnings_of(cells):

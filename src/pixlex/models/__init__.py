@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -60,7 +60,7 @@ class ImageModel(nn.Module):
         with initializing(initialize):
             return cls(config)
 
-    def untrained(self) -> Self:
+    def untrained(self) -> ImageModel:
         """Return the same network with weights drawn anew; what is not trained is shared."""
         return type(self)(self.config, *self._frozen)
 

@@ -24,7 +24,7 @@ from pixlex.files import write_json, write_text
 from pixlex.messages import printable
 from pixlex.report.curves import dress, plotted, save
 from pixlex.report.figures import GAP, INK, MARGIN, SOFT, Sheet
-from pixlex.report.page import Page, Table, write_page
+from pixlex.report.page import Page, Table, markdown_table, write_page
 
 _JUDGED: dict[str, str] = {
     **{str(name): scorer.rule for name, scorer in SCORERS.items()},
@@ -146,13 +146,6 @@ def notes_of(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """Return lines of cells as a Markdown table, the first one its head."""
-    head, *body = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    rule = ["---", "---", *["---:"] * (len(head) - 2)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body))
-
-
 def write_few_shot(folder: Path, cells: Sequence[Cell], about: Mapping[str, Any]) -> None:
     """Write results.json, which begins with the plain values `about` models, data and seed, and table.md."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +155,7 @@ def write_few_shot(folder: Path, cells: Sequence[Cell], about: Mapping[str, Any]
         values.append({**facts, "setting": asdict(cell.setting)})
     published = [asdict(row) for ways in ways_of(cells) for row in published_rows(ways)]
     write_json(folder / "results.json", {**about, "results": values, "published": published})
-    parts = [f"## {ways}-way\n\n{markdown_table(table_lines(cells, ways))}" for ways in ways_of(cells)]
+    parts = [f"## {ways}-way\n\n{markdown_table(table_lines(cells, ways), 2)}" for ways in ways_of(cells)]
     notes = "\n".join(f"- {note}" for note in notes_of(cells))
     tables = printable("\n\n".join([*parts, notes]), keep="\n")
     write_text(folder / "table.md", f"{tables}\n")

@@ -207,7 +207,7 @@ def model_card(
         parts.append(about["language"].format(name=shown, fingerprint=fingerprint))
     parts += [
         "## Measures\n",
-        "\n".join(_table(numbers)) + "\n",
+        f"{_table(numbers)}\n",
         "## Training\n",
         _fenced("\n".join(commands), "sh"),
         _fenced(settings.rstrip(), "yaml"),
@@ -216,14 +216,18 @@ def model_card(
     return "\n".join(parts)
 
 
-def _table(numbers: Mapping[str, float]) -> Iterator[str]:
-    """Yield the lines of the table of measures."""
-    yield "| measure | value | better | name |"
-    yield "|---|---|---|---|"
-    for name, value in numbers.items():
-        measure = metric_of(name)
-        cells = (measure.label, measure.text(value), measure.better, f"`{name}`")
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def _table(numbers: Mapping[str, float]) -> str:
+    """Return the table of measures."""
+    found = [(metric_of(name), name, value) for name, value in numbers.items()]
+    rows = [(one.label, one.text(value), one.better, f"`{name}`") for one, name, value in found]
+    return markdown_table([("measure", "value", "better", "name"), *rows])
+
+
+def markdown_table(lines: Sequence[Sequence[str]], num_left: int | None = None) -> str:
+    """Return lines of cells, the first one the head, as a Markdown table; columns behind so many hold numbers."""
+    head, *body = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    rule = ["---" if num_left is None or place < num_left else "---:" for place in range(len(head))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body))
 
 
 def _fenced(text: str, kind: str) -> str:

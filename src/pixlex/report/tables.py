@@ -23,7 +23,7 @@ from pixlex.files import write_json, write_text
 from pixlex.messages import printable
 from pixlex.report.curves import GRAY, dress, plotted, save
 from pixlex.report.figures import drawn
-from pixlex.report.page import Page, Table, write_page
+from pixlex.report.page import Page, Table, markdown_table, write_page
 
 if TYPE_CHECKING:
     from pixlex.eval.probe_features import ProbeRow
@@ -307,7 +307,7 @@ def ablation_table(rows: Sequence[AblationValues], published: PublishedTable | N
     """
     columns = _columns(rows)
     head = ["row", "changes", "paper", *(_label(column) for column in columns)]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for row in rows:
         if row["failure"]:
             lines.append([row["name"], f"{row['title']}: failed, {row['failure']}", row["paper"]])
@@ -322,7 +322,7 @@ def ablation_table(rows: Sequence[AblationValues], published: PublishedTable | N
             numbers = dict(zip(recalls, values, strict=False))
             cells = (f"{numbers[column]} %" if column in numbers else "" for column in columns)
             lines.append([f"published: {name}", f"{published.source}: {published.of}", "", *cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"{markdown_table(lines)}\n"
 
 
 def _columns(rows: Iterable[AblationValues]) -> list[str]:
