@@ -153,3 +153,11 @@ def test_a_setting_is_read_by_its_earlier_name() -> None:
 def test_what_the_command_line_says_is_not_blamed_on_the_recipe(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         read_run("lqae/tiny", [override])
+
+
+def test_what_the_recipe_says_is_not_blamed_on_the_command_line(tmp_path: Path) -> None:
+    """Although the error speaks of a setting that was typed, too."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("family: lqae\ntrain: {stesp: 5}\n")
+    with pytest.raises(ValueError, match=rf"^{recipe}: unknown key train.stesp; did you mean train.steps"):
+        read_run(recipe, ["train.steps=5"])

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -79,14 +79,8 @@ def read_run(
     values = recipe_values(path)
     for override in overrides:
         _apply_override(values, override)
-    try:
-        return run_from(_over(beneath or {}, values), str(path))
-    except ValueError as error:  # what the command line says is not the recipe's fault
-        message = str(error).removeprefix(f"{path}: ")
-        keys = "|".join(re.escape(override.partition("=")[0]) for override in overrides)
-        if not (keys and re.search(rf"(?<![\w.])({keys})(?![\w.])", message)):
-            raise
-        raise ValueError(message) from error
+    overridden = [override.partition("=")[0] for override in overrides]
+    return run_from(_over(beneath or {}, values), str(path), overridden)
 
 
 def recipe_values(path: Path) -> dict[str, Any]:
@@ -106,18 +100,23 @@ def recipe_values(path: Path) -> dict[str, Any]:
     return values
 
 
-def run_from(values: Mapping[str, Any], origin: str) -> Run:
-    """Build a run from nested values; `origin` names them in errors.
+def run_from(values: Mapping[str, Any], origin: str, overridden: Collection[str] = ()) -> Run:
+    """Build a run from nested values; `origin` names them in errors, but for the keys that are `overridden`.
 
     Raises:
         ValueError: as `read_run`.
     """
+
+    def fault(key: str, message: str) -> ValueError:
+        return ValueError(message if key in overridden else f"{origin}: {message}")
+
     family = str(values.get("family"))
     kind = FAMILIES.get(family)
     if kind is None:
-        raise ValueError(f"{origin}: family must be one of {', '.join(FAMILIES)}, got {quoted(family)}")
+        raise fault("family", f"family must be one of {', '.join(FAMILIES)}, got {quoted(family)}")
     values = _of_this_version(values, origin)
-    _check_keys(kind, values, "", origin)
+    if (wrong := next(_wrong_keys(kind, values, ""), None)) is not None:
+        raise fault(*wrong)
     from jsonargparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
@@ -125,7 +124,8 @@ def run_from(values: Mapping[str, Any], origin: str) -> Run:
     try:
         built = parser.instantiate(parser.parse_object({"run": dict(values)})).run
     except ArgumentError as error:
-        raise ValueError(f"{origin}: {_readable(str(error))}") from error
+        message = _readable(str(error))
+        raise fault(message.split('"')[1] if message.startswith('"') else "", message) from error
     assert isinstance(built, kind)
     return built
 
@@ -210,22 +210,21 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             place[last] = float(place[last])
 
 
-def _check_keys(kind: type[Any], values: Mapping[str, Any], prefix: str, origin: str) -> None:
-    """Raise `ValueError` for a key that the configuration does not have, naming the nearest one."""
+def _wrong_keys(kind: type[Any], values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield keys that the configuration does not have, or that hold nothing, and what is wrong with each."""
     hints = get_type_hints(kind)
     for key, value in values.items():
+        name = f"{prefix}{key}"
         if key not in hints:
-            raise ValueError(f"{origin}: unknown key {prefix}{key!s:.80}; {nearest(str(key), hints, prefix)}")
-        if value is None:
-            raise ValueError(
-                f"{origin}: {prefix}{key} must have a value, got null; leave it out for its default"
-            )
-        if dataclasses.is_dataclass(hints[key]):
-            part_kind = hints[key]
-            assert isinstance(part_kind, type)
+            yield name, f"unknown key {prefix}{key!s:.80}; {nearest(str(key), hints, prefix)}"
+        elif value is None:
+            yield name, f"{name} must have a value, got null; leave it out for its default"
+        elif dataclasses.is_dataclass(part := hints[key]):
+            assert isinstance(part, type)
             if not isinstance(value, Mapping):
-                raise ValueError(f"{origin}: {prefix}{key} must hold keys and values, got {quoted(value)}")
-            _check_keys(part_kind, value, f"{prefix}{key}.", origin)
+                yield name, f"{name} must hold keys and values, got {quoted(value)}"
+            else:
+                yield from _wrong_keys(part, value, f"{name}.")
 
 
 def _readable(message: str) -> str:
