@@ -118,6 +118,18 @@ def test_identities_tell_apart_what_decides_answers() -> None:
     assert len(set(variants)) == 2 * 2 * 2 * len(SCORERS)
 
 
+def test_prompts_are_written_once_to_plan_and_once_to_ask(images: ImageSource) -> None:
+    reader = FakeReader()
+    episodes = sample_episodes(images, TWO_WAY, count=2, seed=0).episodes
+    answerer = PromptedClassifier(reader, FakeClient(context_size=999), template="frozen", scorer="strict")
+    assert answerer.estimate(TWO_WAY, episodes, images) is None
+    asked = list(reader.asked)
+    assert answerer.check(TWO_WAY, episodes, images) == answerer.check(TWO_WAY, episodes, images) == ""
+    assert reader.asked == asked
+    assert len(list(answerer.answer(TWO_WAY, episodes, images))) == 2
+    assert reader.asked == asked * 2
+
+
 def test_what_does_not_fit_is_told_with_its_numbers_and_not_sent(images: ImageSource) -> None:
     episodes = sample_episodes(images, TWO_WAY, count=2, seed=0).episodes
 

@@ -76,6 +76,8 @@ class PromptedClassifier(Classifier):
             )
         self.reader, self.client, self.template = reader, client, template
         self.scorer: Scorer = scorer
+        # What is said of cells, whose prompts are too large to be held until all are checked.
+        self._checked: dict[tuple[Setting, tuple[Episode, ...]], str] = {}
         self._room = answer_tokens if scorer == "strict" else None
         self.name = f"{reader.name}, {client.name}, {template} prompt"
         room = () if self._room is None else (f"{self._room} tokens",)
@@ -83,12 +85,16 @@ class PromptedClassifier(Classifier):
 
     def check(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> str:
         """Return why a prompt does not fit the language model, or an empty text; nothing is sent."""
-        return self._does_not_fit(setting, self._prompts(setting, episodes, images)[1])
+        cell = setting, tuple(episodes)
+        if cell not in self._checked:
+            self._checked[cell] = self._does_not_fit(setting, self._prompts(setting, episodes, images)[1])
+        return self._checked[cell]
 
     def estimate(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> Estimate | None:
         """Return what an answer to the episodes takes at most; None where the client costs nothing."""
         _, prompts = self._prompts(setting, episodes, images)
-        if self._does_not_fit(setting, prompts):
+        self._checked[setting, tuple(episodes)] = reason = self._does_not_fit(setting, prompts)
+        if reason:
             return None  # none of them is asked
         return self.client.estimate(*self._request(setting, prompts))
 
