@@ -49,7 +49,9 @@ from pixlex.models.lqae import LQAE
 IMAGE_SIZE = 32
 PATCH_SIZE = 8
 NUM_WORDS = 300
-VISION = VisionConfig(width=32, depth=1, heads=2, mlp_ratio=2.0)
+SIZES: dict[str, Any] = {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
+TOWER: dict[str, Any] = {"width": 32, "depth": 1, "heads": 2, "mlp_ratio": 2.0}
+SIDES: dict[str, Any] = {**SIZES, "encoder": VisionConfig(**TOWER), "decoder": VisionConfig(**TOWER)}
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -88,10 +90,7 @@ def tiny_language(folder: Path, *, seed: int = 0) -> Path:
 def tiny_lqae_config(folder: Path, *, search: str = "whitened") -> LQAEConfig:
     """Return an LQAE of 32 px images, 8 px patches (16 words), width 32, depth 1, with a `tiny_language`."""
     return LQAEConfig(
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        encoder=VISION,
-        decoder=VISION,
+        **SIDES,
         language=LanguageConfig(name=str(folder)),
         quantizer=QuantizerConfig(search=search, search_dim=4),  # type: ignore[arg-type]
     )
@@ -100,10 +99,7 @@ def tiny_lqae_config(folder: Path, *, search: str = "whitened") -> LQAEConfig:
 def tiny_vqvae_config() -> VQVAEConfig:
     """Return a VQ-VAE of the same sizes with 64 codewords."""
     return VQVAEConfig(
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        encoder=VISION,
-        decoder=VISION,
+        **SIDES,
         num_codewords=64,
         codebook_dim=8,
     )
@@ -111,7 +107,7 @@ def tiny_vqvae_config() -> VQVAEConfig:
 
 def tiny_mae_config() -> MAEConfig:
     """Return a masked autoencoder of the same sizes."""
-    return MAEConfig(image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, encoder=VISION, decoder=VISION)
+    return MAEConfig(**SIDES)
 
 
 def tiny_mae(*, seed: int = 0) -> MAE:
@@ -124,9 +120,8 @@ def tiny_mae(*, seed: int = 0) -> MAE:
 def tiny_frozen(folder: Path, *, seed: int = 0) -> Frozen:
     """Build an untrained Frozen of the same sizes around the causal language model in `folder`."""
     config = FrozenConfig(
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        encoder=VISION,
+        **SIZES,
+        encoder=SIDES["encoder"],
         language=CausalLanguageConfig(name=str(folder)),
     )
     with torch.random.fork_rng(devices=[]):
@@ -178,10 +173,9 @@ def tiny_cbvila_config(folder: Path, **changes: object) -> CBViLAConfig:
         name: changes.pop(name) for name in ("num_codewords", "dim", "metric", "estimator") if name in changes
     }
     return CBViLAConfig(
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        image=ImageTowerConfig(width=32, depth=1, heads=2, mlp_ratio=2.0, pixels="half"),
-        text=TextTowerConfig(tokenizer=str(folder), width=32, depth=1, heads=2, mlp_ratio=2.0, positions=16),
+        **SIZES,
+        image=ImageTowerConfig(**TOWER, pixels="half"),
+        text=TextTowerConfig(tokenizer=str(folder), **TOWER, positions=16),
         fusion=FusionConfig(depth=2),
         codebook=VisualCodebookConfig(**of_codebook),  # type: ignore[arg-type]
         contrastive_dim=8,
@@ -229,18 +223,17 @@ def tiny_run(
     family: str, language: Path | None = None, changes: Mapping[str, Any] | None = None, *, depth: int = 1
 ) -> Run:
     """Return a run of the smallest size: two steps on the CPU; names of settings that differ have dots."""
-    sizes = {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
-    tower = {"width": 32, "depth": depth, "heads": 2, "mlp_ratio": 2.0}
-    named, sides = {"name": str(language)}, {**sizes, "encoder": tower, "decoder": tower}
+    tower = {**TOWER, "depth": depth}
+    named, sides = {"name": str(language)}, {**SIZES, "encoder": tower, "decoder": tower}
     pairs = {
-        **sizes, "image": tower, "text": {**tower, "tokenizer": str(language), "positions": 40},
+        **SIZES, "image": tower, "text": {**tower, "tokenizer": str(language), "positions": 40},
         "fusion": {"depth": depth}, "codebook": {"num_codewords": 16, "dim": 32}, "contrastive_dim": 8,
     }  # fmt: skip
     model: dict[str, Any] = {
         "lqae": {**sides, "language": named, "quantizer": {"search_dim": 4}},
         "vqvae": {**sides, "num_codewords": 64, "codebook_dim": 8},
         "mae": sides,
-        "frozen": {**sizes, "encoder": tower, "language": named},
+        "frozen": {**SIZES, "encoder": tower, "language": named},
         "cbvila": pairs,
         "reasoning": {"body": pairs},
     }[family]
