@@ -213,7 +213,7 @@ def test_the_card_can_be_read_back() -> None:
     assert blocks["sh"].splitlines() == commands
     assert yaml.safe_load(blocks["yaml"]) == {**CONFIG, "note": "```\nfence"}
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len(rows) == 3
+    assert len(rows) == 4  # with the rule
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows)
 
 
