@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -259,6 +260,12 @@ def read_regular(path: Path, limit: int = MAX_BYTES) -> bytes:
     if size > limit or len(data) > limit:
         raise io.UnsupportedOperation(f"{path} is larger than {limit:,} bytes")
     return data
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a regular file."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_regular(path: Path, mode: int) -> None:

@@ -227,12 +227,12 @@ def _where(options: FewShotOptions) -> dict[str, Any]:
 def _readings(options: FewShotOptions, models: Mapping[str, Model]) -> list[Reading]:
     """Return what makes text of images, each with the model behind it, if there is one."""
     from pixlex.eval.few_shot.readers import ascii_art, model_reader, shortened
-    from pixlex.nn.language_model import load_language_model
+    from pixlex.nn.language_model import load_language_words
     from pixlex.nn.vocabulary import build_vocabulary
 
     words: Sequence[str] = ()
     if any(model.has_codes and model.vocabulary is None for model in models.values()):
-        words = build_vocabulary(load_language_model(options.code_words)).words
+        words = build_vocabulary(load_language_words(options.code_words)).words
     kept, cache, where = options.keep_share, options.out / "words", _where(options)
     readings: list[Reading] = [
         (model_reader(model, name, words=words, keep_ratio=kept, cache=cache, **where), model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,17 @@ import pyarrow.parquet as pq
 import torch
 
 from pixlex.data.text import decode_text
-from pixlex.files import CHECKSUM, Damaged, open_regular, read_json, sealed, unsealed, verified, write_text
+from pixlex.files import (
+    CHECKSUM,
+    Damaged,
+    open_regular,
+    read_json,
+    sealed,
+    sha256_of,
+    unsealed,
+    verified,
+    write_text,
+)
 from pixlex.messages import printable, quoted
 
 if TYPE_CHECKING:
@@ -123,22 +132,17 @@ def write_checksum(path: Path, kind: Kind) -> None:
     if kind not in ("words", "codes"):
         beside.unlink(missing_ok=True)  # of a file of another kind that was replaced
         return
-    write_text(beside, f"{_sha256(path)}  {printable(path.name)}\n")
+    write_text(beside, f"{sha256_of(path)}  {printable(path.name)}\n")
 
 
 def _verify_text(path: Path) -> None:
     """Raise `Damaged` where a file is not the one whose checksum lies beside it."""
     beside = path.with_name(f"{path.name}.sha256")
-    if beside.is_file() and not beside.read_bytes().startswith(_sha256(path).encode()):
+    if beside.is_file() and not beside.read_bytes().startswith(sha256_of(path).encode()):
         raise Damaged(
             f"{path} is not what was written, by the checksum in {beside.name}: delete that if it was changed on "
             "purpose"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parts(folder: Path) -> list[Path]:

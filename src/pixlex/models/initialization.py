@@ -5,7 +5,6 @@ The names in the files, unlike transformers' modules, have been the same for yea
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pixlex.files import open_regular, read_json
+from pixlex.files import read_json, sha256_of
 from pixlex.nn.bert import EMBEDDED, EMBEDDED_HEAD, FusionEncoder, TextEncoder, embedded_directory
 from pixlex.nn.transformer import ClassTokenEncoder, ImageEncoder, sine_positions
 
@@ -109,8 +108,7 @@ def find_model(
 def weights_checksum(folder: Path) -> str:
     """Return the SHA-256 of the weights of a model directory; `ValueError` where they cannot be read."""
     try:
-        with open_regular(folder / WEIGHTS) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(folder / WEIGHTS)
     except OSError as error:
         raise ValueError(f"{folder / WEIGHTS} cannot be read: {error}") from error
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from pixlex.files import sha256_of
 from pixlex.nn.transformer import Attention, attend, initializer, take_rows
 
 EMBEDDED = "embedded"
@@ -78,8 +79,7 @@ def embedded_directory() -> Path:
 @lru_cache(maxsize=1)
 def _sha256(path: Path, size: int, changed: int) -> str:
     """Return the hash of a file, computed anew where size or time say that it changed."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 class TextTokenizer:
