@@ -315,8 +315,9 @@ def test_models_that_are_not_there(
     tmp_path: Path, vqvae: ImageTokenizer, monkeypatch: pytest.MonkeyPatch, unchecked_shapes: None
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="no model 'nobody/nothing'"):
-        load("nobody/nothing")
+    for nobody in ("nobody/nothing", ""):
+        with pytest.raises(ValueError, match=f"no model '{nobody}'"):
+            load(nobody)
     with pytest.raises(ValueError, match=r"holds no model: expected config\.json"):
         load(tmp_path)
     vqvae.save(tmp_path)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -161,19 +162,17 @@ def test_bytes_without_a_feature_of_images_and_names_of_imagenet(tmp_path: Path,
 
 
 def test_a_name_is_loaded_by_datasets(picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def load_dataset(name: str, split: str) -> Any:
-        asked.append((name, split))
-        return make(picture)
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    load = Mock(return_value=make(picture))
+    monkeypatch.setattr(datasets, "load_dataset", load)
     assert open_source("hf:owner/set").name == "hf:owner/set:train"
     assert len(open_source("hf:owner/set:test[:10%]")) == 3
-    assert asked == [("owner/set", "train"), ("owner/set", "test[:10%]")]
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: Path(name).read_text())
-    with pytest.raises(ValueError, match=r"hf:owner/set cannot be loaded: .*No such file"):
-        open_source("hf:owner/set")
+    assert load.call_args_list == [call("owner/set", split="train"), call("owner/set", split="test[:10%]")]
+    for load.side_effect in (FileNotFoundError("gone"), datasets.exceptions.DatasetGenerationError("gone")):
+        with pytest.raises(ValueError, match="hf:owner/set cannot be loaded: gone"):
+            open_source("hf:owner/set")
+    for nameless in ("hf:", "hf:/", "hf::test"):
+        with pytest.raises(ValueError, match=rf"expected hf:NAME\[:SPLIT\], got '{nameless}'"):
+            open_source(nameless)
 
 
 def test_without_the_package_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,7 @@ def test_what_is_there_is_not_replaced_unasked(lqae: ImageTokenizer, photos: Pat
         quietly(lqae, photos, out)
     with pytest.raises(ValueError, match="is not a journal that this version of pixlex reads"):
         quietly(lqae, photos, tmp_path / "new.txt")
-    with pytest.raises(ValueError, match="exists"):
+    with pytest.raises(ValueError, match=r"exists; choose another name$"):
         quietly(lqae, photos, tmp_path, overwrite=True)
     with pytest.raises(ValueError, match="part_size must be 1 or more, got 0"):
         in_parts(lqae, photos, tmp_path / "new", part_size=0)

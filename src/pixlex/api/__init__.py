@@ -117,11 +117,9 @@ class ImageTokenizer:
         card: str | None = None,
         trained_on: Sequence[str] = (),
     ) -> None:
-        if precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"precision must be auto, fp32 or bf16, got {precision!r}")
+        self.precision = _decided(precision)
         self.device = torch.device(device)
         self.model = model.eval().to(self.device)
-        self.precision: Literal["fp32", "bf16"] = "bf16" if precision == "bf16" else "fp32"
         self.card, self.trained_on = card, tuple(trained_on)
         self.family, self.image_size = model.family, model.config.image_size
         self.grid, self.num_codewords = model.grid, model.num_codewords
@@ -292,6 +290,13 @@ class ImageTokenizer:
         )  # fmt: skip
 
 
+def _decided(precision: Precision) -> Literal["fp32", "bf16"]:
+    """Return the precision that a model computes in: auto is fp32."""
+    if precision not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"precision must be auto, fp32 or bf16, got {precision!r}")
+    return "bf16" if precision == "bf16" else "fp32"
+
+
 def _card_beside(folder: Path) -> str | None:
     """Return the model card of a model directory or a run folder."""
     for path in (folder / CARD, folder / "model" / CARD):
@@ -305,7 +310,7 @@ def load_reasoner(
     *,
     language_model: str | None = None,
     device: str | torch.device = "auto",
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "auto",
     revision: str | None = None,
 ) -> ImageReasoner:
     """Load a model that `pixlex finetune` made for questions, sentences or hypotheses; arguments as for `load`.
@@ -341,7 +346,7 @@ class ImageReasoner:
     Args:
         model: is put into evaluation mode on `device`.
         device: where to compute.
-        precision: fp32, or bf16 for mixed precision.
+        precision: fp32, or bf16 for mixed precision; auto is fp32.
 
     Attributes:
         task: what the model was fine-tuned to: "vqa", "nlvr2", "entailment" or "assignment".
@@ -354,11 +359,11 @@ class ImageReasoner:
         model: Reasoner,
         *,
         device: str | torch.device = "cpu",
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "auto",
     ) -> None:
+        self.precision = _decided(precision)
         self.device = torch.device(device)
         self.model = model.eval().to(self.device)
-        self.precision = precision
         self.task, self.num_images = model.config.task, model.config.num_images
         self.answers = model.config.answers
 
@@ -432,9 +437,10 @@ class ImageReasoner:
         pixels = torch.cat(
             list(batches_of(several, max(1, len(several)), config.image_size, config.resize_mode))
         )
-        (cleaned,) = self._cleaned(text)
+        if len(texts := self._cleaned(text)) != 1:
+            raise ValueError(f"expected one text to explain an answer to, got {len(texts)}")
         with autocast(self.device, self.precision):
-            return explain_answer(self.model, pixels, cleaned, answer=answer, layer=layer)
+            return explain_answer(self.model, pixels, texts[0], answer=answer, layer=layer)
 
     def _cleaned(self, texts: str | Iterable[str]) -> list[str]:
         """Return texts as the model's training texts were cleaned."""

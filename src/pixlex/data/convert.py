@@ -159,7 +159,8 @@ def _check(source: ImageSource, out: Path, image_size: int | None, overwrite: bo
             f".jsonl names image files, those of {source.name} are no files of their own: {remedy}"
         )
     if out.is_dir() or (out.exists() and not overwrite):
-        raise ValueError(f"{out} exists; choose another name, or replace it with --overwrite")
+        remedy = "" if out.is_dir() else ", or replace it with --overwrite"
+        raise ValueError(f"{out} exists; choose another name{remedy}")
 
 
 def _file_of(images: ImageSource, index: int) -> Path | None:

@@ -400,9 +400,11 @@ def open_hub(description: str, *, numbered: bool = False) -> DatasetSource:
     For `numbered` see `pixlex.data.labels.resolve_labels`.
     """
     name, _, split = description.partition(":")
+    if not name.strip(" /"):
+        raise ValueError(f"expected hf:NAME[:SPLIT], got {quoted(f'hf:{description}')}")
     try:
         dataset = _datasets().load_dataset(name, split=split or "train")
-    except (OSError, ValueError, RuntimeError) as fault:
+    except (OSError, ValueError, RuntimeError, _datasets().exceptions.DatasetsError) as fault:
         raise ValueError(f"hf:{description} cannot be loaded: {fault}") from fault
     return _dataset_source(f"hf:{name}:{split or 'train'}", dataset, None, numbered)
 

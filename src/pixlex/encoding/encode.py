@@ -100,7 +100,8 @@ def encode_source(
     check_kind(kind, tokenizer)
     path = out.with_name(f"{out.name}.journal")
     if out.is_dir() or (out.exists() and not overwrite and not path.exists()):
-        raise ValueError(f"{out} exists; choose another name, or replace it with --overwrite")
+        remedy = "" if out.is_dir() else ", or replace it with --overwrite"
+        raise ValueError(f"{out} exists; choose another name{remedy}")
     out.parent.mkdir(parents=True, exist_ok=True)
     broken = BrokenImages(None, source, max_broken_share)
     header = _header(tokenizer, source)

@@ -88,6 +88,8 @@ def find_model(
     Raises:
         ValueError: No such directory or repository, or it cannot be reached.
     """
+    if not name.strip():
+        raise ValueError(f"no {what} {name!r}: expected a directory or a repository on the hub")
     for folder in (Path(name), Path(name) / "model"):
         if any((folder / one).is_file() for one in needs):
             return folder

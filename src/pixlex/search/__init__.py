@@ -157,6 +157,8 @@ class ImageIndex:
         refusal = f"expected a CB-ViLA, which compares texts and images, got {type(network).__name__}"
         network = checkpoint.require(CBViLA, network, refusal)
         precision = precision or (known.precision if known is not None else "fp32")
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
         digest = checkpoint.fingerprint(network, precision=precision)
         if known is None:
             if not is_url(place):

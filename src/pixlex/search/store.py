@@ -110,7 +110,7 @@ def read_head(path: str) -> Head:
     except FileNotFoundError as fault:
         there = f"it holds no {HEAD}" if is_url(path) or Path(path).is_dir() else "there is no such folder"
         raise ValueError(
-            f"{path} is no index, {there}: make one with `pixlex index SOURCE --out {path}`"
+            f"{path} is no index, {there}: make one with `pixlex index SOURCE --out INDEX`, INDEX a new folder"
         ) from fault
     except (KeyError, TypeError, Damaged) as fault:
         raise DamagedIndex(
