@@ -42,6 +42,7 @@ from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.finetune import ReasoningObjective
 from pixlex.objectives.lqae import FrozenObjective, LQAEObjective, MAEObjective, VQVAEObjective
 from pixlex.objectives.phase import Objective
+from pixlex.objectives.words import WordsObjective
 from pixlex.report import progress
 from pixlex.train.parallel import pick_precision
 
@@ -174,7 +175,8 @@ def taken_over(family: str, start: str, before: Mapping[str, Any]) -> dict[str, 
 def _start_encoder(run: Any) -> Any:
     """Return a network whose image encoder begins as the configuration says."""
     model: Any = FAMILIES[run.family].model.build(run.model)
-    initialize_encoder(model.encoder, run.model.encoder, model.grid)
+    if not getattr(run.model, "words", 0):
+        initialize_encoder(model.encoder, run.model.encoder, model.grid)
     return model
 
 
@@ -213,6 +215,11 @@ def _items(run: ReasoningRun, description: str) -> Records:
 
 def _stepped(kind: Callable[[Any, Any, int], Objective]) -> Callable[[Any, Any], Objective]:
     return lambda model, run: kind(model, run.objective, run.train.steps)
+
+
+def _lqae_objective(model: LQAE, run: LQAERun) -> Objective:
+    kind = WordsObjective if run.model.words else LQAEObjective
+    return kind(model, run.objective, run.train.steps)
 
 
 def _resolve_answers(run: ReasoningRun, source: Records, validation: Records | None) -> ReasoningRun:
@@ -270,7 +277,7 @@ def _evaluate_answers(one: Validation) -> Evaluation:
 
 FAMILIES: Mapping[str, Family] = {
     "lqae": Family(
-        LQAERun, LQAE, _images, _start_encoder, _stepped(LQAEObjective), _image_rows, _evaluate_codes,
+        LQAERun, LQAE, _images, _start_encoder, _lqae_objective, _image_rows, _evaluate_codes,
         progress.show_codes,
     ),
     "vqvae": Family(

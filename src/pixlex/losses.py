@@ -257,6 +257,22 @@ def caption_loss(
     return summed / ((~key_padding).sum() if total is None else total)
 
 
+def feature_loss(predicted: Float[Tensor, "B D"], features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+    """Return one minus the mean cosine between features and what is predicted of them (BEiT v2, equation 4)."""
+    return 1 - F.cosine_similarity(predicted.float(), features.float(), dim=-1).mean()
+
+
+def relation_loss(predicted: Float[Tensor, "B D"], features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+    """Return the mean squared difference of the cosines of all pairs of images, each side centered on its mean.
+
+    Relational distillation (Park et al. 2019, section 3) with cosines for distances.
+    """
+    ours, theirs = (
+        F.normalize(one.float() - one.float().mean(0), dim=-1) for one in (predicted, features)
+    )
+    return (ours @ ours.T - theirs @ theirs.T).square().mean()
+
+
 def image_text_contrastive_loss(
     image_to_text: Float[Tensor, "B A"], text_to_image: Float[Tensor, "B A"], same: Bool[Tensor, "B A"]
 ) -> Float[Tensor, ""]:
@@ -269,10 +285,35 @@ def image_text_contrastive_loss(
         text_to_image: Similarity of each text of this process to each image of all, over the temperature.
         same: True where they belong together: the pair itself, other captions of the image, the same caption.
     """
+    return (_spread_cross_entropy(image_to_text, same) + _spread_cross_entropy(text_to_image, same)) / 2
+
+
+def image_contrastive_loss(
+    vectors: Float[Tensor, "V D"],
+    every: Float[Tensor, "A D"],
+    same: Bool[Tensor, "V A"],
+    own: Bool[Tensor, "V A"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Return the cross-entropy of finding the other views of an image, in nats (Chen et al. 2020, equation 1).
+
+    With more than one right answer the target is spread evenly over them (Khosla et al. 2020, equation 2).
+
+    Args:
+        vectors: Of the views of this process.
+        every: Of the views of all processes.
+        same: True where two views are of one image, or of images that belong together.
+        own: True where a view meets itself, which does not count.
+        temperature: Divides the cosines; above 0.
+    """
+    cosines = F.normalize(vectors.float(), dim=-1) @ F.normalize(every.float(), dim=-1).T
+    return _spread_cross_entropy((cosines / temperature).masked_fill(own, -1e9), same & ~own)
+
+
+def _spread_cross_entropy(logits: Float[Tensor, "B A"], same: Bool[Tensor, "B A"]) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy with targets spread evenly over the columns that are the same."""
     targets = same.float() / same.float().sum(1, keepdim=True)
-    forward = -(targets * F.log_softmax(image_to_text.float(), dim=1)).sum(1).mean()
-    backward = -(targets * F.log_softmax(text_to_image.float(), dim=1)).sum(1).mean()
-    return (forward + backward) / 2
+    return -(targets * F.log_softmax(logits.float(), dim=1)).sum(1).mean()
 
 
 @torch.no_grad()

@@ -83,16 +83,20 @@ class QuantizerConfig(Config):
     The value passed on is always the raw word embedding; only the space of the search changes.
     """
 
-    search: Literal["raw", "whitened", "assigned"] = describe(
+    search: Literal["raw", "whitened", "assigned", "concepts"] = describe(
         "whitened",
         "raw: patch vectors against word embeddings (paper); whitened: both brought to unit covariance in "
         "the leading principal directions of the embeddings; assigned: a codebook learned along picks the word "
-        "with its index (released code; like Table 3, row I).",
+        "with its index (released code; like Table 3, row I); concepts, with model.words: clusters of images, each "
+        "of which has a word.",
     )
     metric: Literal["cosine", "euclidean"] = describe(
         "cosine", "Nearest by angle, or by distance (paper, Table 3, row A: no L2 norm)."
     )
-    search_dim: int = describe(16, "Width of the search space when it is whitened or assigned.", POSITIVE)
+    search_dim: int = describe(
+        16, "Width of the search space when it is whitened, assigned or of concepts.", POSITIVE
+    )
+    num_concepts: int = describe(128, "Clusters of images that have a word, where concepts are searched.", at_least(2))
     top_k: int = describe(1, "Codewords considered for each patch; 1 is the nearest alone.", POSITIVE)
     top_k_mode: Literal["average", "random"] = describe(
         "average", "With top_k above 1: pass on the mean of the k nearest, or one of them drawn per patch."
@@ -117,15 +121,87 @@ class AutoencoderConfig(GridConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LQAEEncoderConfig(VisionConfig):
+    """The image encoder of LQAE."""
+
+    block: Literal["standard", "official", "convolutional"] = describe(  # type: ignore[assignment]
+        "standard",
+        "standard: pre-norm ViT block; official: gated feed-forward with a depthwise 3x3 convolution and "
+        "NormFormer norms, as in the released LQAE code; convolutional, with model.words alone: a small convolutional "
+        "network, which learns in minutes on a CPU (of the sizes width alone counts).",
+    )
+
+    def _check(self) -> None:
+        if self.block != "convolutional":
+            super()._check()
+        elif self.pretrained or self.class_token:
+            self._require("block", False, "must be standard with pretrained and class_token")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LQAEConfig(AutoencoderConfig):
     """The language quantized autoencoder."""
 
+    encoder: LQAEEncoderConfig = part(LQAEEncoderConfig, "The image encoder.")
     language: LanguageConfig = part(LanguageConfig, "The frozen language model.")
     quantizer: QuantizerConfig = part(QuantizerConfig, "The search for words.")
     decoder_input: Literal["hidden", "mixed", "predicted"] = describe(
         "hidden",
         "What the decoder reads: the last hidden states (paper); mixed: a learned weighted mean of all layers' "
         "hidden states; predicted: the word embeddings that the language model predicts (paper, Table 3, row F).",
+    )
+    words: int = describe(
+        0,
+        "0: a word for each patch (paper). Above 0: so many words for the whole image, those of its nearest concepts, "
+        "the nearest first; they belong to no place (ours, docs/equations.md).",
+        NOT_NEGATIVE,
+    )
+    teacher: str = describe(
+        "",
+        "With words: hub name or directory of a vision model whose features decide the words, such as "
+        "facebook/dinov2-small (DINOv2, ViT, MAE, SigLIP, CLIP), in the place of `encoder`; empty: the encoder itself, "
+        "trained first, without labels (phase teacher).",
+    )
+
+    @property
+    def num_words(self) -> int:
+        """Words of an image."""
+        return self.words or self.grid**2
+
+    def _check(self) -> None:
+        super()._check()
+        concepts = self.quantizer.search == "concepts"
+        self._require(
+            "words", concepts == bool(self.words), "must be above 0 with quantizer.search=concepts, and 0 otherwise"
+        )
+        self._require(
+            "words",
+            self.words <= self.quantizer.num_concepts,
+            f"must be at most the {self.quantizer.num_concepts} concepts",
+        )
+        self._require("teacher", not self.teacher or concepts, "must be empty without model.words")
+        block = self.encoder.block
+        self._require("encoder", concepts or block != "convolutional", "must not be convolutional without model.words")
+        self._require("encoder", not concepts or block != "official", "must not be official with model.words")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(Config):
+    """How an image encoder learns from images alone what is alike (Chen et al. 2020, SimCLR)."""
+
+    steps: int = describe(0, "Steps of the phase teacher, the first one; 0 for none.", NOT_NEGATIVE)
+    learning_rate: float = describe(3e-3, "Its peak learning rate; it has a schedule of its own.", POSITIVE)
+    temperature: float = describe(0.2, "Divides the cosines of views.", POSITIVE)
+    view_size: int = describe(
+        0,
+        "Side of a view in pixels, a multiple of the patch size; 0 for the image's. With convolutions half of it costs a "
+        "quarter, and whole images, whose things are smaller than those of crops, are told apart better.",
+        NOT_NEGATIVE,
+    )
+    views: Literal["photographs", "drawings"] = describe(
+        "photographs",
+        "What two views of an image may differ in: photographs: crop, mirror, mild colors; drawings: size, turn, shift, "
+        "stretch on a white ground, any colors.",
     )
 
 
@@ -163,6 +239,19 @@ class LQAEObjectiveConfig(Config):
         0.01,
         "Temperature of the soft assignment in that term: softmax of minus the squared distances over it.",
         POSITIVE,
+    )
+    teacher: TeacherConfig = part(TeacherConfig, "With model.words and without model.teacher: the phase that trains it.")
+    feature_weight: float = describe(
+        1.0,
+        "With model.words: weight of one minus the cosine between the teacher's features and what the words tell of "
+        "them.",
+        NOT_NEGATIVE,
+    )
+    relation_weight: float = describe(
+        1.0,
+        "With model.words: weight of the mean squared difference between the cosines of all pairs of images, by the "
+        "teacher's features and by what the words tell of them.",
+        NOT_NEGATIVE,
     )
 
     def _check(self) -> None:
@@ -211,6 +300,15 @@ class LQAERun(Config):
     data: DataConfig = part(DataConfig, "The images.")
     train: TrainConfig = part(TrainConfig, "The training.")
     eval: EvalConfig = part(EvalConfig, "The measures.")
+
+    def _check(self) -> None:
+        own, teacher = bool(self.model.words and not self.model.teacher), self.objective.teacher
+        self._require(
+            "objective",
+            0 < teacher.steps < self.train.steps if own else not teacher.steps,
+            f"must have teacher.steps in (0, {self.train.steps}) where a teacher of its own decides the words, and 0 "
+            f"otherwise, got {teacher.steps}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,11 @@ class ImageModel(nn.Module):
         """Name and fingerprint of what its words are those of; None where it has no words."""
         return (self._frozen[0].name, self._frozen[0].fingerprint) if self._frozen else None
 
+    @property
+    def image_identity(self) -> tuple[str, str] | None:
+        """Name and fingerprint of a frozen vision model that it is not stored with; None without."""
+        return None
+
     @torch.no_grad()
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Return the mean of the encoder's patch vectors, in float32; `images` holds pixels in [0, 1]."""
@@ -89,6 +94,11 @@ class CodeModel(ImageModel):
 
     has_codes: ClassVar[Literal[True]] = True
     num_codewords: int
+
+    @property
+    def num_words(self) -> int:
+        """Codes of an image."""
+        return self.grid**2
 
     def quantize(self, images: Float[Tensor, "B 3 H W"]) -> Quantized:
         """Return the nearest codeword of each patch; `images` holds pixels in [0, 1]."""

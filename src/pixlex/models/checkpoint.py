@@ -61,6 +61,13 @@ _ENCODER: _Sizes = {
     **_tower("encoder", "encoder.trunk.positions", "encoder.trunk.blocks"),
 }
 _AUTOENCODER: _Sizes = {**_ENCODER, **_tower("decoder", "decoder.trunk.positions", "decoder.trunk.blocks")}
+# Of an LQAE whose words belong to no place.
+_WORDS: _Sizes = {
+    "image_size": ("decoder.trunk.positions", 1),
+    "patch_size": ("decoder.pixels.weight", 2),
+    **_tower("decoder", "decoder.trunk.positions", "decoder.trunk.blocks"),
+    "quantizer.num_concepts": ("quantizer.concepts", 0),
+}
 _CBVILA: _Sizes = {
     "patch_size": ("image_encoder.patches.weight", 2),
     "image_size": ("query.positions", 1),
@@ -120,6 +127,8 @@ def save(model: Model, folder: Path, *, trained_on: Sequence[str] = ()) -> None:
         config["num_codewords"] = model.num_codewords
     if model.text_identity is not None:
         config["language"] = dict(zip(("name", "fingerprint"), model.text_identity, strict=True))
+    if model.image_identity is not None:
+        config["teacher"] = dict(zip(("name", "fingerprint"), model.image_identity, strict=True))
     write_json(folder / CONFIG, config)
 
 
@@ -216,6 +225,8 @@ def _description(name: str, revision: str | None) -> tuple[Path, dict[str, Any]]
     fields: dict[str, type] = {"model": dict}
     if model.mismatch is not None:
         fields |= {"language": dict, "language.name": str, "language.fingerprint": str}
+    if config.get("model") and config["model"].get("teacher"):
+        fields |= {"teacher": dict, "teacher.name": str, "teacher.fingerprint": str}
     if model.has_codes:
         fields["num_codewords"] = int
     if model.fuses and not model.has_codes:
@@ -259,7 +270,8 @@ def check_shapes(kind: type[Model], config: Any, folder: Path) -> None:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} does not hold this model's weights: {error!s:.200}") from error
-    needed = [(field, name, side) for field, (name, side) in _SIZES[kind.family].items()]
+    sizes = _WORDS if getattr(config, "words", 0) else _SIZES[kind.family]
+    needed = [(field, name, side) for field, (name, side) in sizes.items()]
     there = [one for one in _WHERE_THERE if _found(shapes, *one[1:]) is not None]
     for field, name, side in [*needed, *there]:
         try:
@@ -323,6 +335,13 @@ def _check_words(model: Model, described: Mapping[str, Any], folder: Path) -> No
                 f"{folder} was trained with {what} {trained['fingerprint'][:12]} of {trained['name']!r}, but "
                 f"{name!r} has {found[:12]}: {consequence}"
             )
+    if model.image_identity is not None:
+        (name, found), trained = model.image_identity, described["teacher"]
+        if found != trained["fingerprint"]:
+            raise ValueError(
+                f"{folder} was trained with the features {trained['fingerprint'][:12]} of {trained['name']!r}, but "
+                f"{name!r} has {found[:12]}: words mean nothing by other features"
+            )
     if model.has_codes and model.num_codewords != described["num_codewords"]:
         raise ValueError(
             f"{folder} was trained with {described['num_codewords']} codewords, but this vocabulary has "
@@ -363,6 +382,8 @@ def fingerprint(model: Model, *, precision: str = "fp32") -> str:
     # Where the language model lies does not matter, which one it is does.
     if model.text_identity is not None:
         config["language"] = model.text_identity[1]
+    if model.image_identity is not None:
+        config["teacher"] = model.image_identity[1]
     config.get("text", {}).pop("tokenizer", None)
     if model.has_codes and model.vocabulary is not None and model.vocabulary.kind != "whole-words":
         config["vocabulary"] = model.vocabulary.kind  # the default was once whole-words, and not in it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pixlex.models import CodeModel
-from pixlex.nn.codebook import AllMean, Quantized, WordQuantizer, straight_through
+from pixlex.nn.codebook import AllMean, ConceptQuantizer, Quantized, WordQuantizer, straight_through
 from pixlex.nn.language_model import (
     LanguageModel,
     LanguageOutput,
@@ -19,7 +19,8 @@ from pixlex.nn.language_model import (
     load_language_model,
     load_language_words,
 )
-from pixlex.nn.transformer import ImageEncoder, PixelDecoder, bridge, initializing
+from pixlex.nn.transformer import ClassTokenEncoder, ImageEncoder, PixelDecoder, bridge, initializing
+from pixlex.nn.vision import ConvolutionalEncoder, PublishedEncoder
 from pixlex.nn.vocabulary import Vocabulary, build_vocabulary
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class LQAE(CodeModel):
     fuses: ClassVar[Literal[False]] = False
     mismatch = ("word embeddings", "codes mean nothing in another vocabulary")
     config: LQAEConfig
-    _frozen: tuple[LanguageModel | LanguageWords]
+    _frozen: tuple[Any, ...]
     _word_ids: Tensor
 
     def __init__(
@@ -56,23 +57,30 @@ class LQAE(CodeModel):
         initialize: bool = True,
     ) -> None:
         super().__init__(config)
-        num_patches = config.grid**2
-        if isinstance(language, LanguageModel) and num_patches > language.max_words:
+        if isinstance(language, LanguageModel) and config.num_words > language.max_words:
+            remedy = "fewer words" if config.words else "a larger patch_size"
             raise ValueError(
-                f"{config.image_size} px at patch size {config.patch_size} gives {num_patches} words, but "
-                f"{language.name} reads at most {language.max_words}; use a larger patch_size"
+                f"{config.image_size} px at patch size {config.patch_size} gives {config.num_words} words, but "
+                f"{language.name} reads at most {language.max_words}; use {remedy}"
             )
         self.vocabulary = vocabulary
-        self._frozen = (language,)
+        self._frozen = (language, *([PublishedEncoder(config.teacher)] if config.teacher else []))
         # Moves with the model, so that no step copies it to a GPU anew.
         self.register_buffer("_word_ids", vocabulary.word_ids, persistent=False)
         self.num_codewords = len(vocabulary)
         embedding = language.word_embedding[vocabulary.word_ids]
-        self.quantizer = WordQuantizer(embedding, config.quantizer, initialize=initialize)
-        self.encoder = ImageEncoder(config.encoder, config.image_size, config.patch_size)
-        self.projector = bridge(config.encoder.width, self.quantizer.input_dim)
         width = language.width if config.decoder_input == "predicted" else language.hidden_width
-        self.decoder = PixelDecoder(config.decoder, config.image_size, config.patch_size, width)
+        if config.words:
+            if self.teacher is None:
+                self.encoder = words_encoder(config)
+            features = config.encoder.width if self.teacher is None else self.teacher.width
+            self.quantizer: WordQuantizer | ConceptQuantizer = ConceptQuantizer(embedding, config.quantizer, features)
+            self.feature_head = nn.Linear(width, features)
+        else:
+            self.quantizer = WordQuantizer(embedding, config.quantizer, initialize=initialize)
+            self.encoder = ImageEncoder(config.encoder, config.image_size, config.patch_size)
+            self.projector = bridge(config.encoder.width, self.quantizer.input_dim)
+        self.decoder = PixelDecoder(config.decoder, config.image_size, config.patch_size, width, config.words)
         if config.decoder_input == "mixed":
             self.layer_weights = nn.Parameter(torch.zeros(language.num_layers + 1))
 
@@ -96,8 +104,50 @@ class LQAE(CodeModel):
         language = self._frozen[0]
         if isinstance(language, LanguageWords):
             language = language.load().to(self.quantizer.embedding)  # device and dtype
-            self._frozen = (language,)
+            self._frozen = (language, *self._frozen[1:])
         return language
+
+    @property
+    def num_words(self) -> int:
+        """Words of an image."""
+        words: int = self.config.num_words
+        return words
+
+    @property
+    def teacher(self) -> PublishedEncoder | None:
+        """The published vision model whose features decide the words, if there is one."""
+        return self._frozen[1] if len(self._frozen) > 1 else None
+
+    @property
+    def image_identity(self) -> tuple[str, str] | None:
+        """Name and fingerprint of the teacher that is not stored with the model, if there is one."""
+        return None if self.teacher is None else (self.teacher.name, self.teacher.fingerprint)
+
+    @torch.no_grad()
+    def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Return the vector of each whole image, in float32: where words have places, the mean of the encoder's."""
+        return self.features(images) if self.config.words else super().embed(images)
+
+    def features(
+        self, images: Float[Tensor, "B 3 H W"], all_mean: AllMean | None = None
+    ) -> Float[Tensor, "B D"]:
+        """Return what the teacher makes of whole images, in float32; for words without a place.
+
+        `all_mean`: the mean over the processes that train it.
+        """
+        encoder: Any = self.encoder if self.teacher is None else self.teacher
+        vectors: Tensor = encoder(images) if all_mean is None else encoder(images, all_mean)
+        return vectors[:, 0].float()
+
+    @torch.no_grad()
+    def fit_concepts(self, features: Float[Tensor, "M D"], num_candidates: int) -> None:
+        """Find the concepts of images by their features, and a word for each among the first of the vocabulary.
+
+        Words are alike as the language model's embeddings of them are.
+        """
+        assert isinstance(self.quantizer, ConceptQuantizer)
+        count = max(num_candidates, self.config.quantizer.num_concepts)
+        self.quantizer.fit(features, self.quantizer.embedding[:count])
 
     def word_ids(self, codes: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """Return the language model's ids of codewords."""
@@ -109,20 +159,25 @@ class LQAE(CodeModel):
         generator: torch.Generator | None = None,
         all_mean: AllMean = lambda tensor: tensor,
     ) -> Quantized:
-        """Return the nearest word of each patch.
+        """Return the nearest word of each patch, or the words of the whole image's nearest concepts.
 
         Args:
             images: Pixels in [0, 1].
             generator: Needed with random top-k only.
             all_mean: Mean over the processes that share the batch, keeping gradients.
         """
+        if isinstance(self.quantizer, ConceptQuantizer):
+            return self.quantizer(self.features(images), self.num_words)
         quantized: Quantized = self.quantizer(self.projector(self.encoder(images)), generator, all_mean)
         return quantized
 
     def patch_features(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B N columns"]]:
-        """Return one vector for each patch and part of the model: `layer 0` to `layer L`, `encoder`, `codes`."""
-        vectors = self.encoder(images)
-        quantized = self.quantizer(self.projector(vectors))
+        """Return one vector for each word and part of the model: `layer 0` to `layer L`, `encoder`, `codes`.
+
+        Of the encoder, one for each patch; of words without a place, the teacher's for the whole image.
+        """
+        quantized = self.quantize(images)
+        vectors = self.features(images).unsqueeze(1) if self.config.words else self.encoder(images)
         layers = self.encode_text(quantized.values, all_states=True).hidden_states
         named = {f"layer {number}": hidden for number, hidden in enumerate(layers)}
         return {**named, "encoder": vectors, "codes": quantized.values}
@@ -153,6 +208,12 @@ class LQAE(CodeModel):
         images: Tensor = self.decoder(hidden)
         return images
 
+    def predicted_features(self, language: LanguageOutput) -> Float[Tensor, "B D"]:
+        """Return what the words, as the language model reads them, tell of the teacher's features."""
+        hidden = self._mixed(language.hidden_states) if self.config.decoder_input == "mixed" else language.last
+        features: Tensor = self.feature_head(hidden.mean(1))
+        return features
+
     def _mixed(self, hidden_states: Sequence[Tensor]) -> Tensor:
         """Return the weighted mean of all layers, each normalized (Peters et al. 2018, equation 1)."""
         mixed: Tensor = sum(
@@ -171,3 +232,11 @@ class LQAE(CodeModel):
     def decode(self, codes: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
         """Return the images that words stand for, in [0, 1]: through the language model, nothing hidden."""
         return self.reconstruct(self.encode_text(self.quantizer.embedding[codes])).float().clamp(0, 1)
+
+
+def words_encoder(config: LQAEConfig) -> ConvolutionalEncoder | ClassTokenEncoder:
+    """Return the network that decides words without a place: one vector for the whole image, one for each patch."""
+    tower, sizes = config.encoder, (config.image_size, config.patch_size)
+    if tower.block == "convolutional":
+        return ConvolutionalEncoder(tower.width, *sizes)
+    return ClassTokenEncoder(*sizes, tower.width, tower.depth, tower.heads, tower.mlp_ratio)

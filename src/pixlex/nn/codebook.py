@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -17,6 +18,8 @@ from pixlex.nn.transformer import send, take_rows
 if TYPE_CHECKING:
     from pixlex.config.lqae import QuantizerConfig
 
+# Of finding a matching and a rotation in turn.
+_ROUNDS = 30
 AllMean = Callable[[Tensor], Tensor]
 
 
@@ -190,6 +193,124 @@ class WordQuantizer(Codebook):
         # One draw for each patch; the released code draws one rank for the whole batch.
         rank = torch.randint(self.config.top_k, (nearest[..., 0].numel(), 1), generator=generator)
         return nearest.gather(2, send(rank, nearest.device).view(*nearest.shape[:2], 1))
+
+
+class ConceptQuantizer(Codebook):
+    """Writes an image as the words of its nearest concepts, the nearest first; a word belongs to no place.
+
+    Concepts are clusters of images by a teacher's features: centered, in their leading principal directions, each
+    at unit variance, by angle. Each has a word of the vocabulary, concepts that are alike
+    have words that are alike (`assign_words`). Nothing of it is trained: `fit` finds all of it.
+
+    Args:
+        embedding: The word embeddings that may be codewords.
+        config: Width of the search and number of concepts.
+        width: Of the features.
+    """
+
+    embedding: Tensor
+    center: Tensor
+    directions: Tensor
+    concepts: Tensor
+    rows: Tensor
+
+    def __init__(self, embedding: Float[Tensor, "K D"], config: QuantizerConfig, width: int) -> None:
+        super().__init__("cosine")
+        size, count = min(config.search_dim, width), config.num_concepts
+        if count > len(embedding):
+            raise ValueError(
+                f"quantizer.num_concepts must be at most the {len(embedding)} words of the vocabulary, got {count}"
+            )
+        self.register_buffer("embedding", embedding.detach().float().clone(), persistent=False)
+        self.register_buffer("center", torch.zeros(width))
+        self.register_buffer("directions", torch.eye(width)[:, :size].contiguous())
+        # Until they are found, as for an untrained model: any directions, any words.
+        self.register_buffer("concepts", F.normalize(torch.randn(count, size), dim=1))
+        self.register_buffer("rows", torch.randperm(len(embedding))[:count])
+
+    @property
+    def num_codewords(self) -> int:
+        """K, the number of words that may be codewords."""
+        return len(self.embedding)
+
+    def search_codebook(self) -> Float[Tensor, "C S"]:
+        """Return the concepts."""
+        return self.concepts
+
+    def located(self, features: Float[Tensor, "... D"]) -> Float[Tensor, "... S"]:
+        """Return features in the space of the search."""
+        return (features.float() - self.center) @ self.directions
+
+    def forward(self, features: Float[Tensor, "B D"], num_words: int) -> Quantized:
+        """Return the words of so many nearest concepts of each image."""
+        with torch.autocast(features.device.type, enabled=False):
+            z = self.located(features)
+            nearest, concepts = self.nearest(z.unsqueeze(1), num_words)
+            codes = self.rows[nearest[:, 0]]
+            return Quantized(
+                self.embedding[codes], codes, z.unsqueeze(1).expand(-1, num_words, -1), concepts[nearest[:, 0]]
+            )
+
+    @torch.no_grad()
+    def fit(self, features: Float[Tensor, "M D"], words: Float[Tensor, "K W"]) -> None:
+        """Find the concepts of images and their words.
+
+        Args:
+            features: The teacher's, of many images.
+            words: A vector for each word that may be given to a concept, the first rows of the vocabulary.
+        """
+        from sklearn.cluster import KMeans
+
+        rows, count = features.detach().cpu().double(), len(self.concepts)
+        center = rows.mean(0)
+        variances, directions = torch.linalg.eigh((rows - center).T @ (rows - center) / len(rows))
+        leading = torch.arange(len(variances) - 1, len(variances) - 1 - self.directions.shape[1], -1)
+        self.center.copy_(center)
+        self.directions.copy_(directions[:, leading] / variances[leading].clamp_min(1e-12).sqrt())
+        z = F.normalize(self.located(features), dim=1).cpu()
+        found = KMeans(count, n_init=1, max_iter=50, random_state=0).fit(z.numpy()).cluster_centers_
+        self.concepts.copy_(F.normalize(torch.from_numpy(found).float(), dim=1))
+        self.rows.copy_(assign_words(self.concepts.cpu(), words.cpu()))
+        self._prepared = None
+
+
+def assign_words(
+    concepts: Float[Tensor, "C S"], words: Float[Tensor, "K W"], *, restarts: int = 8, seed: int = 0
+) -> Int[Tensor, " C"]:
+    """Return a row of the words for each concept, each once, so that like concepts have like words.
+
+    Both sides are brought into as many principal directions; then a rotation of the concepts and a matching (Jonker
+    and Volgenant 1987) are found in turn until nothing changes, from several signs of the directions. What is kept
+    has the highest correlation between the cosines of pairs of concepts and of pairs of their words.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    size = min(concepts.shape[1], words.shape[1], len(concepts) - 1)
+    ours, theirs = (_principal(one, size) for one in (concepts, words))
+    generator = np.random.default_rng(seed)
+    above = np.triu_indices(len(ours), 1)
+    best, chosen = -np.inf, np.arange(len(ours))
+    for number in range(restarts):
+        rotation = np.diag(generator.choice([-1.0, 1.0], size)) if number else np.eye(size)
+        rows = None
+        for _ in range(_ROUNDS):
+            found = linear_sum_assignment(-(ours @ rotation) @ theirs.T)[1]
+            if rows is not None and (found == rows).all():
+                break
+            rows = found
+            left, _, right = np.linalg.svd(ours.T @ theirs[rows])
+            rotation = left @ right
+        likeness = np.corrcoef((ours @ ours.T)[above], (theirs[rows] @ theirs[rows].T)[above])[0, 1]
+        if likeness > best:
+            best, chosen = likeness, rows
+    return torch.from_numpy(chosen)
+
+
+def _principal(rows: Float[Tensor, "N D"], size: int) -> np.ndarray:
+    """Return rows in their leading principal directions, at length 1."""
+    centered = rows.double() - rows.double().mean(0)
+    left, scales, _ = torch.linalg.svd(centered, full_matrices=False)
+    return F.normalize(left[:, :size] * scales[:size].sqrt(), dim=1).numpy()
 
 
 class LearnedCodebook(Codebook):

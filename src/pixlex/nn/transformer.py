@@ -180,9 +180,9 @@ class Trunk(nn.Module):
         self.norm = nn.Identity() if config.block == "official" else nn.LayerNorm(config.width, eps=1e-6)
 
     def forward(
-        self, sequence: Float[Tensor, "B N D"], before: Float[Tensor, "1 1 D"] | None = None
+        self, sequence: Float[Tensor, "B N D"], before: Float[Tensor, "_ n D"] | None = None
     ) -> Float[Tensor, "B M D"]:
-        """Return the sequence, behind a vector without position if one is given, after blocks and norm."""
+        """Return the sequence, behind vectors without position if some are given, after blocks and norm."""
         sequence = sequence + self.positions
         if before is not None:
             sequence = torch.cat([before.to(sequence.dtype).expand(len(sequence), -1, -1), sequence], dim=1)
@@ -293,10 +293,15 @@ class PixelDecoder(nn.Module):
     """One vector per patch to an image, by a transformer and a transposed convolution with bias.
 
     A linear map bridges `input_dim`, the width of the vectors that come in, where the configuration has another.
+    Vectors without a place (`num_words` of them, 0 for one per patch) stand before patches that are their positions
+    alone (Yu et al. 2024, TiTok, section 3.2).
     """
 
-    def __init__(self, config: VisionConfig, image_size: int, patch_size: int, input_dim: int) -> None:
+    def __init__(
+        self, config: VisionConfig, image_size: int, patch_size: int, input_dim: int, num_words: int = 0
+    ) -> None:
         super().__init__()
+        self.num_words = num_words
         self.grid = image_size // patch_size
         self.projector = bridge(input_dim, config.width)
         self.trunk = Trunk(config, self.grid)
@@ -306,7 +311,12 @@ class PixelDecoder(nn.Module):
 
     def forward(self, sequence: Float[Tensor, "B N D"]) -> Float[Tensor, "B 3 H W"]:
         """Return the image; values are not clipped to [0, 1]."""
-        sequence = self.trunk(self.projector(sequence))
+        sequence = self.projector(sequence)
+        if self.num_words:
+            nothing = sequence.new_zeros(len(sequence), self.grid**2, sequence.shape[-1])
+            sequence = self.trunk(nothing, sequence)[:, self.num_words :]
+        else:
+            sequence = self.trunk(sequence)
         on_grid = sequence.transpose(1, 2).reshape(len(sequence), -1, self.grid, self.grid)
         images: Tensor = self.pixels(on_grid)
         return images

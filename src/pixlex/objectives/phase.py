@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +23,15 @@ class Phase:
         name: appears in log keys, `phase/term`.
         last_step: first step that is no longer part of the phase; phases follow one another.
         trains: parameters whose names start with one of these are trained, all others stay bit-equal.
+        first_step: where the learning rate of a phase with a schedule of its own begins to rise.
+        learning_rate: the peak of that schedule; None where the run has one schedule.
     """
 
     name: str
     last_step: int
     trains: tuple[str, ...] = ("model.",)
+    first_step: int = 0
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,9 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Any, phase: Phase, step: Step) -> LossTerms:
         """Return the loss of this process's part of a batch; it changes nothing."""
+
+    def prepare(self, phase: Phase, batches: Callable[[], Iterator[Any]]) -> None:
+        """Do what must be done before the first step of a phase; `batches` begins the training batches anew."""
 
     def after_step(self, step: Step, loss: LossTerms) -> Mapping[str, Tensor | float]:
         """Do the housekeeping outside autograd, after the optimizer's step; return numbers for the log."""

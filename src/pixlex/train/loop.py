@@ -78,6 +78,8 @@ def fit(
                 num_readable = 0
             if step == phase.last_step:
                 phase = objective.phase_at(step)
+            if step == phase.first_step:
+                parallel.prepare(phase, lambda: _on_device(batches(0), parallel.device))
             with _reporting(step, batch.keys, folder, "patches or codewords"):
                 pending.append(_take_step(parallel, batch, phase, step))
             step += 1
@@ -107,7 +109,7 @@ def _take_step(parallel: Parallel, batch: ImageBatch, phase: Phase, number: int)
     seed = parallel.config.seed
     step = Step(number, torch.Generator().manual_seed(_mix(seed, number)))
     torch.manual_seed(_mix(seed, number, parallel.processes.rank + 1))
-    rate = learning_rate(number, parallel.config)
+    rate = learning_rate(number, parallel.config, phase)
     for group in parallel.optimizer.param_groups:
         group["lr"] = rate
     loss = parallel.forward(batch, phase, step)

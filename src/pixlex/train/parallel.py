@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import gc
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -89,6 +89,13 @@ class Parallel:
         with self._precision:
             loss: LossTerms = self._wrapped(batch, phase, step)
         return loss
+
+    def prepare(self, phase: Phase, batches: Callable[[], Iterator[ImageBatch]]) -> None:
+        """Let the objective do what must be done before the first step of a phase."""
+        self.objective.eval()
+        self._phase = None
+        with torch.no_grad(), self._precision:
+            self.objective.prepare(phase, batches)
 
     def update(self, loss: LossTerms) -> Tensor:
         """Take the optimizer's step; return the norm of the gradient before it was clipped."""
@@ -370,8 +377,17 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW
     )
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the rate after `step` finished steps: linear warm-up, then a cosine to the final rate at the end."""
+def learning_rate(step: int, config: TrainConfig, phase: Phase | None = None) -> float:
+    """Return the rate after `step` finished steps: linear warm-up, then a cosine to the final rate at the end.
+
+    Where the phase has a peak of its own, and in the phases behind it, the schedule is that of the phase.
+    """
+    if phase is not None and (phase.first_step or phase.learning_rate is not None):
+        peak = phase.learning_rate or config.learning_rate
+        steps = phase.last_step - phase.first_step
+        warmup = min(config.warmup_steps, steps - 1)
+        config = dataclasses.replace(config, steps=steps, learning_rate=peak, warmup_steps=warmup)
+        step -= phase.first_step
     if step < config.warmup_steps:
         rise = config.learning_rate - config.initial_learning_rate
         return config.initial_learning_rate + rise * (step + 1) / config.warmup_steps

@@ -1,0 +1,143 @@
+"""The losses of LQAE with words for the whole image: a teacher without labels, then what its words tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pixlex import distributed
+from pixlex.batch import ImageBatch
+from pixlex.config.lqae import LQAEObjectiveConfig, TeacherConfig
+from pixlex.distributed import ALONE, Processes
+from pixlex.losses import feature_loss, image_contrastive_loss, pixel_loss, relation_loss
+from pixlex.models.lqae import LQAE
+from pixlex.nn.codebook import count_usage
+from pixlex.nn.transformer import random_mask, send
+from pixlex.nn.vision import NUM_DRAWS, ContrastiveHead, measure_statistics, random_views
+from pixlex.objectives.lqae import weighted_sum
+from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
+
+TEACHER, WORDS = "teacher", "words"
+# Images whose features concepts are found by, at most, and words of the vocabulary that they may have.
+_IMAGES, _WORDS = 20_000, 4096
+# Batches that statistics of norms are measured on.
+_BATCHES = 20
+
+
+class WordsObjective(Objective):
+    """Phase teacher: contrast of views (SimCLR); phase words: pixels and the teacher's features, from words alone.
+
+    Between the two the model's concepts are found, from features of the training images. In the second phase the
+    teacher, concepts and words stay what they are: what learns is to read them. With a published teacher there is no
+    first phase. See `Objective` for the arguments.
+    """
+
+    model: LQAE
+    config: LQAEObjectiveConfig
+
+    def __init__(self, model: LQAE, config: LQAEObjectiveConfig, steps: int) -> None:
+        super().__init__(model, config, steps)
+        first = config.teacher.steps
+        reads = ("model.decoder.", "model.feature_head.", "model.layer_weights")
+        self.phases = (Phase(WORDS, steps, reads, first, None),)
+        if first:
+            self.contrastive_head = ContrastiveHead(model.config.encoder.width)
+            trained = ("model.encoder.", "contrastive_head.")
+            teacher = Phase(TEACHER, first, trained, 0, config.teacher.learning_rate)
+            self.phases = (teacher, *self.phases)
+
+    def forward(self, batch: ImageBatch, phase: Phase, step: Step) -> LossTerms:
+        """Return the loss of this process's part of a batch."""
+        processes = self.processes if self.training else ALONE
+        if phase.name == TEACHER:
+            all_mean = processes.all_mean if processes.size > 1 else None
+
+            def encode(views: Tensor) -> Tensor:
+                return self.contrastive_head(self.model.features(views, all_mean), all_mean)
+
+            return contrast_views(batch.images, encode, self.config.teacher, processes, step)
+        model, config, device = self.model, self.config, batch.images.device
+        size, ratios = len(batch.images) * processes.size, (config.mask_ratio_min, config.mask_ratio_max)
+        mask = random_mask(size, model.num_words, *ratios, step.generator).chunk(processes.size)[processes.rank]
+        with torch.no_grad():
+            features = model.features(batch.images)
+            quantized = model.quantizer(features, model.num_words)
+        language = model.encode_text(quantized.values, send(mask, device))
+        predicted = model.predicted_features(language)
+        terms = {
+            "reconstruction": pixel_loss(model.reconstruct(language), batch.images),
+            "feature": feature_loss(predicted, features),
+            "relation": relation_loss(predicted, features),
+        }
+        weights = {name: getattr(config, f"{name}_weight") for name in terms}
+        return LossTerms(weighted_sum(terms, weights), terms, {}, quantized)
+
+    @torch.no_grad()
+    def prepare(self, phase: Phase, batches: Callable[[], Iterator[Any]]) -> None:
+        """Find the concepts and their words before the phase in which they are read."""
+        if phase.name != WORDS:
+            return
+        if self.model.teacher is None:
+            some = islice(batches(), _BATCHES)
+            all_mean = self.processes.all_mean if self.processes.size > 1 else None
+            measure_statistics(
+                self.model.encoder, (partial(self.model.features, batch.images, all_mean) for batch in some)
+            )
+        rows: list[Tensor] = []
+        for batch in batches():
+            rows.append(self.processes.gather_rows(self.model.features(batch.images)))
+            if sum(map(len, rows)) >= _IMAGES or distributed.anywhere(bool(batch.epochs.min() > 0)):
+                break
+        self.model.fit_concepts(torch.cat(rows), _WORDS)
+
+    @torch.no_grad()
+    def after_step(self, step: Step, loss: LossTerms) -> Mapping[str, Tensor | float]:
+        """Return the usage of words."""
+        if loss.quantized is None:
+            return {}
+        return count_usage(loss.quantized.codes, self.model.num_codewords, distributed.all_sum)[1]
+
+
+def contrast_views(
+    images: Float[Tensor, "B 3 H W"],
+    encode: Callable[[Tensor], Float[Tensor, "V D"]],
+    config: TeacherConfig,
+    processes: Processes,
+    step: Step,
+    same: Tensor | None = None,
+) -> LossTerms:
+    """Return the contrast of two random views of each image with those of all others (SimCLR, algorithm 1).
+
+    Args:
+        images: pixels in [0, 1].
+        encode: makes a vector of each view.
+        config: of the views and the loss.
+        processes: that share the batch.
+        step: whose generator draws.
+        same: (B, A), True where images of this process and of all belong together; None where each stands alone.
+    """
+    size = len(images)
+    draws = torch.rand(2, size * processes.size, NUM_DRAWS, generator=step.generator)
+    own = draws.chunk(processes.size, dim=1)[processes.rank]
+    with torch.autocast(images.device.type, enabled=False):
+        views = torch.cat([random_views(images, config.views, one, config.view_size or None) for one in own])
+    vectors = encode(views)
+    # Of every process its first views, then its second ones.
+    every = processes.gather_rows(vectors)
+    numbers = torch.arange(size, device=images.device).repeat(2)
+    others = torch.arange(size * processes.size, device=images.device).view(processes.size, 1, size)
+    others = others.expand(-1, 2, -1).flatten()
+    mine = numbers + size * processes.rank
+    alike = mine[:, None] == others if same is None else same[numbers][:, others]
+    first = 2 * size * processes.rank
+    itself = torch.arange(first, first + 2 * size, device=images.device)[:, None] == torch.arange(
+        len(every), device=images.device
+    )
+    loss = image_contrastive_loss(vectors, every, alike, itself, config.temperature)
+    return LossTerms(loss, {"contrast": loss})
