@@ -267,9 +267,7 @@ def relation_loss(predicted: Float[Tensor, "B D"], features: Float[Tensor, "B D"
 
     Relational distillation (Park et al. 2019, section 3) with cosines for distances.
     """
-    ours, theirs = (
-        F.normalize(one.float() - one.float().mean(0), dim=-1) for one in (predicted, features)
-    )
+    ours, theirs = (F.normalize(one.float() - one.float().mean(0), dim=-1) for one in (predicted, features))
     return (ours @ ours.T - theirs @ theirs.T).square().mean()
 
 

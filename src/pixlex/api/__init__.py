@@ -100,7 +100,9 @@ class ImageTokenizer:
     Attributes:
         family: the kind of model: "lqae", "vqvae" or "cbvila".
         image_size: side of the square images in pixels.
-        grid: codes along one side of an image; an image has grid x grid of them.
+        num_words: codes of an image.
+        grid: codes along one side of an image, num_words = grid x grid; 0 where they belong to no place and come
+            the nearest first.
         num_codewords: K.
         has_words: whether codes are words of a language model.
 
@@ -122,7 +124,7 @@ class ImageTokenizer:
         self.model = model.eval().to(self.device)
         self.card, self.trained_on = card, tuple(trained_on)
         self.family, self.image_size = model.family, model.config.image_size
-        self.grid, self.num_codewords = model.grid, model.num_codewords
+        self.num_words, self.grid, self.num_codewords = model.num_words, model.word_grid, model.num_codewords
         self.has_words = model.vocabulary is not None
         self._sizes: dict[str, PassSizes] = {}
 
@@ -154,7 +156,9 @@ class ImageTokenizer:
         if isinstance(codes, Iterator):
             codes = list(codes)
         matrix = (
-            self.from_words(codes) if are_texts(codes) else codes_of(codes, self.grid**2, self.num_codewords)
+            self.from_words(codes)
+            if are_texts(codes)
+            else codes_of(codes, self.num_words, self.num_codewords)
         )
         if len(matrix) == 0:
             raise ValueError("expected the codes of at least one image, got none")
@@ -174,7 +178,7 @@ class ImageTokenizer:
         """
         vocabulary = self._vocabulary()
         if are_codes(images_or_codes):
-            codes = codes_of(images_or_codes, self.grid**2, self.num_codewords)
+            codes = codes_of(images_or_codes, self.num_words, self.num_codewords)
         else:
             codes = self.tokenize(images_or_codes, batch_size=batch_size)
         return [vocabulary.to_text(row) for row in codes.tolist()]
@@ -188,12 +192,12 @@ class ImageTokenizer:
         Raises:
             ValueError: the model has no words, a wrong number of words, or one that is no codeword.
         """
-        vocabulary, each = self._vocabulary(), self.grid**2
+        vocabulary, each = self._vocabulary(), self.num_words
         texts = [] if isinstance(text, list | tuple) and not text else texts_of(text)
         rows = []
         for number, one in enumerate(texts):
             where = f"image {number}: " if len(texts) > 1 else ""
-            expected = f"{where}expected {each} words ({self.grid} x {self.grid}), got"
+            expected = f"{where}expected {each} words{self.layout}, got"
             if vocabulary.is_exact and (count := len(one.split())) != each:
                 raise ValueError(f"{expected} {count}")
             try:
@@ -269,6 +273,11 @@ class ImageTokenizer:
             hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a pixlex model")
         return str(address)
 
+    @property
+    def layout(self) -> str:
+        """How the codes of an image lie, for messages."""
+        return f" ({self.grid} x {self.grid})" if self.grid else ""
+
     def _vocabulary(self) -> Vocabulary:
         if self.model.vocabulary is None:
             raise ValueError(f"a {self.family} has no words: its codes are rows of a learned codebook")
@@ -285,7 +294,7 @@ class ImageTokenizer:
     ) -> Tensor:
         """Compute one row for each row of the inputs, so that it depends on no other."""
         return compute_rows(
-            inputs, compute, grid=self.grid, device=self.device, precision=self.precision,
+            inputs, compute, grid=self.model.grid, device=self.device, precision=self.precision,
             batch_size=batch_size, sizes=self._sizes.setdefault(use, PassSizes()),
         )  # fmt: skip
 

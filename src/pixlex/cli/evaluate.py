@@ -154,7 +154,7 @@ def reconstruction(options: ReconstructionOptions) -> None:
     cli.finish(options, values, cli.table(result.table), result.skipped, notes=result.notes, out=options.out)
     if options.out is not None:
         examples = result.examples
-        shown = examples["originals"], examples["reconstructions"], examples["words"], model.grid
+        shown = examples["originals"], examples["reconstructions"], examples["words"], model.word_grid
         drawn(options.out / "reconstruction.png", lambda path: reconstruction_grid(*shown, path))
         _leave_page(
             options,
@@ -516,7 +516,8 @@ def _versions(
         # Pixels do not know whether the model is trained.
         fitting: list[Kind] = [kind for kind in kinds if kind != "pixels"]
         if options.untrained and fitting:
-            images = sets.train.first(model.config.image_size, model.config.resize_mode)
+            config = model.config
+            images = sets.train.first(config.image_size, config.resize_mode, model.num_measured)
             fresh = untrained_copy(model, images, options.seed)
             yield f"{name}, untrained", fresh.to(pick_device(options.device)), fitting
 

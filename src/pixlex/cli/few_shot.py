@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     Reading = tuple[TextReader, Tokenizer | None]
 
 ClassifierName = Literal[WordClassifier, "linear", "pixels", "chance"]
-# Images that the statistics of an untrained model's search are measured on.
-_SOME = 64
 
 
 class ReaderOptions(cli.DeviceOptions):
@@ -189,7 +187,6 @@ def _episodes(options: FewShotOptions) -> tuple[ImageSource, list[EpisodeSet]]:
 
 def _models(options: FewShotOptions, images: ImageSource) -> dict[str, Model]:
     """Load the models, of any family, by the names of their rows; untrained ones if asked for."""
-    from pixlex.data.loader import Images, Loader, LoaderConfig
     from pixlex.models.checkpoint import load_any, untrained_copy
 
     models: dict[str, Model] = {}
@@ -199,13 +196,7 @@ def _models(options: FewShotOptions, images: ImageSource) -> dict[str, Model]:
             raise ValueError(f"two models are called {name!r}: give them names with --model NAME={path}")
         model = models[name] = load_any(path, language_model=options.language_model)
         if options.untrained:
-            size, resize_mode = model.config.image_size, model.config.resize_mode
-            # The same images in every process.
-            settings = LoaderConfig(
-                image_size=size, resize_mode=resize_mode, batch_size=_SOME, rank=0, world_size=1
-            )
-            some = Loader(Images(images), settings).evaluation(_SOME)
-            models[f"untrained {name}"] = untrained_copy(model, next(some).images)
+            models[f"untrained {name}"] = untrained_copy(model, cli.first_images(model, images))
     return models
 
 

@@ -403,6 +403,18 @@ def batches_of(rows: Any, config: Any, batch_size: int, limit: int | None) -> It
     return iter(Loader(rows, settings).evaluation(limit))
 
 
+def first_images(model: Any, source: ImageSource) -> Tensor:
+    """Return the images that statistics of the model without training are measured on, the same in every process."""
+    from pixlex.data.loader import Images, Loader, LoaderConfig
+
+    config, count = model.config, model.num_measured
+    settings = LoaderConfig(
+        image_size=config.image_size, resize_mode=config.resize_mode, batch_size=count, rank=0, world_size=1
+    )
+    images: Tensor = next(Loader(Images(source), settings).evaluation(count)).images
+    return images
+
+
 def finish(
     options: MachineOptions,
     values: Mapping[str, Any],

@@ -13,7 +13,10 @@ from pixlex.messages import printable, quoted
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pixlex.batch import Skipped
+    from pixlex.data.sources import ImageSource
     from pixlex.eval.gradcam import Explanation
+    from pixlex.models.checkpoint import Tokenizer
     from pixlex.models.finetuned import Reasoner
     from pixlex.report.figures import Thumbnail
     from pixlex.search import ImageIndex, SearchResult
@@ -53,6 +56,7 @@ class GalleryOptions(cli.MachineOptions, cli.BatchOptions, cli.LimitOption, cli.
     out: cli.Picture = cli.option(text="the picture", metavar="FILE.png")
     codewords: cli.Positive = cli.option(12, "rows; default %(default)s")
     seed: cli.Count = cli.option(0, "of the draw; default %(default)s")
+    untrained: bool = cli.option(False, "measure the same for fresh weights, where images have classes")
 
 
 def explain(options: ExplainOptions) -> None:
@@ -116,25 +120,64 @@ def ask(options: AskOptions) -> None:
 
 
 def gallery(options: GalleryOptions) -> None:
-    """Draw codewords with patches that they stand for."""
-    import torch
-
+    """Draw codewords with patches that they stand for, words without a place with whole images."""
     from pixlex import distributed
     from pixlex.batch import TooManyBroken
     from pixlex.data.images import open_source
-    from pixlex.data.loader import Images
     from pixlex.eval.evaluate import labeled
     from pixlex.eval.pretraining import codeword_purity
-    from pixlex.models import checkpoint, compute_rows
+    from pixlex.models import checkpoint
     from pixlex.report.figures import drawn
     from pixlex.report.progress import codeword_gallery
 
     source = open_source(options.data)
     device = distributed.pick_device(options.device)
     model = checkpoint.load(options.model, **options.versions).to(device)
-    own = []
+    codes, indices, classes, skipped = _codes_of(options, model, source)
+    fresh = None
+    if options.untrained:
+        untrained = checkpoint.untrained_copy(model, cli.first_images(model, source), options.seed)
+        fresh = _codes_of(options, untrained, source)[0]
+    if not distributed.is_first():
+        return
+    if not len(codes):
+        raise TooManyBroken(f"{source.name}: none of {len(skipped)} images can be read")
+    values: dict[str, Any] = {"path": str(options.out), "num_images": len(codes)}
+    shown = min(options.codewords, len(set(codes.flatten().tolist())))
+    lines = [f"{options.out}: {shown} codewords of {len(codes)} images"]
+    if (classes >= 0).any():
+        purity = codeword_purity(codes, classes, options.seed)
+        values |= purity
+        lines.append(cli.table(labeled(purity)))
+        if fresh is not None:
+            values["untrained"] = codeword_purity(fresh, classes, options.seed)
+            lines.append(f"fresh weights:\n{cli.table(labeled(values['untrained']))}")
+    else:
+        cli.remark(options, "the images have no classes, so no purity is measured")
+    cli.finish(options, values, "\n".join(lines), skipped)
+    names = None if model.word_grid or model.vocabulary is None else model.vocabulary.words
+    drawn(
+        options.out,
+        lambda path: codeword_gallery(
+            source, indices, codes, image_size=model.config.image_size, resize_mode=model.config.resize_mode,
+            num_codewords=options.codewords, seed=options.seed, path=path, names=names,
+        ),
+    )  # fmt: skip
+
+
+def _codes_of(
+    options: GalleryOptions, model: Tokenizer, source: ImageSource
+) -> tuple[Tensor, Tensor, Tensor, list[Skipped]]:
+    """Return the codes of the images that can be read, their positions and classes, and what cannot be read."""
+    import torch
+
+    from pixlex import distributed
+    from pixlex.data.loader import Images
+    from pixlex.models import compute_rows
+
+    own, device = [], next(model.parameters()).device
     for batch in cli.batches_of(Images(source), model.config, options.batch_size, options.limit):
-        codes = torch.empty(0, model.grid**2, dtype=torch.long)
+        codes = torch.empty(0, model.num_words, dtype=torch.long)
         if len(batch.images):
             codes = compute_rows(
                 batch.images, model.tokenize, grid=model.grid,
@@ -142,29 +185,8 @@ def gallery(options: GalleryOptions) -> None:
             )  # fmt: skip
         own.append((codes, batch.indices, batch.labels, batch.skipped))
     everyone = distributed.in_turn(own)
-    if not distributed.is_first():
-        return
     found, indices, classes = (torch.cat([part[column] for part in everyone]) for column in range(3))
-    skipped = [one for part in everyone for one in part[3]]
-    if not len(found):
-        raise TooManyBroken(f"{source.name}: none of {len(skipped)} images can be read")
-    values: dict[str, Any] = {"path": str(options.out), "num_images": len(found)}
-    shown = min(options.codewords, len(set(found.flatten().tolist())))
-    lines = [f"{options.out}: {shown} codewords of {len(found)} images"]
-    if (classes >= 0).any():
-        purity = codeword_purity(found, classes, options.seed)
-        values |= purity
-        lines.append(cli.table(labeled(purity)))
-    else:
-        cli.remark(options, "the images have no classes, so no purity is measured")
-    cli.finish(options, values, "\n".join(lines), skipped)
-    drawn(
-        options.out,
-        lambda path: codeword_gallery(
-            source, indices, found, image_size=model.config.image_size, resize_mode=model.config.resize_mode,
-            num_codewords=options.codewords, seed=options.seed, path=path,
-        ),
-    )  # fmt: skip
+    return found, indices, classes, [one for part in everyone for one in part[3]]
 
 
 def _explain_answer(options: ExplainOptions, model: Reasoner, images: Tensor) -> None:

@@ -87,8 +87,8 @@ class QuantizerConfig(Config):
         "whitened",
         "raw: patch vectors against word embeddings (paper); whitened: both brought to unit covariance in "
         "the leading principal directions of the embeddings; assigned: a codebook learned along picks the word "
-        "with its index (released code; like Table 3, row I); concepts, with model.words: clusters of images, each "
-        "of which has a word.",
+        "with its index (released code; like Table 3, row I); concepts, with model.words: clusters of images, "
+        "each of which has a word.",
     )
     metric: Literal["cosine", "euclidean"] = describe(
         "cosine", "Nearest by angle, or by distance (paper, Table 3, row A: no L2 norm)."
@@ -96,7 +96,9 @@ class QuantizerConfig(Config):
     search_dim: int = describe(
         16, "Width of the search space when it is whitened, assigned or of concepts.", POSITIVE
     )
-    num_concepts: int = describe(128, "Clusters of images that have a word, where concepts are searched.", at_least(2))
+    num_concepts: int = describe(
+        128, "Clusters of images that have a word, where concepts are searched.", at_least(2)
+    )
     top_k: int = describe(1, "Codewords considered for each patch; 1 is the nearest alone.", POSITIVE)
     top_k_mode: Literal["average", "random"] = describe(
         "average", "With top_k above 1: pass on the mean of the k nearest, or one of them drawn per patch."
@@ -127,8 +129,8 @@ class LQAEEncoderConfig(VisionConfig):
     block: Literal["standard", "official", "convolutional"] = describe(  # type: ignore[assignment]
         "standard",
         "standard: pre-norm ViT block; official: gated feed-forward with a depthwise 3x3 convolution and "
-        "NormFormer norms, as in the released LQAE code; convolutional, with model.words alone: a small convolutional "
-        "network, which learns in minutes on a CPU (of the sizes width alone counts).",
+        "NormFormer norms, as in the released LQAE code; convolutional, with model.words alone: a small "
+        "convolutional network, which learns in minutes on a CPU (of the sizes width alone counts).",
     )
 
     def _check(self) -> None:
@@ -152,15 +154,15 @@ class LQAEConfig(AutoencoderConfig):
     )
     words: int = describe(
         0,
-        "0: a word for each patch (paper). Above 0: so many words for the whole image, those of its nearest concepts, "
-        "the nearest first; they belong to no place (ours, docs/equations.md).",
+        "0: a word for each patch (paper). Above 0: so many words for the whole image, those of its nearest "
+        "concepts, the nearest first; they belong to no place (ours, docs/equations.md).",
         NOT_NEGATIVE,
     )
     teacher: str = describe(
         "",
         "With words: hub name or directory of a vision model whose features decide the words, such as "
-        "facebook/dinov2-small (DINOv2, ViT, MAE, SigLIP, CLIP), in the place of `encoder`; empty: the encoder itself, "
-        "trained first, without labels (phase teacher).",
+        "facebook/dinov2-small (DINOv2, ViT, MAE, SigLIP, CLIP), in the place of `encoder`; empty: the encoder "
+        "itself, trained first, without labels (phase teacher).",
     )
 
     @property
@@ -172,7 +174,9 @@ class LQAEConfig(AutoencoderConfig):
         super()._check()
         concepts = self.quantizer.search == "concepts"
         self._require(
-            "words", concepts == bool(self.words), "must be above 0 with quantizer.search=concepts, and 0 otherwise"
+            "words",
+            concepts == bool(self.words),
+            "must be above 0 with quantizer.search=concepts, and 0 otherwise",
         )
         self._require(
             "words",
@@ -181,7 +185,9 @@ class LQAEConfig(AutoencoderConfig):
         )
         self._require("teacher", not self.teacher or concepts, "must be empty without model.words")
         block = self.encoder.block
-        self._require("encoder", concepts or block != "convolutional", "must not be convolutional without model.words")
+        self._require(
+            "encoder", concepts or block != "convolutional", "must not be convolutional without model.words"
+        )
         self._require("encoder", not concepts or block != "official", "must not be official with model.words")
 
 
@@ -194,14 +200,14 @@ class TeacherConfig(Config):
     temperature: float = describe(0.2, "Divides the cosines of views.", POSITIVE)
     view_size: int = describe(
         0,
-        "Side of a view in pixels, a multiple of the patch size; 0 for the image's. With convolutions half of it costs a "
-        "quarter, and whole images, whose things are smaller than those of crops, are told apart better.",
+        "Side of a view in pixels, a multiple of the patch size; 0 for the image's. With convolutions half of it "
+        "costs a quarter, and whole images, whose things are smaller than those of crops, are told apart better.",
         NOT_NEGATIVE,
     )
     views: Literal["photographs", "drawings"] = describe(
         "photographs",
-        "What two views of an image may differ in: photographs: crop, mirror, mild colors; drawings: size, turn, shift, "
-        "stretch on a white ground, any colors.",
+        "What two views of an image may differ in: photographs: crop, mirror, mild colors; drawings: size, turn, "
+        "shift, stretch on a white ground, any colors.",
     )
 
 
@@ -240,17 +246,19 @@ class LQAEObjectiveConfig(Config):
         "Temperature of the soft assignment in that term: softmax of minus the squared distances over it.",
         POSITIVE,
     )
-    teacher: TeacherConfig = part(TeacherConfig, "With model.words and without model.teacher: the phase that trains it.")
+    teacher: TeacherConfig = part(
+        TeacherConfig, "With model.words and without model.teacher: the phase that trains it."
+    )
     feature_weight: float = describe(
         1.0,
-        "With model.words: weight of one minus the cosine between the teacher's features and what the words tell of "
-        "them.",
+        "With model.words: weight of one minus the cosine between the teacher's features and what the words tell "
+        "of them.",
         NOT_NEGATIVE,
     )
     relation_weight: float = describe(
         1.0,
-        "With model.words: weight of the mean squared difference between the cosines of all pairs of images, by the "
-        "teacher's features and by what the words tell of them.",
+        "With model.words: weight of the mean squared difference between the cosines of all pairs of images, by "
+        "the teacher's features and by what the words tell of them.",
         NOT_NEGATIVE,
     )
 
@@ -306,8 +314,8 @@ class LQAERun(Config):
         self._require(
             "objective",
             0 < teacher.steps < self.train.steps if own else not teacher.steps,
-            f"must have teacher.steps in (0, {self.train.steps}) where a teacher of its own decides the words, and 0 "
-            f"otherwise, got {teacher.steps}",
+            f"must have teacher.steps in (0, {self.train.steps}) where a teacher of its own decides the words, "
+            f"and 0 otherwise, got {teacher.steps}",
         )
 
 

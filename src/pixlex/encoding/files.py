@@ -222,10 +222,8 @@ def _codes_of(entry: Mapping[str, Any], tokenizer: ImageTokenizer) -> Codes:
 
 
 def _checked(codes: Sequence[int], tokenizer: ImageTokenizer) -> Codes:
-    if len(codes) != tokenizer.grid**2:
-        raise ValueError(
-            f"expected {tokenizer.grid**2} codes ({tokenizer.grid} x {tokenizer.grid}), got {len(codes)}"
-        )
+    if len(codes) != tokenizer.num_words:
+        raise ValueError(f"expected {tokenizer.num_words} codes{tokenizer.layout}, got {len(codes)}")
     for code in codes:
         if not 0 <= code < tokenizer.num_codewords:
             raise ValueError(f"expected codes in [0, {tokenizer.num_codewords}), got {code}")

@@ -109,6 +109,12 @@ METRICS = {
     "masked_mse": Metric("reconstruction error, part of the words hidden", "MSE", "lower"),
     "mean_image_mse": Metric("for comparison: the mean image", "MSE"),
     "mean_color_mse": Metric("for comparison: each image's mean color", "MSE"),
+    "feature_cosine": Metric(
+        "cosine of the teacher's features and what the words tell of them", "", "higher"
+    ),
+    "neighbor_accuracy": Metric(
+        "images of the class of most of their 5 nearest, by the teacher", "%", "higher"
+    ),
     "distinct_codewords": Metric("distinct codewords", "", "higher"),
     "codebook_usage": Metric("codewords used, of all", "%", "higher"),
     "perplexity": Metric("perplexity of the codewords", "", "higher"),

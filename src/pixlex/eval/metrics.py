@@ -107,6 +107,25 @@ class MeanImage:
         return float((squares / count - 2 * mean * mean + mean.square()).mean())
 
 
+def neighbor_accuracy(
+    features: Float[Tensor, "I D"], labels: Int[Tensor, " I"], neighbors: int = 5, block: int = 1024
+) -> float:
+    """Return how often the class of most of an image's nearest others, by cosine, is its own.
+
+    Among equally frequent classes that of the nearest image counts.
+    """
+    rows, right = functional.normalize(features.float(), dim=1), 0
+    for first in range(0, len(rows), block):
+        cosines = rows[first : first + block] @ rows.T
+        own = torch.arange(first, first + len(cosines))
+        cosines[own - first, own] = -torch.inf
+        near = labels[cosines.topk(min(neighbors, max(1, len(rows) - 1)), dim=1).indices]
+        votes = (near.unsqueeze(2) == near.unsqueeze(1)).sum(2)
+        chosen = near.gather(1, votes.argmax(1, keepdim=True)).squeeze(1)  # the first of equals
+        right += int((chosen == labels[own]).sum())
+    return right / len(rows)
+
+
 class CodebookUsage:
     """How often each of K codewords was used, over everything taken in.
 

@@ -30,7 +30,8 @@ from pixlex.objectives.phase import Phase, Step
 # Values in the order in which they are shown: of reconstructions; of CB-ViLA, behind the terms of its loss.
 _VALUES = (
     "num_images", "words_per_image", "mse", "psnr", "ssim", "masked_mse", "mean_image_mse", "mean_color_mse",
-    "distinct_codewords", "codebook_usage", "perplexity", "most_frequent_share", "distinct_words_per_image",
+    "feature_cosine", "neighbor_accuracy", "distinct_codewords", "codebook_usage", "perplexity",
+    "most_frequent_share", "distinct_words_per_image",
     "masked_word_accuracy", "pseudo_perplexity", "text_round_trip_rate", "word_round_trip_rate",
     "tokenizer_round_trip_rate", "rfid", "lpips", "images_per_second",
 )  # fmt: skip
@@ -131,6 +132,13 @@ def evaluate_reconstruction(
         usage.update(codes)
         sample.update(batch, reconstructions, codes)
         sums: dict[str, tuple[Number, Number]] = {}
+        rows: dict[str, Tensor] = {}
+        if lqae is not None and not lqae.word_grid:
+            features = lqae.features(images)
+            told = lqae.predicted_features(lqae.encode_text(lqae.quantizer.embedding[codes]))
+            each["feature_cosine"] = F.cosine_similarity(told.float(), features)
+            rows = {"features": features.cpu(), "labels": batch.labels.cpu(), "indices": batch.indices.cpu()}
+            rows["codes"] = codes.cpu()
         if lqae is not None:
             each |= metrics.text_round_trips(lqae.language, lqae.vocabulary, codes)
             if mask_ratio is not None:
@@ -143,7 +151,7 @@ def evaluate_reconstruction(
                 sums["pseudo_perplexity"] = (words.log_probability, words.count)
                 sums["masked_word_accuracy"] = (words.correct, words.count)
         means = {name: (float(one.double().sum()), len(images)) for name, one in each.items()}
-        return Measured({**means, **sums})
+        return Measured({**means, **sums}, rows)
 
     started = time.perf_counter()
     found = evaluate(model, batches, measure, how)
@@ -152,15 +160,21 @@ def evaluate_reconstruction(
             one.gather()
     count = int(found.values["num_images"])
     values = {
-        **found.values, **usage.values, "words_per_image": model.grid**2, "mean_image_mse": mean_image.mse(),
+        **found.values, **usage.values, "words_per_image": model.num_words, "mean_image_mse": mean_image.mse(),
         "images_per_second": count / (time.perf_counter() - started),
     }  # fmt: skip
+    words = None if lqae is None else lqae.vocabulary.words
     notes = metrics.perceptual_notes(count, has_fid=frechet is not None, has_lpips=lpips is not None)
     if "ssim" not in values:
         side = metrics.SSIM_WINDOW
         notes.append(f"SSIM was not computed: it needs images of at least {side} x {side} pixels")
     if frechet is not None and (distance := frechet.compute()) is not None:
         values["rfid"] = distance
+    if found.rows and (found.rows["labels"] >= 0).any():
+        known = found.rows["labels"] >= 0
+        values["neighbor_accuracy"] = metrics.neighbor_accuracy(
+            found.rows["features"][known], found.rows["labels"][known]
+        )
     if predicts:
         values["pseudo_perplexity"] = metrics.pseudo_perplexity(values["pseudo_perplexity"])
     elif lqae is not None and num_folds:
@@ -168,7 +182,11 @@ def evaluate_reconstruction(
     return replace(
         found,
         values={name: values[name] for name in _VALUES if name in values},
-        examples=sample.result(None if lqae is None else lqae.vocabulary.words),
+        examples={
+            **sample.result(words),
+            "grid": model.word_grid,
+            "vocabulary": words,
+        },
         notes=tuple(notes),
     )
 

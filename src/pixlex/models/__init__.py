@@ -65,6 +65,14 @@ class ImageModel(nn.Module):
         return type(self)(self.config, *self._frozen)
 
     @property
+    def num_measured(self) -> int:
+        """Images that `measure` needs."""
+        return 64
+
+    def measure(self, images: Float[Tensor, "B 3 H W"]) -> None:
+        """Find the statistics that are measured on images, not trained: those of a whitened search."""
+
+    @property
     def text_identity(self) -> tuple[str, str] | None:
         """Name and fingerprint of what its words are those of; None where it has no words."""
         return (self._frozen[0].name, self._frozen[0].fingerprint) if self._frozen else None
@@ -99,6 +107,11 @@ class CodeModel(ImageModel):
     def num_words(self) -> int:
         """Codes of an image."""
         return self.grid**2
+
+    @property
+    def word_grid(self) -> int:
+        """Codes along one side of an image; 0 where they belong to no place."""
+        return self.grid
 
     def quantize(self, images: Float[Tensor, "B 3 H W"]) -> Quantized:
         """Return the nearest codeword of each patch; `images` holds pixels in [0, 1]."""

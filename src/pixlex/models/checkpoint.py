@@ -339,8 +339,8 @@ def _check_words(model: Model, described: Mapping[str, Any], folder: Path) -> No
         (name, found), trained = model.image_identity, described["teacher"]
         if found != trained["fingerprint"]:
             raise ValueError(
-                f"{folder} was trained with the features {trained['fingerprint'][:12]} of {trained['name']!r}, but "
-                f"{name!r} has {found[:12]}: words mean nothing by other features"
+                f"{folder} was trained with the features {trained['fingerprint'][:12]} of {trained['name']!r}, "
+                f"but {name!r} has {found[:12]}: words mean nothing by other features"
             )
     if model.has_codes and model.num_codewords != described["num_codewords"]:
         raise ValueError(
@@ -352,23 +352,20 @@ def _check_words(model: Model, described: Mapping[str, Any], folder: Path) -> No
 def untrained_copy(model: SomeModel, images: Float[Tensor, "B 3 H W"], seed: int = 0) -> SomeModel:
     """Return the same model with fresh weights, in evaluation mode, on its device: what training is compared with.
 
-    The language model is the same one. Where the search is whitened, its statistics are measured on the given
-    images: no weight learns by that, and without it an untrained encoder would write nearly the same word
-    everywhere, which makes a weaker opponent than need be.
+    The language model is the same one. Statistics of a whitened search and of norms, and the concepts of images,
+    are found on the given images: no weight learns by that, and without it an untrained encoder would write nearly
+    the same word everywhere, which makes a weaker opponent than need be.
 
     Args:
         model: Whose configuration is taken.
-        images: Some images, pixels in [0, 1].
+        images: `num_measured` images, pixels in [0, 1].
         seed: Of the weights.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         device = next(model.parameters()).device
         fresh: Any = model.untrained().requires_grad_(False).to(device)
-        if fresh.has_codes and fresh.vocabulary is not None and fresh.config.quantizer.search == "whitened":
-            moments = fresh.train().quantize(images.to(device)).moments
-            assert moments is not None
-            fresh.quantizer.whitening.update(moments)
+        fresh.eval().measure(images.to(device))
     untrained: SomeModel = fresh.eval()
     return untrained
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -20,11 +21,16 @@ from pixlex.nn.language_model import (
     load_language_words,
 )
 from pixlex.nn.transformer import ClassTokenEncoder, ImageEncoder, PixelDecoder, bridge, initializing
-from pixlex.nn.vision import ConvolutionalEncoder, PublishedEncoder
+from pixlex.nn.vision import ConvolutionalEncoder, PublishedEncoder, measure_statistics
 from pixlex.nn.vocabulary import Vocabulary, build_vocabulary
 
 if TYPE_CHECKING:
     from pixlex.config.lqae import LQAEConfig
+
+# Words of the vocabulary that a concept may have: tokenizers number frequent ones first.
+_CANDIDATES = 4096
+# Images whose features are computed at a time.
+_PART = 128
 
 
 class LQAE(CodeModel):
@@ -34,6 +40,7 @@ class LQAE(CodeModel):
         config: Shapes and switches.
         language: The frozen masked language model, or its words alone.
         vocabulary: The words that may be codewords.
+        teacher: The frozen vision model that `config.teacher` names.
         initialize: False where weights are read at once: the search computes nothing that they hold.
 
     Raises:
@@ -53,6 +60,7 @@ class LQAE(CodeModel):
         config: LQAEConfig,
         language: LanguageModel | LanguageWords,
         vocabulary: Vocabulary,
+        teacher: PublishedEncoder | None = None,
         *,
         initialize: bool = True,
     ) -> None:
@@ -64,7 +72,7 @@ class LQAE(CodeModel):
                 f"{language.name} reads at most {language.max_words}; use {remedy}"
             )
         self.vocabulary = vocabulary
-        self._frozen = (language, *([PublishedEncoder(config.teacher)] if config.teacher else []))
+        self._frozen = (language,) if teacher is None else (language, teacher)
         # Moves with the model, so that no step copies it to a GPU anew.
         self.register_buffer("_word_ids", vocabulary.word_ids, persistent=False)
         self.num_codewords = len(vocabulary)
@@ -74,7 +82,9 @@ class LQAE(CodeModel):
             if self.teacher is None:
                 self.encoder = words_encoder(config)
             features = config.encoder.width if self.teacher is None else self.teacher.width
-            self.quantizer: WordQuantizer | ConceptQuantizer = ConceptQuantizer(embedding, config.quantizer, features)
+            self.quantizer: WordQuantizer | ConceptQuantizer = ConceptQuantizer(
+                embedding, config.quantizer, features
+            )
             self.feature_head = nn.Linear(width, features)
         else:
             self.quantizer = WordQuantizer(embedding, config.quantizer, initialize=initialize)
@@ -91,12 +101,14 @@ class LQAE(CodeModel):
         load = load_language_model if initialize else load_language_words
         language = load(part.name, random_weights=part.random_weights, random_seed=part.random_seed)
         vocabulary = build_vocabulary(language, part.vocabulary)
+        teacher = PublishedEncoder(config.teacher) if config.teacher else None
         with initializing(initialize):
-            return cls(config, language, vocabulary, initialize=initialize)
+            return cls(config, language, vocabulary, teacher, initialize=initialize)
 
     def untrained(self) -> LQAE:
-        """Return the same network with weights drawn anew; what is not trained is shared."""
-        return LQAE(self.config, self._frozen[0], self.vocabulary)
+        """Return the same network with weights drawn anew, a teacher's too; the language model is shared."""
+        teacher = None if self.teacher is None else PublishedEncoder(self.teacher.name, random_weights=True)
+        return LQAE(self.config, self._frozen[0], self.vocabulary, teacher)
 
     @property
     def language(self) -> LanguageModel:
@@ -108,10 +120,20 @@ class LQAE(CodeModel):
         return language
 
     @property
+    def num_measured(self) -> int:
+        """Images that `measure` needs."""
+        return 8 * self.config.quantizer.num_concepts if self.config.words else super().num_measured
+
+    @property
     def num_words(self) -> int:
         """Words of an image."""
         words: int = self.config.num_words
         return words
+
+    @property
+    def word_grid(self) -> int:
+        """Words along one side of an image; 0 where they belong to no place."""
+        return 0 if self.config.words else self.grid
 
     @property
     def teacher(self) -> PublishedEncoder | None:
@@ -125,7 +147,7 @@ class LQAE(CodeModel):
 
     @torch.no_grad()
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Return the vector of each whole image, in float32: where words have places, the mean of the encoder's."""
+        """Return the vector of each whole image in float32; where words have places, the mean of the patches'."""
         return self.features(images) if self.config.words else super().embed(images)
 
     def features(
@@ -140,13 +162,29 @@ class LQAE(CodeModel):
         return vectors[:, 0].float()
 
     @torch.no_grad()
-    def fit_concepts(self, features: Float[Tensor, "M D"], num_candidates: int) -> None:
+    def measure(self, images: Float[Tensor, "B 3 H W"]) -> None:
+        """Find what no training finds: statistics of a whitened search, or of norms, concepts and their words.
+
+        Concepts of images that the model was not trained with: what an untrained model is given.
+        """
+        if not isinstance(self.quantizer, ConceptQuantizer):
+            if self.config.quantizer.search == "whitened":
+                moments = self.train().quantize(images).moments
+                assert moments is not None
+                self.eval().quantizer.whitening.update(moments)
+            return
+        if self.teacher is None:
+            measure_statistics(self.encoder, [partial(self.features, part) for part in images.split(_PART)])
+        self.fit_concepts(torch.cat([self.features(part) for part in images.split(_PART)]))
+
+    @torch.no_grad()
+    def fit_concepts(self, features: Float[Tensor, "M D"]) -> None:
         """Find the concepts of images by their features, and a word for each among the first of the vocabulary.
 
         Words are alike as the language model's embeddings of them are.
         """
         assert isinstance(self.quantizer, ConceptQuantizer)
-        count = max(num_candidates, self.config.quantizer.num_concepts)
+        count = max(_CANDIDATES, self.config.quantizer.num_concepts)
         self.quantizer.fit(features, self.quantizer.embedding[:count])
 
     def word_ids(self, codes: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
@@ -210,7 +248,9 @@ class LQAE(CodeModel):
 
     def predicted_features(self, language: LanguageOutput) -> Float[Tensor, "B D"]:
         """Return what the words, as the language model reads them, tell of the teacher's features."""
-        hidden = self._mixed(language.hidden_states) if self.config.decoder_input == "mixed" else language.last
+        hidden = (
+            self._mixed(language.hidden_states) if self.config.decoder_input == "mixed" else language.last
+        )
         features: Tensor = self.feature_head(hidden.mean(1))
         return features
 
@@ -235,7 +275,7 @@ class LQAE(CodeModel):
 
 
 def words_encoder(config: LQAEConfig) -> ConvolutionalEncoder | ClassTokenEncoder:
-    """Return the network that decides words without a place: one vector for the whole image, one for each patch."""
+    """Return the network that decides words without a place: a vector for the whole image."""
     tower, sizes = config.encoder, (config.image_size, config.patch_size)
     if tower.block == "convolutional":
         return ConvolutionalEncoder(tower.width, *sizes)

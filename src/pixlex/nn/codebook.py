@@ -248,7 +248,10 @@ class ConceptQuantizer(Codebook):
             nearest, concepts = self.nearest(z.unsqueeze(1), num_words)
             codes = self.rows[nearest[:, 0]]
             return Quantized(
-                self.embedding[codes], codes, z.unsqueeze(1).expand(-1, num_words, -1), concepts[nearest[:, 0]]
+                self.embedding[codes],
+                codes,
+                z.unsqueeze(1).expand(-1, num_words, -1),
+                concepts[nearest[:, 0]],
             )
 
     @torch.no_grad()
@@ -279,9 +282,9 @@ def assign_words(
 ) -> Int[Tensor, " C"]:
     """Return a row of the words for each concept, each once, so that like concepts have like words.
 
-    Both sides are brought into as many principal directions; then a rotation of the concepts and a matching (Jonker
-    and Volgenant 1987) are found in turn until nothing changes, from several signs of the directions. What is kept
-    has the highest correlation between the cosines of pairs of concepts and of pairs of their words.
+    Both sides are brought into as many principal directions; then a rotation of the concepts and a matching
+    (Jonker and Volgenant 1987) are found in turn until nothing changes, from several signs of the directions. What
+    is kept has the highest correlation between the cosines of pairs of concepts and of pairs of their words.
     """
     from scipy.optimize import linear_sum_assignment
 

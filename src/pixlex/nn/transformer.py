@@ -293,8 +293,8 @@ class PixelDecoder(nn.Module):
     """One vector per patch to an image, by a transformer and a transposed convolution with bias.
 
     A linear map bridges `input_dim`, the width of the vectors that come in, where the configuration has another.
-    Vectors without a place (`num_words` of them, 0 for one per patch) stand before patches that are their positions
-    alone (Yu et al. 2024, TiTok, section 3.2).
+    Vectors without a place (`num_words` of them, 0 for one per patch) stand before patches that are their
+    positions alone (Yu et al. 2024, TiTok, section 3.2).
     """
 
     def __init__(

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,9 +75,9 @@ def measure_statistics(network: nn.Module, passes: Iterable[Callable[[], object]
 class ConvolutionalEncoder(nn.Module):
     """Image to one vector for the whole and one per patch, by 3 x 3 convolutions with batch normalization.
 
-    The first one keeps the image's size; each stage halves it and doubles the channels, with a residual convolution.
-    So many stages that a vector stands for a patch; the vector of the whole is the mean of the others. On some
-    ten thousand small images it learns in minutes what a transformer takes hours for.
+    The first one keeps the image's size; each stage halves it and doubles the channels, with a residual
+    convolution. So many stages that a vector stands for a patch; the vector of the whole is the mean of the
+    others. On some ten thousand small images it learns in minutes what a transformer takes hours for.
 
     Raises:
         ValueError: a patch size that is no power of two, or a width that the stages do not divide.
@@ -94,7 +95,7 @@ class ConvolutionalEncoder(nn.Module):
         widths = [width >> shift for shift in range(stages, -1, -1)]
         self.first = _Convolution(3, widths[0], 1)
         self.stages = nn.ModuleList(
-            _Convolution(before, after, 2) for before, after in zip(widths, widths[1:], strict=False)
+            _Convolution(before, after, 2) for before, after in pairwise(widths)
         )
         self.residuals = nn.ModuleList(_Convolution(one, one, 1) for one in widths[1:])
 
@@ -135,9 +136,7 @@ class ContrastiveHead(nn.Module):
         self.expand, self.norm = nn.Linear(width, width), BatchNorm(width)
         self.contract = nn.Linear(width, output_dim)
 
-    def forward(
-        self, vectors: Float[Tensor, "V D"], all_mean: AllMean | None = None
-    ) -> Float[Tensor, "V O"]:
+    def forward(self, vectors: Float[Tensor, "V D"], all_mean: AllMean | None = None) -> Float[Tensor, "V O"]:
         """Return the vectors that are compared."""
         compared: Tensor = self.contract(F.relu(self.norm(self.expand(vectors), all_mean)))
         return compared
@@ -147,11 +146,12 @@ class PublishedEncoder(nn.Module):
     """A frozen vision model of transformers: image to one vector for the whole and one per patch.
 
     The vector of the whole is what the model itself has for it: its pooled output (CLIP, SigLIP), else its class
-    token (DINOv2, ViT, DeiT), else the mean of the patches; of a masked autoencoder the mean, nothing hidden. Images
-    are resized and normalized as its `preprocessor_config.json` says.
+    token (DINOv2, ViT, DeiT), else the mean of the patches; of a masked autoencoder the mean, nothing hidden.
+    Images are resized and normalized as its `preprocessor_config.json` says.
 
     Args:
         name: a directory, or a repository on the hub.
+        random_weights: drawn, as for an untrained model that another is compared with.
 
     Raises:
         ValueError: no such model, or none that reads images.
@@ -160,13 +160,14 @@ class PublishedEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, random_weights: bool = False) -> None:
         super().__init__()
-        from transformers import AutoModel
+        from transformers import AutoConfig, AutoModel
 
         self.name = name
         try:
-            whole = AutoModel.from_pretrained(name)
+            load = AutoModel.from_pretrained
+            whole = AutoModel.from_config(AutoConfig.from_pretrained(name)) if random_weights else load(name)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"no vision model {name!r}: {error!s:.300}") from error
         body = getattr(whole, "vision_model", whole)
@@ -207,7 +208,9 @@ class PublishedEncoder(nn.Module):
             given["interpolate_pos_encoding"] = True
         output = self.body(**given)
         vectors = output.last_hidden_state
-        before = vectors.shape[1] - math.isqrt(vectors.shape[1]) ** 2 if self.kind != "siglip_vision_model" else 0
+        before = (
+            vectors.shape[1] - math.isqrt(vectors.shape[1]) ** 2 if self.kind != "siglip_vision_model" else 0
+        )
         patches = vectors[:, before:]
         if self.kind in ("clip_vision_model", "siglip_vision_model"):
             first = output.pooler_output.unsqueeze(1)
@@ -227,7 +230,11 @@ def _preprocessing(name: str, config: Any) -> tuple[int, tuple[float, ...], tupl
     size = said.get("crop_size") if said.get("do_center_crop", True) else None
     size = size or said.get("size") or {}
     side = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
-    return int(side or config.image_size), tuple(said.get("image_mean", mean)), tuple(said.get("image_std", std))
+    return (
+        int(side or config.image_size),
+        tuple(said.get("image_mean", mean)),
+        tuple(said.get("image_std", std)),
+    )
 
 
 @dataclass(frozen=True)
@@ -290,7 +297,9 @@ def random_views(
         return values.view(-1, 1, 1, 1)
 
     brightness, contrast, saturation = (column(1 + _JITTER * (2 * one - 1)) for one in u[6:9])
-    colored = torch.lerp(torch.full_like(views, ground), views, brightness)  # of drawings the ground stays white
+    colored = torch.lerp(
+        torch.full_like(views, ground), views, brightness
+    )  # of drawings the ground stays white
     middle = colored.mean((1, 2, 3), keepdim=True) if ways.ground is None else torch.full_like(views, ground)
     colored = torch.lerp(middle, colored, contrast)
     to_yiq = torch.tensor(_TO_YIQ, device=images.device)

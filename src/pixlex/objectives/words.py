@@ -24,8 +24,8 @@ from pixlex.objectives.lqae import weighted_sum
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 
 TEACHER, WORDS = "teacher", "words"
-# Images whose features concepts are found by, at most, and words of the vocabulary that they may have.
-_IMAGES, _WORDS = 20_000, 4096
+# Images whose features concepts are found by, at most.
+_IMAGES = 20_000
 # Batches that statistics of norms are measured on.
 _BATCHES = 20
 
@@ -34,8 +34,8 @@ class WordsObjective(Objective):
     """Phase teacher: contrast of views (SimCLR); phase words: pixels and the teacher's features, from words alone.
 
     Between the two the model's concepts are found, from features of the training images. In the second phase the
-    teacher, concepts and words stay what they are: what learns is to read them. With a published teacher there is no
-    first phase. See `Objective` for the arguments.
+    teacher, concepts and words stay what they are: what learns is to read them. With a published teacher there is
+    no first phase. See `Objective` for the arguments.
     """
 
     model: LQAE
@@ -64,7 +64,9 @@ class WordsObjective(Objective):
             return contrast_views(batch.images, encode, self.config.teacher, processes, step)
         model, config, device = self.model, self.config, batch.images.device
         size, ratios = len(batch.images) * processes.size, (config.mask_ratio_min, config.mask_ratio_max)
-        mask = random_mask(size, model.num_words, *ratios, step.generator).chunk(processes.size)[processes.rank]
+        mask = random_mask(size, model.num_words, *ratios, step.generator).chunk(processes.size)[
+            processes.rank
+        ]
         with torch.no_grad():
             features = model.features(batch.images)
             quantized = model.quantizer(features, model.num_words)
@@ -94,7 +96,7 @@ class WordsObjective(Objective):
             rows.append(self.processes.gather_rows(self.model.features(batch.images)))
             if sum(map(len, rows)) >= _IMAGES or distributed.anywhere(bool(batch.epochs.min() > 0)):
                 break
-        self.model.fit_concepts(torch.cat(rows), _WORDS)
+        self.model.fit_concepts(torch.cat(rows))
 
     @torch.no_grad()
     def after_step(self, step: Step, loss: LossTerms) -> Mapping[str, Tensor | float]:

@@ -113,21 +113,22 @@ def reconstruction_grid(
 
     Args:
         originals, reconstructions: Square images with pixels in [0, 1]; values outside are clipped.
-        words: grid x grid words for each image, rows of the grid first; None leaves the column out.
-        grid: Words along one side of the image.
+        words: Of each image, grid x grid, rows of the grid first; None leaves the column out.
+        grid: Words along one side of the image; 0 where they belong to no place.
     """
     if len(originals) == 0:
         raise ValueError("no image to draw")
     size = originals.shape[-1]
     assert originals.shape == reconstructions.shape
     assert originals.shape[-2] == size
-    assert size % grid == 0
-    cell = _SMALLEST_CELL if grid <= 8 else _SMALLEST_CELL_OF_MANY
-    scale = math.ceil((_SMALLEST_PANEL if words is None or grid == 1 else cell * grid) / size)
+    side = panel_side(len(words[0]), grid) if words is not None else grid
+    cell = _SMALLEST_CELL if side <= 8 else _SMALLEST_CELL_OF_MANY
+    scale = math.ceil((_SMALLEST_PANEL if words is None or side == 1 else cell * side) / size)
     columns = {"original": [enlarged(image, scale) for image in originals]}
     if words is not None:
-        columns["words, each on its patch's mean color"] = [
-            word_panel(said, patch_colors(image, grid), scale * size)
+        title = "words, each on its patch's mean color" if grid else "words, the nearest first"
+        columns[title] = [
+            word_panel(said, word_colors(image, len(said), grid), scale * size)
             for said, image in zip(words, originals, strict=True)
         ]
     columns["reconstruction"] = [enlarged(image, scale) for image in reconstructions]
@@ -342,6 +343,16 @@ def patch_colors(image: Float[Tensor, "3 H W"], grid: int) -> list[Color]:
     return [(red, green, blue) for red, green, blue in rows]
 
 
+def word_colors(image: Float[Tensor, "3 H W"], count: int, grid: int) -> list[Color]:
+    """Return the background of each word: its patch's mean color, white where words belong to no place."""
+    return patch_colors(image, grid) if grid else [(255, 255, 255)] * count
+
+
+def panel_side(count: int, grid: int) -> int:
+    """Return how many words stand side by side."""
+    return grid or math.ceil(count**0.5)
+
+
 def ink_on(color: Color) -> Color:
     """Return black or white, whichever has more contrast on a color (WCAG 2 relative luminance)."""
     channels = (channel / 255 for channel in color)  # whose gamma is undone
@@ -352,8 +363,8 @@ def ink_on(color: Color) -> Color:
 
 
 def word_panel(words: Sequence[str], colors: Sequence[Color], side: int) -> Image.Image:
-    """Return a square picture, so many pixels wide, of grid x grid words, each in its cell on its color."""
-    grid = math.isqrt(len(words))
+    """Return a square picture, so many pixels wide, of words, each in its cell on its color."""
+    grid = panel_side(len(words), 0)
     cell = side // grid
     panel = Sheet(side, side)
     for place, (word, color) in enumerate(zip(words, colors, strict=True)):

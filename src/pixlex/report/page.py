@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +21,17 @@ from torch import Tensor
 from pixlex.eval.evaluate import metric_of
 from pixlex.files import write_text
 from pixlex.messages import printable
-from pixlex.report.figures import BREAK, Captioned, Color, fitted, ink_on, line_width, patch_colors, to_bytes
+from pixlex.report.figures import (
+    BREAK,
+    Captioned,
+    Color,
+    fitted,
+    ink_on,
+    line_width,
+    panel_side,
+    to_bytes,
+    word_colors,
+)
 
 # Larger pictures look better interpolated.
 _SHOWN_AS_PIXELS = 128
@@ -145,12 +154,13 @@ def _examples(examples: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     pairs = zip(examples["originals"], examples["reconstructions"], strict=True)
     for row, (original, reconstruction) in enumerate(pairs):
         words = examples["words"][row] if examples.get("words") else ()
-        grid = math.isqrt(len(words))
-        colors = patch_colors(original, grid) if words else []
-        cells = [_cell(word, color, _MAP // grid) for word, color in zip(words, colors, strict=True)]
+        side = panel_side(len(words), examples.get("grid", 0))
+        colors = word_colors(original, len(words), examples.get("grid", 0))
+        cells = [_cell(word, color, _MAP // side) for word, color in zip(words, colors, strict=True)]
         yield {
             "original": original, "reconstruction": reconstruction, "key": examples["keys"][row],
-            "words": " ".join(words), "grid": grid, "cells": cells,
+            "words": " ".join(words), "grid": side, "cells": cells,
+            "placed": bool(examples.get("grid")),
         }  # fmt: skip
 
 

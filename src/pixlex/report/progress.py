@@ -39,6 +39,11 @@ _FRAME = (214, 60, 40)
 # Headings of pictures.
 REBUILT = "Original, what was visible of it, rebuilt with its caption, rebuilt with the next one's"
 CODEWORDS = "Codewords, each with patches that it stands for"
+FEATURES = "Images where the teacher sees them: neighbors are alike to it (t-SNE)"
+WORDS = "The words that are used most, each with images that have it"
+# Of the picture of features: images, their side and the picture's in pixels; with fewer there is none.
+_SHOWN, _THUMBNAIL, _MAP = 500, 40, 1400
+_NEIGHBORS = 50
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ class Evaluated:
 
 def show_codes(one: Evaluated, result: Evaluation) -> dict[str, Any]:
     """Show images, words or codes, reconstructions."""
-    examples, grid = result.examples, one.run.model.grid
+    examples, model = result.examples, one.run.model
+    grid = examples["grid"]
     shown = examples["originals"], examples["reconstructions"], examples["words"], grid
     drawn(one.path("reconstruction"), lambda path: reconstruction_grid(*shown, path))
     name = "VQ-VAE"
@@ -77,8 +83,30 @@ def show_codes(one: Evaluated, result: Evaluation) -> dict[str, Any]:
             f"Each image was written as {grid} x {grid} words of a language model's vocabulary, and rebuilt from "
             "the words alone. The words are a code: they need not describe what is on the image."
         )
-    notes = [*result.notes, *unreadable(result.skipped)]
-    return _page(one.title(name), introduction, notes, examples=examples)
+        if not grid:
+            introduction = (
+                f"Each image was written as {model.words} words of a language model's vocabulary, those of the "
+                f"nearest of {model.quantizer.num_concepts} clusters of images, and rebuilt from the words alone. "
+                "Images that look alike share words; which word a cluster has says nothing of what is on it."
+            )
+    page = _page(
+        one.title(name), introduction, [*result.notes, *unreadable(result.skipped)], examples=examples
+    )
+    if "features" in result.rows and len(result.rows["features"]) > _NEIGHBORS:
+        path = one.path("features")
+        page["pictures"][FEATURES] = drawn(
+            path, lambda path: feature_map(one.source, result.rows, model, path)
+        )
+        path = one.path("words")
+        indices, codes = result.rows["indices"], result.rows["codes"]
+        page["pictures"][WORDS] = drawn(
+            path,
+            lambda path: codeword_gallery(
+                one.source, indices, codes, path, image_size=model.image_size, resize_mode=model.resize_mode,
+                names=result.examples["vocabulary"],
+            ),
+        )  # fmt: skip
+    return page
 
 
 def show_patches(one: Evaluated, result: Evaluation) -> dict[str, Any]:
@@ -190,6 +218,27 @@ def _said(one: Answered, items: Records) -> tuple[str, ...]:
     return (items.texts[one.item][0], f"model: {', '.join(ranked[:3])}{mark}", f"people: {given}")
 
 
+def feature_map(images: ImageSource, rows: Mapping[str, Any], model: Any, path: Path) -> Path:
+    """Write a PNG of images, each where t-SNE (van der Maaten and Hinton 2008) puts its features.
+
+    Args:
+        rows: `features` of images, and their `indices` in the source.
+        model: the configuration that they were read with.
+    """
+    from sklearn.manifold import TSNE
+
+    some = np.linspace(0, len(rows["indices"]) - 1, min(_SHOWN, len(rows["indices"]))).astype(int)
+    places = TSNE(metric="cosine", random_state=0).fit_transform(rows["features"][some].numpy())
+    places = (places - places.min(0)) / (places.max(0) - places.min(0)) * (_MAP - _THUMBNAIL)
+    indices = rows["indices"][some].tolist()
+    sheet = Sheet(_MAP, _MAP)
+    where = dict(zip(indices, places.astype(int).tolist(), strict=True))
+    for positions, found in read_pixels(images, indices, _THUMBNAIL, "images", model.resize_mode):
+        for position, image in zip(positions, found, strict=True):
+            sheet.image.paste(enlarged(image, 1), tuple(where[position]))
+    return sheet.save(path)
+
+
 def codeword_gallery(
     images: ImageSource,
     indices: Int[Tensor, " I"],
@@ -200,20 +249,33 @@ def codeword_gallery(
     resize_mode: ResizeMode = "center",
     num_codewords: int = 12,
     seed: int = 0,
+    names: Sequence[str] | None = None,
 ) -> Path:
     """Write a PNG with a row for each of some codewords: patches of as many images as possible that have it.
 
-    As figure 3 of CB-ViLA. A patch is shown with its surroundings, framed.
+    As figure 3 of CB-ViLA. A patch is shown with its surroundings, framed. Of words that belong to no place there
+    are those that are used most, and whole images, those first to which the word is nearest.
 
     Args:
         indices: Where the images lie in their source.
-        codes: Of each image, rows of its square grid first.
+        codes: Of each image, rows of its square grid first, or the nearest first.
         image_size, resize_mode: How they were encoded.
         seed: Of the draw of codewords and patches.
+        names: The word of each code, where words belong to no place.
     """
     chosen = choose_codewords(codes, num_codewords, seed)
+    if names is not None:
+        chosen = (
+            torch.bincount(codes.flatten()).topk(min(num_codewords, len(codes.unique()))).indices.tolist()
+        )
     counts = torch.bincount(codes.flatten())
     places = {code: _spread_out((codes == code).nonzero(), seed) for code in chosen}
+    if names is not None:
+        found = ((codes == code).nonzero() for code in chosen)
+        places = {
+            code: [(int(row), 0) for row, _ in some[some[:, 1].argsort(stable=True)][:_PATCHES]]
+            for code, some in zip(chosen, found, strict=True)
+        }
     wanted = sorted({int(indices[row]) for several in places.values() for row, _ in several})
     pixels: dict[int, Float[Tensor, "3 H W"]] = {}
     for positions, found in read_pixels(images, wanted, image_size, "patches", resize_mode):
@@ -224,11 +286,13 @@ def codeword_gallery(
         top = _PATCH_GAP + line * step
         frequency = float(counts[code]) / codes.numel()
         label = f"codeword {code}\n{int(counts[code])} patches\n{frequency:.2%}"
+        if names is not None:
+            label = f"{names[code]}\n{int(counts[code])} images\n{int(counts[code]) / len(codes):.1%}"
         sheet.text(_PATCH_GAP, top + 8, label, 13, spacing=3)
         for column, (row, patch) in enumerate(places[code]):
             image = pixels.get(int(indices[row]))
             if image is not None:
-                framed = _framed(image, patch, math.isqrt(codes.shape[1]))
+                framed = _framed(image, patch, 1 if names is not None else math.isqrt(codes.shape[1]))
                 sheet.image.paste(framed, (_PATCH_GAP + _CODEWORD + column * step, top))
     return sheet.save(path)
 
