@@ -33,6 +33,7 @@ from pixlex.config.lqae import (
     FrozenConfig,
     LanguageConfig,
     LQAEConfig,
+    LQAEEncoderConfig,
     MAEConfig,
     QuantizerConfig,
     VisionConfig,
@@ -94,6 +95,20 @@ def tiny_lqae_config(folder: Path, *, search: str = "whitened") -> LQAEConfig:
         language=LanguageConfig(name=str(folder)),
         quantizer=QuantizerConfig(search=search, search_dim=4),  # type: ignore[arg-type]
     )
+
+
+def tiny_words_config(folder: Path, **changes: Any) -> LQAEConfig:
+    """Return an LQAE of the same sizes with 4 words for the whole image, of 6 concepts, and convolutions."""
+    values: dict[str, Any] = {
+        **SIZES,
+        "encoder": LQAEEncoderConfig(block="convolutional", width=16),
+        "decoder": SIDES["decoder"],
+        "language": LanguageConfig(name=str(folder)),
+        "quantizer": QuantizerConfig(search="concepts", search_dim=4, num_concepts=6),
+        "decoder_input": "mixed",
+        "words": 4,
+    }
+    return LQAEConfig(**(values | changes))
 
 
 def tiny_vqvae_config() -> VQVAEConfig:

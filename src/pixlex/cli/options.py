@@ -30,8 +30,11 @@ from typing import (
 from pixlex.messages import nearest, printable, quoted
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pixlex.batch import Skipped
     from pixlex.config.cbvila import CBViLAObjectiveConfig
+    from pixlex.data.sources import ImageSource
     from pixlex.models.cbvila import CBViLA
 
 _Run = TypeVar("_Run")
@@ -404,7 +407,7 @@ def batches_of(rows: Any, config: Any, batch_size: int, limit: int | None) -> It
 
 
 def first_images(model: Any, source: ImageSource) -> Tensor:
-    """Return the images that statistics of the model without training are measured on, the same in every process."""
+    """Return the images that an untrained model's statistics are measured on, the same in every process."""
     from pixlex.data.loader import Images, Loader, LoaderConfig
 
     config, count = model.config, model.num_measured

@@ -309,15 +309,6 @@ class LQAERun(Config):
     train: TrainConfig = part(TrainConfig, "The training.")
     eval: EvalConfig = part(EvalConfig, "The measures.")
 
-    def _check(self) -> None:
-        own, teacher = bool(self.model.words and not self.model.teacher), self.objective.teacher
-        self._require(
-            "objective",
-            0 < teacher.steps < self.train.steps if own else not teacher.steps,
-            f"must have teacher.steps in (0, {self.train.steps}) where a teacher of its own decides the words, "
-            f"and 0 otherwise, got {teacher.steps}",
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class VQVAERun(Config):

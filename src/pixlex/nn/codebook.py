@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from pixlex.messages import not_installed
 from pixlex.nn.nearest import Metric, PreparedCodebook, nearest_codewords
 from pixlex.nn.transformer import send, take_rows
 
@@ -261,10 +262,17 @@ class ConceptQuantizer(Codebook):
         Args:
             features: The teacher's, of many images.
             words: A vector for each word that may be given to a concept, the first rows of the vocabulary.
-        """
-        from sklearn.cluster import KMeans
 
+        Raises:
+            ValueError: Fewer images than concepts.
+        """
         rows, count = features.detach().cpu().double(), len(self.concepts)
+        if len(rows) < count:
+            raise ValueError(f"expected {count} images or more to find {count} concepts, got {len(rows)}")
+        try:
+            from sklearn.cluster import KMeans
+        except ImportError as error:
+            raise not_installed("model.words", "scikit-learn", "eval") from error
         center = rows.mean(0)
         variances, directions = torch.linalg.eigh((rows - center).T @ (rows - center) / len(rows))
         leading = torch.arange(len(variances) - 1, len(variances) - 1 - self.directions.shape[1], -1)
@@ -310,10 +318,11 @@ def assign_words(
 
 
 def _principal(rows: Float[Tensor, "N D"], size: int) -> np.ndarray:
-    """Return rows in their leading principal directions, at length 1."""
+    """Return rows in their leading principal directions, each skewed to the right, at length 1."""
     centered = rows.double() - rows.double().mean(0)
     left, scales, _ = torch.linalg.svd(centered, full_matrices=False)
-    return F.normalize(left[:, :size] * scales[:size].sqrt(), dim=1).numpy()
+    left = left[:, :size] * left[:, :size].pow(3).sum(0).sign()
+    return F.normalize(left * scales[:size].sqrt(), dim=1).numpy()
 
 
 class LearnedCodebook(Codebook):

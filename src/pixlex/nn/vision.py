@@ -41,7 +41,9 @@ class BatchNorm(nn.Module):
 
     def forward(self, maps: Float[Tensor, "B C *side"], all_mean: AllMean | None = None) -> Tensor:
         """Return channels of mean 0 and variance 1, scaled and shifted; `all_mean`: over processes, None alone."""
-        if self.training and all_mean is None:  # torch's own: fewer passes over the maps
+        if (
+            self.training and all_mean is None and self.found is None
+        ):  # torch's own: fewer passes over the maps
             return F.batch_norm(maps, None, None, self.weight, self.bias, training=True)
         mean, variance = self.mean, self.variance
         if self.training or self.found is not None:
@@ -94,9 +96,7 @@ class ConvolutionalEncoder(nn.Module):
         self.image_size, self.patch_size = image_size, patch_size
         widths = [width >> shift for shift in range(stages, -1, -1)]
         self.first = _Convolution(3, widths[0], 1)
-        self.stages = nn.ModuleList(
-            _Convolution(before, after, 2) for before, after in pairwise(widths)
-        )
+        self.stages = nn.ModuleList(_Convolution(before, after, 2) for before, after in pairwise(widths))
         self.residuals = nn.ModuleList(_Convolution(one, one, 1) for one in widths[1:])
 
     def forward(

@@ -36,6 +36,9 @@ class WordsObjective(Objective):
     Between the two the model's concepts are found, from features of the training images. In the second phase the
     teacher, concepts and words stay what they are: what learns is to read them. With a published teacher there is
     no first phase. See `Objective` for the arguments.
+
+    Raises:
+        ValueError: steps of the first phase that do not fit the run, or the teacher.
     """
 
     model: LQAE
@@ -43,7 +46,14 @@ class WordsObjective(Objective):
 
     def __init__(self, model: LQAE, config: LQAEObjectiveConfig, steps: int) -> None:
         super().__init__(model, config, steps)
-        first = config.teacher.steps
+        first, own = config.teacher.steps, model.teacher is None
+        if not (0 < first < steps if own else first == 0):
+            expected = (
+                f"in (0, {steps}), the steps of the run"
+                if own
+                else f"0 with the teacher {model.config.teacher}"
+            )
+            raise ValueError(f"objective.teacher.steps must be {expected}, got {first}")
         reads = ("model.decoder.", "model.feature_head.", "model.layer_weights")
         self.phases = (Phase(WORDS, steps, reads, first, None),)
         if first:
