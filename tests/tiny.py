@@ -33,7 +33,6 @@ from pixlex.config.lqae import (
     FrozenConfig,
     LanguageConfig,
     LQAEConfig,
-    LQAEEncoderConfig,
     MAEConfig,
     QuantizerConfig,
     VisionConfig,
@@ -101,7 +100,7 @@ def tiny_words_config(folder: Path, **changes: Any) -> LQAEConfig:
     """Return an LQAE of the same sizes with 4 words for the whole image, of 6 concepts, and convolutions."""
     values: dict[str, Any] = {
         **SIZES,
-        "encoder": LQAEEncoderConfig(block="convolutional", width=16),
+        "encoder": VisionConfig(block="convolutional", width=16),
         "decoder": SIDES["decoder"],
         "language": LanguageConfig(name=str(folder)),
         "quantizer": QuantizerConfig(search="concepts", search_dim=4, num_concepts=6),

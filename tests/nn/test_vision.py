@@ -16,6 +16,7 @@ from pixlex.nn.vision import (
     ContrastiveHead,
     ConvolutionalEncoder,
     PublishedEncoder,
+    alone,
     measure_statistics,
     random_views,
 )
@@ -45,13 +46,13 @@ def test_norm_is_that_of_torch() -> None:
     """In training by the batch, and remembering nothing; then by what was measured."""
     maps = 3 * torch.randn(5, 4, 6, 6) + 2
     ours, theirs = BatchNorm(4), nn.BatchNorm2d(4, momentum=None)
-    for all_mean in (None, lambda tensor: tensor):
-        assert torch.allclose(ours(maps, all_mean), theirs(maps), atol=1e-5)
+    for over in (alone, lambda tensor: tensor):
+        assert torch.allclose(ours(maps, over), theirs(maps), atol=1e-5)
     assert torch.equal(ours.mean, torch.zeros(4))
-    measure_statistics(ours, [lambda part=part: ours(part) for part in maps.split(1)])
+    measure_statistics(ours, [lambda part=part: ours(part, alone) for part in maps.split(1)])
     assert torch.allclose(ours.mean, maps.mean((0, 2, 3)), atol=1e-5)
     assert torch.allclose(ours.variance, maps.var((0, 2, 3), unbiased=False), rtol=1e-4)
-    normed = ours.eval()(maps)
+    normed = ours(maps)
     assert torch.allclose(normed.mean((0, 2, 3)), torch.zeros(4), atol=1e-4)
     assert torch.allclose(ours(maps[:1]), normed[:1], atol=1e-6)  # alone as among others
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from tests.nn.test_vision import published
-from tests.tiny import tiny_words_config
+from tests.tiny import TOWER, tiny_words_config
 
 from pixlex import api
 from pixlex.batch import ImageBatch
-from pixlex.config.lqae import LQAEEncoderConfig, LQAEObjectiveConfig, QuantizerConfig, TeacherConfig
+from pixlex.config.lqae import LQAEObjectiveConfig, QuantizerConfig, TeacherConfig, VisionConfig
 from pixlex.losses import feature_loss, image_contrastive_loss, relation_loss
 from pixlex.models.checkpoint import fingerprint, load_any, save, untrained_copy
 from pixlex.models.lqae import LQAE
@@ -189,9 +189,12 @@ def test_published_teacher_is_named_and_not_stored(language: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"words": 0}, "words must be above 0 with quantizer.search=concepts"),
+        (
+            {"words": 0, "encoder": VisionConfig(**TOWER)},
+            "words must be above 0 with quantizer.search=concepts",
+        ),
         ({"words": 7}, "words must be at most the 6 concepts, got 7"),
-        ({"encoder": LQAEEncoderConfig(block="official")}, "must not be official with model.words"),
+        ({"encoder": VisionConfig(block="official")}, "must not be official or pretrained with model.words"),
     ],
 )
 def test_settings_that_contradict_each_other(

@@ -20,18 +20,20 @@ import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
-from tests.tiny import IMAGE_SIZE, english_words, tiny_cbvila, tiny_lqae, tiny_vqvae
+from tests.tiny import IMAGE_SIZE, english_words, tiny_cbvila, tiny_lqae, tiny_vqvae, tiny_words_config
 
 from pixlex.config.cbvila import CBViLADataConfig, CBViLAObjectiveConfig
 from pixlex.config.fields import DataConfig, TrainConfig
-from pixlex.config.lqae import LQAEObjectiveConfig, VQVAEObjectiveConfig
+from pixlex.config.lqae import LQAEObjectiveConfig, TeacherConfig, VQVAEObjectiveConfig
 from pixlex.data.captions import open_pairs
 from pixlex.data.images import open_source
 from pixlex.data.loader import Images, Loader, LoaderConfig
 from pixlex.data.records import Pairs
+from pixlex.models.lqae import LQAE
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
 from pixlex.objectives.phase import Objective
+from pixlex.objectives.words import WordsObjective
 from pixlex.train import loop
 from pixlex.train.loop import fit
 
@@ -77,6 +79,13 @@ def _pairs(estimator: str = "straight_through", **stages: Any) -> Callable[[Path
     return build
 
 
+def _words(language: Path, steps: int) -> Objective:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LQAE.build(tiny_words_config(language))
+        return WordsObjective(model, LQAEObjectiveConfig(teacher=TeacherConfig(steps=5)), steps)
+
+
 # LQAE with all its terms, VQ-VAE with restarts, CB-ViLA in all its phases.
 FAMILIES: dict[str, Callable[[Path, int], Objective]] = {
     "lqae": lambda language, steps: LQAEObjective(
@@ -86,6 +95,7 @@ FAMILIES: dict[str, Callable[[Path, int], Objective]] = {
         ),
         steps,
     ),
+    "words": _words,
     "vqvae": lambda language, steps: VQVAEObjective(
         tiny_vqvae(), VQVAEObjectiveConfig(restart_after=2), steps
     ),

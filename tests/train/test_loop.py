@@ -27,6 +27,8 @@ from pixlex.train.loop import LossNotFinite, fit
     [
         ("lqae", "fp32", (5,)),
         ("vqvae", "bf16", (5,)),
+        # Stopped between teacher and words, and behind that.
+        ("words", "fp32", (5, 3)),
         pytest.param("cbvila, averages", "fp32", (5,), marks=pytest.mark.campaign),
         # Stopped after steps 1 (behind k-means), 5 and 8: burn-in and both turns.
         ("cbvila, in turn", "fp32", (1, 4, 3)),

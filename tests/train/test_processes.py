@@ -38,6 +38,7 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "in turn": ("cbvila, in turn", {}),
     "averages": ("cbvila, averages", {}),
     "gumbel": ("cbvila, gumbel", {}),
+    "words": ("words", {}),
     "lqae, sharded": ("lqae", SHARDED),
     "vqvae, sharded, recomputed": ("vqvae", {**SHARDED, "checkpoint_activations": True}),
     "cbvila, sharded": ("cbvila, codebook first", SHARDED),

@@ -27,10 +27,11 @@ from pixlex.config.fields import (
 class VisionConfig(VisionTowerConfig):
     """A vision transformer without class token."""
 
-    block: Literal["standard", "official"] = describe(
+    block: Literal["standard", "official", "convolutional"] = describe(
         "standard",
         "standard: pre-norm ViT block; official: gated feed-forward with a depthwise 3x3 convolution and "
-        "NormFormer norms, as in the released LQAE code.",
+        "NormFormer norms, as in the released LQAE code; convolutional, of LQAE's encoder with model.words alone: "
+        "a small convolutional network, which learns in minutes on a CPU (of the sizes width alone counts).",
     )
     pretrained: str = describe(
         "",
@@ -54,7 +55,8 @@ class VisionConfig(VisionTowerConfig):
             self.block == "standard" or not (self.pretrained or self.class_token or self.gelu == "tanh"),
             "must be standard with pretrained, class_token or gelu=tanh",
         )
-        super()._check()
+        if self.block != "convolutional":
+            super()._check()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,31 +122,15 @@ class AutoencoderConfig(GridConfig):
             not (decoder.pretrained or decoder.class_token or decoder.pixels != "none"),
             "must have no pretrained, class_token and pixels, which are an encoder's",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LQAEEncoderConfig(VisionConfig):
-    """The image encoder of LQAE."""
-
-    block: Literal["standard", "official", "convolutional"] = describe(  # type: ignore[assignment]
-        "standard",
-        "standard: pre-norm ViT block; official: gated feed-forward with a depthwise 3x3 convolution and "
-        "NormFormer norms, as in the released LQAE code; convolutional, with model.words alone: a small "
-        "convolutional network, which learns in minutes on a CPU (of the sizes width alone counts).",
-    )
-
-    def _check(self) -> None:
-        if self.block != "convolutional":
-            super()._check()
-        elif self.pretrained or self.class_token:
-            self._require("block", False, "must be standard with pretrained and class_token")
+        if not getattr(self, "words", 0):
+            self._require("encoder", self.encoder.block != "convolutional", "must not be convolutional")
+        self._require("decoder", decoder.block != "convolutional", "must not be convolutional")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LQAEConfig(AutoencoderConfig):
     """The language quantized autoencoder."""
 
-    encoder: LQAEEncoderConfig = part(LQAEEncoderConfig, "The image encoder.")
     language: LanguageConfig = part(LanguageConfig, "The frozen language model.")
     quantizer: QuantizerConfig = part(QuantizerConfig, "The search for words.")
     decoder_input: Literal["hidden", "mixed", "predicted"] = describe(
@@ -184,11 +170,12 @@ class LQAEConfig(AutoencoderConfig):
             f"must be at most the {self.quantizer.num_concepts} concepts",
         )
         self._require("teacher", not self.teacher or concepts, "must be empty without model.words")
-        block = self.encoder.block
+        own = self.encoder
         self._require(
-            "encoder", concepts or block != "convolutional", "must not be convolutional without model.words"
+            "encoder",
+            not concepts or not (own.block == "official" or own.pretrained),
+            "must not be official or pretrained with model.words: model.teacher names a published one",
         )
-        self._require("encoder", not concepts or block != "official", "must not be official with model.words")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,6 +385,10 @@ class FrozenConfig(GridConfig):
     encoder: VisionConfig = part(VisionConfig, "The image encoder; the paper's is an NF-ResNet-50.")
     num_prefix_tokens: int = describe(2, "Embeddings that an image becomes; the paper's 2.", POSITIVE)
     language: CausalLanguageConfig = part(CausalLanguageConfig, "The frozen language model.")
+
+    def _check(self) -> None:
+        super()._check()
+        self._require("encoder", self.encoder.block != "convolutional", "must not be convolutional")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from pixlex.nn.language_model import (
     load_language_words,
 )
 from pixlex.nn.transformer import ClassTokenEncoder, ImageEncoder, PixelDecoder, bridge, initializing
-from pixlex.nn.vision import ConvolutionalEncoder, PublishedEncoder, measure_statistics
+from pixlex.nn.vision import ConvolutionalEncoder, PublishedEncoder, alone, measure_statistics
 from pixlex.nn.vocabulary import Vocabulary, build_vocabulary
 
 if TYPE_CHECKING:
@@ -150,15 +150,17 @@ class LQAE(CodeModel):
         """Return the vector of each whole image in float32; where words have places, the mean of the patches'."""
         return self.features(images) if self.config.words else super().embed(images)
 
-    def features(
-        self, images: Float[Tensor, "B 3 H W"], all_mean: AllMean | None = None
-    ) -> Float[Tensor, "B D"]:
+    def features(self, images: Float[Tensor, "B 3 H W"], over: AllMean | None = None) -> Float[Tensor, "B D"]:
         """Return what the teacher makes of whole images, in float32; for words without a place.
 
-        `all_mean`: the mean over the processes that train it.
+        `over`: see `BatchNorm`; None but in training it.
         """
         encoder: Any = self.encoder if self.teacher is None else self.teacher
-        vectors: Tensor = encoder(images) if all_mean is None else encoder(images, all_mean)
+        vectors: Tensor
+        if over is not None and isinstance(encoder, ConvolutionalEncoder):
+            vectors = encoder(images, over)
+        else:
+            vectors = encoder(images)
         return vectors[:, 0].float()
 
     @torch.no_grad()
@@ -174,7 +176,8 @@ class LQAE(CodeModel):
                 self.eval().quantizer.whitening.update(moments)
             return
         if self.teacher is None:
-            measure_statistics(self.encoder, [partial(self.features, part) for part in images.split(_PART)])
+            parts = [partial(self.features, part, alone) for part in images.split(_PART)]
+            measure_statistics(self.encoder, parts)
         self.fit_concepts(torch.cat([self.features(part) for part in images.split(_PART)]))
 
     @torch.no_grad()

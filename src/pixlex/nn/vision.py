@@ -22,11 +22,16 @@ from pixlex.nn.transformer import PIXELS, check_images, send
 ViewKind = Literal["photographs", "drawings"]
 
 
+def alone(tensor: Tensor) -> Tensor:
+    """Return the mean over processes where there is one."""
+    return tensor
+
+
 class BatchNorm(nn.Module):
     """Batch normalization (Ioffe and Szegedy 2015) whose statistics are measured, not gathered along the way.
 
-    In training those of the batch count, and nothing is remembered; in evaluation those that `measure_statistics`
-    found once the weights stand still (Wu and Johnson 2021, section 3, PreciseBN).
+    In training those of the batch count, and nothing is remembered; else those that `measure_statistics` found
+    once the weights stand still (Wu and Johnson 2021, section 3, PreciseBN).
     """
 
     mean: Tensor
@@ -39,17 +44,20 @@ class BatchNorm(nn.Module):
         self.register_buffer("variance", torch.ones(width))
         self.found: list[Tensor] | None = None
 
-    def forward(self, maps: Float[Tensor, "B C *side"], all_mean: AllMean | None = None) -> Tensor:
-        """Return channels of mean 0 and variance 1, scaled and shifted; `all_mean`: over processes, None alone."""
-        if (
-            self.training and all_mean is None and self.found is None
-        ):  # torch's own: fewer passes over the maps
+    def forward(self, maps: Float[Tensor, "B C *side"], over: AllMean | None = None) -> Tensor:
+        """Return channels of mean 0 and variance 1, scaled and shifted.
+
+        Args:
+            maps: Some channels of images.
+            over: With the statistics of the batch: their mean over processes (`alone` where there is one); None
+                with those that were measured.
+        """
+        if over is alone and self.found is None:  # torch's own: fewer passes over the maps
             return F.batch_norm(maps, None, None, self.weight, self.bias, training=True)
         mean, variance = self.mean, self.variance
-        if self.training or self.found is not None:
+        if over is not None:
             others = [axis for axis in range(maps.ndim) if axis != 1]
-            moments = torch.stack([maps.mean(others), maps.square().mean(others)])
-            moments = moments if all_mean is None else all_mean(moments)
+            moments = over(torch.stack([maps.mean(others), maps.square().mean(others)]))
             mean, variance = moments[0], (moments[1] - moments[0].square()).clamp_min(0)
             if self.found is not None:
                 self.found.append(moments.detach())
@@ -67,7 +75,8 @@ def measure_statistics(network: nn.Module, passes: Iterable[Callable[[], object]
     for compute in passes:
         compute()
     for norm in norms:
-        assert norm.found
+        if not norm.found:
+            raise ValueError("expected some images to measure the statistics of norms on, got none")
         mean, square = torch.stack(norm.found).mean(0)
         norm.mean.copy_(mean)
         norm.variance.copy_((square - mean.square()).clamp_min(0))
@@ -100,19 +109,18 @@ class ConvolutionalEncoder(nn.Module):
         self.residuals = nn.ModuleList(_Convolution(one, one, 1) for one in widths[1:])
 
     def forward(
-        self, images: Float[Tensor, "B 3 H W"], all_mean: AllMean | None = None
+        self, images: Float[Tensor, "B 3 H W"], over: AllMean | None = None
     ) -> Float[Tensor, "B N1 D"]:
         """Return the vector of the whole image, then the patch vectors, rows of the grid first.
 
-        Images may be smaller than `image_size`: a smaller grid comes of them. `all_mean`: of the norms' statistics
-        over the processes in training.
+        Images may be smaller than `image_size`: a smaller grid comes of them. `over`: see `BatchNorm`.
         """
         if images.shape[-1] > self.image_size or images.shape[-1] % self.patch_size:
             check_images(images, self.image_size)
-        maps = self.first((images - 0.5) / 0.25, all_mean)
+        maps = self.first((images - 0.5) / 0.25, over)
         for stage, residual in zip(self.stages, self.residuals, strict=True):
-            maps = stage(maps, all_mean)
-            maps = maps + residual(maps, all_mean)
+            maps = stage(maps, over)
+            maps = maps + residual(maps, over)
         vectors = maps.flatten(2).transpose(1, 2)
         return torch.cat([vectors.mean(1, keepdim=True), vectors], dim=1)
 
@@ -124,8 +132,8 @@ class _Convolution(nn.Module):
         nn.init.kaiming_normal_(self.convolution.weight, mode="fan_out", nonlinearity="relu")
         self.norm = BatchNorm(after)
 
-    def forward(self, maps: Tensor, all_mean: AllMean | None) -> Tensor:
-        return F.relu(self.norm(self.convolution(maps), all_mean))
+    def forward(self, maps: Tensor, over: AllMean | None) -> Tensor:
+        return F.relu(self.norm(self.convolution(maps), over))
 
 
 class ContrastiveHead(nn.Module):
@@ -133,12 +141,12 @@ class ContrastiveHead(nn.Module):
 
     def __init__(self, width: int, output_dim: int = 128) -> None:
         super().__init__()
-        self.expand, self.norm = nn.Linear(width, width), BatchNorm(width)
+        self.expand, self.norm = nn.Linear(width, width, bias=False), BatchNorm(width)
         self.contract = nn.Linear(width, output_dim)
 
-    def forward(self, vectors: Float[Tensor, "V D"], all_mean: AllMean | None = None) -> Float[Tensor, "V O"]:
+    def forward(self, vectors: Float[Tensor, "V D"], over: AllMean | None = None) -> Float[Tensor, "V O"]:
         """Return the vectors that are compared."""
-        compared: Tensor = self.contract(F.relu(self.norm(self.expand(vectors), all_mean)))
+        compared: Tensor = self.contract(F.relu(self.norm(self.expand(vectors), over)))
         return compared
 
 

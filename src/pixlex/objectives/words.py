@@ -19,7 +19,7 @@ from pixlex.losses import feature_loss, image_contrastive_loss, pixel_loss, rela
 from pixlex.models.lqae import LQAE
 from pixlex.nn.codebook import count_usage
 from pixlex.nn.transformer import random_mask, send
-from pixlex.nn.vision import NUM_DRAWS, ContrastiveHead, measure_statistics, random_views
+from pixlex.nn.vision import NUM_DRAWS, ContrastiveHead, alone, measure_statistics, random_views
 from pixlex.objectives.lqae import weighted_sum
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 
@@ -54,6 +54,14 @@ class WordsObjective(Objective):
                 else f"0 with the teacher {model.config.teacher}"
             )
             raise ValueError(f"objective.teacher.steps must be {expected}, got {first}")
+        size, sizes = config.teacher.view_size, model.config
+        if size and (
+            sizes.encoder.block != "convolutional" or size % sizes.patch_size or size > sizes.image_size
+        ):
+            raise ValueError(
+                f"objective.teacher.view_size must be a multiple of {sizes.patch_size}, at most {sizes.image_size}, "
+                f"with convolutions, and 0 without, got {size}"
+            )
         reads = ("model.decoder.", "model.feature_head.", "model.layer_weights")
         self.phases = (Phase(WORDS, steps, reads, first, None),)
         if first:
@@ -66,10 +74,11 @@ class WordsObjective(Objective):
         """Return the loss of this process's part of a batch."""
         processes = self.processes if self.training else ALONE
         if phase.name == TEACHER:
-            all_mean = processes.all_mean if processes.size > 1 else None
+            over = processes.all_mean if processes.size > 1 else alone
 
             def encode(views: Tensor) -> Tensor:
-                return self.contrastive_head(self.model.features(views, all_mean), all_mean)
+                vectors: Tensor = self.contrastive_head(self.model.features(views, over), over)
+                return vectors
 
             return contrast_views(batch.images, encode, self.config.teacher, processes, step)
         model, config, device = self.model, self.config, batch.images.device
@@ -85,7 +94,7 @@ class WordsObjective(Objective):
         terms = {
             "reconstruction": pixel_loss(model.reconstruct(language), batch.images),
             "feature": feature_loss(predicted, features),
-            "relation": relation_loss(predicted, features),
+            "relation": relation_loss(*map(processes.gather_rows, (predicted, features))),
         }
         weights = {name: getattr(config, f"{name}_weight") for name in terms}
         return LossTerms(weighted_sum(terms, weights), terms, {}, quantized)
@@ -97,14 +106,14 @@ class WordsObjective(Objective):
             return
         if self.model.teacher is None:
             some = islice(batches(), _BATCHES)
-            all_mean = self.processes.all_mean if self.processes.size > 1 else None
+            over = self.processes.all_mean if self.processes.size > 1 else alone
             measure_statistics(
-                self.model.encoder, (partial(self.model.features, batch.images, all_mean) for batch in some)
+                self.model.encoder, (partial(self.model.features, batch.images, over) for batch in some)
             )
         rows: list[Tensor] = []
         for batch in batches():
             rows.append(self.processes.gather_rows(self.model.features(batch.images)))
-            if sum(map(len, rows)) >= _IMAGES or distributed.anywhere(bool(batch.epochs.min() > 0)):
+            if sum(map(len, rows)) >= _IMAGES or distributed.anywhere(bool(batch.epochs.max() > 0)):
                 break
         self.model.fit_concepts(torch.cat(rows))
 
