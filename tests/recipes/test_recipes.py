@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.nn.test_vision import published
 from tests.tiny import tiny_cbvila, write_images
 
 from pixlex.config.run import find_recipe, read_run, recipe_names
@@ -51,6 +52,11 @@ def _tiny(recipe: str, language: Path, causal_language: Path) -> Sequence[str]:
     more += ["model.image_size=32", "model.patch_size=8"]
     sides = {"frozen": ("encoder",), "cbvila": ("image", "text")}.get(family, ("encoder", "decoder"))
     more += [f"model.{side}.{size}" for side in sides for size in SMALL]
+    if "meaning" in recipe:  # two phases, but for a published teacher
+        more += ["model.words=2", "model.quantizer.num_concepts=2", "model.quantizer.search_dim=2"]
+        own = recipe != "lqae/meaning"
+        more += ["train.steps=2", "objective.teacher.steps=1", "objective.teacher.view_size=16"] if own else []
+        more += [] if own else ["model.teacher=TEACHER"]
     match family:
         case "lqae":
             more.append(f"model.language.name={language}")
@@ -70,6 +76,7 @@ def workplace(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which everything that the commands name lies under just that name."""
     folder = tmp_path_factory.mktemp("workplace")
     checkpoint.save(tiny_cbvila(language), folder / "MODEL", trained_on=["pairs"])
+    published("dinov2", folder / "TEACHER")
     numbers = range(COUNT)
     for name in ("TRAIN", "VALIDATION", "train", "val", "PAIRS", "OTHER_PAIRS"):
         write_images(folder / name, [f"{number}.png" for number in numbers])

@@ -184,7 +184,7 @@ def test_two_processes_equal_one(name: str, together: Path, alone: Alone) -> Non
     terms = ("total", "reconstruction", "distinct_codewords", "perplexity", "gradient_norm", "restarted")
     for one, two in zip(*(read_metrics(path / METRICS) for path in (folder, together / name)), strict=True):
         found = [key for key in one if key.rpartition("/")[2] in terms]
-        assert len(found) > 3
+        assert len(found) > 1
         for key in found:
             assert one[key] == pytest.approx(two[key], rel=2e-3), key
 

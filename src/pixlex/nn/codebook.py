@@ -278,7 +278,8 @@ class ConceptQuantizer(Codebook):
         leading = torch.arange(len(variances) - 1, len(variances) - 1 - self.directions.shape[1], -1)
         self.center.copy_(center)
         self.directions.copy_(directions[:, leading] / variances[leading].clamp_min(1e-12).sqrt())
-        z = F.normalize(self.located(features), dim=1).cpu()
+        with torch.autocast(features.device.type, enabled=False):
+            z = F.normalize(self.located(features), dim=1).cpu()
         found = KMeans(count, n_init=1, max_iter=50, random_state=0).fit(z.numpy()).cluster_centers_
         self.concepts.copy_(F.normalize(torch.from_numpy(found).float(), dim=1))
         self.rows.copy_(assign_words(self.concepts.cpu(), words.cpu()))

@@ -52,15 +52,15 @@ class BatchNorm(nn.Module):
             over: With the statistics of the batch: their mean over processes (`alone` where there is one); None
                 with those that were measured.
         """
+        if over is None:
+            return F.batch_norm(maps, self.mean, self.variance, self.weight, self.bias)
         if over is alone and self.found is None:  # torch's own: fewer passes over the maps
             return F.batch_norm(maps, None, None, self.weight, self.bias, training=True)
-        mean, variance = self.mean, self.variance
-        if over is not None:
-            others = [axis for axis in range(maps.ndim) if axis != 1]
-            moments = over(torch.stack([maps.mean(others), maps.square().mean(others)]))
-            mean, variance = moments[0], (moments[1] - moments[0].square()).clamp_min(0)
-            if self.found is not None:
-                self.found.append(moments.detach())
+        others = [axis for axis in range(maps.ndim) if axis != 1]
+        moments = over(torch.stack([maps.mean(others), maps.square().mean(others)]))
+        mean, variance = moments[0], (moments[1] - moments[0].square()).clamp_min(0)
+        if self.found is not None:
+            self.found.append(moments.detach())
         scale = self.weight * (variance + 1e-5).rsqrt()
         shape = (-1, *[1] * (maps.ndim - 2))
         return maps * scale.view(shape) + (self.bias - mean * scale).view(shape)

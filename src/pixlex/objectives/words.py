@@ -59,8 +59,8 @@ class WordsObjective(Objective):
             sizes.encoder.block != "convolutional" or size % sizes.patch_size or size > sizes.image_size
         ):
             raise ValueError(
-                f"objective.teacher.view_size must be a multiple of {sizes.patch_size}, at most {sizes.image_size}, "
-                f"with convolutions, and 0 without, got {size}"
+                f"objective.teacher.view_size must be a multiple of {sizes.patch_size}, at most "
+                f"{sizes.image_size}, with convolutions, and 0 without, got {size}"
             )
         reads = ("model.decoder.", "model.feature_head.", "model.layer_weights")
         self.phases = (Phase(WORDS, steps, reads, first, None),)
