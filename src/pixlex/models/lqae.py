@@ -52,6 +52,7 @@ class LQAE(CodeModel):
     fuses: ClassVar[Literal[False]] = False
     mismatch = ("word embeddings", "codes mean nothing in another vocabulary")
     config: LQAEConfig
+    quantizer: Any  # WordQuantizer, or ConceptQuantizer with words for the whole image
     _frozen: tuple[Any, ...]
     _word_ids: Tensor
 
@@ -78,13 +79,12 @@ class LQAE(CodeModel):
         self.num_codewords = len(vocabulary)
         embedding = language.word_embedding[vocabulary.word_ids]
         width = language.width if config.decoder_input == "predicted" else language.hidden_width
+        self.encoder: nn.Module
         if config.words:
             if self.teacher is None:
                 self.encoder = words_encoder(config)
             features = config.encoder.width if self.teacher is None else self.teacher.width
-            self.quantizer: WordQuantizer | ConceptQuantizer = ConceptQuantizer(
-                embedding, config.quantizer, features
-            )
+            self.quantizer = ConceptQuantizer(embedding, config.quantizer, features)
             self.feature_head = nn.Linear(width, features)
         else:
             self.quantizer = WordQuantizer(embedding, config.quantizer, initialize=initialize)
@@ -113,7 +113,7 @@ class LQAE(CodeModel):
     @property
     def language(self) -> LanguageModel:
         """The frozen language model; images become words without it, so that it may be loaded only here."""
-        language = self._frozen[0]
+        language: LanguageModel | LanguageWords = self._frozen[0]
         if isinstance(language, LanguageWords):
             language = language.load().to(self.quantizer.embedding)  # device and dtype
             self._frozen = (language, *self._frozen[1:])
@@ -173,12 +173,13 @@ class LQAE(CodeModel):
             if self.config.quantizer.search == "whitened":
                 moments = self.train().quantize(images).moments
                 assert moments is not None
-                self.eval().quantizer.whitening.update(moments)
+                self.eval()
+                self.quantizer.whitening.update(moments)
             return
+        parts = torch.split(images, _PART)
         if self.teacher is None:
-            parts = [partial(self.features, part, alone) for part in images.split(_PART)]
-            measure_statistics(self.encoder, parts)
-        self.fit_concepts(torch.cat([self.features(part) for part in images.split(_PART)]))
+            measure_statistics(self.encoder, [partial(self.features, part, alone) for part in parts])
+        self.fit_concepts(torch.cat([self.features(part) for part in parts]))
 
     @torch.no_grad()
     def fit_concepts(self, features: Float[Tensor, "M D"]) -> None:
@@ -207,9 +208,11 @@ class LQAE(CodeModel):
             generator: Needed with random top-k only.
             all_mean: Mean over the processes that share the batch, keeping gradients.
         """
+        quantized: Quantized
         if isinstance(self.quantizer, ConceptQuantizer):
-            return self.quantizer(self.features(images), self.num_words)
-        quantized: Quantized = self.quantizer(self.projector(self.encoder(images)), generator, all_mean)
+            quantized = self.quantizer(self.features(images), self.num_words)
+            return quantized
+        quantized = self.quantizer(self.projector(self.encoder(images)), generator, all_mean)
         return quantized
 
     def patch_features(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B N columns"]]:

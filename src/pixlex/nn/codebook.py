@@ -304,10 +304,10 @@ def assign_words(
     best, chosen = -np.inf, np.arange(len(ours))
     for number in range(restarts):
         rotation = np.diag(generator.choice([-1.0, 1.0], size)) if number else np.eye(size)
-        rows = None
+        rows = chosen
         for _ in range(_ROUNDS):
             found = linear_sum_assignment(-(ours @ rotation) @ theirs.T)[1]
-            if rows is not None and (found == rows).all():
+            if (found == rows).all():
                 break
             rows = found
             left, _, right = np.linalg.svd(ours.T @ theirs[rows])

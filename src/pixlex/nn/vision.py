@@ -174,8 +174,9 @@ class PublishedEncoder(nn.Module):
 
         self.name = name
         try:
-            load = AutoModel.from_pretrained
-            whole = AutoModel.from_config(AutoConfig.from_pretrained(name)) if random_weights else load(name)
+            load: Any = AutoModel.from_pretrained
+            build: Any = AutoModel.from_config
+            whole = build(AutoConfig.from_pretrained(name)) if random_weights else load(name)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"no vision model {name!r}: {error!s:.300}") from error
         body = getattr(whole, "vision_model", whole)
@@ -229,7 +230,7 @@ class PublishedEncoder(nn.Module):
 
 def _preprocessing(name: str, config: Any) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
     """Return side in pixels, mean and standard deviation that a vision model wants its images to have."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     path = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     said = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
@@ -290,8 +291,8 @@ def random_views(
     width, height = side * ratio, side / ratio
     if not ways.shift:
         width, height = width.clamp(max=1), height.clamp(max=1)
-    room = (1 - width, 1 - height) if not ways.shift else (2 * ways.shift,) * 2
-    left, top = ((2 * one - 1) * of for one, of in zip(u[2:4], room, strict=True))
+    rooms = (1 - width, 1 - height) if not ways.shift else (torch.full_like(width, 2 * ways.shift),) * 2
+    left, top = ((2 * one - 1) * room for one, room in zip(u[2:4], rooms, strict=True))
     mirrored = torch.where(u[4] < 0.5, -1.0, 1.0) if ways.flips else torch.ones_like(u[4])
     angle = math.radians(ways.angle) * (2 * u[5] - 1)
     cosine, sine = angle.cos(), angle.sin()

@@ -265,16 +265,15 @@ def codeword_gallery(
     """
     chosen = choose_codewords(codes, num_codewords, seed)
     if names is not None:
-        chosen = (
-            torch.bincount(codes.flatten()).topk(min(num_codewords, len(codes.unique()))).indices.tolist()
-        )
+        usage = torch.bincount(codes.flatten())
+        chosen = usage.topk(min(num_codewords, int((usage > 0).sum()))).indices.tolist()
     counts = torch.bincount(codes.flatten())
-    places = {code: _spread_out((codes == code).nonzero(), seed) for code in chosen}
-    if names is not None:
-        found = ((codes == code).nonzero() for code in chosen)
+    having = {code: (codes == code).nonzero() for code in chosen}
+    places = {code: _spread_out(some, seed) for code, some in having.items()}
+    if names is not None:  # those first to which the word is nearest
         places = {
-            code: [(int(row), 0) for row, _ in some[some[:, 1].argsort(stable=True)][:_PATCHES]]
-            for code, some in zip(chosen, found, strict=True)
+            code: [(row, 0) for row, _ in some[some[:, 1].argsort(stable=True)][:_PATCHES].tolist()]
+            for code, some in having.items()
         }
     wanted = sorted({int(indices[row]) for several in places.values() for row, _ in several})
     pixels: dict[int, Float[Tensor, "3 H W"]] = {}
