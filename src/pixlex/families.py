@@ -40,9 +40,14 @@ from pixlex.models.initialization import initialize_encoder
 from pixlex.models.lqae import LQAE
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.finetune import ReasoningObjective
-from pixlex.objectives.lqae import FrozenObjective, LQAEObjective, MAEObjective, VQVAEObjective
+from pixlex.objectives.lqae import (
+    FrozenObjective,
+    LQAEObjective,
+    MAEObjective,
+    VQVAEObjective,
+    WordsObjective,
+)
 from pixlex.objectives.phase import Objective
-from pixlex.objectives.words import WordsObjective
 from pixlex.report import progress
 from pixlex.train.parallel import pick_precision
 

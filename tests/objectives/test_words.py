@@ -18,8 +18,8 @@ from pixlex.losses import feature_loss, image_contrastive_loss, relation_loss
 from pixlex.models.checkpoint import fingerprint, load_any, save, untrained_copy
 from pixlex.models.lqae import LQAE
 from pixlex.nn.codebook import ConceptQuantizer, assign_words
+from pixlex.objectives.lqae import WordsObjective
 from pixlex.objectives.phase import Step
-from pixlex.objectives.words import WordsObjective
 
 IMAGES = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

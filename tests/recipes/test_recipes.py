@@ -55,7 +55,9 @@ def _tiny(recipe: str, language: Path, causal_language: Path) -> Sequence[str]:
     if "meaning" in recipe:  # two phases, but for a published teacher
         more += ["model.words=2", "model.quantizer.num_concepts=2", "model.quantizer.search_dim=2"]
         own = recipe != "lqae/meaning"
-        more += ["train.steps=2", "objective.teacher.steps=1", "objective.teacher.view_size=16"] if own else []
+        more += (
+            ["train.steps=2", "objective.teacher.steps=1", "objective.teacher.view_size=16"] if own else []
+        )
         more += [] if own else ["model.teacher=TEACHER"]
     match family:
         case "lqae":

@@ -15,6 +15,7 @@ import yaml
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from pixlex.config.fields import GridConfig
 from pixlex.data.images import open_source
 from pixlex.eval.gradcam import Explanation
 from pixlex.report import curves as module
@@ -272,7 +273,7 @@ def test_a_gallery_shows_the_patches_of_each_codeword(tmp_path: Path) -> None:
         open_source(str(folder)),
         torch.arange(6),
         torch.stack(codes),
-        image_size=32,
+        config=GridConfig(image_size=32),
         num_codewords=4,
         path=tmp_path / "gallery.png",
     )

@@ -31,9 +31,8 @@ from pixlex.data.loader import Images, Loader, LoaderConfig
 from pixlex.data.records import Pairs
 from pixlex.models.lqae import LQAE
 from pixlex.objectives.cbvila import CBViLAObjective
-from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective
+from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective, WordsObjective
 from pixlex.objectives.phase import Objective
-from pixlex.objectives.words import WordsObjective
 from pixlex.train import loop
 from pixlex.train.loop import fit
 

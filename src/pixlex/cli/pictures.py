@@ -159,7 +159,7 @@ def gallery(options: GalleryOptions) -> None:
     drawn(
         options.out,
         lambda path: codeword_gallery(
-            source, indices, codes, image_size=model.config.image_size, resize_mode=model.config.resize_mode,
+            source, indices, codes, config=model.config,
             num_codewords=options.codewords, seed=options.seed, path=path, names=names,
         ),
     )  # fmt: skip

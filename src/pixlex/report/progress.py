@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pixlex.batch import Skipped
-from pixlex.config.fields import ResizeMode
 from pixlex.data.records import Records
 from pixlex.data.sources import ImageSource
 from pixlex.eval.evaluate import Evaluation, read_pixels, write_arrays
@@ -102,7 +101,7 @@ def show_codes(one: Evaluated, result: Evaluation) -> dict[str, Any]:
         page["pictures"][WORDS] = drawn(
             path,
             lambda path: codeword_gallery(
-                one.source, indices, codes, path, image_size=model.image_size, resize_mode=model.resize_mode,
+                one.source, indices, codes, path, config=model,
                 names=result.examples["vocabulary"],
             ),
         )  # fmt: skip
@@ -178,8 +177,8 @@ def draw_pretraining(
         pictures[REBUILT] = drawn(path_of("rebuilt"), lambda path: reconstructed_pairs(result.examples, path))
     if codes is not None:
         about = pairs, result.rows["indices"], codes
-        size = {"image_size": model.image_size, "resize_mode": model.resize_mode}
-        pictures[CODEWORDS] = drawn(path_of("codewords"), lambda path: codeword_gallery(*about, path, **size))
+        path = path_of("codewords")
+        pictures[CODEWORDS] = drawn(path, lambda path: codeword_gallery(*about, path, config=model))
     return pictures
 
 
@@ -245,8 +244,7 @@ def codeword_gallery(
     codes: Int[Tensor, "I N"],
     path: Path,
     *,
-    image_size: int,
-    resize_mode: ResizeMode = "center",
+    config: Any,
     num_codewords: int = 12,
     seed: int = 0,
     names: Sequence[str] | None = None,
@@ -259,7 +257,7 @@ def codeword_gallery(
     Args:
         indices: Where the images lie in their source.
         codes: Of each image, rows of its square grid first, or the nearest first.
-        image_size, resize_mode: How they were encoded.
+        config: Of the model that encoded them.
         seed: Of the draw of codewords and patches.
         names: The word of each code, where words belong to no place.
     """
@@ -277,7 +275,7 @@ def codeword_gallery(
         }
     wanted = sorted({int(indices[row]) for several in places.values() for row, _ in several})
     pixels: dict[int, Float[Tensor, "3 H W"]] = {}
-    for positions, found in read_pixels(images, wanted, image_size, "patches", resize_mode):
+    for positions, found in read_pixels(images, wanted, config.image_size, "patches", config.resize_mode):
         pixels.update(zip(positions, found, strict=True))
     step = _PATCH + _PATCH_GAP
     sheet = Sheet(2 * _PATCH_GAP + _CODEWORD + _PATCHES * step, _PATCH_GAP + max(1, len(chosen)) * step)
