@@ -94,7 +94,7 @@ def _stacks(model: Any, visible: float) -> Iterator[tuple[Any, int, float, float
     fractions = {"encoder": 1 - getattr(model, "mask_ratio", 0.0), "decoder": 1.0, "image": visible}
     for one in fields(model):
         stack = getattr(model, one.name)
-        if hasattr(stack, "depth"):
+        if hasattr(stack, "depth") and getattr(stack, "block", "") != "convolutional":
             # The fusion encoder is as wide as the text encoder.
             sizes = stack if hasattr(stack, "width") else model.text
             yield stack, sizes.width, sizes.mlp_ratio, fractions.get(one.name, 0.0)
