@@ -22,6 +22,10 @@ SMALLER = (
     "model.decoder.width=32", "model.decoder.depth=1", "model.decoder.heads=2", "train.steps=2",
     "train.batch_size=4", "eval.word_folds=2",
 )  # fmt: skip
+SMALLER_WORDS = (
+    "model.words=2", "model.quantizer.num_concepts=2", "model.quantizer.search_dim=2", "objective.teacher.steps=1",
+    "objective.teacher.view_size=16",
+)  # fmt: skip
 SMALLER_PAIRS = (
     "model.image_size=32", "model.patch_size=8", "model.image.width=32", "model.image.depth=1",
     "model.image.heads=2", "model.text.width=32", "model.text.depth=1", "model.text.heads=2",
@@ -76,13 +80,14 @@ def test_commands_and_program_run(
         if line.startswith("pixlex ")
     ]
     assert [command[1] for command in commands] == [
-        "doctor", "train", "encode", "decode", "reconstruct", "evaluate", "evaluate", "evaluate", "ablate",
+        "doctor", "train", "encode", "decode", "reconstruct", "evaluate", "train", "evaluate", "evaluate", "ablate",
         "doctor", "convert", "train", "evaluate", "evaluate", "reconstruct", "gallery", "explain", "finetune",
         "evaluate", "ask", "explain", "index", "search", "search", "encode",
     ]  # fmt: skip
     small_model = [f"model.language.name={language}", *SMALLER]
     extras = {
         "train": small_model,
+        "lqae/meaning-tinyimages": [*small_model, *SMALLER_WORDS],
         "ablate": [*small_model, "--rows", "mask-0.3"],
         "cbvila/captions": [f"model.text.tokenizer={language}", *SMALLER_PAIRS],
         "finetune": [
@@ -95,7 +100,7 @@ def test_commands_and_program_run(
         "few-shot": ["--encoder", str(language), "--ways", "2", "--settings", "1/0", "--episodes", "4"],
     }
     for command in commands:
-        named = command[2] if command[1] == "evaluate" or "cbvila/captions" in command else command[1]
+        named = command[2] if command[2] in extras or command[1] == "evaluate" else command[1]
         extra = extras.get(named, [])
         with monkeypatch.context() as patch:
             if command[1] == "ablate":  # its rows need no training of their own here
