@@ -49,4 +49,4 @@ format: $(INSTALLED)  ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)  ## speed and memory, side by side with what one would use instead
-	set -e; for script in benchmarks/nearest.py benchmarks/masked_words.py benchmarks/lqae_step.py benchmarks/cbvila_step.py benchmarks/growth.py benchmarks/scaling.py benchmarks/input_pipeline.py benchmarks/search.py benchmarks/reranking.py benchmarks/shared_images.py benchmarks/tokenizing.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	set -e; for script in benchmarks/nearest.py benchmarks/masked_words.py benchmarks/lqae_step.py benchmarks/cbvila_step.py benchmarks/growth.py benchmarks/scaling.py benchmarks/input_pipeline.py benchmarks/search.py benchmarks/reranking.py benchmarks/shared_images.py benchmarks/tokenizing.py benchmarks/small_reader.py; do echo "== $$script"; $(BIN)/python "$$script"; done

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.eval.llm.tiny_causal import tiny_causal
 
 CPU = torch.device("cpu")
 # What each script is given here.
@@ -28,6 +29,7 @@ TINY = {
     "search": "--count 40 --queries 2 --rerank 2",
     "reranking": "--images 2 --top-k 1 --rounds 1",
     "shared_images": "--items 8 --rounds 1",
+    "small_reader": "--episodes 2 --rows 0",
     "tokenizing": "--images 8 --rounds 1 model.image_size=32",
 }
 
@@ -95,6 +97,13 @@ def test_it_runs_and_prints_ratios(name: str, run: Callable[[str, Sequence[str]]
         assert len([cell for cell in cells if re.fullmatch(r"[\d.,]+", cell)]) >= 3
     if name == "growth":
         assert Path("drawn/growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_language_model_reads(run: Callable[[str, Sequence[str]], str], tmp_path: Path) -> None:
+    arguments = ["--llm", str(tiny_causal(tmp_path / "tiny")), "--episodes", "1", "--rows", "0"]
+    head, _, row = tables(run("small_reader", arguments))
+    assert head[4:-1] == ["likelihood", "calibrated", "calibrated-orders", "bag of words"]
+    assert len(row) == len(head)
 
 
 def test_the_search_leaves_out_what_is_not_there(

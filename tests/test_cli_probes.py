@@ -92,7 +92,7 @@ def test_a_language_model_gives_rows(
     given: dict[str, Any] = {}
     client = FakeClient(says=" camel")
 
-    def connect(options: LLMOptions) -> FakeClient:
+    def connect(options: LLMOptions, say: object) -> FakeClient:
         given.update(vars(options))
         return client
 

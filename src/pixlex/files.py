@@ -20,8 +20,10 @@ from typing import Any, TypeVar
 from zipfile import BadZipFile, ZipFile
 
 from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
 
 CHECKSUM = "crc32"
+FOLDER_VARIABLE = "PIXLEX_CACHE"
 # The largest file that is read whole, unless told otherwise; known annotation files have up to 0.7 GB.
 MAX_BYTES = 1 << 33
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
@@ -39,6 +41,12 @@ _NUMBERS = re.compile(r"\[\n[\s\d,.e+-]+\]")
 
 class Damaged(ValueError):
     """A file does not hold what was written."""
+
+
+def cache_folder() -> Path:
+    """Return the folder of what can be made or downloaded again: of the environment, or the system's."""
+    named = os.environ.get(FOLDER_VARIABLE, "").strip()
+    return Path(named).expanduser() if named else user_cache_path("pixlex")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -34,8 +34,8 @@ from pixlex.data.remote import (
     RemotePath,
     Unreachable,
     cache_bytes,
-    cache_folder,
 )
+from pixlex.files import cache_folder
 
 Picture = Callable[..., bytes]
 FORK = multiprocessing.get_context("fork")  # children see what the test told the file system

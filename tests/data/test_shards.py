@@ -19,9 +19,10 @@ from pixlex.config.fields import DataConfig
 from pixlex.data.captions import open_pairs
 from pixlex.data.images import open_source
 from pixlex.data.loader import prefetch
-from pixlex.data.remote import NoSuchFile, Unreachable, cache_folder
+from pixlex.data.remote import NoSuchFile, Unreachable
 from pixlex.data.shards import TarSource
 from pixlex.data.sources import ImageSource, subset
+from pixlex.files import cache_folder
 
 Picture = Callable[..., bytes]
 NAMES = ("plain.png", "folder/ünï.jpg", "\udcff\udc80.png", "no-class.webp")

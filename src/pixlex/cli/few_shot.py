@@ -94,7 +94,7 @@ class LargeModelOptions(cli.Options):
 
     GROUP = "who answers with a large language model"
     llm: str | None = cli.option(
-        None, "an endpoint's model with --llm-url, else a directory or hub repository", "M"
+        None, "an endpoint's model with --llm-url, else a directory, hub repository or GGUF", "M"
     )
     llm_base_url: str | None = cli.option(
         None, "OpenAI-compatible endpoint, such as http://host:8000/v1", "URL", name="--llm-url"
@@ -294,7 +294,8 @@ def _client(options: FewShotOptions, name: str) -> LanguageClient:
     given = {one.name: f"llm_{one.name}" for one in fields(llm.LLMOptions)}
     settings = {to: getattr(options, name) for to, name in given.items() if hasattr(options, name)}
     settings["cache"] = options.llm_cache or options.out / "language-model"
-    client = llm.connect(llm.LLMOptions(model=name, device=options.device, **settings))
+    wanted = llm.LLMOptions(model=name, device=options.device, **settings)
+    client = llm.connect(wanted, partial(cli.remark, options))
     cli.remark(options, f"{client.name} can {', '.join(sorted(client.abilities))}")
     return client
 

@@ -17,14 +17,13 @@ from typing import Any, TypeVar
 
 import fsspec
 from filelock import FileLock, Timeout
-from platformdirs import user_cache_path
 
+from pixlex.files import FOLDER_VARIABLE, cache_folder
 from pixlex.messages import quoted
 
 T = TypeVar("T")
 
-# The folder of what can be made or downloaded again, and how many gigabytes of shards are kept in it.
-FOLDER_VARIABLE = "PIXLEX_CACHE"
+# How many gigabytes of shards are kept in the folder of what can be downloaded again.
 SIZE_VARIABLE = "PIXLEX_CACHE_GB"
 _DEFAULT_GB = 50.0
 
@@ -339,12 +338,6 @@ def _evict(folder: Path, needed: int, spared: Path) -> None:
             with suppress(Timeout), _lock(path).acquire(timeout=0):
                 path.unlink(missing_ok=True)
                 excess -= size
-
-
-def cache_folder() -> Path:
-    """Return the folder of what can be made or downloaded again: of the environment, or the system's."""
-    named = os.environ.get(FOLDER_VARIABLE, "").strip()
-    return Path(named).expanduser() if named else user_cache_path("pixlex")
 
 
 def cache_bytes() -> int:

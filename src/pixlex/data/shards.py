@@ -31,11 +31,10 @@ from pixlex.data.remote import (
     FileState,
     RemotePath,
     cache_bytes,
-    cache_folder,
 )  # fmt: skip
 from pixlex.data.sources import ImageSource, ImageSubset, PassedOver, fingerprint, names_within, place_of
 from pixlex.data.tar import scan_shard
-from pixlex.files import open_regular, read_regular, write_atomically
+from pixlex.files import cache_folder, open_regular, read_regular, write_atomically
 from pixlex.progress import bar_or_lines
 
 Shard = Path | CachedFile

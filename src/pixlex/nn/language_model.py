@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pixlex.nn.bert import EMBEDDED, EMBEDDED_HEAD, CachedTexts, Words, embedded_directory, padded
+from pixlex.nn.gguf import memory, unpacked
 from pixlex.nn.transformer import attend
 
 # How far the separated head may stray from the family's own logits; other shapes of a matrix product round
@@ -346,20 +347,39 @@ def load_causal_language_model(name: str) -> CausalLanguageModel:
     return CausalLanguageModel(*load_causal_parts(name), name=name)
 
 
-def load_causal_parts(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Return a transformers `...ForCausalLM` on the CPU and its tokenizer, by a name on the hub or a directory.
+def load_causal_parts(
+    name: str, dtype: torch.dtype = torch.float32, say: Callable[[str], object] = bool
+) -> tuple[Any, Any]:
+    """Return a transformers `...ForCausalLM` on the CPU and its tokenizer.
 
-    Weights are read from safetensors only and no code of the model's repository is run. A ValueError says that
-    there is nothing to load, or something else than a complete causal language model.
+    Weights are read from safetensors and GGUF only and no code of the model's repository is run.
+
+    Args:
+        name: a directory, a name on the hub, or what `gguf_files` takes for a GGUF.
+        dtype: of the weights.
+        say: is told what memory it takes, before anything is loaded.
+
+    Raises:
+        ValueError: nothing to load, or something else than a complete causal language model.
+        ModuleNotFoundError: a GGUF without the packages that read it.
     """
     from transformers import AutoModelForCausalLM
 
-    model, tokenizer, missing = _load_pretrained(AutoModelForCausalLM, name, False, dtype=dtype)
-    _check_complete(name, missing)
+    source = unpacked(name, say)
+    model, tokenizer, missing = _load_pretrained(
+        AutoModelForCausalLM,
+        source,
+        False,
+        lambda config: say(f"{name}: {memory(config, dtype)}"),
+        dtype=dtype,
+    )
+    _check_complete(source, missing)
     return model, tokenizer
 
 
-def _load_pretrained(kind: Any, source: str, local_only: bool, **options: Any) -> tuple[Any, Any, list[str]]:
+def _load_pretrained(
+    kind: Any, source: str, local_only: bool, announce: Callable[[Any], object] = bool, **options: Any
+) -> tuple[Any, Any, list[str]]:
     """Load a model of an Auto class and its tokenizer; return them with the weights that the checkpoint lacks."""
     from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -375,6 +395,7 @@ def _load_pretrained(kind: Any, source: str, local_only: bool, **options: Any) -
             wanted = "masked language model (BERT-like)"
         if not fits:
             raise ValueError(f"expected a {wanted}, got a {config.model_type!r} model")
+        announce(config)
         tokenizer = AutoTokenizer.from_pretrained(source, **settings)
         options = {"dtype": torch.float32, **options, **settings}
         with _quiet_transformers():

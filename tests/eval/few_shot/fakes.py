@@ -56,9 +56,12 @@ ASKED = re.compile(r"(\w+) number\d+\nQ: What is this\?\nA: This is a$")
 
 
 def right_answer(prompt: str) -> str:
-    """Answer a prompt of the template `frozen` over texts of `FakeReader` as one who learns from it."""
+    """Answer a prompt of the template `frozen` over texts of `FakeReader` as one who learns from it.
+
+    Where none of them is asked about, there is no answer.
+    """
     names = dict(SHOWN.findall(prompt))
-    return f" {names[ASKED.findall(prompt)[0]]}"
+    return "".join(f" {names[asked]}" for asked in ASKED.findall(prompt))
 
 
 @dataclass

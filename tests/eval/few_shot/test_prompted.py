@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,9 @@ from tests.eval.few_shot.fakes import TWO_WAY, FakeClient, FakeReader
 
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.episodes import sample_episodes
-from pixlex.eval.few_shot.prompted import PromptedClassifier
+from pixlex.eval.few_shot.prompted import PromptedClassifier, combined, questions
 from pixlex.eval.few_shot.prompts import (
+    NUM_ORDERS,
     SCORERS,
     TEMPLATES,
     Answer,
@@ -25,7 +27,7 @@ from pixlex.eval.few_shot.prompts import (
     pieces,
     render,
 )
-from pixlex.eval.llm.client import Ability
+from pixlex.eval.llm.client import Ability, Reply
 
 COUNT = 12
 
@@ -44,7 +46,7 @@ def answers(
 def test_who_knows_is_right(images: ImageSource, scorer: Scorer) -> None:
     """Something else, and an answer that does not end, are wrong; equally likely names share the credit."""
     assert [one.credit for one in answers(images, FakeClient(), scorer)] == [1.0] * COUNT
-    if scorer.startswith("likelihood"):
+    if SCORERS[scorer].ability == "score":
         assert {one.credit for one in answers(images, FakeClient(indifferent=True), scorer)} == {0.5}
     if scorer in ("strict", "constrained"):
         wrong = answers(images, FakeClient(says=" unicorn"), scorer)
@@ -84,7 +86,9 @@ def test_what_is_exactly_a_name(text: str, right: bool) -> None:
 
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_failures_are_no_wrong_answers(images: ImageSource, scorer: Scorer) -> None:
-    given = {one.episode: one for one in answers(images, FakeClient(fails=frozenset((0, 7))), scorer)}
+    client = FakeClient(fails=frozenset((0, 7 * SCORERS[scorer].num_prompts)))
+    given = {one.episode: one for one in answers(images, client, scorer)}
+    assert len(client.sent) == COUNT * SCORERS[scorer].num_prompts
     assert [one.detail for one in given.values() if one.credit is None] == ["cut connection"] * 2
 
 
@@ -195,6 +199,47 @@ def test_the_prompt_of_v2l() -> None:
         "###\nInput: < words of 2 >\nOutput:"
     )
     assert prompt.candidates == (" dax", " St. Bernard")
+
+
+def test_calibration_is_the_papers_by_hand() -> None:
+    """p / mean of p_c, each among the names; what favors a name everywhere changes nothing."""
+    prior, own = [[0.6, 0.4], [0.9, 0.1], [0.75, 0.25]], [0.7, 0.3]
+
+    def values(factor: float) -> tuple[float, ...]:
+        # Of all that could follow the names are a part, another one each time.
+        rows = [[0.5 * factor * own[0], 0.5 * own[1]], *([0.1 * factor * a, 0.1 * b] for a, b in prior)]
+        replies = [Reply(log_probabilities=tuple(map(math.log, row)), num_tokens=(1, 1)) for row in rows]
+        return combined("calibrated", replies).log_probabilities
+
+    ratios = [own[0] / (0.6 + 0.9 + 0.75), own[1] / (0.4 + 0.1 + 0.25)]
+    assert values(1) == pytest.approx([math.log(one / sum(ratios)) for one in ratios])
+    assert values(1)[1] > values(1)[0]
+    # One content-free input alone: the factor cancels.
+    prior = prior[:1] * 3
+    assert values(1) == pytest.approx(values(20))
+
+
+def test_orders_are_averaged_and_belong_to_the_question() -> None:
+    setting = Setting(ways=2, shots=3, induction=False)
+    support = tuple(Shown(number, number % 2) for number in range(6))
+    episode = Episode(number=4, names=("a", "b"), support=support, query=9, answer=0)
+
+    def asked(one: Episode) -> list[str]:
+        return [prompt.text for prompt in questions("calibrated-orders", "line", setting, one, text_of)]
+
+    texts = asked(episode)
+    assert texts == asked(replace(episode, number=7)) != asked(replace(episode, query=8))
+    assert texts[:4] == [prompt.text for prompt in questions("calibrated", "line", setting, episode, text_of)]
+    shown = [text.splitlines()[:-1] for text in texts]
+    assert len({tuple(lines) for lines in shown}) == NUM_ORDERS
+    assert {tuple(sorted(lines)) for lines in shown} == {tuple(sorted(shown[0]))}
+    assert [text.splitlines()[-1] for text in texts] == [
+        *("words of 9 ->", "N/A ->", "[MASK] ->", " ->"),
+    ] * NUM_ORDERS
+    rows = [(0.8, 0.2), *[(0.5, 0.5)] * 3] * 3 + [(0.4, 0.6), *[(0.5, 0.5)] * 3]
+    replies = [Reply(log_probabilities=tuple(map(math.log, row)), num_tokens=(1, 1)) for row in rows]
+    mean = combined("calibrated-orders", replies).log_probabilities
+    assert mean == pytest.approx([math.log(0.7), math.log(0.3)])
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

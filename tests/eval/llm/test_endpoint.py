@@ -96,6 +96,21 @@ def test_a_start_token_that_the_server_shows(causal: Path, slow: SlowModel) -> N
             assert scores[number].log_probabilities == pytest.approx(expected.log_probabilities, abs=1e-4)
 
 
+def test_no_limit_is_no_way_to_score(gpt2: SlowModel, local: LocalClient) -> None:
+    """To llama.cpp's server a limit of 0 tokens is none: one is asked for."""
+
+    class Unlimited(Endpoint):
+        def _echo(self, text: str, limit: int) -> dict[str, Any]:
+            return super()._echo(text, limit or 50)
+
+    with serving(Unlimited(gpt2, abilities=frozenset({"completions", "echo"}))) as endpoint:
+        client = ask(endpoint)
+        assert client.facts.echo_tokens == 1
+        for number, expected in score(local, PROMPTS, CANDIDATES).items():
+            found = score(client, PROMPTS, CANDIDATES)[number]
+            assert found.log_probabilities == pytest.approx(expected.log_probabilities, abs=1e-4)
+
+
 def test_what_the_user_says_counts(gpt2: SlowModel) -> None:
     """Where to ask, the size of the context, how tokens are counted."""
     with serving(Endpoint(gpt2, context=199)) as endpoint:

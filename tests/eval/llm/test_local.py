@@ -83,6 +83,29 @@ def test_scores_are_those_of_the_slow_way(client: LocalClient, slow: SlowModel) 
         )
 
 
+def test_what_prompts_share_is_read_once(client: LocalClient, slow: SlowModel) -> None:
+    """Variants of one prompt, as calibration asks them, between others; names of one token and of more."""
+    shared = "module import name -> class\nobject type error -> value\n"
+    texts = ["This is a", *(f"{shared}{words} ->" for words in ("name import", "N/A", "[MASK]", "")), "a"]
+    names = [[" class", " value", " a statement"]] * len(texts)
+    read: list[int] = []
+    forward = client._forward
+    client._forward = lambda tokens, *rest, **more: (  # type: ignore[method-assign]
+        read.append(tokens.numel()) or forward(tokens, *rest, **more)
+    )
+    try:
+        found = score(client, texts, names)
+    finally:
+        del client._forward
+    for number, text in enumerate(texts):
+        expected = [slow.score(text, name) for name in names[number]]
+        assert found[number].log_probabilities == pytest.approx(
+            [one for one, _ in expected], rel=1e-4, abs=1e-4
+        )
+        assert found[number].num_tokens == tuple(count for _, count in expected)
+    assert sum(read) < sum(slow.count(text) for text in texts) + 12 * slow.count(" a statement") * 9
+
+
 def test_choices_are_those_of_the_slow_way(client: LocalClient, slow: SlowModel) -> None:
     found = choose(client, PROMPTS, CANDIDATES)
     expected = [slow.choose(prompt, names) for prompt, names in zip(PROMPTS, CANDIDATES, strict=True)]
@@ -112,7 +135,7 @@ def test_a_candidate_that_grows_together_with_the_prompt() -> None:
     def tokenize(text: str) -> Any:
         return tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
 
-    encoded = Encoded.of(tokenize, prompt, Prompt(text=prompt, candidates=(candidate, "us")))
+    encoded = Encoded.of(tokenize, [(prompt, Prompt(text=prompt, candidates=(candidate, "us")))])
     for rest, text in zip(encoded.rests, (candidate, "us"), strict=True):
         assert [*encoded.prefix, *rest] == tokenizer(prompt + text)["input_ids"]
 

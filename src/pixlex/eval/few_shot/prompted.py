@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from pixlex.data.sources import ImageSource
@@ -103,9 +107,16 @@ class PromptedClassifier(Classifier):
         asked, prompts = self._prompts(setting, episodes, images)
         readable = {episode.number for episode in asked}
         yield from (failed(episode, UNREADABLE) for episode in episodes if episode.number not in readable)
-        if prompts:
-            for place, reply in self.client.ask(*self._request(setting, prompts)):
-                yield judge(self.scorer, asked[place], reply, prompts[place].stops)
+        if not prompts:
+            return
+        size, came = SCORERS[self.scorer].num_prompts, defaultdict[int, dict[int, Reply]](dict)
+        for place, reply in self.client.ask(*self._request(setting, prompts)):
+            number, part = divmod(place, size)
+            came[number][part] = reply
+            if len(came[number]) == size:
+                replies = came.pop(number)
+                reply = combined(self.scorer, [replies[part] for part in range(size)])
+                yield judge(self.scorer, asked[number], reply, prompts[place].stops)
 
     def _request(self, setting: Setting, prompts: Sequence[Prompt]) -> tuple[Ability, list[Prompt], int]:
         """Return what the client is asked: an ability, prompts, a limit of tokens."""
@@ -118,15 +129,18 @@ class PromptedClassifier(Classifier):
     def _prompts(
         self, setting: Setting, episodes: Sequence[Episode], images: ImageSource
     ) -> tuple[list[Episode], list[Prompt]]:
-        """Return the episodes whose images can be read, and their prompts.
+        """Return the episodes whose images can be read, and the prompts of each, one episode's after another's.
 
         The longest prompts first: where nobody knows what fits, the first refusal ends the cell.
         """
         texts = self.reader.read(images, images_of(episodes))
-        readable = [episode for episode in episodes if all(image in texts for image in episode.images)]
-        asked = [(one, render(self.template, setting, one, texts.__getitem__)) for one in readable]
-        asked.sort(key=lambda one: -len(one[1].text))
-        return [episode for episode, _ in asked], [prompt for _, prompt in asked]
+        asked = [
+            (one, questions(self.scorer, self.template, setting, one, texts.__getitem__))
+            for one in episodes
+            if all(image in texts for image in one.images)
+        ]
+        asked.sort(key=lambda one: -len(one[1][0].text))
+        return [episode for episode, _ in asked], [prompt for _, row in asked for prompt in row]
 
     def _answer_tokens(self, prompts: Sequence[Prompt]) -> int:
         """Return the room that the longest name needs and a little more, or the one that was asked for."""
@@ -155,6 +169,54 @@ class PromptedClassifier(Classifier):
             f"up to {room}, but {client.name} reads {context:,} together: keep {some}, leave this setting out "
             f"(fewer ways, shots or repeats), or take a language model with a longer context"
         )
+
+
+def questions(
+    scorer: Scorer, template: Template, setting: Setting, episode: Episode, text_of: Callable[[int], str]
+) -> list[Prompt]:
+    """Return the prompts that a scorer asks of an episode; see `render`."""
+    row = SCORERS[scorer]
+
+    def texts(words: str | None) -> Callable[[int], str]:
+        return lambda image: text_of(image) if words is None or image != episode.query else words
+
+    return [
+        render(template, setting, one, texts(words))
+        for one in itertools.islice(_orders(episode), row.orders)
+        for words in row.queries
+    ]
+
+
+def combined(scorer: Scorer, replies: Sequence[Reply]) -> Reply:
+    """Return what the replies to `questions` say together; one that failed, where one did.
+
+    With p(name) among the names of an episode, and p_c that of content-free words c, a name's value is
+    p(name) / mean over c of p_c(name), divided by the sum over names; then the mean over orders (Zhao et al. 2021,
+    section 5: W = diag(p_cf)^-1). The paper takes a name's first token, here all of them count.
+    """
+    failure = next((reply for reply in replies if reply.finish == "failed"), None)
+    if failure is not None or len(replies) == 1:
+        return failure or replies[0]
+    rows = np.array([reply.log_probabilities for reply in replies])
+    rows = _among_names(rows).reshape(SCORERS[scorer].orders, -1, rows.shape[-1])
+    values = _among_names(rows[:, 0] - np.logaddexp.reduce(rows[:, 1:], axis=1))
+    mean = np.logaddexp.reduce(values, axis=0) - math.log(len(values))
+    return replace(replies[0], log_probabilities=tuple(mean.tolist()))
+
+
+def _among_names(values: Float64[np.ndarray, "... names"]) -> Float64[np.ndarray, "... names"]:
+    found: Float64[np.ndarray, "... names"] = values - np.logaddexp.reduce(values, axis=-1, keepdims=True)
+    return found
+
+
+def _orders(episode: Episode) -> Iterator[Episode]:
+    """Yield an episode, then the same with its support in orders drawn from a hash of what it shows."""
+    yield episode
+    shown = f"{episode.names} {[tuple(one) for one in episode.support]} {episode.query}"
+    generator = np.random.default_rng(list(hashlib.sha256(shown.encode()).digest()))
+    while True:
+        order = generator.permutation(len(episode.support))
+        yield replace(episode, support=tuple(episode.support[place] for place in order))
 
 
 class FrozenClassifier(Classifier):

@@ -12,8 +12,10 @@ from pixlex.eval.llm.client import DOES_NOT_FIT, NO_TEXT, Ability, Prompt, Reply
 from pixlex.messages import quoted
 
 Naming = Literal["real", "nonsense"]
-Template = Literal["frozen", "v2l", "pixlex"]
-Scorer = Literal["strict", "likelihood", "likelihood-per-token", "constrained", "v2l"]
+Template = Literal["frozen", "v2l", "pixlex", "line"]
+Scorer = Literal[
+    "strict", "likelihood", "likelihood-per-token", "constrained", "v2l", "calibrated", "calibrated-orders"
+]
 WordClassifier = Literal["sentence", "layers", "last-layer", "bag"]
 
 # The seven columns of the paper's Tables 1 and 2, in their order.
@@ -23,6 +25,10 @@ _COLUMN = re.compile(rf"({_BARE})?(\d+)/(\d+)")
 # The detail of an answer that the limit of tokens cut off, and of one about an image that cannot be read.
 NOT_ENDED = "it did not end"
 UNREADABLE = "an image cannot be read"
+# What stands in place of the query's words where a name's likelihood without them is asked for (Zhao et al. 2021).
+CONTENT_FREE = ("N/A", "[MASK]", "")
+# Orders of the support that `calibrated-orders` averages over, the episode's own among them.
+NUM_ORDERS = 4
 # Log-likelihoods nearer than this, in nats, are equal: sums of the same numbers in another order.
 _TIE = 1e-6
 
@@ -149,6 +155,14 @@ TEMPLATES: dict[Template, _Form] = {
         before="Words: ",
         after="\nName: {name}\n\n",
         after_query="\nName:",
+        stops=("\n",),
+    ),
+    # For small readers, which copy what stood behind equal words: nothing but words and name, on one line.
+    "line": _Form(
+        lambda names: f"Words -> {' or '.join(names)}\n",
+        before="",
+        after=" -> {name}\n",
+        after_query=" ->",
         stops=("\n",),
     ),
 }
@@ -280,11 +294,21 @@ def _likeliest_per_token(episode: Episode, reply: Reply, stops: Sequence[str]) -
 
 
 class Scoring(NamedTuple):
-    """A scorer: what a language model must be able to do, what becomes of its reply, and the rule in words."""
+    """A scorer: what a language model must be able to do, what becomes of its reply, and the rule in words.
+
+    It asks once for each order of the support and each text in place of the query's words; None leaves these.
+    """
 
     ability: Ability
     judge: Callable[[Episode, Reply, Sequence[str]], Answer]
     rule: str
+    orders: int = 1
+    queries: tuple[str | None, ...] = (None,)
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts of an episode."""
+        return self.orders * len(self.queries)
 
 
 SCORERS: dict[Scorer, Scoring] = {
@@ -303,6 +327,20 @@ SCORERS: dict[Scorer, Scoring] = {
         _beginning,
         "as V2L's code: with induction greedy among the tokens that any name has at that place, without it free; "
         "right if the text begins with the name",
+    ),
+    "calibrated": Scoring(
+        "score",
+        _likeliest,
+        "the name whose likelihood among the episode's names is highest over its mean likelihood with "
+        "content-free words (N/A, [MASK], none) in place of the query's",
+        queries=(None, *CONTENT_FREE),
+    ),
+    "calibrated-orders": Scoring(
+        "score",
+        _likeliest,
+        f"the same, averaged over {NUM_ORDERS} orders of the labeled images",
+        orders=NUM_ORDERS,
+        queries=(None, *CONTENT_FREE),
     ),
 }
 

@@ -27,7 +27,8 @@ _LEAST = {
 class LLMOptions:
     """Which language model answers, and how it is asked; a value out of range raises `ValueError`."""
 
-    model: str  # the endpoint's name of it; without an endpoint a directory or a name on the hub
+    # The endpoint's name of it; without one a directory, a name on the hub, or a GGUF (`nn.gguf.gguf_files`).
+    model: str
     # An OpenAI-compatible endpoint, as http://localhost:8000/v1; None: this process.
     base_url: str | None = None
     # Environment variable of its key; None: OPENAI_API_KEY, no key without it.

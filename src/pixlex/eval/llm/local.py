@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -33,6 +33,8 @@ from pixlex.models import hash_of
 
 # So many tokens of the prompt are decoded with what was written: some tokenizers drop a leading space.
 _TAIL = 8
+# What a CPU reads at a time, in tokens, and scores, in logits: more takes memory and saves no time.
+_TOKENS_AT_ONCE, _LOGITS_AT_ONCE = 1 << 13, 1 << 25
 
 
 class LocalClient(LanguageClient):
@@ -88,27 +90,37 @@ class LocalClient(LanguageClient):
         return [len(self._tokens(text)) for text in texts]
 
     def ask(self, ability: Ability, prompts: Sequence[Prompt], limit: int = 1) -> Iterator[tuple[int, Reply]]:
-        """Yield the reply to each prompt that fits, the longest first; others fail with the reason."""
-        items, left = [self._encoded(ability, prompt, limit) for prompt in prompts], []
-        for number, item in enumerate(items):
+        """Yield the reply to each prompt that fits, the longest first; others fail with the reason.
+
+        What scored prompts that follow each other have in common is read once, where it is most of them.
+        """
+        groups = list(_sharing(prompts)) if ability == "score" else [[one] for one in range(len(prompts))]
+        items = [self._encoded(ability, [prompts[number] for number in group], limit) for group in groups]
+        left = []
+        for place, item in enumerate(items):
             before, after = len(item.prefix), limit if ability == "generate" else item.longest
+            failure = None
             if before == 0:
-                yield number, Reply.failed("the prompt is empty: there is nothing to continue")
+                failure = "the prompt is empty: there is nothing to continue"
             elif self.context_size is not None and before + after > self.context_size:
                 reason = f"prompt ({before} tokens) and answer (up to {after}) exceed the context of"
-                yield number, Reply.failed(f"{DOES_NOT_FIT}: {reason} {self.context_size} tokens")
+                failure = f"{DOES_NOT_FIT}: {reason} {self.context_size} tokens"
             else:
-                left.append(number)
-        left.sort(key=lambda number: -len(items[number].prefix))
+                left.append(place)
+            if failure is not None:
+                yield from ((number, Reply.failed(failure)) for number in groups[place])
+        left.sort(key=lambda place: -len(items[place].prefix))
         while left:
-            part, replies = left[: self._batch_size], None
+            part, replies = left[: self._most_at_once([items[place] for place in left])], None
             try:
                 with torch.inference_mode():
-                    replies = self._replies(ability, [items[number] for number in part], limit)
+                    replies = self._replies(ability, [items[place] for place in part], limit)
             except torch.OutOfMemoryError:
                 pass
             if replies is not None:
-                yield from zip(part, replies, strict=True)
+                yield from zip(
+                    itertools.chain.from_iterable(groups[place] for place in part), replies, strict=True
+                )
                 left = left[len(part) :]
             elif len(part) == 1:
                 size = len(items[part[0]].prefix)
@@ -118,12 +130,31 @@ class LocalClient(LanguageClient):
                 torch.cuda.empty_cache()
                 self._batch_size = len(part) // 2
 
+    def _most_at_once(self, items: Sequence[Encoded]) -> int:
+        """Return how many of the items, the longest first, are read together."""
+        most = min(self._batch_size, len(items))
+        if self._model.device.type != "cpu":
+            return most
+        while most > 1:
+            part, vocabulary = items[:most], self._model.config.get_text_config().vocab_size
+            tokens = most * max(len(item.prefix) + item.longest for item in part)
+            scored = most * (
+                max(item.longest for item in part) - min(min(item.starts, default=0) for item in part)
+            )
+            if tokens <= _TOKENS_AT_ONCE and scored * vocabulary <= _LOGITS_AT_ONCE:
+                break
+            most = (most + 1) // 2
+        return most
+
     def _replies(self, ability: Ability, items: Sequence[Encoded], limit: int) -> list[Reply]:
         if ability == "generate":
             return self._written(items, limit)
         if ability == "score":
-            rows = zip(items, self._scores(items), strict=True)
-            return [Reply(log_probabilities=row, num_tokens=item.num_tokens) for item, row in rows]
+            return [
+                reply
+                for item, row in zip(items, self._scores(items), strict=True)
+                for reply in item.scored(row)
+            ]
         mix = ability == "mix"
         end = self._ends[0] if self._ends and not mix else None
         size = max(len(item.prefix) for item in items)
@@ -137,7 +168,7 @@ class LocalClient(LanguageClient):
             return [Reply(text=item.chosen(new)) for item, new in zip(items, written, strict=True)]
         texts = []
         for item, new in zip(items, written, strict=True):
-            before = self._decode(self._tokens(item.prompt.text))
+            before = self._decode(self._tokens(item.prompts[0].text))
             texts.append(self._decode([*item.prefix, *new[: item.longest]])[len(before) :])
         return [Reply(text=text) for text in texts]
 
@@ -149,7 +180,7 @@ class LocalClient(LanguageClient):
         def read(row: int, new: list[int]) -> Reply:
             written = list(itertools.takewhile(lambda token: token not in self._ends, new))
             full = self._decode([*tails[row], *written])[before[row] :]
-            text = cut_at(full, items[row].prompt.stops)
+            text = cut_at(full, items[row].prompts[0].stops)
             return Reply(text=text, finish="stop" if text != full or len(written) < len(new) else "length")
 
         def stopped(ids: Int[Tensor, "B T"], scores: object, **rest: object) -> Tensor:
@@ -166,32 +197,54 @@ class LocalClient(LanguageClient):
             for reply, text in zip(replies, texts, strict=True)
         ]
 
-    def _scores(self, items: Sequence[Encoded]) -> list[tuple[float, ...]]:
-        """Return ln p of each candidate of each prompt, in nats, summed over its tokens in float64.
+    def _scores(self, items: Sequence[Encoded]) -> list[list[float]]:
+        """Return ln p of each text of each item, in nats, summed over its candidate's tokens in float64.
 
-        What a prompt's candidates share is read once; then the prompts' first candidates, their second ones, and
-        so on, each from a copy of its keys and values.
+        What an item's texts share is read once; then the items' first stems, their second ones, and so on, each
+        from a copy of its keys and values.
         """
         tokens, mask = self._padded([item.prefix for item in items])
-        start = self._forward(tokens, mask, (mask.cumsum(1) - 1).clamp(min=0), None, keep=1)
-        columns = []
-        for column in range(max(len(item.rests) for item in items)):
-            # A prompt with fewer candidates repeats its last one, which is dropped below.
-            chosen = [min(column, len(item.rests) - 1) for item in items]
-            rests = [item.rests[number] for item, number in zip(items, chosen, strict=True)]
-            tokens, own = self._padded(rests, left=False)
-            logits = start.logits[:, -1:].float()
-            if (more := tokens.shape[1] - 1) > 0:
-                positions = mask.sum(1, keepdim=True) + torch.arange(more, device=tokens.device)
-                both = torch.cat((mask, own[:, 1:]), dim=1)
-                cache = copy.deepcopy(start.past_key_values)
-                after = self._forward(tokens[:, :-1], both, positions, cache, keep=more)
-                logits = torch.cat((logits, after.logits.float()), dim=1)
-            scores = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-            for row, (item, number) in enumerate(zip(items, chosen, strict=True)):
-                own[row, : item.starts[number]] = 0
-            columns.append((scores.double() * own).sum(1).tolist())
-        return [tuple(column[row] for column in columns[: len(item.rests)]) for row, item in enumerate(items)]
+        before = self._forward(tokens, mask, (mask.cumsum(1) - 1).clamp(min=0), None, keep=1)
+        found = [[0.0] * len(item.rests) for item in items]
+        stems = [list(item.stems().items()) for item in items]
+        for column in range(max(map(len, stems))):
+            # An item with fewer stems repeats its last one, to the same numbers.
+            chosen = [row[min(column, len(row) - 1)] for row in stems]
+            # Of each token that is scored: item, text, how many tokens of the text's rest come before it, itself.
+            wanted = [
+                (row, text, place, items[row].rests[text][place])
+                for row, (_, texts) in enumerate(chosen)
+                for text in texts
+                for place in range(items[row].starts[text], len(items[row].rests[text]))
+            ]
+            logits = self._following(before, mask, [list(stem) for stem, _ in chosen], wanted)
+            lines = {
+                key: line for line, key in enumerate(dict.fromkeys((row, at) for row, _, at, _ in wanted))
+            }
+            at = [lines[row, place] for row, _, place, _ in wanted], [token for *_, token in wanted]
+            values = logits.float().log_softmax(-1)[at].double().tolist()
+            for row, (_, texts) in enumerate(chosen):
+                for text in texts:
+                    own = zip(wanted, values, strict=True)
+                    found[row][text] = sum(value for one, value in own if one[:2] == (row, text))
+        return found
+
+    def _following(
+        self, before: Any, mask: Tensor, stems: list[list[int]], wanted: Sequence[tuple[int, int, int, int]]
+    ) -> Float[Tensor, "n V"]:
+        """Return the logits of what follows a stem's first tokens, for each item and number in `wanted`."""
+        rows, places = zip(*dict.fromkeys((row, place) for row, _, place, _ in wanted), strict=True)
+        longest, first = max(map(len, stems)), min(places)
+        logits = before.logits[:, -1:]
+        if longest > 0:
+            tokens, own = self._padded(stems, left=False)
+            positions = mask.sum(1, keepdim=True) + torch.arange(longest, device=tokens.device)
+            both, cache = torch.cat((mask, own), dim=1), copy.deepcopy(before.past_key_values)
+            keep = longest + 1 - max(first, 1)
+            after = self._forward(tokens, both, positions, cache, keep=keep).logits[:, -keep:]
+            logits = torch.cat((logits, after), dim=1) if first == 0 else after
+        found: Tensor = logits[rows, [place - first for place in places]]
+        return found
 
     def _forward(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any, *, keep: int) -> Any:
         settings = {"position_ids": positions, "logits_to_keep": keep}
@@ -229,11 +282,12 @@ class LocalClient(LanguageClient):
     def _tokens(self, prompt: str) -> list[int]:
         return _without_end(self._tokenize(self._framed(prompt)))
 
-    def _encoded(self, ability: Ability, prompt: Prompt, limit: int) -> Encoded:
-        check_prompt(ability, prompt, limit)
+    def _encoded(self, ability: Ability, prompts: Sequence[Prompt], limit: int) -> Encoded:
+        for prompt in prompts:
+            check_prompt(ability, prompt, limit)
         if ability == "generate":
-            return Encoded(prompt, self._tokens(prompt.text), [], [])
-        return Encoded.of(self._tokenize, self._framed(prompt.text), prompt)
+            return Encoded(prompts, self._tokens(prompts[0].text), [], [])
+        return Encoded.of(self._tokenize, [(self._framed(prompt.text), prompt) for prompt in prompts])
 
     def _framed(self, prompt: str) -> str:
         if not self._chat:
@@ -252,43 +306,56 @@ class LocalClient(LanguageClient):
 
 
 class Encoded(NamedTuple):
-    """A prompt with each of its candidates, as tokens.
+    """Prompts, each with each of its candidates, as tokens.
 
     A text is tokenized as a whole, for a tokenizer may join the end of the prompt and the beginning of
     a candidate. The candidate's tokens are those that reach into it.
     """
 
-    prompt: Prompt
+    prompts: Sequence[Prompt]
     prefix: list[int]  # that all the texts begin with, none of them a candidate's
     rests: list[list[int]]  # the other tokens of each text, one or more
     starts: list[int]  # how many of them belong to the prompt alone
 
     @classmethod
-    def of(cls, tokenize: Callable[[str], Any], framed: str, prompt: Prompt) -> Encoded:
-        """Tokenize a framed prompt with each candidate; no token before a candidate's raises `ValueError`."""
+    def of(cls, tokenize: Callable[[str], Any], framed: Sequence[tuple[str, Prompt]]) -> Encoded:
+        """Tokenize framed prompts with each candidate; no token before a candidate's raises `ValueError`."""
         rows, starts = [], []
-        for candidate in prompt.candidates:
-            encoding = tokenize(framed + candidate)
+        for text, candidate in ((text, one) for text, prompt in framed for one in prompt.candidates):
+            encoding = tokenize(text + candidate)
             ids, offsets = _without_end(encoding), encoding["offset_mapping"]
             rows.append(ids)
-            starts.append(next(place for place in range(len(ids)) if offsets[place][1] > len(framed)))
+            starts.append(next(place for place in range(len(ids)) if offsets[place][1] > len(text)))
         shared = 0
         while shared < min(starts) and len({row[shared] for row in rows}) == 1:
             shared += 1
         if shared == 0:
-            raise ValueError(f"the prompt {framed[:40]!r} leaves no token to come before the candidates")
-        rests = [row[shared:] for row in rows]
-        return cls(prompt, rows[0][:shared], rests, [start - shared for start in starts])
+            raise ValueError(
+                f"the prompt {framed[0][0][:40]!r} leaves no token to come before the candidates"
+            )
+        rests, prompts = [row[shared:] for row in rows], [prompt for _, prompt in framed]
+        return cls(prompts, rows[0][:shared], rests, [start - shared for start in starts])
+
+    def stems(self) -> dict[tuple[int, ...], list[int]]:
+        """Return the rests without their last tokens, and the numbers of the texts that each is of."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for number, rest in enumerate(self.rests):
+            found.setdefault(tuple(rest[:-1]), []).append(number)
+        return found
+
+    def scored(self, values: Sequence[float]) -> Iterator[Reply]:
+        """Yield the reply to each prompt, given the log-likelihood of each text."""
+        counts = [len(rest) - start for rest, start in zip(self.rests, self.starts, strict=True)]
+        first = 0
+        for prompt in self.prompts:
+            own = slice(first, first + len(prompt.candidates))
+            yield Reply(log_probabilities=tuple(values[own]), num_tokens=tuple(counts[own]))
+            first = own.stop
 
     @property
     def longest(self) -> int:
         """Tokens of the longest rest."""
-        return max(len(rest) for rest in self.rests)
-
-    @property
-    def num_tokens(self) -> tuple[int, ...]:
-        """Tokens of each candidate."""
-        return tuple(len(rest) - start for rest, start in zip(self.rests, self.starts, strict=True))
+        return max(map(len, self.rests), default=0)
 
     def following(self, written: Sequence[int], end: int | None, *, mix: bool = False) -> list[int]:
         """Return the tokens that may follow; none where a candidate is complete.
@@ -303,7 +370,21 @@ class Encoded(NamedTuple):
     def chosen(self, written: Sequence[int]) -> str:
         """Return the candidate that was written; of two that are equal the first."""
         complete = [rest for rest in self.rests if rest == list(written[: len(rest)])]
-        return self.prompt.candidates[self.rests.index(max(complete, key=len))]
+        return self.prompts[0].candidates[self.rests.index(max(complete, key=len))]
+
+
+def _sharing(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
+    """Yield the numbers of prompts that follow each other and begin like the first of them, by half or more."""
+    group: list[int] = []
+    for number, prompt in enumerate(prompts):
+        texts = (prompts[group[0]].text, prompt.text) if group else ("", "")
+        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False)))
+        if 2 * same < max(map(len, texts)):
+            yield group
+            group = []
+        group.append(number)
+    if group:
+        yield group
 
 
 def _without_end(encoding: Any) -> list[int]:

@@ -229,6 +229,11 @@ def read_scores(answer: Answer, text: str) -> list[ScoredToken]:
     return rows
 
 
+def _num_written(answer: Answer, text: str) -> int:
+    """Return how many scored tokens stand behind a text that was sent back; errors as of `read_scores`."""
+    return len(check_scores(answer)[0]) - len(read_scores(answer, text))
+
+
 def check_scores(answer: Answer) -> tuple[list[str], list[float | None], list[int]]:
     """Return tokens, their log-probabilities and where they begin; raise `ValueError` where they are missing."""
     given = _first_choice(answer).get("logprobs")
@@ -267,10 +272,12 @@ def probe(ask: Ask, model: str, mode: Mode, models: Answer) -> EndpointFacts:
     facts = _writing(ask, model, mode)
     if facts.path == COMPLETIONS:
         # Some servers write one token at least.
-        for scoring in (replace(facts, echo_tokens=tokens) for tokens in (0, 1)):
+        for tokens in (0, 1):
+            scoring = replace(facts, echo_tokens=tokens)
             answer = _try(ask, facts.path, scoring.scoring(model, PROMPT))
             with suppress(ValueError):
-                if isinstance(answer, dict) and read_scores(answer, PROMPT):
+                # llama.cpp's server takes 0 for no limit, and writes until its context is full.
+                if isinstance(answer, dict) and _num_written(answer, PROMPT) <= tokens:
                     facts = scoring
                     break
     ways: list[Choice] = ["structured_outputs", "guided_choice"]
