@@ -43,7 +43,7 @@ def batch_of(model: Reasoner, items: int, shared: int) -> ReasoningBatch:
         key_padding=words.key_padding,
         answers=(("2",),) * items,
         targets=({"2": 1.0},) * items,
-        looks_at=None if shared == 1 else torch.arange(items) // shared,
+        image_index=None if shared == 1 else torch.arange(items) // shared,
     )
 
 

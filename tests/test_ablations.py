@@ -59,7 +59,7 @@ class Counted:
     def take(self, model: Path, row: AblationRow) -> Mapping[str, Measured]:
         assert checkpoint.load(str(model)) is not None
         self.rows.append(row.name)
-        return {"2-way": Measured(value=row.keep_share, low=row.keep_share - 0.1, high=row.keep_share + 0.1)}
+        return {"2-way": Measured(value=row.keep_fraction, low=0.0, high=1.0)}
 
 
 def test_every_row_is_a_valid_run(recipe: str) -> None:

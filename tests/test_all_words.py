@@ -83,7 +83,7 @@ def test_every_reader_of_words_takes_text_of_any_length(
     given = ("--model", model, "--data", tmp_path / "images", "--device", "cpu", "--quiet", "--json")
     code, out, err = call(
         "evaluate", "few-shot", *given, "--episodes", 3, "--ways", 2, "--settings", "1/0",
-        "--answerers", "layers", "last-layer", "bag", "--out", tmp_path / "few",
+        "--classifiers", "layers", "last-layer", "bag", "--out", tmp_path / "few",
     )  # fmt: skip
     assert code == 0, err
     assert all(cell["num_failed"] == 0 for cell in json.loads(out))

@@ -67,7 +67,7 @@ def test_more_different_ones_than_the_fraction_of_the_source_stop(
     with pytest.raises(TooManyBroken) as caught:
         broken.record(skipped(50), 99)
     for part in (
-        "51 different images of 1000 cannot be read (101 of 5100 visits, 2.0%)", "max_broken_share is 5.0%",
+        "51 different images of 1000 cannot be read (101 of 5100 visits, 2.0%)", "max_broken_fraction is 5.0%",
         "0000.png (reason 0); 0001.png (reason 1); 0002.png (reason 2)", str(tmp_path / "skipped.jsonl"),
     ):  # fmt: skip
         assert part in str(caught.value)
@@ -100,5 +100,5 @@ def test_batches_are_counted_and_the_limit_is_checked(source: ImageSource) -> No
     broken = BrokenImages(None, source, 0.05)
     broken.add(batch)
     assert (broken.visited, list(broken.broken)) == (3, ["0005.png"])
-    with pytest.raises(ValueError, match=r"max_broken_share must lie in \[0, 1\], got 5\.0"):
+    with pytest.raises(ValueError, match=r"max_broken_fraction must lie in \[0, 1\], got 5\.0"):
         BrokenImages(None, source, 5.0)

@@ -293,9 +293,9 @@ def test_broken_images(run: Callable[..., Outcome], model: str, broken: Path, tm
     out = tmp_path / "out.txt"
     arguments = ("encode", broken, "--model", model, "--out", out, "--json")
     message = refused(run(*arguments), code=1)
-    assert "max_broken_share is 5.0%" in message
+    assert "max_broken_fraction is 5.0%" in message
     assert not out.exists()
-    code, printed, err = run(*arguments, "--max-broken-share", 0.5)
+    code, printed, err = run(*arguments, "--max-broken-fraction", 0.5)
     assert (code, json.loads(printed)["num_images"]) == (0, 4)
     assert "pixlex: skipped 2.png: not an image" in err
     evaluate = ("evaluate", "reconstruction", "--model", model, "--data", broken)

@@ -256,7 +256,7 @@ def test_index(call: Call, photos: Path, model: Path, tmp_path: Path) -> None:
     assert (values["num_images"], values["num_embedded"], values["num_unchanged"]) == (10, 0, 10)
     assert values["source"] == str(photos)
     assert [one["key"] for one in values["skipped"]] == ["broken.png"]
-    code, _, error = call(*arguments, "--max-broken-share", "0.01", "--quiet")
+    code, _, error = call(*arguments, "--max-broken-fraction", "0.01", "--quiet")
     assert (code, "cannot be read" in error) == (1, True)
 
 

@@ -59,7 +59,7 @@ def test_models_and_baselines_give_rows(folder: Path, tmp_path: Path, cells: Any
     words = ("sentence encoder", "language model, all layers", "language model, last layer", "bag of words")
     codes = ("sentence encoder", "bag of words")
     linear = ("words", "untrained words", "vqvae", "untrained vqvae", "mae", "untrained mae")
-    rows = list(dict.fromkeys((cell["answerer"].split(", tiny")[0], cell["scorer"]) for cell in found))
+    rows = list(dict.fromkeys((cell["classifier"].split(", tiny")[0], cell["scorer"]) for cell in found))
     assert [row for row in rows if "rozen" not in row[0]] == [
         *((f"{name}, {kind}", "nearest") for name in ("words", "untrained words") for kind in words),
         *((f"{name}, {kind}", "nearest") for name in ("vqvae", "untrained vqvae") for kind in codes),
@@ -75,9 +75,9 @@ def test_models_and_baselines_give_rows(folder: Path, tmp_path: Path, cells: Any
 
 
 def test_episodes_are_shared(tmp_path: Path, cells: Any, folder: Path, capsys: Any) -> None:
-    """The files of one run asked in another give its numbers, whatever its own settings are."""
-    base = ["--answerers", "pixels", "--names", "nonsense"]
-    first = cells(*base, "--seed", "4", "--out", str(tmp_path / "one"))
+    """The files of one run asked in another give its numbers; options are taken by their earlier names."""
+    earlier, base = ([option, "pixels", "--names", "nonsense"] for option in ("--answerers", "--classifiers"))
+    first = cells(*earlier, "--keep-share", "1", "--seed", "4", "--out", str(tmp_path / "one"))
     files = ["--episode-files", str(tmp_path / "one" / "episodes")]
     assert cells(*base, *files, "--out", str(tmp_path / "two")) == first
     (tmp_path / "empty").mkdir()
@@ -98,12 +98,12 @@ def test_a_language_model_gives_rows(
 
     monkeypatch.setattr(llm, "connect", connect)
     asked = [
-        "--model", str(folder / "lqae"), "--answerers", "--llm", "some-model", "--llm-url", "http://host/v1",
+        "--model", str(folder / "lqae"), "--classifiers", "--llm", "some-model", "--llm-url", "http://host/v1",
         "--template", "frozen", "v2l", "--scorer", "strict", "--llm-max-cost", "2", "--llm-input-price", "1",
         "--llm-output-price", "1", "--out", str(tmp_path),
     ]  # fmt: skip
     found = cells(*asked)
-    assert [(cell["answerer"], cell["scorer"]) for cell in found[::2]] == [
+    assert [(cell["classifier"], cell["scorer"]) for cell in found[::2]] == [
         (f"lqae, fake model, {template} prompt", "strict") for template in ("frozen", "v2l")
     ]
     assert (given["model"], given["base_url"], given["max_cost"]) == ("some-model", "http://host/v1", 2.0)
@@ -118,9 +118,9 @@ def test_a_language_model_gives_rows(
     [
         ([], "nothing to read images with"),
         (["--model", "m=$FOLDER/lqae", "m=$FOLDER/vqvae"], "two models are called 'm'"),
-        (["--answerers", "pixels", "--settings", "5/0"], "class 'camel' has 4 images, but 5 shots"),
-        (["--answerers", "pixels", "--open-ended", "x"], "leave out --data"),
-        (["--answerers", "poetry"], "invalid choice: 'poetry'"),
+        (["--classifiers", "pixels", "--settings", "5/0"], "class 'camel' has 4 images, but 5 shots"),
+        (["--classifiers", "pixels", "--open-ended", "x"], "leave out --data"),
+        (["--classifiers", "poetry"], "invalid choice: 'poetry'"),
     ],
 )
 def test_what_it_refuses(
@@ -151,7 +151,7 @@ def test_an_endpoint_that_says_nothing_of_use(
         return json.dumps({"choices": [choice]}).encode()
 
     tiny = SlowModel(folder / "causal")
-    asked = ["--model", str(folder / "lqae"), "--answerers", "--llm", "tiny", "--scorer", "strict"]
+    asked = ["--model", str(folder / "lqae"), "--classifiers", "--llm", "tiny", "--scorer", "strict"]
     asked += ["--keep-share", "0.1", "--out", str(tmp_path / "out"), "--debug", "--episodes", "3"]
     with serving(Endpoint(tiny, abilities=frozenset({"chat"}), context=10_000)) as endpoint:
         endpoint.fault = fault
@@ -229,7 +229,7 @@ def test_sets_limits_and_broken_images(
     assert (code, row["num_train"], row["num_validation"], row["num_test"]) == (0, 35, 9, 9)
     assert [one["key"] for one in row["skipped"]] == ["red/3.png"]
     assert "pixlex: skipped red/3.png: not an image" in err
-    assert "red/3.png" in refused(probe(*arguments, "--max-broken-share", 0.01), code=1)
+    assert "red/3.png" in refused(probe(*arguments, "--max-broken-fraction", 0.01), code=1)
     code, out, err = probe(*arguments, "--limit", 18, "--quiet")
     assert (code, "39.7 % (published, not comparable" in out) == (0, True)
 

@@ -51,7 +51,7 @@ def _commands(place: Path, out: Path) -> dict[str, Sequence[object]]:
         ),
         "few-shot": (
             "evaluate", "few-shot", "--data", labeled, "--episodes", 3, "--ways", 2, "--settings", "1/0",
-            "--answerers", "pixels", "chance", "--out", out,
+            "--classifiers", "pixels", "chance", "--out", out,
         ),
         "gallery": ("gallery", "--model", vqvae, "--data", labeled, "--out", out / "g.png"),
         "explain": ("explain", "--model", place / "cbvila", picture, "a text", "--out", out / "e.png"),
@@ -89,7 +89,7 @@ def test_numbers_come_first_and_stay(
 def run(place: Path) -> VQVAERun:
     """Two steps on pictures with hostile names."""
     (hostile,) = (path for path in place.iterdir() if "\x1b" in path.name)
-    data = DataConfig(train=str(hostile), validation=str(hostile), max_broken_share=0.5)
+    data = DataConfig(train=str(hostile), validation=str(hostile), max_broken_fraction=0.5)
     train = TrainConfig(steps=2, batch_size=2, learning_rate=1e-3, warmup_steps=0, device="cpu", log_every=1)
     return VQVAERun(
         model=tiny_vqvae_config(), data=data, train=train, eval=EvalConfig(batch_size=4, examples=4)
@@ -122,7 +122,7 @@ def test_names_of_files_end_no_training(run: VQVAERun, tmp_path: Path, call: Cal
     assert runs.read_run(folder / "config.yaml") == dataclasses.replace(run, train=_trained(folder))
     code, output, remarks = call(
         "evaluate", "reconstruction", "--model", folder, "--data", run.data.train, "--out", tmp_path / "e",
-        "--max-broken-share", "0.5",
+        "--max-broken-fraction", "0.5",
     )  # fmt: skip
     assert code == 0, remarks
     assert r"skipped torn\x1b[32m\xe9.png" in remarks

@@ -83,7 +83,7 @@ def test_a_folder_in_use_is_not_overwritten(
     with pytest.raises(ValueError, match=r"train.seed: 0 -> 1"):
         runs.run_training(_run(language, pictures, precision="fp32", seed=1), folder, resume=True)
     free = _run(language, pictures, precision="fp32", log_every=2, shard_parameters=True)
-    free = dataclasses.replace(free, data=dataclasses.replace(free.data, max_broken_share=0.5))
+    free = dataclasses.replace(free, data=dataclasses.replace(free.data, max_broken_fraction=0.5))
     assert runs.run_training(free, folder, resume=True) is not None
 
 

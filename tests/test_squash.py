@@ -58,7 +58,7 @@ def test_every_command_squashes(
         ["gallery", "--data", test, "--codewords", 2, "--out", out / "g.png"],
         ["evaluate", "linear-probe", "--data", train, "--test", test, "--out", out / "probe", "--untrained"],
         ["evaluate", "few-shot", "--data", test, "--episodes", 2, "--ways", 2, "--settings", "1/0",
-         "--answerers", "bag", "linear", "--code-words", language, "--untrained", "--out", out / "few"],
+         "--classifiers", "bag", "linear", "--code-words", language, "--untrained", "--out", out / "few"],
         ["reconstruct", test, "--out", out / "r.png"],
         ["evaluate", "reconstruction", "--data", test, "--out", out / "reconstruction"],
     ]  # fmt: skip

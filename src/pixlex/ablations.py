@@ -252,7 +252,7 @@ def few_shot_measure(
         place = next(model.parameters()).device
         words = _words_of_base(folder) if model.vocabulary is None else ()
         reader = model_reader(
-            model, row.name, words=words, keep_ratio=row.keep_share, cache=cache / "words", device=place
+            model, row.name, words=words, keep_ratio=row.keep_fraction, cache=cache / "words", device=place
         )
         classifiers: dict[str, Classifier] = {}
         for classifier in word_classifiers(reader, ["sentence"], encoder=embedded_encoder(), device=place):

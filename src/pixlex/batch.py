@@ -104,8 +104,8 @@ class ReasoningBatch(ImageBatch):
         key_padding: True = padding.
         answers: of each item, as people gave them; empty where unknown.
         targets: the distinct answers of each item with their weights in training.
-        looks_at: of each item, which of the batch's groups of images it speaks of, counted from 0; None where the
-            i-th item speaks of the i-th group.
+        image_index: of each item, which of the batch's groups of images it speaks of, counted from 0; None where
+            the i-th item speaks of the i-th group.
     """
 
     items: Int[Tensor, " Q"]
@@ -114,7 +114,7 @@ class ReasoningBatch(ImageBatch):
     key_padding: Bool[Tensor, "Q T"]
     answers: tuple[tuple[str, ...], ...]
     targets: tuple[Mapping[str, float], ...]
-    looks_at: Int[Tensor, " Q"] | None = None
+    image_index: Int[Tensor, " Q"] | None = None
 
 
 class TooManyBroken(ValueError):
@@ -130,16 +130,16 @@ class BrokenImages:
         folder: The folder of the run, in which skipped.jsonl lists the images; None keeps no list. Several
             sources may use it.
         source: The source that the images belong to.
-        max_broken_share: Fraction of broken images, in [0, 1], above which `record` raises.
+        max_broken_fraction: Fraction of broken images, in [0, 1], above which `record` raises.
     """
 
-    def __init__(self, folder: Path | None, source: ImageSource, max_broken_share: float) -> None:
-        if not 0 <= max_broken_share <= 1:
-            raise ValueError(f"max_broken_share must lie in [0, 1], got {max_broken_share}")
+    def __init__(self, folder: Path | None, source: ImageSource, max_broken_fraction: float) -> None:
+        if not 0 <= max_broken_fraction <= 1:
+            raise ValueError(f"max_broken_fraction must lie in [0, 1], got {max_broken_fraction}")
         self.path = None if folder is None else folder / SKIPPED_FILE
         self.visited = self._broken_visits = 0
         self.broken: dict[str, str] = {}
-        self._name, self._num_images, self._limit = source.name, len(source), max_broken_share
+        self._name, self._num_images, self._limit = source.name, len(source), max_broken_fraction
         # Only for not writing them twice: a run that is resumed after its images were repaired starts anew.
         self._listed = set() if self.path is None else _listed_keys(self.path, source.name)
 
@@ -151,7 +151,7 @@ class BrokenImages:
         """Record images that could not be read and the number of those that could.
 
         Raises:
-            TooManyBroken: The distinct broken images are more than max_broken_share of the source, or
+            TooManyBroken: The distinct broken images are more than max_broken_fraction of the source, or
                 after 100 visits the broken fraction of all visits lies above it by three standard errors.
         """
         self.visited += num_readable + len(skipped)
@@ -170,7 +170,7 @@ class BrokenImages:
             raise TooManyBroken(
                 f"{self._name}: {len(self.broken)} different images of {self._num_images} cannot be read "
                 f"({self._broken_visits} of {self.visited} visits, {self._broken_visits / self.visited:.1%}), "
-                f"the limit max_broken_share is {self._limit:.1%}: {shown}{listed}"
+                f"the limit max_broken_fraction is {self._limit:.1%}: {shown}{listed}"
             )
 
     def _write(self, images: dict[str, str]) -> None:

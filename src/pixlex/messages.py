@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 _MOST_CHARACTERS = 80
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def quoted(value: object, limit: int = _MOST_CHARACTERS) -> str:
@@ -44,6 +47,22 @@ def renamed(old: str, new: str) -> Callable[..., Any]:
         return getattr(self, new)(*given, **named)
 
     return method
+
+
+def renamed_keyword(old: str, new: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Let a function also take a keyword by its old name, with a warning."""
+
+    def wrap(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(function)
+        def call(*given: _P.args, **named: _P.kwargs) -> _R:
+            if old in named:
+                warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=2)
+                named[new] = named.pop(old)
+            return function(*given, **named)
+
+        return call
+
+    return wrap
 
 
 def printable(text: object, keep: str = "") -> str:

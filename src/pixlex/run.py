@@ -41,7 +41,7 @@ _DATA = "trained-on.json"
 _FREE = (
     "train.device", "train.checkpoint_activations", "train.compile", "train.shard_parameters", "train.log_every",
     "train.checkpoint_every", "train.keep_checkpoints", "train.evaluate_every", "train.wandb", "data.workers",
-    "data.max_broken_share", "eval.",
+    "data.max_broken_fraction", "eval.",
 )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def run_training(run: Run, folder: Path, *, resume: bool = False) -> Path | None
 
     Raises:
         ValueError: a folder that holds another run, or data and model that do not fit together.
-        TooManyBroken: more images are broken than `data.max_broken_share` allows.
+        TooManyBroken: more images are broken than `data.max_broken_fraction` allows.
         LossNotFinite: the loss became infinite or not a number.
     """
     distributed.initialize()
@@ -89,7 +89,7 @@ def _train(run: Run, folder: Path, resume: bool) -> Path | None:
         progress = None
         if validation is not None:
             progress = Progress(run, objective, source, validation, folder)
-        broken = BrokenImages(folder if is_first else None, images_of(source), run.data.max_broken_share)
+        broken = BrokenImages(folder if is_first else None, images_of(source), run.data.max_broken_fraction)
         steps = fit(
             objective,
             training_batches(run, objective.model, source),

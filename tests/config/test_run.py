@@ -50,7 +50,7 @@ def test_overrides_win_in_order(tmp_path: Path) -> None:
         ("model.patch_size=7", "image_size must be a multiple of the patch size 7, got 64"),
         ("model.quantizer.metric=dot", "cosine.*euclidean.* dot"),
         ("objective.mask_ratio_min=0.9", "mask_ratio_max must be at least mask_ratio_min = 0.9"),
-        ("data.max_broken_share=1.5", r"max_broken_share must lie in \[0, 1\], got 1.5"),
+        ("data.max_broken_share=1.5", r"max_broken_fraction must lie in \[0, 1\], got 1.5"),
         ("train", "expected key=value, got 'train'"),
         ("train.steps.more=1", "steps holds a value"),
         ("train=3", "train must hold keys and values"),
@@ -127,11 +127,11 @@ def test_recipes_state_the_papers_values() -> None:
 
 
 def test_a_setting_of_an_earlier_version_is_ignored() -> None:
-    values = {"family": "lqae", "data": {"keep_decoded": 0, "workers": 2}}
-    assert run_from(values, "here").data.workers == 2
-    values["data"] = {"keep_decoded": 5}
-    with pytest.warns(UserWarning, match=r"here: data\.keep_decoded is no longer a setting, ignored"):
-        run_from(values, "here")
+    assert run_from({"family": "lqae", "data": {"keep_decoded": 0, "workers": 2}}, "here").data.workers == 2
+    with pytest.warns(UserWarning, match=r"^here: data\.keep_decoded is no longer a setting, ignored"):
+        run_from({"family": "lqae", "data": {"keep_decoded": 5}}, "here")
+    with pytest.warns(UserWarning, match=r"^data\.keep_decoded is no longer"):
+        read_run("lqae/tiny", ["data.keep_decoded=true"])
 
 
 def test_a_setting_is_read_by_its_earlier_name() -> None:
@@ -147,6 +147,7 @@ def test_a_setting_is_read_by_its_earlier_name() -> None:
     [
         ("train.steps=many", '"train.steps": Expected int. Got value: many'),
         ("train.precision=fp8", '"train.precision": Expected one of auto, bf16, fp32. Got value: fp8'),
+        ("model.cut=sqush", '"model.resize_mode": Expected one of'),
         ("train.lr=5", "unknown key train.lr; known: steps, "),
     ],
 )

@@ -206,7 +206,7 @@ def test_a_folder_with_everything(tmp_path: Path, picture: Picture) -> None:
         ("cat/text.jpg", "not an image in a format that is read"),
         ("dog/grey.gif", "the file is empty"),
     ]
-    assert report.broken_share == 0.4
+    assert report.broken_fraction == 0.4
     assert report.images_per_class == {"cat": 2, "dog": 1}
     assert report.unlabeled == 0
     assert [(one.kind, str(one)) for one in report.ignored] == [(".txt", "dog/notes.txt")]
@@ -225,7 +225,7 @@ def test_duplicate_keys_shared_names_and_missing_labels(tmp_path: Path, picture:
     assert [image.key for image in report.broken] == ["b.png"]
     (tmp_path / "a.png").write_bytes(b"")
     report = inspect_source(open_source(str(tmp_path / "list.csv")))
-    assert (report.width, report.height, report.broken_share, report.num_missing) == (None, None, 1.0, 1)
+    assert (report.width, report.height, report.broken_fraction, report.num_missing) == (None, None, 1.0, 1)
 
 
 def test_captions_are_counted(tmp_path: Path) -> None:

@@ -128,10 +128,10 @@ def test_every_item_looks_at_its_own_images(source: Records) -> None:
     """Text, answer, words and images of an item belong together, and images stand in a batch once."""
     together = source.num_images
     for batch in batches(source, 8):
-        assert batch.looks_at is not None
+        assert batch.image_index is not None
         assert len(batch.keys) == 3 * together
-        assert sorted(set(batch.looks_at.tolist())) == [0, 1, 2]
-        for item, group in zip(batch.items.tolist(), batch.looks_at.tolist(), strict=True):
+        assert sorted(set(batch.image_index.tolist())) == [0, 1, 2]
+        for item, group in zip(batch.items.tolist(), batch.image_index.tolist(), strict=True):
             for place in range(together):
                 row = group * together + place
                 assert batch.keys[row] == source.images.key(item * together + place)
@@ -166,7 +166,7 @@ def test_the_stream_goes_on_where_it_was_cut() -> None:
         (again,) = batches(questions(), 1, first_step=first)
         assert torch.equal(again.items, whole[first].items)
         assert torch.equal(again.images, whole[first].images)
-        assert torch.equal(again.looks_at, whole[first].looks_at)
+        assert torch.equal(again.image_index, whole[first].image_index)
 
 
 def test_numbers_that_do_not_fit() -> None:

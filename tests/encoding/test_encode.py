@@ -145,9 +145,7 @@ def test_work_of_others_is_refused(
     before = journal.read_bytes()
     other = ImageTokenizer(tiny_lqae(language, seed=1))
     for tokenizer in (other, ImageTokenizer(tiny_lqae(language), precision="bf16")):
-        with pytest.raises(
-            ValueError, match=r"out\.parquet\.journal is the unfinished work of another model"
-        ):
+        with pytest.raises(ValueError, match=r"out\.parquet\.journal is the unfinished work of another"):
             quietly(tokenizer, photos, out)
     with pytest.raises(ValueError, match="the unfinished work of other images"):
         quietly(lqae, photos / "cats", out)
@@ -205,10 +203,11 @@ def test_broken_images_are_listed_and_may_be_repaired(lqae: ImageTokenizer, tmp_
     folder, out = write_images(tmp_path / "mixed", names), tmp_path / "out.txt"
     for name in ("3.png", "9.png"):
         (folder / name).write_text("no image")
-    with pytest.raises(TooManyBroken, match=r"[39]\.png"):
+    renamed = pytest.warns(DeprecationWarning, match="max_broken_share is now max_broken_fraction")
+    with pytest.raises(TooManyBroken, match=r"[39]\.png"), renamed:
         quietly(lqae, folder, out, batch_size=4, max_broken_share=0.1)
     assert not out.exists()
-    result = quietly(lqae, folder, out, batch_size=4, max_broken_share=0.2)
+    result = quietly(lqae, folder, out, batch_size=4, max_broken_fraction=0.2)
     assert (result.num_images, [one.key for one in result.skipped]) == (8, ["3.png", "9.png"])
     assert [key for key, _ in read_codes(out, lqae)] == [name for name in names if name[0] not in "39"]
     listed = [json.loads(line) for line in (tmp_path / "out.txt.skipped.jsonl").read_text().splitlines()]
@@ -310,11 +309,11 @@ def test_broken_images_of_parts(lqae: ImageTokenizer, tmp_path: Path) -> None:
     for name in names[4:]:
         (photos / name).write_bytes(b"x" * len(whole[name]))
     with pytest.raises(TooManyBroken):
-        in_parts(lqae, photos, tmp_path / "parts", part_size=4, max_broken_share=0.1)
+        in_parts(lqae, photos, tmp_path / "parts", part_size=4, max_broken_fraction=0.1)
     assert [path.name for path in (tmp_path / "parts").glob("part-*")] == ["part-00000.parquet"]
     for name in names[:7]:
         (photos / name).write_bytes(whole[name])
-    result = in_parts(lqae, photos, tmp_path / "parts", part_size=4, max_broken_share=0.3)
+    result = in_parts(lqae, photos, tmp_path / "parts", part_size=4, max_broken_fraction=0.3)
     assert (result.num_images, [one.key for one in result.skipped]) == (3, [names[7]])
     (line,) = (tmp_path / "parts/_part-00001.skipped.jsonl").read_text().splitlines()
     assert json.loads(line)["key"] == names[7]

@@ -227,12 +227,12 @@ def test_two_processes_equal_one(place: Path, tmp_path: Path, two: tuple[Path, l
 COMMANDS = {
     "reconstruction": "evaluate reconstruction --model {0}/lqae --data {0}/pictures --batch-size 2 --out {1}",
     "retrieval": "evaluate retrieval --model {0}/cbvila --data {0}/pairs.parquet --batch-size 3 --out {1} "
-    "--max-words 12 --max-broken-share 0.5",
+    "--max-words 12 --max-broken-fraction 0.5",
     "linear-probe": "evaluate linear-probe --model {0}/lqae --data {0}/train --test {0}/train --allow-overlap "
     "--out {1}",
     "gallery": "gallery --model {0}/lqae --data {0}/train --out {1}/codewords.png",
     "broken": "evaluate reconstruction --model {0}/lqae --data {0}/pairs.parquet --batch-size 4 "
-    "--max-broken-share 0.15",
+    "--max-broken-fraction 0.15",
 }
 
 

@@ -60,7 +60,7 @@ def test_images_that_cannot_be_fetched(tmp_path: Path) -> None:
     assert len(images) == 59
     for number in range(10):
         (tmp_path / "dog" / f"{number}.png").unlink()
-    with pytest.raises(TooManyBroken, match="max_broken_share"):
+    with pytest.raises(TooManyBroken, match="max_broken_fraction"):
         looked_at(path)
 
 

@@ -152,9 +152,9 @@ def test_both_ways_give_the_same(fusion: FusionEncoder, layer: int) -> None:
     context = fusion.project(torch.randn(2, 7, WIDTH), torch.arange(7) >= torch.tensor([[7], [4]]))
     watched = fusion.watch(queries, context, key_padding, layer=layer)
     torch.testing.assert_close(watched.fused, fusion(queries, context, key_padding), rtol=1e-5, atol=1e-5)
-    assert watched.shares.shape == (2, HEADS, 15, 7)
-    torch.testing.assert_close(watched.shares.sum(-1), torch.ones(2, HEADS, 15))
-    assert (watched.shares[1, ..., 4:] == 0).all()
+    assert watched.probabilities.shape == (2, HEADS, 15, 7)
+    torch.testing.assert_close(watched.probabilities.sum(-1), torch.ones(2, HEADS, 15))
+    assert (watched.probabilities[1, ..., 4:] == 0).all()
     seen = queries
     bias = [padding_bias(one) for one in (key_padding, context.key_padding)]
     for one, keys_values in zip(fusion.layers, context.layers[: layer - 1], strict=False):
@@ -163,7 +163,7 @@ def test_both_ways_give_the_same(fusion: FusionEncoder, layer: int) -> None:
     seen = chosen.attention_norm(seen + chosen.attention(seen, bias[0]))
     heads = chosen.cross_attention.query(seen[:2]).unflatten(-1, (HEADS, -1)).transpose(1, 2)
     expected = (heads @ keys.mT * (WIDTH // HEADS) ** -0.5 + bias[1]).softmax(-1)
-    torch.testing.assert_close(watched.shares[:, :, :5], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(watched.probabilities[:, :, :5], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_watching_leaves_nothing_behind(fusion: FusionEncoder) -> None:
@@ -172,7 +172,7 @@ def test_watching_leaves_nothing_behind(fusion: FusionEncoder) -> None:
     names = [sorted(vars(module)) for module in fusion.modules()]
     before = fusion(queries, context)
     watched = fusion.watch(queries, context, layer=2)
-    torch.autograd.grad(watched.fused.square().sum(), watched.shares)
+    torch.autograd.grad(watched.fused.square().sum(), watched.probabilities)
     assert torch.equal(fusion(queries, context), before)
     assert not fusion(queries, context).requires_grad
     assert [sorted(vars(module)) for module in fusion.modules()] == names

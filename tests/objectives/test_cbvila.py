@@ -217,7 +217,7 @@ def test_a_planted_dead_codebook_recovers(language: Path) -> None:
 
 
 def test_collapse_cannot_raise_the_gain(language: Path) -> None:
-    """All patches on one codeword: hidden codes can be foretold perfectly, and the gain is 0, not more."""
+    """All patches on one codeword: hidden codes can be predicted perfectly, and the gain is 0, not more."""
     model = tiny_cbvila(language, num_codewords=16)
     with torch.no_grad():
         model.codebook.weight[1:] = 1e6

@@ -111,9 +111,9 @@ def test_images_that_are_shared_change_nothing(task: str, language: Path) -> Non
     given = GIVEN if task == "vqa" else (("true",), ("false",), ("true",))
     objective = _objective(language, task, **({"num_images": 2} if task == "nlvr2" else {})).eval()
     batch, together = _batch(objective.model, given), objective.model.config.num_images
-    looks_at = torch.tensor([1, 0, 1])
-    rows = (looks_at.unsqueeze(1) * together + torch.arange(together)).flatten()
-    shared = _of_images(batch, torch.arange(2 * together), looks_at)
+    image_index = torch.tensor([1, 0, 1])
+    rows = (image_index.unsqueeze(1) * together + torch.arange(together)).flatten()
+    shared = _of_images(batch, torch.arange(2 * together), image_index)
     copied = _of_images(batch, rows, None)
     gradients = []
     for one in (shared, copied):
@@ -127,10 +127,10 @@ def test_images_that_are_shared_change_nothing(task: str, language: Path) -> Non
         torch.testing.assert_close(gradients[0][name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def _of_images(batch: ReasoningBatch, rows: torch.Tensor, looks_at: torch.Tensor | None) -> ReasoningBatch:
+def _of_images(batch: ReasoningBatch, rows: torch.Tensor, image_index: torch.Tensor | None) -> ReasoningBatch:
     keys = tuple(batch.keys[row] for row in rows.tolist())
     images, labels, indices = batch.images[rows], batch.labels[rows], batch.indices[rows]
-    return replace(batch, images=images, labels=labels, keys=keys, indices=indices, looks_at=looks_at)
+    return replace(batch, images=images, labels=labels, keys=keys, indices=indices, image_index=image_index)
 
 
 def test_answers_that_cannot_be_learned_from_are_refused(language: Path) -> None:

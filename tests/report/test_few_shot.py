@@ -39,7 +39,7 @@ from pixlex.report.tables import PROBES_NOTE, write_linear_probe
 
 def cell(setting: Setting, accuracy: float | None = 0.625, **change: object) -> Cell:
     values: dict[str, object] = {
-        "answerer": "words <b>|", "scorer": "strict", "setting": setting, "num_episodes": 40, "num_failed": 2,
+        "classifier": "words <b>|", "scorer": "strict", "setting": setting, "num_episodes": 40, "num_failed": 2,
         "accuracy": accuracy, "low": None if accuracy is None else accuracy - 0.1,
         "high": None if accuracy is None else accuracy + 0.1, "accuracy_with_failures": 0.59, "answers": (),
     }  # fmt: skip
@@ -85,8 +85,8 @@ def test_cells_that_do_not_fit_or_were_cut_off_say_so() -> None:
         )
     )
     cells = [
-        cell(setting_of("1/0", 2), accuracy=None, answerer="ascii", does_not_fit="does not fit: 2-way ..."),
-        cell(setting_of("3/0", 2), accuracy=None, answerer="ascii", does_not_fit="does not fit: 3 shots ..."),
+        cell(setting_of("1/0", 2), accuracy=None, classifier="ascii", does_not_fit="does not fit: 2-way ..."),
+        cell(setting_of("3/0", 2), accuracy=None, classifier="ascii", does_not_fit="does not fit: 3/0 ..."),
         cell(setting_of("1/0", 2), answers=cut),
         cell(setting_of("3/0", 2), answers=(*cut[3:] * 4, *cut[:1])),
     ]
@@ -106,7 +106,7 @@ def test_cells_of_nothing_and_of_all_are_drawn(tmp_path: Path) -> None:
     for column, accuracy in (("1/0", 0.0), ("3/0", 1.0)):
         low, high = wilson_interval(accuracy, 500)
         cells.append(
-            cell(setting_of(column, 2), accuracy, low=low, high=high, answerer="caf\udce9 $x$ \x1b[31m")
+            cell(setting_of(column, 2), accuracy, low=low, high=high, classifier="caf\udce9 $x$ \x1b[31m")
         )
     with Image.open(draw_accuracies(cells, tmp_path / "a.png")) as picture:
         assert picture.width > 300

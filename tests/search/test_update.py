@@ -180,7 +180,7 @@ def test_broken_files_are_listed_and_tried_again(update: Indexed, photos: Path, 
     whole = (photos / "cats/00.png").read_bytes()
     (photos / "new.png").write_bytes(b"no image")
     with pytest.raises(TooManyBroken, match="cannot be read"):
-        update(photos, "stopped", max_broken_share=0.01, batch_size=6)
+        update(photos, "stopped", max_broken_fraction=0.01, batch_size=6)
     assert sorted(NAMES) == list(contents(tmp_path / "stopped"))  # what was embedded by then stays
     _, result = update(photos)
     assert [one.key for one in result.skipped] == ["new.png"]

@@ -403,13 +403,13 @@ class ImageReasoner:
         if top_k < 1:
             raise ValueError(f"top_k must be 1 or more, got {top_k}")
         found: list[list[Answer]] = []
-        for pixels, words, looks_at in self._batches(images, texts, batch_size):
+        for pixels, words, image_index in self._batches(images, texts, batch_size):
             with autocast(self.device, self.precision):
-                ranked = self.model.rank(pixels, words, looks_at=looks_at, shortlist=shortlist)
+                ranked = self.model.rank(pixels, words, image_index=image_index, shortlist=shortlist)
             rows = zip(ranked.numbers.tolist(), ranked.probabilities.tolist(), strict=True)
-            for numbers, shares in rows:
-                best = list(zip(numbers, shares, strict=True))[:top_k]
-                found.append([Answer(self.answers[number], share) for number, share in best])
+            for numbers, probabilities in rows:
+                best = list(zip(numbers, probabilities, strict=True))[:top_k]
+                found.append([Answer(self.answers[number], one) for number, one in best])
         return found
 
     def write(self, images: Images, texts: str | Iterable[str], *, batch_size: int = 32) -> list[str]:

@@ -81,7 +81,7 @@ def doctor(options: DoctorOptions) -> None:
     values = {
         **asdict(report),
         "num_missing": report.num_missing,
-        "broken_share": report.broken_share,
+        "broken_fraction": report.broken_fraction,
         "class_names": source.class_names,
         "captions": captions,
     }
@@ -173,7 +173,7 @@ def report_text(report: DataReport) -> str:
     rows = [
         ("source", report.name),
         ("images", f"{report.num_images:,}"),
-        ("broken", f"{len(report.broken):,} ({report.broken_share:.1%}{missing})"),
+        ("broken", f"{len(report.broken):,} ({report.broken_fraction:.1%}{missing})"),
         ("width", _spread(report.width)),
         ("height", _spread(report.height)),
         ("formats", _counts(report.formats)),

@@ -75,7 +75,7 @@ def encode(options: EncodeOptions) -> None:
     how: dict[str, Any] = {
         "batch_size": options.batch_size,
         "progress": not options.quiet,
-        "max_broken_share": options.max_broken_share,
+        "max_broken_fraction": options.max_broken_fraction,
     }
     parts = {}
     if options.part_size is None:
@@ -202,7 +202,7 @@ def _print_codes(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind, opt
 
     check_kind(kind, tokenizer)
     skipped: list[Skipped] = []
-    broken = BrokenImages(None, source, options.max_broken_share)
+    broken = BrokenImages(None, source, options.max_broken_fraction)
     batches = encode_images(tokenizer, source, broken, batch_size=options.batch_size)
     on_terminal = sys.stdout.isatty()
     hidden = options.quiet or on_terminal  # where the bar would stand between the lines

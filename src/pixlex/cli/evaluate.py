@@ -136,7 +136,7 @@ def reconstruction(options: ReconstructionOptions) -> None:
     batches = cli.batches_of(Images(source), model.config, options.batch_size, options.limit)
     result = evaluate_reconstruction(
         model,
-        _accounted(batches, source, options.max_broken_share),
+        _accounted(batches, source, options.max_broken_fraction),
         _pass_of(options, len(source), save_examples=16),
         mask_ratio=options.mask_ratio,
         fid_features=options.fid_features,
@@ -188,7 +188,7 @@ def linear_probe(options: ProbeOptions) -> None:
         limit=options.limit,
         test_limit=options.test_limit,
         allow_overlap=options.allow_overlap,
-        max_broken_ratio=options.max_broken_share,
+        max_broken_ratio=options.max_broken_fraction,
         progress=not options.quiet,
     )
     loaded = [api.load(model, **options.loading).model for model in options.model]
@@ -197,7 +197,7 @@ def linear_probe(options: ProbeOptions) -> None:
         (
             probe_features(
                 version, model, sets, options.cache or options.out / "features", precision=options.precision,
-                max_broken_ratio=options.max_broken_share, progress=not options.quiet,
+                max_broken_ratio=options.max_broken_fraction, progress=not options.quiet,
             ),
             kinds,
         )
@@ -481,12 +481,12 @@ def _is_settled(
     from pixlex import distributed
     from pixlex.batch import BrokenImages
 
-    BrokenImages(None, source, options.max_broken_share).record(skipped, num_readable)
+    BrokenImages(None, source, options.max_broken_fraction).record(skipped, num_readable)
     return distributed.is_first()
 
 
 def _accounted(batches: Iterator[ImageBatch], source: ImageSource, limit: float) -> Iterator[ImageBatch]:
-    """Pass batches on; raise `TooManyBroken` when more than a share of the images cannot be read."""
+    """Pass batches on; raise `TooManyBroken` when more than a fraction of the images cannot be read."""
     from pixlex.batch import BrokenImages
 
     broken = BrokenImages(None, source, limit)

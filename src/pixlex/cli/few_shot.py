@@ -41,7 +41,9 @@ class ReaderOptions(cli.DeviceOptions):
         "every model also with fresh weights; a whitened search takes its statistics from 64 of the images",
     )
     ascii: bool = cli.option(False, "also ASCII art of 64 x 64 characters")
-    keep_share: cli.Fraction = cli.option(1.0, "first fraction of an image's words that is kept; default all")
+    keep_fraction: cli.Fraction = cli.option(
+        1.0, "first fraction of an image's words that is kept; default all", earlier="--keep-share"
+    )
     language_model: str | None = cli.option(None, "where a model's language model lies now", "M")
     code_words: str = cli.option(
         "embedded", "language model whose whole words stand for a VQ-VAE's codes; default %(default)s", "M"
@@ -79,12 +81,13 @@ class ClassifierOptions(cli.Options):
     """Who classifies without a large language model."""
 
     GROUP = "who answers without a large language model"
-    answerers: tuple[ClassifierName, ...] = cli.option(
+    classifiers: tuple[ClassifierName, ...] = cli.option(
         get_args(ClassifierName),
         "nearest class mean of a sentence encoder's vectors, of the language model's layers, its last layer, "
         "word counts, pixels; a linear classifier of an encoder's vectors (for a MAE the only one); chance; "
         "default all",
         nargs="*",
+        earlier="--answerers",
     )
     encoder: str = cli.option("embedded", "the sentence encoder; default %(default)s", "M")
 
@@ -224,7 +227,7 @@ def _readings(options: FewShotOptions, models: Mapping[str, Model]) -> list[Read
     words: Sequence[str] = ()
     if any(model.has_codes and model.vocabulary is None for model in models.values()):
         words = build_vocabulary(load_language_words(options.code_words)).words
-    kept, cache, where = options.keep_share, options.out / "words", _where(options)
+    kept, cache, where = options.keep_fraction, options.out / "words", _where(options)
     readings: list[Reading] = [
         (model_reader(model, name, words=words, keep_ratio=kept, cache=cache, **where), model)
         for name, model in models.items()
@@ -243,11 +246,11 @@ def _classifiers(
     from pixlex.eval.few_shot.prompted import FrozenClassifier
     from pixlex.nn.language_model import load_language_model
 
-    asked, where = list(dict.fromkeys(options.answerers)), _where(options)
+    asked, where = list(dict.fromkeys(options.classifiers)), _where(options)
     kinds: list[WordClassifier] = sorted(set(get_args(WordClassifier)) & set(asked), key=asked.index)
     if not models and not readings and (kinds or options.llm):
         raise ValueError(
-            "nothing to read images with: name a --model, or --ascii, or ask for --answerers pixels chance alone"
+            "nothing to read images with: name a --model, or --ascii, or ask for --classifiers pixels chance alone"
         )
     encoder = load_language_model(options.encoder) if "sentence" in kinds and readings else None
     client = _client(options, options.llm) if options.llm is not None else None
@@ -346,7 +349,7 @@ def _write(
     about: Mapping[str, Any] = {
         "data": images.name,
         "models": list(options.model),
-        "keep_share": options.keep_share,
+        "keep_fraction": options.keep_fraction,
         "language_model": options.llm,
         "episodes": {one.setting.label: one.identity for one in episode_sets},
         "command": options.command_line,

@@ -64,14 +64,16 @@ def option(
     *,
     name: str | None = None,
     nargs: str | None = None,
+    earlier: str | None = None,
 ) -> Any:
     """Declare the option `--field-name` of a command; required without a default.
 
     Args:
         name: on the command line, where it is not that of the field.
         nargs: of argparse, where the type does not say it.
+        earlier: its name in earlier versions, which is still taken.
     """
-    typed = {"help": text, "metavar": metavar, "name": name, "nargs": nargs}
+    typed = {"help": text, "metavar": metavar, "name": name, "nargs": nargs, "earlier": earlier}
     return field(default=default, metadata={"option": typed})
 
 
@@ -191,9 +193,10 @@ class BatchOptions(Options):
 
 
 class BrokenOption(Options):
-    max_broken_share: Fraction = option(
-        0.05, "fraction of unreadable images above which the command stops; default %(default)s"
-    )
+    max_broken_fraction: Fraction = option(
+        0.05, "fraction of unreadable images above which the command stops; default %(default)s",
+        earlier="--max-broken-share",
+    )  # fmt: skip
 
 
 class SizeOptions(Options):
@@ -281,6 +284,7 @@ def _group_of(options: type[Options], name: str) -> str:
 def _add_option(parser: Any, one: Field[Any], kind: Any) -> None:
     """Add an option to a parser or to a group of it."""
     told = dict(one.metadata["option"])
+    earlier = told.pop("earlier", None)
     settings = _read_as(kind)
     has_default = one.default is not MISSING
     names = [told.pop("name", None) or f"--{one.name.replace('_', '-')}"]
@@ -294,6 +298,8 @@ def _add_option(parser: Any, one: Field[Any], kind: Any) -> None:
     if has_default:
         settings["default"] = one.default
     parser.add_argument(*names, **settings)
+    if earlier is not None:
+        parser.add_argument(earlier, **settings | {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS})
 
 
 def _read_as(kind: Any) -> dict[str, Any]:

@@ -245,9 +245,10 @@ class IndexOptions(cli.MachineOptions, cli.BrokenOption, cli.BatchOptions, cli.M
     data: str = cli.positional("SOURCE", f"the images: {cli.DATA}")
     out: cli.Place = cli.option(text="folder or URL of the index; made if missing", metavar="INDEX")
     moved: bool = cli.option(False, "the images of this index lie at SOURCE now, under the same keys")
-    max_broken_share: cli.Fraction = cli.option(
-        0.5, "fraction of unreadable images above which the command stops; default %(default)s"
-    )
+    max_broken_fraction: cli.Fraction = cli.option(
+        0.5, "fraction of unreadable images above which the command stops; default %(default)s",
+        earlier="--max-broken-share",
+    )  # fmt: skip
 
 
 class SearchOptions(cli.MachineOptions):
@@ -290,7 +291,7 @@ def index(options: IndexOptions) -> None:
         options.data,
         moved=options.moved,
         batch_size=options.batch_size,
-        max_broken_share=options.max_broken_share,
+        max_broken_fraction=options.max_broken_fraction,
         progress=not options.quiet,
     )
     values = {"index": options.out, "source": found.head.source, **asdict(result)}

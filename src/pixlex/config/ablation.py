@@ -18,7 +18,7 @@ class AblationRow:
     # "vqvae" trains a VQ-VAE of the same networks, whose code k is then the k-th codeword's word.
     family: Literal["lqae", "vqvae"] = "lqae"
     trains: bool = True  # a model of its own; otherwise it uses that of `base`
-    keep_share: float = 1.0  # share of each image's words that go into a prompt, in (0, 1]
+    keep_fraction: float = 1.0  # fraction of each image's words that go into a prompt, in (0, 1]
     paper: str = ""  # what the paper says of it, against the unchanged recipe
 
 
@@ -35,7 +35,7 @@ class Ablation:
 NOT_DESCRIBED = {"C": "the paper lists row C in Table 3 and does not describe it"}
 MASK_RATIOS = (0.0, 0.15, 0.3, 0.5, 0.7, 0.85)
 MASKED_LANGUAGE_WEIGHTS = (0.0, 0.001, 0.01, 0.1)
-KEEP_SHARES = (0.75, 0.5, 0.25)
+KEEP_FRACTIONS = (0.75, 0.5, 0.25)
 
 
 def _masked_language_row(weight: float) -> AblationRow:
@@ -70,10 +70,10 @@ _LQAE = (
     ),
     *(
         AblationRow(
-            name=f"G-{share:g}", title=f"first {share:.0%} of the words in the prompt", group="G",
-            trains=False, keep_share=share, paper="few-shot level" if share >= 0.75 else "few-shot lower",
+            name=f"G-{kept:g}", title=f"first {kept:.0%} of the words in the prompt", group="G",
+            trains=False, keep_fraction=kept, paper="few-shot level" if kept >= 0.75 else "few-shot lower",
         )
-        for share in KEEP_SHARES
+        for kept in KEEP_FRACTIONS
     ),
     AblationRow(
         name="I", title="codes of a trained VQ-VAE assigned to words", group="I",

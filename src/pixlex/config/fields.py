@@ -158,7 +158,7 @@ class DataConfig(Config):
         _CROP,
     )
     horizontal_flip: bool = describe(True, "Mirror half of the training images.")
-    max_broken_share: float = describe(
+    max_broken_fraction: float = describe(
         0.05,
         "Fraction of unreadable images, in [0, 1], above which a run stops instead of going on.",
         FRACTION,

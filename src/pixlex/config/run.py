@@ -29,10 +29,13 @@ FAMILIES: Mapping[str, type[Run]] = {
 
 # In a run folder, the full configuration.
 CONFIG = "config.yaml"
-# Settings of earlier versions, which their config.yaml still has.
-_RETIRED = (("data", "keep_decoded"),)
-# What settings of a model were called in earlier versions.
-_RENAMED = {"cut": "resize_mode"}
+# Settings of earlier versions, which their config.yaml still has: those without a successor, and their names now.
+_RETIRED = ("data.keep_decoded",)
+_RENAMED = {
+    "data.max_broken_share": "data.max_broken_fraction",
+    "model.cut": "model.resize_mode",
+    "model.body.cut": "model.body.resize_mode",
+}
 
 
 def recipes_folder() -> Path:
@@ -79,7 +82,7 @@ def read_run(
     values = recipe_values(path)
     for override in overrides:
         _apply_override(values, override)
-    overridden = [override.partition("=")[0] for override in overrides]
+    overridden = [_RENAMED.get(key, key) for key, _, _ in (one.partition("=") for one in overrides)]
     return run_from(_over(beneath or {}, values), str(path), overridden)
 
 
@@ -114,7 +117,11 @@ def run_from(values: Mapping[str, Any], origin: str, overridden: Collection[str]
     kind = FAMILIES.get(family)
     if kind is None:
         raise fault("family", f"family must be one of {', '.join(FAMILIES)}, got {quoted(family)}")
-    values = _of_this_version(values, origin)
+    values = _of_this_version(values)
+    for name in _RETIRED:
+        part, _, field = name.partition(".")
+        if isinstance(values.get(part), dict) and values[part].pop(field, None):
+            warnings.warn(str(fault(name, f"{name} is no longer a setting, ignored")), stacklevel=3)
     if (wrong := next(_wrong_keys(kind, values, ""), None)) is not None:
         raise fault(*wrong)
     from jsonargparse import ArgumentError, ArgumentParser
@@ -122,7 +129,7 @@ def run_from(values: Mapping[str, Any], origin: str, overridden: Collection[str]
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(kind, "run")
     try:
-        built = parser.instantiate(parser.parse_object({"run": dict(values)})).run
+        built = parser.instantiate(parser.parse_object({"run": values})).run
     except ArgumentError as error:
         message = _readable(str(error))
         raise fault(message.split('"')[1] if message.startswith('"') else "", message) from error
@@ -130,25 +137,15 @@ def run_from(values: Mapping[str, Any], origin: str, overridden: Collection[str]
     return built
 
 
-def _of_this_version(values: Mapping[str, Any], origin: str) -> Mapping[str, Any]:
-    """Return nested values as this version calls them; warn of retired fields that were used."""
-    kept = dict(values)
-    if isinstance(model := kept.get("model"), Mapping):
-        kept["model"] = _renamed({**model, "body": _renamed(model["body"])} if "body" in model else model)
-    for part_name, name in _RETIRED:
-        part_values = kept.get(part_name)
-        if isinstance(part_values, Mapping) and name in part_values:
-            if part_values[name]:
-                warnings.warn(f"{origin}: {part_name}.{name} is no longer a setting, ignored", stacklevel=4)
-            kept[part_name] = {key: value for key, value in part_values.items() if key != name}
+def _of_this_version(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by the names of this version; of an old and a new name the later one counts."""
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        nested = name in ("data", "model", "model.body") and isinstance(value, Mapping)
+        now = _RENAMED.get(name, name).removeprefix(prefix)
+        kept[now] = _of_this_version(value, f"{name}.") if nested else value
     return kept
-
-
-def _renamed(values: Any) -> Any:
-    """Return values by the names of this version; of an old and a new name the later one counts."""
-    if not isinstance(values, Mapping):
-        return values
-    return {_RENAMED.get(key, key): value for key, value in values.items()}
 
 
 def write_run(run: Run, path: Path) -> None:

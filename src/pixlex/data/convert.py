@@ -291,7 +291,7 @@ class DataReport:
         return sum(image.reason.startswith(NO_FILE) for image in self.broken)
 
     @property
-    def broken_share(self) -> float:
+    def broken_fraction(self) -> float:
         """The fraction of images that cannot be read, in [0, 1]."""
         return len(self.broken) / self.num_images
 

@@ -314,9 +314,9 @@ class Questions:
         assert batch.epochs is not None
         turns = zip(numbers.tolist(), batch.epochs[:: self.num_images].tolist(), strict=True)
         taken = [self.groups.taken(group, turn, self.texts_per_group, seed) for group, turn in turns]
-        looks_at = np.repeat(np.arange(len(taken)), [len(items) for items in taken])
+        image_index = np.repeat(np.arange(len(taken)), [len(items) for items in taken])
         indices = torch.from_numpy(self.groups.places[batch.indices.numpy()])
-        return self._with_items(replace(batch, indices=indices), np.concatenate(taken), looks_at)
+        return self._with_items(replace(batch, indices=indices), np.concatenate(taken), image_index)
 
     def evaluation(self, batch: ImageBatch) -> ReasoningBatch:
         """Add the items of the images."""
@@ -324,7 +324,7 @@ class Questions:
         if not isinstance(self.images, ImageSubset) or not batch.keys:
             return self._with_items(batch, numbers, None)
         groups = self.images.distinct[batch.indices.numpy()].reshape(-1, self.num_images)
-        _, firsts, looks_at = np.unique(groups, axis=0, return_index=True, return_inverse=True)
+        _, firsts, image_index = np.unique(groups, axis=0, return_index=True, return_inverse=True)
         rows = _rows_of_groups(firsts, self.num_images)
         tensors: dict[str, Any] = {
             name: value[torch.from_numpy(rows)]
@@ -332,13 +332,13 @@ class Questions:
             if isinstance(value, Tensor)
         }
         distinct = replace(batch, **tensors, keys=tuple(batch.keys[row] for row in rows))
-        return self._with_items(distinct, numbers, looks_at.ravel())
+        return self._with_items(distinct, numbers, image_index.ravel())
 
     def _numbers(self, batch: ImageBatch) -> np.ndarray:
         return batch.indices.numpy()[:: self.num_images] // self.num_images
 
     def _with_items(
-        self, batch: ImageBatch, items: np.ndarray, looks_at: np.ndarray | None
+        self, batch: ImageBatch, items: np.ndarray, image_index: np.ndarray | None
     ) -> ReasoningBatch:
         source, rows = self.source, items.tolist()
         return ReasoningBatch(
@@ -347,7 +347,7 @@ class Questions:
             items=torch.from_numpy(items),
             answers=tuple(source.answers[row] for row in rows),
             targets=tuple(map(source.targets, rows)),
-            looks_at=None if looks_at is None else torch.from_numpy(looks_at),
+            image_index=None if image_index is None else torch.from_numpy(image_index),
         )
 
 

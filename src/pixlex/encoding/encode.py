@@ -23,6 +23,7 @@ from pixlex.data.loader import prefetch
 from pixlex.data.sources import ImageSource, subset
 from pixlex.encoding.files import PARTS, EncodedImage, Kind, check_kind, write_checksum, write_codes
 from pixlex.files import Journal, read_json, sealed, write_atomically, write_json, write_text
+from pixlex.messages import renamed_keyword
 from pixlex.models.checkpoint import fingerprint
 from pixlex.nn.nearest import NotFinite
 from pixlex.progress import bar_or_lines
@@ -58,6 +59,7 @@ class EncodingResult:
     num_parts: int = 0
 
 
+@renamed_keyword("max_broken_share", "max_broken_fraction")
 def encode_source(
     tokenizer: ImageTokenizer,
     source: ImageSource,
@@ -67,7 +69,7 @@ def encode_source(
     batch_size: int = 64,
     progress: bool = True,
     overwrite: bool = False,
-    max_broken_share: float = 0.05,
+    max_broken_fraction: float = 0.05,
 ) -> EncodingResult:
     r"""Write the words or codes of every readable image of a source to a file, each image once.
 
@@ -90,7 +92,7 @@ def encode_source(
         batch_size: images at a time; it does not change their codes.
         progress: show a bar with rate and time left.
         overwrite: start anew where there is a file or a journal.
-        max_broken_share: fraction of broken images, in [0, 1], above which the run stops.
+        max_broken_fraction: fraction of broken images, in [0, 1], above which the run stops.
 
     Raises:
         ValueError: the model has no words, the file exists, its journal belongs to another model, to other
@@ -103,13 +105,14 @@ def encode_source(
         remedy = "" if out.is_dir() else ", or replace it with --overwrite"
         raise ValueError(f"{out} exists; choose another name{remedy}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    broken = BrokenImages(None, source, max_broken_share)
+    broken = BrokenImages(None, source, max_broken_fraction)
     header = _header(tokenizer, source)
     with _journal(path, header, overwrite=overwrite) as journal, _bar(len(source), progress) as bar:
         encoder = _Encoder(tokenizer, batch_size, broken, bar)
         return encoder.write(source, out, kind, journal, out.with_name(f"{out.name}.skipped.jsonl"))
 
 
+@renamed_keyword("max_broken_share", "max_broken_fraction")
 def encode_parts(
     tokenizer: ImageTokenizer,
     source: ImageSource,
@@ -118,7 +121,7 @@ def encode_parts(
     part_size: int = 100_000,
     batch_size: int = 64,
     progress: bool = True,
-    max_broken_share: float = 0.05,
+    max_broken_fraction: float = 0.05,
 ) -> EncodingResult:
     """Write codes and words of a source as Parquet parts, `part-00000.parquet` and so on.
 
@@ -132,7 +135,7 @@ def encode_parts(
         part_size: images of a part, the last one may have fewer.
         batch_size: as for `encode_source`.
         progress: as for `encode_source`, of this process's slice.
-        max_broken_share: as for `encode_source`, among the images that this process visits.
+        max_broken_fraction: as for `encode_source`, among the images that this process visits.
 
     Returns:
         The images of the parts that this process wrote; `_part-NNNNN.skipped.jsonl` lists those that it skipped.
@@ -149,7 +152,7 @@ def encode_parts(
     _agree(folder, {**header, "part_size": part_size})
     count, processes = -(-len(source) // part_size), distributed.num_announced()
     first, end = (count * (int(os.environ.get("RANK", "0")) + one) // processes for one in (0, 1))
-    broken = BrokenImages(None, source, max_broken_share)  # of all parts: one may lie on a broken disk
+    broken = BrokenImages(None, source, max_broken_fraction)  # of all parts: one may lie on a broken disk
     written = []
     with _bar(min(end * part_size, len(source)) - first * part_size, progress) as bar:
         encoder = _Encoder(tokenizer, batch_size, broken, bar)

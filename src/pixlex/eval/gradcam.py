@@ -104,8 +104,8 @@ def attention_heat(
     with torch.inference_mode(False), torch.enable_grad():
         watched = fusion.watch(text, context, key_padding, layer=layer)
         scores = score_of(watched.fused)
-        (gradient,) = torch.autograd.grad(scores.sum(), watched.shares)
-    heat = (watched.shares.detach() * gradient.clamp(min=0)).mean(1)
+        (gradient,) = torch.autograd.grad(scores.sum(), watched.probabilities)
+    heat = (watched.probabilities.detach() * gradient.clamp(min=0)).mean(1)
     num_rows, length = text.shape[:2]
     apart = heat.view(len(heat), num_rows // len(heat), length, -1).transpose(0, 1)
     return Heat(apart.flatten(0, 1).float(), scores.detach().float())

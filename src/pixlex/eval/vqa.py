@@ -92,10 +92,10 @@ def evaluate_reasoning(
     def measure(batch: ReasoningBatch, room: int) -> Measured:
         words = Words(batch.word_ids, batch.key_padding)
         if mode == "generate":
-            found = [((text,), ()) for text in model.generate(batch.images, words, batch.looks_at)]
+            found = [((text,), ()) for text in model.generate(batch.images, words, batch.image_index)]
         else:
             ranked = model.rank(
-                batch.images, words, looks_at=batch.looks_at, shortlist=shortlist,
+                batch.images, words, image_index=batch.image_index, shortlist=shortlist,
                 first_token_twice=first_token_twice,
             )  # fmt: skip
             best = [
@@ -110,7 +110,7 @@ def evaluate_reasoning(
         examples = {}
         if room > 0:
             groups = batch.images.unflatten(0, (-1, num_images))  # type: ignore[no-untyped-call]
-            images = groups if batch.looks_at is None else groups[batch.looks_at]
+            images = groups if batch.image_index is None else groups[batch.image_index]
             examples = {"images": images[:room].cpu()}
         return Measured(rows={"answered": answered}, examples=examples)
 

@@ -155,20 +155,20 @@ class Reasoner(TextModel):
         self,
         images: Float[Tensor, "R 3 H W"],
         words: Words | ReasoningBatch,
-        looks_at: Int[Tensor, " B"] | None = None,
+        image_index: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B n T D"]:
         """Return the words of each text after they have looked at each of its images.
 
         Args:
             images: RGB pixels in [0, 1]; the n images of a text follow each other.
             words: The texts.
-            looks_at: Which group of n images each text looks at; the i-th text at the i-th group when None.
+            image_index: Which group of n images each text looks at; the i-th text at the i-th group when None.
         """
         body, num_images = self.body, self.config.num_images
         context = body.image_context(body.encode_image(images))
-        if looks_at is not None:
+        if image_index is not None:
             each = torch.arange(num_images, device=images.device)
-            context = context.rows((looks_at.unsqueeze(1) * num_images + each).flatten())
+            context = context.rows((image_index.unsqueeze(1) * num_images + each).flatten())
         text = body.encode_text(words.word_ids, words.key_padding).repeat_interleave(num_images, dim=0)
         fused: Tensor = body.fusion(text, context, words.key_padding.repeat_interleave(num_images, dim=0))
         return fused.view(-1, num_images, *fused.shape[1:])
@@ -183,11 +183,11 @@ class Reasoner(TextModel):
         self,
         images: Float[Tensor, "R 3 H W"],
         words: Words | ReasoningBatch,
-        looks_at: Int[Tensor, " B"] | None = None,
+        image_index: Int[Tensor, " B"] | None = None,
     ) -> Context:
         """Return questions about images as the decoder looks at them; arguments as for `fuse`."""
         assert self.decoder is not None
-        return self.decoder.project(self.fuse(images, words, looks_at)[:, 0], words.key_padding)
+        return self.decoder.project(self.fuse(images, words, image_index)[:, 0], words.key_padding)
 
     def write(self, word_ids: Int[Tensor, "A T"], context: Context) -> Float[Tensor, "A T D"]:
         """Return what is compared with word embeddings to find the word behind each word of answers.
@@ -233,7 +233,7 @@ class Reasoner(TextModel):
         images: Float[Tensor, "R 3 H W"],
         words: Words,
         *,
-        looks_at: Int[Tensor, " B"] | None = None,
+        image_index: Int[Tensor, " B"] | None = None,
         shortlist: int = 128,
         first_token_twice: bool = False,
     ) -> RankedAnswers:
@@ -245,7 +245,7 @@ class Reasoner(TextModel):
         Args:
             images: RGB pixels in [0, 1]; the n images of a text follow each other.
             words: One text for each item.
-            looks_at: See `fuse`.
+            image_index: See `fuse`.
             shortlist: Answers ranked, 1 or more; 128 in ALBEF.
             first_token_twice: Count the first word twice, for comparison with ALBEF's numbers.
 
@@ -255,10 +255,10 @@ class Reasoner(TextModel):
         if shortlist < 1:
             raise ValueError(f"shortlist must be 1 or more, got {shortlist}")
         if self.class_head is not None:
-            logits = self.class_logits(self.fuse(images, words, looks_at)).log_softmax(-1)
+            logits = self.class_logits(self.fuse(images, words, image_index)).log_softmax(-1)
             scores, numbers = logits.sort(dim=1, descending=True)
             return RankedAnswers(numbers, scores, scores.exp())
-        context = self.look_at_question(images, words, looks_at)
+        context = self.look_at_question(images, words, image_index)
         numbers, first = self._shortlist(context, len(words.word_ids), shortlist)
         scores = self._likelihoods(context, numbers, first)
         if first_token_twice:
@@ -297,10 +297,10 @@ class Reasoner(TextModel):
         self,
         images: Float[Tensor, "R 3 H W"],
         words: Words,
-        looks_at: Int[Tensor, " B"] | None = None,
+        image_index: Int[Tensor, " B"] | None = None,
     ) -> list[str]:
         """Return the answers that the decoder writes freely, word by word, always the likeliest one."""
-        context = self.look_at_question(images, words, looks_at)
+        context = self.look_at_question(images, words, image_index)
         tokenizer = self.tokenizer
         written = torch.full((len(words.word_ids), 1), tokenizer.start_id, device=words.word_ids.device)
         ended = torch.zeros(len(written), dtype=torch.bool, device=written.device)

@@ -246,7 +246,7 @@ class Watched:
     """
 
     fused: Float[Tensor, "B N D"]
-    shares: Float[Tensor, "C h Q M"]
+    probabilities: Float[Tensor, "C h Q M"]
 
 
 def padding_bias(key_padding: Bool[Tensor, "B M"] | None) -> Float[Tensor, "B 1 1 M"] | None:
@@ -444,8 +444,8 @@ class FusionEncoder(nn.Module):
         assert 1 <= layer <= len(self.layers)
         seen: list[Tensor] = []
 
-        def keep(shares: Tensor) -> Tensor:
-            seen.append(shares.detach().requires_grad_())
+        def keep(probabilities: Tensor) -> Tensor:
+            seen.append(probabilities.detach().requires_grad_())
             return seen[0]
 
         fused = self(queries, context, key_padding, {layer: keep})

@@ -61,7 +61,7 @@ class ReasoningObjective(Objective):
             loss = self._written(batch, total)
             return LossTerms(loss, {"answer": loss})
         labels = send(torch.tensor([self._class_of(given) for given in batch.answers]), batch.images.device)
-        logits = self.model.class_logits(self.model.fuse(batch.images, batch, batch.looks_at))
+        logits = self.model.class_logits(self.model.fuse(batch.images, batch, batch.image_index))
         loss = F.cross_entropy(logits, labels, reduction="sum") / total
         accuracy = (logits.detach().argmax(1) == labels).float().mean()
         return LossTerms(loss, {"answer": loss}, {"accuracy": accuracy})
@@ -83,7 +83,7 @@ class ReasoningObjective(Objective):
         ]
         rows = send(torch.tensor([row for row, _, _ in weighted]), device)
         weights = torch.tensor([weight for _, _, weight in weighted])
-        context = model.look_at_question(batch.images, batch, batch.looks_at)
+        context = model.look_at_question(batch.images, batch, batch.image_index)
         words = model.tokenize_texts([text for _, text, _ in weighted], model.config.max_answer_words)
         vectors = model.write(send(words.word_ids[:, :-1], device), context.rows(rows))
         targets, shown = words.word_ids[:, 1:], ~words.key_padding[:, 1:]

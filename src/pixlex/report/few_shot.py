@@ -53,7 +53,7 @@ def _rows_of(cells: Sequence[Cell], ways: int) -> dict[tuple[str, str], dict[str
     found: dict[tuple[str, str], dict[str, Cell]] = {}
     for cell in cells:
         if cell.setting.ways == ways:
-            found.setdefault((cell.answerer, cell.scorer), {})[cell.setting.column] = cell
+            found.setdefault((cell.classifier, cell.scorer), {})[cell.setting.column] = cell
     return found
 
 
@@ -119,7 +119,7 @@ def warnings_of(cells: Sequence[Cell]) -> list[str]:
     for cell in cells:
         if cell.does_not_fit or _is_cut_off(cell):
             cut = f"{cell.setting.label}: {cell.num_cut_off} of {len(cell.answers)} answers were {_CUT_OFF}"
-            said = found.setdefault((cell.answerer, bool(cell.does_not_fit)), [])
+            said = found.setdefault((cell.classifier, bool(cell.does_not_fit)), [])
             said.append(cell.does_not_fit or cut)
     return [
         f"{name}: {said[0]}{f' (and {len(said) - 1} more cells)' if said[1:] else ''}"
@@ -198,7 +198,7 @@ def _numbers(cell: Cell) -> list[str]:
     shown = "" if cell.low is None or cell.high is None else f"{100 * cell.low:.1f} to {100 * cell.high:.1f}"
     as_wrong = cell.accuracy_with_failures
     return [
-        cell.answerer, cell.scorer, cell.setting.label,
+        cell.classifier, cell.scorer, cell.setting.label,
         "" if cell.accuracy is None else f"{100 * cell.accuracy:.1f}",
         shown, str(cell.num_episodes), str(cell.num_failed),
         "does not fit" if as_wrong is None else f"{100 * as_wrong:.1f}",
@@ -318,7 +318,7 @@ def draw_episode_examples(
     words = reader.read(images, images_of(chosen)) if reader is not None else {}
     answered = [cell for cell in cells if cell.setting == episodes.setting and cell.scorer != "exact"]
     shown = [
-        (one, {f"{cell.answerer} ({cell.scorer})": cell.answers[one.number] for cell in answered})
+        (one, {f"{cell.classifier} ({cell.scorer})": cell.answers[one.number] for cell in answered})
         for one in chosen
     ]
     return draw_episodes(shown, images, words, path)

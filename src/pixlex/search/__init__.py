@@ -22,7 +22,7 @@ from pixlex.data.sources import ImageSource
 from pixlex.data.text import clean_caption
 from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import evaluating
-from pixlex.messages import quoted
+from pixlex.messages import quoted, renamed_keyword
 from pixlex.models import Precision, checkpoint, compute_rows, computing
 from pixlex.models.cbvila import CBViLA
 from pixlex.search.store import (
@@ -186,13 +186,14 @@ class ImageIndex:
     def __len__(self) -> int:
         return len(self._store)
 
+    @renamed_keyword("max_broken_share", "max_broken_fraction")
     def update(
         self,
         source: str | ImageSource,
         *,
         moved: bool = False,
         batch_size: int = 64,
-        max_broken_share: float = 0.5,
+        max_broken_fraction: float = 0.5,
         progress: bool = True,
     ) -> UpdateResult:
         """Bring the index up to date with a source.
@@ -207,7 +208,7 @@ class ImageIndex:
             moved: the images lie elsewhere now; otherwise another description than the remembered one is
                 refused, because what it does not list would be dropped.
             batch_size: images at a time, see `compute_rows`.
-            max_broken_share: fraction of images that cannot be read, in [0, 1], above which the pass stops.
+            max_broken_fraction: fraction of images that cannot be read, in [0, 1], above which the pass stops.
             progress: show a bar with rate and time left.
 
         Raises:
@@ -231,7 +232,7 @@ class ImageIndex:
             self.__dict__.pop("_numbers", None)
             return update_store(
                 store, opened, partial(self._image_vectors, batch_size=batch_size), config=self.model.config,
-                batch_size=batch_size, max_broken_share=max_broken_share, progress=progress,
+                batch_size=batch_size, max_broken_fraction=max_broken_fraction, progress=progress,
             )  # fmt: skip
 
     def search(

@@ -63,7 +63,7 @@ def update_store(
     *,
     config: CBViLAConfig,
     batch_size: int,
-    max_broken_share: float,
+    max_broken_fraction: float,
     progress: bool,
 ) -> UpdateResult:
     """Bring an index, opened for writing, up to date with a source; see `ImageIndex.update`.
@@ -75,7 +75,7 @@ def update_store(
     folder = None if is_url(store.path) else Path(store.path)
     if folder is not None:
         (folder / SKIPPED_FILE).unlink(missing_ok=True)  # all that is broken is tried, and listed, anew
-    broken = BrokenImages(folder, source, max_broken_share)
+    broken = BrokenImages(folder, source, max_broken_fraction)
     now = _Pass(store, source, embed, config)
     passed = len(source) - len(now.left)
     broken.record((), passed)

@@ -127,9 +127,9 @@ def test_chance_is_no_measurement(images: ImageSource, tmp_path: Path) -> None:
 def test_what_it_refuses(images: ImageSource, tmp_path: Path) -> None:
     sets = [sample_episodes(images, TWO_WAY, count=3, seed=0)]
     for who, what, source, message in (
-        ([Chance(), Chance()], sets, images, "two of the answerers are the same"),
+        ([Chance(), Chance()], sets, images, "two of the classifiers are the same"),
         ([Chance()], sets * 2, images, "two of the sets of episodes are the same"),
-        ([], sets, images, "expected answerers and episodes"),
+        ([], sets, images, "expected classifiers and episodes"),
         ([Chance()], sets, labeled(tmp_path / "others", seed=3), "were drawn from"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -163,7 +163,7 @@ class PromptedClassifier(Classifier):
         if longest + room <= context:
             return ""
         ratio = (context - room) / longest
-        some = f"a smaller share of the words (about {0.95 * ratio:.2f})" if ratio > 0.05 else "fewer words"
+        some = f"a fraction of the words (about {0.95 * ratio:.2f})" if ratio > 0.05 else "fewer words"
         return (
             f"{DOES_NOT_FIT}: {setting.label}: the longest prompt has {longest:,} tokens and its answer takes "
             f"up to {room}, but {client.name} reads {context:,} together: keep {some}, leave this setting out "

@@ -155,7 +155,7 @@ def shortened(reader: TextReader, ratio: float) -> TextReader:
     the number kept is rounded up.
     """
     if not 0 < ratio <= 1:
-        raise ValueError(f"the share of words kept must lie in (0, 1], got {ratio}")
+        raise ValueError(f"the fraction of words kept must lie in (0, 1], got {ratio}")
 
     def shorten(text: str) -> str:
         glue = "\n" if "\n" in text else " "

@@ -47,7 +47,7 @@ class Classifier(ABC):
 class Cell:
     """One classifier in one setting."""
 
-    answerer: str  # name of its row
+    classifier: str  # name of its row
     scorer: str  # how answers were judged
     setting: Setting  # the column
     num_episodes: int
@@ -122,9 +122,9 @@ def run_few_shot(
     """
     if not classifiers or not episode_sets:
         raise ValueError(
-            f"expected answerers and episodes, got {len(classifiers)} and {len(episode_sets)} sets"
+            f"expected classifiers and episodes, got {len(classifiers)} and {len(episode_sets)} sets"
         )
-    for kind, what in (("answerers", classifiers), ("sets of episodes", episode_sets)):
+    for kind, what in (("classifiers", classifiers), ("sets of episodes", episode_sets)):
         if len({one.identity for one in what}) < len(what):
             raise ValueError(f"two of the {kind} are the same: expected each once")
     for episodes in episode_sets:
@@ -202,7 +202,7 @@ def _cell(journal: AnswerJournal, one: _Asking) -> Cell:
         exact = classifier.scorer == "exact"
         low, high = (accuracy, accuracy) if exact else wilson_interval(accuracy, len(given))
     return Cell(
-        answerer=classifier.name,
+        classifier=classifier.name,
         scorer=classifier.scorer,
         setting=one.episodes.setting,
         num_episodes=len(answers),
