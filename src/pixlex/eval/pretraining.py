@@ -136,7 +136,7 @@ def evaluate_reconstruction(
         if lqae is not None and not lqae.word_grid:
             features = lqae.features(images)
             told = lqae.predicted_features(lqae.encode_text(lqae.quantizer.embedding[codes]))
-            each["feature_cosine"] = F.cosine_similarity(told.float(), features)
+            each["feature_cosine"] = F.cosine_similarity(told.float(), features - lqae.quantizer.center)
             rows = {"features": features.cpu(), "labels": batch.labels.cpu(), "indices": batch.indices.cpu()}
             rows["codes"] = codes.cpu()
         if lqae is not None:

@@ -195,6 +195,9 @@ class WordsObjective(Objective):
         with torch.no_grad():
             features = model.features(batch.images)
             quantized = model.quantizer(features, model.num_words)
+            features = (
+                features - model.quantizer.center
+            )  # what images have in common would make all cosines large
         language = model.encode_text(quantized.values, send(mask, device))
         predicted = model.predicted_features(language)
         terms = {
