@@ -253,7 +253,7 @@ class LQAE(CodeModel):
         return images
 
     def predicted_features(self, language: LanguageOutput) -> Float[Tensor, "B D"]:
-        """Return what the words, as the language model reads them, tell of a teacher's features less their mean."""
+        """Return what the words, as the language model reads them, tell of the features, less their mean."""
         hidden = (
             self._mixed(language.hidden_states) if self.config.decoder_input == "mixed" else language.last
         )
