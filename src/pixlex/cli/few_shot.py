@@ -104,7 +104,7 @@ class LargeModelOptions(cli.Options):
     )
     template: tuple[Template, ...] = cli.option(("frozen",), "default frozen")
     scorer: tuple[Scorer, ...] | None = cli.option(
-        None, "how answers are judged; default all that M can but per-token and v2l"
+        None, "how answers are judged; default strict, likelihood and constrained, where M can"
     )
     llm_key_variable: str | None = cli.option(
         None, "environment variable of the key; default OPENAI_API_KEY", "NAME"
@@ -282,7 +282,9 @@ def _prompted(options: FewShotOptions, reader: TextReader, client: LanguageClien
     if client is None:
         return []
     able = [scorer for scorer, row in SCORERS.items() if row.ability in client.abilities]
-    scorers = options.scorer or [scorer for scorer in able if scorer not in ("likelihood-per-token", "v2l")]
+    scorers = options.scorer or [
+        scorer for scorer in able if scorer in ("strict", "likelihood", "constrained")
+    ]
     room = options.llm_answer_tokens
     return [
         PromptedClassifier(reader, client, template=template, scorer=scorer, answer_tokens=room)
