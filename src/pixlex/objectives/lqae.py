@@ -189,15 +189,13 @@ class WordsObjective(Objective):
             return contrast_views(batch.images, encode, self.config.teacher, processes, step)
         model, config, device = self.model, self.config, batch.images.device
         size, ratios = len(batch.images) * processes.size, (config.mask_ratio_min, config.mask_ratio_max)
-        mask = random_mask(size, model.num_words, *ratios, step.generator).chunk(processes.size)[
-            processes.rank
-        ]
+        masks = random_mask(size, model.num_words, *ratios, step.generator)
+        mask = masks.chunk(processes.size)[processes.rank]
         with torch.no_grad():
             features = model.features(batch.images)
             quantized = model.quantizer(features, model.num_words)
-            features = (
-                features - model.quantizer.center
-            )  # what images have in common would make all cosines large
+            # What images have in common would make all cosines large.
+            features = features - model.quantizer.center
         language = model.encode_text(quantized.values, send(mask, device))
         predicted = model.predicted_features(language)
         terms = {
