@@ -127,8 +127,8 @@ def save(model: Model, folder: Path, *, trained_on: Sequence[str] = ()) -> None:
         config["num_codewords"] = model.num_codewords
     if model.text_identity is not None:
         config["language"] = dict(zip(("name", "fingerprint"), model.text_identity, strict=True))
-    if model.image_identity is not None:
-        config["teacher"] = dict(zip(("name", "fingerprint"), model.image_identity, strict=True))
+    if (teacher := model.image_identity) is not None:
+        config["teacher"] = dict(zip(("name", "fingerprint"), teacher, strict=True))
     write_json(folder / CONFIG, config)
 
 
@@ -335,8 +335,8 @@ def _check_words(model: Model, described: Mapping[str, Any], folder: Path) -> No
                 f"{folder} was trained with {what} {trained['fingerprint'][:12]} of {trained['name']!r}, but "
                 f"{name!r} has {found[:12]}: {consequence}"
             )
-    if model.image_identity is not None:
-        (name, found), trained = model.image_identity, described["teacher"]
+    if (teacher := model.image_identity) is not None:
+        (name, found), trained = teacher, described["teacher"]
         if found != trained["fingerprint"]:
             raise ValueError(
                 f"{folder} was trained with the features {trained['fingerprint'][:12]} of {trained['name']!r}, "
@@ -379,8 +379,8 @@ def fingerprint(model: Model, *, precision: str = "fp32") -> str:
     # Where the language model lies does not matter, which one it is does.
     if model.text_identity is not None:
         config["language"] = model.text_identity[1]
-    if model.image_identity is not None:
-        config["teacher"] = model.image_identity[1]
+    if (teacher := model.image_identity) is not None:
+        config["teacher"] = teacher[1]
     config.get("text", {}).pop("tokenizer", None)
     if model.has_codes and model.vocabulary is not None and model.vocabulary.kind != "whole-words":
         config["vocabulary"] = model.vocabulary.kind  # the default was once whole-words, and not in it

@@ -266,18 +266,16 @@ class ConceptQuantizer(Codebook):
         Raises:
             ValueError: Fewer images than concepts.
         """
-        rows, count = features.detach().cpu().double(), len(self.concepts)
-        if len(rows) < count:
-            raise ValueError(f"expected {count} images or more to find {count} concepts, got {len(rows)}")
+        count = len(self.concepts)
+        if len(features) < count:
+            raise ValueError(f"expected {count} images or more to find {count} concepts, got {len(features)}")
         try:
             from sklearn.cluster import KMeans
         except ImportError as error:
             raise not_installed("model.words", "scikit-learn", "eval") from error
-        center = rows.mean(0)
-        variances, directions = torch.linalg.eigh((rows - center).T @ (rows - center) / len(rows))
-        leading = torch.arange(len(variances) - 1, len(variances) - 1 - self.directions.shape[1], -1)
+        center, directions, scales = _principal_directions(features.detach().cpu(), self.directions.shape[1])
         self.center.copy_(center)
-        self.directions.copy_(directions[:, leading] / variances[leading].clamp_min(1e-12).sqrt())
+        self.directions.copy_(directions / scales)
         with torch.autocast(features.device.type, enabled=False):
             z = F.normalize(self.located(features), dim=1).cpu()
         found = KMeans(count, n_init=1, max_iter=50, random_state=0).fit(z.numpy()).cluster_centers_

@@ -261,15 +261,14 @@ def codeword_gallery(
         seed: Of the draw of codewords and patches.
         names: The word of each code, where words belong to no place.
     """
-    chosen = choose_codewords(codes, num_codewords, seed)
-    if names is not None:
-        usage = torch.bincount(codes.flatten())
-        chosen = usage.topk(min(num_codewords, int((usage > 0).sum()))).indices.tolist()
     counts = torch.bincount(codes.flatten())
-    having = {code: (codes == code).nonzero() for code in chosen}
-    places = {code: _spread_out(some, seed) for code, some in having.items()}
-    if names is not None:  # those first to which the word is nearest
-        places = {
+    if names is None:
+        chosen = choose_codewords(codes, num_codewords, seed)
+        places = {code: _spread_out((codes == code).nonzero(), seed) for code in chosen}
+    else:
+        chosen = counts.topk(min(num_codewords, int((counts > 0).sum()))).indices.tolist()
+        having = {code: (codes == code).nonzero() for code in chosen}
+        places = {  # those first to which the word is nearest
             code: [(row, 0) for row, _ in some[some[:, 1].argsort(stable=True)][:_PATCHES].tolist()]
             for code, some in having.items()
         }
