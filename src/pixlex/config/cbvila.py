@@ -15,6 +15,7 @@ from pixlex.config.fields import (
     GridConfig,
     PairDataConfig,
     ResizeMode,
+    TeacherConfig,
     TrainConfig,
     VisionTowerConfig,
     at_least,
@@ -26,8 +27,13 @@ from pixlex.config.fields import (
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTowerConfig(VisionTowerConfig):
-    """The image encoder: a vision transformer with a class token."""
+    """The image encoder: a vision transformer with a class token, or a convolutional network."""
 
+    block: Literal["standard", "convolutional"] = describe(
+        "standard",
+        "standard: pre-norm ViT block; convolutional: a small convolutional network, which learns in minutes on a "
+        "CPU (of the sizes width alone counts); it is trained without captions first (objective.teacher).",
+    )
     pretrained: str = describe(
         "",
         "Hub name or directory of a ViT, DeiT, ViTMAE, DINOv2 or SigLIP to start from, positions resampled; a run "
@@ -40,6 +46,9 @@ class ImageTowerConfig(VisionTowerConfig):
     )
 
     def _check(self) -> None:
+        if self.block == "convolutional":
+            self._require("block", not self.pretrained, "must be standard with pretrained")
+            return
         super()._check()
         four = "must be a multiple of 4, for positions of sines and cosines"
         self._require("width", self.width % 4 == 0, four)
@@ -171,6 +180,13 @@ class CBViLAObjectiveConfig(Config):
         "Weight of the contrastive term, which equation 7 lacks and hard negatives need; 0 is equation 7.",
         NOT_NEGATIVE,
     )
+    teacher: TeacherConfig = part(
+        TeacherConfig,
+        "The first phase, of the image encoder alone, by contrast of views; images of one caption are alike.",
+    )
+    views: Literal["none", "photographs", "drawings"] = describe(
+        "none", "Random views in the place of training images behind that phase, see teacher.views."
+    )
     burn_in_steps: int = describe(
         1000, "First steps without the two masked terms (paper: 1,000); 0 for none.", NOT_NEGATIVE
     )
@@ -261,6 +277,12 @@ class CBViLARun(Config):
             "objective",
             0 < kept < num_patches,
             f"must have a mask_ratio that leaves some of the {num_patches} patches visible and hides some",
+        )
+        has_norms = self.model.image.block == "convolutional"
+        self._require(
+            "objective",
+            not has_norms or self.objective.mask_stage == "latent",
+            "must have mask_stage=latent with convolutions, which see all patches",
         )
         compared = self.objective.image_text_matching_weight or self.objective.image_text_contrastive_weight
         self._require(

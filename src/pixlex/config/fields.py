@@ -260,6 +260,26 @@ class TrainConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherConfig(Config):
+    """How an image encoder learns from images alone what is alike (Chen et al. 2020, SimCLR)."""
+
+    steps: int = describe(0, "Steps of the phase teacher, the first one; 0 for none.", NOT_NEGATIVE)
+    learning_rate: float = describe(3e-3, "Its peak learning rate; it has a schedule of its own.", POSITIVE)
+    temperature: float = describe(0.2, "Divides the cosines of views.", POSITIVE)
+    view_size: int = describe(
+        0,
+        "Side of a view in pixels, a multiple of the patch size; 0 for the image's. With convolutions half of it "
+        "costs a quarter, and whole images, whose things are smaller than those of crops, are told apart better.",
+        NOT_NEGATIVE,
+    )
+    views: Literal["photographs", "drawings"] = describe(
+        "photographs",
+        "What two views of an image may differ in: photographs: crop, mirror, mild colors; drawings: size, turn, "
+        "shift, stretch on a white ground, any colors.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig(Config):
     """What is measured on the validation images."""
 

@@ -16,7 +16,7 @@ from pixlex.messages import renamed
 from pixlex.models import CodeModel, ImageModel
 from pixlex.models.initialization import initialize_towers
 from pixlex.nn.bert import Context, FusionEncoder, TextEncoder, TextTokenizer, Words, load_tokenizer
-from pixlex.nn.codebook import LearnedCodebook, Quantized
+from pixlex.nn.codebook import AllMean, LearnedCodebook, Quantized
 from pixlex.nn.transformer import (
     ClassTokenEncoder,
     bridge,
@@ -29,6 +29,7 @@ from pixlex.nn.transformer import (
     take,
     take_rows,
 )
+from pixlex.nn.vision import vision_encoder
 
 if TYPE_CHECKING:
     from pixlex.config.cbvila import CBViLAConfig
@@ -103,9 +104,7 @@ class CBViLA(TextModel, CodeModel):
         super().__init__(config)
         self._frozen = (tokenizer,)
         image, text, codebook, width = config.image, config.text, config.codebook, config.text.width
-        self.image_encoder = ClassTokenEncoder(
-            config.image_size, config.patch_size, image.width, image.depth, image.heads, image.mlp_ratio
-        )
+        self.image_encoder = vision_encoder(image, config.image_size, config.patch_size)
         self.text_encoder = TextEncoder(
             tokenizer.vocab_size, text.positions, width, text.depth, text.heads, text.mlp_ratio,
             config.dropout_rate,
@@ -163,11 +162,20 @@ class CBViLA(TextModel, CodeModel):
         return self.log_scale.item() != torch.tensor(math.log(1 / START_TEMPERATURE)).item()
 
     def encode_image(
-        self, images: Float[Tensor, "B 3 H W"], visible: Int[Tensor, "B n"] | None = None
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        visible: Int[Tensor, "B n"] | None = None,
+        over: AllMean | None = None,
     ) -> Float[Tensor, "B n1 I"]:
-        """Return the class vector of images, RGB in [0, 1], then the vectors of the patches that are seen."""
-        seen: Tensor = self.image_encoder((images - self.mean) / self.std, visible)
-        return seen
+        """Return the class vector of images, RGB in [0, 1], then the vectors of the patches that are seen.
+
+        Convolutions see all patches. `over`: statistics of their norms in training, see `BatchNorm`.
+        """
+        if isinstance(self.image_encoder, ClassTokenEncoder):
+            seen: Tensor = self.image_encoder((images - self.mean) / self.std, visible)
+            return seen
+        seen = self.image_encoder(images, over)
+        return seen if visible is None else torch.cat([seen[:, :1], take(seen[:, 1:], visible)], dim=1)
 
     def encode_text(
         self, word_ids: Int[Tensor, "B T"], key_padding: Bool[Tensor, "B T"]

@@ -20,8 +20,8 @@ from pixlex.nn.language_model import (
     load_language_model,
     load_language_words,
 )
-from pixlex.nn.transformer import ClassTokenEncoder, ImageEncoder, PixelDecoder, bridge, initializing
-from pixlex.nn.vision import ConvolutionalEncoder, PublishedEncoder, alone, measure_statistics
+from pixlex.nn.transformer import ImageEncoder, PixelDecoder, bridge, initializing
+from pixlex.nn.vision import ConvolutionalEncoder, PublishedEncoder, alone, measure_statistics, vision_encoder
 from pixlex.nn.vocabulary import Vocabulary, build_vocabulary
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class LQAE(CodeModel):
         self.encoder: nn.Module
         if config.words:
             if self.teacher is None:
-                self.encoder = words_encoder(config)
+                self.encoder = vision_encoder(config.encoder, config.image_size, config.patch_size)
             features = config.encoder.width if self.teacher is None else self.teacher.width
             self.quantizer = ConceptQuantizer(embedding, config.quantizer, features)
             self.feature_head = nn.Linear(width, features)
@@ -278,11 +278,3 @@ class LQAE(CodeModel):
     def decode(self, codes: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
         """Return the images that words stand for, in [0, 1]: through the language model, nothing hidden."""
         return self.reconstruct(self.encode_text(self.quantizer.embedding[codes])).float().clamp(0, 1)
-
-
-def words_encoder(config: LQAEConfig) -> ConvolutionalEncoder | ClassTokenEncoder:
-    """Return the network that decides words without a place: a vector for the whole image."""
-    tower, sizes = config.encoder, (config.image_size, config.patch_size)
-    if tower.block == "convolutional":
-        return ConvolutionalEncoder(tower.width, *sizes)
-    return ClassTokenEncoder(*sizes, tower.width, tower.depth, tower.heads, tower.mlp_ratio)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pixlex.nn.codebook import AllMean
-from pixlex.nn.transformer import PIXELS, check_images, send
+from pixlex.nn.transformer import PIXELS, ClassTokenEncoder, check_images, send
 
 ViewKind = Literal["photographs", "drawings"]
 
@@ -134,6 +134,13 @@ class _Convolution(nn.Module):
 
     def forward(self, maps: Tensor, over: AllMean | None) -> Tensor:
         return F.relu(self.norm(self.convolution(maps), over))
+
+
+def vision_encoder(tower: Any, image_size: int, patch_size: int) -> ConvolutionalEncoder | ClassTokenEncoder:
+    """Return the network of a configuration (`block`): one vector for the whole image, one for each patch."""
+    if tower.block == "convolutional":
+        return ConvolutionalEncoder(tower.width, image_size, patch_size)
+    return ClassTokenEncoder(image_size, patch_size, tower.width, tower.depth, tower.heads, tower.mlp_ratio)
 
 
 class ContrastiveHead(nn.Module):

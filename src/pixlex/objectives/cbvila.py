@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +31,10 @@ from pixlex.models.cbvila import START_TEMPERATURE, CBViLA, SplitPatches, split_
 from pixlex.nn.bert import WordDraws, mask_words
 from pixlex.nn.codebook import Quantized
 from pixlex.nn.transformer import send, take, take_rows
+from pixlex.nn.vision import NUM_DRAWS, ContrastiveHead, random_views
 from pixlex.objectives.codebook import CodebookMaintenance
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
+from pixlex.objectives.teacher import TEACHER, contrast_views, measure_norms, over_batch, teacher_phase
 
 BURN_IN, JOINT, CODEBOOK, ENCODERS = "burn_in", "joint", "codebook", "encoders"
 _ITC, _ITM, _MLM, _MIM = "image_text_contrastive", "image_text_matching", "masked_language", "masked_image"
@@ -72,7 +76,9 @@ class CBViLAObjective(Objective):
         self.care = CodebookMaintenance(model.codebook, config)  # named so in checkpoints
         self.num_visible = self.num_patches - round(self.num_patches * config.mask_ratio)
         self._quantizes = config.has_codebook_terms
-        self.phases = tuple(Phase(name, end, self.trained_in(name)) for name, end in _schedule(config, steps))
+        first = config.teacher.steps
+        after = _schedule(config, steps - first)
+        self.phases = tuple(Phase(name, first + end, self.trained_in(name), first) for name, end in after)
         for phase in self.phases:
             if not self.terms_of(phase.name):
                 raise ValueError(
@@ -80,13 +86,30 @@ class CBViLAObjective(Objective):
                     "set objective.burn_in_steps or objective.alternate_every to 0"
                 )
 
+        if model.config.image.block == "convolutional" and not 0 < first < steps:
+            raise ValueError(
+                f"objective.teacher.steps must be in (0, {steps}), the steps of the run, with convolutions, "
+                f"got {first}"
+            )
+        if first:
+            self.contrastive_head = ContrastiveHead(model.config.image.width)
+            teacher = teacher_phase(config.teacher, model.config, model.config.image, "image_encoder")
+            self.phases = (teacher, *self.phases)
+
     def forward(self, batch: ImageTextBatch, phase: Phase, step: Step) -> LossTerms:
         """Return the loss of this process's part of a batch."""
         model, config = self.model, self.config
         processes = self.processes if self.training else ALONE
+        if phase.name == TEACHER:
+            return self._contrast_views(batch, processes, step)
         active = self.terms_of(phase.name)
         predicts_patches = "pixel" in active or _MIM in active
         random = StepRandom.draw(self, batch, processes, step.generator)
+        if config.views != "none" and self.training:
+            size = len(batch.images)
+            draws = torch.rand(size * processes.size, NUM_DRAWS, generator=step.generator)
+            own = draws.chunk(processes.size)[processes.rank]
+            batch = dataclasses.replace(batch, images=random_views(batch.images, config.views, own))
         terms: dict[str, Tensor] = {}
         measures: dict[str, Tensor | float] = {}
 
@@ -127,6 +150,24 @@ class CBViLAObjective(Objective):
             measures["quantization_error_share"] = relative_error(quantized)
         total = torch.stack([getattr(config, f"{name}_weight") * terms[name] for name in active]).sum()
         return LossTerms(total, terms, measures, quantized, trains_codebook=phase.name != ENCODERS)
+
+    def _contrast_views(self, batch: ImageTextBatch, processes: Processes, step: Step) -> LossTerms:
+        """Return the contrast of views, images of one caption belonging together."""
+        over = over_batch(processes)
+
+        def encode(views: Tensor) -> Tensor:
+            vectors: Tensor = self.contrastive_head(self.model.encode_image(views, None, over)[:, 0], over)
+            return vectors
+
+        same = same_pairs(batch, processes)
+        return contrast_views(batch.images, encode, self.config.teacher, processes, step, same)
+
+    @torch.no_grad()
+    def prepare(self, phase: Phase, batches: Callable[[], Iterator[Any]]) -> None:
+        """Measure the statistics of the image encoder's norms behind the phase of the teacher."""
+        if phase.first_step and phase.name != TEACHER:
+            encode, encoder = self.model.encode_image, self.model.image_encoder
+            measure_norms(encoder, lambda images, over: encode(images, None, over), batches(), self.processes)
 
     @torch.no_grad()
     def after_step(self, step: Step, loss: LossTerms) -> Mapping[str, Tensor | float]:

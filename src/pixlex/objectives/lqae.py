@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from pixlex import distributed
@@ -16,17 +13,15 @@ from pixlex.batch import ImageBatch, ImageTextBatch
 from pixlex.config.lqae import (
     LQAEObjectiveConfig,
     MAEObjectiveConfig,
-    TeacherConfig,
     VQVAEObjectiveConfig,
 )
-from pixlex.distributed import ALONE, Processes
+from pixlex.distributed import ALONE
 from pixlex.losses import (
     caption_loss,
     codebook_loss,
     commitment_loss,
     entropy_regularization,
     feature_loss,
-    image_contrastive_loss,
     masked_patch_loss,
     masked_word_loss,
     normalized_patches,
@@ -37,15 +32,14 @@ from pixlex.models.baselines import MAE, VQVAE, Frozen
 from pixlex.models.lqae import LQAE
 from pixlex.nn.codebook import Quantized, count_usage
 from pixlex.nn.transformer import random_mask, send, take_rows
-from pixlex.nn.vision import NUM_DRAWS, ContrastiveHead, alone, measure_statistics, random_views
+from pixlex.nn.vision import ContrastiveHead, alone
 from pixlex.objectives.codebook import restart
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
+from pixlex.objectives.teacher import TEACHER, contrast_views, measure_norms, over_batch, teacher_phase
 
-TEACHER, WORDS = "teacher", "words"
+WORDS = "words"
 # Images whose features concepts are found by, at most.
 _IMAGES = 20_000
-# Batches that statistics of norms are measured on.
-_BATCHES = 20
 
 
 class LQAEObjective(Objective):
@@ -160,27 +154,18 @@ class WordsObjective(Objective):
                 else f"0 with the teacher {model.config.teacher}"
             )
             raise ValueError(f"objective.teacher.steps must be {expected}, got {first}")
-        size, sizes = config.teacher.view_size, model.config
-        if size and (
-            sizes.encoder.block != "convolutional" or size % sizes.patch_size or size > sizes.image_size
-        ):
-            raise ValueError(
-                f"objective.teacher.view_size must be a multiple of {sizes.patch_size}, at most "
-                f"{sizes.image_size}, with convolutions, and 0 without, got {size}"
-            )
         reads = ("model.decoder.", "model.feature_head.", "model.layer_weights")
         self.phases = (Phase(WORDS, steps, reads, first, None),)
         if first:
             self.contrastive_head = ContrastiveHead(model.config.encoder.width)
-            trained = ("model.encoder.", "contrastive_head.")
-            teacher = Phase(TEACHER, first, trained, 0, config.teacher.learning_rate)
+            teacher = teacher_phase(config.teacher, model.config, model.config.encoder, "encoder")
             self.phases = (teacher, *self.phases)
 
     def forward(self, batch: ImageBatch, phase: Phase, step: Step) -> LossTerms:
         """Return the loss of this process's part of a batch."""
         processes = self.processes if self.training else ALONE
         if phase.name == TEACHER:
-            over = processes.all_mean if processes.size > 1 else alone
+            over = over_batch(processes)
 
             def encode(views: Tensor) -> Tensor:
                 vectors: Tensor = self.contrastive_head(self.model.features(views, over), over)
@@ -212,11 +197,7 @@ class WordsObjective(Objective):
         if phase.name != WORDS:
             return
         if self.model.teacher is None:
-            some = islice(batches(), _BATCHES)
-            over = self.processes.all_mean if self.processes.size > 1 else alone
-            measure_statistics(
-                self.model.encoder, (partial(self.model.features, batch.images, over) for batch in some)
-            )
+            measure_norms(self.model.encoder, self.model.features, batches(), self.processes)
         rows: list[Tensor] = []
         for batch in batches():
             rows.append(self.processes.gather_rows(self.model.features(batch.images)))
@@ -230,45 +211,6 @@ class WordsObjective(Objective):
         if loss.quantized is None:
             return {}
         return count_usage(loss.quantized.codes, self.model.num_codewords, distributed.all_sum)[1]
-
-
-def contrast_views(
-    images: Float[Tensor, "B 3 H W"],
-    encode: Callable[[Tensor], Float[Tensor, "V D"]],
-    config: TeacherConfig,
-    processes: Processes,
-    step: Step,
-    same: Tensor | None = None,
-) -> LossTerms:
-    """Return the contrast of two random views of each image with those of all others (SimCLR, algorithm 1).
-
-    Args:
-        images: pixels in [0, 1].
-        encode: makes a vector of each view.
-        config: of the views and the loss.
-        processes: that share the batch.
-        step: whose generator draws.
-        same: (B, A), True where images of this process and of all belong together; None where each stands alone.
-    """
-    size = len(images)
-    draws = torch.rand(2, size * processes.size, NUM_DRAWS, generator=step.generator)
-    own = draws.chunk(processes.size, dim=1)[processes.rank]
-    with torch.autocast(images.device.type, enabled=False):
-        views = torch.cat([random_views(images, config.views, one, config.view_size or None) for one in own])
-    vectors = encode(views)
-    # Of every process its first views, then its second ones.
-    every = processes.gather_rows(vectors)
-    numbers = torch.arange(size, device=images.device).repeat(2)
-    others = torch.arange(size * processes.size, device=images.device).view(processes.size, 1, size)
-    others = others.expand(-1, 2, -1).flatten()
-    mine = numbers + size * processes.rank
-    alike = mine[:, None] == others if same is None else same[numbers][:, others]
-    first = 2 * size * processes.rank
-    itself = torch.arange(first, first + 2 * size, device=images.device)[:, None] == torch.arange(
-        len(every), device=images.device
-    )
-    loss = image_contrastive_loss(vectors, every, alike, itself, config.temperature)
-    return LossTerms(loss, {"contrast": loss})
 
 
 class VQVAEObjective(Objective):

@@ -23,8 +23,8 @@ class Phase:
         name: appears in log keys, `phase/term`.
         last_step: first step that is no longer part of the phase; phases follow one another.
         trains: parameters whose names start with one of these are trained, all others stay bit-equal.
-        first_step: where the learning rate of a phase with a schedule of its own begins to rise.
-        learning_rate: the peak of that schedule; None where the run has one schedule.
+        first_step: where the learning rate begins to rise; from there to the end of the run.
+        learning_rate: the peak of a schedule of the phase's own, which ends with it.
     """
 
     name: str

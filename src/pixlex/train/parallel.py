@@ -384,7 +384,8 @@ def learning_rate(step: int, config: TrainConfig, phase: Phase | None = None) ->
     """
     if phase is not None and (phase.first_step or phase.learning_rate is not None):
         peak = phase.learning_rate or config.learning_rate
-        steps = phase.last_step - phase.first_step
+        last = config.steps if phase.learning_rate is None else phase.last_step
+        steps = last - phase.first_step
         warmup = min(config.warmup_steps, steps - 1)
         config = dataclasses.replace(config, steps=steps, learning_rate=peak, warmup_steps=warmup)
         step -= phase.first_step
