@@ -271,6 +271,12 @@ def check_shapes(kind: type[Model], config: Any, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} does not hold this model's weights: {error!s:.200}") from error
     sizes = _WORDS if getattr(config, "words", 0) else _SIZES[kind.family]
+    body = "body." if hasattr(config, "body") else ""
+    tower = getattr(config.body if body else config, "image", None)
+    if tower is not None and tower.block == "convolutional":
+        of_image = (f"{body}image.", f"{body}patch_size")
+        sizes = {field: one for field, one in sizes.items() if not field.startswith(of_image)}
+        sizes[f"{body}image.width"] = (f"{body}image_contrast.weight", 1)
     needed = [(field, name, side) for field, (name, side) in sizes.items()]
     there = [one for one in _WHERE_THERE if _found(shapes, *one[1:]) is not None]
     for field, name, side in [*needed, *there]:

@@ -66,6 +66,12 @@ class BatchNorm(nn.Module):
         return maps * scale.view(shape) + (self.bias - mean * scale).view(shape)
 
 
+def needs_statistics(network: nn.Module) -> bool:
+    """Return whether a network has norms whose statistics were never measured."""
+    norms = (one for one in network.modules() if isinstance(one, BatchNorm))
+    return any(bool((norm.variance == 1).all() and not norm.mean.any()) for norm in norms)
+
+
 @torch.no_grad()
 def measure_statistics(network: nn.Module, passes: Iterable[Callable[[], object]]) -> None:
     """Give the norms of a network the mean statistics of some passes through it, each over one batch."""

@@ -31,7 +31,7 @@ from pixlex.models.cbvila import START_TEMPERATURE, CBViLA, SplitPatches, split_
 from pixlex.nn.bert import WordDraws, mask_words
 from pixlex.nn.codebook import Quantized
 from pixlex.nn.transformer import send, take, take_rows
-from pixlex.nn.vision import NUM_DRAWS, ContrastiveHead, random_views
+from pixlex.nn.vision import NUM_DRAWS, ContrastiveHead, needs_statistics, random_views
 from pixlex.objectives.codebook import CodebookMaintenance
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 from pixlex.objectives.teacher import TEACHER, contrast_views, measure_norms, over_batch, teacher_phase
@@ -77,6 +77,8 @@ class CBViLAObjective(Objective):
         self.num_visible = self.num_patches - round(self.num_patches * config.mask_ratio)
         self._quantizes = config.has_codebook_terms
         first = config.teacher.steps
+        if first >= steps:
+            raise ValueError(f"objective.teacher.steps must be less than train.steps, {steps}, got {first}")
         after = _schedule(config, steps - first)
         self.phases = tuple(Phase(name, first + end, self.trained_in(name), first) for name, end in after)
         for phase in self.phases:
@@ -85,12 +87,6 @@ class CBViLAObjective(Objective):
                     f"the phase {phase.name} has nothing to minimize: give one of its terms a weight above 0, or "
                     "set objective.burn_in_steps or objective.alternate_every to 0"
                 )
-
-        if model.config.image.block == "convolutional" and not 0 < first < steps:
-            raise ValueError(
-                f"objective.teacher.steps must be in (0, {steps}), the steps of the run, with convolutions, "
-                f"got {first}"
-            )
         if first:
             self.contrastive_head = ContrastiveHead(model.config.image.width)
             teacher = teacher_phase(config.teacher, model.config, model.config.image, "image_encoder")
@@ -164,9 +160,9 @@ class CBViLAObjective(Objective):
 
     @torch.no_grad()
     def prepare(self, phase: Phase, batches: Callable[[], Iterator[Any]]) -> None:
-        """Measure the statistics of the image encoder's norms behind the phase of the teacher."""
-        if phase.first_step and phase.name != TEACHER:
-            encode, encoder = self.model.encode_image, self.model.image_encoder
+        """Measure the statistics of the image encoder's norms, once, before texts are compared with it."""
+        encode, encoder = self.model.encode_image, self.model.image_encoder
+        if phase.name != TEACHER and needs_statistics(encoder):
             measure_norms(encoder, lambda images, over: encode(images, None, over), batches(), self.processes)
 
     @torch.no_grad()

@@ -41,7 +41,7 @@ class CodebookMaintenance(nn.Module):
         codebook.note_usage(counts > 0)
         if not trained:
             return measures
-        if step.number == 0 and self.config.codebook_start == "k_means":
+        if step.number == self.config.teacher.steps and self.config.codebook_start == "k_means":
             self._initialize(codebook, rows, step.generator)
         elif self.averages is not None:
             sums = torch.zeros_like(codebook.weight, dtype=torch.float32).index_add_(0, codes, rows.float())
