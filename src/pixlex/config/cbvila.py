@@ -182,7 +182,8 @@ class CBViLAObjectiveConfig(Config):
     )
     teacher: TeacherConfig = part(
         TeacherConfig,
-        "The first phase, of the image encoder alone, by contrast of views; images of one caption are alike.",
+        "The first phase: contrast of the image encoder's views, images of one caption being alike, and of each "
+        "view with the captions (image_text_contrastive_weight).",
     )
     views: Literal["none", "photographs", "drawings"] = describe(
         "none", "Random views in the place of training images behind that phase, see teacher.views."

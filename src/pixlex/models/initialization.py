@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pixlex.files import read_json, sha256_of
 from pixlex.nn.bert import EMBEDDED, EMBEDDED_HEAD, FusionEncoder, TextEncoder, embedded_directory
-from pixlex.nn.transformer import ClassTokenEncoder, ImageEncoder, sine_positions
+from pixlex.nn.transformer import ImageEncoder, sine_positions
 
 if TYPE_CHECKING:
     from pixlex.config.cbvila import CBViLAConfig
@@ -211,7 +211,7 @@ class Published:
 
 
 def initialize_towers(
-    image_encoder: ClassTokenEncoder,
+    image_encoder: nn.Module,
     text_encoder: TextEncoder,
     fusion: FusionEncoder,
     masked_word_head: nn.Module,
@@ -239,7 +239,7 @@ def initialize_towers(
     if image is not None:
         found = vision_weights(image, config.grid, config.image.depth)
         if "class_token" not in found:
-            own = image_encoder.positions.detach()[:, :1]
+            own = image_encoder.get_parameter("positions").detach()[:, :1]
             found["positions"] = torch.cat([own, found["positions"][:, 1:]], dim=1)
         image.copy_into(image_encoder, found)
     if text is not None:

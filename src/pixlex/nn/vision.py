@@ -123,7 +123,9 @@ class ConvolutionalEncoder(nn.Module):
         """
         if images.shape[-1] > self.image_size or images.shape[-1] % self.patch_size:
             check_images(images, self.image_size)
-        maps = self.first((images - 0.5) / 0.25, over)
+        # Channels last: what convolutions and norms of a CPU compute a quarter to a half faster.
+        maps = ((images - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
+        maps = self.first(maps, over)
         for stage, residual in zip(self.stages, self.residuals, strict=True):
             maps = stage(maps, over)
             maps = maps + residual(maps, over)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +89,8 @@ class CBViLAObjective(Objective):
                 )
         if first:
             self.contrastive_head = ContrastiveHead(model.config.image.width)
-            teacher = teacher_phase(config.teacher, model.config, model.config.image, "image_encoder")
+            parts = TRAINS[_ITC] if config.image_text_contrastive_weight else (_IMAGE,)
+            teacher = teacher_phase(config.teacher, model.config, model.config.image, _names(parts))
             self.phases = (teacher, *self.phases)
 
     def forward(self, batch: ImageTextBatch, phase: Phase, step: Step) -> LossTerms:
@@ -148,15 +149,22 @@ class CBViLAObjective(Objective):
         return LossTerms(total, terms, measures, quantized, trains_codebook=phase.name != ENCODERS)
 
     def _contrast_views(self, batch: ImageTextBatch, processes: Processes, step: Step) -> LossTerms:
-        """Return the contrast of views, images of one caption belonging together."""
-        over = over_batch(processes)
+        """Return the contrast of views, images of one caption being alike, and that of each view with captions."""
+        model, over, seen = self.model, over_batch(processes), []
 
         def encode(views: Tensor) -> Tensor:
-            vectors: Tensor = self.contrastive_head(self.model.encode_image(views, None, over)[:, 0], over)
+            seen.append(model.encode_image(views, None, over)[:, :1])
+            vectors: Tensor = self.contrastive_head(seen[0][:, 0], over)
             return vectors
 
-        same = same_pairs(batch, processes)
-        return contrast_views(batch.images, encode, self.config.teacher, processes, step, same)
+        same, weight = same_pairs(batch, processes), self.config.image_text_contrastive_weight
+        loss = contrast_views(batch.images, encode, self.config.teacher, processes, step, same)
+        if not weight:
+            return loss
+        text = model.encode_text(batch.word_ids, batch.key_padding)
+        scores = [similarities(model, image, text, processes, learned=True) for image in seen[0].chunk(2)]
+        both = torch.stack([image_text_contrastive_loss(*one, same) for one in scores]).mean()
+        return LossTerms(loss.total + weight * both, {**loss.terms, _ITC: both})
 
     @torch.no_grad()
     def prepare(self, phase: Phase, batches: Callable[[], Iterator[Any]]) -> None:
@@ -286,7 +294,7 @@ class CBViLAObjective(Objective):
             parts.add("codebook")
         if config.codebook_update == "ema":
             parts.discard("codebook")
-        return tuple(f"model.{part}" if part == "log_scale" else f"model.{part}." for part in sorted(parts))
+        return _names(sorted(parts))
 
     def _pixels_reach_codewords(self, phase: str) -> bool:
         return self.model.config.codebook.estimator == "gumbel" and phase != ENCODERS
@@ -296,6 +304,11 @@ class CBViLAObjective(Objective):
         config = self.config
         progress = min(1.0, step.number / max(1, self.steps - 1))
         return float(config.temperature_start ** (1 - progress) * config.temperature_end**progress)
+
+
+def _names(parts: Iterable[str]) -> tuple[str, ...]:
+    """Return the name prefixes of the parameters of some parts of the network."""
+    return tuple(f"model.{part}" if part == "log_scale" else f"model.{part}." for part in parts)
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ class WordsObjective(Objective):
         self.phases = (Phase(WORDS, steps, reads, first, None),)
         if first:
             self.contrastive_head = ContrastiveHead(model.config.encoder.width)
-            teacher = teacher_phase(config.teacher, model.config, model.config.encoder, "encoder")
+            teacher = teacher_phase(config.teacher, model.config, model.config.encoder, ("model.encoder.",))
             self.phases = (teacher, *self.phases)
 
     def forward(self, batch: ImageBatch, phase: Phase, step: Step) -> LossTerms:

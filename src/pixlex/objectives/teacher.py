@@ -23,14 +23,14 @@ TEACHER = "teacher"
 _BATCHES = 20
 
 
-def teacher_phase(config: TeacherConfig, model: Any, tower: Any, encoder: str) -> Phase:
-    """Return the phase that trains a model's encoder and a contrastive head.
+def teacher_phase(config: TeacherConfig, model: Any, tower: Any, trains: tuple[str, ...]) -> Phase:
+    """Return the phase that trains an image encoder, and what is compared with it, beside a contrastive head.
 
     Args:
         config: length and schedule.
         model: configuration of the network.
         tower: of its image encoder.
-        encoder: name of that in the network.
+        trains: name prefixes of the parameters.
 
     Raises:
         ValueError: views of a size that the encoder does not read.
@@ -41,8 +41,7 @@ def teacher_phase(config: TeacherConfig, model: Any, tower: Any, encoder: str) -
             f"objective.teacher.view_size must be a multiple of {patch}, at most {model.image_size}, with "
             f"convolutions, and 0 without, got {size}"
         )
-    trained = (f"model.{encoder}.", "contrastive_head.")
-    return Phase(TEACHER, config.steps, trained, 0, config.learning_rate)
+    return Phase(TEACHER, config.steps, (*trains, "contrastive_head."), 0, config.learning_rate)
 
 
 def over_batch(processes: Processes) -> AllMean:
