@@ -186,9 +186,12 @@ def tiny_cbvila_config(folder: Path, **changes: object) -> CBViLAConfig:
     of_codebook |= {
         name: changes.pop(name) for name in ("num_codewords", "dim", "metric", "estimator") if name in changes
     }
+    image = ImageTowerConfig(**TOWER, pixels="half")
+    if changes.pop("convolutional", False):
+        image = ImageTowerConfig(block="convolutional", width=16)
     return CBViLAConfig(
         **SIZES,
-        image=ImageTowerConfig(**TOWER, pixels="half"),
+        image=image,
         text=TextTowerConfig(tokenizer=str(folder), **TOWER, positions=16),
         fusion=FusionConfig(depth=2),
         codebook=VisualCodebookConfig(**of_codebook),  # type: ignore[arg-type]
@@ -202,7 +205,8 @@ def tiny_cbvila(folder: Path, *, seed: int = 0, **changes: object) -> CBViLA:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CBViLA.build(tiny_cbvila_config(folder, **changes))
-        _enlarge(model.image_encoder.patches.weight)
+        if model.config.image.block == "standard":
+            _enlarge(model.image_encoder.patches.weight)
     return model.eval()
 
 

@@ -14,12 +14,15 @@ import torch
 from tests.tiny import pair_batch, tiny_cbvila
 
 from pixlex.config.cbvila import CBViLAObjectiveConfig
+from pixlex.config.fields import TeacherConfig
 from pixlex.distributed import ALONE
 from pixlex.losses import hard_negatives
 from pixlex.models.cbvila import CBViLA, split_patches
+from pixlex.nn.vision import needs_statistics
 from pixlex.objectives import cbvila as module
 from pixlex.objectives.cbvila import BURN_IN, CODEBOOK, ENCODERS, JOINT, TRAINS, CBViLAObjective, same_pairs
 from pixlex.objectives.phase import LossTerms, Phase, Step
+from pixlex.objectives.teacher import TEACHER
 
 TEXTS = ("about the class", "and all", "class and any other", "also")
 
@@ -123,6 +126,58 @@ def test_a_phase_trains_exactly_what_gets_a_gradient(
 def test_phases(language: Path, settings: dict[str, Any], expected: list[tuple[str, int]]) -> None:
     objective = _objective(tiny_cbvila(language), **settings)
     assert [(phase.name, phase.last_step) for phase in objective.phases] == expected
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_contrast_of_views_comes_first(language: Path, weight: float) -> None:
+    """It trains what it compares; then norms are measured once, codewords found, and nothing forgets the phase."""
+    model = tiny_cbvila(language, convolutional=True)
+    changes = {"image_text_contrastive_weight": weight, "mask_stage": "latent"}
+    teacher = TeacherConfig(steps=4, views="drawings", view_size=16)
+    objective = _objective(model, burn_in_steps=2, teacher=teacher, **changes).train()
+    assert [(one.name, one.first_step, one.last_step) for one in objective.phases] == [
+        (TEACHER, 0, 4), (BURN_IN, 4, 6), (JOINT, 4, 10),
+    ]  # fmt: skip
+    batch, (first, burn_in, _) = pair_batch(model, TEXTS), objective.phases
+    loss = objective(batch, first, _step())
+    assert set(loss.terms) == {"contrast", *(["image_text_contrastive"] if weight else [])}
+    loss.total.backward()
+    moved = {name for name, one in objective.named_parameters() if one.grad is not None}
+    assert moved == {name for name, _ in objective.named_parameters() if name.startswith(first.trains)}
+    assert objective.after_step(_step(), loss) == {}
+    assert needs_statistics(model.image_encoder)
+    objective.eval().prepare(burn_in, lambda: iter([batch] * 3))
+    before = model.image_encoder.first.norm.mean.clone()
+    objective.prepare(burn_in, lambda: iter([pair_batch(model, TEXTS * 2)]))
+    assert torch.equal(model.image_encoder.first.norm.mean, before)
+    assert before.any()
+    codewords = model.codebook.weight.clone()
+    objective.train().after_step(_step(4), objective(batch, burn_in, _step(4)))
+    assert not torch.equal(model.codebook.weight, codewords)
+
+
+def test_alike_pictures_attract_each_other(language: Path) -> None:
+    """Pictures of one caption are right answers to each other: as if they were views of one picture."""
+    model = tiny_cbvila(language, convolutional=True)
+    objective = _objective(model, teacher=TeacherConfig(steps=4), mask_stage="latent").train()
+    batch, phase = pair_batch(model, ("about", "and", "about", "also")), objective.phases[0]
+    shown = replace(batch, image_ids=torch.tensor([7, 1, 7, 3]), texts=("about", "and", "any", "also"))
+    found, same = (float(objective(one, phase, _step()).terms["contrast"].detach()) for one in (batch, shown))
+    apart = replace(batch, texts=("about", "and", "any", "also"))
+    assert found == pytest.approx(same)
+    assert float(objective(apart, phase, _step()).terms["contrast"].detach()) != pytest.approx(found)
+
+
+def test_a_first_phase_that_leaves_no_step_is_refused(language: Path) -> None:
+    model = tiny_cbvila(language)
+    with pytest.raises(
+        ValueError, match=r"objective.teacher.steps must be less than train.steps, 10, got 10"
+    ):
+        _objective(model, teacher=TeacherConfig(steps=10))
+    with pytest.raises(
+        ValueError, match=r"view_size must be a multiple of 8, .* with convolutions, and 0 without"
+    ):
+        _objective(model, teacher=TeacherConfig(steps=2, view_size=16))
 
 
 def test_terms_without_weight_are_not_computed(language: Path, monkeypatch: pytest.MonkeyPatch) -> None:

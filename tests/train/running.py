@@ -68,12 +68,16 @@ def settings(**changes: object) -> TrainConfig:
     return TrainConfig(**(values | changes))  # type: ignore[arg-type]
 
 
-def _pairs(estimator: str = "straight_through", **stages: Any) -> Callable[[Path, int], Objective]:
+def _pairs(
+    estimator: str = "straight_through", *, convolutional: bool = False, **stages: Any
+) -> Callable[[Path, int], Objective]:
     values = {"restart_after": 2, "masked_language_ratio": 0.4, **stages}
 
     def build(language: Path, steps: int) -> Objective:
-        model = tiny_cbvila(language, dim=8, estimator=estimator)
-        return CBViLAObjective(model, CBViLAObjectiveConfig(**values), steps, 12)
+        model = tiny_cbvila(language, dim=8, estimator=estimator, convolutional=convolutional)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return CBViLAObjective(model, CBViLAObjectiveConfig(**values), steps, 12)
 
     return build
 
@@ -102,6 +106,13 @@ FAMILIES: dict[str, Callable[[Path, int], Objective]] = {
     "cbvila, gumbel": _pairs("gumbel", burn_in_steps=4),
     "cbvila, averages": _pairs(burn_in_steps=4, codebook_update="ema"),
     "cbvila, in turn": _pairs(burn_in_steps=3, alternate_every=3),
+    "cbvila, contrast first": _pairs(
+        convolutional=True,
+        teacher=TeacherConfig(steps=4, views="drawings"),
+        views="drawings",
+        mask_stage="latent",
+        burn_in_steps=3,
+    ),
     # The first phase trains no layer, which parameters that are sharded must not remember.
     "cbvila, codebook first": _pairs(burn_in_steps=0, alternate_every=3),
 }

@@ -30,6 +30,8 @@ from pixlex.train.loop import LossNotFinite, fit
         # Stopped between teacher and words, and behind that.
         ("words", "fp32", (5, 3)),
         pytest.param("cbvila, averages", "fp32", (5,), marks=pytest.mark.campaign),
+        # Stopped in the contrast of views, behind it, behind burn-in.
+        ("cbvila, contrast first", "fp32", (3, 1, 4)),
         # Stopped after steps 1 (behind k-means), 5 and 8: burn-in and both turns.
         ("cbvila, in turn", "fp32", (1, 4, 3)),
     ],

@@ -39,6 +39,7 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "averages": ("cbvila, averages", {}),
     "gumbel": ("cbvila, gumbel", {}),
     "words": ("words", {}),
+    "contrast first": ("cbvila, contrast first", {}),
     "lqae, sharded": ("lqae", SHARDED),
     "vqvae, sharded, recomputed": ("vqvae", {**SHARDED, "checkpoint_activations": True}),
     "cbvila, sharded": ("cbvila, codebook first", SHARDED),
