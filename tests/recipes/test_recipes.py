@@ -52,13 +52,12 @@ def _tiny(recipe: str, language: Path, causal_language: Path) -> Sequence[str]:
     more += ["model.image_size=32", "model.patch_size=8"]
     sides = {"frozen": ("encoder",), "cbvila": ("image", "text")}.get(family, ("encoder", "decoder"))
     more += [f"model.{side}.{size}" for side in sides for size in SMALL]
-    if "meaning" in recipe:  # two phases, but for a published teacher
+    if "meaning" in recipe:
         more += ["model.words=2", "model.quantizer.num_concepts=2", "model.quantizer.search_dim=2"]
-        own = recipe != "lqae/meaning"
-        more += (
-            ["train.steps=2", "objective.teacher.steps=1", "objective.teacher.view_size=16"] if own else []
-        )
-        more += [] if own else ["model.teacher=TEACHER"]
+    if recipe == "lqae/meaning":
+        more += ["model.teacher=TEACHER"]
+    elif "meaning" in recipe or recipe == "cbvila/drawings":  # two phases
+        more += ["train.steps=2", "objective.teacher.steps=1", "objective.teacher.view_size=16"]
     match family:
         case "lqae":
             more.append(f"model.language.name={language}")
