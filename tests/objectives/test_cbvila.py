@@ -21,8 +21,7 @@ from pixlex.models.cbvila import CBViLA, split_patches
 from pixlex.nn.vision import needs_statistics
 from pixlex.objectives import cbvila as module
 from pixlex.objectives.cbvila import BURN_IN, CODEBOOK, ENCODERS, JOINT, TRAINS, CBViLAObjective, same_pairs
-from pixlex.objectives.phase import LossTerms, Phase, Step
-from pixlex.objectives.teacher import TEACHER
+from pixlex.objectives.phase import TEACHER, LossTerms, Phase, Step
 
 TEXTS = ("about the class", "and all", "class and any other", "also")
 

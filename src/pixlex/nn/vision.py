@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pixlex.nn.codebook import AllMean
 from pixlex.nn.transformer import PIXELS, ClassTokenEncoder, check_images, send
+
+if TYPE_CHECKING:
+    from pixlex.nn.codebook import AllMean
 
 ViewKind = Literal["photographs", "drawings"]
 

@@ -33,8 +33,17 @@ from pixlex.nn.codebook import Quantized
 from pixlex.nn.transformer import send, take, take_rows
 from pixlex.nn.vision import NUM_DRAWS, ContrastiveHead, needs_statistics, random_views
 from pixlex.objectives.codebook import CodebookMaintenance
-from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
-from pixlex.objectives.teacher import TEACHER, contrast_views, measure_norms, over_batch, teacher_phase
+from pixlex.objectives.phase import (
+    TEACHER,
+    LossTerms,
+    Objective,
+    Phase,
+    Step,
+    contrast_views,
+    measure_norms,
+    over_batch,
+    teacher_phase,
+)
 
 BURN_IN, JOINT, CODEBOOK, ENCODERS = "burn_in", "joint", "codebook", "encoders"
 _ITC, _ITM, _MLM, _MIM = "image_text_contrastive", "image_text_matching", "masked_language", "masked_image"

@@ -34,8 +34,17 @@ from pixlex.nn.codebook import Quantized, count_usage
 from pixlex.nn.transformer import random_mask, send, take_rows
 from pixlex.nn.vision import ContrastiveHead, alone
 from pixlex.objectives.codebook import restart
-from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
-from pixlex.objectives.teacher import TEACHER, contrast_views, measure_norms, over_batch, teacher_phase
+from pixlex.objectives.phase import (
+    TEACHER,
+    LossTerms,
+    Objective,
+    Phase,
+    Step,
+    contrast_views,
+    measure_norms,
+    over_batch,
+    teacher_phase,
+)
 
 WORDS = "words"
 # Images whose features concepts are found by, at most.
