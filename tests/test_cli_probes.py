@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,10 +115,95 @@ def test_a_language_model_gives_rows(
     assert len(client.sent) == sent
 
 
+def test_names_alone_and_examples_from_elsewhere(
+    folder: Path, tmp_path: Path, cells: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without an example who compares names answers, others say what they need; classes of one name meet."""
+    labeled(tmp_path / "support", per_class=3, classes=("camel", "pig", "yak", "zebra"), seed=1)
+    asked = ["--support", str(tmp_path / "support"), "--settings", "0/0", "3/0", "--ascii"]
+    asked += ["--classifiers", "sentence", "pixels", "chance", "--model", str(folder / "cbvila")]
+    found = cells(*asked, "--out", str(tmp_path / "out"))
+    answered = {(one["classifier"], one["setting"]["shots"]): one["does_not_fit"][:16] for one in found}
+    needy = {name for name, said in answered.items() if said == "needs an example"}
+    assert needy == {("pixels, 64 x 64", 0)}
+    assert {said for name, said in answered.items() if name not in needy} == {""}
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| pixels, 64 x 64 | nearest | needs an example |" in table
+    assert cells(*asked, "--out", str(tmp_path / "out")) == found
+    files = ["--episode-files", str(tmp_path / "out" / "episodes"), "--out", str(tmp_path / "again")]
+    assert cells(*asked, *files) == found
+    line = [*command(folder, *asked, "--out", str(tmp_path / "loud")), "--debug"]
+    assert main([one for one in line if one != "--quiet"]) == 0
+    said = capsys.readouterr().err
+    assert f"3 classes of {folder / 'images'} and 1 classes of {tmp_path / 'support'} are left out" in said
+
+
+def test_large_models_are_asked_one_after_the_other(
+    folder: Path, tmp_path: Path, cells: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their rows stand with the words that they read, and no two are in memory."""
+    alive: list[weakref.ref[FakeClient]] = []
+
+    class Client(FakeClient):
+        __hash__ = object.__hash__
+
+    def connect(options: LLMOptions, say: object) -> FakeClient:
+        gc.collect()
+        assert [one() for one in alive if one() is not None] == []
+        client = Client(name=Path(options.model).name, identity=options.model)
+        alive.append(weakref.ref(client))
+        return client
+
+    monkeypatch.setattr(llm, "connect", connect)
+    (tmp_path / "other").symlink_to(folder / "causal")
+    models = [str(folder / "causal"), str(tmp_path / "other")]
+    asked = [
+        "--model",
+        str(folder / "lqae"),
+        "--ascii",
+        "--classifiers",
+        "bag",
+        "chance",
+        "--scorer",
+        "strict",
+    ]
+    found = cells(*asked, "--llm", *models, models[0], "--out", str(tmp_path / "out"))
+    assert [cell["classifier"] for cell in found[::2]] == [
+        *(f"lqae, {row}" for row in ("bag of words", "causal, frozen prompt", "other, frozen prompt")),
+        *(f"ASCII 64x64, {row}" for row in ("bag of words", "causal, frozen prompt", "other, frozen prompt")),
+        "chance",
+    ]
+    assert len(alive) == 2
+    assert cells(*asked, "--llm", models[1], "--out", str(tmp_path / "out"))[2:4] == found[4:6]
+
+
 @pytest.mark.parametrize(
     ("rest", "message"),
     [
         ([], "nothing to read images with"),
+        (["--classifiers", "chance", "--settings", "0/1"], "repeats must be 0 where no image is shown"),
+        (
+            ["--classifiers", "chance", "--settings", "0/0", "--names", "nonsense"],
+            "nonsense names say nothing",
+        ),
+        (["--classifiers", "pixels", "--support", "$FOLDER/images"], "could be shown are asked about"),
+        (
+            ["--classifiers", "pixels", "--support", "embedded:digits:test"],
+            "no class of $FOLDER/images (6, such",
+        ),
+        (
+            ["--classifiers", "pixels", "--data", "$FOLDER/images?label=x"],
+            "has no columns: ?label=COLUMN is for",
+        ),
+        (
+            ["--ascii", "--llm", "$FOLDER/causal", "$FOLDER/no-such"],
+            "$FOLDER/no-such holds no language model",
+        ),
+        (["--ascii", "--llm", "$FOLDER/causal", "$FOLDER/images/../causal"], "would have one name"),
+        (
+            ["--model", "$FOLDER/frozen", "--llm", "$FOLDER/causal"],
+            "--llm reads images as words, which no --model",
+        ),
         (["--model", "m=$FOLDER/lqae", "m=$FOLDER/vqvae"], "two models are called 'm'"),
         (["--classifiers", "pixels", "--settings", "5/0"], "class 'camel' has 4 images, but 5 shots"),
         (["--classifiers", "pixels", "--open-ended", "x"], "leave out --data"),
@@ -128,7 +215,7 @@ def test_what_it_refuses(
 ) -> None:
     rest = [one.replace("$FOLDER", str(folder)) for one in rest]
     assert main(command(folder, "--out", str(tmp_path / "out"), *rest)) == 2
-    assert message in capsys.readouterr().err
+    assert message.replace("$FOLDER", str(folder)) in capsys.readouterr().err
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])

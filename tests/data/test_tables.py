@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import pickle
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,63 @@ def test_any_order_of_reading_gives_each_row_its_bytes(tmp_path: Path, picture: 
     for index in (-1, 11):
         with pytest.raises(IndexError, match="set has 11 images"):
             source.read(index)
+
+
+def test_a_named_column_gives_the_classes(tmp_path: Path, picture: Picture) -> None:
+    """In place of label and class_name, of any form of table and list; a gap is no class."""
+    images = [picture(number) for number in range(5)]
+    names, numbers = ["wug", "dax", None, "", "wug"], [7, 10, 7, None, 10]
+    table = {"image": images, "kind": names, "size": numbers, "label": [0] * 5, "class_name": ["x"] * 5}
+    parquet = write(tmp_path / "set.parquet", table)
+    kinds = ([1, 0, -1, -1, 1], ("dax", "wug"))
+    listed = tmp_path / "set.csv"
+    rows = [f"{number}.png,{name or ''}" for number, name in enumerate(names)]
+    listed.write_text("\n".join(["path,kind", *rows]))
+    described = [f"{parquet}?label=kind", f"{tmp_path}/*.parquet?label=kind", f"{listed}?label=kind"]
+    if datasets := pytest.importorskip("datasets"):
+        saved = datasets.Dataset.from_dict({"image": images, "kind": names, "size": numbers})
+        saved.save_to_disk(tmp_path / "saved")
+        described.append(f"{tmp_path / 'saved'}?label=kind")
+        known = saved.cast_column("size", datasets.ClassLabel(names=[str(one) for one in range(11)]))
+        known.save_to_disk(tmp_path / "known")
+    for one in described:
+        source = open_source(one)
+        assert (source.labels.indices.tolist(), source.class_names) == kinds  # type: ignore[attr-defined]
+    numbered = open_source(f"{parquet}?label=size")
+    assert numbered.class_names == ("10", "7")
+    assert open_source(f"{tmp_path / 'known'}?label=size").class_names[7] == "7"
+    assert open_source(f"{parquet}?label=label").class_names == ("0",)
+    plain = open_source(str(parquet))
+    assert len({numbered.identity, source.identity, plain.identity}) == 3
+    assert plain.class_names == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ("set.parquet?label=color", r"set.parquet: expected a column color, found image, label"),
+        ("set.csv?label=color", r"set.csv line 2: expected a column color, found 'path'"),
+        ("shards.tar?label=kind", "has no columns"),
+        ("set.parquet?label=label + set.parquet", "expected one source of images, got a mixture"),
+        (
+            "set.parquet?label=label&rows=images",
+            "that are opened for their classes take the options label, got rows",
+        ),
+        ("set.parquet?label=", "the option label must be given once, with a value"),
+        ("set.parquet?label=image", "class_name must be a text"),
+    ],
+)
+def test_columns_of_classes_it_refuses(
+    tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch, description: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "set.parquet", {"image": [picture(0)], "label": [0], "class_name": ["x"]})
+    (tmp_path / "set.csv").write_text("path\n0.png")
+    with tarfile.open(tmp_path / "shards.tar", "w") as tar:
+        (tmp_path / "0.png").write_bytes(picture(0))
+        tar.add(tmp_path / "0.png", "0.png")
+    with pytest.raises(ValueError, match=message):
+        open_source(description)
 
 
 def test_row_groups_without_rows_and_files_without_rows(tmp_path: Path, picture: Picture) -> None:

@@ -58,6 +58,19 @@ def test_a_table_has_the_papers_shape() -> None:
     assert row.split("|") in published
 
 
+def test_what_was_not_asked_says_why_in_its_cell() -> None:
+    """Zero shots come first; a line of its own is for what a setting can mend."""
+    empty = {"accuracy": None, "accuracy_with_failures": None}
+    cells = [
+        cell(setting_of("1/0", 5), does_not_fit="does not fit: 5-way, 1 shot: too long", **empty),
+        cell(setting_of("0/0", 5), does_not_fit="needs an example: 5-way, 0 shots", **empty),
+    ]
+    head, ours, *_ = table_lines(cells, 5)
+    assert head[2:4] == ["0 shots, 0 rep.", "1 shot, 0 rep."]
+    assert ours[2:4] == ["needs an example", "does not fit"]
+    assert warnings_of(cells) == ["words <b>|: does not fit: 5-way, 1 shot: too long"]
+
+
 def test_a_part_of_the_columns_has_no_average_of_ours() -> None:
     cells = [cell(setting_of("3/0", 5)), cell(setting_of("2/2", 5), accuracy=None)]
     head, ours, *published = table_lines(cells, 5)

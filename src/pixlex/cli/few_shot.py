@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     # What makes text of images, and the model behind it, if there is one.
     Reading = tuple[TextReader, Tokenizer | None]
 
-ClassifierName = Literal[WordClassifier, "linear", "pixels", "chance"]
+ClassifierName = Literal[WordClassifier, "similarity", "linear", "pixels", "chance"]
 
 
 class ReaderOptions(cli.DeviceOptions):
@@ -54,7 +54,14 @@ class EpisodeOptions(cli.Options):
     """What is classified."""
 
     GROUP = "episodes"
-    data: str | None = cli.option(None, f"labeled images: {cli.DATA}", "DATA")
+    data: str | None = cli.option(
+        None, f"labeled images: {cli.DATA}; ?label=COLUMN behind a table names its column of classes", "DATA"
+    )
+    support: str | None = cli.option(
+        None,
+        "examples come from this source, only what is asked about from --data; classes of one name",
+        "DATA",
+    )
     out: cli.Folder = cli.option(text="results; a run that was killed there goes on", metavar="DIR")
     ways: tuple[cli.Positive, ...] = cli.option((2, 5), "classes; default 2 5")
     episodes: cli.Positive = cli.option(500, "of each setting; default %(default)s")
@@ -64,7 +71,8 @@ class EpisodeOptions(cli.Options):
     )
     settings: tuple[str, ...] = cli.option(
         PAPER_COLUMNS,
-        f"shots/repeats, bare: for no induction; default the paper's {' '.join(PAPER_COLUMNS)}",
+        "shots/repeats, bare: for no induction, 0/0 no example at all; default the paper's "
+        f"{' '.join(PAPER_COLUMNS)}",
         "S",
     )
     episode_files: Path | None = cli.option(
@@ -84,8 +92,9 @@ class ClassifierOptions(cli.Options):
     classifiers: tuple[ClassifierName, ...] = cli.option(
         get_args(ClassifierName),
         "nearest class mean of a sentence encoder's vectors, of the language model's layers, its last layer, "
-        "word counts, pixels; a linear classifier of an encoder's vectors (for a MAE the only one); chance; "
-        "default all",
+        "word counts, a CB-ViLA's vectors of images (similarity), pixels; a linear classifier of an encoder's "
+        "vectors (for a MAE the only one); chance; default all. Without an example the vectors of sentence and "
+        "similarity are compared with those of the names",
         nargs="*",
         earlier="--answerers",
     )
@@ -96,8 +105,11 @@ class LargeModelOptions(cli.Options):
     """Who classifies with a large language model; `llm_X` is `LLMOptions.X`, but for the room of an answer."""
 
     GROUP = "who answers with a large language model"
-    llm: str | None = cli.option(
-        None, "an endpoint's model with --llm-url, else a directory, hub repository or GGUF", "M"
+    llm: tuple[str, ...] = cli.option(
+        (),
+        "an endpoint's models with --llm-url, else directories, hub repositories or GGUFs, one at a time in "
+        "memory; each gives rows and has the budget for itself",
+        "M",
     )
     llm_base_url: str | None = cli.option(
         None, "OpenAI-compatible endpoint, such as http://host:8000/v1", "URL", name="--llm-url"
@@ -136,18 +148,17 @@ class FewShotOptions(cli.MachineOptions, LargeModelOptions, ClassifierOptions, E
 def few_shot(options: FewShotOptions) -> int:
     """What the words are worth to whoever sees a few labeled images."""
     from pixlex.eval.few_shot.episodes import save_episodes
-    from pixlex.eval.few_shot.run import run_few_shot
     from pixlex.report.few_shot import table_lines, warnings_of, ways_of
     from pixlex.report.page import markdown_table
 
     images, episode_sets = _episodes(options)
+    _remark_left_out(options, images, episode_sets)
     models = _models(options, images)
     readings = _readings(options, models)
-    classifiers = _classifiers(options, models, readings)
+    blocks = _classifiers(options, models, readings)
     for episodes in episode_sets:
         save_episodes(episodes, options.out / "episodes" / episodes.file_name)
-    _remark_cost(options, classifiers, episode_sets, images)
-    cells = run_few_shot(classifiers, episode_sets, images, options.out, progress=not options.quiet)
+    cells = _answered(options, blocks, readings, episode_sets, images)
     tables = "\n\n".join(
         f"{ways}-way\n{markdown_table(table_lines(cells, ways), 2)}" for ways in ways_of(cells)
     )
@@ -159,9 +170,55 @@ def few_shot(options: FewShotOptions) -> int:
     return 0
 
 
+def _answered(
+    options: FewShotOptions,
+    blocks: Sequence[Sequence[Classifier]],
+    readings: Sequence[Reading],
+    episode_sets: Sequence[EpisodeSet],
+    images: ImageSource,
+) -> list[Cell]:
+    """Return the cells of all rows, those of a reader together; large models are asked one after the other."""
+    from pixlex.eval.few_shot.run import run_few_shot
+
+    found: list[list[Cell]] = [[] for _ in blocks]
+
+    def ask(connect: Callable[[], LanguageClient] | None, rows: Sequence[Sequence[Classifier]]) -> None:
+        client = None if connect is None else connect()
+        prompted = [_prompted(options, reader, client) for reader, _ in readings]
+        blocks = [[*row, *more] for row, more in zip_longest(rows, prompted, fillvalue=())]
+        classifiers = [classifier for block in blocks for classifier in block]
+        _remark_cost(options, client, classifiers, episode_sets, images)
+        cells = iter(run_few_shot(classifiers, episode_sets, images, options.out, progress=not options.quiet))
+        for block, place in zip(blocks, found, strict=True):
+            place += islice(cells, len(block) * len(episode_sets))
+
+    first, *others = _large_models(options) or [None]
+    ask(first, blocks)
+    for connect in others:  # what one call holds is free before the next
+        ask(connect, [()] * len(blocks))
+    return [cell for cells in found for cell in cells]
+
+
+def _large_models(options: FewShotOptions) -> Sequence[Callable[[], LanguageClient] | None]:
+    """Return what connects to each large language model; that all are there is found out before one is asked."""
+    from pixlex.models.initialization import CONFIG, find_model
+    from pixlex.nn.gguf import unpacked
+
+    names = list(dict.fromkeys(options.llm))
+    if options.llm_base_url is not None:
+        clients = [_client(options, name) for name in names]
+        return [lambda client=client: client for client in clients]  # type: ignore[misc]
+    known: dict[str, str] = {}
+    for name in names if len(names) > 1 else ():
+        folder = unpacked(name, partial(cli.remark, options))
+        find_model(folder, "language model", needs=(CONFIG,), files=(CONFIG,))
+        if (other := known.setdefault(Path(name).name, name)) != name:
+            raise ValueError(f"the rows of {other} and {name} would have one name: rename one of the two")
+    return [partial(_client, options, name) for name in names]
+
+
 def _episodes(options: FewShotOptions) -> tuple[ImageSource, list[EpisodeSet]]:
     """Draw, load or read the episodes."""
-    from pixlex.data.images import open_source
     from pixlex.eval.few_shot.episodes import load_episodes, read_open_ended, sample_episodes
 
     settings = [
@@ -170,22 +227,53 @@ def _episodes(options: FewShotOptions) -> tuple[ImageSource, list[EpisodeSet]]:
         for column in dict.fromkeys(options.settings)
     ]
     if options.open_ended is not None:
-        if options.data is not None or options.episode_files is not None:
-            raise ValueError("--open-ended brings images and episodes: leave out --data and --episode-files")
+        if any(one is not None for one in (options.data, options.support, options.episode_files)):
+            raise ValueError(
+                "--open-ended brings images and episodes: leave out --data, --support and --episode-files"
+            )
         return read_open_ended(options.open_ended, settings, task=options.task, limit=options.episodes)
     if options.data is None:
         raise ValueError("expected --data with labeled images, or --open-ended with published episodes")
-    images, place = open_source(options.data), options.episode_files
+    images, place = _images(options.data, options.support), options.episode_files
     if place is None:
-        count, seed = options.episodes, options.seed
-        return images, [sample_episodes(images, setting, count=count, seed=seed) for setting in settings]
+        most = max(one.shots for one in settings)
+        draw = partial(sample_episodes, images, count=options.episodes, seed=options.seed, most_shots=most)
+        return images, list(map(draw, settings))
     paths = sorted(place.glob("*.json")) if place.is_dir() else [place]
     if not paths:
         raise ValueError(f"no .json file of episodes in {place}")
     order = {column: number for number, column in enumerate(PAPER_COLUMNS)}
     sets = [load_episodes(path, images) for path in paths]
-    sets.sort(key=lambda one: (one.setting.ways, order.get(one.setting.column, len(order))))
+    last = len(order)
+    sets.sort(key=lambda one: (one.setting.ways, one.setting.shots > 0, order.get(one.setting.column, last)))
     return images, sets
+
+
+def _images(data: str, support: str | None) -> ImageSource:
+    from pixlex.data.images import open_source
+    from pixlex.eval.few_shot.episodes import with_support
+
+    return open_source(data) if support is None else with_support(open_source(data), open_source(support))
+
+
+def _remark_left_out(
+    options: FewShotOptions, images: ImageSource, episode_sets: Sequence[EpisodeSet]
+) -> None:
+    """Say how many classes cannot be in any episode, where examples come from elsewhere."""
+    from pixlex.eval.few_shot.episodes import WithSupport
+
+    if isinstance(images, WithSupport):
+        used = {name for one in episode_sets for name in one.class_names}
+        lost = [len({*filter(None, part.class_names)} - used) for part in images.parts]
+        most = max(one.setting.shots for one in episode_sets)
+        if any(lost):
+            few = f", or with fewer than {most} images to show" if most else ""
+            data, support = (
+                f"{count:,} classes of {part.name}" for count, part in zip(lost, images.parts, strict=True)
+            )
+            cli.remark(
+                options, f"{data} and {support} are left out: not in both{few}; {len(used):,} are left"
+            )
 
 
 def _models(options: FewShotOptions, images: ImageSource) -> dict[str, Model]:
@@ -240,8 +328,8 @@ def _readings(options: FewShotOptions, models: Mapping[str, Model]) -> list[Read
 
 def _classifiers(
     options: FewShotOptions, models: Mapping[str, Model], readings: Sequence[Reading]
-) -> list[Classifier]:
-    """Return the rows of the table: of each reader, of each model's networks, of no model."""
+) -> list[list[Classifier]]:
+    """Return the rows without a large model: those of each reader, then those of networks and of no model."""
     from pixlex.eval.few_shot import classifiers as few
     from pixlex.eval.few_shot.prompted import FrozenClassifier
     from pixlex.nn.language_model import load_language_model
@@ -252,13 +340,19 @@ def _classifiers(
         raise ValueError(
             "nothing to read images with: name a --model, or --ascii, or ask for --classifiers pixels chance alone"
         )
+    if options.llm and not readings:
+        raise ValueError(
+            "--llm reads images as words, which no --model here writes: name one of LQAE, or --ascii"
+        )
     encoder = load_language_model(options.encoder) if "sentence" in kinds and readings else None
-    client = _client(options, options.llm) if options.llm is not None else None
+    blocks: list[list[Classifier]] = [
+        [*few.word_classifiers(reader, kinds, model=model, encoder=encoder, device=where["device"])]
+        for reader, model in readings
+    ]
     rows: list[Classifier] = []
-    for reader, model in readings:
-        rows += few.word_classifiers(reader, kinds, model=model, encoder=encoder, device=where["device"])
-        rows += _prompted(options, reader, client)
     for name, one in models.items():
+        if "similarity" in asked and one.fuses and one.has_codes and one.compares:
+            rows.append(few.nearest_class_mean(few.compared_features(one, name=name, **where)))
         if one.speaks:
             rows += [
                 FrozenClassifier(one, name=name, scorer=scorer, template=template, **where)
@@ -272,7 +366,7 @@ def _classifiers(
         rows.append(few.nearest_class_mean(few.pixel_features()))
     if "chance" in asked:
         rows.append(few.Chance())
-    return rows
+    return [*blocks, rows]
 
 
 def _prompted(options: FewShotOptions, reader: TextReader, client: LanguageClient | None) -> list[Classifier]:
@@ -307,6 +401,7 @@ def _client(options: FewShotOptions, name: str) -> LanguageClient:
 
 def _remark_cost(
     options: FewShotOptions,
+    client: LanguageClient | None,
     classifiers: Sequence[Classifier],
     episode_sets: Sequence[EpisodeSet],
     images: ImageSource,
@@ -326,8 +421,10 @@ def _remark_cost(
         costs = [one.cost for one in estimates if one.cost is not None]
         cost = f", cost {sum(costs):.2f}" if costs else ""
         kept = sum(one.cached for one in estimates)
+        whose = f"{client.name}: " if client is not None and len(options.llm) > 1 else ""
         cli.remark(
-            options, f"at most {requests:,} requests, {tokens:,} tokens{cost}; {kept:,} answers are there"
+            options,
+            f"{whose}at most {requests:,} requests, {tokens:,} tokens{cost}; {kept:,} answers are there",
         )
 
 
@@ -352,7 +449,7 @@ def _write(
         "data": images.name,
         "models": list(options.model),
         "keep_fraction": options.keep_fraction,
-        "language_model": options.llm,
+        "language_model": list(options.llm) or None,
         "episodes": {one.setting.label: one.identity for one in episode_sets},
         "command": options.command_line,
     }

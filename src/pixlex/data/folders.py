@@ -20,6 +20,7 @@ from pixlex.data.labels import (
     CLASSES_FILE,
     Labeled,
     Labels,
+    named_class,
     no_labels,
     resolve_labels,
     row_label,
@@ -120,11 +121,11 @@ def open_image_files(paths: Sequence[Path]) -> FileSource:
     return FileSource(name, Path(), keys, no_labels(len(keys)))
 
 
-def open_list(path: Path) -> FileSource:
+def open_list(path: Path, label: str | None = None) -> FileSource:
     """Read a list of images: .csv or .tsv with a header line, or .jsonl with one object a line.
 
     Columns: `path` (relative to the list file, or absolute), optionally `label` (integer) with
-    `class_name`; other columns are not looked at.
+    `class_name`, or the column that `label` names in their place; other columns are not looked at.
     """
     paths, pairs = [], []
     for line, row in list_rows(path):
@@ -133,8 +134,11 @@ def open_list(path: Path) -> FileSource:
             found = f"{', '.join(map(quoted, row)) or 'no column':.200}"
             raise ValueError(f"{where}: expected a column 'path', found {found}")
         paths.append(image_path(row["path"], where, path.parent))
-        pairs.append(row_label(row.get("label"), row.get("class_name"), where))
-    return FileSource(str(path), path.parent, tuple(paths), resolve_labels(pairs, str(path), path.parent))
+        if label is not None and label not in row:
+            raise ValueError(f"{where}: expected a column {label}, found {', '.join(map(quoted, row)):.200}")
+        pairs.append(row_label(*named_class(row, label), where))
+    labels = resolve_labels(pairs, str(path), path.parent, numbered=label is not None)
+    return FileSource(str(path), path.parent, tuple(paths), labels)
 
 
 def is_image_name(name: str) -> bool:

@@ -29,10 +29,18 @@ from pixlex.data.folders import (
 from pixlex.data.labels import CLASSES_FILE, Labels
 from pixlex.data.remote import AnyPath, RemotePath, as_local, is_url
 from pixlex.data.shards import TarSource, open_shards
-from pixlex.data.sources import ImageSource, PassedOver, count_in, fingerprint, kind_of, remark_passed_over
+from pixlex.data.sources import (
+    ImageSource,
+    PassedOver,
+    count_in,
+    fingerprint,
+    kind_of,
+    read_descriptions,
+    remark_passed_over,
+)
 from pixlex.data.synthetic import NUM_SCENES, ScenesSource, Split
-from pixlex.data.tables import ParquetSource, open_hub, open_saved
-from pixlex.messages import not_installed
+from pixlex.data.tables import DatasetSource, ParquetSource, open_hub, open_saved
+from pixlex.messages import not_installed, quoted
 
 _EXPECTED = (
     "expected a folder of images, .parquet or .tar files; a .parquet, .csv, .tsv, .jsonl, .tar or image file; a "
@@ -78,12 +86,16 @@ def open_source(description: str, *, captioned: bool = False) -> ImageSource:
     a folder or a pattern, as far as files are listed there; braces need no listing. They make the same source as
     the same files on a disk.
 
+    Behind a table or list of images (.parquet, .csv, .tsv, .jsonl, hf:NAME, a saved data set) `?label=COLUMN`
+    names the column whose texts are the classes, numbered in sorted order, in place of `label` and `class_name`.
+
     Images in .parquet files are bytes of any type, structs of them, lists of uint8, or texts in base64. Labels of
     a folder are those of its metadata.jsonl or .csv where that has some. Class names become names that can be
     answers (see `pixlex.data.labels.spoken_names`).
 
     Args:
-        description: A path or a URL, a pattern of such, "hf:NAME[:SPLIT]" or "embedded:SET:SPLIT".
+        description: A path or a URL, a pattern of such, "hf:NAME[:SPLIT]" or "embedded:SET:SPLIT"; perhaps
+            ?label=COLUMN.
         captioned: The images are opened for their captions: classes without a name are called by their
             number instead of refused, and shards keep their texts.
 
@@ -94,31 +106,54 @@ def open_source(description: str, *, captioned: bool = False) -> ImageSource:
 
     Warns of files among the images that are passed over (where captioned, `open_pairs` does).
     """
-    source = _opened(as_local(description.strip()), captioned)
+    path, label = _label_column(description.strip())
+    source = _opened(as_local(path), captioned, label)
     if not captioned:
         remark_passed_over(source)
     return source
 
 
-def _opened(description: str, captioned: bool) -> ImageSource:
+def _label_column(text: str) -> tuple[str, str | None]:
+    """Return a description without the column of labels that it names, and that."""
+    if not re.search(r"[?&]label=", text) or os.path.exists(os.path.expanduser(text)):
+        return text, None
+    described, *others = read_descriptions(text)
+    if others or described.weight != 1:
+        raise ValueError(f"expected one source of images, got a mixture: {quoted(text)}")
+    described.only(("label",), "images that are opened for their classes")
+    return described.path, described.options["label"]
+
+
+def _opened(description: str, captioned: bool, label: str | None) -> ImageSource:
+    source = _opened_as(description, captioned, label)
+    is_list = Path(description).suffix.lower() in (".csv", ".tsv", ".jsonl")
+    if label is not None and not (is_list or isinstance(source, ParquetSource | DatasetSource)):
+        raise ValueError(
+            f"{description} has no columns: ?label=COLUMN is for .parquet, .csv, .tsv and .jsonl files, hf:NAME "
+            "and saved data sets"
+        )
+    return source
+
+
+def _opened_as(description: str, captioned: bool, label: str | None) -> ImageSource:
     if description.startswith("embedded:"):
         return open_embedded(description.removeprefix("embedded:"))
     if is_url(description):
         files, others = _remote_files(description)
-        return _open_files(description, files, captioned, others)
+        return _open_files(description, files, captioned, others, label)
     if description.startswith("hf:"):
-        return open_hub(description.removeprefix("hf:"), numbered=captioned)
+        return open_hub(description.removeprefix("hf:"), numbered=captioned, label=label)
     if not description:
         raise ValueError(f"the description of the images is empty; {_EXPECTED}")
     path = Path(description).expanduser()
     suffix = path.suffix.lower()
     if os.path.isdir(path):  # unlike Path.is_dir, false for names that are too long
-        return _open_directory(path, captioned)
+        return _open_directory(path, captioned, label)
     if os.path.isfile(path):
         if suffix in (".parquet", ".tar"):
-            return _open_files(str(path), [path], captioned)
+            return _open_files(str(path), [path], captioned, label=label)
         if suffix in (".csv", ".tsv", ".jsonl"):
-            return open_list(path)
+            return open_list(path, label)
         if suffix in IMAGE_SUFFIXES or is_image_file(path):
             return open_image_files([path])
         raise ValueError(f"{path} ends in {suffix or 'no suffix'}; {_EXPECTED}")
@@ -127,7 +162,7 @@ def _opened(description: str, captioned: bool) -> ImageSource:
         if missing := [part for part, names in found.items() if not names]:
             raise ValueError(f"no file matches {missing[0]}")
         together = {Path(name) for names in found.values() for name in names}
-        return _open_files(str(path), sorted(together), captioned)
+        return _open_files(str(path), sorted(together), captioned, label=label)
     if os.path.lexists(path):
         raise ValueError(
             f"{path} is neither a file nor a folder (a pipe, a device or a dead link); {_EXPECTED}"
@@ -136,9 +171,9 @@ def _opened(description: str, captioned: bool) -> ImageSource:
     raise ValueError(f"{path} does not exist (looked for {path.absolute()}){slashes}; {_EXPECTED}")
 
 
-def _open_directory(folder: Path, captioned: bool) -> ImageSource:
+def _open_directory(folder: Path, captioned: bool, label: str | None) -> ImageSource:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return open_saved(folder, numbered=captioned)
+        return open_saved(folder, numbered=captioned, label=label)
     entries = sorted(folder.iterdir())
     files = [path for path in entries if path.is_file() and not path.name.startswith(".")]
     stored = [path for path in files if _is_stored_set(path)]
@@ -153,17 +188,21 @@ def _open_directory(folder: Path, captioned: bool) -> ImageSource:
         return with_metadata_labels(open_folder(folder))
     used = {*stored, folder / CLASSES_FILE}
     others = [f"{path.name}/" if path.is_dir() else path.name for path in entries if path not in used]
-    return _open_files(str(folder), stored, captioned, others)
+    return _open_files(str(folder), stored, captioned, others, label)
 
 
 def _open_files(
-    pattern: str, files: Sequence[AnyPath], captioned: bool, others: Sequence[str] = ()
+    pattern: str,
+    files: Sequence[AnyPath],
+    captioned: bool,
+    others: Sequence[str] = (),
+    label: str | None = None,
 ) -> ParquetSource | TarSource:
     """Open tables or shards; `others` are the names of what lies beside them."""
     beside = tuple(PassedOver("folder" if name.endswith("/") else kind_of(name), name) for name in others)
     match sorted({path.suffix.lower() for path in files}):
         case [".parquet"]:
-            return ParquetSource(pattern, files, numbered=captioned, ignored=beside)
+            return ParquetSource(pattern, files, numbered=captioned, ignored=beside, label=label)
         case [".tar"]:
             shards = open_shards(pattern, files, captioned=captioned)
             return replace(shards, ignored=shards.ignored + beside)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -88,6 +88,14 @@ def row_label(label: object, class_name: object, where: str) -> RowLabel:
     if not -1 <= number < MAX_CLASSES:
         raise ValueError(f"{where}: label must lie in [0, {MAX_CLASSES}), or be -1 for unknown, got {number}")
     return RowLabel(None if number == -1 else number, name)
+
+
+def named_class(row: Mapping[str, Any], column: str | None) -> tuple[object, object]:
+    """Return label and class name of a row: its own, or no number and the value of a column that names classes."""
+    if column is None:
+        return row.get("label"), row.get("class_name")
+    value = row[column]
+    return None, str(value) if type(value) is int else value
 
 
 def labels_of_known_classes(

@@ -45,6 +45,7 @@ OPTIONS: Mapping[str, str] = {
     "images": "folder that image paths are relative to, or table of images",
     "index": "Visual Genome's image_data.json",
     "captions": "column of the captions",
+    "label": "column of class names, of tables and lists of images",
     "annotations": "VQA v2's annotations of the questions",
     "answers": "column of the answers",
     "texts": "questions, statements or hypotheses about each drawn scene",

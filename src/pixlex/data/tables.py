@@ -19,7 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixlex.data.decoding import ImageRecord, UnreadableImage, holds_image
-from pixlex.data.labels import Labeled, Labels, labels_of_known_classes, resolve_labels, row_label
+from pixlex.data.labels import (
+    Labeled,
+    Labels,
+    labels_of_known_classes,
+    named_class,
+    resolve_labels,
+    row_label,
+)
 from pixlex.data.remote import AnyPath, NoSuchFile, RangeFile, RemotePath, Unreachable
 from pixlex.data.sources import PassedOver, fingerprint, names_within, stored_bytes
 from pixlex.data.text import check_columns, json_value
@@ -72,8 +79,9 @@ class _RowGroup(NamedTuple):
 class ParquetSource(Labeled):
     """Images in a column of parquet files, read by row group when one of its rows is asked for.
 
-    `column` is that of the images, where there are several and none is called "image"; `ignored` what lies beside
-    the files. For `numbered` see `pixlex.data.labels.resolve_labels`.
+    `column` is that of the images, where there are several and none is called "image"; `label` that of the class
+    names, instead of `label` and `class_name`; `ignored` what lies beside the files. For `numbered` see
+    `pixlex.data.labels.resolve_labels`.
     """
 
     def __init__(
@@ -83,15 +91,19 @@ class ParquetSource(Labeled):
         *,
         numbered: bool = False,
         column: str | None = None,
+        label: str | None = None,
         ignored: tuple[PassedOver, ...] = (),
     ) -> None:
-        self.name, self.ignored = name, ignored
+        self.name, self.ignored, self._label = name, ignored, label
         self._files, self._names, self._named = tuple(files), names_within(files), column
         self._forget()
         schema = self._parquet(0).schema_arrow
         self._column = column or _image_column(self._parquet(0), self._files[0])
         self._is_text = _is(schema.field(self._column).type, _TEXTS)
-        label_columns = [column for column in ("label", "class_name") if column in schema.names]
+        if label is not None and label not in schema.names:
+            raise _no_column(self._files[0], label, schema.names)
+        usual = ("label", "class_name") if label is None else (label,)
+        label_columns = [column for column in usual if column in schema.names]
         self._row_groups: list[_RowGroup] = []
         self._file_firsts: list[int] = []
         self._size = image_bytes = 0
@@ -169,7 +181,7 @@ class ParquetSource(Labeled):
         for number, path in enumerate(self._files):
             parquet = self._parquet(number)
             if name not in (present := parquet.schema_arrow.names):
-                raise ValueError(f"{path}: expected a column {name}, found {', '.join(present):.200}")
+                raise _no_column(path, name, present)
             values += _read_column(parquet, path, name)
         self._forget()
         return values
@@ -213,15 +225,18 @@ class ParquetSource(Labeled):
         for number, path in enumerate(self._files):
             parquet = self._parquet(number)
             found = {name: _read_column(parquet, path, name) for name in columns}
-            nothing = [None] * parquet.metadata.num_rows
-            labels = found.get("label", nothing)
-            pairs = zip(labels, found.get("class_name", nothing), strict=True)
-            rows += [row_label(*pair, f"{path} row {row}") for row, pair in enumerate(pairs)]
-            values += labels
+            for row in range(parquet.metadata.num_rows):
+                pair = named_class({name: cells[row] for name, cells in found.items()}, self._label)
+                rows.append(row_label(*pair, f"{path} row {row}"))
+            values += found.get("label", [None] * parquet.metadata.num_rows)
         names, folder = _declared_names(schema, self._files[0]), self._files[0].parent
-        if names and "class_name" not in columns:
+        if names and "class_name" not in columns and self._label in (None, "label"):
             return labels_of_known_classes(values, names, f"{self.name}, column label", folder)
-        return resolve_labels(rows, self.name, folder, numbered=numbered)
+        return resolve_labels(rows, self.name, folder, numbered=numbered or self._label is not None)
+
+
+def _no_column(path: object, name: str, present: Sequence[str]) -> ValueError:
+    return ValueError(f"{path}: expected a column {name}, found {', '.join(present):.200}")
 
 
 def _open_parquet(path: AnyPath) -> Any:
@@ -394,10 +409,10 @@ class DatasetSource(Labeled):
         return ImageRecord(stored_bytes(cell, Path(), key), int(self.labels.indices[index]), key)
 
 
-def open_hub(description: str, *, numbered: bool = False) -> DatasetSource:
+def open_hub(description: str, *, numbered: bool = False, label: str | None = None) -> DatasetSource:
     """Open NAME[:SPLIT] of the Hugging Face Hub through `datasets`; the split is "train" by default.
 
-    For `numbered` see `pixlex.data.labels.resolve_labels`.
+    For `numbered` see `pixlex.data.labels.resolve_labels`; `label` names the column of classes.
     """
     name, _, split = description.partition(":")
     if not name.strip(" /"):
@@ -406,11 +421,11 @@ def open_hub(description: str, *, numbered: bool = False) -> DatasetSource:
         dataset = _datasets().load_dataset(name, split=split or "train")
     except (OSError, ValueError, RuntimeError, _datasets().exceptions.DatasetsError) as fault:
         raise ValueError(f"hf:{description} cannot be loaded: {fault}") from fault
-    return _dataset_source(f"hf:{name}:{split or 'train'}", dataset, None, numbered)
+    return _dataset_source(f"hf:{name}:{split or 'train'}", dataset, None, numbered, label)
 
 
-def open_saved(folder: Path, *, numbered: bool = False) -> DatasetSource:
-    """Open a folder written by `Dataset.save_to_disk`."""
+def open_saved(folder: Path, *, numbered: bool = False, label: str | None = None) -> DatasetSource:
+    """Open a folder written by `Dataset.save_to_disk`; see `open_hub`."""
     if (path := folder / "dataset_dict.json").is_file():
         found = json_value(read_regular(path), path)
         splits = found.get("splits") if isinstance(found, dict) else None
@@ -422,7 +437,7 @@ def open_saved(folder: Path, *, numbered: bool = False) -> DatasetSource:
         dataset = _datasets().load_from_disk(str(folder))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as fault:
         raise ValueError(f"{folder} cannot be loaded as a saved data set: {fault}") from fault
-    return _dataset_source(str(folder), dataset, folder, numbered)
+    return _dataset_source(str(folder), dataset, folder, numbered, label)
 
 
 def _datasets() -> Any:
@@ -433,7 +448,9 @@ def _datasets() -> Any:
     return datasets
 
 
-def _dataset_source(name: str, dataset: Any, folder: Path | None, numbered: bool) -> DatasetSource:
+def _dataset_source(
+    name: str, dataset: Any, folder: Path | None, numbered: bool, label: str | None
+) -> DatasetSource:
     datasets, features = _datasets(), dataset.features
     columns = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
     columns = columns or [
@@ -447,19 +464,28 @@ def _dataset_source(name: str, dataset: Any, folder: Path | None, numbered: bool
         raise ValueError(f"{name}: expected one image column or one named 'image', found {found:.400}")
     if not len(dataset):
         raise ValueError(f"{name} has no rows")
-    labels = _dataset_labels(name, dataset, folder, numbered)
+    labels = _dataset_labels(name, dataset, folder, numbered, label)
     images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     return DatasetSource(name, column, images, labels, dataset.remove_columns(columns))
 
 
-def _dataset_labels(name: str, dataset: Any, folder: Path | None, numbered: bool) -> Labels:
+def _dataset_labels(
+    name: str, dataset: Any, folder: Path | None, numbered: bool, wanted: str | None
+) -> Labels:
     features, nothing = dataset.features, [None] * len(dataset)
     classes = [column for column, one in features.items() if isinstance(one, _datasets().ClassLabel)]
     label = "label" if "label" in features else classes[0] if len(classes) == 1 else None
+    if wanted is not None:
+        if wanted not in features:
+            raise _no_column(name, wanted, list(features))
+        label = wanted
     values = nothing if label is None else list(dataset[label])
     if label in classes:
         return labels_of_known_classes(values, features[label].names, f"{name}, column {label}", folder)
-    names = list(dataset["class_name"]) if "class_name" in features else nothing
-    pairs = enumerate(zip(values, names, strict=True))
-    rows = [row_label(*pair, f"{name} row {row}") for row, pair in pairs]
-    return resolve_labels(rows, name, folder, numbered=numbered)
+    if wanted is not None:
+        pairs = [named_class({wanted: value}, wanted) for value in values]
+    else:
+        names = list(dataset["class_name"]) if "class_name" in features else nothing
+        pairs = list(zip(values, names, strict=True))
+    rows = [row_label(*pair, f"{name} row {row}") for row, pair in enumerate(pairs)]
+    return resolve_labels(rows, name, folder, numbered=numbered or wanted is not None)

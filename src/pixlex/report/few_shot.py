@@ -19,6 +19,7 @@ from pixlex.eval.few_shot.episodes import EpisodeSet
 from pixlex.eval.few_shot.prompts import PAPER_COLUMNS, SCORERS, Answer, Episode, images_of
 from pixlex.eval.few_shot.readers import TextReader
 from pixlex.eval.few_shot.run import Cell
+from pixlex.eval.llm.client import DOES_NOT_FIT
 from pixlex.eval.published import published_rows
 from pixlex.files import write_json, write_text
 from pixlex.messages import printable
@@ -29,7 +30,8 @@ from pixlex.report.page import Page, Table, markdown_table, write_page
 _JUDGED: dict[str, str] = {
     **{str(name): scorer.rule for name, scorer in SCORERS.items()},
     "linear": "the best of the episode's classes, by a linear classifier of vectors of its images",
-    "nearest": "the best of the episode's classes, by vectors of its images; names are never seen",
+    "nearest": "the best of the episode's classes, by vectors of its images, names unseen; without an example "
+    "by vectors of the names",
     "exact": "calculated, not measured",
 }
 _CUT_OFF = (
@@ -58,9 +60,10 @@ def _rows_of(cells: Sequence[Cell], ways: int) -> dict[tuple[str, str], dict[str
 
 
 def _columns_of(cells: Sequence[Cell]) -> list[str]:
-    """Return the columns that were measured, the paper's in its order, others after them."""
-    present = [cell.setting.column for cell in cells]
-    return [column for column in dict.fromkeys([*PAPER_COLUMNS, *present]) if column in present]
+    """Return the columns that were measured: without an example, the paper's in its order, others."""
+    present = {cell.setting.column: cell.setting.shots for cell in cells}
+    first = [column for column, shots in present.items() if shots == 0]
+    return [column for column in dict.fromkeys([*first, *PAPER_COLUMNS, *present]) if column in present]
 
 
 def _title(column: str) -> str:
@@ -98,7 +101,7 @@ def _text(cell: Cell | None) -> str:
     if cell is None:
         return ""
     if cell.does_not_fit:
-        return "does not fit"
+        return _reason(cell)
     failed = f", {cell.num_failed} failed" if cell.num_failed else ""
     if _is_cut_off(cell):
         failed += f", {cell.num_cut_off} CUT OFF OR EMPTY"
@@ -108,16 +111,24 @@ def _text(cell: Cell | None) -> str:
     return f"{100 * cell.accuracy:.1f}{interval}{failed}"
 
 
+def _reason(cell: Cell) -> str:
+    """Return in a few words why a cell was not asked."""
+    return cell.does_not_fit.partition(":")[0]
+
+
 def _is_cut_off(cell: Cell) -> bool:
     """Whether half of the answers or more were cut off or empty: the number tells of the settings then."""
     return cell.num_cut_off > 0 and 2 * cell.num_cut_off >= len(cell.answers)
 
 
 def warnings_of(cells: Sequence[Cell]) -> list[str]:
-    """Return which cells do not fit their language model or were cut off, and what to set; a line a row."""
+    """Return which cells do not fit their language model or were cut off, and what to set; a line a row.
+
+    A cell that needs an example says so itself.
+    """
     found: dict[tuple[str, bool], list[str]] = {}
     for cell in cells:
-        if cell.does_not_fit or _is_cut_off(cell):
+        if cell.does_not_fit.startswith(DOES_NOT_FIT) or _is_cut_off(cell):
             cut = f"{cell.setting.label}: {cell.num_cut_off} of {len(cell.answers)} answers were {_CUT_OFF}"
             said = found.setdefault((cell.classifier, bool(cell.does_not_fit)), [])
             said.append(cell.does_not_fit or cut)
@@ -188,8 +199,8 @@ def write_few_shot_page(
     tables.append(Table("Numbers", columns, [_numbers(cell) for cell in cells]))
     page = Page(
         title=title, tables=tables, notes=notes_of(cells), pictures=pictures, commands=commands, config=about,
-        introduction="Each image was written as words; whoever answers was given a few labeled images and "
-        "asked for the name of another one.",
+        introduction="Each image was written as words; whoever answers was given a few labeled images, or none, "
+        "and asked for the name of another one.",
     )  # fmt: skip
     return write_page(path, page)
 
@@ -201,7 +212,7 @@ def _numbers(cell: Cell) -> list[str]:
         cell.classifier, cell.scorer, cell.setting.label,
         "" if cell.accuracy is None else f"{100 * cell.accuracy:.1f}",
         shown, str(cell.num_episodes), str(cell.num_failed),
-        "does not fit" if as_wrong is None else f"{100 * as_wrong:.1f}",
+        _reason(cell) if as_wrong is None else f"{100 * as_wrong:.1f}",
     ]  # fmt: skip
 
 

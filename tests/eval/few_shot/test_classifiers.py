@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from tests.eval.few_shot.fakes import FakeReader, paper_settings
-from tests.tiny import evaluation_batches, tiny_lqae, tiny_mae, tiny_vqvae
+from tests.tiny import evaluation_batches, tiny_cbvila, tiny_lqae, tiny_mae, tiny_vqvae
 
 from pixlex.data.sources import ImageSource
+from pixlex.eval.evaluate import read_pixels
 from pixlex.eval.few_shot.classifiers import (
     Chance,
     Features,
     bag_of_words,
+    compared_features,
     encoder_features,
     layer_features,
     linear_per_episode,
@@ -29,6 +31,7 @@ from pixlex.eval.few_shot.episodes import sample_episodes
 from pixlex.eval.few_shot.prompts import Episode, Setting, Shown, fair_credit
 from pixlex.eval.few_shot.readers import model_words
 from pixlex.models.lqae import LQAE
+from pixlex.nn.bert import Words
 from pixlex.nn.language_model import load_language_model
 
 
@@ -108,6 +111,56 @@ def test_similarities_and_ties(images: ImageSource) -> None:
         assert fair_credit(episode, values, tolerance=0.0).credit == float(place == episode.answer)
         values[place] = -1.0
         assert fair_credit(episode, values, tolerance=0.0).credit == (0.0 if place == episode.answer else 0.5)
+
+
+@pytest.mark.timeout(600)
+def test_without_an_example_a_name_is_the_nearest_text(images: ImageSource) -> None:
+    """Words that are the name itself are always right; who knows no names says that an example is needed."""
+
+    class Oracle(FakeReader):
+        def _text(self, images: ImageSource, index: int) -> str:
+            return images.key(index).split("/")[0]
+
+    setting, encoder = Setting(ways=5, shots=0), load_language_model()
+    assert credits_of(sentence_features(Oracle(), encoder), images, setting) == [1.0] * 12
+    assert credits_of(sentence_features(FakeReader(constant=True), encoder), images, setting) != [1.0] * 12
+    for classifier in (
+        nearest_class_mean(bag_of_words(Oracle())),
+        nearest_class_mean(pixel_features(16)),
+        linear_per_episode(encoder_features(tiny_mae(), name="MAE")),
+    ):
+        message = classifier.check(setting, (), images)
+        assert message.startswith("needs an example: 5-way, 0 shots, 0 repeats, real names: ")
+        assert classifier.check(Setting(ways=5, shots=1), (), images) == ""
+
+
+def test_a_cbvila_compares_images_with_names(images: ImageSource, language: Path) -> None:
+    """Against its own vectors, one image and one name at a time; with examples it is their nearest mean."""
+    model = tiny_cbvila(language)
+    with pytest.raises(ValueError, match="tiny was trained without contrast"):
+        compared_features(model, name="tiny")
+    with torch.no_grad():
+        model.log_scale += 1
+    classifier = nearest_class_mean(compared_features(model, name="tiny"))
+    assert classifier.name == "tiny, images and names compared"
+    drawn = sample_episodes(images, Setting(ways=3, shots=0), count=6, seed=0)
+    answers = {one.episode: one for one in classifier.answer(drawn.setting, drawn.episodes, images)}
+    size = model.config.image_size
+    for episode in drawn.episodes:
+        ((_, pixels),) = read_pixels(images, [episode.query], size, "", model.config.resize_mode)
+        with torch.no_grad():
+            image = model.image_vectors(model.encode_image(pixels))[0]
+            texts = [model.tokenize_texts([name], 16) for name in episode.names]
+            values = [image @ model.text_vectors(model.encode_text(*one))[0] for one in map(_parts, texts)]
+        best = int(torch.stack(values).argmax())
+        # Names that the tiny tokenizer does not know are one text.
+        assert episode.names[best] in answers[episode.number].text.split(" | ")
+    shown = Setting(ways=3, shots=2)
+    assert None not in credits_of(compared_features(model, name="tiny"), images, shown)
+
+
+def _parts(words: Words) -> tuple[torch.Tensor, torch.Tensor]:
+    return words.word_ids, words.key_padding
 
 
 @pytest.mark.timeout(600)

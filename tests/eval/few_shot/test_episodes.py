@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests.eval.few_shot.fakes import CLASSES, labeled, paper_settings
 
+from pixlex.data.images import open_source
 from pixlex.data.labels import Labels
 from pixlex.data.sources import ImageSource
 from pixlex.eval.few_shot.episodes import (
@@ -25,6 +26,7 @@ from pixlex.eval.few_shot.episodes import (
     read_open_ended,
     sample_episodes,
     save_episodes,
+    with_support,
 )
 from pixlex.eval.few_shot.prompts import PAPER_COLUMNS, Setting, setting_of
 from pixlex.files import read_json, sealed
@@ -35,7 +37,7 @@ def class_of(images: ImageSource, position: int) -> str:
 
 
 @pytest.mark.parametrize("ways", [2, 5])
-@pytest.mark.parametrize("shots", [1, 3, 5])
+@pytest.mark.parametrize("shots", [0, 1, 3, 5])
 def test_an_episode_is_what_the_paper_says(images: ImageSource, ways: int, shots: int) -> None:
     drawn = sample_episodes(images, Setting(ways=ways, shots=shots), count=60, seed=3)
     for episode in drawn.episodes:
@@ -48,8 +50,10 @@ def test_an_episode_is_what_the_paper_says(images: ImageSource, ways: int, shots
 
 
 def test_more_shots_extend_fewer_and_all_settings_ask_the_same(images: ImageSource) -> None:
-    sets = [sample_episodes(images, setting, count=20, seed=5) for setting in paper_settings(2)]
-    again = [sample_episodes(images, setting, count=20, seed=5) for setting in reversed(paper_settings(2))]
+    settings = (Setting(ways=2, shots=0), *paper_settings(2))
+    sets = [sample_episodes(images, setting, count=20, seed=5) for setting in settings]
+    again = [sample_episodes(images, setting, count=20, seed=5) for setting in reversed(settings)]
+    assert len({one.identity for one in sets}) == len(settings)
     assert [one.episodes for one in sets] == [one.episodes for one in reversed(again)]
     longest = max(sets, key=lambda one: one.setting.shots)
     for one in sets:
@@ -128,18 +132,93 @@ def test_two_classes_of_one_name_never_meet(images: ImageSource) -> None:
     assert {frozenset(one.names) for one in episodes} == {frozenset(("crane", "pig"))}
 
 
+def test_without_an_example_one_image_of_a_class_is_enough(images: ImageSource) -> None:
+    source = Relabeled(images, [0, 1, 2], ("camel", "pig", "teapot"))
+    drawn = sample_episodes(source, Setting(ways=3, shots=0), count=9, seed=0)
+    assert {one.query for one in drawn.episodes} == {0, 1, 2}
+    assert all(one.names[one.answer] == source.class_names[one.query] for one in drawn.episodes)
+    with pytest.raises(
+        ValueError, match=r"class 'camel' has 1 images, but 1 shots .* need 2, and so have 2 other"
+    ):
+        sample_episodes(source, Setting(ways=3, shots=1), count=9, seed=0)
+
+
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_settings_it_refuses() -> None:
-    changes = {"ways": 1, "shots": 0, "repeats": -1, "induction": "yes", "naming": "latin"}
+    changes = {"ways": 1, "shots": -1, "repeats": -1, "induction": "yes", "naming": "latin"}
     for name, value in changes.items():
         with pytest.raises(ValueError, match=rf"{name} must be .*, got '?{value}"):
             replace(Setting(ways=2, shots=1), **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"repeats must be 0 where no image is shown \(0 shots\), got 1"):
+        setting_of("0/1", 2)
+    with pytest.raises(ValueError, match="nonsense names say nothing of a picture: expected 1 or more shots"):
+        setting_of("0/0", 2, "nonsense")
 
 
-@given(st.integers(1, 9), st.integers(0, 9), st.booleans())
+@given(st.integers(0, 9), st.integers(0, 9), st.booleans())
 def test_columns_name_settings(shots: int, repeats: int, induction: bool) -> None:
+    repeats = repeats if shots else 0
     setting = Setting(ways=2, shots=shots, repeats=repeats, induction=induction)
     assert setting_of(setting.column, 2) == setting
+
+
+def test_support_comes_from_elsewhere(images: ImageSource, tmp_path: Path) -> None:
+    """What is asked about is of the one source, what is shown of the other; both of the class that is named."""
+    names = (*CLASSES[1:4], "yak")
+    support = labeled(tmp_path / "support", per_class=5, classes=names, seed=1)
+    (tmp_path / "support/pig/4.png").unlink()
+    source = with_support(images, open_source(str(tmp_path / "support")))
+    assert source.class_names == ("lobster", "pig", "red panda")
+    assert len(source) == 3 * 8 + 2 * 5 + 4
+    settings = [Setting(ways=2, shots=shots) for shots in (0, 1, 4)]
+    sets = [sample_episodes(source, setting, count=30, seed=2, most_shots=4) for setting in settings]
+    for drawn in sets:
+        for one in drawn.episodes:
+            assert one.query < source.num_queries <= min([shown.image for shown in one.support], default=99)
+            keys = {source.key(shown.image): one.names[shown.name] for shown in one.support}
+            keys[source.key(one.query)] = one.names[one.answer]
+            assert len(keys) == 2 * drawn.setting.shots + 1
+            assert all(key.split(":")[1].split("/")[0] == name for key, name in keys.items())
+            assert source.class_names[source.read(one.query).label] == one.names[one.answer]
+    # Columns share their questions.
+    few, more, most = ([(one.names, one.query) for one in drawn.episodes] for drawn in sets)
+    assert few == more == most
+    assert {name for names, _ in most for name in names} == set(source.class_names)
+    # A class with too few is left out, of all columns alike.
+    fewer = [sample_episodes(source, one, count=30, seed=2, most_shots=5) for one in settings]
+    assert {one.class_names for one in fewer} == {("lobster", "red panda")}
+    with pytest.raises(ValueError, match=r"3-way episodes need 3 classes with 5 images to show, .* has 2"):
+        sample_episodes(source, Setting(ways=3, shots=5), count=1, seed=0)
+    # Episodes belong to both sources.
+    save_episodes(sets[1], tmp_path / "set.json")
+    assert load_episodes(tmp_path / "set.json", source) == sets[1]
+    for other in (with_support(images, support), images, with_support(support, images)):
+        with pytest.raises(ValueError, match=r"were drawn from .* support .* with fingerprint"):
+            load_episodes(tmp_path / "set.json", other)
+
+
+def test_no_image_is_asked_about_and_shown(images: ImageSource, tmp_path: Path) -> None:
+    """Whatever it is called in the support; a support that is the data itself is none."""
+    labeled(tmp_path / "support", per_class=2, seed=1)
+    for name in CLASSES:
+        (tmp_path / "support" / name / "copy.png").write_bytes(images.read(CLASSES.index(name) * 8).data)
+    source = with_support(images, open_source(str(tmp_path / "support")))
+    assert len(source) - source.num_queries == 2 * len(CLASSES)
+    bytes_of = [source.read(index).data for index in range(len(source))]
+    assert not {*bytes_of[: source.num_queries]} & {*bytes_of[source.num_queries :]}
+    with pytest.raises(ValueError, match=r"all images of .* that could be shown are asked about"):
+        with_support(images, images)
+
+
+def test_supports_it_refuses(images: ImageSource, tmp_path: Path) -> None:
+    other = labeled(tmp_path / "other", per_class=1, classes=("Camel", "yak"))
+    message = (
+        r"no class of .* \(6, such as 'camel', 'lobster', 'pig'\) is one of .* \(2, such as 'Camel', 'yak'\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        with_support(images, other)
+    with pytest.raises(ValueError, match="relabeled has no labels"):
+        with_support(images, Relabeled(images, [-1] * 8, ()))
 
 
 def test_the_papers_columns() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from pixlex.eval.few_shot.prompts import (
     pieces,
     render,
 )
+from pixlex.eval.llm import LLMOptions, connect
 from pixlex.eval.llm.client import Ability, Reply
 
 COUNT = 12
@@ -252,6 +254,40 @@ def test_every_template(template: Template) -> None:
     assert without.text == without.text.rstrip()
     # As shown: the characters before a name are those before a candidate.
     assert f"{without.text.split()[-1]} dax" in without.text
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("induction", [True, False])
+def test_without_an_example_there_is_none_in_the_prompt(template: Template, induction: bool) -> None:
+    """The query's words alone, and the names where a sentence lists them; no word of pictures before."""
+    setting = Setting(ways=2, shots=0, induction=induction)
+    episode = replace(EPISODE, support=())
+    prompt = render(template, setting, episode, text_of)
+    assert [piece for piece in pieces(template, setting, episode) if isinstance(piece, int)] == [2]
+    assert prompt.text.count("words of") == prompt.text.count("words of 2") == 1
+    assert ("dax" in prompt.text) == ("St. Bernard" in prompt.text) == induction
+    assert "similar" not in prompt.text
+    assert prompt.text == prompt.text.rstrip()
+    calibrated = questions("calibrated", template, setting, episode, text_of)
+    assert [one.text for one in calibrated] == [
+        prompt.text.replace("words of 2", words) for words in ("words of 2", "N/A", "[MASK]", "")
+    ]
+    assert questions("calibrated-orders", template, setting, episode, text_of) == calibrated * NUM_ORDERS
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_a_random_model_names_pictures_without_an_example(
+    images: ImageSource, causal_language: Path, scorer: Scorer
+) -> None:
+    setting = Setting(ways=3, shots=0)
+    episodes = sample_episodes(images, setting, count=4, seed=0).episodes
+    client = connect(LLMOptions(model=str(causal_language), device="cpu"))
+    for template in TEMPLATES:
+        answerer = PromptedClassifier(FakeReader(), client, template=template, scorer=scorer)
+        assert answerer.check(setting, episodes, images) == ""
+        given = {one.episode: one.credit for one in answerer.answer(setting, episodes, images)}
+        assert sorted(given) == [0, 1, 2, 3]
+        assert all(one is not None for one in given.values())
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

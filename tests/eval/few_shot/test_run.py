@@ -14,14 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from tests.eval.few_shot.fakes import TWO_WAY, FakeClient, FakeReader, labeled
+from tests.eval.few_shot.fakes import CLASSES, TWO_WAY, FakeClient, FakeReader, labeled
 
 from pixlex.data.images import open_source
 from pixlex.data.sources import ImageSource
 from pixlex.eval.evaluate import wilson_interval
-from pixlex.eval.few_shot.classifiers import Chance, bag_of_words, nearest_class_mean
-from pixlex.eval.few_shot.episodes import sample_episodes
+from pixlex.eval.few_shot.classifiers import Chance, Features, bag_of_words, nearest_class_mean
+from pixlex.eval.few_shot.episodes import sample_episodes, with_support
 from pixlex.eval.few_shot.prompted import PromptedClassifier
 from pixlex.eval.few_shot.prompts import Answer, Episode, Setting
 from pixlex.eval.few_shot.run import JOURNAL, AnswerJournal, Cell, Classifier, run_few_shot
@@ -45,6 +46,7 @@ def test_killed_and_run_again_equals_uninterrupted(tmp_path: Path) -> None:
     """kill -9, three times in the middle: every answer that was written stays, none is asked again."""
     draw, kills = random.Random(0), 3
     labeled(tmp_path / "pictures")
+    labeled(tmp_path / "pictures-shown", seed=1)
     journal = tmp_path / "killed" / JOURNAL
     for _ in range(kills):
         before = journal.stat().st_size if journal.exists() else 0
@@ -119,6 +121,15 @@ def test_what_does_not_fit_is_a_cell_and_ends_no_other(
     assert run_few_shot([classifier], sets, images, tmp_path, progress=False) == [long, short]
 
 
+def test_who_needs_an_example_has_an_empty_cell_and_stops_nobody(images: ImageSource, tmp_path: Path) -> None:
+    sets = [sample_episodes(images, replace(TWO_WAY, shots=shots), count=3, seed=0) for shots in (0, 1)]
+    who = [nearest_class_mean(bag_of_words(FakeReader())), Chance()]
+    none, one, guessed, _ = run_few_shot(who, sets, images, tmp_path, progress=False)
+    assert none.does_not_fit.startswith("needs an example: 2-way, 0 shots")
+    assert (none.accuracy, none.accuracy_with_failures, none.num_failed) == (None, None, 3)
+    assert (one.accuracy, one.does_not_fit, guessed.accuracy) == (1.0, "", 0.5)
+
+
 def test_chance_is_no_measurement(images: ImageSource, tmp_path: Path) -> None:
     cell = run(Chance(), images, tmp_path, setting=replace(TWO_WAY, ways=5))
     assert cell.accuracy == cell.low == cell.high == pytest.approx(0.2)
@@ -160,7 +171,7 @@ def test_the_journal(tmp_path: Path) -> None:
         AnswerJournal(path)
 
 
-COLUMNS = tuple(Setting(ways=2, shots=shots) for shots in (1, 2))
+COLUMNS = tuple(Setting(ways=5, shots=shots) for shots in (0, 1, 2))
 COUNT = 40
 
 
@@ -184,8 +195,18 @@ class Logged(Classifier):
 
 
 def ask(pictures: Path, out: Path, log: Path, pause: float = 0.0) -> list[Cell]:
-    """Ask two settings of forty episodes."""
-    images = open_source(str(pictures))
+    """Ask three settings of forty episodes whose support comes from elsewhere."""
+    images = with_support(open_source(str(pictures)), open_source(f"{pictures}-shown"))
     sets = [sample_episodes(images, setting, count=COUNT, seed=0) for setting in COLUMNS]
-    answerer = Logged(nearest_class_mean(bag_of_words(FakeReader())), log, pause)
+
+    def vector(name: str) -> np.ndarray:
+        return np.eye(len(CLASSES))[CLASSES.index(name)]
+
+    features = Features(
+        "classes",
+        "classes",
+        lambda images, indices: {one: vector(images.class_names[images.read(one).label]) for one in indices},
+        names=lambda names: np.stack([vector(name) for name in names]),
+    )
+    answerer = Logged(nearest_class_mean(features), log, pause)
     return run_few_shot([answerer], sets, images, out, progress=False)

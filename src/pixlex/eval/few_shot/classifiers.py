@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64, Int64, UInt8
+from torch import Tensor
 
 from pixlex.data.sources import ImageSource
 from pixlex.eval.evaluate import read_pixels
 from pixlex.eval.few_shot.episodes import digest
 from pixlex.eval.few_shot.prompts import (
+    NEEDS_EXAMPLE,
     UNREADABLE,
     Answer,
     Episode,
@@ -29,6 +31,7 @@ from pixlex.eval.few_shot.readers import TextReader, compute_images
 from pixlex.eval.few_shot.run import Classifier
 from pixlex.messages import not_installed
 from pixlex.models import Precision, computing
+from pixlex.models.cbvila import CBViLA
 from pixlex.models.checkpoint import Model, Tokenizer, fingerprint
 from pixlex.models.lqae import LQAE
 from pixlex.nn.language_model import LanguageModel, load_language_model
@@ -53,6 +56,8 @@ class Features:
 
     `read` returns what is kept of each image that can be read, by its position; `vectors` makes of that one vector
     for each image of an episode. `identity` is a fingerprint of all that decides a vector besides the image.
+    `names` returns the vectors of class names, where they lie among those of images: without an example they
+    stand for the classes.
     """
 
     name: str
@@ -60,6 +65,7 @@ class Features:
     read: Callable[[ImageSource, Sequence[int]], Mapping[int, Any]]
     vectors: Callable[[Sequence[Any]], Float64[np.ndarray, "B D"]] = _stacked
     metric: Metric = "cosine"
+    names: Callable[[Sequence[str]], Float[np.ndarray, "ways D"]] | None = None
 
 
 class _TextVectors:
@@ -71,21 +77,29 @@ class _TextVectors:
 
     def __call__(self, images: ImageSource, indices: Sequence[int]) -> dict[int, np.ndarray]:
         texts = self.reader.read(images, indices)
+        self._compute(texts.values())
+        return {index: self._known[text] for index, text in texts.items()}
+
+    def of(self, texts: Sequence[str]) -> Float[np.ndarray, "B D"]:
+        """Return the vectors of texts that no image has to have."""
+        self._compute(texts)
+        return np.stack([self._known[text] for text in texts])
+
+    def _compute(self, texts: Iterable[str]) -> None:
         # By length, so that little of a batch is padding.
-        new = sorted(set(texts.values()) - self._known.keys(), key=lambda text: (len(text), text))
+        new = sorted(set(texts) - self._known.keys(), key=lambda text: (len(text), text))
         for first in range(0, len(new), _BATCH_SIZE):
             chunk = new[first : first + _BATCH_SIZE]
             self._known.update(zip(chunk, self.encode(chunk), strict=True))
-        return {index: self._known[text] for index, text in texts.items()}
 
 
 def sentence_features(
     reader: TextReader, encoder: LanguageModel, device: torch.device | str = "cpu"
 ) -> Features:
-    """Return the vectors of `sentence_vectors`, of a reader's texts."""
+    """Return the vectors of `sentence_vectors`, of a reader's texts and of names."""
     identity = digest("sentence", reader.identity, encoder.fingerprint)
-    encode = partial(sentence_vectors, encoder.to(device))
-    return Features(f"{reader.name}, sentence encoder", identity, _TextVectors(reader, encode))
+    vectors = _TextVectors(reader, partial(sentence_vectors, encoder.to(device)))
+    return Features(f"{reader.name}, sentence encoder", identity, vectors, names=vectors.of)
 
 
 def sentence_vectors(encoder: LanguageModel, texts: Sequence[str]) -> Float32[np.ndarray, "B D"]:
@@ -199,12 +213,47 @@ def encoder_features(
     return Features(name, digest("encoder", fingerprint(model, precision=precision)), read)
 
 
+def compared_features(
+    model: CBViLA, *, name: str, device: torch.device | str = "cpu", precision: Precision = "fp32"
+) -> Features:
+    """Return the vectors of images and names that a CB-ViLA compares, in the space of its contrast.
+
+    The nearest class mean of them is, without an example, the zero-shot classification of CLIP (Radford et al.
+    2021, section 3.1.2): the name whose vector is nearest to the image's. We give a name as it is, as captions of
+    drawings are; CLIP writes "A photo of a NAME.". A model that was trained without contrast (`CBViLA.compares`)
+    raises `ValueError`.
+    """
+    device = torch.device(device)
+    if not model.compares:
+        raise ValueError(f"{name} was trained without contrast: its similarities are those of random maps")
+    model.eval().to(device)
+    name = f"{name}, images and names compared"
+
+    def image_vectors(pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B e"]:
+        return model.image_vectors(model.encode_image(pixels))
+
+    def read(images: ImageSource, indices: Sequence[int]) -> dict[int, Float[np.ndarray, " D"]]:
+        rows = compute_images(images, indices, model, image_vectors, name, precision)
+        return {index: row.numpy() for index, row in rows.items()}
+
+    @cache
+    def vector(text: str) -> Float[np.ndarray, " D"]:
+        words = model.tokenize_texts([text], model.config.text.positions).to(device)
+        with computing(device, precision):
+            (found,) = model.text_vectors(model.encode_text(words.word_ids, words.key_padding)).cpu()
+        return np.asarray(found.numpy())
+
+    identity = digest("compared", fingerprint(model, precision=precision))
+    return Features(name, identity, read, names=lambda texts: np.stack([vector(text) for text in texts]))
+
+
 @dataclass(eq=False)
 class FeatureClassifier(Classifier):
     """Gives each class of an episode a value by the vectors of its images; equally high ones share the credit.
 
-    It never sees the names: induction, repeats and nonsense names change nothing. It always answers with one
-    of the episode's names, so chance is 1 / ways. Values nearer to each other than `tolerance` are equal.
+    Where there are images it never sees the names: induction, repeats and nonsense names change nothing. Without
+    an example the vectors of the names stand for the classes, where its features have some. It always answers with
+    one of the episode's names, so chance is 1 / ways. Values nearer to each other than `tolerance` are equal.
     """
 
     name: str
@@ -214,21 +263,32 @@ class FeatureClassifier(Classifier):
     values: Callable[[Vectors, Classes, Vector], Values]  # of support, its classes, the query
     tolerance: float
 
+    def check(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> str:
+        """Return why there is no answer without an example, or an empty text."""
+        if setting.shots or self.features.names is not None:
+            return ""
+        return f"{NEEDS_EXAMPLE}: {setting.label}: {self.name} knows classes by their labeled images alone"
+
     def answer(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> Iterator[Answer]:
-        """Yield an answer for each episode."""
-        kept = self.features.read(images, images_of(episodes))
+        """Yield an answer for each episode that `check` lets pass."""
+        names, kept = self.features.names, self.features.read(images, images_of(episodes))
         for episode in episodes:
             if not all(image in kept for image in episode.images):
                 yield failed(episode, UNREADABLE)
                 continue
             rows = self.features.vectors([kept[image] for image in episode.images])
-            classes = np.array([shown.name for shown in episode.support])
-            values = self.values(rows[:-1], classes, rows[-1])
+            support, classes = rows[:-1], np.array([shown.name for shown in episode.support])
+            if names is not None and not setting.shots:
+                support, classes = names(episode.names).astype(np.float64), np.arange(setting.ways)
+            values = self.values(support, classes, rows[-1])
             yield fair_credit(episode, values.tolist(), tolerance=self.tolerance)
 
 
 def nearest_class_mean(features: Features) -> FeatureClassifier:
-    """Return what answers with the class whose mean vector is nearest to the query's (Snell et al. 2017)."""
+    """Return what answers with the class whose mean vector is nearest to the query's (Snell et al. 2017).
+
+    Without an example it is the class whose name's vector is nearest.
+    """
 
     def values(support: Vectors, classes: Classes, query: Vector) -> Values:
         means = np.stack([support[classes == name].mean(0) for name in range(classes.max() + 1)])

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from pixlex.data.decoding import UnreadableImage
+from pixlex.data.decoding import ImageRecord, UnreadableImage
 from pixlex.data.folders import FileSource
-from pixlex.data.labels import Labels, no_labels
-from pixlex.data.sources import ImageSource, evenly_spaced
+from pixlex.data.labels import Labeled, Labels, no_labels
+from pixlex.data.sources import ImageSource, concatenate, evenly_spaced, subset
 from pixlex.data.text import json_value, plain_text
 from pixlex.eval.few_shot.prompts import Episode, Naming, Setting, Shown
 from pixlex.files import read_regular, sealed, unsealed, write_text
@@ -96,18 +96,98 @@ def source_identity(images: ImageSource) -> str:
     `ImageSource.identity` alone knows no bytes: two files of one name with as many rows and the same labels
     are one listing, though the pictures be of another size or another data set.
     """
+    return digest(images.identity, *_contents(images, evenly_spaced(len(images), _SAMPLE)))
+
+
+def _contents(images: ImageSource, indices: Iterable[int]) -> list[str]:
+    """Return a hash of each image's bytes, in the order of the source; "" for one that cannot be read."""
     contents = []
-    for index in evenly_spaced(len(images), _SAMPLE):
+    for index in sorted(indices):
         try:
             data = images.read(index).data
         except UnreadableImage:
             contents.append("")
             continue
         contents.append(hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).hexdigest())
-    return digest(images.identity, *contents)
+    return contents
 
 
-def sample_episodes(images: ImageSource, setting: Setting, *, count: int, seed: int) -> EpisodeSet:
+@dataclass(frozen=True)
+class WithSupport(Labeled):
+    """Images to ask about, and behind them images of another source to show with the names that both have.
+
+    Attributes:
+        parts: Both sources.
+        images: The rows of both that belong to a class of both.
+        labels: Their classes, numbered in sorted order of the names.
+        num_queries: So many of the images, the first ones, are asked about; the others are shown.
+    """
+
+    parts: tuple[ImageSource, ImageSource]
+    images: ImageSource
+    labels: Labels
+    num_queries: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def name(self) -> str:
+        """What to call both in messages and tables."""
+        return self.images.name
+
+    @cached_property
+    def identity(self) -> str:
+        """A fingerprint of the listings of both, which images of theirs are here, and their classes."""
+        numbers = [str(self.num_queries), *map(str, self.labels.indices.tolist())]
+        return digest(self.images.identity, *self.class_names, *numbers)
+
+    def key(self, index: int) -> str:
+        """Return the name of an image inside its source, behind a number where both have some name."""
+        return self.images.key(index)
+
+    def read(self, index: int) -> ImageRecord:
+        """Return a stored image; raises `UnreadableImage` if it cannot be fetched."""
+        return replace(self.images.read(index), label=int(self.labels.indices[index]))
+
+
+def with_support(images: ImageSource, support: ImageSource) -> WithSupport:
+    """Return images to ask about together with images of another source to show.
+
+    Classes are matched by their names; those that one of the two lacks are left out. No image serves for both:
+    what may be asked about is never shown, whatever it is called; the bytes of all images of these classes tell.
+
+    Raises:
+        ValueError: no labels, a label without a name, no class that both have, or a support whose images of these
+            classes are all to be asked about.
+    """
+    asked, shown = (_by_name(_classes(source)) for source in (images, support))
+    names = sorted(asked.keys() & shown.keys())
+    if not names:
+        few = [", ".join(quoted(name) for name in list(found)[:3]) for found in (asked, shown)]
+        raise ValueError(
+            f"no class of {images.name} ({len(asked)}, such as {few[0]}) is one of {support.name} ({len(shown)}, "
+            f"such as {few[1]}): expected the same names in both"
+        )
+    pairs = [(row, label) for label, name in enumerate(names) for row in asked[name]]
+    known = set(_contents(images, (row for row, _ in pairs))) - {""}
+    others = sorted((row, label) for label, name in enumerate(names) for row in shown[name])
+    contents = _contents(support, (row for row, _ in others))
+    others = [one for one, content in zip(others, contents, strict=True) if content not in known]
+    if not others:
+        raise ValueError(
+            f"all images of {support.name} that could be shown are asked about, for they are in {images.name} "
+            "too: expected other images, or no support of its own"
+        )
+    title = f"{images.name}, support {support.name}"
+    parts = [subset(one, [row for row, _ in rows]) for one, rows in ((images, pairs), (support, others))]
+    labels = np.array([label for _, label in (*pairs, *others)], dtype=np.int64)
+    return WithSupport((images, support), concatenate(title, parts), Labels(labels, tuple(names)), len(pairs))
+
+
+def sample_episodes(
+    images: ImageSource, setting: Setting, *, count: int, seed: int, most_shots: int = 0
+) -> EpisodeSet:
     """Draw episodes (LQAE, appendix B).
 
     Episode i is a function of images, seed, ways and i: its classes, their order and the image asked about
@@ -115,12 +195,21 @@ def sample_episodes(images: ImageSource, setting: Setting, *, count: int, seed: 
     So columns of a table differ by what is shown, not by luck. Every class is as likely to be asked about;
     two of one name never meet in an episode.
 
+    Args:
+        images: with labels; of `with_support` the one asked about is drawn from the first images, what is shown
+            from the others, and classes with too few to show are left out.
+        setting: the column.
+        count: of episodes, 1 or more.
+        seed: 0 or more.
+        most_shots: the most of the settings that are to share their questions; of this one alone by default.
+
     Raises:
         ValueError: no labels, a label without a name, too few classes, or a class with too few images.
     """
     if count < 1 or seed < 0:
         raise ValueError(f"expected 1 or more episodes and a seed of 0 or more, got {count} and {seed}")
-    classes = _classes(images, setting)
+    classes = _usable(images, setting, max(most_shots, setting.shots))
+    queries = images.num_queries if isinstance(images, WithSupport) else None
     if setting.naming == "nonsense" and setting.ways > len(NONSENSE_NAMES):
         raise ValueError(f"there are {len(NONSENSE_NAMES)} nonsense names, too few for {setting.ways} ways")
     return EpisodeSet(
@@ -129,7 +218,7 @@ def sample_episodes(images: ImageSource, setting: Setting, *, count: int, seed: 
         source=images.name,
         source_identity=source_identity(images),
         class_names=tuple(name for name, _ in classes),
-        episodes=tuple(_sample(classes, setting, seed, number) for number in range(count)),
+        episodes=tuple(_sample(classes, setting, seed, number, queries) for number in range(count)),
     )
 
 
@@ -137,15 +226,17 @@ def sample_episodes(images: ImageSource, setting: Setting, *, count: int, seed: 
 _Class = tuple[str, list[int]]
 
 
-def _sample(classes: list[_Class], setting: Setting, seed: int, number: int) -> Episode:
+def _sample(
+    classes: list[_Class], setting: Setting, seed: int, number: int, num_queries: int | None
+) -> Episode:
     generator = np.random.default_rng((seed, setting.ways, number))
     chosen: dict[str, list[int]] = {}
     for place in generator.permutation(len(classes)):
         if len(chosen) < setting.ways:
             chosen.setdefault(*classes[place])
     answer = int(generator.integers(setting.ways))
-    # The first image of each class is kept for the question, whatever the class that is asked about.
-    drawn = [generator.permutation(one).tolist()[: setting.shots + 1] for one in chosen.values()]
+    # Of each class an image is kept for the question, whatever the class that is asked about.
+    drawn = [_drawn(generator.permutation(one).tolist(), num_queries) for one in chosen.values()]
     ways, shots = range(setting.ways), range(setting.shots)
     support = tuple(Shown(drawn[name][1 + shot], name) for shot in shots for name in ways)
     names = tuple(chosen)
@@ -155,8 +246,36 @@ def _sample(classes: list[_Class], setting: Setting, seed: int, number: int) -> 
     return Episode(number=number, names=names, support=support, query=drawn[answer][0], answer=answer)
 
 
-def _classes(images: ImageSource, setting: Setting) -> list[_Class]:
-    """Return the classes of a source, in the order of their labels, if episodes can be drawn from them."""
+def _drawn(order: list[int], num_queries: int | None) -> list[int]:
+    """Return the image to ask about, then those to show: of the others, or of those of the support."""
+    if num_queries is None:
+        return order
+    asked = next(image for image in order if image < num_queries)
+    return [asked, *(image for image in order if image >= num_queries)]
+
+
+def _usable(images: ImageSource, setting: Setting, most_shots: int) -> list[_Class]:
+    """Return the classes that episodes are drawn from, if there are enough with enough images."""
+    classes, ways, shots = _classes(images), setting.ways, setting.shots
+    enough = ""
+    if isinstance(images, WithSupport):
+        first, enough = images.num_queries, f" with {most_shots} images to show" if most_shots else ""
+        classes = [one for one in classes if sum(image >= first for image in one[1]) >= most_shots]
+    distinct = len({name for name, _ in classes})
+    if distinct < ways:
+        raise ValueError(f"{ways}-way episodes need {ways} classes{enough}, {images.name} has {distinct}")
+    small = [(name, len(positions)) for name, positions in classes if len(positions) < shots + 1]
+    if small:
+        more = f", and so have {len(small) - 1} other classes too few" if len(small) > 1 else ""
+        raise ValueError(
+            f"{images.name}: class {quoted(small[0][0])} has {small[0][1]} images, but {shots} "
+            f"shots and the image asked about need {shots + 1}{more}"
+        )
+    return classes
+
+
+def _classes(images: ImageSource) -> list[_Class]:
+    """Return the classes of a source, in the order of their labels."""
     labels = getattr(images, "labels", None)
     if isinstance(labels, Labels):
         indices = labels.indices.tolist()
@@ -168,8 +287,8 @@ def _classes(images: ImageSource, setting: Setting) -> list[_Class]:
             found[label].append(position)
     if not found:
         raise ValueError(
-            f"{images.name} has no labels: episodes need images with a label and a class_name, or a folder "
-            "for each class"
+            f"{images.name} has no labels: episodes need images with a label and a class_name, a folder for each "
+            "class, or a table whose column of names is named, such as DATA.parquet?label=COLUMN"
         )
     classes = []
     for label, positions in sorted(found.items()):
@@ -177,18 +296,15 @@ def _classes(images: ImageSource, setting: Setting) -> list[_Class]:
         if not name:
             raise ValueError(f"{images.name}: label {label} has no name, and an answer is a name")
         classes.append((name, positions))
-    distinct, ways = len({name for name, _ in classes}), setting.ways
-    if distinct < ways:
-        raise ValueError(f"{ways}-way episodes need {ways} classes, {images.name} has {distinct}")
-    needed = setting.shots + 1
-    small = [(name, len(positions)) for name, positions in classes if len(positions) < needed]
-    if small:
-        more = f", and so have {len(small) - 1} other classes too few" if len(small) > 1 else ""
-        raise ValueError(
-            f"{images.name}: class {quoted(small[0][0])} has {small[0][1]} images, but {setting.shots} "
-            f"shots and the image asked about need {needed}{more}"
-        )
     return classes
+
+
+def _by_name(classes: Iterable[_Class]) -> dict[str, list[int]]:
+    """Return the positions of the images of each name, which several classes may share."""
+    found: dict[str, list[int]] = {}
+    for name, positions in classes:
+        found.setdefault(name, []).extend(positions)
+    return found
 
 
 def save_episodes(episodes: EpisodeSet, path: Path) -> None:

@@ -25,6 +25,8 @@ _COLUMN = re.compile(rf"({_BARE})?(\d+)/(\d+)")
 # The detail of an answer that the limit of tokens cut off, and of one about an image that cannot be read.
 NOT_ENDED = "it did not end"
 UNREADABLE = "an image cannot be read"
+# How the reason of a cell without answers begins where a classifier knows classes by labeled images alone.
+NEEDS_EXAMPLE = "needs an example"
 # What stands in place of the query's words where a name's likelihood without them is asked for (Zhao et al. 2021).
 CONTENT_FREE = ("N/A", "[MASK]", "")
 # Orders of the support that `calibrated-orders` averages over, the episode's own among them.
@@ -35,16 +37,19 @@ _TIE = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One column of the paper's Tables 1 and 2; a value out of range raises `ValueError`."""
+    """One column of the paper's Tables 1 and 2, or no labeled image at all.
+
+    A value out of range raises `ValueError`; so do repeats and nonsense names without shots.
+    """
 
     ways: int  # classes of an episode, 2 or more
-    shots: int  # different images of each class, 1 or more
+    shots: int  # different images of each class, 0 or more
     repeats: int = 0  # how many more times each of them is shown
     induction: bool = True  # a sentence that lists the names comes first
     naming: Naming = "real"  # the classes' own, or nonsense names ("dax") drawn for every episode
 
     def __post_init__(self) -> None:
-        for name, smallest in (("ways", 2), ("shots", 1), ("repeats", 0)):
+        for name, smallest in (("ways", 2), ("shots", 0), ("repeats", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < smallest:
                 raise ValueError(f"{name} must be an integer of {smallest} or more, got {quoted(value)}")
@@ -53,6 +58,10 @@ class Setting:
         if self.naming not in get_args(Naming):
             names = ", ".join(get_args(Naming))
             raise ValueError(f"naming must be one of {names}, got {quoted(self.naming)}")
+        if self.shots == 0 and self.repeats:
+            raise ValueError(f"repeats must be 0 where no image is shown (0 shots), got {self.repeats}")
+        if self.shots == 0 and self.naming == "nonsense":
+            raise ValueError("nonsense names say nothing of a picture: expected 1 or more shots, got 0")
 
     @property
     def column(self) -> str:
@@ -70,6 +79,8 @@ class Setting:
 
 def setting_of(column: str, ways: int, naming: Naming = "real") -> Setting:
     """Return the setting of a column's short name: shots/repeats, such as "3/0"; "bare:1/0" without induction.
+
+    "0/0" shows no labeled image.
 
     Raises:
         ValueError: it is no name of a column, or a number is out of range.
@@ -168,6 +179,28 @@ TEMPLATES: dict[Template, _Form] = {
 }
 
 
+# The same without an example, where it says something else then; the others leave examples out.
+WITHOUT_EXAMPLE: dict[Template, _Form] = {
+    "pixlex": _Form(
+        lambda names: (
+            f"The words tell what a picture shows.\nEvery picture shows one of: {', '.join(names)}.\n\n"
+        ),
+        before="Words: ",
+        after="",
+        after_query="\nName:",
+        stops=("\n",),
+    ),
+    # As a caption would go on, of which a base model has read many.
+    "line": _Form(
+        lambda names: f"The picture shows one of: {', '.join(names)}.\n",
+        before="Words: ",
+        after="",
+        after_query=". This is a picture of a",
+        stops=("\n", "."),
+    ),
+}
+
+
 def pieces(template: Template, setting: Setting, episode: Episode) -> Iterator[str | int]:
     """Yield a prompt in order: texts, and the positions of images where images stand.
 
@@ -175,7 +208,7 @@ def pieces(template: Template, setting: Setting, episode: Episode) -> Iterator[s
     class comes up in turn: with one repeat c1 c2 | c1 c2. The paper (section 4) says how often an image is
     repeated and not where; Tsimpoukelli et al. (2021) neither.
     """
-    form = _form(template)
+    form = _form(template, setting.shots)
     if setting.induction:
         yield form.induction(episode.names)
     for shown in episode.support * (setting.repeats + 1):
@@ -196,14 +229,14 @@ def render(template: Template, setting: Setting, episode: Episode, text_of: Call
 
 def stops_of(template: Template, episode: Episode) -> tuple[str, ...]:
     """Return where an answer ends: a stop inside a name ("St. Bernard") would cut the right answer."""
-    stops = _form(template).stops
+    stops = _form(template, len(episode.support)).stops
     return tuple(stop for stop in stops if not any(stop in name for name in episode.names))
 
 
-def _form(template: Template) -> _Form:
+def _form(template: Template, shots: int) -> _Form:
     if template not in TEMPLATES:
         raise ValueError(f"expected a template of {', '.join(TEMPLATES)}, got {quoted(template)}")
-    return TEMPLATES[template]
+    return TEMPLATES[template] if shots else WITHOUT_EXAMPLE.get(template, TEMPLATES[template])
 
 
 @dataclass(frozen=True, kw_only=True)

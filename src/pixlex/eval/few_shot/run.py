@@ -39,7 +39,10 @@ class Classifier(ABC):
         """
 
     def check(self, setting: Setting, episodes: Sequence[Episode], images: ImageSource) -> str:
-        """Return why episodes cannot be answered, with the numbers, or an empty text; nothing is sent."""
+        """Return why episodes cannot be answered, with the numbers, or an empty text; nothing is sent.
+
+        It begins with `DOES_NOT_FIT` or `NEEDS_EXAMPLE`.
+        """
         return ""
 
 
@@ -55,9 +58,11 @@ class Cell:
     accuracy: float | None  # mean credit of the answers that came, in [0, 1]; None where none came
     low: float | None  # its 95 % interval
     high: float | None
-    accuracy_with_failures: float | None  # counted as wrong; None where the episodes do not fit
+    accuracy_with_failures: float | None  # counted as wrong; None where the episodes are not asked
     answers: tuple[Answer, ...]  # by number of the episode
-    does_not_fit: str = ""  # why the episodes are longer than what the language model reads
+    does_not_fit: str = (
+        ""  # why they are not asked: longer than the language model reads, or no example shown
+    )
 
     @property
     def num_cut_off(self) -> int:
@@ -113,8 +118,9 @@ def run_few_shot(
 
     What is in the folder's journal is not asked again, unless it failed; questions of an earlier run count in a
     larger set as well. Before the first question, every classifier checks that all its prompts can be asked; a set
-    that does not fit its language model is not asked, and does not keep others from being asked. Where only
-    the endpoint knows, the first episode that it refuses for its length ends the set.
+    that does not fit its language model, or needs an example where none is shown, is not asked, and does not keep
+    others from being asked. Where only the endpoint knows, the first episode that it refuses for its length ends
+    the set.
 
     Raises:
         ValueError: episodes of other images, two classifiers or two sets of the same identity, a classifier that
