@@ -80,6 +80,8 @@ def test_a_named_column_gives_the_classes(tmp_path: Path, picture: Picture) -> N
     [
         ("set.parquet?label=color", r"set.parquet: expected a column color, found image, label"),
         ("set.csv?label=color", r"set.csv line 2: expected a column color, found 'path'"),
+        ("set.parquet?lable=label", r"unknown option 'lable' \(meant label\?\)"),
+        ("set.parquet?captions=label", "opened for their classes take the options label, got captions"),
         ("shards.tar?label=kind", "has no columns"),
         ("set.parquet?label=label + set.parquet", "expected one source of images, got a mixture"),
         (

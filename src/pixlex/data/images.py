@@ -115,13 +115,14 @@ def open_source(description: str, *, captioned: bool = False) -> ImageSource:
 
 def _label_column(text: str) -> tuple[str, str | None]:
     """Return a description without the column of labels that it names, and that."""
-    if not re.search(r"[?&]label=", text) or os.path.exists(os.path.expanduser(text)):
+    options = r"[?&]label=" if is_url(text) else r"\?[A-Za-z_]+="  # a URL may have a query of its own
+    if not re.search(options, text) or os.path.exists(os.path.expanduser(text)):
         return text, None
     described, *others = read_descriptions(text)
     if others or described.weight != 1:
         raise ValueError(f"expected one source of images, got a mixture: {quoted(text)}")
     described.only(("label",), "images that are opened for their classes")
-    return described.path, described.options["label"]
+    return described.path, described.options.get("label")
 
 
 def _opened(description: str, captioned: bool, label: str | None) -> ImageSource:
