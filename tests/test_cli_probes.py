@@ -175,6 +175,10 @@ def test_large_models_are_asked_one_after_the_other(
     ]
     assert len(alive) == 2
     assert cells(*asked, "--llm", models[1], "--out", str(tmp_path / "out"))[2:4] == found[4:6]
+    # Of fewer questions it is asked the first ones.
+    few = cells(*asked, "--llm", models[1], "--llm-episodes", "1", "--out", str(tmp_path / "out"))
+    assert few[:2] == found[:2]
+    assert {cell["num_episodes"] for cell in few[2:4]} == {1}
 
 
 @pytest.mark.parametrize(

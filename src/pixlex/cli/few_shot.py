@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
-from itertools import groupby, islice, zip_longest
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -16,6 +16,7 @@ from pixlex.eval.llm.client import Mode
 if TYPE_CHECKING:
     from pixlex.data.sources import ImageSource
     from pixlex.eval.few_shot.episodes import EpisodeSet
+    from pixlex.eval.few_shot.prompted import PromptedClassifier
     from pixlex.eval.few_shot.readers import TextReader
     from pixlex.eval.few_shot.run import Cell, Classifier
     from pixlex.eval.llm import LanguageClient
@@ -111,6 +112,9 @@ class LargeModelOptions(cli.Options):
         "memory; each gives rows and has the budget for itself",
         "M",
     )
+    llm_episodes: cli.Positive | None = cli.option(
+        None, "of each setting, the first so many of --episodes; default all", "N"
+    )
     llm_base_url: str | None = cli.option(
         None, "OpenAI-compatible endpoint, such as http://host:8000/v1", "URL", name="--llm-url"
     )
@@ -178,28 +182,40 @@ def _answered(
     images: ImageSource,
 ) -> list[Cell]:
     """Return the cells of all rows, those of a reader together; large models are asked one after the other."""
+    from pixlex.eval.few_shot.prompted import FrozenClassifier
     from pixlex.eval.few_shot.run import run_few_shot
 
     found: list[list[Cell]] = [[] for _ in blocks]
+    first_ones = [
+        replace(one, episodes=one.episodes[: options.llm_episodes]) if options.llm_episodes else one
+        for one in episode_sets
+    ]
 
-    def ask(connect: Callable[[], LanguageClient] | None, rows: Sequence[Sequence[Classifier]]) -> None:
-        client = None if connect is None else connect()
+    def ask(rows: Sequence[Sequence[Classifier]], sets: Sequence[EpisodeSet]) -> None:
+        classifiers = [classifier for block in rows for classifier in block]
+        if classifiers:
+            cells = iter(run_few_shot(classifiers, sets, images, options.out, progress=not options.quiet))
+            for block, place in zip(rows, found, strict=False):
+                place += islice(cells, len(block) * len(sets))
+
+    def ask_large(client: LanguageClient) -> None:
         prompted = [_prompted(options, reader, client) for reader, _ in readings]
-        blocks = [[*row, *more] for row, more in zip_longest(rows, prompted, fillvalue=())]
-        classifiers = [classifier for block in blocks for classifier in block]
-        _remark_cost(options, client, classifiers, episode_sets, images)
-        cells = iter(run_few_shot(classifiers, episode_sets, images, options.out, progress=not options.quiet))
-        for block, place in zip(blocks, found, strict=True):
-            place += islice(cells, len(block) * len(episode_sets))
+        _remark_cost(options, client, [one for row in prompted for one in row], first_ones, images)
+        ask(prompted, first_ones)
 
-    first, *others = _large_models(options) or [None]
-    ask(first, blocks)
-    for connect in others:  # what one call holds is free before the next
-        ask(connect, [()] * len(blocks))
+    connects = _large_models(options)
+    client = connects[0]() if connects else None  # it is there before anybody is asked
+    ask([[one for one in block if not isinstance(one, FrozenClassifier)] for block in blocks], episode_sets)
+    ask([[one for one in block if isinstance(one, FrozenClassifier)] for block in blocks], first_ones)
+    if client is not None:
+        ask_large(client)
+        client = None  # what one holds is free before the next
+        for connect in connects[1:]:
+            ask_large(connect())
     return [cell for cells in found for cell in cells]
 
 
-def _large_models(options: FewShotOptions) -> Sequence[Callable[[], LanguageClient] | None]:
+def _large_models(options: FewShotOptions) -> Sequence[Callable[[], LanguageClient]]:
     """Return what connects to each large language model; that all are there is found out before one is asked."""
     from pixlex.models.initialization import CONFIG, find_model
     from pixlex.nn.gguf import unpacked
@@ -369,12 +385,12 @@ def _classifiers(
     return [*blocks, rows]
 
 
-def _prompted(options: FewShotOptions, reader: TextReader, client: LanguageClient | None) -> list[Classifier]:
+def _prompted(
+    options: FewShotOptions, reader: TextReader, client: LanguageClient
+) -> list[PromptedClassifier]:
     from pixlex.eval.few_shot.prompted import PromptedClassifier
     from pixlex.eval.few_shot.prompts import SCORERS
 
-    if client is None:
-        return []
     able = [scorer for scorer, row in SCORERS.items() if row.ability in client.abilities]
     scorers = options.scorer or [
         scorer for scorer in able if scorer in ("strict", "likelihood", "constrained")
@@ -401,18 +417,15 @@ def _client(options: FewShotOptions, name: str) -> LanguageClient:
 
 def _remark_cost(
     options: FewShotOptions,
-    client: LanguageClient | None,
-    classifiers: Sequence[Classifier],
+    client: LanguageClient,
+    classifiers: Sequence[PromptedClassifier],
     episode_sets: Sequence[EpisodeSet],
     images: ImageSource,
 ) -> None:
-    """Say what the questions of this run take at most, before the first is sent."""
-    from pixlex.eval.few_shot.prompted import PromptedClassifier
-
+    """Say what the questions to a large model take at most, before the first is sent."""
     estimates = [
         estimate
         for classifier in classifiers
-        if isinstance(classifier, PromptedClassifier)
         for episodes in episode_sets
         if (estimate := classifier.estimate(episodes.setting, episodes.episodes, images)) is not None
     ]
@@ -421,7 +434,7 @@ def _remark_cost(
         costs = [one.cost for one in estimates if one.cost is not None]
         cost = f", cost {sum(costs):.2f}" if costs else ""
         kept = sum(one.cached for one in estimates)
-        whose = f"{client.name}: " if client is not None and len(options.llm) > 1 else ""
+        whose = f"{client.name}: " if len(options.llm) > 1 else ""
         cli.remark(
             options,
             f"{whose}at most {requests:,} requests, {tokens:,} tokens{cost}; {kept:,} answers are there",
