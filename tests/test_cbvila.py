@@ -16,6 +16,7 @@ from tests.train.running import on_two_processes
 import pixlex
 from pixlex import run as runs
 from pixlex.config.run import Run, write_run
+from pixlex.families import FAMILIES, taken_over
 from pixlex.files import read_json
 from pixlex.models import checkpoint
 from pixlex.models.cbvila import CBViLA
@@ -252,4 +253,32 @@ def test_codes_and_back(call: Call, trained: Path, tmp_path: Path) -> None:
     assert code == 0
     assert json.loads(out)["mse"] > 0
     with pytest.raises(ValueError, match="a cbvila has no words"):
-        tokenizer.to_words(images)
+        tokenizer.to_words(tokenizer.tokenize(images))
+
+
+def test_a_run_stores_the_words_of_its_captions(call: Call, trained: Path, tmp_path: Path) -> None:
+    """Where contrast is trained; a list stays; who starts from the model has words of its own; codewords too."""
+    model = checkpoint.load_cbvila(str(trained))
+    assert {"red", "circle"} <= set(model.config.caption_words)
+    assert "the" not in model.config.caption_words
+    (text,) = pixlex.load(trained, top_k=1).to_words(torch.rand(1, 3, 32, 32))
+    assert text in model.config.caption_words
+    assert "caption_words" not in taken_over("cbvila", str(trained), checkpoint.read_config(str(trained)))
+    for changes, expected in (
+        ({"objective__image_text_contrastive_weight": 0.0}, ()),
+        ({"model__caption_words": ["dog", "ice cream"]}, ("dog", "ice cream")),
+    ):
+        run = _run(Path(model.config.text.tokenizer), **changes)
+        family = FAMILIES["cbvila"]
+        resolved = family.resolve(run, family.open(run, run.data.train), None)
+        assert resolved.model.caption_words == expected
+    with pytest.raises(ValueError, match="caption_words must hold words of one character or more"):
+        _run(Path(model.config.text.tokenizer), model__caption_words=["dog", " "])
+    arguments = ("gallery", "--model", trained, "--out", tmp_path / "codewords.png", "--json", "--quiet")
+    code, out, _ = call(*arguments, "--data", "embedded:scenes:test:12")
+    names = json.loads(out)["names"]
+    assert (code, names != {}) == (0, True)
+    assert {int(one) for one in names} <= set(range(16))
+    assert all(2 <= one["num_images"] <= 12 for one in names.values())
+    write_images(tmp_path / "pictures", ["a.png"])
+    assert "names" not in json.loads(call(*arguments, "--data", tmp_path / "pictures")[1])

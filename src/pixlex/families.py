@@ -38,6 +38,7 @@ from pixlex.models.cbvila import CBViLA
 from pixlex.models.finetuned import Reasoner, started
 from pixlex.models.initialization import initialize_encoder
 from pixlex.models.lqae import LQAE
+from pixlex.nn.vocabulary import is_fit_to_print, naming_words
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.finetune import ReasoningObjective
 from pixlex.objectives.lqae import (
@@ -53,6 +54,8 @@ from pixlex.train.parallel import pick_precision
 
 # Images, images with captions, or items with questions and answers; what one family reads, none of the others do.
 Source = Any
+# Images, evenly spaced, whose captions are searched for words: a second of work.
+_MOST_CAPTIONED = 100_000
 
 
 @dataclass(frozen=True)
@@ -162,19 +165,21 @@ def taken_over(family: str, start: str, before: Mapping[str, Any]) -> dict[str, 
     Raises:
         ValueError: the recipe does not start from such a model; `start` names it, `before` is its `config.json`.
     """
-    wanted, there = FAMILIES[family], FAMILIES[before["family"]]
-    if not there.continues:
+    named = before.get("family", before.get("model_type"))  # the latter of transformers
+    wanted, there = FAMILIES[family], FAMILIES.get(named)
+    if there is None or not there.continues:
         raise ValueError(
-            f"{start} holds a model of family {before['family']}: fine-tuning starts from one of cbvila, or from "
+            f"{start} holds a model of family {named}: fine-tuning starts from one of cbvila, or from "
             "a fine-tuned one"
         )
-    if before["family"] not in wanted.continues:
+    if named not in wanted.continues:
         raise ValueError(
             f"{start} was fine-tuned to a task and ranks images and texts no longer: expected the model that it "
             "was made from"
         )
-    shape = before["model"].get("body", before["model"])
-    return {"body": shape} if wanted.tunes else dict(shape)
+    shape = dict(before["model"].get("body", before["model"]))
+    shape.pop("caption_words", None)  # other captions have other words
+    return {"body": shape} if wanted.tunes else shape
 
 
 def _start_encoder(run: Any) -> Any:
@@ -240,6 +245,17 @@ def _resolve_answers(run: ReasoningRun, source: Records, validation: Records | N
     return dataclasses.replace(run, model=model)
 
 
+def _resolve_words(run: CBViLARun, source: Records, validation: Records | None) -> CBViLARun:
+    """Return a run whose model names images by the words of its captions, where it learns to compare them."""
+    words = run.model.caption_words
+    if not words and run.objective.image_text_contrastive_weight:
+        step = -(-len(source) // _MOST_CAPTIONED)
+        words = tuple(
+            one for one in naming_words(source.texts[::step]) if all(map(is_fit_to_print, one.split()))
+        )
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, caption_words=words))
+
+
 def _image_rows(run: Run, model: Any, source: ImageSource, training: bool) -> Images:
     return Images(source)
 
@@ -301,7 +317,7 @@ FAMILIES: Mapping[str, Family] = {
     "cbvila": Family(
         CBViLARun, CBViLA, _pairs, lambda run: _body(run.model, run.start),
         lambda model, run: CBViLAObjective(model, run.objective, run.train.steps, run.data.max_words), _pair_rows,
-        _evaluate_pretraining, progress.show_pretraining, continues=("cbvila",),
+        _evaluate_pretraining, progress.show_pretraining, _resolve_words, continues=("cbvila",),
     ),
     "reasoning": Family(
         ReasoningRun, Reasoner, _items, _start_reasoner, _stepped(ReasoningObjective), _question_rows,

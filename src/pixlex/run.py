@@ -41,7 +41,7 @@ _DATA = "trained-on.json"
 _FREE = (
     "train.device", "train.checkpoint_activations", "train.compile", "train.shard_parameters", "train.log_every",
     "train.checkpoint_every", "train.keep_checkpoints", "train.evaluate_every", "train.wandb", "data.workers",
-    "data.max_broken_fraction", "eval.",
+    "data.max_broken_fraction", "eval.", "model.caption_words",
 )  # fmt: skip
 
 

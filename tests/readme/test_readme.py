@@ -81,8 +81,8 @@ def test_commands_and_program_run(
     ]
     assert [command[1] for command in commands] == [
         "doctor", "train", "encode", "decode", "reconstruct", "evaluate", "train", "evaluate", "evaluate",
-        "ablate", "doctor", "convert", "train", "evaluate", "evaluate", "reconstruct", "gallery", "explain",
-        "finetune", "evaluate", "ask", "explain", "index", "search", "search", "encode",
+        "ablate", "doctor", "convert", "train", "evaluate", "evaluate", "reconstruct", "gallery", "encode",
+        "explain", "finetune", "evaluate", "ask", "explain", "index", "search", "search", "encode",
     ]  # fmt: skip
     small_model = [f"model.language.name={language}", *SMALLER]
     extras = {

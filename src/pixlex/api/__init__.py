@@ -7,8 +7,9 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import HfApi
@@ -31,12 +32,13 @@ from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import autocast
 from pixlex.eval.gradcam import ExplainedAnswer, explain_answer
 from pixlex.messages import quoted
-from pixlex.models import PassSizes, checkpoint, compute_rows
+from pixlex.models import JointModel, PassSizes, checkpoint, compute_rows
+from pixlex.models.baselines import DualEncoder
 from pixlex.models.checkpoint import Tokenizer
 from pixlex.models.finetuned import Reasoner
 from pixlex.models.initialization import CONFIG
 from pixlex.nn.bert import Words
-from pixlex.nn.vocabulary import Vocabulary
+from pixlex.nn.vocabulary import Namer, RankedWord, Vocabulary, as_text
 
 __all__ = [
     "Answer",
@@ -45,6 +47,7 @@ __all__ = [
     "Images",
     "OneImage",
     "Precision",
+    "RankedWord",
     "load",
     "load_reasoner",
 ]
@@ -63,24 +66,30 @@ def load(
     device: str | torch.device = "auto",
     precision: Precision = "auto",
     revision: str | None = None,
+    words: Sequence[str] | None = None,
+    top_k: int | None = None,
 ) -> ImageTokenizer:
     """Load a trained model.
 
     Args:
-        name_or_dir: a model directory, a run folder, or a repository on the hub.
+        name_or_dir: a model directory, a run folder, or a repository on the hub; one of transformers that compares
+            images and texts (CLIP, SigLIP) names images by `words`.
         language_model: where the frozen language model lies now, if not under the name it was trained with.
         device: auto (a GPU where there is one), cpu, cuda or cuda:N.
         precision: fp32, or bf16 for mixed precision; auto is fp32 (see `ImageTokenizer`).
         revision: branch, tag or commit of a repository on the hub.
+        words, top_k: see `ImageTokenizer`.
 
     Raises:
         ValueError: no such model, damaged files, another vocabulary than it was trained with, no such device.
     """
     place, name = pick_device(device), os.fspath(name_or_dir)
-    model = checkpoint.load(name, language_model=language_model, revision=revision)
+    model = checkpoint.load_any(name, language_model=language_model, revision=revision)
+    if not isinstance(model, DualEncoder):
+        model = checkpoint.require_codes(model, name)
     trained_on = checkpoint.read_config(name, revision).get("trained_on", [])
-    card = _card_beside(Path(name))
-    return ImageTokenizer(model, device=place, precision=precision, card=card, trained_on=trained_on)
+    how: dict[str, Any] = {"device": place, "precision": precision, "words": words, "top_k": top_k}
+    return ImageTokenizer(model, card=_card_beside(Path(name)), trained_on=trained_on, **how)
 
 
 class ImageTokenizer:
@@ -96,28 +105,34 @@ class ImageTokenizer:
         precision: fp32, bf16, or auto for fp32.
         card: the model card, Markdown, that `save` and `push_to_hub` put beside the model.
         trained_on: descriptions of the data of all trainings, which `save` writes down again.
+        words: words or phrases that a model which compares images and texts names images by, in the place of those
+            it was stored with.
+        top_k: most words that it gives an image; None for 8, or all of a shorter list.
 
     Attributes:
-        family: the kind of model: "lqae", "vqvae" or "cbvila".
+        family: the kind of model: "lqae", "vqvae", "cbvila", or "dual_encoder" for CLIP and alike, without codes.
         image_size: side of the square images in pixels.
         num_words: codes of an image.
         grid: codes along one side of an image, num_words = grid x grid; 0 where they belong to no place and come
             the nearest first.
         num_codewords: K.
         has_words: whether codes are words of a language model.
+        names_images: whether `to_words` names what is there: of a CB-ViLA trained with contrast, CLIP and alike.
 
     Raises:
-        ValueError: an unknown precision.
+        ValueError: an unknown precision, words for a model that takes none, or an empty list of them.
     """
 
     def __init__(
         self,
-        model: Tokenizer,
+        model: Tokenizer | DualEncoder,
         *,
         device: str | torch.device = "cpu",
         precision: Precision = "auto",
         card: str | None = None,
         trained_on: Sequence[str] = (),
+        words: Sequence[str] | None = None,
+        top_k: int | None = None,
     ) -> None:
         self.precision = _decided(precision)
         self.device = torch.device(device)
@@ -126,6 +141,10 @@ class ImageTokenizer:
         self.family, self.image_size = model.family, model.config.image_size
         self.num_words, self.grid, self.num_codewords = model.num_words, model.word_grid, model.num_codewords
         self.has_words = model.vocabulary is not None
+        self.words, self.top_k = None if words is None else texts_of(words), top_k
+        compares = isinstance(model, JointModel) and model.compares
+        joint = self._joint if compares or words is not None else None
+        self.names_images = joint is not None and bool(self.words or joint.caption_words)
         self._sizes: dict[str, PassSizes] = {}
 
     from_pretrained = staticmethod(load)
@@ -141,7 +160,7 @@ class ImageTokenizer:
         Raises:
             ValueError: pixels of another shape, type or range; `UnreadableImage` for a file that is none.
         """
-        return self._in_batches("tokenize", images, batch_size, self.model.tokenize)
+        return self._in_batches("tokenize", images, batch_size, self.coder.tokenize)
 
     def decode(self, codes: Codes | str | Iterable[str], *, batch_size: int = 64) -> Float[Tensor, "B 3 H W"]:
         """Return the images that codes or words stand for, pixels in [0, 1].
@@ -153,6 +172,7 @@ class ImageTokenizer:
         Raises:
             ValueError: codes out of range, a wrong number of codes or words, an unknown word, no image.
         """
+        coder = self.coder
         if isinstance(codes, Iterator):
             codes = list(codes)
         matrix = (
@@ -162,7 +182,7 @@ class ImageTokenizer:
         )
         if len(matrix) == 0:
             raise ValueError("expected the codes of at least one image, got none")
-        return self._compute("decode", matrix, self.model.decode, batch_size)
+        return self._compute("decode", matrix, coder.decode, batch_size)
 
     def reconstruct(self, images: Images, *, batch_size: int = 64) -> Float[Tensor, "B 3 H W"]:
         """Return what is left of images after they were words: `decode(tokenize(images))`."""
@@ -172,16 +192,29 @@ class ImageTokenizer:
         """Return the words of images, or of codes: one text for each image, on one line.
 
         Whole words are joined by single spaces; with vocabulary "all" the language model's tokenizer decodes them.
+        Of a CB-ViLA, CLIP or alike those of `rank_words`, `top_k` at most, each once; phrases give their words.
 
         Raises:
-            ValueError: the model has no words; otherwise as `tokenize` and `decode`.
+            ValueError: the model has no words; otherwise as `tokenize`, `decode` and `rank_words`.
         """
+        if isinstance(self.model, JointModel) and not are_codes(images_or_codes):
+            return [as_text(one) for one in self.rank_words(images_or_codes, batch_size=batch_size)]
         vocabulary = self._vocabulary()
         if are_codes(images_or_codes):
             codes = codes_of(images_or_codes, self.num_words, self.num_codewords)
         else:
             codes = self.tokenize(images_or_codes, batch_size=batch_size)
         return [vocabulary.to_text(row) for row in codes.tolist()]
+
+    def rank_words(self, images: Images, *, batch_size: int = 64) -> list[list[RankedWord]]:
+        """Return the words whose vectors are nearest to those of images, without near-duplicates; see `Namer`.
+
+        Raises:
+            ValueError: the model compares no images with texts, or was not trained to; no words to choose from, or
+                fewer than `top_k`; otherwise as `tokenize`.
+        """
+        namer, compute = self.namer, self._joint.joint_images
+        return namer.rank(self._in_batches("words", images, batch_size, compute))
 
     def from_words(self, text: str | Iterable[str]) -> Int[Tensor, "B N"]:
         """Return the codes of one text or several; the inverse of `to_words`, except with vocabulary "all".
@@ -230,11 +263,13 @@ class ImageTokenizer:
             expected = "last or all" if self.has_words else f"last (a {self.family} has no further layers)"
             raise ValueError(f"layer must be {expected}, got {layer!r}")
 
+        model = self.coder
+
         def pooled(batch: Tensor) -> Tensor:
-            values = self.model.quantize(batch).values
-            if self.model.vocabulary is None:
+            values = model.quantize(batch).values
+            if model.vocabulary is None:
                 return values.float().mean(1)
-            language = self.model.encode_text(values, all_states=layer == "all")
+            language = model.encode_text(values, all_states=layer == "all")
             states = language.hidden_states if layer == "all" else (language.last,)
             return torch.cat([state.float().mean(1) for state in states], dim=1)
 
@@ -242,7 +277,7 @@ class ImageTokenizer:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write a model directory that `pixlex.load` reads."""
-        checkpoint.save(self.model, Path(folder), trained_on=self.trained_on)
+        checkpoint.save(self.coder, Path(folder), trained_on=self.trained_on)
         if self.card is not None:
             (Path(folder) / CARD).write_text(self.card, encoding="utf-8")
 
@@ -278,10 +313,33 @@ class ImageTokenizer:
         """How the codes of an image lie, for messages."""
         return f" ({self.grid} x {self.grid})" if self.grid else ""
 
+    @property
+    def coder(self) -> Tokenizer:
+        """The model, if it writes codes; raises `ValueError` for one that names images alone."""
+        if not self.model.has_codes:
+            raise ValueError(f"a {self.family} writes no codes and is not stored: it names images (to_words)")
+        return self.model
+
     def _vocabulary(self) -> Vocabulary:
         if self.model.vocabulary is None:
             raise ValueError(f"a {self.family} has no words: its codes are rows of a learned codebook")
         return self.model.vocabulary
+
+    @property
+    def _joint(self) -> JointModel:
+        if not isinstance(self.model, JointModel):
+            raise ValueError(f"a {self.family} names no images by words: it compares no images with texts")
+        if not self.model.compares:
+            raise ValueError(
+                f"a {self.family} trained without contrast names no images by words: its similarities are "
+                "those of random maps"
+            )
+        return self.model
+
+    @cached_property
+    def namer(self) -> Namer:
+        """What names images; raises `ValueError` as `rank_words` does."""
+        return self._joint.namer(self.words, top_k=self.top_k)
 
     def _in_batches(
         self, use: str, images: Images, batch_size: int, compute: Callable[[Tensor], Tensor]

@@ -23,8 +23,10 @@ class EncodeOptions(
     cli.MachineOptions, cli.BrokenOption, cli.BatchOptions, cli.ModelOptions, cli.PathArguments
 ):
     to: Literal["words", "codes", "jsonl", "parquet"] | None = cli.option(
-        None, "default: words, or codes where the model has no words"
+        None, "default: words, or codes where the model has no words of its own and --words names none"
     )
+    word_file: Path | None = cli.option(None, cli.WORD_FILE, "FILE", name="--words")
+    top_k: cli.Positive | None = cli.option(None, "most such words of an image; default 8", "K")
     out: cli.File | None = cli.option(None, "default: print; a file is written resumably", "FILE")
     part_size: cli.Positive | None = cli.option(
         None,
@@ -60,8 +62,10 @@ def encode(options: EncodeOptions) -> None:
             "several processes cannot write one file: expected --part-size, with which they share the images"
         )
     source = _open_paths(options.paths)
-    tokenizer = api.load(options.model, **options.loading)
-    kind: Kind = options.to or ("words" if tokenizer.has_words else "codes")
+    words = None if options.word_file is None else cli.words_in(options.word_file)
+    tokenizer = api.load(options.model, words=words, top_k=options.top_k, **options.loading)
+    named = words is not None or not tokenizer.model.has_codes
+    kind: Kind = options.to or ("words" if tokenizer.has_words or named else "codes")
     vocabulary = tokenizer.model.vocabulary
     if kind == "words" and vocabulary is not None and not vocabulary.is_exact:
         cli.remark(
@@ -138,7 +142,7 @@ def reconstruct(options: ReconstructOptions) -> None:
 
     kind = MODELS.get(read_config(options.model, options.revision).get("family", ""))
     if kind is not None and kind.has_codes and kind.fuses:
-        pairs = _captioned(options.paths)
+        pairs = cli.captioned(options.paths)
         if pairs is not None:
             _reconstruct_pairs(options, pairs)
             return
@@ -183,6 +187,8 @@ def _check_encoding(options: EncodeOptions) -> None:
     """Refuse options that do not go together."""
     if options.to == "parquet" and options.out is None:
         raise ValueError("parquet cannot be printed: name a file with --out")
+    if options.to == "codes" and options.word_file is not None:
+        raise ValueError("--words names images by words: leave out --to codes, or --words")
     if options.json and options.out is None and options.to not in (None, "jsonl"):
         raise ValueError(f"--json prints jsonl, not {options.to}: leave one of --json and --to out")
     in_parts = options.to == "parquet" and options.out is not None and not options.overwrite
@@ -203,7 +209,7 @@ def _print_codes(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind, opt
     check_kind(kind, tokenizer)
     skipped: list[Skipped] = []
     broken = BrokenImages(None, source, options.max_broken_fraction)
-    batches = encode_images(tokenizer, source, broken, batch_size=options.batch_size)
+    batches = encode_images(tokenizer, source, broken, kind=kind, batch_size=options.batch_size)
     on_terminal = sys.stdout.isatty()
     hidden = options.quiet or on_terminal  # where the bar would stand between the lines
     try:
@@ -220,20 +226,6 @@ def _print_codes(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind, opt
                 bar.update(len(batch.images) + len(batch.skipped))
     finally:
         cli.remark_skipped(options, skipped)
-
-
-def _captioned(paths: Sequence[str]) -> Records | None:
-    """Return the images with their captions; None where there are no captions."""
-    from pixlex.data.captions import open_pairs
-    from pixlex.data.decoding import IMAGE_SUFFIXES
-    from pixlex.data.records import NoCaptions
-
-    if len(paths) > 1 or Path(paths[0]).suffix.lower() in IMAGE_SUFFIXES:
-        return None
-    try:
-        return open_pairs(paths[0])
-    except NoCaptions:
-        return None
 
 
 def _reconstruct_pairs(options: ReconstructOptions, source: Records) -> None:

@@ -132,7 +132,7 @@ def reconstruction(options: ReconstructionOptions) -> None:
     from pixlex.report.figures import drawn, reconstruction_grid
 
     source = open_source(options.data)
-    model = api.load(options.model, **options.loading).model
+    model = api.load(options.model, **options.loading).coder
     batches = cli.batches_of(Images(source), model.config, options.batch_size, options.limit)
     result = evaluate_reconstruction(
         model,
@@ -191,7 +191,7 @@ def linear_probe(options: ProbeOptions) -> None:
         max_broken_ratio=options.max_broken_fraction,
         progress=not options.quiet,
     )
-    loaded = [api.load(model, **options.loading).model for model in options.model]
+    loaded = [api.load(model, **options.loading).coder for model in options.model]
     models = dict(zip(names, loaded, strict=True))
     features = [
         (
@@ -323,9 +323,7 @@ def pretraining(options: PretrainingOptions) -> None:
             introduction=f"{protocol}.",
             numbers=result.numbers,
             notes=unreadable(result.skipped),
-            pictures=draw_pretraining(
-                result, source.images, model.config, lambda kind: folder / f"{kind}.png"
-            ),
+            pictures=draw_pretraining(result, source, model.config, lambda kind: folder / f"{kind}.png"),
             config={"model": asdict(model.config), "objective": asdict(config)},
         )
 

@@ -46,6 +46,7 @@ class ReaderOptions(cli.DeviceOptions):
         1.0, "first fraction of an image's words that is kept; default all", earlier="--keep-share"
     )
     language_model: str | None = cli.option(None, "where a model's language model lies now", "M")
+    word_file: Path | None = cli.option(None, cli.WORD_FILE, "FILE", name="--words")
     code_words: str = cli.option(
         "embedded", "language model whose whole words stand for a VQ-VAE's codes; default %(default)s", "M"
     )
@@ -325,18 +326,20 @@ def _where(options: FewShotOptions) -> dict[str, Any]:
 def _readings(options: FewShotOptions, models: Mapping[str, Model]) -> list[Reading]:
     """Return what makes text of images, each with the model behind it, if there is one."""
     from pixlex.eval.few_shot.readers import ascii_art, model_reader, shortened
+    from pixlex.models.baselines import DualEncoder
     from pixlex.nn.language_model import load_language_words
     from pixlex.nn.vocabulary import build_vocabulary
 
     words: Sequence[str] = ()
+    word_list = None if options.word_file is None else cli.words_in(options.word_file)
     if any(model.has_codes and model.vocabulary is None for model in models.values()):
         words = build_vocabulary(load_language_words(options.code_words)).words
     kept, cache, where = options.keep_fraction, options.out / "words", _where(options)
-    readings: list[Reading] = [
-        (model_reader(model, name, words=words, keep_ratio=kept, cache=cache, **where), model)
-        for name, model in models.items()
-        if model.has_codes
-    ]
+    readings: list[Reading] = []
+    for name, model in models.items():
+        if model.has_codes or isinstance(model, DualEncoder):
+            how = {"word_list": word_list, "words": words, "keep_ratio": kept, "cache": cache, **where}
+            readings.append((model_reader(model, name, **how), model if model.has_codes else None))
     if options.ascii:
         readings.append((shortened(ascii_art(), kept) if kept < 1 else ascii_art(), None))
     return readings

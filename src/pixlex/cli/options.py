@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from pixlex.batch import Skipped
     from pixlex.config.cbvila import CBViLAObjectiveConfig
+    from pixlex.data.records import Records
     from pixlex.data.sources import ImageSource
     from pixlex.models.cbvila import CBViLA
 
@@ -48,6 +49,10 @@ PAIRS = (
     ".parquet, .tar shards, a folder or hf:NAME[:SPLIT]; with options such as "
     "FILE.json?split=train+restval&images=DIR "
     "(also index=, captions=, rows=); several as '2 * ONE + OTHER'"
+)
+WORD_FILE = (
+    "name images by the words or phrases of this file, one a line: CB-ViLA, or CLIP, SigLIP and alike of the hub; "
+    "default the words of a CB-ViLA's captions"
 )
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 EXIT_CODES = "exit codes: 0 fine, 1 the run failed, 2 bad input, 130 interrupted"
@@ -384,6 +389,13 @@ def run_of(name: str, kind: type[_Run]) -> _Run | None:
     return run if isinstance(run, kind) else None
 
 
+def words_in(path: Path) -> list[str]:
+    """Return the words or phrases of a file, one a line; blank lines are left out."""
+    from pixlex.data.text import decode_text
+
+    return [line for line in decode_text(path.read_bytes(), path).splitlines() if line.strip()]
+
+
 def words_of(name: str, model: CBViLA) -> int:
     """Return the longest captions in words (tokens): as in training, and at least those of the papers' tables."""
     from pixlex.config.cbvila import CBViLARun
@@ -410,6 +422,20 @@ def batches_of(rows: Any, config: Any, batch_size: int, limit: int | None) -> It
         image_size=config.image_size, resize_mode=config.resize_mode, batch_size=batch_size
     )
     return iter(Loader(rows, settings).evaluation(limit))
+
+
+def captioned(paths: Sequence[str]) -> Records | None:
+    """Return the images of a source with their captions; None where there are no captions."""
+    from pixlex.data.captions import open_pairs
+    from pixlex.data.decoding import IMAGE_SUFFIXES
+    from pixlex.data.records import NoCaptions
+
+    if len(paths) > 1 or Path(paths[0]).suffix.lower() in IMAGE_SUFFIXES:
+        return None
+    try:
+        return open_pairs(paths[0])
+    except NoCaptions:
+        return None
 
 
 def first_images(model: Any, source: ImageSource) -> Tensor:

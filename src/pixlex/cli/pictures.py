@@ -128,11 +128,12 @@ def gallery(options: GalleryOptions) -> None:
     from pixlex.eval.pretraining import codeword_purity
     from pixlex.models import checkpoint
     from pixlex.report.figures import drawn
-    from pixlex.report.progress import codeword_gallery
+    from pixlex.report.progress import codeword_gallery, codeword_names
 
-    source = open_source(options.data)
     device = distributed.pick_device(options.device)
     model = checkpoint.load(options.model, **options.versions).to(device)
+    pairs = cli.captioned([options.data]) if model.fuses else None
+    source = open_source(options.data) if pairs is None else pairs.images
     codes, indices, classes, skipped = _codes_of(options, model, source)
     fresh = None
     if options.untrained:
@@ -143,6 +144,9 @@ def gallery(options: GalleryOptions) -> None:
     if not len(codes):
         raise TooManyBroken(f"{source.name}: none of {len(skipped)} images can be read")
     values: dict[str, Any] = {"path": str(options.out), "num_images": len(codes)}
+    if pairs is not None:
+        said = codeword_names(codes, [pairs.texts[row] for row in indices.tolist()])
+        values["names"] = {code: {"word": word, "num_images": count} for code, (word, count) in said.items()}
     shown = min(options.codewords, len(set(codes.flatten().tolist())))
     lines = [f"{options.out}: {shown} codewords of {len(codes)} images"]
     if (classes >= 0).any():
@@ -159,7 +163,7 @@ def gallery(options: GalleryOptions) -> None:
     drawn(
         options.out,
         lambda path: codeword_gallery(
-            source, indices, codes, config=model.config,
+            pairs or source, indices, codes, config=model.config,
             num_codewords=options.codewords, seed=options.seed, path=path, names=names,
         ),
     )  # fmt: skip

@@ -147,8 +147,16 @@ class CBViLAConfig(GridConfig):
         0.0, "Dropout of text and fusion encoder, of their attention too, in [0, 1); BERT's 0.1.", BELOW_ONE
     )
 
+    caption_words: tuple[str, ...] = describe(
+        (),
+        "Words or phrases that images are named by (to_words). Where empty and contrast is trained, taken from "
+        "the training captions: those of a few words that images share, else their content words.",
+    )
+
     def _check(self) -> None:
         super()._check()
+        blank = "must hold words of one character or more"
+        self._require("caption_words", all(word.strip() for word in self.caption_words), blank)
         four = "must have a width that 4 divides, for sines in two directions"
         self._require("text", self.text.width % 4 == 0, four)
 

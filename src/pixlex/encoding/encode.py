@@ -106,7 +106,7 @@ def encode_source(
         raise ValueError(f"{out} exists; choose another name{remedy}")
     out.parent.mkdir(parents=True, exist_ok=True)
     broken = BrokenImages(None, source, max_broken_fraction)
-    header = _header(tokenizer, source)
+    header = _header(tokenizer, source, kind)
     with _journal(path, header, overwrite=overwrite) as journal, _bar(len(source), progress) as bar:
         encoder = _Encoder(tokenizer, batch_size, broken, bar)
         return encoder.write(source, out, kind, journal, out.with_name(f"{out.name}.skipped.jsonl"))
@@ -148,7 +148,7 @@ def encode_parts(
     if part_size < 1:
         raise ValueError(f"part_size must be 1 or more, got {part_size}")
     folder.mkdir(parents=True, exist_ok=True)
-    header = _header(tokenizer, source)
+    header = _header(tokenizer, source, "parquet")
     _agree(folder, {**header, "part_size": part_size})
     count, processes = -(-len(source) // part_size), distributed.num_announced()
     first, end = (count * (int(os.environ.get("RANK", "0")) + one) // processes for one in (0, 1))
@@ -177,13 +177,15 @@ def encode_images(
     source: ImageSource,
     broken: BrokenImages,
     *,
+    kind: Kind = "jsonl",
     indices: Sequence[int] | None = None,
     batch_size: int = 64,
 ) -> Iterator[EncodedBatch]:
-    """Yield the codes of the images of a source, batch by batch.
+    """Yield the codes of the images of a source, batch by batch; the words of a model that names images, too.
 
     Args:
         broken: counts the images that cannot be read; raises after the batch with which there were too many.
+        kind: what is written; beside codes alone no words are looked for.
         indices: which images, in which order; None for all.
     """
     if batch_size < 1:
@@ -198,16 +200,21 @@ def encode_images(
     for prepared in prefetch(source, wanted, batch_size, prepare):
         skipped = tuple(one for one in prepared if isinstance(one, Skipped))
         readable = [one for one in prepared if not isinstance(one, Skipped)]
-        rows: list[list[int]] = []
+        images = [image for image, _ in readable]
         if readable:
             try:
                 pixels = torch.stack([pixels for _, pixels in readable])
-                rows = tokenizer.tokenize(pixels, batch_size=batch_size).tolist()
+                if tokenizer.model.has_codes:
+                    codes = tokenizer.tokenize(pixels, batch_size=batch_size).tolist()
+                    images = [replace(one, codes=tuple(row)) for one, row in zip(images, codes, strict=True)]
+                if tokenizer.names_images and kind != "codes":
+                    ranked = tokenizer.rank_words(pixels, batch_size=batch_size)
+                    rows = (tuple(map(asdict, words)) for words in ranked)
+                    images = [replace(one, ranked=row) for one, row in zip(images, rows, strict=True)]
             except NotFinite as fault:
                 raise NotFinite(f"{readable[fault.row or 0][0].key}: {fault}", fault.row) from fault
-        images = (replace(image, codes=tuple(row)) for (image, _), row in zip(readable, rows, strict=True))
         yield EncodedBatch(tuple(images), skipped)
-        broken.record(skipped, len(rows))
+        broken.record(skipped, len(images))
 
 
 @dataclass(frozen=True)
@@ -230,7 +237,9 @@ class _Encoder:
         self.broken.record((), resumed)
         left = [index for index in range(len(source)) if index not in journal]
         skipped: list[Skipped] = []
-        batches = encode_images(self.tokenizer, source, self.broken, indices=left, batch_size=self.batch_size)
+        batches = encode_images(
+            self.tokenizer, source, self.broken, kind=kind, indices=left, batch_size=self.batch_size
+        )
         try:
             for batch in batches:
                 journal.append([asdict(image) for image in batch.images])
@@ -242,20 +251,26 @@ class _Encoder:
             if skipped:
                 write_text(skipped_list, "".join(f"{json.dumps(asdict(one))}\n" for one in skipped))
         entries = (journal[index] for index in journal)
-        images = (EncodedImage(**(entry | {"codes": tuple(entry["codes"])})) for entry in entries)
+        images = (EncodedImage(**{**entry, **_tuples(entry)}) for entry in entries)
         write_atomically(out, lambda temporary: write_codes(temporary, images, kind, self.tokenizer))
         write_checksum(out, kind)
         journal.delete()
         return EncodingResult(out, len(journal), resumed, tuple(skipped))
 
 
+def _tuples(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
+
+
 def _bar(total: int, progress: bool) -> tqdm[Any]:
     return bar_or_lines(total=total, unit=" images", desc="encode", disable=not progress, smoothing=0.05)
 
 
-def _header(tokenizer: ImageTokenizer, source: ImageSource) -> dict[str, Any]:
+def _header(tokenizer: ImageTokenizer, source: ImageSource, kind: Kind) -> dict[str, Any]:
     """Return what codes belong to: the model that makes them and the listing of the images."""
     model = fingerprint(tokenizer.model, precision=tokenizer.precision)
+    if tokenizer.names_images and kind != "codes":
+        model += f", {tokenizer.top_k} of {tokenizer.words or ''}"
     return {"journal": 1, "model": model, "source": source.identity, "images": len(source)}
 
 
@@ -272,7 +287,8 @@ def _journal(path: Path, header: dict[str, Any], *, overwrite: bool = False) -> 
 
 
 def _fits(entry: dict[str, Any]) -> bool:
-    numbers = (entry.get("index"), entry.get("label"), *(entry.get("codes") or (None,)))
+    codes = entry.get("codes") or (() if entry.get("ranked") else (None,))
+    numbers = (entry.get("index"), entry.get("label"), *codes)
     return isinstance(entry.get("key"), str) and all(type(one) is int for one in numbers)
 
 

@@ -28,6 +28,8 @@ from pixlex.files import (
     write_text,
 )
 from pixlex.messages import printable, quoted
+from pixlex.models import JointModel
+from pixlex.nn.vocabulary import RankedWord, as_text
 
 if TYPE_CHECKING:
     from pixlex.api import ImageTokenizer
@@ -47,6 +49,8 @@ _SCHEMA = pa.schema(
         CHECKSUM: pa.string(),
     }
 )
+# Of words by which a model names images.
+_RANKED = pa.field("ranked", pa.list_(pa.struct({"text": pa.string(), "similarity": pa.float64()})))
 _ROWS_AT_ONCE = 4096
 _AROUND = 12  # bytes of a Parquet file around pages and metadata
 # The last is the byte order mark, which would be dropped where it begins a file.
@@ -56,20 +60,28 @@ _MARKS = {escape: mark for mark, escape in _ESCAPES.items()}
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """The codes of one image of a source, rows of the grid first; its label is -1 where it is unknown."""
+    """The codes of one image of a source, rows of the grid first; its label is -1 where it is unknown.
+
+    Where the model names images, `ranked` words or phrases, each with its `text` and `similarity`.
+    """
 
     index: int
     key: str
     label: int
     codes: Codes
+    ranked: tuple[Mapping[str, Any], ...] = ()
 
 
 def check_kind(kind: str, tokenizer: ImageTokenizer) -> None:
     """Raise `ValueError` for a kind that does not exist, or that the model cannot write."""
     if kind not in get_args(Kind):
         raise ValueError(f"expected one of {', '.join(get_args(Kind))}, got {quoted(kind)}")
-    if kind == "words" and not tokenizer.has_words:
+    if kind == "words" and not (tokenizer.has_words or isinstance(tokenizer.model, JointModel)):
         raise ValueError(f"a {tokenizer.family} has no words: write codes, jsonl or parquet")
+    if kind == "codes":
+        tokenizer.coder  # noqa: B018 - raises where there are none
+    elif (kind == "words" and not tokenizer.has_words) or not tokenizer.model.has_codes:
+        tokenizer.namer  # noqa: B018
 
 
 def format_line(image: EncodedImage, kind: Kind, tokenizer: ImageTokenizer) -> str:
@@ -82,9 +94,12 @@ def format_line(image: EncodedImage, kind: Kind, tokenizer: ImageTokenizer) -> s
     entry: dict[str, Any] = {"key": image.key}
     if image.label >= 0:
         entry["label"] = image.label
-    entry["codes"] = list(image.codes)
+    if image.codes:
+        entry["codes"] = list(image.codes)
     if words is not None:
         entry["words"] = words
+    if image.ranked:
+        entry["ranked"] = list(image.ranked)
     return json.dumps(sealed(entry))
 
 
@@ -92,10 +107,11 @@ def write_codes(path: Path, images: Iterable[EncodedImage], kind: Kind, tokenize
     """Write a whole file; memory does not depend on the number of images."""
     if kind == "parquet":
         rows = (sealed(_row(image, tokenizer)) for image in images)
+        schema = _SCHEMA.append(_RANKED) if tokenizer.names_images else _SCHEMA
         # The checksums of pages say nothing of what stands around them, such as the names of columns.
-        with pq.ParquetWriter(path, _SCHEMA, write_page_checksum=True) as writer:
+        with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
             while chunk := list(islice(rows, _ROWS_AT_ONCE)):
-                writer.write_table(pa.Table.from_pylist(chunk, schema=_SCHEMA))
+                writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
         return
     # File names may be bytes that are no UTF-8; they come out as the same bytes.
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
@@ -231,17 +247,20 @@ def _checked(codes: Sequence[int], tokenizer: ImageTokenizer) -> Codes:
 
 
 def _words(image: EncodedImage, tokenizer: ImageTokenizer) -> str | None:
-    return tokenizer.to_words(torch.tensor([image.codes]))[0] if tokenizer.has_words else None
+    if tokenizer.has_words:
+        return tokenizer.to_words(torch.tensor([image.codes]))[0]
+    return as_text([RankedWord(**one) for one in image.ranked]) if image.ranked else None
 
 
 def _row(image: EncodedImage, tokenizer: ImageTokenizer) -> dict[str, Any]:
-    return {
+    row = {
         # Parquet's text is UTF-8; a file name that is not keeps its bytes as \udc80 and the like.
         "key": image.key.encode("utf-8", "backslashreplace").decode(),
         "label": image.label if image.label >= 0 else None,
         "codes": list(image.codes),
         "words": _words(image, tokenizer),
     }
+    return row | ({_RANKED.name: list(image.ranked)} if tokenizer.names_images else {})
 
 
 def _read_parquet(path: Path, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Codes]]:
@@ -252,7 +271,8 @@ def _read_parquet(path: Path, tokenizer: ImageTokenizer) -> Iterator[tuple[str, 
             pages = path.stat().st_size - about.serialized_size - _AROUND
             if in_groups != about.num_rows or (pages and not in_groups):
                 raise Damaged(f"{path} is damaged: its parts have not as many rows as the whole")
-            columns = [name for name in _SCHEMA.names if name in file.schema_arrow.names]
+            known = (*_SCHEMA.names, _RANKED.name)
+            columns = [name for name in known if name in file.schema_arrow.names]
             batches = file.iter_batches(_ROWS_AT_ONCE, columns=columns)
             read = 0
             for read, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pixlex.nn.nearest import NotFinite
 from pixlex.nn.transformer import initializing
+from pixlex.nn.vocabulary import DISTINCT, TOP_K, Namer
 
 if TYPE_CHECKING:
     from pixlex.nn.codebook import Quantized
@@ -121,6 +122,46 @@ class CodeModel(ImageModel):
     def tokenize(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B N"]:
         """Return codes in [0, K), rows of the grid first; `images` holds pixels in [0, 1]."""
         return self.quantize(images).codes
+
+
+class JointModel(ImageModel):
+    """A network that compares images and texts by vectors of length 1, whose product is their similarity.
+
+    Attributes:
+        compares: Whether contrast was trained, without which similarities are those of random maps.
+        caption_words: By which it names images unless told others; empty where it brings none.
+    """
+
+    compares: Any
+    caption_words: tuple[str, ...] = ()
+
+    def joint_images(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B e"]:
+        """Return the vectors of images, pixels in [0, 1], in float32."""
+        raise NotImplementedError
+
+    def joint_texts(self, texts: Sequence[str]) -> Float[Tensor, "C e"]:
+        """Return the vectors of texts, in float32 on the CPU; that of a text depends on no other's."""
+        raise NotImplementedError
+
+    def namer(
+        self, words: Sequence[str] | None = None, *, top_k: int | None = None, distinct: float = DISTINCT
+    ) -> Namer:
+        """Return what names images by words, each read as a caption; see `Namer`.
+
+        Args:
+            words: words or phrases; None for those that the model brings.
+            top_k: most words of an image; None for 8, or all of fewer.
+            distinct: cosine from which on a word repeats another.
+
+        Raises:
+            ValueError: no words, or a number out of range.
+        """
+        given = self.caption_words if words is None else words
+        some = tuple(dict.fromkeys(" ".join(word.split()) for word in given if word.strip()))
+        if not some:
+            what = f"this {self.family} brings no words" if words is None else "the list of words is empty"
+            raise ValueError(f"{what}: expected a list of words or phrases that images are named by")
+        return Namer(some, self.joint_texts(some), top_k or min(TOP_K, len(some)), distinct)
 
 
 def hash_of(facts: bytes, network: nn.Module) -> str:

@@ -1,17 +1,19 @@
-"""LQAE's baselines: VQ-VAE (a learned codebook), MAE (features alone), Frozen (images before a language model)."""
+"""VQ-VAE (a codebook), MAE (features alone), Frozen (images before a language model); CLIP and alike."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from pixlex.models import CodeModel, ImageModel
+from pixlex.models import CodeModel, ImageModel, JointModel, compute_rows
 from pixlex.nn.bert import Words
 from pixlex.nn.codebook import LearnedCodebook, Quantized
 from pixlex.nn.language_model import CausalLanguageModel, load_causal_language_model
@@ -24,8 +26,10 @@ from pixlex.nn.transformer import (
     register_pixels,
     sine_positions,
 )
+from pixlex.nn.vision import preprocessing
 
 if TYPE_CHECKING:
+    from pixlex.config.fields import GridConfig
     from pixlex.config.lqae import FrozenConfig, MAEConfig, VQVAEConfig
 
 # Transformers' names of width, depth, heads and the feed-forward part's width; the decoder's have a prefix.
@@ -338,3 +342,114 @@ class Frozen(ImageModel):
         """Return what the language model says of each image, greedily, up to so many words."""
         rows = self.language.write(self.prompt(self.prefix(images)), max_words)
         return [self.language.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+
+
+class DualEncoder(JointModel):
+    """Published encoders of images and texts, trained by contrast: CLIP, SigLIP and others of transformers.
+
+    Images are resized and normalized as its `preprocessor_config.json` says, texts padded as it was trained.
+
+    Args:
+        config: How images become squares; the patches only tell how much work an image is.
+        network: Of transformers, with `get_image_features` and `get_text_features`.
+        tokenizer: That of the network.
+        pixels: Mean and standard deviation that pixels are normalized by.
+    """
+
+    family: ClassVar[str] = "dual_encoder"
+    has_codes: ClassVar[Literal[False]] = False
+    speaks: ClassVar[Literal[False]] = False
+    fuses: ClassVar[Literal[False]] = False
+    vocabulary: ClassVar[None] = None
+    num_words: ClassVar[int] = 0
+    word_grid: ClassVar[int] = 0
+    num_codewords: ClassVar[int] = 0
+    compares = True
+    config: GridConfig
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, config: GridConfig, network: Any, tokenizer: Any, pixels: Sequence[Sequence[float]]
+    ) -> None:
+        super().__init__(config)
+        self.network, self.tokenizer, self.pixels = network, tokenizer, pixels
+        for name, values in zip(("mean", "std"), pixels, strict=True):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    @classmethod
+    def published(cls, name: str, revision: str | None = None) -> DualEncoder:
+        """Load a model of a directory or of a repository on the hub.
+
+        Raises:
+            ValueError: It has no encoder of images or none of texts, or cannot be loaded.
+        """
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+        from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+        from pixlex.config.fields import GridConfig
+
+        try:
+            found = AutoConfig.from_pretrained(name, revision=revision)
+            kind = MODEL_MAPPING.get(type(found), None)
+            vision = getattr(found, "vision_config", None)
+            towers = hasattr(kind, "get_text_features") and hasattr(kind, "get_image_features")
+            if not towers or not hasattr(vision, "image_size"):
+                raise ValueError(f"a {found.model_type} has no text tower and image tower that are compared")
+            network, loading = AutoModel.from_pretrained(
+                name, revision=revision, dtype=torch.float32, output_loading_info=True
+            )
+            if missing := sorted(loading["missing_keys"]):
+                raise ValueError(f"it lacks {len(missing)} weights, first {missing[0]}")
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{name} holds no model of ours, no ViTMAE, CLIP, SigLIP or alike: {error!s:.300}"
+            ) from error
+        side, mean, std, resize_mode = preprocessing(name, vision, revision)
+        patch = next(one for one in range(getattr(vision, "patch_size", 32), side + 1) if side % one == 0)
+        config = GridConfig(image_size=side, patch_size=patch, resize_mode=resize_mode)
+        return cls(config, network, tokenizer, (mean, std))
+
+    def untrained(self) -> DualEncoder:
+        """Return the same network with weights drawn anew."""
+        from transformers import AutoModel
+
+        build: Any = AutoModel.from_config
+        network = build(self.network.config)
+        return DualEncoder(self.config, network, self.tokenizer, self.pixels)
+
+    def joint_images(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B e"]:
+        """Return the vectors of images, pixels in [0, 1], in float32."""
+        check_images(images, self.config.image_size)
+        return _joint(self.network.get_image_features(pixel_values=(images - self.mean) / self.std))
+
+    def joint_texts(self, texts: Sequence[str]) -> Float[Tensor, "C e"]:
+        """Return the vectors of texts, in float32 on the CPU; that of a text depends on no other's."""
+        whole = self.network.config.model_type.startswith("siglip")  # trained with padding that it sees
+        most = min(self.network.config.text_config.max_position_embeddings, self.tokenizer.model_max_length)
+        found = self.tokenizer(
+            list(texts),
+            padding="max_length" if whole else "longest",
+            truncation=True,
+            max_length=most,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        rows = torch.stack([found.input_ids, found.attention_mask], 1)
+
+        def compute(some: Tensor) -> Tensor:
+            given = {"input_ids": some[:, 0]} | ({} if whole else {"attention_mask": some[:, 1]})
+            return _joint(self.network.get_text_features(**given))
+
+        side = math.isqrt(rows.shape[2] - 1) + 1  # a text is as much work as an image of so many patches
+        return compute_rows(rows, compute, grid=side, device=self.mean.device)
+
+    @torch.no_grad()
+    def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B e"]:
+        """Return `joint_images`."""
+        return self.joint_images(images)
+
+
+def _joint(features: Any) -> Tensor:
+    return F.normalize(features.pooler_output.float(), dim=-1)

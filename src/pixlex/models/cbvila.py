@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pixlex.messages import renamed
-from pixlex.models import CodeModel, ImageModel
+from pixlex.models import CodeModel, ImageModel, JointModel, compute_rows
 from pixlex.models.initialization import initialize_towers
 from pixlex.nn.bert import Context, FusionEncoder, TextEncoder, TextTokenizer, Words, load_tokenizer
 from pixlex.nn.codebook import AllMean, LearnedCodebook, Quantized
@@ -78,7 +78,7 @@ class TextModel(ImageModel):
     encode_texts = renamed("encode_texts", "tokenize_texts")
 
 
-class CBViLA(TextModel, CodeModel):
+class CBViLA(TextModel, CodeModel, JointModel):
     """Vision-language model with a visual codebook (Guo et al. 2022, arXiv:2208.00475).
 
     Args:
@@ -103,6 +103,7 @@ class CBViLA(TextModel, CodeModel):
     def __init__(self, config: CBViLAConfig, tokenizer: TextTokenizer) -> None:
         super().__init__(config)
         self._frozen = (tokenizer,)
+        self.caption_words = config.caption_words
         image, text, codebook, width = config.image, config.text, config.codebook, config.text.width
         self.image_encoder = vision_encoder(image, config.image_size, config.patch_size)
         self.text_encoder = TextEncoder(
@@ -199,6 +200,20 @@ class CBViLA(TextModel, CodeModel):
     def text_vectors(self, text: Float[Tensor, "B T D"]) -> Float[Tensor, "B e"]:
         """Return texts as vectors of length 1, in float32; see `image_vectors`."""
         return F.normalize(self.text_contrast(text[:, 0]).float(), dim=-1)
+
+    def joint_images(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B e"]:
+        """Return `image_vectors` of images, nothing hidden."""
+        return self.image_vectors(self.encode_image(images))
+
+    def joint_texts(self, texts: Sequence[str]) -> Float[Tensor, "C e"]:
+        """Return `text_vectors` of texts, on the CPU; that of a text depends on no other's."""
+        words = self.tokenize_texts(texts, self.config.text.positions).word_ids
+
+        def compute(word_ids: Tensor) -> Tensor:
+            return self.text_vectors(self.encode_text(word_ids, word_ids == self.tokenizer.pad_id))
+
+        side = math.isqrt(words.shape[1] - 1) + 1  # a text is as much work as an image of so many patches
+        return compute_rows(words, compute, grid=side, device=self.log_scale.device)
 
     def quantize_vectors(self, patch_vectors: Float[Tensor, "B n I"]) -> Quantized:
         """Return the nearest codeword of each patch vector (equation 1)."""

@@ -20,7 +20,7 @@ from pixlex.config.run import run_from
 from pixlex.files import open_regular, read_json, write_atomically, write_json
 from pixlex.messages import printable
 from pixlex.models import hash_of
-from pixlex.models.baselines import MAE, VQVAE, Frozen
+from pixlex.models.baselines import MAE, VQVAE, DualEncoder, Frozen
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.finetuned import Reasoner
 from pixlex.models.initialization import (
@@ -34,7 +34,7 @@ from pixlex.models.initialization import (
 from pixlex.models.lqae import LQAE
 
 Tokenizer = LQAE | VQVAE | CBViLA
-Model = Tokenizer | MAE | Frozen | Reasoner
+Model = Tokenizer | MAE | Frozen | Reasoner | DualEncoder
 MODELS: dict[str, type[Model]] = {kind.family: kind for kind in (LQAE, VQVAE, MAE, Frozen, CBViLA, Reasoner)}
 SomeModel = TypeVar("SomeModel", bound=Model)
 _Kind = TypeVar("_Kind")
@@ -138,7 +138,11 @@ def load(name: str, *, language_model: str | None = None, revision: str | None =
     Raises:
         ValueError: As `load_any`, or a model of another family, which writes no codes.
     """
-    model = load_any(name, language_model=language_model, revision=revision)
+    return require_codes(load_any(name, language_model=language_model, revision=revision), name)
+
+
+def require_codes(model: Model, name: str) -> Tokenizer:
+    """Return a model that writes codes; raise `ValueError` for another."""
     if not model.has_codes:
         other = "; pixlex.load_reasoner loads this one" if model.fuses else ""
         raise ValueError(
@@ -170,7 +174,7 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
 
     Args:
         name: A model directory, a run folder (its `model` is taken), or a repository on the hub; a ViTMAE of
-            transformers is taken for an MAE.
+            transformers is taken for an MAE, its CLIP, SigLIP and alike for a `DualEncoder`.
         language_model: Where the frozen language model, or the tokenizer of CB-ViLA, lies now, if not under the
             name it was trained with.
         revision: Branch, tag or commit of a repository on the hub.
@@ -181,8 +185,11 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
             those the codes were made with.
     """
     folder, described = _description(name, revision)
-    if described.get("model_type") == PUBLISHED:
-        return MAE.published(folder, name).eval().requires_grad_(False)
+    if "model_type" in described:
+        if described["model_type"] == PUBLISHED:
+            return MAE.published(folder, name).eval().requires_grad_(False)
+        found = DualEncoder.published(str(folder) if Path(name).exists() else name, revision)
+        return found.eval().requires_grad_(False)
     kind, config = MODELS[described["family"]], _model_config(described, language_model, folder)
     verify_weights(folder, described)
     check_shapes(kind, config, folder)
@@ -214,7 +221,7 @@ def _description(name: str, revision: str | None) -> tuple[Path, dict[str, Any]]
         config = read_json(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    if config.get("model_type") == PUBLISHED:
+    if "model_type" in config and "format" not in config:  # of transformers
         return folder, config
     if config.get("format") != FORMAT:
         raise ValueError(f"{path}: expected model format {FORMAT}, got {config.get('format')!r:.80}")
@@ -404,6 +411,7 @@ def _not_default(config: Any) -> dict[str, Any]:
         value = getattr(config, one.name)
         if dataclasses.is_dataclass(value):
             found[one.name] = _not_default(value)
-        elif value != one.default and one.name != "pretrained":  # the weights say where they came from
+        # The weights say where they came from; words that images are named by change no vector.
+        elif value != one.default and one.name not in ("pretrained", "caption_words"):
             found[_FINGERPRINTED.get(one.name, one.name)] = value
     return found

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Parameters with a row for each patch -> the number of rows in front of those.
 _ON_GRID = {"image_encoder.positions": 1, "query.positions": 0, "class_patch_head.positions": 0}
 # What no shape of a weight depends on.
-_NO_SHAPE = {"image_size", "resize_mode", "dropout_rate", "pretrained", "tokenizer"}
+_NO_SHAPE = {"image_size", "resize_mode", "dropout_rate", "pretrained", "tokenizer", "caption_words"}
 # Positions of answers whose logits over all words exist at the same time.
 _POSITIONS_AT_ONCE = 2048
 

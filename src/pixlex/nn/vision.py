@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pixlex.nn.transformer import PIXELS, ClassTokenEncoder, check_images, send
 
 if TYPE_CHECKING:
+    from pixlex.config.fields import ResizeMode
     from pixlex.nn.codebook import AllMean
 
 ViewKind = Literal["photographs", "drawings"]
@@ -205,7 +206,7 @@ class PublishedEncoder(nn.Module):
         self.body = body.eval().requires_grad_(False)
         self.kind: str = config.model_type
         self.width = int(config.hidden_size)
-        self.image_size, mean, std = _preprocessing(name, config)
+        self.image_size, mean, std, _ = preprocessing(name, config)
         for key, values in (("mean", mean), ("std", std)):
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
@@ -245,21 +246,29 @@ class PublishedEncoder(nn.Module):
         return torch.cat([first, patches], dim=1)
 
 
-def _preprocessing(name: str, config: Any) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-    """Return side in pixels, mean and standard deviation that a vision model wants its images to have."""
+def preprocessing(
+    name: str, config: Any, revision: str | None = None
+) -> tuple[int, tuple[float, ...], tuple[float, ...], ResizeMode]:
+    """Return how a vision model wants its images: side in pixels, mean, standard deviation, how they are cut."""
     from transformers.utils.hub import cached_file
 
-    path = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    path = cached_file(
+        name, "preprocessor_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+    )
     said = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
     kind = "clip" if "clip" in config.model_type else "half" if "siglip" in config.model_type else "imagenet"
     mean, std = PIXELS[kind]
     size = said.get("crop_size") if said.get("do_center_crop", True) else None
     size = size or said.get("size") or {}
     side = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
+    squashed = not said.get("do_center_crop", kind != "half") and not (
+        isinstance(size, dict) and "shortest_edge" in size
+    )
     return (
         int(side or config.image_size),
         tuple(said.get("image_mean", mean)),
         tuple(said.get("image_std", std)),
+        "squash" if squashed else "center",
     )
 
 

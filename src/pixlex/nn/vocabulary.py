@@ -1,10 +1,12 @@
-"""Which words of a language model may be codewords, and words <-> text, exactly."""
+"""Which words of a language model may be codewords, and words <-> text, exactly; words that name images."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cache
 from itertools import pairwise
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pixlex.messages import quoted
@@ -33,6 +35,27 @@ _SMALLEST_NORM_RATIO = 0.05
 _WORDS_PER_LINE = 16
 _UNFIT = Path(__file__).parent / "data" / "unfit_words.txt"
 _HASH_DIGITS = 12
+# Words that say nothing by themselves. scikit-learn's list has bill, cry, fire and system, which name things.
+_FUNCTION_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    a about above across after again against all almost along also although always am among an and another
+    any are around as at away back be because been before behind being below beside besides between beyond
+    both but by can could did do does doing down during each either else ever every few for from get getting
+    had has have having he her here hers him his how i if in inside into is it its itself just like many may
+    me might mine more most much must my near neither next no nor not of off on once one only onto or other
+    others our ours out outside over own per quite rather same several she should since so some something
+    such than that the their theirs them then there these they this those though through to together too
+    toward towards under until up upon us very via was we were what when where whether which while who whom
+    whose why will with within without would yet you your yours
+    """,
+    )
+)
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_SHORT = 3  # words of a caption that is a name
+# Words of an image, and the cosine of two words from which on one repeats the other.
+TOP_K, DISTINCT = 8, 0.9
 
 
 class Vocabulary:
@@ -156,6 +179,119 @@ def is_fit_to_print(word: str) -> bool:
 def _unfit_words() -> frozenset[str]:
     lines = _UNFIT.read_text(encoding="utf-8").splitlines()
     return frozenset(line for line in lines if not line.startswith("#"))
+
+
+@dataclass(frozen=True)
+class RankedWord:
+    """A word or phrase of an image; its similarity is the cosine of its vector and the image's."""
+
+    text: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Namer:
+    """Names images by the words whose vectors are nearest to theirs, without near-duplicates.
+
+    The global words of V2L-Tokenizer (Zhu et al. 2024, arXiv:2403.07874, section 3.2) without its bigrams, by any
+    model that compares images and texts.
+
+    Attributes:
+        words: distinct words or phrases.
+        vectors: of each, of length 1, on the CPU.
+        top_k: most words of an image, 1 or more; fewer where the others repeat those it has.
+        distinct: cosine in (0, 1] from which on a word repeats another, as does its plural. The one that is nearer
+            to the image stays.
+
+    Raises:
+        ValueError: no words, fewer than `top_k`, or a number out of range.
+    """
+
+    words: tuple[str, ...]
+    vectors: Float[Tensor, "V e"]
+    top_k: int
+    distinct: float = DISTINCT
+
+    def __post_init__(self) -> None:
+        """Check what there is to choose from."""
+        if not 0 < self.distinct <= 1:
+            raise ValueError(f"distinct must lie in (0, 1], got {self.distinct}")
+        if not 1 <= self.top_k <= len(self.words):
+            raise ValueError(
+                f"top_k must lie in [1, {len(self.words)}], the number of words to choose from, got {self.top_k}"
+            )
+
+    def rank(self, images: Float[Tensor, "B e"]) -> list[list[RankedWord]]:
+        """Return the words of images, whose vectors have length 1, the nearest first."""
+        vectors = self.vectors.double().numpy()  # so that no number hangs on how many images there are
+        found = []
+        for row in images.cpu().double().numpy() @ vectors.T:
+            chosen: list[int] = []
+            for place in np.argsort(-row, kind="stable").tolist():
+                if not self._repeats(place, chosen, vectors):
+                    chosen.append(place)
+                if len(chosen) == self.top_k:
+                    break
+            found.append([RankedWord(self.words[place], round(float(row[place]), 4)) for place in chosen])
+        return found
+
+    def _repeats(self, place: int, chosen: list[int], vectors: np.ndarray) -> bool:
+        """Whether a word says what one of those chosen says."""
+        near = bool((vectors[chosen] @ vectors[place] >= self.distinct).any())
+        return near or any(_same(self.words[place], self.words[one]) for one in chosen)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two words are one, or one is the plural of the other."""
+    short, long = sorted((one, other), key=len)
+    return long in (short, f"{short}s", f"{short}es") or (short[-1:] == "y" and long == f"{short[:-1]}ies")
+
+
+def as_text(ranked: Sequence[RankedWord]) -> str:
+    """Return as many words as were ranked on one line, each once; phrases give theirs, without function words."""
+    said: list[str] = []
+    for one in ranked:
+        words = one.text.split()
+        for word in [word for word in words if word.lower() not in _FUNCTION_WORDS] or words:
+            if not any(_same(word, other) for other in said):
+                said.append(word)
+    return " ".join(said[: len(ranked)])
+
+
+def words_in(texts: Sequence[str]) -> list[str]:
+    """Return the distinct words of an image's captions: lower case, two letters or more, no function words."""
+    found = dict.fromkeys(word for text in texts for word in _WORD.findall(text.lower()))
+    return [word for word in found if word not in _FUNCTION_WORDS]
+
+
+def content_words(captions: Iterable[Sequence[str]], most: int = 2000, least: int = 2) -> tuple[str, ...]:
+    """Return the words that name what is on images: those of the captions of `least` images, `most` at most.
+
+    Function words of English are left out. The most frequent come first, equally frequent ones in the order in
+    which they occur.
+    """
+    return _frequent((words_in(texts) for texts in captions), most, least)
+
+
+def naming_words(captions: Sequence[Sequence[str]], most: int = 2000) -> tuple[str, ...]:
+    """Return words or phrases to name images by: captions of `_SHORT` words at most that images share, or words.
+
+    What was a caption itself is read by a text encoder as in training, a word alone is not. So captions are
+    taken where half of the images share one with another image (names, keywords), else `content_words`
+    (sentences).
+    """
+    short = [
+        {text for text in texts if len(text.split()) <= _SHORT and words_in([text])} for texts in captions
+    ]
+    shared = _frequent((sorted(one) for one in short), most, 2)
+    known = set(shared)
+    covers = 2 * sum(not known.isdisjoint(one) for one in short) >= len(short)
+    return shared if covers else content_words(captions, most)
+
+
+def _frequent(several: Iterable[Iterable[str]], most: int, least: int) -> tuple[str, ...]:
+    counts = Counter(one for some in several for one in some)
+    return tuple(one for one, count in counts.most_common(most) if count >= least)
 
 
 def _shown_rows(language: LanguageModel | LanguageWords) -> list[str]:

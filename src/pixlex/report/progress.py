@@ -20,6 +20,7 @@ from pixlex.data.records import Records
 from pixlex.data.sources import ImageSource
 from pixlex.eval.evaluate import Evaluation, read_pixels, write_arrays
 from pixlex.eval.vqa import Answered, ReasoningResult
+from pixlex.nn.vocabulary import content_words, words_in
 from pixlex.report.figures import (
     Captioned,
     Sheet,
@@ -144,7 +145,7 @@ def show_pretraining(one: Evaluated, result: Evaluation) -> dict[str, Any]:
         f"{run.objective.mask_ratio:.0%} of the patches are hidden where pixels and codes are predicted. Recall "
         "is that of the first stage, contrast alone, over the validation pairs."
     )
-    pictures = draw_pretraining(result, one.source.images, run.model, one.path)
+    pictures = draw_pretraining(result, one.source, run.model, one.path)
     return _page(one.title("CB-ViLA"), introduction, unreadable(result.skipped), pictures=pictures)
 
 
@@ -164,7 +165,7 @@ def _page(title: str, introduction: str, notes: Sequence[str], **more: Any) -> d
 
 
 def draw_pretraining(
-    result: Evaluation, pairs: ImageSource, model: Any, path_of: Callable[[str], Path]
+    result: Evaluation, pairs: Records, model: Any, path_of: Callable[[str], Path]
 ) -> dict[str, Path | None]:
     """Draw what an evaluation of CB-ViLA found on images, the configuration of whose network is `model`.
 
@@ -239,7 +240,7 @@ def feature_map(images: ImageSource, rows: Mapping[str, Any], model: Any, path: 
 
 
 def codeword_gallery(
-    images: ImageSource,
+    source: ImageSource | Records,
     indices: Int[Tensor, " I"],
     codes: Int[Tensor, "I N"],
     path: Path,
@@ -251,10 +252,12 @@ def codeword_gallery(
 ) -> Path:
     """Write a PNG with a row for each of some codewords: patches of as many images as possible that have it.
 
-    As figure 3 of CB-ViLA. A patch is shown with its surroundings, framed. Of words that belong to no place there
-    are those that are used most, and whole images, those first to which the word is nearest.
+    As figure 3 of CB-ViLA. A patch is shown with its surroundings, framed; where there are captions, its codeword
+    has a name (`codeword_names`). Of words that belong to no place there are those that are used most, and whole
+    images, those first to which the word is nearest.
 
     Args:
+        source: The images, perhaps with captions.
         indices: Where the images lie in their source.
         codes: Of each image, rows of its square grid first, or the nearest first.
         config: Of the model that encoded them.
@@ -262,6 +265,10 @@ def codeword_gallery(
         names: The word of each code, where words belong to no place.
     """
     counts = torch.bincount(codes.flatten())
+    images = source.images if isinstance(source, Records) else source
+    said: dict[int, tuple[str, int]] = {}
+    if isinstance(source, Records):
+        said = codeword_names(codes, [source.texts[row] for row in indices.tolist()])
     if names is None:
         chosen = choose_codewords(codes, num_codewords, seed)
         places = {code: _spread_out((codes == code).nonzero(), seed) for code in chosen}
@@ -282,6 +289,8 @@ def codeword_gallery(
         top = _PATCH_GAP + line * step
         frequency = float(counts[code]) / codes.numel()
         label = f"codeword {code}\n{int(counts[code])} patches\n{frequency:.2%}"
+        if code in said:
+            label += "\n{:.12} {}".format(*said[code])
         if names is not None:
             label = f"{names[code]}\n{int(counts[code])} images\n{int(counts[code]) / len(codes):.1%}"
         sheet.text(_PATCH_GAP, top + 8, label, 13, spacing=3)
@@ -291,6 +300,37 @@ def codeword_gallery(
                 framed = _framed(image, patch, 1 if names is not None else math.isqrt(codes.shape[1]))
                 sheet.image.paste(framed, (_PATCH_GAP + _CODEWORD + column * step, top))
     return sheet.save(path)
+
+
+def codeword_names(
+    codes: Int[Tensor, "I N"], captions: Sequence[Sequence[str]]
+) -> dict[int, tuple[str, int]]:
+    """Return a word for each codeword, of the captions of the images that have it, and how many of them have both.
+
+    It is the content word w with the largest n(c, w) log(n(c, w) n / (n(c) n(w))), counted in images: its part of
+    the mutual information, in which rare words do not win as they do by pointwise information alone. A codeword
+    has no name where no word comes with it in two images or more, and more often than by chance.
+    """
+    words = content_words(captions)
+    number = {word: column for column, word in enumerate(words)}
+    num_codewords = int(codes.max()) + 1 if codes.numel() else 0
+    both, has_word = torch.zeros(num_codewords, len(words)), torch.zeros(len(words))
+    has_code = torch.zeros(num_codewords)
+    for row, texts in zip(codes, captions, strict=True):
+        own = torch.tensor([number[word] for word in words_in(texts) if word in number], dtype=torch.long)
+        used = row.unique()
+        both[used.unsqueeze(1), own] += 1
+        has_word[own] += 1
+        has_code[used] += 1
+    if not words:
+        return {}
+    gain = both * (both * len(codes) / (has_code.unsqueeze(1) * has_word).clamp_min(1)).clamp_min(1e-9).log()
+    best = gain.masked_fill(both < 2, 0).max(dim=1)
+    return {
+        code: (words[column], int(both[code, column]))
+        for code, (column, value) in enumerate(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        if value > 0
+    }
 
 
 def reconstructed_pairs(examples: Mapping[str, Any], path: Path) -> Path:

@@ -20,8 +20,11 @@ from pixlex.data.sources import ImageSource
 from pixlex.eval.evaluate import read_pixels
 from pixlex.eval.few_shot.episodes import digest, source_identity
 from pixlex.files import Damaged, sealed, unsealed
-from pixlex.models import Precision, compute_rows
+from pixlex.models import JointModel, Precision, checkpoint, compute_rows
+from pixlex.models.baselines import DualEncoder
+from pixlex.models.cbvila import CBViLA
 from pixlex.models.checkpoint import Model, Tokenizer, fingerprint
+from pixlex.nn.vocabulary import as_text
 
 # From little ink to much, each character with more of it than the one before: ten steps, as many as can be
 # distinguished in print.
@@ -81,6 +84,37 @@ def model_words(
         return {position: text(row.tolist()) for position, row in rows.items()}
 
     return _Reader(name, digest("words", fingerprint(model, precision=precision), *words), read)
+
+
+def ranked_words(
+    model: CBViLA | DualEncoder,
+    name: str,
+    *,
+    words: Sequence[str] | None = None,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+) -> TextReader:
+    """Return the words nearest to images (see `Namer`), by a list or the model's own, as text.
+
+    The model was trained on captions, which others of the table have not seen; its name there says so.
+
+    Raises:
+        ValueError: the model was trained without contrast, or there are no words.
+    """
+    if not (model.compares or model.caption_words):  # an untrained copy has them, and ranks them at random
+        raise ValueError(f"{name} was trained without contrast: its similarities are those of random maps")
+    model.eval().to(device)
+    namer = model.namer(words)
+
+    def read(images: ImageSource, indices: Sequence[int]) -> dict[int, str]:
+        rows = compute_images(images, indices, model, model.joint_images, name, precision)
+        if not rows:
+            return {}
+        ranked = namer.rank(torch.stack([*rows.values()]))
+        return {position: as_text(row) for position, row in zip(rows, ranked, strict=True)}
+
+    known = fingerprint(model, precision=precision), str(namer.top_k), str(namer.distinct)
+    return _Reader(f"{name} (captions seen)", digest("ranked words", *known, *namer.words), read)
 
 
 def compute_images(
@@ -194,10 +228,26 @@ def cached(reader: TextReader, folder: Path) -> TextReader:
 
 
 def model_reader(
-    model: Tokenizer, name: str, *, keep_ratio: float = 1.0, cache: Path | None = None, **settings: Any
+    model: Tokenizer | DualEncoder,
+    name: str,
+    *,
+    word_list: Sequence[str] | None = None,
+    words: Sequence[str] = (),
+    keep_ratio: float = 1.0,
+    cache: Path | None = None,
+    **where: Any,
 ) -> TextReader:
-    """Return the reader of a model's words (`settings` of `model_words`), cached, shortened to a ratio."""
-    reader = model_words(model, name, **settings)
+    """Return the reader of a model's words, cached, shortened to a ratio.
+
+    Of a model that compares images with texts those are its `ranked_words`, of a list or its own; a CB-ViLA
+    without either has its codes rendered by `words` (see `model_words`). `where` is device and precision.
+    """
+    if isinstance(model, JointModel) and (
+        word_list is not None or model.caption_words or not model.has_codes
+    ):
+        reader = ranked_words(model, name, words=word_list, **where)
+    else:
+        reader = model_words(checkpoint.require_codes(model, name), name, words=words, **where)
     reader = reader if cache is None else cached(reader, cache)
     return reader if keep_ratio == 1 else shortened(reader, keep_ratio)
 
