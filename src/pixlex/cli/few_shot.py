@@ -186,34 +186,36 @@ def _answered(
     from pixlex.eval.few_shot.prompted import FrozenClassifier
     from pixlex.eval.few_shot.run import run_few_shot
 
-    found: list[list[Cell]] = [[] for _ in blocks]
+    order = [[one.identity for one in block] for block in blocks]
+    found: dict[str, list[Cell]] = {}
     first_ones = [
         replace(one, episodes=one.episodes[: options.llm_episodes]) if options.llm_episodes else one
         for one in episode_sets
     ]
 
-    def ask(rows: Sequence[Sequence[Classifier]], sets: Sequence[EpisodeSet]) -> None:
-        classifiers = [classifier for block in rows for classifier in block]
+    def ask(classifiers: Sequence[Classifier], sets: Sequence[EpisodeSet]) -> None:
         if classifiers:
             cells = iter(run_few_shot(classifiers, sets, images, options.out, progress=not options.quiet))
-            for block, place in zip(rows, found, strict=False):
-                place += islice(cells, len(block) * len(sets))
+            found.update({one.identity: list(islice(cells, len(sets))) for one in classifiers})
 
     def ask_large(client: LanguageClient) -> None:
         prompted = [_prompted(options, reader, client) for reader, _ in readings]
         _remark_cost(options, client, [one for row in prompted for one in row], first_ones, images)
-        ask(prompted, first_ones)
+        ask([one for row in prompted for one in row], first_ones)
+        for row, names in zip(prompted, order, strict=False):
+            names += [one.identity for one in row]
 
     connects = _large_models(options)
     client = connects[0]() if connects else None  # it is there before anybody is asked
-    ask([[one for one in block if not isinstance(one, FrozenClassifier)] for block in blocks], episode_sets)
-    ask([[one for one in block if isinstance(one, FrozenClassifier)] for block in blocks], first_ones)
+    rows = [one for block in blocks for one in block]
+    ask([one for one in rows if not isinstance(one, FrozenClassifier)], episode_sets)
+    ask([one for one in rows if isinstance(one, FrozenClassifier)], first_ones)
     if client is not None:
         ask_large(client)
         client = None  # what one holds is free before the next
         for connect in connects[1:]:
             ask_large(connect())
-    return [cell for cells in found for cell in cells]
+    return [cell for names in order for name in names for cell in found[name]]
 
 
 def _large_models(options: FewShotOptions) -> Sequence[Callable[[], LanguageClient]]:
