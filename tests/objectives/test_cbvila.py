@@ -153,6 +153,9 @@ def test_contrast_of_views_comes_first(language: Path, weight: float) -> None:
     codewords = model.codebook.weight.clone()
     objective.train().after_step(_step(4), objective(batch, burn_in, _step(4)))
     assert not torch.equal(model.codebook.weight, codewords)
+    # Where another run goes on from the model with a first phase of its own, its norms are measured anew.
+    objective.prepare(first, lambda: iter([batch]))
+    assert needs_statistics(model.image_encoder)
 
 
 def test_alike_pictures_attract_each_other(language: Path) -> None:

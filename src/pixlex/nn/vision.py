@@ -69,16 +69,28 @@ class BatchNorm(nn.Module):
         return maps * scale.view(shape) + (self.bias - mean * scale).view(shape)
 
 
+def _norms(network: nn.Module) -> list[BatchNorm]:
+    return [one for one in network.modules() if isinstance(one, BatchNorm)]
+
+
 def needs_statistics(network: nn.Module) -> bool:
-    """Return whether a network has norms whose statistics were never measured."""
-    norms = (one for one in network.modules() if isinstance(one, BatchNorm))
-    return any(bool((norm.variance == 1).all() and not norm.mean.any()) for norm in norms)
+    """Return whether a network has norms whose statistics were never measured, or are forgotten."""
+    return any(bool((norm.variance == 1).all() and not norm.mean.any()) for norm in _norms(network))
+
+
+def forget_statistics(network: nn.Module) -> None:
+    """Make the norms of a network what they were before statistics were measured."""
+    for norm in _norms(network):
+        norm.mean.zero_()
+        norm.variance.fill_(1)
 
 
 @torch.no_grad()
 def measure_statistics(network: nn.Module, passes: Iterable[Callable[[], object]]) -> None:
     """Give the norms of a network the mean statistics of some passes through it, each over one batch."""
-    norms = [one for one in network.modules() if isinstance(one, BatchNorm)]
+    norms = _norms(network)
+    if not norms:
+        return
     for norm in norms:
         norm.found = []
     for compute in passes:

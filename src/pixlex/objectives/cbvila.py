@@ -31,7 +31,7 @@ from pixlex.models.cbvila import START_TEMPERATURE, CBViLA, SplitPatches, split_
 from pixlex.nn.bert import WordDraws, mask_words
 from pixlex.nn.codebook import Quantized
 from pixlex.nn.transformer import send, take, take_rows
-from pixlex.nn.vision import NUM_DRAWS, ContrastiveHead, needs_statistics, random_views
+from pixlex.nn.vision import ContrastiveHead, forget_statistics, needs_statistics
 from pixlex.objectives.codebook import CodebookMaintenance
 from pixlex.objectives.phase import (
     TEACHER,
@@ -40,6 +40,8 @@ from pixlex.objectives.phase import (
     Phase,
     Step,
     contrast_views,
+    draw_both_views,
+    draw_views,
     measure_norms,
     over_batch,
     teacher_phase,
@@ -112,10 +114,8 @@ class CBViLAObjective(Objective):
         predicts_patches = "pixel" in active or _MIM in active
         random = StepRandom.draw(self, batch, processes, step.generator)
         if config.views != "none" and self.training:
-            size = len(batch.images)
-            draws = torch.rand(size * processes.size, NUM_DRAWS, generator=step.generator)
-            own = draws.chunk(processes.size)[processes.rank]
-            batch = dataclasses.replace(batch, images=random_views(batch.images, config.views, own))
+            views = draw_views(batch.images, config.views, processes, step)
+            batch = dataclasses.replace(batch, images=views)
         terms: dict[str, Tensor] = {}
         measures: dict[str, Tensor | float] = {}
 
@@ -159,28 +159,25 @@ class CBViLAObjective(Objective):
 
     def _contrast_views(self, batch: ImageTextBatch, processes: Processes, step: Step) -> LossTerms:
         """Return the contrast of views, images of one caption being alike, and that of each view with captions."""
-        model, over, seen = self.model, over_batch(processes), []
-
-        def encode(views: Tensor) -> Tensor:
-            seen.append(model.encode_image(views, None, over)[:, :1])
-            vectors: Tensor = self.contrastive_head(seen[0][:, 0], over)
-            return vectors
-
+        model, teacher, over = self.model, self.config.teacher, over_batch(processes)
+        image = model.encode_image(draw_both_views(batch.images, teacher, processes, step), None, over)[:, :1]
         same, weight = same_pairs(batch, processes), self.config.image_text_contrastive_weight
-        loss = contrast_views(batch.images, encode, self.config.teacher, processes, step, same)
+        loss = contrast_views(self.contrastive_head(image[:, 0], over), teacher, processes, same)
         if not weight:
             return loss
         text = model.encode_text(batch.word_ids, batch.key_padding)
-        scores = [similarities(model, image, text, processes, learned=True) for image in seen[0].chunk(2)]
+        scores = [similarities(model, one, text, processes, learned=True) for one in image.chunk(2)]
         both = torch.stack([image_text_contrastive_loss(*one, same) for one in scores]).mean()
         return LossTerms(loss.total + weight * both, {**loss.terms, _ITC: both})
 
     @torch.no_grad()
     def prepare(self, phase: Phase, batches: Callable[[], Iterator[Any]]) -> None:
         """Measure the statistics of the image encoder's norms, once, before texts are compared with it."""
-        encode, encoder = self.model.encode_image, self.model.image_encoder
-        if phase.name != TEACHER and needs_statistics(encoder):
-            measure_norms(encoder, lambda images, over: encode(images, None, over), batches(), self.processes)
+        encoder = self.model.image_encoder
+        if phase.name == TEACHER:
+            forget_statistics(encoder)  # of a model that this run goes on from
+        elif needs_statistics(encoder):
+            measure_norms(encoder, batches(), self.processes)
 
     @torch.no_grad()
     def after_step(self, step: Step, loss: LossTerms) -> Mapping[str, Tensor | float]:

@@ -41,6 +41,7 @@ from pixlex.objectives.phase import (
     Phase,
     Step,
     contrast_views,
+    draw_both_views,
     measure_norms,
     over_batch,
     teacher_phase,
@@ -174,13 +175,10 @@ class WordsObjective(Objective):
         """Return the loss of this process's part of a batch."""
         processes = self.processes if self.training else ALONE
         if phase.name == TEACHER:
-            over = over_batch(processes)
-
-            def encode(views: Tensor) -> Tensor:
-                vectors: Tensor = self.contrastive_head(self.model.features(views, over), over)
-                return vectors
-
-            return contrast_views(batch.images, encode, self.config.teacher, processes, step)
+            over, teacher = over_batch(processes), self.config.teacher
+            views = draw_both_views(batch.images, teacher, processes, step)
+            vectors = self.contrastive_head(self.model.features(views, over), over)
+            return contrast_views(vectors, teacher, processes)
         model, config, device = self.model, self.config, batch.images.device
         size, ratios = len(batch.images) * processes.size, (config.mask_ratio_min, config.mask_ratio_max)
         masks = random_mask(size, model.num_words, *ratios, step.generator)
@@ -206,7 +204,7 @@ class WordsObjective(Objective):
         if phase.name != WORDS:
             return
         if self.model.teacher is None:
-            measure_norms(self.model.encoder, self.model.features, batches(), self.processes)
+            measure_norms(self.model.encoder, batches(), self.processes)
         rows: list[Tensor] = []
         for batch in batches():
             rows.append(self.processes.gather_rows(self.model.features(batch.images)))

@@ -17,7 +17,7 @@ from pixlex.config.fields import TeacherConfig
 from pixlex.distributed import Processes, all_processes
 from pixlex.losses import image_contrastive_loss
 from pixlex.nn.codebook import AllMean, Quantized
-from pixlex.nn.vision import NUM_DRAWS, alone, measure_statistics, random_views
+from pixlex.nn.vision import NUM_DRAWS, ViewKind, alone, measure_statistics, random_views
 
 # The first phase of an image encoder: what is alike, learned by contrast of views.
 TEACHER = "teacher"
@@ -144,51 +144,60 @@ def over_batch(processes: Processes) -> AllMean:
     return processes.all_mean if processes.size > 1 else alone
 
 
-def measure_norms(
-    encoder: nn.Module,
-    encode: Callable[[Tensor, AllMean], object],
-    batches: Iterator[Any],
-    processes: Processes,
-) -> None:
+def measure_norms(encoder: nn.Module, batches: Iterator[Any], processes: Processes) -> None:
     """Measure the statistics of an encoder's norms on some batches, once its weights stand still."""
-    passes = (partial(encode, batch.images, over_batch(processes)) for batch in islice(batches, _BATCHES))
+    passes = (partial(encoder, batch.images, over_batch(processes)) for batch in islice(batches, _BATCHES))
     measure_statistics(encoder, passes)
 
 
+def draw_views(
+    images: Float[Tensor, "B 3 H W"], kind: ViewKind, processes: Processes, step: Step, size: int = 0
+) -> Float[Tensor, "B 3 s s"]:
+    """Return a random view of each image of this process, drawn for those of all; see `random_views`.
+
+    Args:
+        images: pixels in [0, 1].
+        kind: what they show.
+        processes: that share the batch.
+        step: whose generator draws.
+        size: side of a view in pixels; 0 for the image's own.
+    """
+    draws = torch.rand(len(images) * processes.size, NUM_DRAWS, generator=step.generator)
+    with torch.autocast(images.device.type, enabled=False):
+        return random_views(images, kind, draws.chunk(processes.size)[processes.rank], size or None)
+
+
+def draw_both_views(
+    images: Float[Tensor, "B 3 H W"], config: TeacherConfig, processes: Processes, step: Step
+) -> Float[Tensor, "V 3 s s"]:
+    """Return the two views of each image that are compared: all first ones, then all second ones."""
+    return torch.cat([draw_views(images, config.views, processes, step, config.view_size) for _ in range(2)])
+
+
 def contrast_views(
-    images: Float[Tensor, "B 3 H W"],
-    encode: Callable[[Tensor], Float[Tensor, "V D"]],
+    vectors: Float[Tensor, "V D"],
     config: TeacherConfig,
     processes: Processes,
-    step: Step,
     same: Bool[Tensor, "B A"] | None = None,
 ) -> LossTerms:
     """Return the contrast of two random views of each image with those of all others (SimCLR, algorithm 1).
 
     Args:
-        images: pixels in [0, 1].
-        encode: makes a vector of each view.
-        config: of the views and the loss.
+        vectors: of `draw_both_views`.
+        config: of the loss.
         processes: that share the batch.
-        step: whose generator draws.
         same: (B, A), True where images of this process and of all belong together; None where each stands alone.
     """
-    size = len(images)
-    draws = torch.rand(2, size * processes.size, NUM_DRAWS, generator=step.generator)
-    own = draws.chunk(processes.size, dim=1)[processes.rank]
-    with torch.autocast(images.device.type, enabled=False):
-        views = torch.cat([random_views(images, config.views, one, config.view_size or None) for one in own])
-    vectors = encode(views)
+    size, device = len(vectors) // 2, vectors.device
     # Of every process its first views, then its second ones.
     every = processes.gather_rows(vectors)
-    numbers = torch.arange(size, device=images.device).repeat(2)
-    others = torch.arange(size * processes.size, device=images.device).view(processes.size, 1, size)
+    numbers = torch.arange(size, device=device).repeat(2)
+    others = torch.arange(size * processes.size, device=device).view(processes.size, 1, size)
     others = others.expand(-1, 2, -1).flatten()
     mine = numbers + size * processes.rank
     alike = mine[:, None] == others if same is None else same[numbers][:, others]
     first = 2 * size * processes.rank
-    itself = torch.arange(first, first + 2 * size, device=images.device)[:, None] == torch.arange(
-        len(every), device=images.device
-    )
+    own = torch.arange(first, first + 2 * size, device=device)
+    itself = own[:, None] == torch.arange(len(every), device=device)
     loss = image_contrastive_loss(vectors, every, alike, itself, config.temperature)
     return LossTerms(loss, {"contrast": loss})
