@@ -186,8 +186,9 @@ def _answered(
     from pixlex.eval.few_shot.prompted import FrozenClassifier
     from pixlex.eval.few_shot.run import run_few_shot
 
-    order = [[one.identity for one in block] for block in blocks]
-    found: dict[str, list[Cell]] = {}
+    # Rows are called as in the table: two copies of one large model answer alike under names of their own.
+    order = [[(one.name, one.scorer) for one in block] for block in blocks]
+    found: dict[tuple[str, str], list[Cell]] = {}
     first_ones = [
         replace(one, episodes=one.episodes[: options.llm_episodes]) if options.llm_episodes else one
         for one in episode_sets
@@ -196,14 +197,15 @@ def _answered(
     def ask(classifiers: Sequence[Classifier], sets: Sequence[EpisodeSet]) -> None:
         if classifiers:
             cells = iter(run_few_shot(classifiers, sets, images, options.out, progress=not options.quiet))
-            found.update({one.identity: list(islice(cells, len(sets))) for one in classifiers})
+            found.update({(one.name, one.scorer): list(islice(cells, len(sets))) for one in classifiers})
 
     def ask_large(client: LanguageClient) -> None:
         prompted = [_prompted(options, reader, client) for reader, _ in readings]
-        _remark_cost(options, client, [one for row in prompted for one in row], first_ones, images)
-        ask([one for row in prompted for one in row], first_ones)
+        asked = [one for row in prompted for one in row]
+        _remark_cost(options, client, asked, first_ones, images)
+        ask(asked, first_ones)
         for row, names in zip(prompted, order, strict=False):
-            names += [one.identity for one in row]
+            names += [(one.name, one.scorer) for one in row]
 
     connects = _large_models(options)
     client = connects[0]() if connects else None  # it is there before anybody is asked

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64, Int64, UInt8
-from torch import Tensor
 
 from pixlex.data.sources import ImageSource
 from pixlex.eval.evaluate import read_pixels
@@ -229,11 +228,8 @@ def compared_features(
     model.eval().to(device)
     name = f"{name}, images and names compared"
 
-    def image_vectors(pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B e"]:
-        return model.image_vectors(model.encode_image(pixels))
-
     def read(images: ImageSource, indices: Sequence[int]) -> dict[int, Float[np.ndarray, " D"]]:
-        rows = compute_images(images, indices, model, image_vectors, name, precision)
+        rows = compute_images(images, indices, model, model.joint_images, name, precision)
         return {index: row.numpy() for index, row in rows.items()}
 
     @cache
