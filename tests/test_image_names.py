@@ -93,13 +93,15 @@ def test_words_depend_on_the_image_alone(language: Path) -> None:
     assert len(set(texts)) > 1
     assert [tokenizer.to_words(image)[0] for image in IMAGES] == texts
     assert tokenizer.rank_words(IMAGES, batch_size=2) == ranked
+    one, among = (naming(language).joint_texts(texts) for texts in (WORDS[:1], ("about it", *WORDS)))
+    assert torch.equal(one[0], among[1])
     assert ImageTokenizer(naming(language, WORDS[::-1]), top_k=6).rank_words(IMAGES) == ranked
     assert [one[:3] for one in ranked] == ImageTokenizer(naming(language), top_k=3).rank_words(IMAGES)
     model = naming(language)
     words = model.tokenize_texts([one.text for one in ranked[0]], 16)
     with torch.no_grad():
         images = model.image_vectors(model.encode_image(IMAGES[:1]))
-        vectors = model.text_vectors(model.encode_text(words.word_ids, words.key_padding))
+        vectors = model.text_vectors(model.encode_text(words.word_ids, words.key_padding), words.key_padding)
     similarities = [one.similarity for one in ranked[0]]
     assert (images @ vectors.T)[0].tolist() == pytest.approx(similarities, abs=1e-4)
     assert similarities == sorted(similarities, reverse=True)
@@ -176,6 +178,8 @@ def test_published_encoders_name_images(kind: str, tmp_path: Path, call: Call) -
     ranked = tokenizer.rank_words(images)
     assert [one[0].text for one in ranked] == [WORDS[place] for place in best.indices]
     assert [one[0].similarity for one in ranked] == pytest.approx(best.values.tolist(), abs=2e-4)
+    longer = "about it and all of that"
+    assert torch.equal(model.joint_texts([WORDS[0]])[0], model.joint_texts([longer, *WORDS])[1])
     for use in (tokenizer.tokenize, tokenizer.embed):
         with pytest.raises(ValueError, match="a dual_encoder writes no codes"):
             use(images)
@@ -202,6 +206,7 @@ def test_published_encoders_name_images(kind: str, tmp_path: Path, call: Call) -
         tmp_path / "classes",
         "--classifiers",
         "bag",
+        "similarity",
         "--ways",
         2,
         "--episodes",
@@ -221,6 +226,7 @@ def test_published_encoders_name_images(kind: str, tmp_path: Path, call: Call) -
     assert code == 0, remarks
     assert f"| {kind} (captions seen), bag of words |" in out
     assert f"| untrained {kind} (captions seen), bag of words |" in out
+    assert f"| {kind}, images and names compared |" in out
     fresh = checkpoint.untrained_copy(model, images)
     assert not torch.allclose(fresh.joint_images(images), model.joint_images(images), atol=1e-2)
 

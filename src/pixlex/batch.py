@@ -82,7 +82,7 @@ class ImageTextBatch(ImageBatch):
 
     Attributes:
         texts: one for each image.
-        image_ids: equal where images are the same one, in a source that lists it more than once.
+        image_ids: equal where images are the same one, in a source that lists it more than once, or of one name.
         word_ids: the texts as a language model reads them; anything where padded.
         key_padding: True = padding.
     """

@@ -261,7 +261,9 @@ def _image_rows(run: Run, model: Any, source: ImageSource, training: bool) -> Im
 
 
 def _pair_rows(run: Any, model: Any, source: Records, training: bool) -> Pairs:
-    return Pairs(source, partial(model.tokenize_texts, max_words=run.data.max_words))
+    data = run.data
+    encode = partial(model.tokenize_texts, max_words=data.max_words)
+    return Pairs(source, encode, data.first_caption_rate, data.caption_stretch)
 
 
 def _question_rows(run: ReasoningRun, model: Reasoner, source: Records, training: bool) -> Questions:

@@ -87,6 +87,23 @@ def test_every_caption_is_drawn_as_often(folder: Path) -> None:
     assert source.draw(2, 5, 0) == source.draw(2, 5, 0)
 
 
+def test_names_are_drawn_whole_and_of_other_captions_a_stretch(folder: Path) -> None:
+    """A name three times in four; of other captions one to three words in a row, at every place."""
+    images = open_pairs(str(folder / "many.parquet")).images
+    texts = tuple((f"red panda {row // 2}", "animal asia bamboo cute fur") for row in range(7))
+    source = Records("named", images, texts)
+    drawn = Counter(source.draw(2, epoch, 0, 0.75, 3) for epoch in range(600))
+    stretches = {" ".join(texts[2][1].split()[i : i + n]) for n in (1, 2, 3) for i in range(6 - n)}
+    of_name = {" ".join(texts[2][0].split()[i : i + n]) for n in (1, 2) for i in range(4 - n)}
+    assert set(drawn) == stretches | of_name | {texts[2][0]}
+    # Three in four, and half of the others' draws, of which those of three words take a third.
+    assert 0.75 < drawn[texts[2][0]] / 600 < 0.88
+    rows, config = Pairs(source, encode, 0.75, 3), LoaderConfig(image_size=16, batch_size=7)
+    batch = next(iter(Loader(rows, config).training(0)))
+    same = batch.image_ids[:, None] == batch.image_ids
+    assert torch.equal(same, batch.indices[:, None] // 2 == batch.indices // 2)
+
+
 RESIZED = DataConfig(augment="resize", horizontal_flip=False)
 # Which of five scenes each question is about: 0 has one, 1 three, 4 five.
 ABOUT = (4, 1, 2, 4, 1, 4, 3, 0, 4, 1, 4, 2)

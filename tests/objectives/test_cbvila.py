@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import pair_batch, tiny_cbvila
+from tests.tiny import pair_batch, tiny_cbvila, tiny_cbvila_config
 
 from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.config.fields import TeacherConfig
@@ -127,19 +127,20 @@ def test_phases(language: Path, settings: dict[str, Any], expected: list[tuple[s
     assert [(phase.name, phase.last_step) for phase in objective.phases] == expected
 
 
-@pytest.mark.parametrize("weight", [1.0, 0.0])
-def test_contrast_of_views_comes_first(language: Path, weight: float) -> None:
+@pytest.mark.parametrize(("views", "captions"), [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
+def test_contrast_of_views_comes_first(language: Path, views: float, captions: float) -> None:
     """It trains what it compares; then norms are measured once, codewords found, and nothing forgets the phase."""
     model = tiny_cbvila(language, convolutional=True)
-    changes = {"image_text_contrastive_weight": weight, "mask_stage": "latent"}
+    changes = {"image_text_contrastive_weight": captions, "image_contrastive_weight": views}
     teacher = TeacherConfig(steps=4, views="drawings", view_size=16)
-    objective = _objective(model, burn_in_steps=2, teacher=teacher, **changes).train()
+    objective = _objective(model, burn_in_steps=2, teacher=teacher, mask_stage="latent", **changes).train()
     assert [(one.name, one.first_step, one.last_step) for one in objective.phases] == [
         (TEACHER, 0, 4), (BURN_IN, 4, 6), (JOINT, 4, 10),
     ]  # fmt: skip
     batch, (first, burn_in, _) = pair_batch(model, TEXTS), objective.phases
     loss = objective(batch, first, _step())
-    assert set(loss.terms) == {"contrast", *(["image_text_contrastive"] if weight else [])}
+    weights = {"contrast": views, "image_text_contrastive": captions}
+    assert set(loss.terms) == {name for name, weight in weights.items() if weight}
     loss.total.backward()
     moved = {name for name, one in objective.named_parameters() if one.grad is not None}
     assert moved == {name for name, _ in objective.named_parameters() if name.startswith(first.trains)}
@@ -328,8 +329,26 @@ def test_similarities_are_float32_under_autocast(language: Path) -> None:
     with torch.no_grad():
         model.log_scale.fill_(math.log(1000))
     batch = pair_batch(model, TEXTS)
+    padding = batch.key_padding
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         seen, text = model.encode_image(batch.images), model.encode_text(batch.word_ids, batch.key_padding)
-        image_to_text, _ = module.similarities(model, seen, text, ALONE, learned=True)
-        images, texts = model.image_vectors(seen), model.text_vectors(text)
+        image_to_text, _ = module.similarities(model, seen, text, padding, ALONE, learned=True)
+        images, texts = model.image_vectors(seen), model.text_vectors(text, padding)
     torch.testing.assert_close(image_to_text, 1000 * images @ texts.T, rtol=1e-5, atol=1e-3)
+
+
+def test_pooled_texts_are_means_over_their_words(language: Path) -> None:
+    """However long the other texts of a batch are; of the start alone unless asked."""
+    config = tiny_cbvila_config(language)
+    torch.manual_seed(0)
+    model = CBViLA.build(replace(config, text=replace(config.text, pooling="mean"))).eval()
+    short, both = (model.tokenize_texts(texts, 12) for texts in (["about"], ["about", "and also the class"]))
+    with torch.no_grad():
+        alone, beside = (
+            model.text_vectors(model.encode_text(one.word_ids, one.key_padding), one.key_padding)
+            for one in (short, both)
+        )
+        states = model.encode_text(short.word_ids, short.key_padding)
+        expected = model.text_contrast(states[0].mean(0))
+    torch.testing.assert_close(beside[0], alone[0])
+    torch.testing.assert_close(alone[0], expected / expected.norm())

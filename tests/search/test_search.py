@@ -42,7 +42,7 @@ def keys(result: SearchResult) -> list[str]:
 @torch.no_grad()
 def text_vector(model: CBViLA, text: str) -> torch.Tensor:
     words = model.tokenize_texts([text], 16)
-    return model.text_vectors(model.encode_text(words.word_ids, words.key_padding))[0]
+    return model.text_vectors(model.encode_text(words.word_ids, words.key_padding), words.key_padding)[0]
 
 
 @torch.no_grad()

@@ -94,9 +94,9 @@ class ClassifierOptions(cli.Options):
     classifiers: tuple[ClassifierName, ...] = cli.option(
         get_args(ClassifierName),
         "nearest class mean of a sentence encoder's vectors, of the language model's layers, its last layer, "
-        "word counts, a CB-ViLA's vectors of images (similarity), pixels; a linear classifier of an encoder's "
-        "vectors (for a MAE the only one); chance; default all. Without an example the vectors of sentence and "
-        "similarity are compared with those of the names",
+        "word counts, the vectors by which a CB-ViLA, CLIP or SigLIP compares (similarity), pixels; a linear "
+        "classifier of an encoder's vectors (for a MAE the only one); chance; default all. Without an example the "
+        "vectors of sentence and similarity are compared with those of the names",
         nargs="*",
         earlier="--answerers",
     )
@@ -355,6 +355,7 @@ def _classifiers(
     """Return the rows without a large model: those of each reader, then those of networks and of no model."""
     from pixlex.eval.few_shot import classifiers as few
     from pixlex.eval.few_shot.prompted import FrozenClassifier
+    from pixlex.models import JointModel
     from pixlex.nn.language_model import load_language_model
 
     asked, where = list(dict.fromkeys(options.classifiers)), _where(options)
@@ -374,7 +375,7 @@ def _classifiers(
     ]
     rows: list[Classifier] = []
     for name, one in models.items():
-        if "similarity" in asked and one.fuses and one.has_codes and one.compares:
+        if "similarity" in asked and isinstance(one, JointModel) and one.compares:
             rows.append(few.nearest_class_mean(few.compared_features(one, name=name, **where)))
         if one.speaks:
             rows += [

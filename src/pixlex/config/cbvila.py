@@ -76,6 +76,11 @@ class TextTowerConfig(Config):
     mlp_ratio: float = describe(
         4.0, "Width of the feed-forward part over the width, of the fusion as well.", POSITIVE
     )
+    pooling: Literal["first", "mean"] = describe(
+        "first",
+        "What of a text is compared with images: first: the vector of its start (ALBEF); mean: of all its words, "
+        "which learns several times faster and serves short names.",
+    )
     positions: int = describe(
         512,
         "Longest text in words (tokens), its start and end included; BERT's 512.",
@@ -193,6 +198,11 @@ class CBViLAObjectiveConfig(Config):
         "The first phase: contrast of the image encoder's views, images of one caption being alike, and of each "
         "view with the captions (image_text_contrastive_weight).",
     )
+    image_contrastive_weight: float = describe(
+        1.0,
+        "Weight of the contrast of two views in that phase; 0: one view, compared with the captions alone.",
+        NOT_NEGATIVE,
+    )
     views: Literal["none", "photographs", "drawings"] = describe(
         "none", "Random views in the place of training images behind that phase, see teacher.views."
     )
@@ -234,6 +244,12 @@ class CBViLAObjectiveConfig(Config):
             "alternate_every",
             not self.alternate_every or self.codebook_update == "gradient",
             "must be 0 with codebook_update=ema, which trains no codebook in turn",
+        )
+        contrast = self.image_contrastive_weight + self.image_text_contrastive_weight
+        self._require(
+            "image_contrastive_weight",
+            not self.teacher.steps or contrast > 0,
+            "must be above 0 where teacher.steps is and image_text_contrastive_weight is not",
         )
 
     @property

@@ -195,6 +195,18 @@ class PairDataConfig(DataConfig):
     horizontal_flip: bool = describe(
         False, "Mirror half of the training images; captions know left and right."
     )
+    first_caption_rate: float = describe(
+        0.0,
+        "How often an image's first caption, its name, is drawn for a training step, in [0, 1]; images of one "
+        "name are then right answers of each other. 0: captions are drawn alike.",
+        FRACTION,
+    )
+    caption_stretch: int = describe(
+        0,
+        "Longest stretch of words, drawn at random, that stands for a caption in training, so that words alone "
+        "are learned from lists of them; names drawn by first_caption_rate stay whole. 0: whole captions.",
+        NOT_NEGATIVE,
+    )
 
 
 SEED = Range("must be 0 or more and below 2 ** 63", lambda value: 0 <= value < 2**63)
@@ -275,7 +287,7 @@ class TeacherConfig(Config):
     views: Literal["photographs", "drawings"] = describe(
         "photographs",
         "What two views of an image may differ in: photographs: crop, mirror, mild colors; drawings: size, turn, "
-        "shift, stretch on a white ground, any colors.",
+        "shift, stretch on a white ground, mild colors.",
     )
 
 

@@ -125,10 +125,26 @@ class Records:
         """Return the number of a row's image among the distinct images: rows of one image share it."""
         return int(self.images.distinct[row]) if isinstance(self.images, ImageSubset) else row
 
-    def draw(self, row: int, epoch: int, seed: int) -> str:
-        """Return the caption of an image in an epoch, drawn from (seed, epoch, row)."""
-        texts = self.texts[row]
-        return texts[int(np.random.default_rng((seed, epoch, row, _CAPTION)).integers(len(texts)))]
+    def draw(self, row: int, epoch: int, seed: int, first_rate: float = 0.0, stretch: int = 0) -> str:
+        """Return the caption of an image in an epoch, drawn from (seed, epoch, row).
+
+        Args:
+            row: of the image.
+            epoch: counted from 0.
+            seed: of the run.
+            first_rate: how often it is the first one, whole; else any of all.
+            stretch: at most so many words in a row are taken of any other; 0 for all.
+        """
+        texts, random = self.texts[row], np.random.default_rng((seed, epoch, row, _CAPTION))
+        if first_rate and random.random() < first_rate:
+            return texts[0]
+        text = texts[int(random.integers(len(texts)))]
+        if not stretch:
+            return text
+        words = text.split()
+        length = min(len(words), int(random.integers(1, stretch + 1)))
+        start = int(random.integers(len(words) - length + 1))
+        return " ".join(words[start : start + length])
 
     def targets(self, row: int) -> Mapping[str, float]:
         """Return the distinct answers of a record with their weights: how often each was given (ALBEF)."""
@@ -263,27 +279,36 @@ def items_of(
 class Pairs:
     """Images, each with one of its captions: drawn from (seed, epoch, index) in training, else the first.
 
-    Texts become word ids in this process: workers need neither captions nor tokenizer.
+    Texts become word ids in this process: workers need neither captions nor tokenizer. `first_rate` and `stretch`
+    say how captions are drawn, see `Records.draw`; with the former images of one first caption are the same one.
     """
 
     num_images = texts_per_group = 1
 
-    def __init__(self, source: Records, encode: Encode) -> None:
+    def __init__(self, source: Records, encode: Encode, first_rate: float = 0.0, stretch: int = 0) -> None:
         self.source, self.images, self.encode = source, source.images, encode
+        self._drawn = (first_rate, stretch)
+        self._names: dict[str, int] = {}
+        if first_rate:
+            for text in source.first_texts:
+                self._names.setdefault(text, len(self._names))
 
     def training(self, batch: ImageBatch, seed: int) -> ImageTextBatch:
         """Add a caption of each image in its epoch."""
         assert batch.epochs is not None
         drawn = zip(batch.indices.tolist(), batch.epochs.tolist(), strict=True)
-        return self._with_texts(batch, [self.source.draw(index, epoch, seed) for index, epoch in drawn])
+        draw, how = self.source.draw, self._drawn
+        return self._with_texts(batch, [draw(index, epoch, seed, *how) for index, epoch in drawn])
 
     def evaluation(self, batch: ImageBatch) -> ImageTextBatch:
         """Add the first caption of each image."""
         return self._with_texts(batch, [self.source.texts[index][0] for index in batch.indices.tolist()])
 
     def _with_texts(self, batch: ImageBatch, texts: Sequence[str]) -> ImageTextBatch:
+        texts_of, image_of = self.source.texts, self.source.image_of
+        named = self._names
         ids = torch.tensor(
-            [self.source.image_of(index) for index in batch.indices.tolist()], dtype=torch.int64
+            [named[texts_of[row][0]] if named else image_of(row) for row in batch.indices.tolist()]
         )
         return ImageTextBatch(**_fields(batch), **_encoded(texts, self.encode), image_ids=ids)
 

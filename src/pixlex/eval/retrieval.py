@@ -173,8 +173,9 @@ def _encode_texts(
     with evaluating(model), autocast(device, how.precision), bar:
         for first in distributed.my_turns(firsts):
             part = slice(first, first + batch_size)
-            text = model.encode_text(words.word_ids[part].to(device), words.key_padding[part].to(device))
-            found.append(((text if states else text[:, :0]).cpu(), model.text_vectors(text).cpu()))
+            padding = words.key_padding[part].to(device)
+            text = model.encode_text(words.word_ids[part].to(device), padding)
+            found.append(((text if states else text[:, :0]).cpu(), model.text_vectors(text, padding).cpu()))
             bar.update()
     everyone = distributed.in_turn(found)
     return torch.cat([text for text, _ in everyone]), torch.cat([vectors for _, vectors in everyone])

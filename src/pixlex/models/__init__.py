@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
@@ -291,6 +293,30 @@ def compute_rows(
                 raise _not_finite(len(inputs), first + int((~finite).nonzero()[0, 0]))
             parts.append(part)
     return torch.cat(parts)
+
+
+def compute_texts(
+    word_ids: Int[Tensor, "C *kinds T"],
+    lengths: Int[Tensor, " C"],
+    compute: Callable[[Tensor], Tensor],
+    *,
+    device: torch.device,
+) -> Tensor:
+    """Compute one row for each text as `compute_rows` does, those of one length together, without their padding.
+
+    Args:
+        word_ids: texts, one or more, padded at their ends.
+        lengths: of each, in words (tokens).
+        compute: maps texts of one length to as many rows.
+        device: where it computes.
+    """
+    order = lengths.argsort(stable=True)
+    rows: list[Tensor] = []
+    for length, count in sorted(Counter(lengths.tolist()).items()):
+        some = word_ids[order[len(rows) : len(rows) + count], ..., :length]
+        side = math.isqrt(length - 1) + 1  # a text is as much work as an image of so many patches
+        rows += compute_rows(some, compute, grid=side, device=device)
+    return torch.stack(rows)[order.argsort()]
 
 
 def _not_finite(count: int, row: int | None) -> NotFinite:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from pixlex.models import CodeModel, ImageModel, JointModel, compute_rows
+from pixlex.models import CodeModel, ImageModel, JointModel, compute_texts
 from pixlex.nn.bert import Words
 from pixlex.nn.codebook import LearnedCodebook, Quantized
 from pixlex.nn.language_model import CausalLanguageModel, load_causal_language_model
@@ -442,8 +441,8 @@ class DualEncoder(JointModel):
             given = {"input_ids": some[:, 0]} | ({} if whole else {"attention_mask": some[:, 1]})
             return _joint(self.network.get_text_features(**given))
 
-        side = math.isqrt(rows.shape[2] - 1) + 1  # a text is as much work as an image of so many patches
-        return compute_rows(rows, compute, grid=side, device=self.mean.device)
+        lengths = torch.full((len(rows),), rows.shape[2]) if whole else found.attention_mask.sum(1)
+        return compute_texts(rows, lengths, compute, device=self.mean.device)
 
     @torch.no_grad()
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B e"]:

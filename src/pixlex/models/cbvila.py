@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pixlex.messages import renamed
-from pixlex.models import CodeModel, ImageModel, JointModel, compute_rows
+from pixlex.models import CodeModel, ImageModel, JointModel, compute_texts
 from pixlex.models.initialization import initialize_towers
 from pixlex.nn.bert import Context, FusionEncoder, TextEncoder, TextTokenizer, Words, load_tokenizer
 from pixlex.nn.codebook import AllMean, LearnedCodebook, Quantized
@@ -197,9 +197,15 @@ class CBViLA(TextModel, CodeModel, JointModel):
         """Return images as vectors of length 1; their product with those of texts is the similarity. Float32."""
         return F.normalize(self.image_contrast(seen[:, 0]).float(), dim=-1)
 
-    def text_vectors(self, text: Float[Tensor, "B T D"]) -> Float[Tensor, "B e"]:
-        """Return texts as vectors of length 1, in float32; see `image_vectors`."""
-        return F.normalize(self.text_contrast(text[:, 0]).float(), dim=-1)
+    def text_vectors(
+        self, text: Float[Tensor, "B T D"], key_padding: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B e"]:
+        """Return texts as vectors of length 1, in float32; see `image_vectors` (`model.text.pooling`)."""
+        pooled = text[:, 0]
+        if self.config.text.pooling == "mean":
+            words = (~key_padding).unsqueeze(-1).to(text.dtype)
+            pooled = (text * words).sum(1) / words.sum(1)
+        return F.normalize(self.text_contrast(pooled).float(), dim=-1)
 
     def joint_images(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B e"]:
         """Return `image_vectors` of images, nothing hidden."""
@@ -207,13 +213,14 @@ class CBViLA(TextModel, CodeModel, JointModel):
 
     def joint_texts(self, texts: Sequence[str]) -> Float[Tensor, "C e"]:
         """Return `text_vectors` of texts, on the CPU; that of a text depends on no other's."""
-        words = self.tokenize_texts(texts, self.config.text.positions).word_ids
+        words = self.tokenize_texts(texts, self.config.text.positions)
 
         def compute(word_ids: Tensor) -> Tensor:
-            return self.text_vectors(self.encode_text(word_ids, word_ids == self.tokenizer.pad_id))
+            nothing = torch.zeros_like(word_ids, dtype=torch.bool)
+            return self.text_vectors(self.encode_text(word_ids, nothing), nothing)
 
-        side = math.isqrt(words.shape[1] - 1) + 1  # a text is as much work as an image of so many patches
-        return compute_rows(words, compute, grid=side, device=self.log_scale.device)
+        lengths = (~words.key_padding).sum(1)
+        return compute_texts(words.word_ids, lengths, compute, device=self.log_scale.device)
 
     def quantize_vectors(self, patch_vectors: Float[Tensor, "B n I"]) -> Quantized:
         """Return the nearest codeword of each patch vector (equation 1)."""

@@ -300,7 +300,7 @@ class _Views:
 _VIEWS: dict[ViewKind, _Views] = {
     # SimCLR's crops and colors (Chen et al. 2020, appendix A), milder: areas of a fifth on.
     "photographs": _Views((0.2**0.5, 1.0), math.log(4 / 3), 0.0, 0.0, True, 0.1, None),
-    "drawings": _Views((0.8, 1.4), math.log(1.25), 20.0, 0.12, False, 0.5, 1.0),
+    "drawings": _Views((0.85, 1.25), math.log(1.17), 14.0, 0.08, False, 0.1, 1.0),
 }
 _TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 _COLORED, _GREY, _JITTER = 0.8, 0.2, 0.4
@@ -311,8 +311,9 @@ def random_views(
 ) -> Float[Tensor, "B 3 s s"]:
     """Return a random view of each image: another part of it, in other colors (Chen et al. 2020, SimCLR).
 
-    Photographs: a crop of a fifth of the area or more, mirrored or not, mild changes of color. Drawings: larger or
-    smaller on their white ground, turned, shifted, stretched, in any colors, never mirrored. One in five is grey.
+    Photographs: a crop of a fifth of the area or more, mirrored or not. Drawings: somewhat larger or smaller on
+    their white ground, turned, shifted, stretched, never mirrored. Both: mild changes of color; one in five is
+    grey.
 
     Args:
         images: pixels in [0, 1].

@@ -40,7 +40,7 @@ from pixlex.objectives.phase import (
     Phase,
     Step,
     contrast_views,
-    draw_both_views,
+    draw_compared_views,
     draw_views,
     measure_norms,
     over_batch,
@@ -99,7 +99,8 @@ class CBViLAObjective(Objective):
                     "set objective.burn_in_steps or objective.alternate_every to 0"
                 )
         if first:
-            self.contrastive_head = ContrastiveHead(model.config.image.width)
+            if config.image_contrastive_weight:
+                self.contrastive_head = ContrastiveHead(model.config.image.width)
             parts = TRAINS[_ITC] if config.image_text_contrastive_weight else (_IMAGE,)
             teacher = teacher_phase(config.teacher, model.config, model.config.image, _names(parts))
             self.phases = (teacher, *self.phases)
@@ -124,7 +125,7 @@ class CBViLAObjective(Objective):
             positions, text, masked_text = self._encode_texts(batch, random, mask=_MLM in active)
         if _ITC in active or _ITM in active:
             same = same_pairs(batch, processes)
-            scores = similarities(model, image, text, processes, learned=_ITC in active)
+            scores = similarities(model, image, text, batch.key_padding, processes, learned=_ITC in active)
         if _ITC in active:
             terms[_ITC] = image_text_contrastive_loss(*scores, same)
             measures["temperature"] = torch.exp(-model.log_scale.detach())
@@ -160,15 +161,23 @@ class CBViLAObjective(Objective):
     def _contrast_views(self, batch: ImageTextBatch, processes: Processes, step: Step) -> LossTerms:
         """Return the contrast of views, images of one caption being alike, and that of each view with captions."""
         model, teacher, over = self.model, self.config.teacher, over_batch(processes)
-        image = model.encode_image(draw_both_views(batch.images, teacher, processes, step), None, over)[:, :1]
-        same, weight = same_pairs(batch, processes), self.config.image_text_contrastive_weight
-        loss = contrast_views(self.contrastive_head(image[:, 0], over), teacher, processes, same)
-        if not weight:
-            return loss
-        text = model.encode_text(batch.word_ids, batch.key_padding)
-        scores = [similarities(model, one, text, processes, learned=True) for one in image.chunk(2)]
-        both = torch.stack([image_text_contrastive_loss(*one, same) for one in scores]).mean()
-        return LossTerms(loss.total + weight * both, {**loss.terms, _ITC: both})
+        weights = (self.config.image_contrastive_weight, self.config.image_text_contrastive_weight)
+        views = draw_compared_views(batch.images, teacher, processes, step, 2 if weights[0] else 1)
+        image, same = model.encode_image(views, None, over)[:, :1], same_pairs(batch, processes)
+        terms: dict[str, Tensor] = {}
+        if weights[0]:
+            vectors = self.contrastive_head(image[:, 0], over)
+            terms |= contrast_views(vectors, teacher, processes, same).terms
+        if weights[1]:
+            text, padding = model.encode_text(batch.word_ids, batch.key_padding), batch.key_padding
+            scores = [
+                similarities(model, one, text, padding, processes, learned=True)
+                for one in image.chunk(2 if weights[0] else 1)
+            ]
+            terms[_ITC] = torch.stack([image_text_contrastive_loss(*one, same) for one in scores]).mean()
+        active = [weight for weight in weights if weight]
+        total = sum(weight * term for weight, term in zip(active, terms.values(), strict=True))
+        return LossTerms(torch.as_tensor(total), terms)
 
     @torch.no_grad()
     def prepare(self, phase: Phase, batches: Callable[[], Iterator[Any]]) -> None:
@@ -378,6 +387,7 @@ def similarities(
     model: CBViLA,
     image: Float[Tensor, "B N1 I"],
     text: Float[Tensor, "B T D"],
+    key_padding: Bool[Tensor, "B T"],
     processes: Processes,
     *,
     learned: bool,
@@ -387,7 +397,7 @@ def similarities(
     Without a contrastive term nothing learns the projections: the class vectors then choose the negatives.
     """
     if learned:
-        images, texts = model.image_vectors(image), model.text_vectors(text)
+        images, texts = model.image_vectors(image), model.text_vectors(text, key_padding)
         scale: Tensor | float = model.log_scale.exp()
     else:
         images = F.normalize(model.image_projector(image[:, 0]).detach().float(), dim=-1)

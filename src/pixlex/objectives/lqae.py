@@ -41,7 +41,7 @@ from pixlex.objectives.phase import (
     Phase,
     Step,
     contrast_views,
-    draw_both_views,
+    draw_compared_views,
     measure_norms,
     over_batch,
     teacher_phase,
@@ -176,7 +176,7 @@ class WordsObjective(Objective):
         processes = self.processes if self.training else ALONE
         if phase.name == TEACHER:
             over, teacher = over_batch(processes), self.config.teacher
-            views = draw_both_views(batch.images, teacher, processes, step)
+            views = draw_compared_views(batch.images, teacher, processes, step)
             vectors = self.contrastive_head(self.model.features(views, over), over)
             return contrast_views(vectors, teacher, processes)
         model, config, device = self.model, self.config, batch.images.device

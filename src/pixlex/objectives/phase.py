@@ -167,11 +167,12 @@ def draw_views(
         return random_views(images, kind, draws.chunk(processes.size)[processes.rank], size or None)
 
 
-def draw_both_views(
-    images: Float[Tensor, "B 3 H W"], config: TeacherConfig, processes: Processes, step: Step
+def draw_compared_views(
+    images: Float[Tensor, "B 3 H W"], config: TeacherConfig, processes: Processes, step: Step, count: int = 2
 ) -> Float[Tensor, "V 3 s s"]:
-    """Return the two views of each image that are compared: all first ones, then all second ones."""
-    return torch.cat([draw_views(images, config.views, processes, step, config.view_size) for _ in range(2)])
+    """Return some views of each image: all first ones, then all second ones, and so on."""
+    views = [draw_views(images, config.views, processes, step, config.view_size) for _ in range(count)]
+    return torch.cat(views)
 
 
 def contrast_views(
@@ -183,7 +184,7 @@ def contrast_views(
     """Return the contrast of two random views of each image with those of all others (SimCLR, algorithm 1).
 
     Args:
-        vectors: of `draw_both_views`.
+        vectors: of two `draw_compared_views`.
         config: of the loss.
         processes: that share the batch.
         same: (B, A), True where images of this process and of all belong together; None where each stands alone.

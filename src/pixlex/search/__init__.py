@@ -286,7 +286,7 @@ class ImageIndex:
                 return [_result(found, top_k) for found in nearest(vectors, top_k)]
             text, key_padding = self._encode_texts(texts_of(texts or ()))
             with computing(text.device, self.head.precision):
-                vectors = self.model.text_vectors(text).cpu()
+                vectors = self.model.text_vectors(text, key_padding).cpu()
             results = []
             for number, found in enumerate(nearest(vectors, max(top_k, rerank))):
                 words = text[number][~key_padding[number]]

@@ -151,7 +151,9 @@ def test_a_cbvila_compares_images_with_names(images: ImageSource, language: Path
         with torch.no_grad():
             image = model.image_vectors(model.encode_image(pixels))[0]
             texts = [model.tokenize_texts([name], 16) for name in episode.names]
-            values = [image @ model.text_vectors(model.encode_text(*one))[0] for one in map(_parts, texts)]
+            values = [
+                image @ model.text_vectors(model.encode_text(*one), one[1])[0] for one in map(_parts, texts)
+            ]
         best = int(torch.stack(values).argmax())
         # Names that the tiny tokenizer does not know are one text.
         assert episode.names[best] in answers[episode.number].text.split(" | ")

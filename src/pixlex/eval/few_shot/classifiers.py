@@ -30,6 +30,7 @@ from pixlex.eval.few_shot.readers import TextReader, compute_images
 from pixlex.eval.few_shot.run import Classifier
 from pixlex.messages import not_installed
 from pixlex.models import Precision, computing
+from pixlex.models.baselines import DualEncoder
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.checkpoint import Model, Tokenizer, fingerprint
 from pixlex.models.lqae import LQAE
@@ -213,16 +214,19 @@ def encoder_features(
 
 
 def compared_features(
-    model: CBViLA, *, name: str, device: torch.device | str = "cpu", precision: Precision = "fp32"
+    model: CBViLA | DualEncoder,
+    *,
+    name: str,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
 ) -> Features:
-    """Return the vectors of images and names that a CB-ViLA compares, in the space of its contrast.
+    """Return the vectors of images and names that a CB-ViLA, CLIP or SigLIP compares.
 
     The nearest class mean of them is, without an example, the zero-shot classification of CLIP (Radford et al.
     2021, section 3.1.2): the name whose vector is nearest to the image's. We give a name as it is, as captions of
     drawings are; CLIP writes "A photo of a NAME.". A model that was trained without contrast (`CBViLA.compares`)
     raises `ValueError`.
     """
-    device = torch.device(device)
     if not model.compares:
         raise ValueError(f"{name} was trained without contrast: its similarities are those of random maps")
     model.eval().to(device)
@@ -234,10 +238,7 @@ def compared_features(
 
     @cache
     def vector(text: str) -> Float[np.ndarray, " D"]:
-        words = model.tokenize_texts([text], model.config.text.positions).to(device)
-        with computing(device, precision):
-            (found,) = model.text_vectors(model.encode_text(words.word_ids, words.key_padding)).cpu()
-        return np.asarray(found.numpy())
+        return np.asarray(model.joint_texts([text])[0].numpy())
 
     identity = digest("compared", fingerprint(model, precision=precision))
     return Features(name, identity, read, names=lambda texts: np.stack([vector(text) for text in texts]))
