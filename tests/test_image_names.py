@@ -231,6 +231,46 @@ def test_published_encoders_name_images(kind: str, tmp_path: Path, call: Call) -
     assert not torch.allclose(fresh.joint_images(images), model.joint_images(images), atol=1e-2)
 
 
+def test_images_and_texts_are_compared(language: Path, tmp_path: Path) -> None:
+    """By vectors, by names with templates, by the fusion encoder: each image and text as if they were alone."""
+    model = naming(language)
+    tokenizer, texts = ImageTokenizer(model), ["About, it!", "and all of that", "the class"]
+    images, vectors = tokenizer.encode_image(IMAGES), tokenizer.encode_text(texts)
+    for rows in (images, vectors):
+        torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
+    assert torch.equal(tokenizer.encode_text("about it"), vectors[:1])
+    assert torch.equal(tokenizer.encode_image(IMAGES[1]), images[1:2])
+    torch.testing.assert_close(tokenizer.similarity(IMAGES, texts), images @ vectors.T)
+    names = tokenizer.zero_shot(IMAGES, ["class", "about"], templates=["the {}", "{} and it"])
+    both = [tokenizer.encode_text([f"the {one}", f"{one} and it"]).mean(0) for one in ("class", "about")]
+    expected = images @ torch.nn.functional.normalize(torch.stack(both), dim=1).T * model.log_scale.exp()
+    torch.testing.assert_close(names, expected.softmax(1))
+    scores = tokenizer.score(IMAGES, texts)
+    assert torch.equal(scores[2:3, 1:2], tokenizer.score(IMAGES[2], texts[1]))
+    assert len(set(scores.flatten().tolist())) == scores.numel() == 15
+    words = model.tokenize_texts(["the class"], 16)
+    with torch.no_grad():
+        text = model.encode_text(words.word_ids, words.key_padding)
+        fused = model.fusion(text, model.image_context(model.encode_image(IMAGES[:1])), words.key_padding)
+        belongs = model.matching_head(fused[:, 0]).softmax(1)[0, 1]
+    torch.testing.assert_close(scores[0, 2], belongs)
+    published = pixlex.load(dual("clip", tmp_path / "clip"))
+    side = torch.rand(2, 3, 28, 28)
+    torch.testing.assert_close(
+        published.zero_shot(side, texts),
+        (published.similarity(side, texts) * published.model.network.logit_scale.exp()).softmax(1),
+    )
+    with pytest.raises(ValueError, match="a dual_encoder has no fusion encoder"):
+        published.score(side, texts)
+    with pytest.raises(ValueError, match=r"expected a text with a word in it, got '\?!'"):
+        tokenizer.encode_text(["about", "?!"])
+    for templates in ("a {}", [], ["a photo"], ["{} {}"]):
+        with pytest.raises(ValueError, match=r"expected templates with one \{\} each"):
+            tokenizer.zero_shot(IMAGES, ["class"], templates=templates)
+    with pytest.raises(ValueError, match="trained without contrast"):
+        ImageTokenizer(tiny_cbvila(language)).encode_image(IMAGES)
+
+
 def test_what_has_no_text_tower(language: Path, tmp_path: Path) -> None:
     sizes = {**SIZES, "image_size": 28, "patch_size": 14}
     transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).save_pretrained(tmp_path)

@@ -218,6 +218,14 @@ def test_nothing_is_computed_that_weights_hold(name: str, saved: Mapping[str, Pa
     assert computed.found
 
 
+def test_convolutions_come_back(language: Path, tmp_path: Path) -> None:
+    """Though the objective that a run has by default hides patches from the encoder, which they cannot."""
+    model = tiny_cbvila(language, convolutional=True)
+    checkpoint.save(model, tmp_path)
+    images = torch.rand(2, 3, model.config.image_size, model.config.image_size)
+    assert torch.equal(checkpoint.load_any(str(tmp_path)).embed(images), model.embed(images))
+
+
 def test_a_start_draws_no_body(language: Path) -> None:
     """Fine-tuning draws its head alone."""
     body = tiny_cbvila(language)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub import HfApi
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -32,8 +33,9 @@ from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import autocast
 from pixlex.eval.gradcam import ExplainedAnswer, explain_answer
 from pixlex.messages import quoted
-from pixlex.models import JointModel, PassSizes, checkpoint, compute_rows
+from pixlex.models import JointModel, PassSizes, checkpoint, compute_rows, computing
 from pixlex.models.baselines import DualEncoder
+from pixlex.models.cbvila import CBViLA
 from pixlex.models.checkpoint import Tokenizer
 from pixlex.models.finetuned import Reasoner
 from pixlex.models.initialization import CONFIG
@@ -215,6 +217,89 @@ class ImageTokenizer:
         """
         namer, compute = self.namer, self._joint.joint_images
         return namer.rank(self._in_batches("words", images, batch_size, compute))
+
+    def encode_image(self, images: Images, *, batch_size: int = 64) -> Float[Tensor, "B D"]:
+        """Return the vectors of images, of length 1, that are compared with those of texts (CLIP, ALBEF).
+
+        Raises:
+            ValueError: the model compares no images with texts, or was not trained to; otherwise as `tokenize`.
+        """
+        return self._in_batches("compare", images, batch_size, self._joint.joint_images)
+
+    def encode_text(self, texts: str | Iterable[str]) -> Float[Tensor, "C D"]:
+        """Return the vectors of texts, of length 1; to a CB-ViLA they are cleaned as captions are.
+
+        Raises:
+            ValueError: as `encode_image`, or a text without a word.
+        """
+        return self._joint.joint_texts(self._captions(texts))
+
+    def similarity(
+        self, images: Images, texts: str | Iterable[str], *, batch_size: int = 64
+    ) -> Float[Tensor, "B C"]:
+        """Return the cosine of each image and each text; raises as `encode_image` and `encode_text`."""
+        return self.encode_image(images, batch_size=batch_size) @ self.encode_text(texts).T
+
+    def zero_shot(
+        self,
+        images: Images,
+        names: str | Iterable[str],
+        *,
+        templates: Sequence[str] = ("{}",),
+        batch_size: int = 64,
+    ) -> Float[Tensor, "B C"]:
+        """Return the probability of each class for each image, by its name (Radford et al. 2021, section 3.1).
+
+        Args:
+            images: as in `tokenize`.
+            names: of the classes, in the order of the columns.
+            templates: texts with a place for the name, such as "a photo of a {}"; a class has the mean of its
+                vectors.
+            batch_size: images at a time, see `compute_rows`.
+
+        Raises:
+            ValueError: a template without a place for the name, or none; otherwise as `similarity`.
+        """
+        if isinstance(templates, str) or not templates or any(one.count("{}") != 1 for one in templates):
+            raise ValueError(f"expected templates with one {{}} each, for the name, got {templates!r:.80}")
+        joint, several = self._joint, texts_of(names)
+        each = [self.encode_text([one.replace("{}", name) for name in several]) for one in templates]
+        classes = F.normalize(torch.stack(each).mean(0), dim=-1)
+        cosines = self.encode_image(images, batch_size=batch_size) @ classes.T
+        return F.softmax(cosines / joint.temperature, dim=1)
+
+    def score(
+        self, images: Images, texts: str | Iterable[str], *, batch_size: int = 64
+    ) -> Float[Tensor, "B C"]:
+        """Return the probability that each text belongs to each image, by the fusion encoder (equation 5).
+
+        Slower than `similarity` by the number of texts, and better at telling near ones apart: for a shortlist.
+
+        Raises:
+            ValueError: the model has no fusion encoder; otherwise as `encode_text`.
+        """
+        if not isinstance(self.model, CBViLA):
+            raise ValueError(f"a {self.family} has no fusion encoder that images and texts are matched by")
+        model, states = self.model, []
+        for text in self._captions(texts):
+            words = model.tokenize_texts([text], model.config.text.positions).to(self.device)
+            with computing(self.device, self.precision):
+                states.append(model.encode_text(words.word_ids, words.key_padding)[0])
+
+        def match(batch: Tensor) -> Tensor:
+            images = model.encode_image(batch)
+            return torch.stack([model.match(images, text).softmax(1)[:, 1] for text in states], 1)
+
+        return self._in_batches("match", images, batch_size, match)
+
+    def _captions(self, texts: str | Iterable[str]) -> list[str]:
+        """Return texts as the model's captions were cleaned."""
+        several = texts_of(texts)
+        cleaned = [clean_caption(one) if self.model.fuses else one.strip() for one in several]
+        if not all(cleaned):
+            bad = several[cleaned.index("")]
+            raise ValueError(f"expected a text with a word in it, got {quoted(bad)}")
+        return cleaned
 
     def from_words(self, text: str | Iterable[str]) -> Int[Tensor, "B N"]:
         """Return the codes of one text or several; the inverse of `to_words`, except with vocabulary "all".

@@ -131,10 +131,12 @@ class JointModel(ImageModel):
 
     Attributes:
         compares: Whether contrast was trained, without which similarities are those of random maps.
+        temperature: What divides the similarities in the contrast.
         caption_words: By which it names images unless told others; empty where it brings none.
     """
 
     compares: Any
+    temperature: Any
     caption_words: tuple[str, ...] = ()
 
     def joint_images(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B e"]:

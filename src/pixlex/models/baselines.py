@@ -418,6 +418,11 @@ class DualEncoder(JointModel):
         network = build(self.network.config)
         return DualEncoder(self.config, network, self.tokenizer, self.pixels)
 
+    @property
+    def temperature(self) -> float:
+        """What divides the similarities in the contrast, learned."""
+        return float(torch.exp(-self.network.logit_scale.detach()))
+
     def joint_images(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B e"]:
         """Return the vectors of images, pixels in [0, 1], in float32."""
         check_images(images, self.config.image_size)

@@ -222,6 +222,17 @@ class CBViLA(TextModel, CodeModel, JointModel):
         lengths = (~words.key_padding).sum(1)
         return compute_texts(words.word_ids, lengths, compute, device=self.log_scale.device)
 
+    @property
+    def temperature(self) -> float:
+        """What divides the similarities in the contrast, learned."""
+        return float(torch.exp(-self.log_scale.detach()))
+
+    def match(self, image: Float[Tensor, "B N1 I"], text: Float[Tensor, "T D"]) -> Float[Tensor, "B 2"]:
+        """Return the logits that a text does not and does belong to images, after their encoders (equation 5)."""
+        fused = self.fusion(text.expand(len(image), -1, -1), self.image_context(image))
+        logits: Tensor = self.matching_head(fused[:, 0])
+        return logits.float()
+
     def quantize_vectors(self, patch_vectors: Float[Tensor, "B n I"]) -> Quantized:
         """Return the nearest codeword of each patch vector (equation 1)."""
         quantized: Quantized = self.codebook(self.code_projector(patch_vectors))

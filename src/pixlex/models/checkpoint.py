@@ -257,8 +257,11 @@ def _model_config(described: Mapping[str, Any], language_model: str | None, fold
     run: dict[str, Any] = {"family": described["family"], "model": values}
     body = values.get("body", values)
     text = body.get("text")
+    # A run's texts and objective fit the model; here there is no run.
     if isinstance(text, dict) and "positions" in text:
-        run["data"] = {"max_words": text["positions"]}  # a run's texts fit the model; here there is no run
+        run["data"] = {"max_words": text["positions"]}
+    if described["family"] == "cbvila":
+        run["objective"] = {"mask_stage": "latent"}
     named, key = (values.get("language"), "name") if text is None else (text, "tokenizer")
     if language_model is not None and isinstance(named, dict):
         named[key] = language_model

@@ -375,8 +375,7 @@ class ImageIndex:
                 continue
             with computing(self._device, self.head.precision):
                 images = model.encode_image(torch.stack(list(pixels.values())).to(self._device))
-                fused = model.fusion(text.expand(len(pixels), -1, -1), model.image_context(images))
-                found: list[float] = model.matching_head(fused[:, 0]).float()[:, 1].tolist()
+                found: list[float] = model.match(images, text)[:, 1].tolist()
             for number, logit in zip(pixels, found, strict=True):
                 logits[number] = logit
         return logits, tuple(skipped)

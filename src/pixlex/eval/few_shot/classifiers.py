@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64, UInt8
 
 from pixlex.data.sources import ImageSource
+from pixlex.data.text import clean_caption
 from pixlex.eval.evaluate import read_pixels
 from pixlex.eval.few_shot.episodes import digest
 from pixlex.eval.few_shot.prompts import (
@@ -238,7 +239,8 @@ def compared_features(
 
     @cache
     def vector(text: str) -> Float[np.ndarray, " D"]:
-        return np.asarray(model.joint_texts([text])[0].numpy())
+        caption = clean_caption(text) or text if model.fuses else text
+        return np.asarray(model.joint_texts([caption])[0].numpy())
 
     identity = digest("compared", fingerprint(model, precision=precision))
     return Features(name, identity, read, names=lambda texts: np.stack([vector(text) for text in texts]))
