@@ -3,9 +3,9 @@
     pip install resvg-py            # and npm on the PATH
     python scripts/release/drawings.py emoji.parquet icons.parquet
 
-Emoji of five designers with names and keywords (Unicode CLDR by emojibase-data), without skin tones; icons of seven
-sets, whose names are their captions. Packages are fetched with npm, never installed or run, and checked by hash and
-licence. Rows: image (96 px, lossless WebP, white ground), captions, name, designer, group, subgroup.
+Emoji of five designers with names and keywords (Unicode CLDR by emojibase-data), without skin tones; icons of
+seven sets, whose names are their captions. Packages are fetched with npm, never installed or run, and checked by
+hash and licence. Rows: image (96 px, lossless WebP, white ground), captions, name, designer, group, subgroup.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ _STYLES = re.compile(
     r"-(outline|filled|fill|bold|light|thin|duotone|rounded|sharp|regular|alt|variant|\d+)\b"
 )
 _SKIN = re.compile(r"(skin-tone|-(medium-)?(light|dark)$|-medium$|-tone\d)")
-# What an icon is changed by says nothing of what it shows.
+# What an icon is changed by says nothing of what it shows; signs of companies are theirs.
+_SIGNS = {"brand", "logo"}
 _CHANGES = {"off", "slash", "plus", "minus", "remove", "cancel", "check", "x", "edit", "lock", "disabled"}
 
 
@@ -146,7 +147,12 @@ def icons(folder: Path) -> Iterator[dict[str, Any]]:
             if base is None or _STYLES.search(base) or base.endswith("-"):
                 continue
             words = base.split("-")
-            if len(words) > 3 or _CHANGES & set(words[1:]) or not re.fullmatch(r"[a-z ]+", " ".join(words)):
+            if (
+                len(words) > 3
+                or _CHANGES & set(words[1:])
+                or words[0] in _SIGNS
+                or not re.fullmatch(r"[a-z ]+", " ".join(words))
+            ):
                 continue
             name = " ".join(words)
             yield {"captions": [name], "name": name, "designer": designer, "group": "", "subgroup": "",
