@@ -25,7 +25,7 @@ def terms_of(model: CBViLA, word_ratio: float, pairs: ImageTextBatch, draws: Ste
     """Return all terms, by their names, of pairs that have neither image nor text in common."""
     words, padding, patches = pairs.word_ids, pairs.key_padding, draws.patches
     seen, text = model.encode_image(pairs.images), model.encode_text(words, padding)
-    similarity = model.log_scale.exp() * model.image_vectors(seen) @ model.text_vectors(text).T
+    similarity = model.log_scale.exp() * model.image_vectors(seen) @ model.text_vectors(text, padding).T
     everyone = torch.arange(len(words), device=words.device)
     contrast = F.cross_entropy(similarity, everyone) + F.cross_entropy(similarity.T, everyone)
 

@@ -278,9 +278,8 @@ class ImageTokenizer:
         Raises:
             ValueError: the model has no fusion encoder; otherwise as `encode_text`.
         """
-        if not isinstance(self.model, CBViLA):
-            raise ValueError(f"a {self.family} has no fusion encoder that images and texts are matched by")
-        model, states = self.model, []
+        refusal = f"a {self.family} has no fusion encoder that images and texts are matched by"
+        model, states = checkpoint.require(CBViLA, self.model, refusal), []
         for text in self._captions(texts):
             words = model.tokenize_texts([text], model.config.text.positions).to(self.device)
             with computing(self.device, self.precision):
