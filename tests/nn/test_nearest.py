@@ -355,9 +355,10 @@ def test_memory_does_not_grow_with_the_codebook() -> None:
         [sys.executable, "-c", MEMORY_PROGRAM], capture_output=True, text=True, check=True
     )
     few, many, few_euclidean, many_euclidean = (float(line) for line in answer.stdout.split())
-    # In MiB; a float32 score for each of the 40,000 further codewords and 512 rows would be 78.
-    assert many - few < 4
-    assert many_euclidean - few_euclidean < 4
+    # In MiB, which the account gives in steps of some; a float32 score for each of the 40,000 further codewords
+    # and 512 rows would be 78.
+    assert many - few < 8
+    assert many_euclidean - few_euclidean < 8
     assert max(many, many_euclidean) < 20
 
 
