@@ -63,17 +63,17 @@ def _deviation(patches: Tensor) -> Tensor:
     return (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
-def commitment_loss(z: Float[Tensor, "B N S"], codewords: Float[Tensor, "B N S"]) -> Float[Tensor, ""]:
+def commitment_loss(z: Float[Tensor, "*shape"], codewords: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """Return mean((z - sg(codeword))^2): moves patch vectors only (LQAE, equation 1, third term).
 
     Args:
-        z: Patch vectors in the space of the search.
+        z: Patch vectors in the space of the search, or maps of them.
         codewords: Their nearest codewords in the same space.
     """
     return (z.float() - codewords.detach().float()).square().mean()
 
 
-def codebook_loss(z: Float[Tensor, "B N S"], codewords: Float[Tensor, "B N S"]) -> Float[Tensor, ""]:
+def codebook_loss(z: Float[Tensor, "*shape"], codewords: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """Return mean((sg(z) - codeword)^2): moves codewords only (LQAE, equation 1, second term).
 
     Args:

@@ -14,7 +14,7 @@ from pixlex.nn.codebook import (
     Codebook,
     LearnedCodebook,
     Whitening,
-    WordQuantizer,
+    WordCodebook,
     count_codes,
     perplexity,
     straight_through,
@@ -45,7 +45,7 @@ def test_quantizing_a_codeword_is_the_identity() -> None:
     """A word embedding's nearest word is itself, and its value is its raw row to the bit."""
     words = _words()
     for metric in ("cosine", "euclidean"):
-        quantizer = WordQuantizer(words, QuantizerConfig(search="raw", metric=metric))  # type: ignore[arg-type]
+        quantizer = WordCodebook(words, QuantizerConfig(search="raw", metric=metric))  # type: ignore[arg-type]
         quantized = quantizer(words[None] * (3.0 if metric == "cosine" else 1.0))
         assert torch.equal(quantized.codes[0], torch.arange(len(words)))
         assert torch.equal(quantized.values[0], words)
@@ -54,7 +54,7 @@ def test_quantizing_a_codeword_is_the_identity() -> None:
 def test_whitened_search_finds_the_word_it_was_given() -> None:
     """At inference, coordinates of a word in the whitened directions come back as that word."""
     words = _words()
-    quantizer = WordQuantizer(words, WHITENED).eval()
+    quantizer = WordCodebook(words, WHITENED).eval()
     rows = quantizer.search_codebook()
     torch.testing.assert_close(rows.T @ rows / len(rows), torch.eye(4), rtol=1e-4, atol=1e-4)
     assert torch.equal(quantizer(rows[None]).codes[0], torch.arange(len(words)))
@@ -62,7 +62,7 @@ def test_whitened_search_finds_the_word_it_was_given() -> None:
 
 def test_whitened_gradient_returns_along_the_map_to_the_embedding() -> None:
     """With fixed statistics the gradient to z is the incoming one times scales and directions."""
-    quantizer = WordQuantizer(_words(), WHITENED).eval()
+    quantizer = WordCodebook(_words(), WHITENED).eval()
     z = torch.randn(1, 5, 4, requires_grad=True)
     incoming = torch.randn(1, 5, 8)
     quantizer(z).values.backward(incoming)
@@ -77,11 +77,11 @@ def test_top_k_average_and_random() -> None:
     z = torch.randn(4, 16, 8)
     distances = ((z[:, :, None] - words) ** 2).sum(-1)
     nearest = distances.topk(3, largest=False).indices
-    averaging = WordQuantizer(words, dataclasses.replace(RAW, top_k=3))
+    averaging = WordCodebook(words, dataclasses.replace(RAW, top_k=3))
     quantized = averaging(z)
     torch.testing.assert_close(quantized.values, words[nearest].mean(2))
     assert torch.equal(quantized.codes, nearest[..., 0])
-    drawing = WordQuantizer(words, dataclasses.replace(RAW, top_k=3, top_k_mode="random"))
+    drawing = WordCodebook(words, dataclasses.replace(RAW, top_k=3, top_k_mode="random"))
     codes = drawing(z, torch.Generator().manual_seed(0)).codes
     ranks = (codes[..., None] == nearest).int().argmax(-1)
     assert (codes[..., None] == nearest).any(-1).all()
@@ -92,7 +92,7 @@ def test_top_k_average_and_random() -> None:
 def test_assigned_search_passes_the_word_with_the_index_of_a_learned_codeword() -> None:
     """Table 3, row I: a learned codebook finds the index, the word embedding of that index is passed on."""
     words = _words()
-    quantizer = WordQuantizer(words, QuantizerConfig(search="assigned", search_dim=4))
+    quantizer = WordCodebook(words, QuantizerConfig(search="assigned", search_dim=4))
     z = torch.randn(2, 5, 8, requires_grad=True)
     quantized = quantizer(z)
     assert torch.equal(quantized.values, words[quantized.codes])
@@ -106,9 +106,9 @@ def test_assigned_search_passes_the_word_with_the_index_of_a_learned_codeword() 
 def test_impossible_widths_are_named() -> None:
     """A search wider than the embedding, and more neighbors than words."""
     with pytest.raises(ValueError, match=r"at most 8.* got 9"):
-        WordQuantizer(_words(), QuantizerConfig(search="whitened", search_dim=9))
+        WordCodebook(_words(), QuantizerConfig(search="whitened", search_dim=9))
     with pytest.raises(ValueError, match="at most the 50 codewords, got 51"):
-        WordQuantizer(_words(), dataclasses.replace(RAW, top_k=51))
+        WordCodebook(_words(), dataclasses.replace(RAW, top_k=51))
 
 
 def test_usage_counts_and_perplexity_against_numpy() -> None:
@@ -208,7 +208,7 @@ def test_what_is_prepared_for_inference_follows_the_weights(kind: str) -> None:
     codebook: Codebook = (
         LearnedCodebook(300, 8, "euclidean")
         if kind == "learned"
-        else WordQuantizer(words, QuantizerConfig(search=kind, search_dim=4, metric="euclidean"))  # type: ignore[arg-type]
+        else WordCodebook(words, QuantizerConfig(search=kind, search_dim=4, metric="euclidean"))  # type: ignore[arg-type]
     )
     z = torch.randn(2, 30, 8) if kind in ("raw", "learned") else torch.randn(2, 30, 4)
 

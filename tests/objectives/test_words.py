@@ -17,7 +17,7 @@ from pixlex.config.lqae import LQAEObjectiveConfig, QuantizerConfig, TeacherConf
 from pixlex.losses import feature_loss, image_contrastive_loss, relation_loss
 from pixlex.models.checkpoint import fingerprint, load_any, save, untrained_copy
 from pixlex.models.lqae import LQAE
-from pixlex.nn.codebook import ConceptQuantizer, assign_words
+from pixlex.nn.codebook import ConceptCodebook, assign_words
 from pixlex.objectives.lqae import WordsObjective
 from pixlex.objectives.phase import Step
 
@@ -95,7 +95,7 @@ def test_concepts_are_clusters_of_images() -> None:
     centers = 4 * torch.randn(5, 12)
     features = (centers.unsqueeze(1) + 0.1 * torch.randn(5, 30, 12)).flatten(0, 1)
     config = QuantizerConfig(search="concepts", search_dim=4, num_concepts=5)
-    quantizer = ConceptQuantizer(torch.randn(50, 8), config, 12).eval()
+    quantizer = ConceptCodebook(torch.randn(50, 8), config, 12).eval()
     quantizer.fit(features, quantizer.embedding)
     codes = quantizer(features, 3).codes
     first = codes[:, 0].view(5, 30)

@@ -38,8 +38,8 @@ from pixlex.models.baselines import DualEncoder
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.checkpoint import Tokenizer
 from pixlex.models.finetuned import Reasoner
-from pixlex.models.initialization import CONFIG
-from pixlex.nn.bert import Words
+from pixlex.models.initialization import CONFIG, WEIGHTS, find_model
+from pixlex.nn.bert import EMBEDDED, Words
 from pixlex.nn.vocabulary import Namer, RankedWord, Vocabulary, as_text
 
 __all__ = [
@@ -91,15 +91,30 @@ def load(
         model = checkpoint.require_codes(model, name)
     trained_on = checkpoint.read_config(name, revision).get("trained_on", [])
     how: dict[str, Any] = {"device": place, "precision": precision, "words": words, "top_k": top_k}
-    return ImageTokenizer(model, card=_card_beside(Path(name)), trained_on=trained_on, **how)
+    tokenizer = ImageTokenizer(model, card=_card_beside(Path(name)), trained_on=trained_on, **how)
+    tokenizer.place = str(device)
+    tokenizer.source = {
+        "name_or_dir": _absolute(name), "language_model": _absolute(language_model), "revision": revision
+    }  # fmt: skip
+    return tokenizer
+
+
+def _absolute(name: str | None) -> str | None:
+    """Return a path that holds in any working directory; a name that is none as it is."""
+    return os.path.abspath(name) if name and name != EMBEDDED and Path(name).exists() else name
 
 
 class ImageTokenizer:
     """A trained model as a tokenizer of images.
 
+    `tokenizer(images)`, `tokenizer.encode(images)` and `tokenizer.tokenize(images)` are one method.
     Everything that comes back lies on the CPU. The codes of an image do not depend on the images beside it or on
     their number, on a CPU not on `batch_size` either (see `compute_rows`). bf16 gives other codes than fp32 for
     some patches, and differs more from machine to machine: `auto` is fp32.
+
+    Its pickle is small: the directory or name it was loaded from and its fingerprint, which is compared when it is
+    loaded again; of one built in memory the model directory, without the frozen language model. So `datasets.map`
+    finds what it computed before, with any load of the same model.
 
     Args:
         model: is put into evaluation mode on `device`.
@@ -117,7 +132,7 @@ class ImageTokenizer:
         num_words: codes of an image.
         grid: codes along one side of an image, num_words = grid x grid; 0 where they belong to no place and come
             the nearest first.
-        num_codewords: K.
+        num_codewords: K; also `vocab_size` and `len(tokenizer)`.
         has_words: whether codes are words of a language model.
         names_images: whether `to_words` names what is there: of a CB-ViLA trained with contrast, CLIP and alike.
 
@@ -148,8 +163,85 @@ class ImageTokenizer:
         joint = self._joint if compares or words is not None else None
         self.names_images = joint is not None and bool(self.words or joint.caption_words)
         self._sizes: dict[str, PassSizes] = {}
+        self.place = str(device)
+        self.source: dict[str, str | None] | None = None
 
-    from_pretrained = staticmethod(load)
+    @staticmethod
+    def from_pretrained(
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        **how: Any,
+    ) -> ImageTokenizer:
+        """`pixlex.load` as the Hugging Face Hub's mixin calls it.
+
+        Args:
+            pretrained_model_name_or_path, how: as for `pixlex.load`.
+            token, cache_dir, force_download, local_files_only: of `huggingface_hub.snapshot_download`, for a
+                repository on the hub.
+
+        Raises:
+            ValueError: as `pixlex.load`.
+        """
+        name: str | os.PathLike[str] = pretrained_model_name_or_path
+        hub: dict[str, Any] = {
+            "token": token, "cache_dir": cache_dir, "force_download": force_download,
+            "local_files_only": local_files_only,
+        }  # fmt: skip
+        if any(hub.values()) and not Path(name).exists():
+            name = find_model(
+                os.fspath(name), "model", needs=(CONFIG,), files=(CONFIG, WEIGHTS, CARD),
+                revision=how.pop("revision", None), **hub,
+            )  # fmt: skip
+        return load(name, **how)
+
+    def __repr__(self) -> str:
+        name = "in memory" if self.source is None else repr(self.source["name_or_dir"])
+        return (
+            f"ImageTokenizer({name}, family={self.family!r}, image_size={self.image_size}, "
+            f"num_words={self.num_words}, vocab_size={self.vocab_size}, device='{self.device}', "
+            f"precision={self.precision!r})"
+        )
+
+    def __len__(self) -> int:
+        return self.num_codewords
+
+    def __bool__(self) -> bool:
+        return True  # without codes, too
+
+    @property
+    def vocab_size(self) -> int:
+        """K, the number of codewords; 0 for a model without codes."""
+        return self.num_codewords
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides what comes of an image: weights, words, sizes, precision."""
+        return checkpoint.fingerprint(self.model, precision=self.precision)
+
+    def to(self, device: str | torch.device) -> ImageTokenizer:
+        """Compute on another device from now on, auto, cpu, cuda or cuda:N; return the tokenizer itself.
+
+        Raises:
+            ValueError: no such device.
+        """
+        self.device, self.place = pick_device(device), str(device)
+        self.model.to(self.device)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        how = {"device": self.place, "precision": self.precision, "words": self.words, "top_k": self.top_k}
+        if self.source is not None:
+            return _loaded_again, ({**self.source, **how}, self.fingerprint)
+        if self.model.text_identity is not None:
+            how["language_model"] = _absolute(self.model.text_identity[0])
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+        return _unpacked, (files, how)
 
     def tokenize(self, images: Images, *, batch_size: int = 64) -> Int[Tensor, "B N"]:
         """Return the codes of images, integers in [0, K), rows of the grid first.
@@ -163,6 +255,8 @@ class ImageTokenizer:
             ValueError: pixels of another shape, type or range; `UnreadableImage` for a file that is none.
         """
         return self._in_batches("tokenize", images, batch_size, self.coder.tokenize)
+
+    __call__ = encode = tokenize
 
     def decode(self, codes: Codes | str | Iterable[str], *, batch_size: int = 64) -> Float[Tensor, "B 3 H W"]:
         """Return the images that codes or words stand for, pixels in [0, 1].
@@ -365,15 +459,45 @@ class ImageTokenizer:
         if self.card is not None:
             (Path(folder) / CARD).write_text(self.card, encoding="utf-8")
 
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **hub: Any,
+    ) -> str | None:
+        """Write a model directory as `save` does, and upload it where asked to; return the address then.
+
+        Args:
+            save_directory: made if missing.
+            push_to_hub: whether to upload it.
+            repo_id: None for the directory's name.
+            hub: as for `push_to_hub`.
+        """
+        self.save(save_directory)
+        return self.push_to_hub(repo_id or Path(save_directory).name, **hub) if push_to_hub else None
+
     def push_to_hub(
-        self, repo_id: str, *, private: bool = False, token: str | None = None, card: str | None = None
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload a pixlex model",
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+        card: str | None = None,
     ) -> str:
         """Upload the model directory to the Hugging Face Hub; return the address of the repository.
 
         Args:
             repo_id: `owner/name`; made if missing.
-            private: whether a new repository is private.
+            commit_message: of the upload.
+            private: whether a new repository is private; None as the owner's settings say.
             token: access token; None takes the one that `hf auth login` stored.
+            branch: to upload to, made if missing; None for the main one.
+            create_pr: whether to ask for the upload instead (a pull request).
             card: the model card, Markdown; None takes the one that lies beside the model, if any.
         """
         if self.model.vocabulary is not None and Path(self.model.language.name).is_dir():
@@ -384,13 +508,32 @@ class ImageTokenizer:
             )
         hub = HfApi(token=token)
         address = hub.create_repo(repo_id, private=private, exist_ok=True)
+        if branch is not None:
+            hub.create_branch(repo_id, branch=branch, exist_ok=True)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             self.save(folder)
             if card is not None:
                 (folder / CARD).write_text(card, encoding="utf-8")
-            hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a pixlex model")
+            hub.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message=commit_message, revision=branch,
+                create_pr=create_pr,
+            )  # fmt: skip
         return str(address)
+
+    def export(self, path: str | os.PathLike[str]) -> Path:
+        """Write encoder and codebook as a graph: images (B, 3, H, W) in [0, 1] to codes (B, N); see `export`.
+
+        Args:
+            path: FILE.onnx, which needs the extra `export`, or FILE.pt2 for `torch.export.load`.
+
+        Raises:
+            ValueError: another ending, or a model without codes.
+            ModuleNotFoundError: FILE.onnx without the packages that write it.
+        """
+        from pixlex.api.export import export
+
+        return export(self, Path(path))
 
     @property
     def layout(self) -> str:
@@ -439,6 +582,28 @@ class ImageTokenizer:
             inputs, compute, grid=self.model.grid, device=self.device, precision=self.precision,
             batch_size=batch_size, sizes=self._sizes.setdefault(use, PassSizes()),
         )  # fmt: skip
+
+
+def _loaded_again(where: dict[str, Any], fingerprint: str) -> ImageTokenizer:
+    """Load a pickled tokenizer from where it was loaded; raise `ValueError` where another one lies there now."""
+    tokenizer = load(**where)
+    if (found := tokenizer.fingerprint) != fingerprint:
+        raise ValueError(
+            f"expected the model {fingerprint[:12]} that was pickled in {where['name_or_dir']}, found "
+            f"{found[:12]}: it was replaced there, or changed after it was loaded (write it by save_pretrained, "
+            "and load that, before it is pickled)"
+        )
+    return tokenizer
+
+
+def _unpacked(files: dict[str, bytes], how: dict[str, Any]) -> ImageTokenizer:
+    """Load a pickled tokenizer that had been built in memory from its model directory."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        tokenizer = load(folder, **how)
+    tokenizer.source = None
+    return tokenizer
 
 
 def _decided(precision: Precision) -> Literal["fp32", "bf16"]:

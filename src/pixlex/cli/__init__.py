@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, cli.Command] = {
     "encode": cli.Command(run=encode.encode, processes="own"),
     "decode": cli.Command(run=encode.decode),
     "reconstruct": cli.Command(run=encode.reconstruct),
+    "export": cli.Command(run=encode.export),
     "gallery": cli.Command(run=pictures.gallery, processes="shared"),
     "explain": cli.Command(run=pictures.explain),
     "ask": cli.Command(run=pictures.ask),

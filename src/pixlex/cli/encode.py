@@ -1,4 +1,4 @@
-"""`encode`, `decode` and `reconstruct`."""
+"""`encode`, `decode`, `reconstruct` and `export`."""
 
 from __future__ import annotations
 
@@ -48,6 +48,13 @@ class DecodeOptions(cli.MachineOptions, cli.BatchOptions, cli.ModelOptions):
 class ReconstructOptions(cli.MachineOptions, cli.ModelOptions, cli.PathArguments):
     out: cli.Picture = cli.option(text="the picture", metavar="FILE.png")
     limit: cli.Positive = cli.option(8, "most images; default %(default)s")
+
+
+class ExportOptions(cli.MachineOptions, cli.VersionOptions):
+    model: str = cli.positional("MODEL", "a model directory, a run folder or a hub repository")
+    out: cli.File = cli.option(
+        text="FILE.onnx (pip install 'pixlex[export]'), or FILE.pt2 for torch.export.load", metavar="FILE"
+    )
 
 
 def encode(options: EncodeOptions) -> None:
@@ -162,6 +169,21 @@ def reconstruct(options: ReconstructOptions) -> None:
     keys = [key for batch in batches for key in batch.keys]
     values = {"path": str(options.out), "keys": keys, "skipped": skipped}
     cli.finish(options, values, f"{options.out}: {len(keys)} images", skipped)
+
+
+def export(options: ExportOptions) -> None:
+    """Write encoder and codebook as a graph, images to codes, for programs without pixlex."""
+    from pixlex import api
+
+    tokenizer = api.load(options.model, device="cpu", **options.versions)
+    path = tokenizer.export(options.out)
+    size, megabytes = tokenizer.image_size, path.stat().st_size / 1e6
+    values = {
+        "path": str(path), "images": ["batch", 3, size, size], "codes": ["batch", tokenizer.num_words],
+        "num_codewords": tokenizer.num_codewords,
+    }  # fmt: skip
+    shapes = f"images (B, 3, {size}, {size}) in [0, 1] -> codes (B, {tokenizer.num_words})"
+    cli.answer(options, values, f"{path}: {shapes}, {megabytes:.1f} MB")
 
 
 def _open_paths(paths: Sequence[str]) -> ImageSource:

@@ -168,7 +168,7 @@ class DeviceOptions(Options):
     precision: Literal["fp32", "bf16"] = option("fp32", "default %(default)s; bf16 gives other codes")
 
 
-class LanguageModelOptions(DeviceOptions):
+class VersionOptions(Options):
     revision: str | None = option(None, "branch, tag or commit of a hub repository")
     language_model: str | None = option(
         None, "where its language model lies now; default: where it was trained", "M"
@@ -179,6 +179,8 @@ class LanguageModelOptions(DeviceOptions):
         """Which files of a model are loaded."""
         return {"language_model": self.language_model, "revision": self.revision}
 
+
+class LanguageModelOptions(VersionOptions, DeviceOptions):
     @property
     def loading(self) -> dict[str, Any]:
         """How `pixlex.load` loads a model."""

@@ -105,6 +105,7 @@ class CodeModel(ImageModel):
 
     has_codes: ClassVar[Literal[True]] = True
     num_codewords: int
+    codebook: Any
 
     @property
     def num_words(self) -> int:
@@ -116,9 +117,14 @@ class CodeModel(ImageModel):
         """Codes along one side of an image; 0 where they belong to no place."""
         return self.grid
 
+    def code_vectors(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B *N S"]:
+        """Return what `codebook` is given: a vector for each patch, or one for the whole of each image."""
+        raise NotImplementedError
+
     def quantize(self, images: Float[Tensor, "B 3 H W"]) -> Quantized:
         """Return the nearest codeword of each patch; `images` holds pixels in [0, 1]."""
-        raise NotImplementedError
+        quantized: Quantized = self.codebook(self.code_vectors(images))
+        return quantized
 
     @torch.no_grad()
     def tokenize(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B N"]:

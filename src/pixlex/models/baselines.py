@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pixlex.models import CodeModel, ImageModel, JointModel, compute_texts
 from pixlex.nn.bert import Words
-from pixlex.nn.codebook import LearnedCodebook, Quantized
+from pixlex.nn.codebook import LearnedCodebook
 from pixlex.nn.language_model import CausalLanguageModel, load_causal_language_model
 from pixlex.nn.transformer import (
     ImageEncoder,
@@ -56,10 +56,10 @@ class VQVAE(CodeModel):
         self.codebook = LearnedCodebook(config.num_codewords, config.codebook_dim, config.metric)
         self.decoder = PixelDecoder(config.decoder, config.image_size, config.patch_size, config.codebook_dim)
 
-    def quantize(self, images: Float[Tensor, "B 3 H W"]) -> Quantized:
-        """Return the nearest codeword of each patch; `images` holds pixels in [0, 1]."""
-        quantized: Quantized = self.codebook(self.projector(self.encoder(images)))
-        return quantized
+    def code_vectors(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N S"]:
+        """Return what `codebook` is given: a vector for each patch."""
+        vectors: Tensor = self.projector(self.encoder(images))
+        return vectors
 
     def patch_features(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B N columns"]]:
         """Return one vector for each patch: `encoder`, then `codes`, its codeword."""

@@ -238,9 +238,10 @@ class CBViLA(TextModel, CodeModel, JointModel):
         quantized: Quantized = self.codebook(self.code_projector(patch_vectors))
         return quantized
 
-    def quantize(self, images: Float[Tensor, "B 3 H W"]) -> Quantized:
-        """Return the nearest codeword of each patch of images, nothing hidden; pixels in [0, 1]."""
-        return self.quantize_vectors(self.encode_image(images)[:, 1:])
+    def code_vectors(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N S"]:
+        """Return what `codebook` is given of images, nothing hidden: a vector for each patch."""
+        vectors: Tensor = self.code_projector(self.encode_image(images)[:, 1:])
+        return vectors
 
     def patch_features(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B N columns"]]:
         """Return one vector for each patch: `encoder`, then `codes`, its codeword."""

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pixlex.models import CodeModel
-from pixlex.nn.codebook import AllMean, ConceptQuantizer, Quantized, WordQuantizer, straight_through
+from pixlex.nn.codebook import AllMean, ConceptCodebook, Quantized, WordCodebook, straight_through
 from pixlex.nn.language_model import (
     LanguageModel,
     LanguageOutput,
@@ -52,7 +52,7 @@ class LQAE(CodeModel):
     fuses: ClassVar[Literal[False]] = False
     mismatch = ("word embeddings", "codes mean nothing in another vocabulary")
     config: LQAEConfig
-    quantizer: Any  # WordQuantizer, or ConceptQuantizer with words for the whole image
+    quantizer: Any  # WordCodebook, or ConceptCodebook with words for the whole image
     _frozen: tuple[Any, ...]
     _word_ids: Tensor
 
@@ -84,10 +84,10 @@ class LQAE(CodeModel):
             if self.teacher is None:
                 self.encoder = vision_encoder(config.encoder, config.image_size, config.patch_size)
             features = config.encoder.width if self.teacher is None else self.teacher.width
-            self.quantizer = ConceptQuantizer(embedding, config.quantizer, features)
+            self.quantizer = ConceptCodebook(embedding, config.quantizer, features)
             self.feature_head = nn.Linear(width, features)
         else:
-            self.quantizer = WordQuantizer(embedding, config.quantizer, initialize=initialize)
+            self.quantizer = WordCodebook(embedding, config.quantizer, initialize=initialize)
             self.encoder = ImageEncoder(config.encoder, config.image_size, config.patch_size)
             self.projector = bridge(config.encoder.width, self.quantizer.input_dim)
         self.decoder = PixelDecoder(config.decoder, config.image_size, config.patch_size, width, config.words)
@@ -169,7 +169,7 @@ class LQAE(CodeModel):
 
         Concepts of images that the model was not trained with: what an untrained model is given.
         """
-        if not isinstance(self.quantizer, ConceptQuantizer):
+        if not isinstance(self.quantizer, ConceptCodebook):
             if self.config.quantizer.search == "whitened":
                 moments = self.train().quantize(images).moments
                 assert moments is not None
@@ -187,13 +187,24 @@ class LQAE(CodeModel):
 
         Words are alike as the language model's embeddings of them are.
         """
-        assert isinstance(self.quantizer, ConceptQuantizer)
+        assert isinstance(self.quantizer, ConceptCodebook)
         count = max(_CANDIDATES, self.config.quantizer.num_concepts)
         self.quantizer.fit(features, self.quantizer.embedding[:count])
 
     def word_ids(self, codes: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """Return the language model's ids of codewords."""
         return self._word_ids[codes]
+
+    @property
+    def codebook(self) -> WordCodebook | ConceptCodebook:
+        """The words that images are written with, and how they are found."""
+        codebook: WordCodebook | ConceptCodebook = self.quantizer
+        return codebook
+
+    def code_vectors(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B *N S"]:
+        """Return what `codebook` is given: a vector for each patch, or one for the whole of each image."""
+        vectors: Tensor = self.features(images) if self.config.words else self.projector(self.encoder(images))
+        return vectors
 
     def quantize(
         self,
@@ -208,11 +219,8 @@ class LQAE(CodeModel):
             generator: Needed with random top-k only.
             all_mean: Mean over the processes that share the batch, keeping gradients.
         """
-        quantized: Quantized
-        if isinstance(self.quantizer, ConceptQuantizer):
-            quantized = self.quantizer(self.features(images), self.num_words)
-            return quantized
-        quantized = self.quantizer(self.projector(self.encoder(images)), generator, all_mean)
+        how = (self.num_words,) if self.config.words else (generator, all_mean)
+        quantized: Quantized = self.quantizer(self.code_vectors(images), *how)
         return quantized
 
     def patch_features(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B N columns"]]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from pixlex.messages import not_installed
-from pixlex.nn.nearest import Metric, PreparedCodebook, nearest_codewords
+from pixlex.nn.nearest import Metric, PreparedCodebook, linear_scores, nearest_codewords
 from pixlex.nn.transformer import send, take_rows
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ class Moments:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a codebook made of patch vectors.
+    """What a codebook made of patch vectors; unpacks as (values, codes, loss).
+
+    Of feature maps (B, D, H, W) values are maps, too, and codes (B, H, W); all else has one row for each place.
 
     Attributes:
         values: Codewords as they are passed on; their gradient goes to the patch vectors unchanged.
@@ -45,17 +47,46 @@ class Quantized:
         vectors: Patch vectors in the space of the values, where these are word embeddings, with gradient.
     """
 
-    values: Float[Tensor, "B N D"]
-    codes: Int[Tensor, "B N"]
+    values: Float[Tensor, "B N D"] | Float[Tensor, "B D H W"]
+    codes: Int[Tensor, "B N"] | Int[Tensor, "B H W"]
     z: Float[Tensor, "B N S"]
     codewords: Float[Tensor, "B N S"]
     moments: Moments | None = None
     vectors: Float[Tensor, "B N D"] | None = None
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.values, self.codes, self.loss))
+
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        """Commitment and codebook loss, each at weight 1 (van den Oord et al. 2017, equation 3).
+
+        The second moves codewords where they are learned, and nothing where they are frozen words.
+        """
+        z, codewords = self.z.float(), self.codewords.float()
+        return F.mse_loss(z, codewords.detach()) + F.mse_loss(codewords, z.detach())
+
+    def like(self, given: Tensor) -> Quantized:
+        """Return the same with values and codes as maps, if maps were given."""
+        if given.ndim != 4:
+            return self
+        side = given.shape[2:]
+        return replace(self, values=self.values.mT.unflatten(2, side), codes=self.codes.unflatten(1, side))
+
 
 def straight_through(z: Float[Tensor, "B N D"], values: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
     """Return `values` exactly, with the gradient of `z` (van den Oord et al. 2017, section 3.2)."""
     return values.detach() + (z - z.detach())
+
+
+def _sequence(vectors: Tensor, width: int) -> Float[Tensor, "B N D"]:
+    """Return patch vectors, or maps (B, D, H, W) with their places in a row."""
+    rows = vectors.flatten(2).mT if vectors.ndim == 4 else vectors
+    if rows.ndim != 3 or rows.shape[-1] != width:
+        raise ValueError(
+            f"expected vectors (B, N, {width}) or maps (B, {width}, H, W), got {tuple(vectors.shape)}"
+        )
+    return rows
 
 
 class Codebook(nn.Module):
@@ -70,10 +101,21 @@ class Codebook(nn.Module):
         """Return the codewords in the space of the search."""
         raise NotImplementedError
 
+    def search_map(self) -> tuple[Float64[Tensor, "S D"], Float64[Tensor, " S"]] | None:
+        """Return weight and bias of what vectors go through before the search, in evaluation; None for nothing."""
+        return None
+
+    @torch.no_grad()
+    def scores(self) -> tuple[Float64[Tensor, "K D"], Float64[Tensor, " K"]]:
+        """Return weight and bias of all that evaluation amounts to: a vector's nearest codeword scores highest."""
+        weight, bias = linear_scores(self.search_codebook(), self.metric)
+        before = self.search_map()
+        return (weight, bias) if before is None else (weight @ before[0], bias + weight @ before[1])
+
     def nearest(self, z: Float[Tensor, "B N S"], top_k: int = 1) -> tuple[Int[Tensor, "B N k"], Tensor]:
         """Return the nearest codes of patch vectors, nearest first, and the codebook (K, S) that was searched."""
         searched: Tensor | PreparedCodebook
-        if self.training or z.is_meta:
+        if self.training or z.is_meta or torch.compiler.is_exporting():
             self._prepared = None
             codebook = self.search_codebook()
             searched = codebook.detach()
@@ -96,18 +138,25 @@ class Codebook(nn.Module):
         return {**self.__dict__, "_prepared": None}
 
 
-class WordQuantizer(Codebook):
-    """Replaces patch vectors by their nearest word embeddings; the embeddings stay frozen and unsaved.
+class WordCodebook(Codebook):
+    """Replaces patch vectors by their nearest word embeddings, which stay frozen and unsaved.
 
     `raw` search compares patch vectors with word embeddings (LQAE, section 3.2). `whitened` search compares
     them in the leading principal directions of the embeddings, both sides at unit covariance, which keeps the
     codebook alive; straight-through then returns along the linear map from those directions to the embedding.
     `assigned` search lets a learned codebook pick the index of the word (LQAE, Table 3, row I).
 
+    `WordCodebook(embedding, search="raw")` quantizes any vectors as wide as the embeddings. Whitened ones are as
+    wide as `search_dim`; in a loop of one's own `whitening.update(quantized.moments)` belongs behind each step.
+
     Args:
         embedding: The word embeddings that may be codewords.
-        config: The search.
+        config: The search; None for its defaults.
         initialize: False where principal directions are read at once: none are computed.
+        settings: Fields of the configuration, in its place or to change it.
+
+    Raises:
+        ValueError: A setting out of range, or more codewords or directions asked for than there are.
     """
 
     embedding: Tensor
@@ -116,8 +165,16 @@ class WordQuantizer(Codebook):
     scales: Tensor
 
     def __init__(
-        self, embedding: Float[Tensor, "K D"], config: QuantizerConfig, *, initialize: bool = True
+        self,
+        embedding: Float[Tensor, "K D"],
+        config: QuantizerConfig | None = None,
+        *,
+        initialize: bool = True,
+        **settings: Any,
     ) -> None:
+        from pixlex.config.lqae import QuantizerConfig
+
+        config = replace(config or QuantizerConfig(), **settings)
         super().__init__(config.metric)
         num_codewords, width = embedding.shape
         if config.search == "whitened" and config.search_dim > min(num_codewords, width):
@@ -154,19 +211,33 @@ class WordQuantizer(Codebook):
             return (self.embedding - self.center) @ self.directions / self.scales
         return self.learned if self.config.search == "assigned" else self.embedding
 
+    def search_map(self) -> tuple[Float64[Tensor, "S D"], Float64[Tensor, " S"]] | None:
+        """Return weight and bias of what vectors go through before the search, in evaluation; None for nothing."""
+        if self.config.search == "whitened":
+            mean, covariance = self.whitening.mean.double(), self.whitening.covariance.double()
+            inverse = _whiten(torch.eye(len(mean)).to(mean), torch.zeros_like(mean), covariance).T
+            return inverse, -inverse @ mean
+        if self.config.search == "assigned":
+            return self.to_search.weight.double(), self.to_search.bias.double()
+        return None
+
     def forward(
         self,
-        vectors: Float[Tensor, "B N D"],
+        vectors: Float[Tensor, "B N D"] | Float[Tensor, "B D H W"],
         generator: torch.Generator | None = None,
         all_mean: AllMean = lambda tensor: tensor,
     ) -> Quantized:
         """Return the nearest words of patch vectors.
 
         Args:
-            vectors: Of width `input_dim`.
+            vectors: Of width `input_dim`, or maps of so many channels.
             generator: Draws among the k nearest where the configuration asks for it.
             all_mean: Mean over the processes that share the batch, keeping gradients.
+
+        Raises:
+            ValueError: Vectors of another width.
         """
+        given, vectors = vectors, _sequence(vectors, self.input_dim)
         with torch.autocast(vectors.device.type, enabled=False):
             vectors = vectors.float()
             moments, z, back = None, vectors, vectors
@@ -181,7 +252,8 @@ class WordQuantizer(Codebook):
             candidates = self._drawn(nearest, generator)
             values = self.embedding[candidates].mean(2)
             codewords = take_rows(codebook, candidates).mean(2)
-            return Quantized(straight_through(back, values), candidates[..., 0], z, codewords, moments, back)
+            passed = straight_through(back, values)
+            return Quantized(passed, candidates[..., 0], z, codewords, moments, back).like(given)
 
     def _drawn(
         self, nearest: Int[Tensor, "B N k"], generator: torch.Generator | None
@@ -196,7 +268,7 @@ class WordQuantizer(Codebook):
         return nearest.gather(2, send(rank, nearest.device).view(*nearest.shape[:2], 1))
 
 
-class ConceptQuantizer(Codebook):
+class ConceptCodebook(Codebook):
     """Writes an image as the words of its nearest concepts, the nearest first; a word belongs to no place.
 
     Concepts are clusters of images by a teacher's features: centered, in their leading principal directions, each
@@ -237,6 +309,11 @@ class ConceptQuantizer(Codebook):
     def search_codebook(self) -> Float[Tensor, "C S"]:
         """Return the concepts."""
         return self.concepts
+
+    def search_map(self) -> tuple[Float64[Tensor, "S D"], Float64[Tensor, " S"]]:
+        """Return weight and bias of what features go through before the search."""
+        weight = self.directions.double().T
+        return weight, -weight @ self.center.double()
 
     def located(self, features: Float[Tensor, "... D"]) -> Float[Tensor, "... S"]:
         """Return features in the space of the search."""
@@ -327,6 +404,8 @@ def _principal(rows: Float[Tensor, "N D"], size: int) -> np.ndarray:
 class LearnedCodebook(Codebook):
     """Codewords learned from patch vectors (van den Oord et al. 2017), with restart of dead ones.
 
+    `quantized, codes, loss = LearnedCodebook(512, 64)(vectors)`, as with vector-quantize-pytorch.
+
     Args:
         num_codewords: K.
         width: S, the width of a codeword.
@@ -335,7 +414,7 @@ class LearnedCodebook(Codebook):
 
     idle_steps: Tensor
 
-    def __init__(self, num_codewords: int, width: int, metric: Metric) -> None:
+    def __init__(self, num_codewords: int, width: int, metric: Metric = "euclidean") -> None:
         super().__init__(metric)
         self.weight = nn.Parameter(torch.randn(num_codewords, width) / width**0.5)
         self.register_buffer("idle_steps", torch.zeros(num_codewords, dtype=torch.long))
@@ -349,13 +428,18 @@ class LearnedCodebook(Codebook):
         """Return the codewords in the space of the search."""
         return self.weight
 
-    def forward(self, z: Float[Tensor, "B N S"]) -> Quantized:
-        """Return the nearest codewords; `values` carries the gradient of `z`."""
+    def forward(self, z: Float[Tensor, "B N S"] | Float[Tensor, "B S H W"]) -> Quantized:
+        """Return the nearest codewords; `values` carries the gradient of `z`.
+
+        Raises:
+            ValueError: Vectors of another width.
+        """
+        given = z
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float()
+            z = _sequence(z, self.weight.shape[1]).float()
             codes = self.nearest(z)[0][..., 0]
             codewords = take_rows(self.weight, codes)
-            return Quantized(straight_through(z, codewords), codes, z, codewords)
+            return Quantized(straight_through(z, codewords), codes, z, codewords).like(given)
 
     def sample(
         self, z: Float[Tensor, "B N S"], temperature: float, noise: Float[Tensor, "B N K"]

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from pixlex.nn.transformer import multiplies_bfloat16
@@ -156,10 +157,14 @@ class PreparedCodebook:
 
 
 def nearest_codeword(
-    z: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"] | PreparedCodebook, metric: Metric = "cosine"
-) -> Int[Tensor, " N"]:
-    """Return the code of the nearest codeword of each vector; see `nearest_codewords`."""
-    return nearest_codewords(z, codebook, metric)[:, 0]
+    z: Float[Tensor, "N D"] | Float[Tensor, "B N D"] | Float[Tensor, "B D H W"],
+    codebook: Float[Tensor, "K D"] | PreparedCodebook,
+    metric: Metric = "cosine",
+) -> Int[Tensor, "..."]:
+    """Return the code of the nearest codeword of each vector, of maps (B, H, W); see `nearest_codewords`."""
+    vectors = z.movedim(1, -1) if z.ndim == 4 else z
+    rows = vectors.flatten(0, -2) if z.ndim > 2 else vectors
+    return nearest_codewords(rows, codebook, metric)[:, 0].view(vectors.shape[:-1])
 
 
 def nearest_codewords(
@@ -175,7 +180,8 @@ def nearest_codewords(
     whatever is searched beside it. Codewords equally near to within float64 rounding are a tie: the lower code
     comes first. Under `cosine` a codeword of norm 0 has no direction and is left out; a vector z of norm 0 is
     equally near to all others. Memory beyond arguments and result stays below 100 MB for any N and K at D = 768
-    on a CPU. No gradient; autocast is switched off. The host waits for a GPU.
+    on a CPU. No gradient; autocast is switched off. The host waits for a GPU. Under `torch.export`, whose graphs
+    cannot branch, all is compared in float64.
 
     Args:
         z: Vectors to be quantized, finite; any float dtype, rounded to float32.
@@ -190,6 +196,9 @@ def nearest_codewords(
         NotFinite: Vectors or codewords hold values that are not finite.
     """
     prepared = codebook
+    if torch.compiler.is_exporting():
+        codewords = codebook.codebook if isinstance(codebook, PreparedCodebook) else codebook
+        return highest_scores(z.detach(), *linear_scores(codewords.detach(), metric), top_k)
     if not isinstance(prepared, PreparedCodebook):
         prepared = PreparedCodebook(prepared, metric, store=False)
     codewords = prepared.codebook
@@ -216,6 +225,38 @@ def nearest_codewords(
         for start in range(0, len(z), size):
             codes[start : start + size] = prepared._nearest(z.detach()[start : start + size].float(), top_k)
     return codes
+
+
+def linear_scores(
+    codebook: Float[Tensor, "K D"], metric: Metric
+) -> tuple[Float64[Tensor, "K D"], Float64[Tensor, " K"]]:
+    """Return weight and bias of a linear map: the nearest codeword of a vector has its highest output."""
+    codewords = codebook.double()
+    if metric == "euclidean":
+        return codewords, codewords.square().sum(1) / -2
+    norms = torch.linalg.vector_norm(codewords, dim=1)
+    weight = torch.where(norms.unsqueeze(1) > 0, codewords / norms.unsqueeze(1), 0.0)
+    return weight, torch.where(norms > 0, 0.0, -torch.inf).double()
+
+
+def highest_scores(
+    x: Float[Tensor, "N D"], weight: Float64[Tensor, "K D"], bias: Float64[Tensor, " K"], top_k: int = 1
+) -> Int[Tensor, "N k"]:
+    """Return the codes of the highest scores, with `linear_scores` those of the nearest codewords.
+
+    As `nearest_codewords`, but that of more than one the order in a tie is left open. No step depends on a value,
+    so that a graph (`torch.export`, ONNX) can hold it. Memory grows with N K.
+    """
+    x = x.double()
+    scores = F.linear(x, weight, bias)
+    if top_k > 1:
+        return scores.topk(top_k, dim=1).indices
+    longest = torch.linalg.vector_norm(weight, dim=1).amax()
+    size = torch.linalg.vector_norm(x, dim=1, keepdim=True) * longest
+    size = size + bias.masked_fill(bias == -torch.inf, 0.0).abs().amax()
+    # As far as two scores can be off.
+    ties = scores >= scores.amax(1, keepdim=True) - 4 * (x.shape[1] + 16) * _DOUBLE * size
+    return ties.to(torch.uint8).argmax(1, keepdim=True)
 
 
 @dataclass(frozen=True)

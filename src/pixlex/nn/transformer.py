@@ -185,7 +185,10 @@ class Trunk(nn.Module):
         """Return the sequence, behind vectors without position if some are given, after blocks and norm."""
         sequence = sequence + self.positions
         if before is not None:
-            sequence = torch.cat([before.to(sequence.dtype).expand(len(sequence), -1, -1), sequence], dim=1)
+            several = before.to(sequence.dtype).expand(
+                sequence.shape[0], -1, -1
+            )  # len() would fix it in a graph
+            sequence = torch.cat([several, sequence], dim=1)
         for block in self.blocks:
             sequence = block(sequence)
         normed: Tensor = self.norm(sequence)
@@ -256,7 +259,7 @@ class ClassTokenEncoder(nn.Module):
         sequence = self.patches(images).flatten(2).transpose(1, 2) + self.positions[:, 1:]
         if visible is not None:
             sequence = take(sequence, visible)
-        first = (self.class_token + self.positions[:, :1]).expand(len(images), -1, -1)
+        first = (self.class_token + self.positions[:, :1]).expand(images.shape[0], -1, -1)
         sequence = torch.cat([first.to(sequence.dtype), sequence], dim=1)
         for block in self.blocks:
             sequence = block(sequence)
