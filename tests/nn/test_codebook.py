@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+import pixlex.nn
 from pixlex.config.lqae import QuantizerConfig
+from pixlex.losses import codebook_loss, commitment_loss
 from pixlex.nn.codebook import (
     Codebook,
+    ConceptCodebook,
     LearnedCodebook,
     Whitening,
     WordCodebook,
@@ -19,6 +22,7 @@ from pixlex.nn.codebook import (
     perplexity,
     straight_through,
 )
+from pixlex.nn.nearest import highest_scores, nearest_codeword
 
 RAW = QuantizerConfig(search="raw", metric="euclidean")
 WHITENED = QuantizerConfig(search="whitened", search_dim=4)
@@ -239,3 +243,86 @@ def test_what_is_prepared_for_inference_follows_the_weights(kind: str) -> None:
     codebook.train()
     check()
     assert codebook._prepared is None
+
+
+def _codebooks() -> dict[str, Codebook]:
+    """One of each search, with statistics and weights that are not those of the start."""
+    words = _words(200)
+    books: dict[str, Codebook] = {
+        search: WordCodebook(words, search=search, search_dim=4) for search in ("raw", "whitened", "assigned")
+    }
+    whitening = books["whitened"].whitening
+    whitening.update(whitening(torch.randn(2, 99, 4) @ torch.randn(4, 4) + 1)[1])  # type: ignore[operator]
+    books |= {f"learned, {metric}": LearnedCodebook(200, 8, metric) for metric in ("cosine", "euclidean")}  # type: ignore[arg-type]
+    return books
+
+
+@pytest.mark.parametrize("kind", _codebooks())
+def test_evaluation_is_one_linear_map_and_its_highest_output(kind: str) -> None:
+    """Whatever comes before the search: what is exported chooses the codes that the codebook does."""
+    codebook = _codebooks()[kind].eval()
+    z = torch.randn(20, 16, 4 if kind == "whitened" else 8)
+    expected = codebook(z).codes
+    assert len(expected.unique()) > 20
+    assert torch.equal(highest_scores(z.flatten(0, 1), *codebook.scores()).view(20, 16), expected)
+
+
+def test_concepts_are_one_linear_map_too() -> None:
+    concepts = ConceptCodebook(
+        _words(), QuantizerConfig(search="concepts", search_dim=4, num_concepts=20), 12
+    )
+    concepts.center.normal_()
+    features = torch.randn(30, 12)
+    found = highest_scores(features, *concepts.eval().scores(), 5)
+    assert torch.equal(concepts.rows[found], concepts(features, 5).codes)
+
+
+@pytest.mark.parametrize("kind", _codebooks())
+def test_maps_are_sequences_of_their_places(kind: str) -> None:
+    codebook = _codebooks()[kind].eval()
+    maps = torch.randn(2, 4 if kind == "whitened" else 8, 3, 5)
+    found, expected = codebook(maps), codebook(maps.flatten(2).mT)
+    assert found.codes.shape == (2, 3, 5)
+    assert torch.equal(found.codes.flatten(1), expected.codes)
+    assert torch.equal(found.values.flatten(2).mT, expected.values)
+    assert torch.equal(found.z, expected.z)
+
+
+def test_nearest_codeword_takes_sequences_and_maps() -> None:
+    codebook, maps = _words(), torch.randn(2, 8, 3, 5)
+    rows = maps.movedim(1, -1)
+    expected = nearest_codeword(rows.reshape(30, 8), codebook)
+    assert torch.equal(nearest_codeword(maps, codebook), expected.view(2, 3, 5))
+    assert torch.equal(nearest_codeword(rows.flatten(1, 2), codebook), expected.view(2, 15))
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7), (2, 7, 3, 3), (5, 8)])
+def test_vectors_of_another_width_are_named(unchecked_shapes: None, shape: tuple[int, ...]) -> None:
+    for codebook in (LearnedCodebook(4, 8), WordCodebook(_words(), RAW)):
+        with pytest.raises(ValueError, match=r"expected vectors \(B, N, 8\) or maps \(B, 8, H, W\), got \("):
+            codebook(torch.randn(shape))
+
+
+def test_results_unpack_as_quantized_codes_and_loss() -> None:
+    """The loss is commitment and codebook loss; it moves learned codewords, frozen ones stay."""
+    learned, vectors = LearnedCodebook(6, 8), torch.randn(2, 5, 8, requires_grad=True)
+    result = learned(vectors)
+    quantized, codes, loss = result
+    assert quantized is result.values
+    assert codes is result.codes
+    expected = commitment_loss(result.z, result.codewords) + codebook_loss(result.z, result.codewords)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert vectors.grad is not None
+    assert learned.weight.grad is not None
+    of_words = torch.randn(2, 5, 8, requires_grad=True)
+    _, _, loss = WordCodebook(_words(), search="raw")(of_words)
+    assert torch.equal(torch.autograd.grad(loss, of_words)[0] != 0, torch.ones(2, 5, 8, dtype=torch.bool))
+
+
+def test_what_people_take_away_has_its_name_in_nn() -> None:
+    assert {"LearnedCodebook", "WordCodebook", "commitment_loss", "nearest_codeword"} <= {*dir(pixlex.nn)}
+    for name in pixlex.nn.__all__:
+        assert getattr(pixlex.nn, name).__name__ == name
+    with pytest.raises(AttributeError, match=r"'pixlex\.nn' has no attribute 'nearest_codewort'"):
+        _ = pixlex.nn.nearest_codewort

@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pixlex.nn import nearest
-from pixlex.nn.nearest import Metric, NotFinite, PreparedCodebook, nearest_codeword, nearest_codewords
+from pixlex.nn.nearest import (
+    Metric,
+    NotFinite,
+    PreparedCodebook,
+    highest_scores,
+    linear_scores,
+    nearest_codeword,
+    nearest_codewords,
+)
 
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
 Make = Callable[[int, int, int], Tensor]
@@ -108,6 +116,22 @@ def test_equal_codewords_give_the_lowest_code(metric: Metric) -> None:
     several = nearest_codewords(z, codebook, metric, 3)
     assert several.tolist() == [[code, code + 1500, code + 3000] for code in range(100)]
     assert nearest_codeword(z, words[:1].repeat(5000, 1), metric).tolist() == [0] * 100
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_graphs_find_the_same(metric: Metric) -> None:
+    """Without a branch: equal codewords, ones of norm 0 and a vector of norm 0 too."""
+    words = random_vectors(1500, 32)
+    codebook = torch.cat([torch.zeros(1, 32), words, words])
+    z = torch.cat([words[:100] + 0.01 * random_vectors(100, 32, seed=1), random_vectors(300, 32, seed=2)])
+    z = torch.cat([z, torch.zeros(1, 32)]) if metric == "cosine" else z
+    for scale in (1.0, 2.0**60, 2.0**-60):
+        found = highest_scores(scale * z, *linear_scores(scale * codebook, metric))[:, 0]
+        assert torch.equal(found, nearest_codeword(z, codebook, metric))
+    assert torch.equal(
+        highest_scores(z[:400], *linear_scores(words, metric), 5),
+        nearest_codewords(z[:400], words, metric, 5),
+    )
 
 
 @pytest.mark.usefixtures("first_precision")

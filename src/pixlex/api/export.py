@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,15 @@ def export(tokenizer: ImageTokenizer, path: Path) -> Path:
         torch.export.save(program, stream, extra_files={METADATA: json.dumps(facts)})
         write_atomically(path, lambda temporary: temporary.write_bytes(stream.getvalue()))
         return path
-    graph = torch.onnx.export(program, dynamo=True, output_names=[OUTPUT], verbose=False)
+    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registry.level
+    try:
+        registry.setLevel(logging.ERROR)  # it would miss torchvision
+        graph = torch.onnx.export(
+            program, dynamo=True, output_names=[OUTPUT], dynamic_shapes={INPUT: {0: "batch"}}, verbose=False
+        )
+    finally:
+        registry.setLevel(level)
     assert graph is not None
     graph.model.graph.name = f"pixlex {tokenizer.family}"
     graph.model.metadata_props.update(

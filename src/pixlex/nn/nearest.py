@@ -251,9 +251,9 @@ def highest_scores(
     scores = F.linear(x, weight, bias)
     if top_k > 1:
         return scores.topk(top_k, dim=1).indices
-    longest = torch.linalg.vector_norm(weight, dim=1).amax()
+    longest = torch.linalg.vector_norm(weight, dim=1).amax(0)
     size = torch.linalg.vector_norm(x, dim=1, keepdim=True) * longest
-    size = size + bias.masked_fill(bias == -torch.inf, 0.0).abs().amax()
+    size = size + bias.masked_fill(bias == -torch.inf, 0.0).abs().amax(0)
     # As far as two scores can be off.
     ties = scores >= scores.amax(1, keepdim=True) - 4 * (x.shape[1] + 16) * _DOUBLE * size
     return ties.to(torch.uint8).argmax(1, keepdim=True)
