@@ -283,7 +283,7 @@ class FakeHub:
         self.calls.append({"repo_id": repo_id, **settings})
         return f"https://hub.example/{repo_id}"
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str, revision: None) -> None:
         names = sorted(path.name for path in folder_path.iterdir())
         card = folder_path / "README.md"
         text = card.read_text() if card.exists() else None

@@ -175,11 +175,11 @@ def test_the_hub_is_asked_as_the_caller_says(saved: Path, monkeypatch: pytest.Mo
         asked.append((name, settings))
         return str(saved)
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr(api, "snapshot_download", download)
     tokenizer = ImageTokenizer.from_pretrained("me/tiny", revision="v1", token="secret", precision="bf16")
     assert asked[0][0] == "me/tiny"
     settings = asked[0][1]
-    assert (settings["revision"], settings["token"], settings["cache_dir"]) == ("v1", "secret", None)
+    assert (settings["revision"], settings["token"], settings.get("cache_dir")) == ("v1", "secret", None)
     assert "README.md" in settings["allow_patterns"]
     assert tokenizer.precision == "bf16"
     assert ImageTokenizer.from_pretrained(saved, token="secret").fingerprint == load(saved).fingerprint

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, snapshot_download
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -38,7 +38,7 @@ from pixlex.models.baselines import DualEncoder
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.checkpoint import Tokenizer
 from pixlex.models.finetuned import Reasoner
-from pixlex.models.initialization import CONFIG, WEIGHTS, find_model
+from pixlex.models.initialization import CONFIG, WEIGHTS
 from pixlex.nn.bert import EMBEDDED, Words
 from pixlex.nn.vocabulary import Namer, RankedWord, Vocabulary, as_text
 
@@ -55,6 +55,7 @@ __all__ = [
 ]
 
 CARD = "README.md"
+_HUB = ("token", "cache_dir", "force_download", "local_files_only")
 # ALBEF keeps so many words of a question in testing.
 MOST_WORDS = 50
 
@@ -168,35 +169,18 @@ class ImageTokenizer:
 
     @staticmethod
     def from_pretrained(
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        **how: Any,
+        pretrained_model_name_or_path: str | os.PathLike[str], *, revision: str | None = None, **how: Any
     ) -> ImageTokenizer:
-        """`pixlex.load` as the Hugging Face Hub's mixin calls it.
+        """Call `pixlex.load`, by the names of the Hugging Face Hub's mixin.
 
-        Args:
-            pretrained_model_name_or_path, how: as for `pixlex.load`.
-            token, cache_dir, force_download, local_files_only: of `huggingface_hub.snapshot_download`, for a
-                repository on the hub.
-
-        Raises:
-            ValueError: as `pixlex.load`.
+        `how` is that of `pixlex.load`, and token, cache_dir, force_download, local_files_only of
+        `huggingface_hub.snapshot_download`, whose errors are raised then; otherwise as `pixlex.load`.
         """
-        name: str | os.PathLike[str] = pretrained_model_name_or_path
-        hub: dict[str, Any] = {
-            "token": token, "cache_dir": cache_dir, "force_download": force_download,
-            "local_files_only": local_files_only,
-        }  # fmt: skip
+        name = os.fspath(pretrained_model_name_or_path)
+        hub = {key: how.pop(key) for key in _HUB if key in how}
         if any(hub.values()) and not Path(name).exists():
-            name = find_model(
-                os.fspath(name), "model", needs=(CONFIG,), files=(CONFIG, WEIGHTS, CARD),
-                revision=how.pop("revision", None), **hub,
-            )  # fmt: skip
-        return load(name, **how)
+            name = snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD], **hub)
+        return load(name, revision=revision, **how)
 
     def __repr__(self) -> str:
         name = "in memory" if self.source is None else repr(self.source["name_or_dir"])
@@ -453,12 +437,6 @@ class ImageTokenizer:
 
         return self._in_batches(f"embed {layer}", images, batch_size, pooled)
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write a model directory that `pixlex.load` reads."""
-        checkpoint.save(self.coder, Path(folder), trained_on=self.trained_on)
-        if self.card is not None:
-            (Path(folder) / CARD).write_text(self.card, encoding="utf-8")
-
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
@@ -467,38 +445,37 @@ class ImageTokenizer:
         repo_id: str | None = None,
         **hub: Any,
     ) -> str | None:
-        """Write a model directory as `save` does, and upload it where asked to; return the address then.
+        """Write a model directory that `pixlex.load` reads; where asked to, upload it and return the address.
 
-        Args:
-            save_directory: made if missing.
-            push_to_hub: whether to upload it.
-            repo_id: None for the directory's name.
-            hub: as for `push_to_hub`.
+        `repo_id` is the directory's name where it is None; `hub` as for `push_to_hub`.
         """
-        self.save(save_directory)
-        return self.push_to_hub(repo_id or Path(save_directory).name, **hub) if push_to_hub else None
+        folder = Path(save_directory)
+        checkpoint.save(self.coder, folder, trained_on=self.trained_on)
+        if self.card is not None:
+            (folder / CARD).write_text(self.card, encoding="utf-8")
+        return self.push_to_hub(repo_id or folder.name, **hub) if push_to_hub else None
+
+    save = save_pretrained
 
     def push_to_hub(
         self,
         repo_id: str,
         *,
-        commit_message: str = "Upload a pixlex model",
         private: bool | None = None,
         token: str | None = None,
-        branch: str | None = None,
-        create_pr: bool | None = None,
         card: str | None = None,
+        branch: str | None = None,
+        **upload: Any,
     ) -> str:
         """Upload the model directory to the Hugging Face Hub; return the address of the repository.
 
         Args:
             repo_id: `owner/name`; made if missing.
-            commit_message: of the upload.
             private: whether a new repository is private; None as the owner's settings say.
             token: access token; None takes the one that `hf auth login` stored.
-            branch: to upload to, made if missing; None for the main one.
-            create_pr: whether to ask for the upload instead (a pull request).
             card: the model card, Markdown; None takes the one that lies beside the model, if any.
+            branch: made if missing; None for the main one.
+            upload: of `HfApi.upload_folder`, such as commit_message and create_pr.
         """
         if self.model.vocabulary is not None and Path(self.model.language.name).is_dir():
             warnings.warn(
@@ -515,22 +492,12 @@ class ImageTokenizer:
             self.save(folder)
             if card is not None:
                 (folder / CARD).write_text(card, encoding="utf-8")
-            hub.upload_folder(
-                repo_id=repo_id, folder_path=folder, commit_message=commit_message, revision=branch,
-                create_pr=create_pr,
-            )  # fmt: skip
+            upload = {"commit_message": "Upload a pixlex model", "revision": branch, **upload}
+            hub.upload_folder(repo_id=repo_id, folder_path=folder, **upload)
         return str(address)
 
     def export(self, path: str | os.PathLike[str]) -> Path:
-        """Write encoder and codebook as a graph: images (B, 3, H, W) in [0, 1] to codes (B, N); see `export`.
-
-        Args:
-            path: FILE.onnx, which needs the extra `export`, or FILE.pt2 for `torch.export.load`.
-
-        Raises:
-            ValueError: another ending, or a model without codes.
-            ModuleNotFoundError: FILE.onnx without the packages that write it.
-        """
+        """Write encoder and codebook as a graph, FILE.onnx or FILE.pt2; see `pixlex.api.export.export`."""
         from pixlex.api.export import export
 
         return export(self, Path(path))

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from pixlex.api import ImageTokenizer
     from pixlex.models.checkpoint import Tokenizer
 
-INPUT, OUTPUT = "images", "codes"
-# In a .pt2 file.
 METADATA = "pixlex.json"
 
 
@@ -90,7 +88,7 @@ def program_of(tokenizer: ImageTokenizer) -> torch.export.ExportedProgram:
     size = tokenizer.image_size
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        batch = {INPUT: {0: torch.export.Dim("batch")}}
+        batch = {"images": {0: torch.export.Dim("batch")}}
         return torch.export.export(encoder, (images,), dynamic_shapes=batch)
 
 
@@ -147,7 +145,11 @@ def export(tokenizer: ImageTokenizer, path: Path) -> Path:
     try:
         registry.setLevel(logging.ERROR)  # it would miss torchvision
         graph = torch.onnx.export(
-            program, dynamo=True, output_names=[OUTPUT], dynamic_shapes={INPUT: {0: "batch"}}, verbose=False
+            program,
+            dynamo=True,
+            output_names=["codes"],
+            dynamic_shapes={"images": {0: "batch"}},
+            verbose=False,
         )
     finally:
         registry.setLevel(level)

@@ -74,13 +74,7 @@ _FACTORS = {"attention.output": "layer_scale1.lambda1", "contract": "layer_scale
 
 
 def find_model(
-    name: str,
-    what: str,
-    *,
-    needs: Sequence[str],
-    files: Sequence[str],
-    revision: str | None = None,
-    **hub: Any,
+    name: str, what: str, *, needs: Sequence[str], files: Sequence[str], revision: str | None = None
 ) -> Path:
     """Return the directory that holds a model; one on the hub is downloaded, or taken from its cache.
 
@@ -90,7 +84,6 @@ def find_model(
         needs: Names of files, one of which the directory must hold.
         files: Names or patterns of all files that are read.
         revision: Branch, tag or commit of a repository on the hub.
-        hub: Further settings of `huggingface_hub.snapshot_download`.
 
     Raises:
         ValueError: No such directory or repository, or it cannot be reached.
@@ -107,7 +100,7 @@ def find_model(
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files), **hub))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"no {what} {name!r}: neither a directory with {expected} nor a repository on the hub ({error})"
