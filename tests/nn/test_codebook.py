@@ -321,7 +321,7 @@ def test_results_unpack_as_quantized_codes_and_loss() -> None:
 
 
 def test_what_people_take_away_has_its_name_in_nn() -> None:
-    assert {"LearnedCodebook", "WordCodebook", "commitment_loss", "nearest_codeword"} <= {*dir(pixlex.nn)}
+    assert {"LearnedCodebook", "WordCodebook", "commitment_loss", "nearest_codeword"} <= {*pixlex.nn.__all__}
     for name in pixlex.nn.__all__:
         assert getattr(pixlex.nn, name).__name__ == name
     with pytest.raises(AttributeError, match=r"'pixlex\.nn' has no attribute 'nearest_codewort'"):

@@ -23,16 +23,15 @@ if TYPE_CHECKING:
     from pixlex.models.checkpoint import Tokenizer
 
 METADATA = "pixlex.json"
+# What `code_vectors` of any family runs.
+_PARTS = ("encoder", "projector", "image_encoder", "code_projector")
 
 
 class Encoder(nn.Module):
     """Images to codes: what of a model `tokenize` needs, in evaluation, with nothing that depends on a value.
 
     Whitening and search are one linear map in float64, whose highest score is the code that `tokenize` writes, but
-    where the rounding of float32 products decides between two. What the search made of it: (K, S) numbers.
-
-    Args:
-        model: is copied, to the CPU.
+    where the rounding of float32 products decides between two. The model is copied to the CPU.
     """
 
     weight: Tensor
@@ -41,7 +40,10 @@ class Encoder(nn.Module):
 
     def __init__(self, model: Tokenizer) -> None:
         super().__init__()
-        self.model = copy.deepcopy(_encoding_part(model)).cpu().eval()
+        part = copy.copy(model)
+        part._modules = {name: child for name, child in model.named_children() if name in _PARTS}
+        part._frozen = model._frozen[1:] and (None, *model._frozen[1:])  # a teacher, no language model
+        self.model = copy.deepcopy(part).cpu().eval()
         # A frozen vision model stands outside the tree of modules.
         self.teacher = getattr(self.model, "teacher", None)
         weight, bias = model.codebook.scores()
@@ -56,26 +58,6 @@ class Encoder(nn.Module):
         if self.rows is not None:
             return self.rows[highest_scores(vectors, self.weight, self.bias, each)]
         return highest_scores(vectors.flatten(0, 1), self.weight, self.bias).view(-1, each)
-
-
-def _encoding_part(model: Tokenizer) -> Tokenizer:
-    """Return a model that shares the parts which `code_vectors` runs, and has no others."""
-    used: set[str] = set()
-    hooks = [
-        part.register_forward_pre_hook(lambda *_, name=name: used.add(name))  # type: ignore[misc]
-        for name, part in model.named_children()
-    ]
-    size = model.config.image_size
-    try:
-        with torch.no_grad():
-            model.code_vectors(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    part = copy.copy(model)
-    part._modules = {name: child for name, child in model.named_children() if name in used}
-    part._frozen = model._frozen[1:] and (None, *model._frozen[1:])  # a teacher, no language model
-    return part
 
 
 def program_of(tokenizer: ImageTokenizer) -> torch.export.ExportedProgram:

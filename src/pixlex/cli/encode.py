@@ -178,10 +178,7 @@ def export(options: ExportOptions) -> None:
     tokenizer = api.load(options.model, device="cpu", **options.versions)
     path = tokenizer.export(options.out)
     size, megabytes = tokenizer.image_size, path.stat().st_size / 1e6
-    values = {
-        "path": str(path), "images": ["batch", 3, size, size], "codes": ["batch", tokenizer.num_words],
-        "num_codewords": tokenizer.num_codewords,
-    }  # fmt: skip
+    values = {"path": str(path), "images": ["batch", 3, size, size], "codes": ["batch", tokenizer.num_words]}
     shapes = f"images (B, 3, {size}, {size}) in [0, 1] -> codes (B, {tokenizer.num_words})"
     cli.answer(options, values, f"{path}: {shapes}, {megabytes:.1f} MB")
 

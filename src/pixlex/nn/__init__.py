@@ -21,11 +21,8 @@ if TYPE_CHECKING:
     from pixlex.losses import masked_word_loss as masked_word_loss
     from pixlex.losses import pixel_loss as pixel_loss
     from pixlex.nn.codebook import LearnedCodebook as LearnedCodebook
-    from pixlex.nn.codebook import Quantized as Quantized
     from pixlex.nn.codebook import WordCodebook as WordCodebook
-    from pixlex.nn.codebook import straight_through as straight_through
     from pixlex.nn.nearest import nearest_codeword as nearest_codeword
-    from pixlex.nn.nearest import nearest_codewords as nearest_codewords
 
 _ROOMS = {
     "pixlex.losses": (
@@ -33,8 +30,8 @@ _ROOMS = {
         "image_text_contrastive_loss", "image_text_matching_loss", "masked_patch_loss", "masked_word_loss",
         "pixel_loss",
     ),
-    "pixlex.nn.codebook": ("LearnedCodebook", "Quantized", "WordCodebook", "straight_through"),
-    "pixlex.nn.nearest": ("nearest_codeword", "nearest_codewords"),
+    "pixlex.nn.codebook": ("LearnedCodebook", "WordCodebook"),
+    "pixlex.nn.nearest": ("nearest_codeword",),
 }  # fmt: skip
 __all__ = sorted(name for names in _ROOMS.values() for name in names)
 
@@ -45,8 +42,3 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(import_module(room), name)
     raise AttributeError(f"module 'pixlex.nn' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    """Name what is imported on first use, too."""
-    return sorted({*globals(), *__all__})

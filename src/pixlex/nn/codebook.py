@@ -71,7 +71,8 @@ class Quantized:
         if given.ndim != 4:
             return self
         side = given.shape[2:]
-        return replace(self, values=self.values.mT.unflatten(2, side), codes=self.codes.unflatten(1, side))
+        values = self.values.mT.reshape(given.shape)
+        return replace(self, values=values, codes=self.codes.view(-1, *side))
 
 
 def straight_through(z: Float[Tensor, "B N D"], values: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
@@ -101,15 +102,15 @@ class Codebook(nn.Module):
         """Return the codewords in the space of the search."""
         raise NotImplementedError
 
-    def search_map(self) -> tuple[Float64[Tensor, "S D"], Float64[Tensor, " S"]] | None:
-        """Return weight and bias of what vectors go through before the search, in evaluation; None for nothing."""
+    def _before(self) -> tuple[Float64[Tensor, "S D"], Float64[Tensor, " S"]] | None:
+        """Weight and bias of what vectors go through before the search, in evaluation; None for nothing."""
         return None
 
     @torch.no_grad()
     def scores(self) -> tuple[Float64[Tensor, "K D"], Float64[Tensor, " K"]]:
         """Return weight and bias of all that evaluation amounts to: a vector's nearest codeword scores highest."""
         weight, bias = linear_scores(self.search_codebook(), self.metric)
-        before = self.search_map()
+        before = self._before()
         return (weight, bias) if before is None else (weight @ before[0], bias + weight @ before[1])
 
     def nearest(self, z: Float[Tensor, "B N S"], top_k: int = 1) -> tuple[Int[Tensor, "B N k"], Tensor]:
@@ -211,8 +212,7 @@ class WordCodebook(Codebook):
             return (self.embedding - self.center) @ self.directions / self.scales
         return self.learned if self.config.search == "assigned" else self.embedding
 
-    def search_map(self) -> tuple[Float64[Tensor, "S D"], Float64[Tensor, " S"]] | None:
-        """Return weight and bias of what vectors go through before the search, in evaluation; None for nothing."""
+    def _before(self) -> tuple[Float64[Tensor, "S D"], Float64[Tensor, " S"]] | None:
         if self.config.search == "whitened":
             mean, covariance = self.whitening.mean.double(), self.whitening.covariance.double()
             inverse = _whiten(torch.eye(len(mean)).to(mean), torch.zeros_like(mean), covariance).T
@@ -310,8 +310,7 @@ class ConceptCodebook(Codebook):
         """Return the concepts."""
         return self.concepts
 
-    def search_map(self) -> tuple[Float64[Tensor, "S D"], Float64[Tensor, " S"]]:
-        """Return weight and bias of what features go through before the search."""
+    def _before(self) -> tuple[Float64[Tensor, "S D"], Float64[Tensor, " S"]]:
         weight = self.directions.double().T
         return weight, -weight @ self.center.double()
 
@@ -429,11 +428,7 @@ class LearnedCodebook(Codebook):
         return self.weight
 
     def forward(self, z: Float[Tensor, "B N S"] | Float[Tensor, "B S H W"]) -> Quantized:
-        """Return the nearest codewords; `values` carries the gradient of `z`.
-
-        Raises:
-            ValueError: Vectors of another width.
-        """
+        """Return the nearest codewords, with the gradient of `z`; a `ValueError` refuses another width."""
         given = z
         with torch.autocast(z.device.type, enabled=False):
             z = _sequence(z, self.weight.shape[1]).float()

@@ -256,7 +256,8 @@ def highest_scores(
     size = size + bias.masked_fill(bias == -torch.inf, 0.0).abs().amax(0)
     # As far as two scores can be off.
     ties = scores >= scores.amax(1, keepdim=True) - 4 * (x.shape[1] + 16) * _DOUBLE * size
-    return ties.to(torch.uint8).argmax(1, keepdim=True)
+    highest: Tensor = ties.to(torch.uint8).argmax(1, keepdim=True)
+    return highest
 
 
 @dataclass(frozen=True)
