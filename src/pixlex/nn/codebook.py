@@ -71,7 +71,7 @@ class Quantized:
         if given.ndim != 4:
             return self
         side = given.shape[2:]
-        values = self.values.mT.reshape(given.shape)
+        values = self.values.mT.reshape(-1, self.values.shape[2], *side)
         return replace(self, values=values, codes=self.codes.view(-1, *side))
 
 
