@@ -46,6 +46,7 @@ COMMANDS: Mapping[str, cli.Command] = {
     "evaluate few-shot": cli.Command(run=few_shot.few_shot),
     "index": cli.Command(run=pictures.index),
     "search": cli.Command(run=pictures.search),
+    "demo": cli.Command(run=pictures.demo),
     "describe": cli.Command(run=data.describe),
     "doctor": cli.Command(run=data.doctor),
     "version": cli.Command(run=data.version),

@@ -135,6 +135,7 @@ File = Annotated[Path, _file]
 Picture = Annotated[Path, _picture]
 Positive = Annotated[int, partial(_number, int, 1.0, math.inf, "an integer of 1 or more")]
 Count = Annotated[int, partial(_number, int, 0.0, math.inf, "an integer of 0 or more")]
+Port = Annotated[int, partial(_number, int, 1.0, 65535.0, "a port, 1 to 65535")]
 Fraction = Annotated[float, partial(_number, float, 0.0, 1.0, "a number in [0, 1]")]
 
 
@@ -304,6 +305,8 @@ def _add_option(parser: Any, one: Field[Any], kind: Any) -> None:
     settings |= {key: value for key, value in told.items() if value is not None}
     if has_default:
         settings["default"] = one.default
+        if settings.get("nargs") == "+" and one.default is None:
+            settings["action"] = "extend"  # `--model A --model B` is `--model A B`
     parser.add_argument(*names, **settings)
     if earlier is not None:
         parser.add_argument(earlier, **settings | {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS})

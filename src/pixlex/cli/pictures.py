@@ -1,4 +1,4 @@
-"""`explain`, `ask` and `gallery` of one model; `index` and `search`."""
+"""`explain`, `ask` and `gallery` of one model; `index` and `search`; `demo`, the page."""
 
 from __future__ import annotations
 
@@ -375,6 +375,29 @@ def _thumbnails(options: SearchOptions, found: ImageIndex, result: SearchResult)
             picture = None
         thumbnails.append(Thumbnail(picture, (f"{hit.rank}.  {value:.4f}", hit.key)))
     return thumbnails
+
+
+class DemoOptions(cli.LanguageModelOptions):
+    model: tuple[str, ...] | None = cli.option(
+        None, "model directories, run folders or hub repositories: an LQAE shows words, a CB-ViLA names, a "
+        "fine-tuned model answers", "M",
+    )  # fmt: skip
+    index: str | None = cli.option(None, "what pixlex index wrote, to search in", "INDEX")
+    host: str = cli.option("127.0.0.1", "address to listen at; default %(default)s, this machine alone")
+    port: cli.Port | None = cli.option(None, "default the first free one from 7860 on", "N")
+
+
+def demo(options: DemoOptions) -> None:
+    """Serve a page to play with: words of pictures and back, names, search, questions."""
+    from pixlex.demo import load_shown, serve
+
+    shown = load_shown(options.model or (), options.index, **options.loading)
+    serve(
+        shown,
+        host=options.host,
+        port=options.port,
+        say=lambda address: print(f"{address} (Ctrl-C ends it)", flush=True),
+    )
 
 
 def _lasting(name: str) -> str:
