@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -208,7 +209,8 @@ def serve(tabs: Mapping[str, Fill], *, host: str, port: int | None, say: Callabl
                 theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
             )  # fmt: skip
             say(url)
-            page.block_thread()
+            while page.is_running:  # `block_thread` would swallow the interruption
+                time.sleep(0.2)
         finally:
             page.close(verbose=False)
 
