@@ -228,13 +228,12 @@ def build_page(tabs: Mapping[str, Fill]) -> Any:
 def _words_tab(tokenizer: ImageTokenizer) -> None:
     gr, (pixels, dropped) = _gradio(), _drop("A picture", tokenizer.model.config)
     codes = torch.linspace(0, tokenizer.num_codewords - 1, tokenizer.num_words).long()
+    some = tokenizer.to_words(codes)[0].split()[:: max(1, tokenizer.num_words // 16)]
+    known = f"Any of {tokenizer.num_codewords:,} words, such as {_safe(' '.join(some))}"
     with gr.Column(scale=3, min_width=320):
         drawn = gr.HTML()
         text = gr.Textbox(label="Its words: change one", lines=max(2, tokenizer.grid), elem_classes="words")
-        note = gr.HTML(
-            known
-            := f"Any of {tokenizer.num_codewords:,} words, such as {_safe(tokenizer.to_words(codes)[0])}"
-        )
+        note = gr.HTML(known)
 
     def redraw(words: str) -> tuple[Any, str]:
         try:
@@ -243,7 +242,7 @@ def _words_tab(tokenizer: ImageTokenizer) -> None:
             return gr.skip(), _safe(fault)
 
     _on(dropped, partial(words_of, tokenizer), pixels, [text, drawn])
-    _on(text.input, redraw, text, [drawn, note], trigger_mode="always_last", show_progress="hidden")
+    _on(text.change, redraw, text, [drawn, note], show_progress="hidden")  # `input` misses what is pasted
 
 
 def _names_tab(tokenizer: ImageTokenizer) -> None:
@@ -263,7 +262,10 @@ def _search_tab(index: ImageIndex) -> None:
         button, found = gr.Button("Search"), gr.HTML()
     for event in (text.submit, button.click):
         _on(
-            event, lambda one, more: hits_of(index, texts=one, rerank=_RERANKED * more), [text, rerank], found
+            event,
+            lambda one, more: hits_of(index, texts=[one], rerank=_RERANKED * more),
+            [text, rerank],
+            found,
         )
     _on(dropped, lambda one: hits_of(index, images=one), pixels, found)
 

@@ -389,11 +389,11 @@ class DemoOptions(cli.LanguageModelOptions):
 
 def demo(options: DemoOptions) -> None:
     """Serve a page to play with: words of pictures and back, names, search, questions."""
-    from pixlex.demo import load_shown, serve
+    from pixlex.demo import load_tabs, serve
 
-    shown = load_shown(options.model or (), options.index, **options.loading)
+    tabs = load_tabs(options.model or (), options.index, **options.loading)
     serve(
-        shown,
+        tabs,
         host=options.host,
         port=options.port,
         say=lambda address: print(f"{address} (Ctrl-C ends it)", flush=True),
