@@ -34,7 +34,7 @@ _CELL, _HEATED, _FOUND, _HITS, _RERANKED = 80, 192, 448, 12, 40
 _WAITING, _REMEMBERED = 64, 200  # calls that wait at once, and users whose picture is remembered
 _CLEANED = (30, 300)  # seconds between looks for uploads to delete, and their age; two users may share a file
 _STYLE = """
-.gradio-container {max-width: 76rem !important; margin: auto}
+.gradio-container {width: 100%; max-width: 76rem !important; margin: auto}
 .pixlex {display: flex; flex-wrap: wrap; gap: .75rem}
 .pixlex figure {margin: 0; flex: 0 1 12rem; min-width: 8rem}
 .pixlex figure.wide {flex: 1 1 20rem; max-width: 40rem}
