@@ -290,7 +290,8 @@ def user(chromium: Any, address: str) -> Iterator[Callable[..., Any]]:
 
 def drop(page: Any, path: Path) -> None:
     """Choose a file at the first place to drop one that is visible."""
-    page.locator("input[type=file]:visible, :visible > input[type=file]").first.set_input_files(path)
+    shown = page.locator("[role=tabpanel]:visible")
+    shown.locator("input[type=file]").first.set_input_files(path)
 
 
 def tab(page: Any, name: str) -> None:
@@ -356,7 +357,7 @@ def test_questions_are_answered_in_a_browser(user: Callable[..., Any], shown: Pa
     page.get_by_role("button", name="Ask").click()
     page.get_by_text("expected a picture first").wait_for()
     drop(page, shown / "photos/2.png")
-    page.locator("figcaption:visible", has_text="the picture, as the model takes it").wait_for()
+    page.locator("figcaption:visible", has_text="as the model takes it").first.wait_for()
     page.get_by_role("button", name="Ask").click()
     page.get_by_text("What speaks for").wait_for()
     assert page.locator("figure:visible", has_text="the whole text").count() == 1

@@ -294,7 +294,8 @@ def _drop(label: str, config: Any) -> tuple[Any, Any]:
         return taken, _figures(_figure(enlarged(taken[0], 1), "the picture, as the model takes it"))
 
     event = _on(upload.upload, take, upload, [pixels, shown])
-    event.then(None, None, upload, js="() => null")  # free for the next one
+    for after in (event.success, event.failure):  # free for the next one
+        after(None, None, upload, js="() => null")
     return pixels, event.success
 
 
