@@ -110,8 +110,8 @@ def recipes_page() -> str:
         "# Recipes",
         "`pixlex train RECIPE` (those below `finetune/`: `pixlex finetune`) takes a name of this page or a YAML "
         "file of your own. `--device`, `--seed` and `--batch-size` are options of every training, all else is "
-        "`KEY=VALUE`; `model.language.name=FacebookAI/roberta-base` takes any masked language model of the hub, or "
-        "a directory.",
+        "`KEY=VALUE`; `model.language.name=FacebookAI/roberta-base` takes any masked language model of the hub, "
+        "or a directory.",
         table(
             ("recipe", "what"),
             [(f"[`{name}`](#{_anchor(name)})", _plain(_first_sentence(_recipe(name)))) for name in names],
