@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all suite check format bench
+.PHONY: help install quickstart test test-all suite check site package format bench
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"pixlex needs Python 3.11 or newer, got {sys.version.split()[0]}: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
 	$(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,test,dev]'
+	$(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,test,dev,docs]'
 	@touch $@
 
 install: $(INSTALLED)  ## .venv with the package, its extras and the tools of development
@@ -43,6 +43,23 @@ test-all: $(INSTALLED)  ## all checks and all tests, long campaigns too
 suite: $(INSTALLED)
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) \
 		--dist loadfile --no-loadscope-reorder $(CAMPAIGNS)
+
+# Links and references that lead nowhere end it.
+site: $(INSTALLED)  ## the documentation, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# What a user gets: the wheel alone, in an empty environment. BOUNDS=oldest takes the oldest version of every direct dependency.
+BOUNDS ?= newest
+EMPTY := build/$(BOUNDS)
+package: $(INSTALLED)  ## both archives in dist/, checked; the wheel installed in an empty environment and tried
+	rm -rf dist $(EMPTY)
+	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv $(EMPTY)
+	if [ $(BOUNDS) = oldest ]; then $(BIN)/python scripts/oldest.py; else cat constraints.txt; fi >$(EMPTY)/bounds.txt
+	$(EMPTY)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(EMPTY)/bounds.txt torch
+	$(EMPTY)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(EMPTY)/bounds.txt "$$(echo dist/*.whl)[words]"
+	cd $(EMPTY) && bin/pixlex version && bin/python -I ../../scripts/try_package.py
 
 format: $(INSTALLED)  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .

