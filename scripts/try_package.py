@@ -1,4 +1,4 @@
-"""Try an installed pixlex in the empty folder where this is started: a training of two steps, words, pictures, errors."""
+"""Try an installed pixlex in the empty folder where this is started: two steps, words, pictures, errors."""
 
 from __future__ import annotations
 

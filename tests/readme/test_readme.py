@@ -1,7 +1,7 @@
 """Every command and program of the README and of the site runs, on small pictures and small models.
 
-Blocks marked `bash` and `python` are executed, block by block, in the order of the page. Pages share one folder: two tutorials
-make the models that all others name, so these come first.
+Blocks marked `bash` and `python` are executed in the order of the page. Pages share one folder: the tutorials
+that make the models which all others name come first.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ SMALLER_PAIRS = (
     "train.batch_size=4", "objective.burn_in_steps=1",
 )  # fmt: skip
 SMALLER_TASKS = (
-    "model.body.image_size=32", "train.steps=2", "train.batch_size=4", "data.max_words=20", "data.min_answer_count=1",
+    "model.body.image_size=32", "train.steps=2", "train.batch_size=4", "data.max_words=20",
+    "data.min_answer_count=1",
 )  # fmt: skip
 
 
