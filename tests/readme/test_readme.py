@@ -37,7 +37,7 @@ WRITTEN = {
     "tutorials/training.md": ("small.tar", "pairs.parquet", "masked.png", "runs/vqa/report.html"),
     "tutorials/many-machines.md": ("shard.tar", "results/results.json", "codes/part-00000.parquet"),
     "how-to/data.md": ("all.parquet", "copies.tar"),
-    "how-to/codes.md": ("codes.jsonl", "again"),
+    "how-to/codes.md": ("codes.jsonl", "again", "mine.onnx"),
     "how-to/names.md": ("why.png", "codewords.png"),
     "how-to/questions.md": ("answer.png",),
     "how-to/measure.md": ("runs/probe/report.html", "runs/ablation/table.md"),

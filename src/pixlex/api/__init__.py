@@ -443,17 +443,23 @@ class ImageTokenizer:
         *,
         push_to_hub: bool = False,
         repo_id: str | None = None,
+        bits: Literal[32, 16, 8] = 32,
         **hub: Any,
     ) -> str | None:
         """Write a model directory that `pixlex.load` reads; where asked to, upload it and return the address.
 
-        `repo_id` is the directory's name where it is None; `hub` as for `push_to_hub`.
+        Args:
+            save_directory: made if missing.
+            push_to_hub: whether to upload it.
+            repo_id: None for the directory's name.
+            bits: of each weight of a matrix; fewer than 32 make a smaller model that rounds otherwise.
+            hub: as for `push_to_hub`.
         """
         folder = Path(save_directory)
-        checkpoint.save(self.coder, folder, trained_on=self.trained_on)
+        checkpoint.save(self.coder, folder, trained_on=self.trained_on, bits=bits)
         if self.card is not None:
             (folder / CARD).write_text(self.card, encoding="utf-8")
-        return self.push_to_hub(repo_id or folder.name, **hub) if push_to_hub else None
+        return self.push_to_hub(repo_id or folder.name, bits=bits, **hub) if push_to_hub else None
 
     save = save_pretrained
 
@@ -465,6 +471,7 @@ class ImageTokenizer:
         token: str | None = None,
         card: str | None = None,
         branch: str | None = None,
+        bits: Literal[32, 16, 8] = 32,
         **upload: Any,
     ) -> str:
         """Upload the model directory to the Hugging Face Hub; return the address of the repository.
@@ -475,6 +482,7 @@ class ImageTokenizer:
             token: access token; None takes the one that `hf auth login` stored.
             card: the model card, Markdown; None takes the one that lies beside the model, if any.
             branch: made if missing; None for the main one.
+            bits: as for `save_pretrained`.
             upload: of `HfApi.upload_folder`, such as commit_message and create_pr.
         """
         if self.model.vocabulary is not None and Path(self.model.language.name).is_dir():
@@ -489,7 +497,7 @@ class ImageTokenizer:
             hub.create_branch(repo_id, branch=branch, exist_ok=True)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            self.save(folder)
+            self.save(folder, bits=bits)
             if card is not None:
                 (folder / CARD).write_text(card, encoding="utf-8")
             upload = {"commit_message": "Upload a pixlex model", "revision": branch, **upload}

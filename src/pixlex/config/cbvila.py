@@ -68,6 +68,11 @@ class TextTowerConfig(Config):
         "Hub name or directory of a BERT whose embeddings and first layers to start from, or embedded: the MiniLM "
         "that a package carries; empty for random weights.",
     )
+    words: Literal["trained", "frozen"] = describe(
+        "trained",
+        "trained: word embeddings are weights of the model; frozen: they stay those of pretrained, which the model "
+        "names instead of storing them. Words that no caption has keep their place beside those that captions have.",
+    )
     width: int = describe(768, "Width of the word vectors; BERT-base has 768.", POSITIVE)
     depth: int = describe(6, "Number of layers; the paper's 6.", POSITIVE)
     heads: int = describe(
@@ -89,6 +94,7 @@ class TextTowerConfig(Config):
 
     def _check(self) -> None:
         self._require("heads", self.width % self.heads == 0, f"must divide the width {self.width}")
+        self._require("words", self.words == "trained" or bool(self.pretrained), "must be trained without pretrained")
 
 
 @dataclass(frozen=True, kw_only=True)

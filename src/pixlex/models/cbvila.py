@@ -17,6 +17,7 @@ from pixlex.models import CodeModel, ImageModel, JointModel, compute_texts
 from pixlex.models.initialization import initialize_towers
 from pixlex.nn.bert import Context, FusionEncoder, TextEncoder, TextTokenizer, Words, load_tokenizer
 from pixlex.nn.codebook import AllMean, LearnedCodebook, Quantized
+from pixlex.nn.language_model import load_language_words
 from pixlex.nn.transformer import (
     ClassTokenEncoder,
     bridge,
@@ -32,7 +33,7 @@ from pixlex.nn.transformer import (
 from pixlex.nn.vision import vision_encoder
 
 if TYPE_CHECKING:
-    from pixlex.config.cbvila import CBViLAConfig
+    from pixlex.config.cbvila import CBViLAConfig, TextTowerConfig
 
 # Divides similarities before training, and those that no training has scaled (ALBEF's code).
 START_TEMPERATURE = 0.07
@@ -56,6 +57,14 @@ def split_patches(
     """Draw exactly `num_visible` patches of each image, all sets alike likely (He et al. 2021, section 3)."""
     order = torch.rand(num_images, num_patches, generator=generator).argsort(dim=1)
     return SplitPatches(order[:, :num_visible].sort(dim=1).values, order[:, num_visible:].sort(dim=1).values)
+
+
+def load_text_tokenizer(config: TextTowerConfig) -> TextTokenizer:
+    """Load what texts are read with, and the vectors of its words where training leaves them as they are."""
+    frozen = config.words == "frozen"
+    return load_tokenizer(
+        config.tokenizer, load_language_words(config.pretrained).word_embedding if frozen else None
+    )
 
 
 class TextModel(ImageModel):
@@ -108,7 +117,7 @@ class CBViLA(TextModel, CodeModel, JointModel):
         self.image_encoder = vision_encoder(image, config.image_size, config.patch_size)
         self.text_encoder = TextEncoder(
             tokenizer.vocab_size, text.positions, width, text.depth, text.heads, text.mlp_ratio,
-            config.dropout_rate,
+            config.dropout_rate, tokenizer.embedding,
         )  # fmt: skip
         self.fusion = FusionEncoder(
             width, config.fusion.depth, text.heads, text.mlp_ratio, config.dropout_rate
@@ -141,7 +150,7 @@ class CBViLA(TextModel, CodeModel, JointModel):
     def build(cls, config: CBViLAConfig, *, initialize: bool = True) -> CBViLA:
         """Build the model with fresh weights."""
         with initializing(initialize):
-            return cls(config, load_tokenizer(config.text.tokenizer))
+            return cls(config, load_text_tokenizer(config.text))
 
     @classmethod
     def start(cls, config: CBViLAConfig) -> CBViLA:

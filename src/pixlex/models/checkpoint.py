@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
@@ -27,7 +26,9 @@ from pixlex.models.initialization import (
     CHECKSUM,
     CONFIG,
     WEIGHTS,
+    compact,
     find_model,
+    read_weights,
     verify_weights,
     weights_checksum,
 )
@@ -104,17 +105,22 @@ _WHERE_THERE = (
 )
 
 
-def save(model: Model, folder: Path, *, trained_on: Sequence[str] = ()) -> None:
+def save(model: Model, folder: Path, *, trained_on: Sequence[str] = (), bits: int = 32) -> None:
     """Write a model directory.
 
     Args:
         model: Its weights and configuration are written; of a language model only name and fingerprint.
         folder: Made if missing; files of the same names are replaced.
         trained_on: Descriptions of the data, of all trainings that it went through, the last one at the end.
+        bits: Of each weight of a matrix, 32, 16 or 8; fewer than 32 round the model.
+
+    Raises:
+        ValueError: Another number of bits.
     """
+    if bits not in (32, 16, 8):
+        raise ValueError(f"bits must be 32, 16 or 8, got {bits!r:.40}")
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    content = to_bytes(weights, metadata={"format": "pt"})
+    content = to_bytes(compact(model.state_dict(), bits), metadata={"format": "pt"})
     write_atomically(folder / WEIGHTS, lambda path: path.write_bytes(content))
     config: dict[str, Any] = {
         "format": FORMAT,
@@ -196,8 +202,8 @@ def load_any(name: str, *, language_model: str | None = None, revision: str | No
     model: Any = kind.build(config, initialize=False)
     _check_words(model, described, folder)
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        model.load_state_dict(read_weights(folder / WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         raise ValueError(f"{folder / WEIGHTS} does not hold this model's weights: {error!s:.400}") from error
     for key, weight in model.state_dict().items():
         if weight.is_floating_point() and not weight.sum().isfinite() and not weight.isfinite().all():
@@ -265,6 +271,8 @@ def _model_config(described: Mapping[str, Any], language_model: str | None, fold
     named, key = (values.get("language"), "name") if text is None else (text, "tokenizer")
     if language_model is not None and isinstance(named, dict):
         named[key] = language_model
+        if named.get("words") == "frozen":
+            named["pretrained"] = language_model
     return run_from(run, str(folder / CONFIG)).model
 
 

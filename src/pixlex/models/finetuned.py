@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from pixlex.batch import ReasoningBatch
 from pixlex.messages import quoted
-from pixlex.models.cbvila import CBViLA, MaskedWordHead, TextModel
+from pixlex.models.cbvila import CBViLA, MaskedWordHead, TextModel, load_text_tokenizer
 from pixlex.models.initialization import resampled
-from pixlex.nn.bert import Context, FusionEncoder, TextTokenizer, Words, load_tokenizer
+from pixlex.nn.bert import Context, FusionEncoder, TextTokenizer, Words
 from pixlex.nn.transformer import initializer, initializing
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Reasoner(TextModel):
     def build(cls, config: ReasonerConfig, *, initialize: bool = True) -> Reasoner:
         """Build the model with fresh weights."""
         with initializing(initialize):
-            return cls(config, load_tokenizer(config.body.text.tokenizer))
+            return cls(config, load_text_tokenizer(config.body.text))
 
     @classmethod
     def start(cls, config: ReasonerConfig, body: CBViLA, before: Reasoner | None = None) -> Reasoner:

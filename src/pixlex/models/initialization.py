@@ -31,6 +31,8 @@ WEIGHTS = "model.safetensors"
 # In our `config.json`; absent in directories that were written before there were checksums.
 CHECKSUM = "weights_sha256"
 _INDEX = "model.safetensors.index.json"
+# Behind the name of a weight that is stored in 8 bits.
+_SCALE = ":scale"
 # Where a body's weights begin, whatever it is part of; our own masked autoencoder's begin with network.vit.
 _PREFIX = re.compile(r"^(network\.)?(bert|vit|deit|siglip|dinov2|vision_model|model)\.(vision_model\.)?")
 
@@ -124,6 +126,34 @@ def verify_weights(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
+def compact(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
+    """Return weights for a file, those of matrices and larger ones in so many bits: 32, 16 or 8.
+
+    8: whole numbers in [-127, 127] and beside them, named NAME:scale, what each row is multiplied by, its largest
+    magnitude over 127; where there is but one row, 16 bits.
+    """
+    found = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    for name, tensor in list(found.items()):
+        if tensor.ndim < 2 or not tensor.is_floating_point() or bits == 32:
+            continue
+        if bits == 16 or len(tensor) == 1:
+            found[name] = tensor.half()
+            continue
+        scale = tensor.flatten(1).abs().amax(1) / 127
+        steps = tensor / scale.clamp_min(torch.finfo(scale.dtype).tiny).view(-1, *[1] * (tensor.ndim - 1))
+        found |= {name: steps.round().to(torch.int8), f"{name}{_SCALE}": scale}
+    return found
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights of a file, what `compact` made of them undone; safetensors' errors are raised."""
+    stored = load_file(path)
+    scales = {name.removesuffix(_SCALE): stored.pop(name) for name in list(stored) if name.endswith(_SCALE)}
+    for name, scale in scales.items():
+        stored[name] = stored[name].float() * scale.view(-1, *[1] * (stored[name].ndim - 1))
+    return stored
+
+
 class Published:
     """The weights of a published network in float32, by names without what the body is part of.
 
@@ -152,7 +182,7 @@ class Published:
                 parts = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
             loaded = load_file(EMBEDDED_HEAD) if embedded else {}
             for part in sorted(parts):
-                loaded |= load_file(folder / part)
+                loaded |= read_weights(folder / part)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{name}: its weights cannot be read: {error}") from error
         # TensorFlow's names of a norm's weights, in the oldest files.

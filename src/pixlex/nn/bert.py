@@ -83,9 +83,12 @@ def _sha256(path: Path, size: int, changed: int) -> str:
 
 
 class TextTokenizer:
-    """Texts as a BERT reads them; `name` is how `load_tokenizer` found the transformers tokenizer."""
+    """Texts as a BERT reads them; `name` is how `load_tokenizer` found the transformers tokenizer.
 
-    def __init__(self, tokenizer: Any, *, name: str) -> None:
+    `embedding`: vectors of its words that no training moves; None where a network learns its own.
+    """
+
+    def __init__(self, tokenizer: Any, *, name: str, embedding: Float[Tensor, "V D"] | None = None) -> None:
         kinds = ("cls", "sep", "pad", "mask")
         missing = [kind for kind in kinds if getattr(tokenizer, f"{kind}_token_id") is None]
         if missing:
@@ -98,13 +101,22 @@ class TextTokenizer:
             int(getattr(tokenizer, f"{kind}_token_id")) for kind in kinds
         )
         self.vocab_size: int = len(tokenizer)
+        if embedding is not None and len(embedding) < self.vocab_size:
+            raise ValueError(
+                f"tokenizer {name!r} has {self.vocab_size} words, but there are vectors of {len(embedding)}"
+            )
+        # Some tables have more rows than there are words, to be divisible by 64.
+        self.embedding = None if embedding is None else embedding[: self.vocab_size]
         self._bare = CachedTexts(tokenizer)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the vocabulary: word vectors mean nothing under another one."""
+        """SHA-256 of the vocabulary, and of its vectors where they stand still: both belong to the weights."""
         words = sorted(self.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-        return hashlib.sha256(repr(words).encode()).hexdigest()
+        digest = hashlib.sha256(repr(words).encode())
+        if self.embedding is not None:
+            digest.update(self.embedding.numpy().tobytes())
+        return digest.hexdigest()
 
     def encode(self, texts: Sequence[str], max_words: int) -> Words:
         """Return texts with start and end, cut before their end to so many words (3 or more), padded."""
@@ -127,8 +139,11 @@ class TextTokenizer:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
-def load_tokenizer(name: str = EMBEDDED) -> TextTokenizer:
-    """Load a BERT's tokenizer: "embedded" (needs no network), a name on the hub, or a directory."""
+def load_tokenizer(name: str = EMBEDDED, embedding: Float[Tensor, "V D"] | None = None) -> TextTokenizer:
+    """Load a BERT's tokenizer: "embedded" (needs no network), a name on the hub, or a directory.
+
+    `embedding` is that of `TextTokenizer`. A ValueError says that there is none, or that the vectors are too few.
+    """
     from transformers import AutoTokenizer
 
     embedded = name == EMBEDDED
@@ -137,7 +152,7 @@ def load_tokenizer(name: str = EMBEDDED) -> TextTokenizer:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=embedded, trust_remote_code=False)
     except (OSError, ValueError) as reason:
         raise ValueError(f"tokenizer {source!r} cannot be loaded: {reason}") from reason
-    return TextTokenizer(tokenizer, name=name)
+    return TextTokenizer(tokenizer, name=name, embedding=embedding)
 
 
 class CachedTexts:
@@ -351,7 +366,8 @@ class BertLayer(nn.Module):
 class TextEncoder(nn.Module):
     """Words to vectors: BERT's embeddings and its lower layers.
 
-    BERT's embedding of the first segment, the same for every word here, is part of the positions.
+    BERT's embedding of the first segment, the same for every word here, is part of the positions. Given the
+    embeddings of its words, it neither trains nor saves them.
     """
 
     def __init__(
@@ -363,6 +379,7 @@ class TextEncoder(nn.Module):
         heads: int,
         mlp_ratio: float = 4.0,
         dropout_rate: float = 0.0,
+        embedding: Float[Tensor, "V D"] | None = None,
     ) -> None:
         super().__init__()
         self.words = nn.Embedding(vocab_size, width)
@@ -373,6 +390,11 @@ class TextEncoder(nn.Module):
         self.apply(initializer(width))
         nn.init.normal_(self.words.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.02)
+        if embedding is not None:
+            if embedding.shape[1] != width:
+                raise ValueError(f"expected word embeddings of width {width}, got {embedding.shape[1]}")
+            del self.words.weight
+            self.words.register_buffer("weight", embedding, persistent=False)
 
     def forward(
         self, word_ids: Int[Tensor, "B T"], key_padding: Bool[Tensor, "B T"]
