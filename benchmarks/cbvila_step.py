@@ -47,7 +47,7 @@ from pixlex.distributed import ALONE, pick_device
 from pixlex.models.cbvila import CBViLA
 from pixlex.objectives.cbvila import CBViLAObjective, StepRandom
 from pixlex.objectives.phase import Step
-from pixlex.train.parallel import mixed_precision, prepare_layers
+from pixlex.training.parallel import mixed_precision, prepare_layers
 
 WORDS = 25
 ALL, AGAIN, PLAIN = "+ masked codes", "+ masked codes, layers computed again", "pass by pass"

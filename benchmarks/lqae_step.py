@@ -42,7 +42,7 @@ from pixlex.nn.transformer import random_mask
 from pixlex.nn.vocabulary import Vocabulary
 from pixlex.objectives.lqae import LQAEObjective
 from pixlex.objectives.phase import Step
-from pixlex.train.parallel import mixed_precision, prepare_layers
+from pixlex.training.parallel import mixed_precision, prepare_layers
 
 OURS, AGAIN, COMPILED, PLAIN = "ours", "ours, layers computed again", "ours, compiled", "straightforward"
 CONTESTANTS = (OURS, AGAIN, COMPILED, PLAIN)

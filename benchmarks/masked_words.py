@@ -25,7 +25,7 @@ from in_turn import measured_in_turn
 from measuring import PeakMemory, best_product_rate, synchronize
 from pixlex.distributed import pick_device
 from pixlex.losses import masked_word_loss
-from pixlex.train.parallel import mixed_precision
+from pixlex.training.parallel import mixed_precision
 
 CONTESTANTS = ("ours", "all logits at once", "torch, chunked")
 CASES = {"trained": 30_522, "frozen": 50_265}

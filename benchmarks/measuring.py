@@ -18,8 +18,8 @@ from torch.utils.module_tracker import ModuleTracker
 from in_turn import doubled_until_full, or_full
 from pixlex.config.fields import TrainConfig
 from pixlex.distributed import pick_device
-from pixlex.train.logging import peak_memory
-from pixlex.train.parallel import build_optimizer, mixed_precision, pick_precision
+from pixlex.training.logging import peak_memory
+from pixlex.training.parallel import build_optimizer, mixed_precision, pick_precision
 
 Numbers = Mapping[str, float]
 _PRODUCTS = 50

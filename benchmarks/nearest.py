@@ -26,7 +26,7 @@ from in_turn import last_line
 from measuring import PeakMemory, best_product_rate, synchronize
 from pixlex.distributed import pick_device
 from pixlex.nn.nearest import Metric, PreparedCodebook, nearest_codeword
-from pixlex.train.parallel import pick_precision
+from pixlex.training.parallel import pick_precision
 
 Search = Callable[[Tensor], tuple[Tensor, Tensor]]
 OURS = "pixlex"

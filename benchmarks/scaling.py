@@ -33,7 +33,7 @@ from pixlex.batch import ImageBatch
 from pixlex.config.lqae import LQAEObjectiveConfig
 from pixlex.objectives.lqae import LQAEObjective
 from pixlex.objectives.phase import Objective, Step
-from pixlex.train.parallel import share_gradients
+from pixlex.training.parallel import share_gradients
 
 PROCESSES = (1, 2)
 CPU = torch.device("cpu")

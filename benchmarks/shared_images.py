@@ -22,7 +22,7 @@ from pixlex.config.run import read_run
 from pixlex.models.finetuned import Reasoner
 from pixlex.objectives.finetune import ReasoningObjective
 from pixlex.objectives.phase import Step
-from pixlex.train.parallel import mixed_precision, pick_precision
+from pixlex.training.parallel import mixed_precision, pick_precision
 
 SHARED = (1, 4, 8)
 QUESTION = "how many large red circles are left of the small blue square?"

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from pixlex.nn.bert import EMBEDDED_SHA256, embedded_directory
 from pixlex.nn.language_model import LanguageModel, load_language_model
-from pixlex.train.parallel import mixed_precision
+from pixlex.training.parallel import mixed_precision
 
 EVALUATED_RATES = (0.15, 0.5)
 CHECKPOINT_EVERY = 50

@@ -23,7 +23,7 @@ from pixlex.data.synthetic import COLORS, GRID, SHAPES, draw, make_scene
 from pixlex.models import checkpoint
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.finetuned import resized
-from pixlex.train.parallel import mixed_precision
+from pixlex.training.parallel import mixed_precision
 
 BATCH = 32
 

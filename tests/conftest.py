@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 
 # What children of tests run; they inherit imports.
 FORKED = [
-    "tests.train.running",
+    "tests.training.running",
     "tests.search.test_update",
     "tests.eval.few_shot.test_run",
     "tests.eval.test_evaluate",
@@ -105,7 +105,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, language: Path, causal_lang
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A parquet file of twenty random pictures."""
-    from tests.train.running import write_pictures
+    from tests.training.running import write_pictures
 
     return write_pictures(tmp_path_factory.mktemp("pictures") / "noise.parquet")
 

@@ -25,7 +25,7 @@ from pixlex.models import checkpoint
 from pixlex.nn.language_model import load_language_model
 from pixlex.report.tables import ablation_table
 from pixlex.run import run_training, sole_writer, with_precision
-from pixlex.train.loop import LossNotFinite
+from pixlex.training.loop import LossNotFinite
 
 run_ablations = partial(ablations.run_ablations, train=run_training)
 pytestmark = pytest.mark.usefixtures("without_curves")

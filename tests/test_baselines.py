@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 from tests.tiny import tiny_run
-from tests.train.running import signaled_before
+from tests.training.running import signaled_before
 
 from pixlex import run as runs
 from pixlex.config.run import Run
 from pixlex.files import read_json
 from pixlex.models import checkpoint
-from pixlex.train.checkpoint import checkpoints
-from pixlex.train.logging import read_metrics
+from pixlex.training.checkpoint import checkpoints
+from pixlex.training.logging import read_metrics
 
 RUN = {
     "train.steps": 6, "train.checkpoint_every": 2, "train.evaluate_every": 3, "eval.examples": 3, "eval.limit": 10,

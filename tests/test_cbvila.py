@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tests.tiny import tiny_language, tiny_run, write_images
-from tests.train.running import on_two_processes
+from tests.training.running import on_two_processes
 
 import pixlex
 from pixlex import run as runs
@@ -20,8 +20,8 @@ from pixlex.families import FAMILIES, taken_over
 from pixlex.files import read_json
 from pixlex.models import checkpoint
 from pixlex.models.cbvila import CBViLA
-from pixlex.train.checkpoint import checkpoints
-from pixlex.train.logging import read_metrics
+from pixlex.training.checkpoint import checkpoints
+from pixlex.training.logging import read_metrics
 
 RETRIEVAL = ("evaluate", "retrieval", "--model")
 Call = Callable[..., tuple[int, str, str]]

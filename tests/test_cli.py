@@ -27,8 +27,8 @@ from pixlex.data import images, tables
 from pixlex.encoding.files import read_codes
 from pixlex.eval.few_shot.classifiers import Features, linear_per_episode
 from pixlex.search import store
-from pixlex.train.logging import Tracker
-from pixlex.train.loop import LossNotFinite
+from pixlex.training.logging import Tracker
+from pixlex.training.loop import LossNotFinite
 
 COMMANDS = tuple(dict.fromkeys(path.split()[0] for path in cli.COMMANDS))
 NAMES = tuple(f"{number}.png" for number in range(5))

@@ -34,8 +34,8 @@ from pixlex.eval.retrieval import CachedScores
 from pixlex.files import Journal, read_json, sealed, write_json
 from pixlex.models import checkpoint
 from pixlex.search.store import Head, read_head, write_head
-from pixlex.train.checkpoint import load_newest, save_checkpoint
-from pixlex.train.logging import Tracker, read_metrics
+from pixlex.training.checkpoint import load_newest, save_checkpoint
+from pixlex.training.logging import Tracker, read_metrics
 
 # Flips of each kind in the suite; a campaign calls `flip` more often.
 FLIPS = 8

@@ -31,8 +31,8 @@ from pixlex.files import (
     write_text,
 )
 from pixlex.models import checkpoint
-from pixlex.train.checkpoint import load_newest, save_checkpoint
-from pixlex.train.logging import Tracker
+from pixlex.training.checkpoint import load_newest, save_checkpoint
+from pixlex.training.logging import Tracker
 
 
 def test_regular_files_and_links_to_them_are_read_up_to_a_bound(tmp_path: Path) -> None:

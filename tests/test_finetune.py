@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.tiny import tiny_cbvila, tiny_mae, tiny_reasoner
-from tests.train.running import signaled_before
+from tests.training.running import signaled_before
 
 import pixlex
 from pixlex.cli import main

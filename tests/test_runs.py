@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 from tests.tiny import tiny_run
-from tests.train.running import on_two_processes
+from tests.training.running import on_two_processes
 
 from pixlex import run as runs
 from pixlex.config.run import Run, read_run
 from pixlex.models import checkpoint
 from pixlex.models.lqae import LQAE
-from pixlex.train.logging import read_metrics
+from pixlex.training.logging import read_metrics
 
 
 def _run(language: Path, pictures: Path, **train: object) -> Run:

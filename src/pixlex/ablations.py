@@ -31,8 +31,8 @@ from pixlex.files import Damaged, read_json, write_json
 from pixlex.models import checkpoint
 from pixlex.models.checkpoint import Tokenizer
 from pixlex.progress import bar_or_lines
-from pixlex.train.loop import LossNotFinite
-from pixlex.train.parallel import with_precision
+from pixlex.training.loop import LossNotFinite
+from pixlex.training.parallel import with_precision
 
 # Codewords of the VQ-VAE of row I, as many as the baseline's.
 CODES_ASSIGNED = 1024

@@ -50,7 +50,7 @@ from pixlex.objectives.lqae import (
 )
 from pixlex.objectives.phase import Objective
 from pixlex.report import progress
-from pixlex.train.parallel import pick_precision
+from pixlex.training.parallel import pick_precision
 
 # Images, images with captions, or items with questions and answers; what one family reads, none of the others do.
 Source = Any

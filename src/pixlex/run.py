@@ -28,11 +28,11 @@ from pixlex.report.curves import curves
 from pixlex.report.figures import drawn
 from pixlex.report.page import Page, model_card, write_page
 from pixlex.report.progress import CODES, Evaluated
-from pixlex.train.checkpoint import checkpoints
-from pixlex.train.logging import METRICS, write_environment
-from pixlex.train.loop import fit
-from pixlex.train.memory import check_memory
-from pixlex.train.parallel import local_batch_size, with_precision
+from pixlex.training.checkpoint import checkpoints
+from pixlex.training.logging import METRICS, write_environment
+from pixlex.training.loop import fit
+from pixlex.training.memory import check_memory
+from pixlex.training.parallel import local_batch_size, with_precision
 
 _COMMANDS = "commands.txt"
 # What all trainings of the model read, that of the model it starts from included.

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tests.tiny import tiny_lqae, write_classes
-from tests.train.running import digest
+from tests.training.running import digest
 from torch import Tensor
 
 from pixlex.batch import TooManyBroken

@@ -249,7 +249,8 @@ def _codebooks() -> dict[str, Codebook]:
     """One of each search, with statistics and weights that are not those of the start."""
     words = _words(200)
     books: dict[str, Codebook] = {
-        search: WordCodebook(words, search=search, search_dim=4) for search in ("raw", "whitened", "assigned")
+        search: WordCodebook(words, QuantizerConfig(search=search, search_dim=4))  # type: ignore[arg-type]
+        for search in ("raw", "whitened", "assigned")
     }
     whitening = books["whitened"].whitening
     whitening.update(whitening(torch.randn(2, 99, 4) @ torch.randn(4, 4) + 1)[1])  # type: ignore[operator]
@@ -316,7 +317,7 @@ def test_results_unpack_as_quantized_codes_and_loss() -> None:
     assert vectors.grad is not None
     assert learned.weight.grad is not None
     of_words = torch.randn(2, 5, 8, requires_grad=True)
-    _, _, loss = WordCodebook(_words(), search="raw")(of_words)
+    _, _, loss = WordCodebook(_words(), RAW)(of_words)
     assert torch.equal(torch.autograd.grad(loss, of_words)[0] != 0, torch.ones(2, 5, 8, dtype=torch.bool))
 
 

@@ -17,8 +17,8 @@ from tests.tiny import tiny_cbvila, write_images
 
 from pixlex.config.run import find_recipe, read_run, recipe_names
 from pixlex.models import checkpoint
-from pixlex.train.logging import read_metrics
-from pixlex.train.parallel import learning_rate
+from pixlex.training.logging import read_metrics
+from pixlex.training.parallel import learning_rate
 
 Call = Callable[..., tuple[int, str, str]]
 SHORT = (

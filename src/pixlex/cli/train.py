@@ -307,7 +307,7 @@ def _train(options: RunOptions, run: Run) -> int | None:
         )
     _say(options, f"run folder {folder}")
     from pixlex.run import run_training
-    from pixlex.train.memory import needed
+    from pixlex.training.memory import needed
 
     _say(options, str(needed(run)))
     with _bars(options):

@@ -70,8 +70,8 @@ class TextTowerConfig(Config):
     )
     words: Literal["trained", "frozen"] = describe(
         "trained",
-        "trained: word embeddings are weights of the model; frozen: they stay those of pretrained, which the model "
-        "names instead of storing them. Words that no caption has keep their place beside those that captions have.",
+        "trained: word embeddings are weights; frozen: they stay those of pretrained, which the model names instead "
+        "of storing them, and words that no caption has keep their places among the others.",
     )
     width: int = describe(768, "Width of the word vectors; BERT-base has 768.", POSITIVE)
     depth: int = describe(6, "Number of layers; the paper's 6.", POSITIVE)
@@ -94,7 +94,9 @@ class TextTowerConfig(Config):
 
     def _check(self) -> None:
         self._require("heads", self.width % self.heads == 0, f"must divide the width {self.width}")
-        self._require("words", self.words == "trained" or bool(self.pretrained), "must be trained without pretrained")
+        self._require(
+            "words", self.words == "trained" or bool(self.pretrained), "must be trained without pretrained"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pixlex.config.lqae import QuantizerConfig as QuantizerConfig
     from pixlex.losses import caption_loss as caption_loss
     from pixlex.losses import codebook_loss as codebook_loss
     from pixlex.losses import commitment_loss as commitment_loss
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pixlex.nn.nearest import nearest_codeword as nearest_codeword
 
 _ROOMS = {
+    "pixlex.config.lqae": ("QuantizerConfig",),
     "pixlex.losses": (
         "caption_loss", "codebook_loss", "commitment_loss", "entropy_regularization", "image_contrastive_loss",
         "image_text_contrastive_loss", "image_text_matching_loss", "masked_patch_loss", "masked_word_loss",

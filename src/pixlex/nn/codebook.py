@@ -147,17 +147,16 @@ class WordCodebook(Codebook):
     codebook alive; straight-through then returns along the linear map from those directions to the embedding.
     `assigned` search lets a learned codebook pick the index of the word (LQAE, Table 3, row I).
 
-    `WordCodebook(embedding, search="raw")` quantizes any vectors as wide as the embeddings. Whitened ones are as
+    `WordCodebook(embedding, QuantizerConfig(search="raw"))` quantizes any vectors as wide as the embeddings. Whitened ones are as
     wide as `search_dim`; in a loop of one's own `whitening.update(quantized.moments)` belongs behind each step.
 
     Args:
         embedding: The word embeddings that may be codewords.
-        config: The search; None for its defaults.
+        config: The search.
         initialize: False where principal directions are read at once: none are computed.
-        settings: Fields of the configuration, in its place or to change it.
 
     Raises:
-        ValueError: A setting out of range, or more codewords or directions asked for than there are.
+        ValueError: More codewords or directions asked for than there are.
     """
 
     embedding: Tensor
@@ -168,14 +167,10 @@ class WordCodebook(Codebook):
     def __init__(
         self,
         embedding: Float[Tensor, "K D"],
-        config: QuantizerConfig | None = None,
+        config: QuantizerConfig,
         *,
         initialize: bool = True,
-        **settings: Any,
     ) -> None:
-        from pixlex.config.lqae import QuantizerConfig
-
-        config = replace(config or QuantizerConfig(), **settings)
         super().__init__(config.metric)
         num_codewords, width = embedding.shape
         if config.search == "whitened" and config.search_dim > min(num_codewords, width):

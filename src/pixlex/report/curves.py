@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pixlex.eval.evaluate import metric_of
 from pixlex.messages import printable
-from pixlex.train.logging import read_metrics
+from pixlex.training.logging import read_metrics
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 

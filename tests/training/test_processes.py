@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from tests.tiny import tiny_lqae, tiny_reasoner
-from tests.train.conftest import Alone
-from tests.train.running import STEPS, on_two_processes, run, settings, signaled_before
+from tests.training.conftest import Alone
+from tests.training.running import STEPS, on_two_processes, run, settings, signaled_before
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -22,10 +22,10 @@ from pixlex.nn.bert import BertLayer
 from pixlex.objectives.finetune import ReasoningObjective
 from pixlex.objectives.lqae import LQAEObjective
 from pixlex.objectives.phase import Objective
-from pixlex.train import parallel as module
-from pixlex.train.checkpoint import checkpoints
-from pixlex.train.logging import METRICS, read_metrics
-from pixlex.train.parallel import Parallel, transformer_layers
+from pixlex.training import parallel as module
+from pixlex.training.checkpoint import checkpoints
+from pixlex.training.logging import METRICS, read_metrics
+from pixlex.training.parallel import Parallel, transformer_layers
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -13,13 +13,22 @@ from pathlib import Path
 import pytest
 import torch
 from tests.tiny import evaluation_batches
-from tests.train.conftest import Alone
-from tests.train.running import FAMILIES, SERVER, STEPS, before_steps, digest, run, settings, signaled_before
+from tests.training.conftest import Alone
+from tests.training.running import (
+    FAMILIES,
+    SERVER,
+    STEPS,
+    before_steps,
+    digest,
+    run,
+    settings,
+    signaled_before,
+)
 
 from pixlex.data.images import open_source
-from pixlex.train.checkpoint import checkpoints
-from pixlex.train.logging import METRICS, RunLog, peak_memory, read_metrics
-from pixlex.train.loop import LossNotFinite, fit
+from pixlex.training.checkpoint import checkpoints
+from pixlex.training.logging import METRICS, RunLog, peak_memory, read_metrics
+from pixlex.training.loop import LossNotFinite, fit
 
 
 @pytest.mark.parametrize(

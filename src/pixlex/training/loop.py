@@ -22,8 +22,8 @@ from pixlex.config.fields import TrainConfig
 from pixlex.files import write_text
 from pixlex.nn.nearest import NotFinite
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
-from pixlex.train.logging import RunLog
-from pixlex.train.parallel import Parallel, learning_rate
+from pixlex.training.logging import RunLog
+from pixlex.training.parallel import Parallel, learning_rate
 
 
 class LossNotFinite(ArithmeticError):

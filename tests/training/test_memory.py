@@ -17,9 +17,9 @@ from pixlex.config.run import read_run
 from pixlex.models.cbvila import CBViLA
 from pixlex.objectives.phase import Step
 from pixlex.run import build_objective, run_training
-from pixlex.train import memory
-from pixlex.train.memory import check_memory, memory_of, needed
-from pixlex.train.parallel import prepare_layers
+from pixlex.training import memory
+from pixlex.training.memory import check_memory, memory_of, needed
+from pixlex.training.parallel import prepare_layers
 
 GIB = 2**30
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.train.running import FAMILIES, run, settings
+from tests.training.running import FAMILIES, run, settings
 from torch import nn
 
 from pixlex.config.fields import TrainConfig
 from pixlex.distributed import pick_device
-from pixlex.train.checkpoint import checkpoints
-from pixlex.train.parallel import Parallel, build_optimizer, learning_rate, mixed_precision, pick_precision
+from pixlex.training.checkpoint import checkpoints
+from pixlex.training.parallel import Parallel, build_optimizer, learning_rate, mixed_precision, pick_precision
 
 CPU = torch.device("cpu")
 

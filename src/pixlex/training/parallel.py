@@ -35,7 +35,7 @@ from pixlex.models import Precision
 from pixlex.nn.bert import BertLayer
 from pixlex.nn.transformer import Block, OfficialBlock, multiplies_bfloat16
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
-from pixlex.train.checkpoint import checkpoints, load_newest, save_checkpoint
+from pixlex.training.checkpoint import checkpoints, load_newest, save_checkpoint
 
 # Forms of one layer that are compiled before torch computes it uncompiled: cross-attention or none, a padding or
 # none, gradients or none (phases, frozen parts), number of sequences and words fixed or any.

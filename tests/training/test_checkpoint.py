@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pixlex.train.checkpoint import checkpoints, load_newest, save_checkpoint
+from pixlex.training.checkpoint import checkpoints, load_newest, save_checkpoint
 
 
 def test_newest_is_loaded_and_old_ones_go(tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ from pixlex.models.lqae import LQAE
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.lqae import LQAEObjective, VQVAEObjective, WordsObjective
 from pixlex.objectives.phase import Objective
-from pixlex.train import loop
-from pixlex.train.loop import fit
+from pixlex.training import loop
+from pixlex.training.loop import fit
 
 STEPS = 12
 WORDS = english_words(14)
@@ -42,7 +42,7 @@ WORDS = english_words(14)
 # Children inherit imports, so that ten of them start in the time of one, but none of this process's locks: a
 # child of a plain fork shares the lock of tqdm, and killed while it holds it, it blocks every other process.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.train.running"])
+SERVER.set_forkserver_preload(["tests.training.running"])
 
 
 def write_pictures(path: Path, count: int = 20, *, captions: bool = False) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.train.running import run, settings, write_pictures
+from tests.training.running import run, settings, write_pictures
 
 from pixlex.objectives.phase import Objective
 

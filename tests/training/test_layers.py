@@ -8,16 +8,16 @@ import pytest
 import torch
 from tests.golden.objectives import TEXTS, built
 from tests.tiny import pair_batch, tiny_cbvila
-from tests.train.conftest import Alone
-from tests.train.running import digest, run, settings
+from tests.training.conftest import Alone
+from tests.training.running import digest, run, settings
 from torch import Tensor
 
 from pixlex.batch import ImageBatch
 from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.objectives.cbvila import CBViLAObjective
 from pixlex.objectives.phase import Objective, Step
-from pixlex.train.logging import METRICS, read_metrics
-from pixlex.train.parallel import check_compiler, prepare_layers
+from pixlex.training.logging import METRICS, read_metrics
+from pixlex.training.parallel import check_compiler, prepare_layers
 
 # Case -> its transformer layers: encoder, decoder or fusion, language model.
 NUM_LAYERS = {"lqae": 3, "vqvae": 2, "mae": 2, "cbvila dropout": 3}
