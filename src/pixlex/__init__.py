@@ -11,13 +11,16 @@ if TYPE_CHECKING:
     from pixlex.api import ImageTokenizer as ImageTokenizer
     from pixlex.api import load as load
     from pixlex.api import load_reasoner as load_reasoner
+    from pixlex.run import train as train
 
 __version__ = "0.1.0"
-__all__ = ["ImageReasoner", "ImageTokenizer", "__version__", "load", "load_reasoner"]
+__all__ = ["ImageReasoner", "ImageTokenizer", "__version__", "load", "load_reasoner", "train"]
 
 
 def __getattr__(name: str) -> Any:
     """Import the API on first use, so that `import pixlex` and `pixlex --help` stay fast."""
+    if name == "train":
+        return import_module("pixlex.run").train
     if name in __all__:
         return getattr(import_module("pixlex.api"), name)
     if name == "search":

@@ -16,6 +16,7 @@ from pixlex.config.cbvila import CBViLAConfig, CBViLARun, ReasoningRun, Reasonin
 from pixlex.config.lqae import FrozenRun, LQAERun, MAERun, VQVAERun
 from pixlex.config.run import Run
 from pixlex.data.captions import assignment_items, open_pairs
+from pixlex.data.given import Dataset
 from pixlex.data.images import open_source
 from pixlex.data.loader import Images, Loader, LoaderConfig
 from pixlex.data.questions import open_items as open_listed
@@ -109,7 +110,7 @@ class Family:
     Attributes:
         run: its configuration.
         model: its network.
-        open: run and description -> what is read.
+        open: run and description, or data set of Python -> what is read.
         start: run -> the network as training begins.
         objective: network and run -> what is minimized.
         rows: run, network, source and whether it is trained on -> the rows of its batches.
@@ -122,7 +123,7 @@ class Family:
 
     run: type[Run]
     model: type[checkpoint.Model]
-    open: Callable[[Any, str], Source]
+    open: Callable[[Any, Any], Source]
     start: Callable[[Any], Any]
     objective: Callable[[Any, Any], Objective]
     rows: Callable[[Any, Any, Source, bool], Any]
@@ -202,17 +203,19 @@ def _start_reasoner(run: ReasoningRun) -> Reasoner:
     return Reasoner.start(run.model, started(run.model.body, before.body), before)
 
 
-def _images(run: Run, description: str) -> ImageSource:
+def _images(run: Run, description: str | Dataset) -> ImageSource:
     return open_source(description)
 
 
-def _pairs(run: Any, description: str) -> Records:
+def _pairs(run: Any, description: str | Dataset) -> Records:
     pairs = open_pairs(description)
     return pairs.cleaned() if getattr(run.data, "clean_captions", False) else pairs
 
 
 def open_items(description: str, task: ReasoningTask, *, clean: bool = True, max_words: int = 30) -> Records:
     """Open items of a task as `pixlex.data.questions` does; those of text assignment are made of captions."""
+    if not isinstance(description, str):
+        raise ValueError(f"items with questions are described by a file, got a {type(description).__name__}")
     if task != "assignment":
         return open_listed(description, task, clean=clean, max_words=max_words)
     pairs = open_pairs(description)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pixlex import distributed
+from pixlex.api import ImageReasoner, ImageTokenizer, load, load_reasoner
 from pixlex.batch import BrokenImages
 from pixlex.config.run import CONFIG, Run, describe_fields, read_run, value_at, write_run
 from pixlex.data.sources import require_readable
@@ -34,6 +37,12 @@ from pixlex.training.loop import fit
 from pixlex.training.memory import check_memory
 from pixlex.training.parallel import local_batch_size, with_precision
 
+if TYPE_CHECKING:
+    from pixlex.data.given import Dataset
+
+# Called with the finished steps and what is logged.
+OnLog = Callable[[int, Mapping[str, float]], object]
+
 _COMMANDS = "commands.txt"
 # What all trainings of the model read, that of the model it starts from included.
 _DATA = "trained-on.json"
@@ -45,13 +54,81 @@ _FREE = (
 )  # fmt: skip
 
 
-def run_training(run: Run, folder: Path, *, resume: bool = False) -> Path | None:
+def train(
+    recipe: str | os.PathLike[str],
+    train: Dataset | str | None = None,
+    validation: Dataset | str | None = None,
+    *,
+    out: str | os.PathLike[str],
+    resume: bool = False,
+    on_log: OnLog | None = None,
+    **settings: Any,
+) -> ImageTokenizer | ImageReasoner | None:
+    """Train a recipe, as `pixlex train` does, on data sets of Python or on described data; return the model.
+
+    `pixlex.train("lqae/tinyimages", images, others, out="runs/mine", **{"train.steps": 100})`
+
+    Args:
+        recipe: its name, or a YAML file.
+        train: what to train on: a sized data set of images, or of images with captions where the recipe is one of
+            CB-ViLA or Frozen (see `pixlex.data.given.Dataset`), or a description; None for the recipe's.
+        validation: what to measure, likewise; None for the recipe's, of which a data set in `train` has none.
+        out: the run folder.
+        resume: go on from the newest checkpoint in the folder, if there is one; the data have to be the same.
+        on_log: called with the finished steps and what is logged, by name.
+        settings: of the run, such as `train.steps`; a mapping for several of a part: `train={...}` is the data's
+            name, `model={"patch_size": 8}` a part.
+
+    Returns:
+        The model, None where it was interrupted or the model neither writes codes nor answers; all are in the
+        folder.
+
+    Raises:
+        ValueError: settings that are none or do not fit, or as `run_training`.
+    """
+    given = {"train": train, "validation": validation}
+    sets = {name: data for name, data in given.items() if data is not None and not isinstance(data, str)}
+    settings |= {f"data.{name}": data for name, data in given.items() if isinstance(data, str)}
+    settings |= {f"data.{name}": f"{type(data).__name__} in memory" for name, data in sets.items()}
+    if "train" in sets and validation is None:
+        settings["data.validation"] = ""
+    run = read_run(
+        str(recipe), [f"{name}={json.dumps(value, default=str)}" for name, value in _flat(settings)]
+    )
+    target = run_training(run, Path(out), resume=resume, sets=sets, on_log=on_log)
+    if target is None or not distributed.is_first():
+        return None
+    kind = checkpoint.MODELS[run.family]
+    if not kind.has_codes and not kind.fuses:
+        return None
+    return (load if kind.has_codes else load_reasoner)(target, device=run.train.device)
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield settings by their dotted names."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
+def run_training(
+    run: Run,
+    folder: Path,
+    *,
+    resume: bool = False,
+    sets: Mapping[str, Dataset] = MappingProxyType({}),
+    on_log: OnLog | None = None,
+) -> Path | None:
     """Train what a run describes and leave weights, numbers and pictures in its folder.
 
     Args:
         run: the full configuration.
         folder: the run folder; made if missing.
         resume: go on from the newest checkpoint in the folder.
+        sets: `train` or `validation` -> a data set of Python, in place of the described one.
+        on_log: called with the finished steps and what is logged, on the first process.
 
     Returns:
         The model directory; None when the training was interrupted.
@@ -63,19 +140,22 @@ def run_training(run: Run, folder: Path, *, resume: bool = False) -> Path | None
     """
     distributed.initialize()
     try:
-        return _train(run, folder, resume)
+        return _train(run, folder, resume, sets, on_log)
     finally:
         distributed.shutdown()
 
 
-def _train(run: Run, folder: Path, resume: bool) -> Path | None:
+def _train(
+    run: Run, folder: Path, resume: bool, sets: Mapping[str, Dataset], on_log: OnLog | None
+) -> Path | None:
     """Train within the process group."""
     local_batch_size(run.train)
     run = with_precision(run, folder)
     check_memory(run)
     family, is_first = FAMILIES[run.family], distributed.is_first()
-    source = family.open(run, run.data.train)
-    validation = family.open(run, run.data.validation) if run.data.validation else None
+    source = family.open(run, sets.get("train", run.data.train))
+    measured = sets.get("validation", run.data.validation)
+    validation = family.open(run, measured) if measured else None
     for one in (source, validation):
         if one is not None:
             require_readable(images_of(one))
@@ -98,6 +178,7 @@ def _train(run: Run, folder: Path, resume: bool) -> Path | None:
             skipped=broken.record,
             evaluate=progress,
             settings=dataclasses.asdict(run),
+            on_log=on_log,
         )
         if steps < run.train.steps:
             return None
@@ -181,8 +262,10 @@ def _prepare_folder(run: Run, folder: Path, resume: bool) -> None:
     write_run(run, folder / CONFIG)
     write_json(folder / _DATA, {"trained_on": _trained_on(run, folder, begun=has_checkpoints)})
     write_environment(folder)
+    by_hand = Path(sys.argv[0]).name in ("pixlex", "__main__.py")
+    command = ["pixlex", *sys.argv[1:]] if by_hand else ["python", *sys.argv]
     with (folder / _COMMANDS).open("a", encoding="utf-8") as file:
-        file.write(printable(shlex.join(["pixlex", *sys.argv[1:]])) + "\n")
+        file.write(printable(shlex.join(command)) + "\n")
 
 
 def _differences(before: Run, now: Run) -> list[str]:

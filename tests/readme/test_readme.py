@@ -21,7 +21,7 @@ from tests.eval.llm.tiny_causal import tiny_causal
 from tests.tiny import tiny_language
 
 from pixlex.cli import main
-from pixlex.config.run import Run, write_run
+from pixlex.config.run import Run, read_run, write_run
 from pixlex.run import with_precision
 
 FIRST = ("tutorials/words.md", "tutorials/search.md", "tutorials/training.md")
@@ -34,7 +34,13 @@ WRITTEN = {
         "runs/local/report.html",
         "runs/names/report.html",
     ),
-    "tutorials/training.md": ("small.tar", "pairs.parquet", "masked.png", "runs/vqa/report.html"),
+    "tutorials/training.md": (
+        "small.tar",
+        "pairs.parquet",
+        "masked.png",
+        "runs/vqa/report.html",
+        "runs/python/report.html",
+    ),
     "tutorials/many-machines.md": ("shard.tar", "results/results.json", "codes/part-00000.parquet"),
     "how-to/data.md": ("all.parquet", "copies.tar"),
     "how-to/codes.md": ("codes.jsonl", "again", "mine.onnx"),
@@ -105,13 +111,19 @@ class World:
             return [*few, *(["--llm-episodes", "2"] if "--llm" in command else [])]
         return []
 
+    def read_smaller(self, recipe: str, overrides: list[str]) -> Run:
+        """Read the run of a program's training, smaller."""
+        return read_run(recipe, [*overrides, *self.smaller(["train", recipe])])
+
     def run(self, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Execute a page."""
         for language, block in re.findall(
             r"^```(bash|python)\n(.*?)^```", text_of(self.checkout, page), re.MULTILINE | re.DOTALL
         ):
             if language == "python":
-                exec(block, {})
+                with monkeypatch.context() as patch:
+                    patch.setattr("pixlex.run.read_run", self.read_smaller)
+                    exec(block, {})
                 continue
             for line in block.replace("\\\n", " ").splitlines():
                 self.execute(shlex.split(line, comments=True), page, monkeypatch)

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from pixlex.config.fields import ResizeMode
-from pixlex.data.decoding import UnreadableImage, evaluation_transform, load_image
-from pixlex.data.sources import read_file, stored_bytes
-
-# Outside [0, 1] by more than rounding: the pixels were normalized or resized without clipping.
-_PIXEL_TOLERANCE = 1e-3
+from pixlex.data.decoding import evaluation_transform
+from pixlex.data.given import array_of, channels_last, in_range, picture_of
 
 OneImage = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
 Images = OneImage | Iterable[Any]
@@ -52,7 +47,7 @@ def batches_of(
         and images.shape[1:] == (3, size, size)
         and len(images)
     ):
-        yield from torch.split(_in_range(images.detach(), "").float(), batch_size)  # checked at once
+        yield from torch.split(in_range(images.detach(), "").float(), batch_size)  # checked at once
         return
     prepared = (
         _prepared(one, f"image {number}", size, resize_mode) for number, one in enumerate(_apart(images))
@@ -94,7 +89,7 @@ def are_codes(given: Any, most_axes: int = 2) -> TypeGuard[Codes]:
     if isinstance(given, Tensor | np.ndarray):
         if given.ndim > most_axes:
             return False
-        given = _array(given)
+        given = array_of(given)
         if given.dtype.kind != "O":
             return given.dtype.kind in "iu"
     if hasattr(given, "tolist"):  # a column of pandas, or an array of objects
@@ -129,11 +124,11 @@ def _integers(codes: Any) -> np.ndarray:
     """Return integers as one array."""
     if hasattr(codes, "to_pylist"):  # a column of pyarrow
         codes = codes.to_pylist()
-    codes = _array(codes)
+    codes = array_of(codes)
     if not isinstance(codes, np.ndarray) or codes.dtype.kind == "O":
         if isinstance(codes, str | bytes | Mapping) or not isinstance(codes, Iterable):
             raise ValueError(f"expected integer codes, got {type(codes).__name__}")
-        rows = [_array(one) for one in codes]
+        rows = [array_of(one) for one in codes]
         if not rows:
             raise ValueError("expected the codes of at least one image, got none")
         try:
@@ -146,14 +141,6 @@ def _integers(codes: Any) -> np.ndarray:
         wrong = [type(one).__name__ for one in cells if not isinstance(one, int)]
         raise ValueError(f"expected integer codes, got {wrong[0] if wrong else codes.dtype}")
     return np.asarray(codes)
-
-
-def _array(given: Any) -> Any:
-    """Return a tensor as an array, floats of any width as float32; anything else as it is."""
-    if not isinstance(given, Tensor):
-        return given
-    plain = given.detach().cpu()
-    return (plain.float() if plain.is_floating_point() else plain).numpy()
 
 
 def _apart(images: Any) -> Iterable[Any]:
@@ -170,70 +157,7 @@ def _apart(images: Any) -> Iterable[Any]:
 def _prepared(image: Any, key: str, size: int, resize_mode: ResizeMode) -> Float[Tensor, "3 H W"]:
     """Read one image and make it a square of the model's size."""
     if isinstance(image, Tensor | np.ndarray):
-        pixels = _channels_last(image, key)
-        if pixels.dtype == np.float32:
-            if pixels.shape[:2] == (size, size) and pixels.shape[2] < 4:
-                return torch.from_numpy(pixels).movedim(-1, 0).expand(3, -1, -1)
-            pixels = np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)  # as an image file would store them
-        image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
-    if isinstance(image, Image.Image):
-        picture = _rgb(image, key)
-    elif isinstance(image, str | os.PathLike):
-        path = Path(image)
-        picture = load_image(read_file(path, path.as_posix()), path.as_posix())
-    elif isinstance(image, bytes | bytearray | memoryview | Mapping) or hasattr(image, "read"):
-        cell = image.read() if hasattr(image, "read") else image
-        picture = load_image(stored_bytes(cell, Path(), key), key)
-    else:
-        raise ValueError(
-            f"{key}: expected a path, the bytes of a file, a PIL image or pixels, got {type(image).__name__}"
-        )
-    return evaluation_transform(picture, size, resize_mode)
-
-
-def _channels_last(image: Tensor | np.ndarray, key: str) -> np.ndarray:
-    """Return pixels (H, W, C) of 8 bits or float32 in [0, 1]."""
-    axes = (0, -1) if isinstance(image, Tensor) else (-1, 0)
-    array = _array(image)
-    if array.ndim == 2:
-        array = np.expand_dims(array, axes[0])
-    # Arrays of tensors and tensors of arrays are common: the other order is taken where only that one fits.
-    axis = next((one for one in axes if array.ndim == 3 and array.shape[one] in (1, 3, 4)), None)
-    if axis is None or 0 in array.shape:
-        raise ValueError(
-            f"{key}: expected pixels (H, W, C) or (C, H, W) with 1, 3 or 4 channels, got {array.shape}"
-        )
-    if array.dtype.kind == "f":
-        array = array.astype(np.float32)
-        _in_range(torch.from_numpy(array), f"{key}: ")
-    elif array.dtype != np.uint8:
-        raise ValueError(f"{key}: expected pixels of 8 bits or floats in [0, 1], got {image.dtype}")
-    return np.moveaxis(array, axis, -1)
-
-
-def _in_range(pixels: Tensor, where: str) -> Tensor:
-    """Return pixels if they lie in [0, 1]."""
-    low, high = float(pixels.min()), float(pixels.max())
-    if not (low >= -_PIXEL_TOLERANCE and high <= 1 + _PIXEL_TOLERANCE):  # also false for NaN
-        raise ValueError(
-            f"{where}expected pixels in [0, 1], got {low:g} to {high:g}: floats without mean and standard "
-            "deviation taken off, or 8-bit integers"
-        )
-    return pixels
-
-
-def _rgb(image: Image.Image, key: str) -> Image.Image:
-    """Return what `load_image` would make of the file that an image was opened from."""
-    try:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode == "F" or upright.mode.startswith("I"):
-            stream = io.BytesIO()
-            upright.save(stream, "TIFF")
-            return load_image(stream.getvalue(), key)
-        if upright.has_transparency_data:
-            canvas = Image.new("RGBA", upright.size, "white")
-            canvas.alpha_composite(upright.convert("RGBA"))
-            return canvas.convert("RGB")
-        return upright.convert("RGB")
-    except OSError as fault:  # opened from a file that ends too early
-        raise UnreadableImage(key, str(fault)) from fault
+        pixels = channels_last(image, key)
+        if pixels.dtype == np.float32 and pixels.shape[:2] == (size, size) and pixels.shape[2] < 4:
+            return torch.from_numpy(pixels).movedim(-1, 0).expand(3, -1, -1)
+    return evaluation_transform(picture_of(image, key), size, resize_mode)

@@ -70,8 +70,8 @@ class TextTowerConfig(Config):
     )
     words: Literal["trained", "frozen"] = describe(
         "trained",
-        "trained: word embeddings are weights; frozen: they stay those of pretrained, which the model names instead "
-        "of storing them, and words that no caption has keep their places among the others.",
+        "trained: word embeddings are weights; frozen: they stay those of pretrained, which is named instead of "
+        "stored, and words that no caption has keep their places among the others.",
     )
     width: int = describe(768, "Width of the word vectors; BERT-base has 768.", POSITIVE)
     depth: int = describe(6, "Number of layers; the paper's 6.", POSITIVE)

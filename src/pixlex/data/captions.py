@@ -27,6 +27,7 @@ from pixlex.data.annotations import (
     read_annotations,
 )
 from pixlex.data.folders import CAPTION_COLUMNS, FileSource, below, captions_beside, image_path
+from pixlex.data.given import Dataset, GivenSource
 from pixlex.data.images import open_source
 from pixlex.data.labels import RowLabel, no_labels, resolve_labels, row_label
 from pixlex.data.records import AnnotatedSplits, NoCaptions, Record, Records, items_of, join
@@ -55,8 +56,10 @@ _PARTNERS = 1 << 61
 _MOST_DRAWS = 100
 
 
-def open_pairs(description: str, *, every_split: bool = False) -> Records:
+def open_pairs(description: str | Dataset, *, every_split: bool = False) -> Records:
     """Open images with captions.
+
+    A data set of Python (see `pixlex.data.given.Dataset`) is read once for its captions. A description is
 
     `[WEIGHT * ]PATH[?OPTION=VALUE&...]`, several such sets joined by ` + `. PATH is one of
 
@@ -90,9 +93,13 @@ def open_pairs(description: str, *, every_split: bool = False) -> Records:
         ValueError: the description, or a file that it names, does not fit.
         ModuleNotFoundError: if the kind of source needs a package that is not installed.
     """
-    sets = read_descriptions(description)
-    sources = [_open_set(one, every_split) for one in sets]
-    mixed = sources[0] if len(sets) == 1 else _mix(description.strip(), sources, [one.weight for one in sets])
+    if isinstance(description, str):
+        sets = read_descriptions(description)
+        sources = [_open_set(one, every_split) for one in sets]
+        weights = [one.weight for one in sets]
+        mixed = sources[0] if len(sets) == 1 else _mix(description.strip(), sources, weights)
+    else:
+        mixed = _with_captions(open_source(description, captioned=True), SetDescription("", {}))
     remark_left_out(mixed.name, mixed.ignored, "images without a caption")
     return mixed
 
@@ -163,7 +170,7 @@ def _open_set(described: SetDescription, every_split: bool) -> Records:
             raise ValueError(f"{path} lists no image")
         source = _open_rows(path, list(enumerate(rows)), described)
     else:
-        source = _open_images(described)
+        source = _with_captions(open_source(described.path, captioned=True), described)
     rows_are = described.options.get("rows", "images")
     if rows_are not in ("images", "captions"):
         raise ValueError(f"{described.path}: rows must be images or captions, got {rows_are:.80}")
@@ -228,9 +235,8 @@ def _files_with_texts(
     return Records(images.name, images, tuple(map(tuple, texts.values()))).captioned()
 
 
-def _open_images(described: SetDescription) -> Records:
-    """Open images that are not named by a list: tables and shards that hold them, folders."""
-    images: ImageSource = open_source(described.path, captioned=True)
+def _with_captions(images: ImageSource, described: SetDescription) -> Records:
+    """Give images their captions that are not named by a list: tables and shards that hold them, folders."""
     ids: tuple[str, ...] = ()
     texts: Sequence[tuple[str, ...]] = ()
     if isinstance(images, Table):
@@ -246,6 +252,8 @@ def _open_images(described: SetDescription) -> Records:
         described.only(("rows",), "shards and embedded sets")
         if isinstance(images, TarSource):
             texts = images.captions
+        elif isinstance(images, GivenSource):
+            texts = images.captions()
         elif isinstance(images, ScenesSource):
             texts = [scene_captions(images, index) for index in range(len(images))]
     if not any(texts) and not isinstance(images, Table):

@@ -26,6 +26,7 @@ from pixlex.data.folders import (
     open_list,
     with_metadata_labels,
 )
+from pixlex.data.given import Dataset, GivenSource
 from pixlex.data.labels import CLASSES_FILE, Labels
 from pixlex.data.remote import AnyPath, RemotePath, as_local, is_url
 from pixlex.data.shards import TarSource, open_shards
@@ -39,7 +40,7 @@ from pixlex.data.sources import (
     remark_passed_over,
 )
 from pixlex.data.synthetic import NUM_SCENES, ScenesSource, Split
-from pixlex.data.tables import DatasetSource, ParquetSource, open_hub, open_saved
+from pixlex.data.tables import DatasetSource, ParquetSource, dataset_source, open_hub, open_saved
 from pixlex.messages import not_installed, quoted
 
 _EXPECTED = (
@@ -75,8 +76,10 @@ _CROP_SIDES = (96, 160)
 _FIRST_TEST_DIGIT = 1437
 
 
-def open_source(description: str, *, captioned: bool = False) -> ImageSource:
+def open_source(description: str | Dataset, *, captioned: bool = False) -> ImageSource:
     """Open a source of images.
+
+    A data set of Python (see `pixlex.data.given.Dataset`) is taken as it is; all else is a description.
 
     A folder is one of images (see `open_folder`), of .parquet files, of .tar shards, or one written by
     `datasets.Dataset.save_to_disk`. Files of a folder or a pattern are taken in sorted order; a pattern
@@ -106,6 +109,10 @@ def open_source(description: str, *, captioned: bool = False) -> ImageSource:
 
     Warns of files among the images that are passed over (where captioned, `open_pairs` does).
     """
+    if not isinstance(description, str):
+        if hasattr(description, "features") and hasattr(description, "cast_column"):
+            return dataset_source("data set", description, None, captioned, None)
+        return GivenSource(description)
     path, label = _label_column(description.strip())
     source = _opened(as_local(path), captioned, label)
     if not captioned:

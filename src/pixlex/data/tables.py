@@ -421,7 +421,7 @@ def open_hub(description: str, *, numbered: bool = False, label: str | None = No
         dataset = _datasets().load_dataset(name, split=split or "train")
     except (OSError, ValueError, RuntimeError, _datasets().exceptions.DatasetsError) as fault:
         raise ValueError(f"hf:{description} cannot be loaded: {fault}") from fault
-    return _dataset_source(f"hf:{name}:{split or 'train'}", dataset, None, numbered, label)
+    return dataset_source(f"hf:{name}:{split or 'train'}", dataset, None, numbered, label)
 
 
 def open_saved(folder: Path, *, numbered: bool = False, label: str | None = None) -> DatasetSource:
@@ -437,7 +437,7 @@ def open_saved(folder: Path, *, numbered: bool = False, label: str | None = None
         dataset = _datasets().load_from_disk(str(folder))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as fault:
         raise ValueError(f"{folder} cannot be loaded as a saved data set: {fault}") from fault
-    return _dataset_source(str(folder), dataset, folder, numbered, label)
+    return dataset_source(str(folder), dataset, folder, numbered, label)
 
 
 def _datasets() -> Any:
@@ -448,9 +448,10 @@ def _datasets() -> Any:
     return datasets
 
 
-def _dataset_source(
+def dataset_source(
     name: str, dataset: Any, folder: Path | None, numbered: bool, label: str | None
 ) -> DatasetSource:
+    """Open a `datasets.Dataset`; see `open_hub` and `open_saved`, which name it."""
     datasets, features = _datasets(), dataset.features
     columns = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
     columns = columns or [

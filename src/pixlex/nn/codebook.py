@@ -147,7 +147,7 @@ class WordCodebook(Codebook):
     codebook alive; straight-through then returns along the linear map from those directions to the embedding.
     `assigned` search lets a learned codebook pick the index of the word (LQAE, Table 3, row I).
 
-    `WordCodebook(embedding, QuantizerConfig(search="raw"))` quantizes any vectors as wide as the embeddings. Whitened ones are as
+    With `QuantizerConfig(search="raw")` it quantizes any vectors as wide as the embeddings. Whitened ones are as
     wide as `search_dim`; in a loop of one's own `whitening.update(quantized.moments)` belongs behind each step.
 
     Args:

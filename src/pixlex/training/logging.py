@@ -9,7 +9,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class RunLog:
         config: length and batch size.
         device: where training computes.
         settings: the whole configuration, for the trackers that show it.
+        on_log: called with each line, on the first process.
 
     Attributes:
         bar: moves with each step.
@@ -50,8 +51,10 @@ class RunLog:
         config: TrainConfig,
         device: torch.device,
         settings: Mapping[str, Any] | None,
+        on_log: Callable[[int, Mapping[str, float]], object] | None = None,
     ) -> None:
         first = distributed.is_first()
+        self._on_log = on_log if first else None
         self._tracker = Tracker(folder, first_step, settings, config.wandb) if first else None
         self.bar = bar_or_lines(
             total=config.steps, initial=first_step, unit=" steps", desc="train", disable=not first, smoothing=0.05,
@@ -75,6 +78,8 @@ class RunLog:
         """Write numbers that are the same on all processes; what was done until now is no training."""
         if self._tracker is not None:
             self._tracker.log(step, numbers)
+        if self._on_log is not None:
+            self._on_log(step, numbers)
         self._started, self.waited, self.steps = time.perf_counter(), 0.0, 0
 
     def close(self) -> None:

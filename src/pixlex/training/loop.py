@@ -39,6 +39,7 @@ def fit(
     skipped: Callable[[Sequence[Skipped], int], None] = lambda images, num_readable: None,
     evaluate: Callable[[int], Mapping[str, float]] | None = None,
     settings: Mapping[str, Any] | None = None,
+    on_log: Callable[[int, Mapping[str, float]], object] | None = None,
 ) -> int:
     """Train an objective through its phases, from the newest checkpoint of the folder if there is one.
 
@@ -53,6 +54,7 @@ def fit(
         skipped: called with images that could not be read, and the number of those that could since the last call.
         evaluate: called with the finished steps, on all processes; returns numbers for the log.
         settings: the whole configuration, for the trackers that show it.
+        on_log: called with the finished steps and what is logged, on the first process.
 
     Returns:
         The steps finished: `config.steps`, fewer after an interrupt.
@@ -63,7 +65,7 @@ def fit(
     """
     parallel = Parallel(objective, config)
     step = parallel.resume(folder / "checkpoints")
-    log = RunLog(folder, step, config, parallel.device, settings)
+    log = RunLog(folder, step, config, parallel.device, settings, on_log)
     stream = _on_device(batches(step), parallel.device)
     pending, in_flight = deque[_StepNumbers](), int(parallel.device.type == "cuda")
     phase, stops, num_readable = objective.phase_at(step), False, 0
