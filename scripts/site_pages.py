@@ -141,7 +141,10 @@ def _commands(parser: argparse.ArgumentParser, above: str) -> Iterator[tuple[str
     """Yield the commands below a parser by their names, groups left out."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for name, one in action.choices.items():
+            distinct = {
+                id(one): (name, one) for name, one in reversed(action.choices.items())
+            }  # without aliases
+            for name, one in reversed(distinct.values()):
                 inside = list(_commands(one, f"{above}{name} "))
                 yield from inside or [(f"{above}{name}", one)]
 

@@ -24,11 +24,10 @@ from pixlex.data.decoding import IMAGE_SUFFIXES, MAX_FILE_BYTES, UnreadableImage
 from pixlex.distributed import pick_device
 from pixlex.messages import not_installed, printable
 from pixlex.models import checkpoint
+from pixlex.models.initialization import released
 from pixlex.report.figures import enlarged, heated, panel_side, word_colors, word_panel
 from pixlex.search import ImageIndex
 
-# The released models, which `pixlex demo` shows unless others are named; there are none yet.
-BUILT_IN: tuple[str, ...] = ()
 # Sides in pixels of a cell with a word, of heat and of a picture that was found; hits, and how many are re-ranked.
 _CELL, _HEATED, _FOUND, _HITS, _RERANKED = 80, 192, 448, 12, 40
 _WAITING, _REMEMBERED = 64, 200  # calls that wait at once, and users whose picture is remembered
@@ -67,7 +66,7 @@ def load_tabs(
         ValueError: nothing to show, a model with neither words nor names nor answers, or as `pixlex.load` and
             `ImageIndex.open`.
     """
-    models = models or (BUILT_IN if index is None else ())
+    models = models or (tuple(released()) if index is None else ())
     if not models and index is None:
         raise ValueError(
             "no model is built in yet: expected --model with one that was trained (pixlex train lqae/meaning for "

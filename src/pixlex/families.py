@@ -186,7 +186,12 @@ def taken_over(family: str, start: str, before: Mapping[str, Any]) -> dict[str, 
 def _start_encoder(run: Any) -> Any:
     """Return a network whose image encoder begins as the configuration says."""
     model: Any = FAMILIES[run.family].model.build(run.model)
-    if not getattr(run.model, "words", 0):
+    if run.start:
+        try:
+            model.load_state_dict(checkpoint.load_any(run.start).state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"{run.start} is a model of another family or shape: {error!s:.300}") from error
+    elif not getattr(run.model, "words", 0):
         initialize_encoder(model.encoder, run.model.encoder, model.grid)
     return model
 

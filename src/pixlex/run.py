@@ -8,6 +8,8 @@ import json
 import os
 import shlex
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -185,6 +187,51 @@ def _train(
         if progress is not None and not progress.numbers:  # resumed behind its last step
             progress(steps)
         return _finish(run, objective.model, folder, progress) if is_first else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rehearsal:
+    """What a few steps of a run tell: seconds of one, the phase they are of, images, parameters of the model."""
+
+    seconds: float
+    phase: str
+    num_images: int
+    num_parameters: int
+
+
+def rehearse(run: Run, num_steps: int = 3) -> Rehearsal:
+    """Open the data of a run, build its model and take its first steps, in a folder that is removed again.
+
+    Raises:
+        ValueError, TooManyBroken, LossNotFinite: as `run_training`.
+    """
+    run = with_precision(run, Path(os.devnull))
+    family = FAMILIES[run.family]
+    source = family.open(run, run.data.train)
+    require_readable(images_of(source))
+    run = family.resolve(run, source, family.open(run, run.data.validation) if run.data.validation else None)
+    check_memory(run)
+    torch.manual_seed(run.train.seed)
+    objective = build_objective(run)
+    few = dataclasses.replace(run.train, log_every=1, checkpoint_every=0, evaluate_every=0, wandb=False)
+    times = [time.perf_counter()]
+
+    def clock(step: int, numbers: Mapping[str, float]) -> None:
+        times.append(time.perf_counter())
+        if len(times) > num_steps + 1:
+            raise _Enough
+
+    num_parameters = sum(one.numel() for one in objective.model.parameters())
+    phase = objective.phase_at(0).name
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Enough):
+        fit(objective, training_batches(run, objective.model, source), few, Path(folder), on_log=clock)
+    times = times[1:] if len(times) > 2 else times  # the first step allocates and compiles
+    seconds = (times[-1] - times[0]) / (len(times) - 1)
+    return Rehearsal(seconds, phase, len(source), num_parameters)
+
+
+class _Enough(Exception):
+    """Steps enough to see how long one takes."""
 
 
 class Progress:

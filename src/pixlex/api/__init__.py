@@ -38,7 +38,7 @@ from pixlex.models.baselines import DualEncoder
 from pixlex.models.cbvila import CBViLA
 from pixlex.models.checkpoint import Tokenizer
 from pixlex.models.finetuned import Reasoner
-from pixlex.models.initialization import CONFIG, WEIGHTS
+from pixlex.models.initialization import CARD, CONFIG, WEIGHTS, released
 from pixlex.nn.bert import EMBEDDED, Words
 from pixlex.nn.vocabulary import Namer, RankedWord, Vocabulary, as_text
 
@@ -54,7 +54,6 @@ __all__ = [
     "load_reasoner",
 ]
 
-CARD = "README.md"
 _HUB = ("token", "cache_dir", "force_download", "local_files_only")
 # ALBEF keeps so many words of a question in testing.
 MOST_WORDS = 50
@@ -590,6 +589,7 @@ def _decided(precision: Precision) -> Literal["fp32", "bf16"]:
 
 def _card_beside(folder: Path) -> str | None:
     """Return the model card of a model directory or a run folder."""
+    folder = released().get(str(folder), folder)
     for path in (folder / CARD, folder / "model" / CARD):
         if (path.parent / CONFIG).is_file() and path.is_file():
             return path.read_text(encoding="utf-8", errors="replace")

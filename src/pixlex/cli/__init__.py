@@ -24,34 +24,53 @@ from pixlex.cli import options as cli
 from pixlex.messages import nearest, printable
 
 COMMANDS: Mapping[str, cli.Command] = {
-    "train": cli.Command(run=train.train, processes="own"),
-    "quickstart": cli.Command(run=train.quickstart, processes="own"),
-    "finetune": cli.Command(run=train.finetune, processes="own"),
-    "ablate": cli.Command(run=train.ablate),
-    "encode": cli.Command(run=encode.encode, processes="own"),
-    "decode": cli.Command(run=encode.decode),
-    "reconstruct": cli.Command(run=encode.reconstruct),
-    "export": cli.Command(run=encode.export),
-    "gallery": cli.Command(run=pictures.gallery, processes="shared"),
-    "explain": cli.Command(run=pictures.explain),
-    "ask": cli.Command(run=pictures.ask),
-    "evaluate reconstruction": cli.Command(run=evaluate.reconstruction, processes="shared"),
-    "evaluate linear-probe": cli.Command(run=evaluate.linear_probe, processes="shared"),
-    "evaluate retrieval": cli.Command(run=evaluate.retrieval, processes="shared"),
-    "evaluate pretraining": cli.Command(run=evaluate.pretraining, processes="shared"),
-    "evaluate vqa": cli.Command(run=evaluate.vqa, processes="shared"),
-    "evaluate nlvr2": cli.Command(run=evaluate.nlvr2, processes="shared"),
-    "evaluate entailment": cli.Command(run=evaluate.entailment, processes="shared"),
-    "evaluate assignment": cli.Command(run=evaluate.assignment, processes="shared"),
-    "evaluate few-shot": cli.Command(run=few_shot.few_shot),
-    "index": cli.Command(run=pictures.index),
-    "search": cli.Command(run=pictures.search),
-    "demo": cli.Command(run=pictures.demo),
-    "describe": cli.Command(run=data.describe),
-    "doctor": cli.Command(run=data.doctor),
-    "version": cli.Command(run=data.version),
-    "convert": cli.Command(run=data.convert),
+    "train": cli.Command(
+        train.train, "lqae/tinyimages data.train=PICTURES data.validation=OTHERS --out runs/mine", "own"
+    ),
+    "quickstart": cli.Command(train.quickstart, "", "own"),
+    "finetune": cli.Command(
+        train.finetune, "finetune/vqa --from runs/pairs data.train=QUESTIONS --out runs/vqa", "own"
+    ),
+    "ablate": cli.Command(
+        train.ablate, "lqae/tinyimages data.train=PICTURES --rows mask-0.3 A --out runs/ablation"
+    ),
+    "encode": cli.Command(
+        encode.encode, "PICTURES --model runs/mine --to words --out words.txt", "own", aliases=("tokenize",)
+    ),
+    "decode": cli.Command(encode.decode, "words.txt --model runs/mine --out rebuilt"),
+    "reconstruct": cli.Command(encode.reconstruct, "PICTURES --model runs/mine --out grid.png"),
+    "export": cli.Command(encode.export, "runs/mine --out mine.onnx"),
+    "gallery": cli.Command(pictures.gallery, "--model runs/mine --data PICTURES --out words.png", "shared"),
+    "explain": cli.Command(pictures.explain, 'cat.jpg "a cat on a mat" --model runs/pairs --out why.png'),
+    "ask": cli.Command(pictures.ask, 'cat.jpg "what color is the cat?" --model runs/vqa'),
+    "evaluate reconstruction": cli.Command(
+        evaluate.reconstruction, "--model runs/mine --data PICTURES", "shared"
+    ),
+    "evaluate linear-probe": cli.Command(
+        evaluate.linear_probe, "--model runs/mine --data LABELED --test OTHERS --out runs/probe", "shared"
+    ),
+    "evaluate retrieval": cli.Command(evaluate.retrieval, "--model runs/pairs --data PAIRS", "shared"),
+    "evaluate pretraining": cli.Command(evaluate.pretraining, "--model runs/pairs --data PAIRS", "shared"),
+    "evaluate vqa": cli.Command(evaluate.vqa, "--model runs/vqa --data QUESTIONS", "shared"),
+    "evaluate nlvr2": cli.Command(evaluate.nlvr2, "--model runs/nlvr2 --data STATEMENTS", "shared"),
+    "evaluate entailment": cli.Command(
+        evaluate.entailment, "--model runs/entailment --data HYPOTHESES", "shared"
+    ),
+    "evaluate assignment": cli.Command(evaluate.assignment, "--model runs/assignment --data PAIRS", "shared"),
+    "evaluate few-shot": cli.Command(
+        few_shot.few_shot, "--model runs/mine --untrained --data NEW_CLASSES --out runs/few-shot"
+    ),
+    "index": cli.Command(pictures.index, "PICTURES --model runs/pairs --out runs/index"),
+    "search": cli.Command(pictures.search, '"two dogs in the snow" --index runs/index --sheet found.png'),
+    "demo": cli.Command(pictures.demo, "--model runs/mine runs/pairs --index runs/index"),
+    "models": cli.Command(data.models, ""),
+    "describe": cli.Command(data.describe, "lqae/default"),
+    "doctor": cli.Command(data.doctor, "PICTURES"),
+    "version": cli.Command(data.version, ""),
+    "convert": cli.Command(data.convert, "PICTURES --image-size 256 --out small.tar"),
+    "completion": cli.Command(data.completion, "bash > ~/.local/share/bash-completion/completions/pixlex"),
 }
+_ALIASES = {"evaluate": ("eval",)}
 # What a command takes several of, so that options may stand before, behind or between them.
 _SEVERAL = ("overrides", "paths", "words")
 
@@ -107,7 +126,9 @@ def build_parser() -> argparse.ArgumentParser:
     for path, command in COMMANDS.items():
         above, _, name = path.rpartition(" ")
         if above not in commands:
-            group = commands[""].add_parser(above, help="measure a model", description="Measure a model.")
+            group = commands[""].add_parser(
+                above, aliases=_ALIASES[above], help="measure a model", description="Measure a model."
+            )
             commands[above] = group.add_subparsers(dest="measure", required=True, metavar="MEASURE")
         cli.add_command(commands[above], name, command)
     return parser

@@ -8,11 +8,11 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pixlex import __version__
 from pixlex.cli import options as cli
-from pixlex.messages import nearest, quoted
+from pixlex.messages import nearest, not_installed, quoted
 
 if TYPE_CHECKING:
     from pixlex.data.convert import CaptionReport, DataReport, Spread
@@ -27,6 +27,10 @@ _PACKAGES = ("torch", "transformers", "numpy", "Pillow")
 
 class DescribeOptions(cli.JSONOption):
     subject: str | None = cli.positional("RECIPE|FAMILY", "default: list recipes and families", None)
+
+
+class CompletionOptions(cli.Options):
+    shell: Literal["bash", "zsh", "tcsh"] = cli.positional("SHELL", "bash, zsh or tcsh")
 
 
 class DoctorOptions(cli.MachineOptions):
@@ -64,6 +68,38 @@ def describe(options: DescribeOptions) -> None:
         lines.append(f"{field['field']} = {_shown(field['value'])}{changed}")
         lines.append(textwrap.fill(field["sentence"], 100, initial_indent="    ", subsequent_indent="    "))
     cli.answer(options, fields, "\n".join(lines))
+
+
+def models(options: cli.JSONOption) -> None:
+    """List the models that come with pixlex."""
+    from pixlex.models.checkpoint import read_config
+    from pixlex.models.initialization import CARD, WEIGHTS, released
+
+    rows = []
+    for name, folder in released().items():
+        config = read_config(name)
+        paragraphs = (folder / CARD).read_text(encoding="utf-8").split("---\n")[-1].split("\n\n")
+        about = next(
+            (" ".join(one.split()) for one in paragraphs if one.strip() and not one.lstrip().startswith("#")),
+            "",
+        )
+        megabytes = (folder / WEIGHTS).stat().st_size / 1e6
+        rows.append({"name": name, "family": config["family"], "megabytes": megabytes, "about": about})
+    lines = [
+        (str(row["name"]), f"{row['family']}, {row['megabytes']:.1f} MB: {row['about']}") for row in rows
+    ]
+    cli.answer(options, rows, cli.table(lines) if rows else "no model comes with this version")
+
+
+def completion(options: CompletionOptions) -> None:
+    """Print what completes commands, options and values in a shell."""
+    try:
+        import shtab
+    except ImportError as error:
+        raise not_installed("completion", "shtab", "completion") from error
+    from pixlex.cli import build_parser
+
+    print(shtab.complete(build_parser(), shell=options.shell))
 
 
 def doctor(options: DoctorOptions) -> None:

@@ -228,18 +228,22 @@ class AnswerOptions(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Command:
     """A command of the table in `pixlex.cli`.
 
     Attributes:
         run: takes the options and returns the exit code, None for 0; its first line is the command's summary, the
             type of its only parameter says what can be typed.
+        example: of what follows its name on the command line.
         processes: what it makes of the processes that torchrun starts.
+        aliases: other names.
     """
 
     run: Callable[[Any], int | None]
+    example: str
     processes: Processes = "one"
+    aliases: tuple[str, ...] = ()
 
     @property
     def options(self) -> type[Options]:
@@ -268,10 +272,11 @@ def add_command(commands: Any, name: str, command: Command) -> None:
     summary = (command.run.__doc__ or "").splitlines()[0].rstrip(".")
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
+        aliases=command.aliases,
         help=f"{summary[0].lower()}{summary[1:]}",
         description=f"{summary}.",
-        epilog=EXIT_CODES,
     )
+    parser.epilog = f"example: {parser.prog} {command.example}".rstrip() + f"; {EXIT_CODES}"
     parser.set_defaults(command=command)
     hints = get_type_hints(command.options, include_extras=True)
     groups: dict[str, Any] = {}

@@ -33,12 +33,24 @@ class TrainingOptions(cli.Options):
 
 
 class RecipeArgument(cli.Options):  # before the settings, since it stands before them
-    recipe: str = cli.positional("RECIPE", "a YAML file or a name such as lqae/tiny")
+    recipe: str | None = cli.positional(
+        "RECIPE", "a YAML file or a name such as lqae/tiny; not needed with --resume and --out", None
+    )
 
 
 class RunOptions(cli.MachineOptions, TrainingOptions, RecipeArgument):
     out: cli.Folder | None = cli.option(None, "the run folder; default runs/RECIPE-NUMBER", "DIR")
     resume: bool = cli.option(False, "go on from the newest checkpoint (without --out: of the newest run)")
+    start: str | None = cli.option(
+        None,
+        "go on from a model of the same family in a new run: a model directory, a run folder or a hub repository",
+        "M",
+        name="--from",
+    )
+    revision: str | None = cli.option(None, "branch, tag or commit of a hub repository")
+    dry_run: bool = cli.option(
+        False, "take three steps, keep nothing, say what would run, with how much memory and for how long"
+    )
 
 
 class QuickstartOptions(cli.MachineOptions, TrainingOptions):
@@ -49,14 +61,13 @@ class QuickstartOptions(cli.MachineOptions, TrainingOptions):
 class FinetuneOptions(RunOptions):
     """Options of `finetune`."""
 
-    recipe: str = cli.positional("RECIPE", "a YAML file or a name such as finetune/vqa")
+    recipe: str | None = cli.positional("RECIPE", "a YAML file or a name such as finetune/vqa", None)
     start: str | None = cli.option(
         None,
         "the model to start from: a model directory, a run folder or a hub repository",
         "M",
         name="--from",
     )
-    revision: str | None = cli.option(None, "branch, tag or commit of a hub repository")
     untrained: bool = cli.option(
         False,
         "the shape of that model without its weights, to see what pretraining gives; without --from the "
@@ -139,7 +150,23 @@ def train(options: RunOptions) -> int | None:
     """Train a model from a recipe."""
     from pixlex.config.run import find_recipe, read_run
 
-    run = read_run(options.recipe, overrides_of(options))
+    if (begun := _begun(options)) is not None:
+        return _train(options, begun)
+    assert options.recipe is not None
+    above = None
+    if options.start is not None:
+        from pixlex.models.checkpoint import read_config
+
+        found = read_config(options.start, options.revision)
+        model = {name: value for name, value in found.get("model", {}).items() if name != "caption_words"}
+        above = {"family": found.get("family"), "start": options.start, "model": model}
+        family = read_run(options.recipe).family
+        if family != above["family"]:
+            raise ValueError(
+                f"{options.start} holds a model of family {above['family']}, {options.recipe} trains one of "
+                f"{family}: expected the same"
+            )
+    run = read_run(options.recipe, overrides_of(options), above=above)
     from pixlex.families import FAMILIES  # behind what refuses at once
 
     tunes = FAMILIES[run.family].tunes or find_recipe(options.recipe).parent.name == "finetune"
@@ -151,12 +178,29 @@ def train(options: RunOptions) -> int | None:
     return _train(options, run)
 
 
+def _begun(options: RunOptions) -> Run | None:
+    """Return the run of the folder to resume where no recipe is named; `ValueError` where none can be meant."""
+    from pixlex.config.run import CONFIG, read_run
+
+    if options.recipe is not None and "=" not in options.recipe:
+        return None
+    if not options.resume or options.out is None:
+        raise ValueError("expected RECIPE, or --resume with --out DIR to go on with a run")
+    if not (options.out / CONFIG).is_file():
+        raise ValueError(f"{options.out} holds no run to resume: there is no {CONFIG}")
+    first = [] if options.recipe is None else [options.recipe]  # a setting in the place of a recipe
+    return read_run(options.out / CONFIG, [*first, *overrides_of(options)])
+
+
 def finetune(options: FinetuneOptions) -> int | None:
     """Train a recipe from the weights of a CB-ViLA."""
     from pixlex.config.run import find_recipe, read_run, recipe_values
     from pixlex.families import FAMILIES, taken_over
     from pixlex.models.checkpoint import read_config
 
+    if (begun := _begun(options)) is not None:
+        return _train(options, begun)
+    assert options.recipe is not None
     family = str(recipe_values(find_recipe(options.recipe)).get("family"))
     row = FAMILIES.get(family)
     if row is None or not row.continues:
@@ -296,7 +340,10 @@ def _lqae_measures(options: AblateOptions, folder: Path, device: str) -> list[Me
 
 def _train(options: RunOptions, run: Run) -> int | None:
     """Train a run in the folder that a command names, or go on with it."""
-    folder = options.out if options.out is not None else _default_folder(options.recipe, options.resume)
+    if options.dry_run:
+        _rehearse(options, run)
+        return None
+    folder = options.out or _default_folder(str(options.recipe), options.resume)
     if options.resume and not folder.is_dir():
         raise ValueError(
             f"{folder} does not exist: there is no run to resume; leave --resume out to start one"
@@ -320,6 +367,28 @@ def _train(options: RunOptions, run: Run) -> int | None:
     page = _page(folder, bool(run.data.validation))
     cli.answer(options, {"folder": str(folder), "model": str(model)}, f"model   {model}\npage    {page}")
     return None
+
+
+def _rehearse(options: RunOptions, run: Run) -> None:
+    """Say what a run would be, after a few steps of it."""
+    import yaml
+
+    from pixlex.run import rehearse
+    from pixlex.training.memory import needed
+
+    with _bars(options):
+        found = rehearse(run)
+    passes = run.train.steps * run.train.batch_size / found.num_images
+    train, hours = run.train, found.seconds * run.train.steps / 3600
+    lines = [
+        yaml.safe_dump(asdict(run), sort_keys=False, allow_unicode=True),
+        str(needed(run)),
+        f"{found.num_parameters / 1e6:,.1f} million parameters are trained or stored with the model",
+        f"{train.steps:,} steps of {train.batch_size} images, {passes:.1f} times each of {found.num_images:,}",
+        f"{found.seconds:.3g} s a step of the phase {found.phase}: {hours:.2g} h if all were alike, all in all",
+    ]
+    values = {"config": asdict(run), **asdict(found), "times_through": passes}
+    cli.answer(options, values, "\n".join(lines))
 
 
 def _default_folder(recipe: str, resume: bool) -> Path:

@@ -271,6 +271,9 @@ class LQAERun(Config):
     """A language quantized autoencoder and its training."""
 
     family: str = describe("lqae", "Picks this class.")
+    start: str = describe(
+        "", "Model directory of the same family and shape to go on from; empty: fresh weights."
+    )
     model: LQAEConfig = part(LQAEConfig, "The network.")
     objective: LQAEObjectiveConfig = part(LQAEObjectiveConfig, "The loss.")
     data: DataConfig = part(DataConfig, "The images.")
@@ -283,6 +286,9 @@ class VQVAERun(Config):
     """The VQ-VAE baseline and its training."""
 
     family: str = describe("vqvae", "Picks this class.")
+    start: str = describe(
+        "", "Model directory of the same family and shape to go on from; empty: fresh weights."
+    )
     model: VQVAEConfig = part(VQVAEConfig, "The network.")
     objective: VQVAEObjectiveConfig = part(VQVAEObjectiveConfig, "The loss.")
     data: DataConfig = part(DataConfig, "The images.")
@@ -340,6 +346,9 @@ class MAERun(Config):
     """The masked autoencoder and its training."""
 
     family: str = describe("mae", "Picks this class.")
+    start: str = describe(
+        "", "Model directory of the same family and shape to go on from; empty: fresh weights."
+    )
     model: MAEConfig = part(MAEConfig, "The network.")
     objective: MAEObjectiveConfig = part(MAEObjectiveConfig, "The loss.")
     data: DataConfig = part(DataConfig, "The images.")
@@ -388,6 +397,9 @@ class FrozenRun(Config):
     """A vision encoder in front of a frozen language model, and its training."""
 
     family: str = describe("frozen", "Picks this class.")
+    start: str = describe(
+        "", "Model directory of the same family and shape to go on from; empty: fresh weights."
+    )
     model: FrozenConfig = part(FrozenConfig, "The network.")
     data: FrozenDataConfig = part(FrozenDataConfig, "The images and captions.")
     train: TrainConfig = part(TrainConfig, "The training.")

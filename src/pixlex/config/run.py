@@ -65,7 +65,10 @@ def find_recipe(name: str) -> Path:
 
 
 def read_run(
-    recipe: str | Path, overrides: Sequence[str] = (), beneath: Mapping[str, Any] | None = None
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    beneath: Mapping[str, Any] | None = None,
+    above: Mapping[str, Any] | None = None,
 ) -> Run:
     """Read a recipe and apply overrides.
 
@@ -73,13 +76,14 @@ def read_run(
         recipe: a YAML file, or the name of a recipe that comes with pixlex.
         overrides: `key=value` with dots in the key, such as `train.steps=100`; later ones win.
         beneath: nested values that hold where the recipe says nothing.
+        above: nested values that hold whatever the recipe says.
 
     Raises:
         ValueError: an unknown key (the message names the nearest right one), a value of the wrong type or out
             of its range, a file that is not YAML.
     """
     path = find_recipe(str(recipe))
-    values = recipe_values(path)
+    values = _over(recipe_values(path), above or {})
     for override in overrides:
         _apply_override(values, override)
     overridden = [_RENAMED.get(key, key) for key, _, _ in (one.partition("=") for one in overrides)]

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from pixlex.config.cbvila import CBViLAConfig
     from pixlex.config.lqae import VisionConfig
 
+# Models that come with the package, a directory each.
+RELEASED = Path(__file__).parents[1] / "released"
+
 CONFIG = "config.json"
+CARD = "README.md"
 WEIGHTS = "model.safetensors"
 # In our `config.json`; absent in directories that were written before there were checksums.
 CHECKSUM = "weights_sha256"
@@ -75,13 +79,18 @@ _VIT, _SIGLIP, _NEW, _DINOV2 = range(4)
 _FACTORS = {"attention.output": "layer_scale1.lambda1", "contract": "layer_scale2.lambda1"}
 
 
+def released() -> dict[str, Path]:
+    """Return the models that come with the package, directories by their names."""
+    return {folder.name: folder for folder in sorted(RELEASED.glob("*")) if (folder / CONFIG).is_file()}
+
+
 def find_model(
     name: str, what: str, *, needs: Sequence[str], files: Sequence[str], revision: str | None = None
 ) -> Path:
     """Return the directory that holds a model; one on the hub is downloaded, or taken from its cache.
 
     Args:
-        name: A directory, a run folder (its `model` is taken), or a repository on the hub.
+        name: A directory, a run folder (its `model` is taken), one of `released`, or a repository on the hub.
         what: What to call its contents in an error, such as "pretrained weights".
         needs: Names of files, one of which the directory must hold.
         files: Names or patterns of all files that are read.
@@ -95,6 +104,8 @@ def find_model(
     for folder in (Path(name), Path(name) / "model"):
         if any((folder / one).is_file() for one in needs):
             return folder
+    if name in (built_in := released()):
+        return built_in[name]
     expected = " or ".join(needs)
     if Path(name).exists() or name.startswith((".", "/")) or name.count("/") > 1:
         raise ValueError(f"{name} holds no {what}: expected {expected} in it")
