@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -22,10 +23,11 @@ from pixlex import cli
 from pixlex.api import load
 from pixlex.cli import data, main, parse, train
 from pixlex.cli.train import overrides_of
-from pixlex.config.run import FAMILIES, read_run, recipe_names
+from pixlex.config.run import FAMILIES, read_run, recipe_names, write_run
 from pixlex.data import images, tables
 from pixlex.encoding.files import read_codes
 from pixlex.eval.few_shot.classifiers import Features, linear_per_episode
+from pixlex.models import initialization
 from pixlex.search import store
 from pixlex.training.logging import Tracker
 from pixlex.training.loop import LossNotFinite
@@ -124,7 +126,12 @@ print(sorted({{"torch", "transformers", "numpy", "PIL", "pyarrow", "yaml", "json
         (["ablate", "lqae/tiny", "--out", "d", "--seed", "2", "train.seed=3"], "are the same setting"),
         (["train", "finetune/vqa"], "expected `pixlex finetune` with --from MODEL (or --untrained"),
         (["train", "finetune/coco"], "goes on with a trained model"),
-        (["train"], "the following arguments are required: RECIPE (see pixlex train --help)"),
+        (["train"], "expected RECIPE, or --resume with --out DIR to go on with a run"),
+        (["finetune", "--resume"], "expected RECIPE, or --resume with --out DIR"),
+        (
+            ["train", "train.steps=3", "--out", "d", "--resume"],
+            "holds no run to resume: there is no config.yaml",
+        ),
         (["finetune", "lqae/tiny", "--untrained"], "is a recipe of family lqae: expected one of cbvila"),
         (["gallery", "--model", "m", "--data", "d", "--out", "x.jpg"], "name of a .png file, got 'x.jpg'"),
         (["finetune", "finetune/vqa"], "expected --from MODEL, the model to go on with, or --untrained"),
@@ -407,6 +414,118 @@ def test_train_refuses(run: Callable[..., Outcome], recipe: Path, monkeypatch: p
     run("train", "mine.yaml", "--out", "here")
     message = refused(run("train", "mine.yaml", "--out", "here"))
     assert "pass --resume to go on with it, or another --out" in message
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_example_of_every_command_is_one(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = cli.COMMANDS[name]
+    typed = command.example.partition(" > ")[0]
+    assert parse([*name.split(), *shlex.split(typed)])[0] is command
+    with pytest.raises(SystemExit):
+        parse([*name.split(), "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"example: pixlex {name} {command.example}".strip().replace(" ", "") in printed.replace(" ", "")
+
+
+def test_other_names_of_commands() -> None:
+    assert parse(["tokenize", "a.png", "--model", "m"])[0] is cli.COMMANDS["encode"]
+    typed = ["eval", "retrieval", "--model", "m", "--data", "d"]
+    assert parse(typed)[0] is cli.COMMANDS["evaluate retrieval"]
+
+
+def test_a_run_is_resumed_by_its_folder(
+    run: Callable[..., Outcome], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = FakeTraining()
+    monkeypatch.setattr(pixlex.run, "run_training", training)
+    run("train", "mine.yaml", "--out", "here", "train.steps=9")
+    write_run(read_run("mine.yaml", ["train.steps=9"]), Path("here/config.yaml"))
+    assert run("train", "--resume", "--out", "here")[0] == 0
+    assert run("train", "--resume", "--out", "here", "train.log_every=3")[0] == 0
+    assert run("train", "train.log_every=3", "--resume", "--out", "here")[0] == 0
+    assert training.calls[1:] == [(9, Path("here"), True)] * 3
+
+
+SMALL = (
+    "model.image_size=32", "model.patch_size=8", "model.encoder.width=32", "model.encoder.depth=1",
+    "model.encoder.heads=2", "model.decoder.width=32", "model.decoder.depth=1", "model.decoder.heads=2",
+    "train.steps=2", "train.batch_size=4", "eval.word_folds=0",
+)  # fmt: skip
+
+
+def test_a_rehearsal_tells_and_leaves_nothing(
+    run: Callable[..., Outcome], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = ["train", "lqae/vqvae", *SMALL, "train.steps=1000", f"data.train={photos}", "--dry-run"]
+    code, out, _ = run(*typed)
+    assert code == 0
+    assert "  steps: 1000\n" in out
+    assert "1,000 steps of 4 images, 800.0 times each of 5" in out
+    assert " s a step of the phase train: " in out
+    found = json.loads(run(*typed, "--json")[1])
+    assert 0 < found["seconds"] < 60
+    assert found["num_parameters"] > 10_000
+    assert found["config"]["train"]["steps"] == 1000
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_new_run_goes_on_from_a_model(run: Callable[..., Outcome], photos: Path, tmp_path: Path) -> None:
+    """It has that one's shape and weights, and names it; another family or shape is refused."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    typed = ["train", "lqae/vqvae", f"data.train={photos}", "data.validation="]
+    assert run(*typed, *SMALL, "--out", first)[0] == 0
+    more = [
+        "--from",
+        first,
+        "train.steps=1",
+        "train.batch_size=4",
+        "train.learning_rate=1.0e-9",
+        "--out",
+        second,
+    ]
+    assert run(*typed, *more)[0] == 0
+    before, after = load(first), load(second)
+    assert after.image_size == 32
+    assert after.trained_on == (str(photos), str(photos))
+    pictures = [photos / name for name in NAMES]
+    assert (before(pictures) == after(pictures)).float().mean() > 0.9
+    assert "holds a model of family vqvae: expected one of mae, as the recipe" in refused(
+        run("train", "mae/tiny", "--from", first)
+    )
+    message = refused(run(*typed, "--from", first, "model.encoder.width=64", "--out", tmp_path / "third"))
+    assert "is a model of another family or shape" in message
+
+
+def test_completion_knows_commands_and_options(run: Callable[..., Outcome]) -> None:
+    pytest.importorskip("shtab")
+    for shell in ("bash", "zsh", "tcsh"):
+        code, out, _ = run("completion", shell)
+        assert code == 0
+        assert "few-shot" in out
+        assert "keep-fraction" in out
+
+
+def test_models_that_come_with_the_package(
+    run: Callable[..., Outcome], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name wherever a model is asked for; listed with what their cards say first."""
+    load(model).save(tmp_path / "released/small")
+    (tmp_path / "released/small/README.md").write_text(
+        "---\nlicense: mit\n---\n\n# small\n\nWords of\npictures.\n\nMore."
+    )
+    monkeypatch.setattr(initialization, "RELEASED", tmp_path / "released")
+    code, out, _ = run("models", "--json")
+    (found,) = json.loads(out)
+    assert (code, found["name"], found["family"], found["about"]) == (
+        0,
+        "small",
+        "lqae",
+        "Words of pictures.",
+    )
+    assert "small  lqae, " in run("models")[1]
+    assert load("small").fingerprint == load(model).fingerprint
+    assert load("small").card is not None
 
 
 @pytest.mark.parametrize(

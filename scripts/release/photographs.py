@@ -3,8 +3,9 @@
     python scripts/release/photographs.py photographs.parquet held-out.parquet     # where apt-get and dpkg-deb are
 
 Desktop backgrounds under free licences, photographs and paintings; packages are fetched with apt-get,
-never installed, and checked by hash. Square crops of a fifth of the shorter side up to all of it, scaled to 144 px; no crop
-of a picture that is held out is among the others. Rows: image (JPEG), name, package, licence.
+never installed, and checked by hash. Square crops of a fifth of the shorter side up to all of it, scaled
+to 144 px; no crop of a picture that is held out is among the others. Rows: image (JPEG), name, package,
+licence.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ CROPS, HELD_OUT_CROPS = 260, 40
 
 
 class Package(NamedTuple):
-    """Version, SHA-256 of its file, and patterns of names -> licence; the first that fits counts, "" leaves out."""
+    """Version, SHA-256, and patterns of names -> licence; the first that fits counts, "" leaves out."""
 
     version: str
     sha256: str
@@ -62,7 +63,8 @@ PACKAGES: Mapping[str, Package] = {
         | {"*_by_*": "CC-BY-4.0"},
     ),
     "lomiri-wallpapers-20.04": Package(
-        "20.04.0-2", "d44e89b8473aafe64a5b678f014862dc31335aaaf18665c544d985d854f1a709", {"*_by_*": "CC-BY-SA-3.0"},
+        "20.04.0-2", "d44e89b8473aafe64a5b678f014862dc31335aaaf18665c544d985d854f1a709",
+        {"*_by_*": "CC-BY-SA-3.0"},
     ),
     "ukui-wallpapers": Package(
         "20.04.3-1.1", "6d49be70152e6d603163458e177e501deb0be8f2916389ccbfcf59b0d7fc0262", {"*": "CC-BY-SA-3.0"},

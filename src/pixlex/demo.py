@@ -195,10 +195,10 @@ def serve(tabs: Mapping[str, Fill], *, host: str, port: int | None, say: Callabl
         ModuleNotFoundError: gradio is not installed.
         OSError: no such address, or the port is taken.
     """
-    gr = _gradio()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads go, however it ends
     with tempfile.TemporaryDirectory(prefix="pixlex-demo-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # read when gradio is imported
+        gr = _gradio()
         page = build_page(tabs).queue(max_size=_WAITING)
         try:
             _, url, _ = page.launch(

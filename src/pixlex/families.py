@@ -183,6 +183,19 @@ def taken_over(family: str, start: str, before: Mapping[str, Any]) -> dict[str, 
     return {"body": shape} if wanted.tunes else shape
 
 
+def gone_on(family: str, start: str, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run of a family takes over from a model of the same one, its whole network.
+
+    Raises:
+        ValueError: the model is of another family; `start` names it, `before` is its `config.json`.
+    """
+    named = before.get("family", before.get("model_type"))
+    if named != family:
+        raise ValueError(f"{start} holds a model of family {named}: expected one of {family}, as the recipe")
+    model = {name: value for name, value in before["model"].items() if name != "caption_words"}
+    return {"start": start, "model": model}
+
+
 def _start_encoder(run: Any) -> Any:
     """Return a network whose image encoder begins as the configuration says."""
     model: Any = FAMILIES[run.family].model.build(run.model)
@@ -217,7 +230,9 @@ def _pairs(run: Any, description: str | Dataset) -> Records:
     return pairs.cleaned() if getattr(run.data, "clean_captions", False) else pairs
 
 
-def open_items(description: str, task: ReasoningTask, *, clean: bool = True, max_words: int = 30) -> Records:
+def open_items(
+    description: str | Dataset, task: ReasoningTask, *, clean: bool = True, max_words: int = 30
+) -> Records:
     """Open items of a task as `pixlex.data.questions` does; those of text assignment are made of captions."""
     if not isinstance(description, str):
         raise ValueError(f"items with questions are described by a file, got a {type(description).__name__}")
@@ -227,7 +242,7 @@ def open_items(description: str, task: ReasoningTask, *, clean: bool = True, max
     return assignment_items(pairs.cleaned(max_words) if clean else pairs)
 
 
-def _items(run: ReasoningRun, description: str) -> Records:
+def _items(run: ReasoningRun, description: str | Dataset) -> Records:
     return open_items(description, run.model.task, clean=run.data.clean_captions).answered()
 
 

@@ -213,7 +213,9 @@ def rehearse(run: Run, num_steps: int = 3) -> Rehearsal:
     check_memory(run)
     torch.manual_seed(run.train.seed)
     objective = build_objective(run)
-    few = dataclasses.replace(run.train, log_every=1, checkpoint_every=0, evaluate_every=0, wandb=False)
+    few = dataclasses.replace(
+        run.train, log_every=1, checkpoint_every=run.train.steps, evaluate_every=0, wandb=False
+    )
     times = [time.perf_counter()]
 
     def clock(step: int, numbers: Mapping[str, float]) -> None:

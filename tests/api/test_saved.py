@@ -189,9 +189,9 @@ def test_the_hub_is_asked_as_the_caller_says(saved: Path, monkeypatch: pytest.Mo
         ImageTokenizer, "push_to_hub", lambda self, *given, **more: pushed.append((given, more))
     )
     tokenizer.save_pretrained(saved.parent / "copy", push_to_hub=True, private=True)
-    tokenizer.save_pretrained(saved.parent / "copy", push_to_hub=True, repo_id="me/other")
+    tokenizer.save_pretrained(saved.parent / "copy", push_to_hub=True, repo_id="me/other", bits=16)
     assert tokenizer.save_pretrained(saved.parent / "copy") is None
-    assert pushed == [(("copy",), {"private": True}), (("me/other",), {})]
+    assert pushed == [(("copy",), {"bits": 32, "private": True}), (("me/other",), {"bits": 16})]
     assert load(saved.parent / "copy", precision="bf16").fingerprint == tokenizer.fingerprint
 
 

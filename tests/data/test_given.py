@@ -83,7 +83,7 @@ def test_data_sets_of_hugging_face_are_read_undecoded() -> None:
     )
     data = datasets.Dataset.from_dict(rows, features=features)
     assert open_source(data).class_names == ("x", "y")
-    with pytest.warns(UserWarning, match="left out|without a caption"):
+    with pytest.warns(UserWarning, match="images without a caption"):
         assert open_pairs(data).texts == (("a",), ("b",))
 
 
@@ -98,7 +98,7 @@ def test_what_is_no_data_set_is_named() -> None:
         open_source([{"picture": 3}]).read(0)
     with pytest.raises(UnreadableImage, match="#1"):
         open_source([_pictures(1)[0], b"no image"]).read(1)
-    with pytest.raises(ValueError, match="expected a caption or a list of captions, got 3|has a caption"):
+    with pytest.raises(ValueError, match="expected a caption or a list of captions, got 3"):
         open_pairs([{"image": _pictures(1)[0], "caption": 3}])
 
 
@@ -125,7 +125,7 @@ def test_training_on_lists(language: Path, tmp_path: Path) -> None:
 
 
 def test_training_refuses_what_does_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"unknown|nearest|did you mean|train\.stebs"):
+    with pytest.raises(ValueError, match=r"unknown key train\.stebs; did you mean train\.steps"):
         pixlex.train("lqae/tiny", _pictures(2), out=tmp_path, **{"train.stebs": 1})
     with pytest.raises(ValueError, match="described by a file, got a list"):
         pixlex.train("finetune/scenes-vqa", _pictures(2), out=tmp_path, **{"train.batch_size": 8})

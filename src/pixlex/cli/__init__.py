@@ -16,12 +16,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pixlex import __version__
 from pixlex.cli import data, encode, evaluate, few_shot, pictures, train
 from pixlex.cli import options as cli
-from pixlex.messages import nearest, printable
+from pixlex.messages import nearest, not_installed, printable
+
+
+class CompletionOptions(cli.Options):
+    shell: Literal["bash", "zsh", "tcsh"] = cli.positional("SHELL", "bash, zsh or tcsh")
+
+
+def completion(options: CompletionOptions) -> None:
+    """Print what completes commands, options and values in a shell."""
+    try:
+        import shtab
+    except ImportError as error:
+        raise not_installed("completion", "shtab", "completion") from error
+    print(shtab.complete(build_parser(), shell=options.shell))
+
 
 COMMANDS: Mapping[str, cli.Command] = {
     "train": cli.Command(
@@ -68,7 +82,7 @@ COMMANDS: Mapping[str, cli.Command] = {
     "doctor": cli.Command(data.doctor, "PICTURES"),
     "version": cli.Command(data.version, ""),
     "convert": cli.Command(data.convert, "PICTURES --image-size 256 --out small.tar"),
-    "completion": cli.Command(data.completion, "bash > ~/.local/share/bash-completion/completions/pixlex"),
+    "completion": cli.Command(completion, "bash > ~/.local/share/bash-completion/completions/pixlex"),
 }
 _ALIASES = {"evaluate": ("eval",)}
 # What a command takes several of, so that options may stand before, behind or between them.

@@ -8,11 +8,11 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pixlex import __version__
 from pixlex.cli import options as cli
-from pixlex.messages import nearest, not_installed, quoted
+from pixlex.messages import nearest, quoted
 
 if TYPE_CHECKING:
     from pixlex.data.convert import CaptionReport, DataReport, Spread
@@ -27,10 +27,6 @@ _PACKAGES = ("torch", "transformers", "numpy", "Pillow")
 
 class DescribeOptions(cli.JSONOption):
     subject: str | None = cli.positional("RECIPE|FAMILY", "default: list recipes and families", None)
-
-
-class CompletionOptions(cli.Options):
-    shell: Literal["bash", "zsh", "tcsh"] = cli.positional("SHELL", "bash, zsh or tcsh")
 
 
 class DoctorOptions(cli.MachineOptions):
@@ -89,17 +85,6 @@ def models(options: cli.JSONOption) -> None:
         (str(row["name"]), f"{row['family']}, {row['megabytes']:.1f} MB: {row['about']}") for row in rows
     ]
     cli.answer(options, rows, cli.table(lines) if rows else "no model comes with this version")
-
-
-def completion(options: CompletionOptions) -> None:
-    """Print what completes commands, options and values in a shell."""
-    try:
-        import shtab
-    except ImportError as error:
-        raise not_installed("completion", "shtab", "completion") from error
-    from pixlex.cli import build_parser
-
-    print(shtab.complete(build_parser(), shell=options.shell))
 
 
 def doctor(options: DoctorOptions) -> None:

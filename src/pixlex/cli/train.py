@@ -148,24 +148,18 @@ def overrides_of(options: TrainingOptions) -> list[str]:
 
 def train(options: RunOptions) -> int | None:
     """Train a model from a recipe."""
-    from pixlex.config.run import find_recipe, read_run
+    from pixlex.config.run import find_recipe, read_run, recipe_values
 
     if (begun := _begun(options)) is not None:
         return _train(options, begun)
     assert options.recipe is not None
     above = None
     if options.start is not None:
+        from pixlex.families import gone_on
         from pixlex.models.checkpoint import read_config
 
-        found = read_config(options.start, options.revision)
-        model = {name: value for name, value in found.get("model", {}).items() if name != "caption_words"}
-        above = {"family": found.get("family"), "start": options.start, "model": model}
-        family = read_run(options.recipe).family
-        if family != above["family"]:
-            raise ValueError(
-                f"{options.start} holds a model of family {above['family']}, {options.recipe} trains one of "
-                f"{family}: expected the same"
-            )
+        family = str(recipe_values(find_recipe(options.recipe)).get("family"))
+        above = gone_on(family, options.start, read_config(options.start, options.revision))
     run = read_run(options.recipe, overrides_of(options), above=above)
     from pixlex.families import FAMILIES  # behind what refuses at once
 

@@ -26,7 +26,7 @@ from pixlex.data.annotations import (
     path_of,
     read_annotations,
 )
-from pixlex.data.folders import CAPTION_COLUMNS, FileSource, below, captions_beside, image_path
+from pixlex.data.folders import FileSource, below, captions_beside, image_path
 from pixlex.data.given import Dataset, GivenSource
 from pixlex.data.images import open_source
 from pixlex.data.labels import RowLabel, no_labels, resolve_labels, row_label
@@ -42,7 +42,7 @@ from pixlex.data.sources import (
 )
 from pixlex.data.synthetic import ScenesSource, scene_captions
 from pixlex.data.tables import columns_without_images, table_rows
-from pixlex.data.text import CLASSES, id_text, list_rows, texts_in
+from pixlex.data.text import CAPTION_COLUMNS, CLASSES, id_text, list_rows, texts_in
 from pixlex.messages import quoted
 
 _ADDRESS_COLUMNS = ("url", "image_url", "image_urls", "link")

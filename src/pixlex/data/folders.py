@@ -28,11 +28,18 @@ from pixlex.data.labels import (
 )
 from pixlex.data.sources import HIDDEN, MAX_TEXT_BYTES, PassedOver, fingerprint, kind_of, read_file
 from pixlex.data.tables import columns_without_images, table_rows
-from pixlex.data.text import captions_in, csv_rows, decode_text, json_lines, json_value, list_rows, texts_in
+from pixlex.data.text import (
+    CAPTION_COLUMNS,
+    captions_in,
+    csv_rows,
+    decode_text,
+    json_lines,
+    json_value,
+    list_rows,
+    texts_in,
+)
 from pixlex.files import open_regular, read_regular
 from pixlex.messages import quoted
-
-CAPTION_COLUMNS = ("captions", "caption", "title", "text")
 
 # Metadata of Hugging Face's imagefolder; path of an image -> where its row in such a file stands, and the row.
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")

@@ -16,10 +16,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pixlex.data.decoding import ImageRecord, UnreadableImage, load_image
-from pixlex.data.folders import CAPTION_COLUMNS
 from pixlex.data.labels import Labeled, Labels, no_labels
 from pixlex.data.sources import fingerprint, read_file, stored_bytes
-from pixlex.data.text import texts_in
+from pixlex.data.text import CAPTION_COLUMNS, texts_in
 from pixlex.messages import quoted
 
 # Outside [0, 1] by more than rounding: the pixels were normalized or resized without clipping.

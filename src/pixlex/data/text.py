@@ -39,6 +39,9 @@ _PLAIN = {
     **dict.fromkeys(range(0xD800, 0xE000), ""),
 }
 
+# Columns and fields of captions, the first that is there.
+CAPTION_COLUMNS = ("captions", "caption", "title", "text")
+
 # csv lets a cell hold 128 KiB unless told otherwise; a list of captions may be longer.
 _MOST_LETTERS = (1 << 31) - 1
 
