@@ -175,7 +175,7 @@ def test_fine_tuning_from_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) 
         ("sklearn", lambda folder: linear_per_episode(Features("n", "i", lambda *_: {})), "eval"),
         ("lancedb", lambda folder: store._lancedb(), "search"),
         ("datasets", lambda folder: tables._datasets(), "datasets"),
-        ("sklearn.datasets", lambda folder: images._digits(), "embedded"),
+        ("sklearn.datasets", lambda folder: images._digits(), "words"),
     ],
 )
 def test_missing_extras_fail_and_are_named(

@@ -87,12 +87,8 @@ class GivenSource(Labeled):
 
     def captions(self) -> list[tuple[str, ...]]:
         """Return the captions of all images, every item read once; `ValueError` for something else than texts."""
-        found = []
-        for index in range(len(self)):
-            texts = _parts(self.dataset[index])[1]
-            texts = list(texts) if isinstance(texts, tuple) else texts
-            found.append(texts_in(texts, f"{self.name}, {self.key(index)}"))
-        return found
+        cells = (_parts(self.dataset[index])[1] for index in range(len(self)))
+        return [texts_in(cell, f"{self.name}, {self.key(index)}") for index, cell in enumerate(cells)]
 
 
 def _parts(item: Any) -> tuple[Any, Any]:
@@ -102,7 +98,8 @@ def _parts(item: Any) -> tuple[Any, Any]:
             raise ValueError(f"expected items with a field image, found {quoted(list(item))}")
         return item["image"], next((item[name] for name in CAPTION_COLUMNS if name in item), None)
     if isinstance(item, tuple | list) and len(item) > 1 and not isinstance(item[0], int | float | list):
-        return item[0], item[1] if isinstance(item[1], str | tuple | list) else None
+        texts = list(item[1]) if isinstance(item[1], tuple) else item[1]
+        return item[0], texts if isinstance(texts, str | list) else None
     return item, None
 
 
