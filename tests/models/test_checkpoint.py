@@ -11,15 +11,28 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import tiny_cbvila, tiny_frozen, tiny_lqae, tiny_mae, tiny_reasoner, tiny_vqvae
+from safetensors.torch import load_file
+from tests.tiny import (
+    tiny_cbvila,
+    tiny_cbvila_config,
+    tiny_frozen,
+    tiny_language,
+    tiny_lqae,
+    tiny_mae,
+    tiny_reasoner,
+    tiny_vqvae,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pixlex.config.cbvila import CBViLAConfig, ReasonerConfig
 from pixlex.files import CHECKSUM, sealed
 from pixlex.models import checkpoint
 from pixlex.models.baselines import MAE
+from pixlex.models.cbvila import CBViLA
 from pixlex.models.checkpoint import check_shapes
 from pixlex.models.finetuned import Reasoner, started
-from pixlex.models.initialization import CONFIG, WEIGHTS
+from pixlex.models.initialization import _PREFIX, CONFIG, WEIGHTS, Published
+from pixlex.nn.language_model import load_language_words
 
 _COMPUTED = ("normal", "uniform", "_linalg_eigh")
 
@@ -268,3 +281,90 @@ def test_weights_that_are_no_file_are_never_waited_for(tmp_path: Path, *, checks
     weights.symlink_to("/dev/zero")
     with pytest.raises(ValueError, match=r"model\.safetensors is no file but a device"):
         checkpoint.load_any(str(tmp_path))
+
+
+@pytest.mark.parametrize(("bits", "size", "farthest"), [(16, 0.55, 1e-3), (8, 0.36, 1e-2)])
+def test_smaller_weights_are_near(
+    models: Models, saved: Mapping[str, Path], tmp_path: Path, bits: int, size: float, farthest: float
+) -> None:
+    """Each weight within a step of its row; what starts from such a directory reads the same."""
+    for name, model in models.items():
+        checkpoint.save(model, tmp_path / name, bits=bits)
+        small, large = ((folder / name / WEIGHTS).stat().st_size for folder in (tmp_path, saved[name].parent))
+        assert small < size * large
+        found = checkpoint.load_any(str(tmp_path / name)).state_dict()
+        for key, weight in model.state_dict().items():
+            assert found[key].dtype == weight.dtype
+            if not weight.is_floating_point():
+                assert torch.equal(found[key], weight)
+            elif weight.ndim < 2:
+                assert torch.equal(found[key], weight), key
+            else:
+                largest = weight.flatten(1).abs().amax(1).clamp_min(1e-4)
+                off = (found[key] - weight).flatten(1).abs().amax(1) / largest
+                assert off.max() <= farthest, key
+    read = Published(str(tmp_path / "cbvila")).weights
+    weights = checkpoint.load_any(str(tmp_path / "cbvila")).state_dict()
+    assert read.keys() == {_PREFIX.sub("", key) for key in weights}
+    assert all(torch.equal(read[_PREFIX.sub("", key)], one.float()) for key, one in weights.items())
+
+
+def test_other_numbers_of_bits_are_refused(models: Models, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="bits must be 32, 16 or 8, got 4"):
+        checkpoint.save(models["vqvae"], tmp_path, bits=4)
+
+
+def frozen_words(language: Path, **changes: Any) -> CBViLAConfig:
+    """A CB-ViLA whose word embeddings stay those of a BERT."""
+    config = tiny_cbvila_config(language, **changes)
+    text = dataclasses.replace(config.text, words="frozen", pretrained=str(language))
+    return dataclasses.replace(config, text=text)
+
+
+def test_frozen_words_are_named_not_stored(language: Path, tmp_path: Path) -> None:
+    """No gradient, no weight in the file; the same vectors after loading, also where the BERT has moved."""
+    shutil.copytree(language, tmp_path / "bert")
+    model = CBViLA.start(frozen_words(tmp_path / "bert")).eval()
+    words = load_language_words(str(language)).word_embedding
+    assert torch.equal(model.text_encoder.words.weight, words[: model.tokenizer.vocab_size])
+    assert "text_encoder.words.weight" not in dict(model.named_parameters())
+    texts = ["the class", "about others"]
+    expected = model.joint_texts(texts)
+    checkpoint.save(model, tmp_path / "model")
+    assert "text_encoder.words.weight" not in load_file(tmp_path / "model" / WEIGHTS)
+    loaded = checkpoint.load_any(str(tmp_path / "model"))
+    assert isinstance(loaded, CBViLA)
+    assert torch.equal(loaded.joint_texts(texts), expected)
+    assert checkpoint.fingerprint(loaded) == checkpoint.fingerprint(model)
+    assert torch.equal(checkpoint.untrained_copy(model, torch.rand(64, 3, 32, 32)).text_encoder.words.weight,
+                       model.text_encoder.words.weight)  # fmt: skip
+    (tmp_path / "bert").rename(tmp_path / "moved")
+    moved = checkpoint.load_any(str(tmp_path / "model"), language_model=str(tmp_path / "moved"))
+    assert isinstance(moved, CBViLA)
+    assert torch.equal(moved.joint_texts(texts), expected)
+    with pytest.raises(ValueError, match="bert"):
+        checkpoint.load_any(str(tmp_path / "model"))
+
+
+def test_other_frozen_words_are_refused(language: Path, tmp_path: Path) -> None:
+    other = tiny_language(tmp_path / "other", seed=1)
+    checkpoint.save(CBViLA.build(frozen_words(language)), tmp_path / "model")
+    with pytest.raises(ValueError, match=r"was trained with the vocabulary .* has "):
+        checkpoint.load_any(str(tmp_path / "model"), language_model=str(other))
+    with pytest.raises(ValueError, match=r"TextTowerConfig\.words must be trained without pretrained"):
+        dataclasses.replace(tiny_cbvila_config(language).text, words="frozen")
+    wide = dataclasses.replace(frozen_words(language).text, width=64)
+    with pytest.raises(ValueError, match="expected word embeddings of width 64, got 32"):
+        CBViLA.build(dataclasses.replace(frozen_words(language), text=wide))
+
+
+def test_frozen_words_go_on_into_finetuning(language: Path, tmp_path: Path) -> None:
+    """The body of a fine-tuned model has them from the same place."""
+    body = CBViLA.start(frozen_words(language))
+    answers = ("about", "about the")
+    model = Reasoner.start(ReasonerConfig(body=body.config, task="vqa", answers=answers), body)
+    checkpoint.save(model, tmp_path / "vqa")
+    loaded = checkpoint.load_any(str(tmp_path / "vqa"))
+    assert isinstance(loaded, Reasoner)
+    assert torch.equal(loaded.body.text_encoder.words.weight, body.text_encoder.words.weight)
+    assert "body.text_encoder.words.weight" not in loaded.state_dict()
