@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.tiny import batches_of, tiny_lqae
 from torch import Tensor
 
@@ -53,6 +54,10 @@ def slow_reference(model: LQAE, images: Tensor) -> dict[str, float]:
         "masked_mse": ((images - torch.cat(masked)) ** 2).mean().item(),
         "mean_image_mse": ((images - images.mean(0)) ** 2).mean().item(),
         "mean_color_mse": ((images - images.mean((2, 3), keepdim=True)) ** 2).mean().item(),
+        "patch_color_mse": (images - F.interpolate(F.avg_pool2d(images, 8), scale_factor=8))
+        .square()
+        .mean()
+        .item(),
         "distinct_codewords": len(values),
         "codebook_usage": len(values) / model.num_codewords,
         "perplexity": float(np.exp(-(shares * np.log(shares)).sum())),

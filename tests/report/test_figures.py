@@ -106,7 +106,7 @@ def test_a_row_is_original_words_reconstruction(tmp_path: Path) -> None:
         for shown, expected in ((original, images[row]), (copy, copies[row])):
             enlarged = np.repeat(np.repeat(to_bytes(expected), 10, axis=0), 10, axis=1)
             assert np.array_equal(shown, enlarged)
-        for cell, color in enumerate(patch_colors(images[row], 2)):
+        for cell, color in enumerate(patch_colors(copies[row], 2)):
             corner = panel[cell // 2 * CELL : (cell // 2 + 1) * CELL, cell % 2 * CELL : (cell % 2 + 1) * CELL]
             assert tuple(corner[1, 1]) == color
             assert tuple(corner[-2, -2]) == color

@@ -109,6 +109,7 @@ METRICS = {
     "masked_mse": Metric("reconstruction error, part of the words hidden", "MSE", "lower"),
     "mean_image_mse": Metric("for comparison: the mean image", "MSE"),
     "mean_color_mse": Metric("for comparison: each image's mean color", "MSE"),
+    "patch_color_mse": Metric("for comparison: each patch's mean color", "MSE"),
     "feature_cosine": Metric(
         "cosine of the teacher's features and what the words tell of them", "", "higher"
     ),

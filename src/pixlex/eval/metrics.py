@@ -78,6 +78,13 @@ def mean_color_mse(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
     return images.var(dim=(2, 3), unbiased=False).mean(dim=1)
 
 
+def patch_color_mse(images: Float[Tensor, "B 3 H W"], grid: int) -> Float[Tensor, " B"]:
+    """Return the error of painting each patch of a grid in its own mean color: what as many colors are worth."""
+    side = images.shape[-1] // grid
+    patches = images.unflatten(3, (grid, side)).unflatten(2, (grid, side))
+    return patches.var(dim=(3, 5), unbiased=False).mean(dim=(1, 2, 3))
+
+
 class MeanImage:
     """The error of guessing the mean image of a whole set for each of its images, in one pass over the set.
 

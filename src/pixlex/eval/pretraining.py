@@ -30,7 +30,7 @@ from pixlex.objectives.phase import Phase, Step
 # Values in the order in which they are shown: of reconstructions; of CB-ViLA, behind the terms of its loss.
 _VALUES = (
     "num_images", "words_per_image", "mse", "psnr", "ssim", "masked_mse", "mean_image_mse", "mean_color_mse",
-    "feature_cosine", "neighbor_accuracy", "distinct_codewords", "codebook_usage", "perplexity",
+    "patch_color_mse", "feature_cosine", "neighbor_accuracy", "distinct_codewords", "codebook_usage", "perplexity",
     "most_frequent_share", "distinct_words_per_image",
     "masked_word_accuracy", "pseudo_perplexity", "text_round_trip_rate", "word_round_trip_rate",
     "tokenizer_round_trip_rate", "rfid", "lpips", "images_per_second",
@@ -121,6 +121,8 @@ def evaluate_reconstruction(
                 "mse": metrics.mse(*pair), "psnr": metrics.psnr(*pair),
                 "mean_color_mse": metrics.mean_color_mse(images),
             }  # fmt: skip
+            if model.word_grid:
+                each["patch_color_mse"] = metrics.patch_color_mse(images, model.word_grid)
             if min(images.shape[-2:]) >= metrics.SSIM_WINDOW:
                 each["ssim"] = metrics.ssim(*pair)
             if lpips is not None:

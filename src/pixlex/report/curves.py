@@ -32,9 +32,9 @@ _PANEL_OF |= {"norm_codeword": "norm_z", "visible_mse": "hidden_mse"}
 _PANEL_OF |= {f"{side}_recall_at_{k}": "recall" for side in ("text", "image") for k in (1, 10)}
 # Constants of an evaluation, or what another panel shows already.
 _NOT_DRAWN = {
-    "eval/num_images", "eval/words_per_image", "eval/mean_color_mse", "eval/images_per_second",
-    "eval/codebook_usage", "eval/text_recall_at_5", "eval/image_recall_at_5", "eval/temperature",
-    "eval/text_round_trip_rate", "eval/tokenizer_round_trip_rate", "eval/num_items",
+    "eval/num_images", "eval/words_per_image", "eval/mean_color_mse", "eval/patch_color_mse",
+    "eval/images_per_second", "eval/codebook_usage", "eval/text_recall_at_5", "eval/image_recall_at_5",
+    "eval/temperature", "eval/text_round_trip_rate", "eval/tokenizer_round_trip_rate", "eval/num_items",
     "speed/operations", "speed/utilization",  # of older versions
 }  # fmt: skip
 # What is reached without what the panel measures, each with its dashes.

@@ -109,7 +109,8 @@ def reconstruction_grid(
 ) -> Path:
     """Write a PNG with one row for each image: original, its words where they belong, reconstruction.
 
-    Pixels are enlarged by a whole factor, so that they stay pixels. A cell has its patch's mean color.
+    Pixels are enlarged by a whole factor, so that they stay pixels. A cell has the mean color of its patch in the
+    reconstruction: what the words alone can know.
 
     Args:
         originals, reconstructions: Square images with pixels in [0, 1]; values outside are clipped.
@@ -126,10 +127,10 @@ def reconstruction_grid(
     scale = math.ceil((_SMALLEST_PANEL if words is None or side == 1 else cell * side) / size)
     columns = {"original": [enlarged(image, scale) for image in originals]}
     if words is not None:
-        title = "words, each on its patch's mean color" if grid else "words, the nearest first"
+        title = "words, each on the color it is rebuilt in" if grid else "words, the nearest first"
         columns[title] = [
             word_panel(said, word_colors(image, len(said), grid), scale * size)
-            for said, image in zip(words, originals, strict=True)
+            for said, image in zip(words, reconstructions, strict=True)
         ]
     columns["reconstruction"] = [enlarged(image, scale) for image in reconstructions]
     return _write_columns(columns, scale * size, path)
@@ -344,7 +345,7 @@ def patch_colors(image: Float[Tensor, "3 H W"], grid: int) -> list[Color]:
 
 
 def word_colors(image: Float[Tensor, "3 H W"], count: int, grid: int) -> list[Color]:
-    """Return the background of each word: its patch's mean color, white where words belong to no place."""
+    """Return the background of each word: the mean color of its patch, white where words belong to no place."""
     return patch_colors(image, grid) if grid else [(255, 255, 255)] * count
 
 

@@ -155,7 +155,7 @@ def _examples(examples: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for row, (original, reconstruction) in enumerate(pairs):
         words = examples["words"][row] if examples.get("words") else ()
         side = panel_side(len(words), examples.get("grid", 0))
-        colors = word_colors(original, len(words), examples.get("grid", 0)) if words else []
+        colors = word_colors(reconstruction, len(words), examples.get("grid", 0)) if words else []
         cells = [_cell(word, color, _MAP // side) for word, color in zip(words, colors, strict=True)]
         yield {
             "original": original, "reconstruction": reconstruction, "key": examples["keys"][row],
