@@ -18,6 +18,7 @@ from PIL import Image
 from tests.tiny import write_images
 
 import pixlex
+import pixlex.quickstart
 import pixlex.run
 from pixlex import cli
 from pixlex.api import load
@@ -581,7 +582,8 @@ def test_quickstart(run: Callable[..., Outcome], tmp_path: Path, monkeypatch: py
         (folder / "report.html").touch()
         return folder / "report.html"
 
-    monkeypatch.setattr(pixlex.run, "quickstart", fake)
+    monkeypatch.setattr(pixlex.quickstart, "quickstart", fake)
+    monkeypatch.setattr(pixlex.quickstart, "look", lambda folder: None)
     out = tmp_path / "quick"
     code, printed, err = run("quickstart", "--out", out)
     assert (code, printed, "the same command goes on" in err) == (130, "", True)

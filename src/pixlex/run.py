@@ -358,18 +358,3 @@ def _trained_on(run: Run, folder: Path, *, begun: bool) -> list[str]:
     start = getattr(run, "start", "")
     before = checkpoint.read_config(start).get("trained_on", []) if start else []
     return [*before, run.data.train]
-
-
-def quickstart(folder: Path, *, resume: bool = False, overrides: Sequence[str] = ()) -> Path | None:
-    """Train the tiny recipe on photographs that come with a dependency, and leave a page to look at.
-
-    Args:
-        folder: the run folder.
-        resume: go on after an interrupt.
-        overrides: settings of the run, `key=value`.
-
-    Returns:
-        The page; None when interrupted.
-    """
-    run = read_run("lqae/tiny", overrides)
-    return None if run_training(run, folder, resume=resume) is None else folder / "report.html"

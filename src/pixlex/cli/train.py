@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pixlex.cli import options as cli
 from pixlex.eval.few_shot.prompts import Scorer, Template
+from pixlex.files import read_json
 
 if TYPE_CHECKING:
     from pixlex.ablations import Measure
@@ -211,24 +212,34 @@ def finetune(options: FinetuneOptions) -> int | None:
 
 
 def quickstart(options: QuickstartOptions) -> int | None:
-    """Train the tiny recipe for minutes, end with a page."""
+    """Show what the released models do, train the tiny recipe for minutes, end with a page."""
+    from pixlex import quickstart
+
     folder, page, model = options.out, options.out / "report.html", options.out / "model"
+    seen = folder / quickstart.LOOK
     if page.is_file():
         _say(options, f"{folder} is finished; remove it, or pass another --out, to run once more")
     else:
+        if _is_first() and not seen.is_file() and quickstart.look(folder) is not None:
+            _say(options, f"what the models that come with pixlex do: {seen}; now one of your own is trained")
         _say(options, f"run folder {folder}")
-        from pixlex import run
-
         with _bars(options):
-            written = run.quickstart(folder, resume=True, overrides=overrides_of(options))
+            written = quickstart.quickstart(folder, resume=True, overrides=overrides_of(options))
         if not _is_first():
             return None
         if written is None:
             _say(options, "interrupted; the same command goes on")
             return cli.INTERRUPTED
+    values: dict[str, Any] = {"folder": str(folder), "model": str(model), "page": str(page)}
     text = f"page    {_page(folder, True)}\nmodel   {model}\n"
+    if seen.is_file():
+        values["released"] = str(seen)
+        text = f"first   {seen}\n{text}"
+    if (folder / quickstart.COMPARED).is_file():
+        values["compared"] = found = read_json(folder / quickstart.COMPARED)
+        text += f"error   {found['own']:.4f}, of small-words {found['small-words']:.4f} on the same images\n"
     text += f"try     pixlex reconstruct PICTURES --model {folder} --out grid.png"
-    cli.answer(options, {"folder": str(folder), "model": str(model), "page": str(page)}, text)
+    cli.answer(options, values, text)
     return None
 
 

@@ -81,7 +81,7 @@ def mean_color_mse(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
 def patch_color_mse(images: Float[Tensor, "B 3 H W"], grid: int) -> Float[Tensor, " B"]:
     """Return the error of painting each patch of a grid in its own mean color: what as many colors are worth."""
     side = images.shape[-1] // grid
-    patches = images.unflatten(3, (grid, side)).unflatten(2, (grid, side))
+    patches = images.reshape(len(images), -1, grid, side, grid, side)
     return patches.var(dim=(3, 5), unbiased=False).mean(dim=(1, 2, 3))
 
 

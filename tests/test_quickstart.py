@@ -1,0 +1,80 @@
+"""What the quickstart shows of the released models, and beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.tiny import tiny_cbvila, tiny_lqae
+
+from pixlex import quickstart
+from pixlex.api import ImageTokenizer
+from pixlex.config.run import read_run
+from pixlex.models import initialization
+
+pytest.importorskip("skimage")
+pytest.importorskip("sklearn")
+
+
+@pytest.fixture
+def small_models(language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Models where the released ones would lie."""
+    folder = tmp_path / "released"
+    ImageTokenizer(tiny_lqae(language)).save(folder / "small-words")
+    pairs = tiny_cbvila(language, caption_words=("house", "disk", "arrow"))
+    pairs.log_scale.data.zero_()
+    ImageTokenizer(pairs).save(folder / "small-pairs")
+    monkeypatch.setattr(initialization, "RELEASED", folder)
+    return folder
+
+
+def test_a_page_of_pictures_that_no_model_has_seen(small_models: Path, tmp_path: Path) -> None:
+    page = quickstart.look(tmp_path / "run")
+    assert page == tmp_path / "run/released.html"
+    text = page.read_text()
+    for expected in (
+        "cat",
+        "flower",
+        "4 x 4 words, each on the color it is rebuilt in",
+        "each patch in its mean color",
+    ):
+        assert expected in text
+    assert "<td" in text
+    assert any(f">{word}" in text for word in ("house", "disk", "arrow"))
+    assert (tmp_path / "run/pictures/found.png").is_file()
+
+
+def test_nothing_is_shown_where_nothing_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initialization, "RELEASED", tmp_path)
+    assert quickstart.look(tmp_path / "run") is None
+    assert not (tmp_path / "run").exists()
+
+
+def test_errors_are_compared_on_the_same_images(small_models: Path, language: Path) -> None:
+    own = ImageTokenizer(tiny_lqae(language))
+    found = quickstart.compared(own, "embedded:photographs:test")
+    assert (found["num_images"], found["image_size"]) == (96, 32)
+    assert found["own"] == found["small-words"] > 0
+
+
+def test_the_command_shows_first_and_trains_then(
+    small_models: Path,
+    tmp_path: Path,
+    language: Path,
+    call: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both pages and both errors are named; a second call changes nothing."""
+    smaller = [
+        f"model.language.name={language}", "model.image_size=32", "train.steps=1", "train.batch_size=2",
+        "eval.limit=4", "eval.word_folds=0", "eval.examples=2",
+    ]  # fmt: skip
+    monkeypatch.setattr(quickstart, "read_run", lambda recipe, overrides: read_run(recipe, smaller))
+    for _ in range(2):
+        code, out, said = call("quickstart", "--out", tmp_path / "run")
+        assert code == 0
+        assert f"first   {tmp_path / 'run/released.html'}" in out
+        assert f"page    {tmp_path / 'run/report.html'}" in out
+        assert ", of small-words " in out
+    assert "is finished" in said
