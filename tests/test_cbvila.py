@@ -51,7 +51,7 @@ def test_a_run_leaves_pictures_page_and_model(trained: Path) -> None:
     assert page.count("data:image/png") == 3
     assert "Codewords, each with patches" in page
     card = (trained / "model/README.md").read_text()
-    assert "image_vectors" in card
+    assert "model.similarity(" in card
     assert "## Vocabulary" in card
 
 
