@@ -137,7 +137,7 @@ def main() -> None:
     """Measure all points in turn, print tables, write the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps")
     parser.add_argument("--out", type=Path, help="folder that growth.png is written to; default none")
     parser.add_argument("--axes", nargs="+", choices=list(TITLES), default=list(TITLES))
     parser.add_argument("--points", type=int, help="the first so many values of each axis; default all")

@@ -173,7 +173,7 @@ def step_parser(description: str | None, contestants: Sequence[str], rounds: int
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--steps", type=int, default=2, help="timed in each round, after two that are not")
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps")
     parser.add_argument("--compile", action="store_true", help="compiled layers as one more row (minutes)")
     parser.add_argument("--small", action="store_true", help="tiny networks, to try the script")
     parser.add_argument(

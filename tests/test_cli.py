@@ -119,7 +119,10 @@ print(sorted({{"torch", "transformers", "numpy", "PIL", "pyarrow", "yaml", "json
         (["train", "lqae/tiny", "train.sed=3"], "unknown key train.sed; did you mean train.seed?"),
         (["describe", "lqea"], "no recipe or family 'lqea': did you mean lqae?"),
         (["train", "lqae/tiny", "--seed", "-1"], "--seed: expected an integer of 0 or more, got '-1'"),
-        (["train", "lqae/tiny", "--device", "gpu"], "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        (
+            ["train", "lqae/tiny", "--device", "gpu"],
+            "device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'",
+        ),
         (
             ["train", "lqae/tiny", "--seed", "1", "train.seed=1"],
             "--seed and train.seed= are the same setting",

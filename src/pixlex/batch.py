@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 Batch = TypeVar("Batch", bound="ImageBatch")
 
 SKIPPED_FILE = "skipped.jsonl"
+WITHOUT_FLOAT64 = {"mps"}  # kinds of devices
 # Before this many images were visited, their broken fraction says little about the source.
 _MIN_VISITED = 100
 # Standard errors that the broken fraction of visits must lie above the limit: a source just below the limit
 # would else be stopped by the chance of which images come first.
 _MARGIN = 3.0
+
+
+def where_exact(tensor: Tensor) -> Tensor:
+    """Return a tensor where float64 exists: on its own device, or on the CPU, for Apple's GPUs have none."""
+    return tensor.cpu() if tensor.device.type in WITHOUT_FLOAT64 else tensor
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,9 @@ class ImageBatch:
         kind = torch.device(device).type
         there = self.pinned() if kind == "cuda" and self.images.device.type == "cpu" else self
         origin = None if kind == "cpu" else self.origin or self
-        return replace(there, **there._each(lambda one: one.to(device, non_blocking=True)), origin=origin)
+        # Copies to Apple's GPUs do not keep what they copy from.
+        moved = there._each(lambda one: one.to(device, non_blocking=kind == "cuda"))
+        return replace(there, **moved, origin=origin)
 
     def pinned(self: Batch) -> Batch:
         """Return the batch in memory that a GPU fetches from by itself."""

@@ -42,22 +42,25 @@ def shutdown() -> None:
 
 
 def pick_device(name: str | torch.device) -> torch.device:
-    """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` names; `auto` is this process's own GPU, if any.
+    """Return the device of a name, as the error lists them; `auto` is this process's own GPU, if there is one.
 
     Raises:
-        ValueError: not a device, or a GPU that is not there.
+        ValueError: not a device, or a GPU that is not there, as Apple's (`mps`) is not for several processes.
     """
+    apple = torch.backends.mps.is_available() and num_announced() == 1
     count = torch.cuda.device_count()
     if name == "auto":
         # torchrun numbers the processes of a machine; other launchers may number all of them alone.
         number = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
-        return torch.device("cuda", number % count) if count else _CPU
+        return torch.device("cuda", number % count) if count else torch.device("mps") if apple else _CPU
     try:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {quoted(str(name))}")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {quoted(str(name))}")
+    if device.type == "mps" and not apple:
+        raise ValueError(f"device {quoted(name)} is not there: expected one process on a Mac with a GPU")
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ValueError(f"device {quoted(name)} is not there: torch sees {count} GPUs")
     if device.type == "cuda" and device.index is None:

@@ -91,7 +91,8 @@ class Validation:
     def how(self) -> Pass:
         """How the data are gone through."""
         config, count = self.run.eval, len(self.source)
-        precision = pick_precision(self.run.train.precision, self.device)
+        picked = pick_precision(self.run.train.precision, self.device)
+        precision = "fp32" if picked == "fp16" else picked  # as other commands can repeat it
         return Pass(
             precision=precision, total=min(count, config.limit or count), save_examples=config.examples
         )

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from pixlex.batch import where_exact
+
 IGNORED = -100  # label of what does not count
 _ROWS = 128
 
@@ -305,7 +307,7 @@ def image_contrastive_loss(
         temperature: Divides the cosines; above 0.
     """
     cosines = F.normalize(vectors.float(), dim=-1) @ F.normalize(every.float(), dim=-1).T
-    return _spread_cross_entropy((cosines / temperature).masked_fill(own, -1e9), same & ~own)
+    return _spread_cross_entropy((cosines / temperature).float().masked_fill(own, -1e9), same & ~own)
 
 
 def _spread_cross_entropy(logits: Float[Tensor, "B A"], same: Bool[Tensor, "B A"]) -> Float[Tensor, ""]:
@@ -331,6 +333,8 @@ def hard_negatives(
     Returns:
         Column numbers; -1 for a row all of whose columns are the same.
     """
+    device = similarity.device
+    similarity, same, chance = map(where_exact, (similarity, same, chance))
     weights = F.softmax(similarity.float(), dim=1) + 1e-4
     weights = torch.where(weights.isfinite().all(1, keepdim=True), weights, torch.ones_like(weights))
     weights = weights.masked_fill(same, 0.0).double()
@@ -338,7 +342,7 @@ def hard_negatives(
     drawn = torch.searchsorted(total, chance.double().unsqueeze(1) * total[:, -1:], right=True).squeeze(1)
     # Rounding may lead behind the last column that can be drawn.
     last = weights.shape[1] - 1 - (weights > 0).flip(1).int().argmax(1)
-    return torch.where((~same).any(1), torch.minimum(drawn, last), -1)
+    return torch.where((~same).any(1), torch.minimum(drawn, last), -1).to(device)
 
 
 def image_text_matching_loss(

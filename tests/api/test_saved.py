@@ -53,7 +53,7 @@ def test_it_answers_as_tokenizers_do(built: ImageTokenizer) -> None:
     assert repr(built).startswith(
         f"ImageTokenizer(in memory, family='{built.family}', image_size=32, num_words=16,"
     )
-    with pytest.raises(ValueError, match="device must be auto, cpu, cuda or cuda:N, got 'tpu'"):
+    with pytest.raises(ValueError, match="device must be auto, cpu, cuda, cuda:N or mps, got 'tpu'"):
         built.to("tpu")
 
 

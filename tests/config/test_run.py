@@ -146,7 +146,7 @@ def test_a_setting_is_read_by_its_earlier_name() -> None:
     ("override", "message"),
     [
         ("train.steps=many", '"train.steps": Expected int. Got value: many'),
-        ("train.precision=fp8", '"train.precision": Expected one of auto, bf16, fp32. Got value: fp8'),
+        ("train.precision=fp8", '"train.precision": Expected one of auto, bf16, fp16, fp32. Got value: fp8'),
         ("model.cut=sqush", '"model.resize_mode": Expected one of'),
         ("train.lr=5", "unknown key train.lr; known: steps, "),
     ],

@@ -75,7 +75,7 @@ def test_every_setting_is_on_its_page(site_pages: ModuleType, family: str) -> No
 
 def test_choices_and_ranges_are_part_of_a_meaning(site_pages: ModuleType) -> None:
     meanings = {name: meaning for name, _, meaning in site_pages.settings_of(FAMILIES["lqae"])}
-    assert meanings["train.precision"].endswith("One of auto, bf16, fp32.")
+    assert meanings["train.precision"].endswith("One of auto, bf16, fp16, fp32.")
     assert meanings["train.steps"].endswith("It must be above 0.")
 
 

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,42 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         }
     names = {key.split("/")[0] for line in lines for key in line}
     assert {phase.name for phase in resumed.phases} <= names
+
+
+def test_fp16_leaves_out_steps_that_overflow_and_counts_them(
+    tmp_path: Path, pairs: Path, language: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scale that is too large is halved and nothing moves; stopped there and resumed it is the same run."""
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**20))
+    config = settings(steps=8, precision="fp16", checkpoint_every=1, keep_checkpoints=9)
+    folder, cut = tmp_path / "whole", tmp_path / "cut"
+    whole = run(folder, pairs, "lqae", language, config)
+    for steps in (1, 5):
+        run(cut, pairs, "lqae", language, config, signaled_before(steps))
+    assert digest(run(cut, pairs, "lqae", language, config)) == digest(whole)
+    states = [torch.load(path, weights_only=True) for path in checkpoints(folder / "checkpoints")]
+    again = torch.load(checkpoints(cut / "checkpoints")[-1], weights_only=True)
+    assert states[-1]["scaler"] == again["scaler"]
+    moments, expected = again["optimizer"]["state"], states[-1]["optimizer"]["state"]
+    assert moments.keys() == expected.keys()
+    for name, one in moments.items():
+        assert all(torch.equal(value, expected[name][kind]) for kind, value in one.items())
+    lines = read_metrics(folder / METRICS)
+    scales, norms, skipped = (
+        [value for line in lines for key, value in line.items() if key.endswith(f"/{name}")]
+        for name in ("loss_scale", "gradient_norm", "skipped_steps")
+    )
+    assert scales[0] == 2.0**20
+    assert 0 < skipped[-1] < 8
+    assert states[-1]["scaler"]["skipped_steps"] == skipped[-1]
+    for step in range(1, 8):
+        overflowed = skipped[step] > skipped[step - 1]
+        assert overflowed == (norms[step] == 0) == (states[step]["scaler"]["scale"] < scales[step])
+        moved = [
+            name for name, _ in whole.named_parameters()
+            if not torch.equal(states[step]["objective"][name], states[step - 1]["objective"][name])
+        ]  # fmt: skip
+        assert overflowed != bool(moved)
 
 
 def _train_slowly(folder: Path, pairs: Path, language: Path, started: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from tests.training.running import FAMILIES, run, settings
 from torch import nn
 
 from pixlex.config.fields import TrainConfig
-from pixlex.distributed import pick_device
+from pixlex.distributed import Processes, pick_device
+from pixlex.objectives.phase import LossTerms
 from pixlex.training.checkpoint import checkpoints
 from pixlex.training.parallel import Parallel, build_optimizer, learning_rate, mixed_precision, pick_precision
 
@@ -26,16 +28,16 @@ def test_auto_is_bf16_where_the_processor_has_units_for_it(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
     assert pick_precision("auto", CPU) == expected
-    assert [pick_precision(name, CPU) for name in ("bf16", "fp32")] == ["bf16", "fp32"]
+    assert [pick_precision(name, CPU) for name in ("bf16", "fp16", "fp32")] == ["bf16", "fp16", "fp32"]
     with mixed_precision(CPU, "auto"):
         assert torch.is_autocast_enabled("cpu") == (expected == "bf16")
 
 
 def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Emulated bfloat16, of older GPUs, does not count."""
+    """Emulated bfloat16, of older GPUs, does not count: they take fp16."""
     for has in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
-        assert pick_precision("auto", torch.device("cuda")) == ("bf16" if has else "fp32")
+        assert pick_precision("auto", torch.device("cuda")) == ("bf16" if has else "fp16")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -43,7 +45,7 @@ def test_devices_that_are_not_there() -> None:
     assert pick_device("auto") == pick_device("cpu") == CPU
     with pytest.raises(ValueError, match="device 'cuda' is not there: torch sees 0 GPUs"):
         pick_device("cuda")
-    with pytest.raises(ValueError, match=r"device must be auto, cpu, cuda or cuda:N, got 'tpu\?'"):
+    with pytest.raises(ValueError, match=r"device must be auto, cpu, cuda, cuda:N or mps, got 'tpu\?'"):
         pick_device("tpu?")
 
 
@@ -59,6 +61,37 @@ def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch: pytest.MonkeyP
     assert pick_device("cuda:2") == torch.device("cuda", 2)
     with pytest.raises(ValueError, match="device 'cuda:4' is not there: torch sees 4 GPUs"):
         pick_device("cuda:4")
+
+
+def test_what_overflows_at_any_scale_is_no_matter_of_the_scale(
+    language: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Skipped and counted while the scale is 1 or more; below, the norm says that it is not finite."""
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0))
+    parallel = Parallel(FAMILIES["vqvae"](language, 2), settings(precision="fp16"))
+    before = {name: one.clone() for name, one in parallel.objective.named_parameters()}
+    found = []
+    for _ in range(3):
+        total = sum(one.sum() for one in parallel.objective.parameters()) * torch.inf
+        values = parallel.update(LossTerms(torch.as_tensor(total), {}))
+        found.append([float(values[name]) for name in ("loss_scale", "skipped_steps", "gradient_norm")])
+    assert found[:2] == [[2, 1, 0], [1, 2, 0]]
+    assert found[2][:2] == [0.5, 2]
+    assert not math.isfinite(found[2][2])
+    assert all(torch.equal(one, before[name]) for name, one in parallel.objective.named_parameters())
+
+
+def test_fp16_is_not_for_sharded_parameters(language: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixlex.distributed.all_processes", lambda: Processes(0, 2))
+    with pytest.raises(ValueError, match=r"train\.precision=fp16: expected bf16 or fp32 with train\.shard_p"):
+        Parallel(FAMILIES["vqvae"](language, 2), settings(precision="fp16", shard_parameters=True))
+
+
+def test_a_checkpoint_without_a_scale_is_read(tmp_path: Path, pairs: Path, language: Path) -> None:
+    run(tmp_path, pairs, "vqvae", language, settings(steps=1))
+    assert "scaler" not in torch.load(checkpoints(tmp_path / "checkpoints")[-1], weights_only=True)
+    config = settings(precision="fp16")
+    assert Parallel(FAMILIES["vqvae"](language, 2), config).resume(tmp_path / "checkpoints") == 1
 
 
 def _renamed(state: dict[str, Any]) -> None:

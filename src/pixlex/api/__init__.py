@@ -77,7 +77,7 @@ def load(
         name_or_dir: a model directory, a run folder, or a repository on the hub; one of transformers that compares
             images and texts (CLIP, SigLIP) names images by `words`.
         language_model: where the frozen language model lies now, if not under the name it was trained with.
-        device: auto (a GPU where there is one), cpu, cuda or cuda:N.
+        device: auto (a GPU where there is one), cpu, cuda, cuda:N or mps.
         precision: fp32, or bf16 for mixed precision; auto is fp32 (see `ImageTokenizer`).
         revision: branch, tag or commit of a repository on the hub.
         words, top_k: see `ImageTokenizer`.
@@ -206,7 +206,7 @@ class ImageTokenizer:
         return checkpoint.fingerprint(self.model, precision=self.precision)
 
     def to(self, device: str | torch.device) -> ImageTokenizer:
-        """Compute on another device from now on, auto, cpu, cuda or cuda:N; return the tokenizer itself.
+        """Compute on another device from now on, auto, cpu, cuda, cuda:N or mps; return the tokenizer itself.
 
         Raises:
             ValueError: no such device.

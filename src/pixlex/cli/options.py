@@ -165,7 +165,7 @@ class PathArguments(Options):
 
 
 class DeviceOptions(Options):
-    device: str = option("auto", "auto, cpu, cuda or cuda:N; default %(default)s")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; default %(default)s")
     precision: Literal["fp32", "bf16"] = option("fp32", "default %(default)s; bf16 gives other codes")
 
 

@@ -273,7 +273,7 @@ class SearchOptions(cli.MachineOptions):
     model: str | None = cli.option(None, "where the model lies now; default where it was", "M")
     revision: str | None = cli.option(None, "branch, tag or commit of a hub repository")
     language_model: str | None = cli.option(None, "where its tokenizer lies now", "M")
-    device: str = cli.option("auto", "auto, cpu, cuda or cuda:N; default %(default)s")
+    device: str = cli.option("auto", "auto, cpu, cuda, cuda:N or mps; default %(default)s")
 
 
 def index(options: IndexOptions) -> None:

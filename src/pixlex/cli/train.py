@@ -27,7 +27,7 @@ class TrainingOptions(cli.Options):
 
     overrides: tuple[str, ...] = cli.positional("KEY=VALUE", "settings, such as train.steps=100", ())
     device: str | None = cli.option(
-        None, "auto, cpu, cuda or cuda:N; the same as train.device=D, default the recipe's", "D"
+        None, "auto, cpu, cuda, cuda:N or mps; the same as train.device=D, default the recipe's", "D"
     )
     seed: cli.Count | None = cli.option(None, "the same as train.seed=N", "N")
     batch_size: cli.Positive | None = cli.option(None, "the same as train.batch_size=N", "N")

@@ -241,10 +241,11 @@ class TrainConfig(Config):
         1.0, "Largest norm of the gradient; 0 for no limit, as in the paper.", NOT_NEGATIVE
     )
     seed: int = describe(0, "Seed of weights, data order, augmentation and masks.", SEED)
-    precision: Literal["auto", "bf16", "fp32"] = describe(
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = describe(
         "auto",
-        "bf16: mixed precision, distances and losses in float32; fp32: everything in float32; auto: bf16 where "
-        "the device multiplies in it, else fp32, decided when a run begins.",
+        "bf16, fp16: mixed precision, distances and losses in float32, gradients of fp16 scaled; fp32: everything "
+        "in float32; auto: bf16 where the device multiplies in it, else fp16 on GPUs of CUDA and fp32 elsewhere, "
+        "decided when a run begins.",
     )
     checkpoint_activations: bool = describe(
         False,
@@ -261,7 +262,7 @@ class TrainConfig(Config):
         "Share weights, gradients and moments of transformer layers out among the processes of torchrun (FSDP2): "
         "for models of which one device cannot hold all that. Alone it changes nothing.",
     )
-    device: str = describe("auto", "auto, cpu, cuda or cuda:N.")
+    device: str = describe("auto", "auto, cpu, cuda, cuda:N or mps.")
     log_every: int = describe(10, "Steps between lines of the log.", POSITIVE)
     checkpoint_every: int = describe(1000, "Steps between checkpoints.", POSITIVE)
     keep_checkpoints: int = describe(2, "Newest checkpoints kept.", POSITIVE)

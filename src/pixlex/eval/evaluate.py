@@ -93,6 +93,8 @@ METRICS = {
     "text_alone_accuracy": Metric("for comparison: a linear classifier on the text alone", "%"),
     "learning_rate": Metric("learning rate"),
     "gradient_norm": Metric("norm of the gradient"),
+    "loss_scale": Metric("scale of the loss, fp16"),
+    "skipped_steps": Metric("steps that overflowed, fp16"),
     "norm_z": Metric("length of patch vectors"),
     "norm_codeword": Metric("length of their codewords"),
     "cosine": Metric("cosine of patch vectors and codewords", "", "higher"),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pixlex import distributed
+from pixlex.batch import where_exact
 from pixlex.eval.evaluate import Number
 from pixlex.nn.codebook import count_codes, perplexity
 from pixlex.nn.language_model import LanguageModel
@@ -96,7 +97,7 @@ class MeanImage:
 
     def update(self, images: Float[Tensor, "B 3 H W"]) -> None:
         """Take in a batch of images."""
-        pixels = images.double()
+        pixels = where_exact(images).double()
         self._add([*self._sums, (pixels.sum(0).cpu(), pixels.square().sum(0).cpu(), len(images))])
 
     def gather(self) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pixlex import distributed
-from pixlex.batch import ImageBatch, ImageTextBatch
+from pixlex.batch import ImageBatch, ImageTextBatch, where_exact
 from pixlex.eval import metrics
 from pixlex.eval.evaluate import DEFAULT_PASS, Evaluation, Measured, Number, Pass, evaluate
 from pixlex.losses import caption_loss, masked_patch_loss, normalized_patches, restored_patches
@@ -152,7 +152,7 @@ def evaluate_reconstruction(
                 words = metrics.score_words(lqae.language, lqae.word_ids(codes), folds.to(codes.device))
                 sums["pseudo_perplexity"] = (words.log_probability, words.count)
                 sums["masked_word_accuracy"] = (words.correct, words.count)
-        means = {name: (float(one.double().sum()), len(images)) for name, one in each.items()}
+        means = {name: (float(where_exact(one).double().sum()), len(images)) for name, one in each.items()}
         return Measured({**means, **sums}, rows)
 
     started = time.perf_counter()

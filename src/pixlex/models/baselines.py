@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
+from pixlex.batch import where_exact
 from pixlex.models import CodeModel, ImageModel, JointModel, compute_texts
 from pixlex.nn.bert import Words
 from pixlex.nn.codebook import LearnedCodebook
@@ -325,7 +326,8 @@ class Frozen(ImageModel):
             word_ids: What may follow.
             key_padding: True = padding, on the right.
         """
-        logits = self._continued(prompt, word_ids, key_padding)
+        logits = where_exact(self._continued(prompt, word_ids, key_padding))
+        word_ids, key_padding = word_ids.to(logits.device), key_padding.to(logits.device)
         scores = logits.double().log_softmax(-1).gather(-1, word_ids.unsqueeze(-1)).squeeze(-1)
         return scores.masked_fill(key_padding, 0.0).sum(1)
 

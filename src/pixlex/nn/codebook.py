@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
+from pixlex.batch import where_exact
 from pixlex.messages import not_installed
 from pixlex.nn.nearest import Metric, PreparedCodebook, linear_scores, nearest_codewords
 from pixlex.nn.transformer import send, take_rows
@@ -209,11 +210,13 @@ class WordCodebook(Codebook):
 
     def _before(self) -> tuple[Float64[Tensor, "S D"], Float64[Tensor, " S"]] | None:
         if self.config.search == "whitened":
-            mean, covariance = self.whitening.mean.double(), self.whitening.covariance.double()
+            moments = self.whitening.mean, self.whitening.covariance
+            mean, covariance = (where_exact(one).double() for one in moments)
             inverse = _whiten(torch.eye(len(mean)).to(mean), torch.zeros_like(mean), covariance).T
             return inverse, -inverse @ mean
         if self.config.search == "assigned":
-            return self.to_search.weight.double(), self.to_search.bias.double()
+            weight, bias = (where_exact(one).double() for one in self.to_search.parameters())
+            return weight, bias
         return None
 
     def forward(
@@ -306,8 +309,8 @@ class ConceptCodebook(Codebook):
         return self.concepts
 
     def _before(self) -> tuple[Float64[Tensor, "S D"], Float64[Tensor, " S"]]:
-        weight = self.directions.double().T
-        return weight, -weight @ self.center.double()
+        directions, center = (where_exact(one).double() for one in (self.directions, self.center))
+        return directions.T, -directions.T @ center
 
     def located(self, features: Float[Tensor, "... D"]) -> Float[Tensor, "... S"]:
         """Return features in the space of the search."""
@@ -554,6 +557,7 @@ def count_codes(codes: Int[Tensor, "..."], num_codewords: int) -> Int[Tensor, " 
 @torch.no_grad()
 def perplexity(counts: Int[Tensor, " K"] | Float[Tensor, " K"]) -> Float[Tensor, ""]:
     """Return exp of the entropy of a usage distribution: the number of codewords in even use."""
+    counts = where_exact(counts)
     p = counts.double() / counts.sum().clamp_min(1)
     return torch.exp(-(p * p.clamp_min(1e-30).log()).sum())
 

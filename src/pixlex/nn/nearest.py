@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from pixlex.batch import where_exact
 from pixlex.nn.transformer import multiplies_bfloat16
 
 Metric = Literal["cosine", "euclidean"]
@@ -78,15 +79,16 @@ class PreparedCodebook:
             got = f"{codebook.dtype} {tuple(codebook.shape)}"
             raise ValueError(f"codebook: expected floats of shape (K, D), K and D at least 1, got {got}")
         self.codebook, self.metric = codebook.detach(), metric
+        self._searched = where_exact(self.codebook)
         self._version = self._current_version()
         # AVX-512's instructions for bfloat16 are slower than float32.
-        screens = multiplies_bfloat16(codebook.device, ("amx_bf16",))
+        screens = multiplies_bfloat16(self._searched.device, ("amx_bf16",))
         self._dtype = torch.bfloat16 if screens else torch.float32
         self._stored: tuple[_Block, ...] | None = None
-        with torch.no_grad(), _full_products(codebook.device):
+        with torch.no_grad(), _full_products(self._searched.device):
             self._center: Tensor | None = None
             if metric == "euclidean":
-                center = self.codebook.mean(0, dtype=torch.float32)
+                center = self._searched.mean(0, dtype=torch.float32)
                 self._center = torch.where(torch.isfinite(center), center, 0.0)  # any center is right
             if store:
                 self._stored = tuple(self._blocks(self._dtype))
@@ -98,8 +100,8 @@ class PreparedCodebook:
         """The codebook rounded to a precision."""
         if self._stored is not None and dtype == self._dtype:
             return self._stored
-        starts = range(0, len(self.codebook), _BLOCK)
-        return (_Block.of(self.codebook[at : at + _BLOCK], at, self._center, dtype) for at in starts)
+        starts = range(0, len(self._searched), _BLOCK)
+        return (_Block.of(self._searched[at : at + _BLOCK], at, self._center, dtype) for at in starts)
 
     def _nearest(self, z: Tensor, top_k: int) -> Tensor:
         """Codes (n, top_k): all rows in low precision, then those that got lost in the next higher."""
@@ -135,7 +137,7 @@ class PreparedCodebook:
         compared[2, rows, column] = codes.double()
         # The only candidate of a row needs no score.
         for some in torch.split((counts[rows] > 1).nonzero()[:, 0], _PAIRS):
-            row, codewords = rows[some], self.codebook[codes[some]].float()
+            row, codewords = rows[some], self._searched[codes[some]].float()
             scores = _compare(z[row].unsqueeze(1), codewords.unsqueeze(1), self.metric)
             compared[:2, row, column[some]] = scores[..., 0, 0]
         return _nearest_of(compared, top_k)[2].long()
@@ -145,8 +147,8 @@ class PreparedCodebook:
         if len(z) > _ROWS_IN_DOUBLE:
             return torch.cat([self._among_all(part, top_k) for part in torch.split(z, _ROWS_IN_DOUBLE)])
         best = _nothing(len(z), 0, z.device)
-        for start in range(0, len(self.codebook), _BLOCK):
-            scores = _compare(z, self.codebook[start : start + _BLOCK].float(), self.metric)
+        for start in range(0, len(self._searched), _BLOCK):
+            scores = _compare(z, self._searched[start : start + _BLOCK].float(), self.metric)
             codes = torch.arange(start, start + scores.shape[-1], device=z.device).expand_as(scores[:1])
             best = torch.cat([best, torch.cat([scores, codes.double()])], dim=2)
             best = _nearest_of(best, top_k, by_code=True)
@@ -180,8 +182,8 @@ def nearest_codewords(
     whatever is searched beside it. Codewords equally near to within float64 rounding are a tie: the lower code
     comes first. Under `cosine` a codeword of norm 0 has no direction and is left out; a vector z of norm 0 is
     equally near to all others. Memory beyond arguments and result stays below 100 MB for any N and K at D = 768
-    on a CPU. No gradient; autocast is switched off. The host waits for a GPU. Under `torch.export`, whose graphs
-    cannot branch, all is compared in float64.
+    on a CPU. No gradient; autocast is switched off. The host waits for a GPU; one without float64 has its vectors
+    compared on the CPU. Under `torch.export`, whose graphs cannot branch, all is compared in float64.
 
     Args:
         z: Vectors to be quantized, finite; any float dtype, rounded to float32.
@@ -215,6 +217,7 @@ def nearest_codewords(
         raise ValueError(f"z: expected the codebook's device {codewords.device}, got {z.device}")
     if not 1 <= top_k <= len(codewords):
         raise ValueError(f"top_k: expected 1 to {len(codewords)}, the number of codewords, got {top_k}")
+    device, z = z.device, where_exact(z.detach())
     codes = torch.empty(len(z), top_k, dtype=torch.long, device=z.device)
     if z.is_meta:  # shapes alone
         return codes
@@ -223,15 +226,15 @@ def nearest_codewords(
             raise NotFinite(f"z: expected finite values, got others in row {row} of {len(z)}", row)
         size = _ROWS.get(z.device.type, 2048)
         for start in range(0, len(z), size):
-            codes[start : start + size] = prepared._nearest(z.detach()[start : start + size].float(), top_k)
-    return codes
+            codes[start : start + size] = prepared._nearest(z[start : start + size].float(), top_k)
+    return codes.to(device)
 
 
 def linear_scores(
     codebook: Float[Tensor, "K D"], metric: Metric
 ) -> tuple[Float64[Tensor, "K D"], Float64[Tensor, " K"]]:
     """Return weight and bias of a linear map: the nearest codeword of a vector has its highest output."""
-    codewords = codebook.double()
+    codewords = where_exact(codebook).double()
     if metric == "euclidean":
         return codewords, codewords.square().sum(1) / -2
     norms = torch.linalg.vector_norm(codewords, dim=1)

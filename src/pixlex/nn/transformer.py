@@ -25,10 +25,11 @@ PIXELS = {
 
 
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Return a tensor on `device` without waiting for what that device is busy with."""
-    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+    """Return a tensor on `device` without waiting for what a GPU of CUDA is busy with."""
+    waits = torch.device(device).type != "cuda"
+    if not waits and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # from other memory the copy would wait for all that was asked before
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=not waits)
 
 
 def register_pixels(module: nn.Module, kind: str) -> None:

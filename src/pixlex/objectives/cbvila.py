@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pixlex.batch import ImageTextBatch
+from pixlex.batch import ImageTextBatch, where_exact
 from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.distributed import ALONE, Processes
 from pixlex.losses import (
@@ -201,7 +201,8 @@ class CBViLAObjective(Objective):
         health = self.care.after_step(self.model.codebook, loss.quantized, step, trained=loss.trains_codebook)
         if _MIM in loss.terms:
             entropy = torch.as_tensor(health["perplexity"]).log()
-            health["masked_image_gain"] = entropy - self.processes.all_mean(loss.terms[_MIM].detach())
+            error = self.processes.all_mean(loss.terms[_MIM].detach())
+            health["masked_image_gain"] = entropy - where_exact(error)
         return health
 
     def _encode_texts(

@@ -136,7 +136,7 @@ class ImageIndex:
             precision: of the vectors; bf16 computes under autocast; None: that of the index, fp32 of a new one.
             revision: of the model on the hub; remembered by a new index.
             language_model: where the model's tokenizer lies; remembered by a new index.
-            device: where a model that is loaded here computes: auto (a GPU, if any), cpu, cuda or cuda:N.
+            device: where a model that is loaded here computes: auto (a GPU, if any), cpu, cuda, cuda:N or mps.
             create: make an empty index where the folder is missing or empty.
 
         Raises:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixlex.batch import ImageBatch, Skipped
+from pixlex.batch import ImageBatch, Skipped, where_exact
 from pixlex.config.fields import TrainConfig
 from pixlex.files import write_text
 from pixlex.nn.nearest import NotFinite
@@ -115,7 +115,7 @@ def _take_step(parallel: Parallel, batch: ImageBatch, phase: Phase, number: int)
     for group in parallel.optimizer.param_groups:
         group["lr"] = rate
     loss = parallel.forward(batch, phase, step)
-    measures = {**loss.measures, "gradient_norm": parallel.update(loss)}
+    measures = {**loss.measures, **parallel.update(loss)}
     measures |= {**parallel.objective.after_step(step, loss), "learning_rate": rate}
     return _StepNumbers(number, batch.keys, loss, measures)
 
@@ -132,7 +132,7 @@ def _mix(*numbers: int) -> int:
 def _on_device(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:
     """Yield batches on the device; for a GPU the next one is read, into pinned memory, during the step."""
     if device.type != "cuda":
-        yield from batches
+        yield from (batch.to(device) for batch in batches)
         return
     # A thread begins on the first GPU of the machine, whichever is this process's own.
     with ThreadPoolExecutor(1, "batches", torch.cuda.set_device, (device,)) as reader:
@@ -163,7 +163,7 @@ class _StepNumbers:
         # In their order; those of tensors are filled in.
         self._values = {name: math.nan if isinstance(one, Tensor) else one for name, one in values.items()}
         self._names = tuple(tensors)
-        numbers = torch.stack([value.detach().double() for value in tensors.values()])
+        numbers = torch.stack([where_exact(value.detach()).double() for value in tensors.values()])
         self._copied: torch.cuda.Event | None = None
         self._numbers = numbers
         if numbers.is_cuda:

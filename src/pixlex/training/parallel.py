@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,6 @@ from pixlex import distributed
 from pixlex.batch import ImageBatch
 from pixlex.config.fields import TrainConfig
 from pixlex.config.run import CONFIG, Run, read_run
-from pixlex.models import Precision
 from pixlex.nn.bert import BertLayer
 from pixlex.nn.transformer import Block, OfficialBlock, multiplies_bfloat16
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
@@ -60,6 +59,9 @@ class Parallel:
         optimizer: over its parameters.
         device: this process's own.
         processes: those that share each batch.
+
+    Raises:
+        ValueError: nothing can be compiled here, or parameters are to be sharded in fp16.
     """
 
     def __init__(self, objective: Objective, config: TrainConfig) -> None:
@@ -69,6 +71,9 @@ class Parallel:
             torch.cuda.set_device(self.device)  # what pins memory and starts kernels goes by it
         self._full = objective
         sharded = config.shard_parameters and self.processes.size > 1
+        scales = pick_precision(config.precision, self.device) == "fp16"
+        if scales and sharded:  # torch scales gradients that are whole, or gradients in parts, not both
+            raise ValueError("train.precision=fp16: expected bf16 or fp32 with train.shard_parameters=true")
         self.objective = _sharded_copy(objective, self.device) if sharded else objective.to(self.device)
         if config.compile:
             torch.compiler.reset()  # forms of models that this process trained before
@@ -78,6 +83,8 @@ class Parallel:
         )
         self.optimizer = build_optimizer(self.objective, config)
         self._precision = mixed_precision(self.device, config.precision)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=scales)
+        self._skipped_steps = torch.zeros((), device=self.device)
         self._phase: Phase | None = None
         self._wrapped: nn.Module = self.objective
         self._untrained: list[nn.Parameter] = []
@@ -97,16 +104,28 @@ class Parallel:
         with torch.no_grad(), self._precision:
             self.objective.prepare(phase, batches)
 
-    def update(self, loss: LossTerms) -> Tensor:
-        """Take the optimizer's step; return the norm of the gradient before it was clipped."""
+    def update(self, loss: LossTerms) -> dict[str, Tensor]:
+        """Take the optimizer's step; return the norm of the gradient before it was clipped.
+
+        In fp16 also the scale that keeps gradients from vanishing, and how many steps were left out, with norm 0,
+        because they overflowed at their scale; at a scale below 1 it is not the scale's doing: the norm stays.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        self._scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
         for parameter in self._untrained:
             parameter.grad = None  # sharded parameters get one in every phase
         parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
+        self._scaler.unscale_(self.optimizer)
         norm = _clip([one for one in parameters if one.grad is not None], self.config.clip_norm or torch.inf)
-        self.optimizer.step()
-        return norm
+        self._scaler.step(self.optimizer)
+        if not self._scaler.is_enabled():
+            return {"gradient_norm": norm}
+        scale = self._scaler.scale(torch.ones((), device=self.device))  # `get_scale` would wait for a GPU
+        self._scaler.update()
+        overflows = ~norm.isfinite() & (scale >= 1)
+        self._skipped_steps = self._skipped_steps + overflows
+        norm = norm.masked_fill(overflows, 0.0)
+        return {"gradient_norm": norm, "loss_scale": scale, "skipped_steps": self._skipped_steps}
 
     def anywhere(self, condition: bool) -> bool:
         """Return whether something holds on any process."""
@@ -123,6 +142,9 @@ class Parallel:
             return 0
         try:
             self._load(state["objective"], _moments_by_name(state["optimizer"]))
+            if scaler := state.get("scaler"):  # fp16's alone
+                self._scaler.load_state_dict(scaler)
+                self._skipped_steps.fill_(scaler["skipped_steps"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(f"{folder} does not fit this configuration or version: {error}") from error
         return int(state["step"])
@@ -133,6 +155,8 @@ class Parallel:
         weights, moments = get_state_dict(self.objective, self.optimizer, options=options)
         if distributed.is_first():
             state = {"objective": weights, "optimizer": moments}
+            if scaler := self._scaler.state_dict():
+                state["scaler"] = {**scaler, "skipped_steps": int(self._skipped_steps)}
             save_checkpoint(folder, step, state, self.config.keep_checkpoints)
 
     def _load(self, weights: dict[str, Any], moments: dict[str, Any]) -> None:
@@ -199,14 +223,18 @@ def share_gradients(objective: nn.Module) -> nn.Module:
     return DistributedDataParallel(objective, forward_sync_buffers=False)
 
 
-def pick_precision(name: str, device: torch.device) -> Precision:
-    """Return the precision that `auto`, `bf16` or `fp32` names.
+def pick_precision(
+    name: Literal["auto", "bf16", "fp16", "fp32"], device: torch.device
+) -> Literal["bf16", "fp16", "fp32"]:
+    """Return the precision that `auto`, `bf16`, `fp16` or `fp32` names.
 
     A processor without units for bfloat16 computes it several times slower than float32 (docs/decisions.md).
     """
-    if name == "bf16" or (name == "auto" and multiplies_bfloat16(device)):
+    if name != "auto":
+        return name
+    if multiplies_bfloat16(device):
         return "bf16"
-    return "fp32"
+    return "fp16" if device.type == "cuda" else "fp32"
 
 
 def with_precision(run: Run, folder: Path) -> Run:
@@ -219,10 +247,12 @@ def with_precision(run: Run, folder: Path) -> Run:
     return dataclasses.replace(run, train=dataclasses.replace(run.train, precision=precision))
 
 
-def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return bfloat16 autocast where `precision` names bf16 (see `pick_precision`), else nothing."""
-    mixed = pick_precision(precision, device) == "bf16"
-    return torch.autocast(device.type, torch.bfloat16) if mixed else nullcontext()
+def mixed_precision(
+    device: torch.device, precision: Literal["auto", "bf16", "fp16", "fp32"]
+) -> AbstractContextManager[object]:
+    """Return the autocast of bf16 or fp16, where `precision` names one (see `pick_precision`), else nothing."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(pick_precision(precision, device))
+    return torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
 
 
 def local_batch_size(config: TrainConfig) -> int:

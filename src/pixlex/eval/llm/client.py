@@ -48,7 +48,7 @@ class LLMOptions:
     # Counts an endpoint's tokens: a directory, a name on the hub, or `tiktoken:ENCODING`; None: tiktoken where it
     # is installed and knows the model, else an upper bound.
     tokenizer: str | None = None
-    device: str = "auto"  # of a local model: auto, cpu, cuda or cuda:N
+    device: str = "auto"  # of a local model: auto, cpu, cuda, cuda:N or mps
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of a local one; auto: bf16 on GPUs that compute it
     batch_size: int = 16  # prompts that a local model reads at a time, 1 or more
 

@@ -222,7 +222,7 @@ class LocalClient(LanguageClient):
                 key: line for line, key in enumerate(dict.fromkeys((row, at) for row, _, at, _ in wanted))
             }
             at = [lines[row, place] for row, _, place, _ in wanted], [token for *_, token in wanted]
-            values = logits.float().log_softmax(-1)[at].double().tolist()
+            values = logits.float().log_softmax(-1)[at].tolist()
             for row, (_, texts) in enumerate(chosen):
                 for text in texts:
                     own = zip(wanted, values, strict=True)
