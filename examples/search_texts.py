@@ -1,0 +1,55 @@
+"""Vectors of pictures and texts: an index that is searched, and classes by their names alone.
+
+    python search_texts.py
+    python search_texts.py --model runs/pairs --data PICTURES --query "two dogs in the snow" --names cat dog
+
+Without --model a tiny CB-ViLA is trained for some seconds on drawn scenes: what it finds is mostly chance.
+Needs the extra `search`.
+"""
+
+import argparse
+
+import pixlex
+from pixlex.data.images import open_source
+from pixlex.search import ImageIndex
+
+TINY = {
+    "model": {"image": {"width": 64, "depth": 2}, "text": {"width": 64}},
+    "data": {"train": "embedded:scenes:train:200", "validation": ""},
+    "objective.burn_in_steps": 0, "train.steps": 10, "train.batch_size": 8,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Read the command line, compare, index and search."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", help="model directory, run folder or name")
+    parser.add_argument("--data", default="embedded:scenes:test:50", help="images, default %(default)s")
+    parser.add_argument("--index", default="runs/tiny-index", help="folder, default %(default)s")
+    parser.add_argument("--query", default="a red circle", help="default %(default)s")
+    parser.add_argument("--names", nargs="+", default=["circle", "square"], help="default %(default)s")
+    args = parser.parse_args()
+
+    if args.model:
+        model = pixlex.load(args.model)
+    else:
+        model = pixlex.train("cbvila/tiny", out="runs/tiny-pairs", resume=True, **TINY)
+
+    source = open_source(args.data)
+    pictures = [source.read(number).data for number in range(min(4, len(source)))]
+    images, texts = model.encode_image(pictures), model.encode_text(args.query)  # vectors of length 1
+    print(f"cosines with {args.query!r}: {(images @ texts.T)[:, 0].tolist()}")
+    chances = model.zero_shot(pictures, args.names, templates=["a {}", "a picture with a {}"])
+    for number, row in enumerate(chances.tolist()):
+        shares = (f"{name} {chance:.0%}" for name, chance in zip(args.names, row, strict=True))
+        print(f"{source.key(number)}:", *shares)
+
+    index = ImageIndex.open(args.index, model, create=True)
+    index.update(args.data)  # only what is new or changed is embedded
+    for how, rerank in (("by their vectors", 0), ("the best looked at again", 8)):
+        (found,) = index.search(texts=args.query, top_k=3, rerank=rerank)
+        print(f"{args.query!r}, {how}:", *(f"{hit.key} ({hit.similarity:.3f})" for hit in found.hits))
+
+
+if __name__ == "__main__":
+    main()
