@@ -231,7 +231,8 @@ def print_steps(rows: Mapping[str, Numbers], reference: str, unit: str) -> None:
     )
     keys = ("seconds", "processor", "peak", "above_model")
     for name, row in rows.items():
-        ratios = " | ".join(f"{rows[reference][key] / row[key]:.2f}" for key in keys)
+        # Memory that was there already may serve a step: nothing above the model.
+        ratios = " | ".join(f"{rows[reference][key] / row[key]:.2f}" if row[key] else "-" for key in keys)
         print(
             f"| {name} | {row['seconds']:.3g} | {row['processor']:.3g} | {row['peak']:.0f} | "
             f"{row['above_model']:.0f} | {ratios} |"

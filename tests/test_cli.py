@@ -18,7 +18,7 @@ from PIL import Image
 from tests.tiny import write_images
 
 import pixlex
-import pixlex.quickstart
+import pixlex.report.released
 import pixlex.run
 from pixlex import cli
 from pixlex.api import load
@@ -585,8 +585,8 @@ def test_quickstart(run: Callable[..., Outcome], tmp_path: Path, monkeypatch: py
         (folder / "report.html").touch()
         return folder / "report.html"
 
-    monkeypatch.setattr(pixlex.quickstart, "quickstart", fake)
-    monkeypatch.setattr(pixlex.quickstart, "look", lambda folder: None)
+    monkeypatch.setattr(pixlex.run, "quickstart", fake)
+    monkeypatch.setattr(pixlex.report.released, "look", lambda folder: None)
     out = tmp_path / "quick"
     code, printed, err = run("quickstart", "--out", out)
     assert (code, printed, "the same command goes on" in err) == (130, "", True)

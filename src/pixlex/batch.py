@@ -22,17 +22,11 @@ if TYPE_CHECKING:
 Batch = TypeVar("Batch", bound="ImageBatch")
 
 SKIPPED_FILE = "skipped.jsonl"
-WITHOUT_FLOAT64 = {"mps"}  # kinds of devices
 # Before this many images were visited, their broken fraction says little about the source.
 _MIN_VISITED = 100
 # Standard errors that the broken fraction of visits must lie above the limit: a source just below the limit
 # would else be stopped by the chance of which images come first.
 _MARGIN = 3.0
-
-
-def where_exact(tensor: Tensor) -> Tensor:
-    """Return a tensor where float64 exists: on its own device, or on the CPU, for Apple's GPUs have none."""
-    return tensor.cpu() if tensor.device.type in WITHOUT_FLOAT64 else tensor
 
 
 @dataclass(frozen=True)

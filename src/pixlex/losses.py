@@ -12,8 +12,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from pixlex.batch import where_exact
-
 IGNORED = -100  # label of what does not count
 _ROWS = 128
 
@@ -333,8 +331,6 @@ def hard_negatives(
     Returns:
         Column numbers; -1 for a row all of whose columns are the same.
     """
-    device = similarity.device
-    similarity, same, chance = map(where_exact, (similarity, same, chance))
     weights = F.softmax(similarity.float(), dim=1) + 1e-4
     weights = torch.where(weights.isfinite().all(1, keepdim=True), weights, torch.ones_like(weights))
     weights = weights.masked_fill(same, 0.0).double()
@@ -342,7 +338,7 @@ def hard_negatives(
     drawn = torch.searchsorted(total, chance.double().unsqueeze(1) * total[:, -1:], right=True).squeeze(1)
     # Rounding may lead behind the last column that can be drawn.
     last = weights.shape[1] - 1 - (weights > 0).flip(1).int().argmax(1)
-    return torch.where((~same).any(1), torch.minimum(drawn, last), -1).to(device)
+    return torch.where((~same).any(1), torch.minimum(drawn, last), -1)
 
 
 def image_text_matching_loss(

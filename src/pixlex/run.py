@@ -28,11 +28,13 @@ from pixlex.families import FAMILIES, Validation, build_objective, images_of, tr
 from pixlex.files import locked, remove_partial, unsealed, write_json
 from pixlex.messages import printable, quoted
 from pixlex.models import checkpoint
+from pixlex.models.initialization import released
 from pixlex.objectives.phase import Objective
 from pixlex.report.curves import curves
 from pixlex.report.figures import drawn
 from pixlex.report.page import Page, model_card, write_page
 from pixlex.report.progress import CODES, Evaluated
+from pixlex.report.released import COMPARED, compared
 from pixlex.training.checkpoint import checkpoints
 from pixlex.training.logging import METRICS, write_environment
 from pixlex.training.loop import fit
@@ -358,3 +360,23 @@ def _trained_on(run: Run, folder: Path, *, begun: bool) -> list[str]:
     start = getattr(run, "start", "")
     before = checkpoint.read_config(start).get("trained_on", []) if start else []
     return [*before, run.data.train]
+
+
+def quickstart(folder: Path, *, resume: bool = False, overrides: Sequence[str] = ()) -> Path | None:
+    """Train the tiny recipe on photographs that come with a dependency, and leave a page to look at.
+
+    Args:
+        folder: the run folder.
+        resume: go on after an interrupt.
+        overrides: settings of the run, `key=value`.
+
+    Returns:
+        The page; None when interrupted.
+    """
+    run = read_run("lqae/tiny", overrides)
+    model = run_training(run, folder, resume=resume)
+    if model is None:
+        return None
+    if released():
+        write_json(folder / COMPARED, compared(load(model), run.data.validation))
+    return folder / "report.html"

@@ -18,9 +18,10 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from pixlex import batch, distributed
+from pixlex import distributed
 from pixlex.distributed import pick_device
 from pixlex.eval import metrics
+from pixlex.nn import transformer
 from pixlex.nn.nearest import nearest_codewords
 from pixlex.training.logging import METRICS, peak_memory, read_metrics
 from pixlex.training.parallel import pick_precision
@@ -158,7 +159,7 @@ def _apple() -> torch.device:
             return [torch.bfloat16, torch.float16]
 
     backend_registration._setup_privateuseone_for_python_backend("apple", backend_module=Module())
-    batch.WITHOUT_FLOAT64.add("apple")
+    transformer.WITHOUT_FLOAT64.add("apple")
     plain = distributed.pick_device
     distributed.pick_device = lambda name: torch.device(name) if name == "apple:0" else plain(name)
     return torch.device("apple:0")

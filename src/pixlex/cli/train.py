@@ -213,18 +213,19 @@ def finetune(options: FinetuneOptions) -> int | None:
 
 def quickstart(options: QuickstartOptions) -> int | None:
     """Show what the released models do, train the tiny recipe for minutes, end with a page."""
-    from pixlex import quickstart
+    from pixlex import run
+    from pixlex.report.released import COMPARED, LOOK, look
 
     folder, page, model = options.out, options.out / "report.html", options.out / "model"
-    seen = folder / quickstart.LOOK
+    seen = folder / LOOK
     if page.is_file():
         _say(options, f"{folder} is finished; remove it, or pass another --out, to run once more")
     else:
-        if _is_first() and not seen.is_file() and quickstart.look(folder) is not None:
+        if _is_first() and not seen.is_file() and look(folder) is not None:
             _say(options, f"what the models that come with pixlex do: {seen}; now one of your own is trained")
         _say(options, f"run folder {folder}")
         with _bars(options):
-            written = quickstart.quickstart(folder, resume=True, overrides=overrides_of(options))
+            written = run.quickstart(folder, resume=True, overrides=overrides_of(options))
         if not _is_first():
             return None
         if written is None:
@@ -235,8 +236,8 @@ def quickstart(options: QuickstartOptions) -> int | None:
     if seen.is_file():
         values["released"] = str(seen)
         text = f"first   {seen}\n{text}"
-    if (folder / quickstart.COMPARED).is_file():
-        values["compared"] = found = read_json(folder / quickstart.COMPARED)
+    if (folder / COMPARED).is_file():
+        values["compared"] = found = read_json(folder / COMPARED)
         text += f"error   {found['own']:.4f}, of small-words {found['small-words']:.4f} on the same images\n"
     text += f"try     pixlex reconstruct PICTURES --model {folder} --out grid.png"
     cli.answer(options, values, text)

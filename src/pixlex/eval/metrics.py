@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pixlex import distributed
-from pixlex.batch import where_exact
 from pixlex.eval.evaluate import Number
 from pixlex.nn.codebook import count_codes, perplexity
 from pixlex.nn.language_model import LanguageModel
+from pixlex.nn.transformer import where_exact
 from pixlex.nn.vocabulary import Vocabulary
 
 # An exact copy has an infinite PSNR, which no mean survives and JSON cannot hold.

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pixlex import distributed
-from pixlex.batch import ImageBatch, ImageTextBatch, where_exact
+from pixlex.batch import ImageBatch, ImageTextBatch
 from pixlex.eval import metrics
 from pixlex.eval.evaluate import DEFAULT_PASS, Evaluation, Measured, Number, Pass, evaluate
 from pixlex.losses import caption_loss, masked_patch_loss, normalized_patches, restored_patches
@@ -24,6 +24,7 @@ from pixlex.models.baselines import MAE, Frozen
 from pixlex.models.cbvila import CBViLA, SplitPatches, split_patches
 from pixlex.models.checkpoint import Tokenizer
 from pixlex.nn.bert import Words
+from pixlex.nn.transformer import where_exact
 from pixlex.objectives.cbvila import JOINT, CBViLAObjective
 from pixlex.objectives.phase import Phase, Step
 

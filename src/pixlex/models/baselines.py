@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from pixlex.batch import where_exact
 from pixlex.models import CodeModel, ImageModel, JointModel, compute_texts
 from pixlex.nn.bert import Words
 from pixlex.nn.codebook import LearnedCodebook
@@ -25,6 +24,7 @@ from pixlex.nn.transformer import (
     initializing,
     register_pixels,
     sine_positions,
+    where_exact,
 )
 from pixlex.nn.vision import preprocessing
 

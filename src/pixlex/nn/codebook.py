@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from pixlex.batch import where_exact
 from pixlex.messages import not_installed
 from pixlex.nn.nearest import Metric, PreparedCodebook, linear_scores, nearest_codewords
-from pixlex.nn.transformer import send, take_rows
+from pixlex.nn.transformer import send, take_rows, where_exact
 
 if TYPE_CHECKING:
     from pixlex.config.lqae import QuantizerConfig

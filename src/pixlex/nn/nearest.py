@@ -28,8 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from pixlex.batch import where_exact
-from pixlex.nn.transformer import multiplies_bfloat16
+from pixlex.nn.transformer import multiplies_bfloat16, where_exact
 
 Metric = Literal["cosine", "euclidean"]
 

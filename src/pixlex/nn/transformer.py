@@ -24,6 +24,14 @@ PIXELS = {
 }
 
 
+WITHOUT_FLOAT64 = {"mps"}  # kinds of devices
+
+
+def where_exact(tensor: Tensor) -> Tensor:
+    """Return a tensor where float64 exists: on its own device, or on the CPU, for Apple's GPUs have none."""
+    return tensor.cpu() if tensor.device.type in WITHOUT_FLOAT64 else tensor
+
+
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Return a tensor on `device` without waiting for what a GPU of CUDA is busy with."""
     waits = torch.device(device).type != "cuda"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pixlex.batch import ImageTextBatch, where_exact
+from pixlex.batch import ImageTextBatch
 from pixlex.config.cbvila import CBViLAObjectiveConfig
 from pixlex.distributed import ALONE, Processes
 from pixlex.losses import (
@@ -30,7 +30,7 @@ from pixlex.losses import (
 from pixlex.models.cbvila import START_TEMPERATURE, CBViLA, SplitPatches, split_patches
 from pixlex.nn.bert import WordDraws, mask_words
 from pixlex.nn.codebook import Quantized
-from pixlex.nn.transformer import send, take, take_rows
+from pixlex.nn.transformer import send, take, take_rows, where_exact
 from pixlex.nn.vision import ContrastiveHead, forget_statistics, needs_statistics
 from pixlex.objectives.codebook import CodebookMaintenance
 from pixlex.objectives.phase import (
@@ -130,7 +130,9 @@ class CBViLAObjective(Objective):
             terms[_ITC] = image_text_contrastive_loss(*scores, same)
             measures["temperature"] = torch.exp(-model.log_scale.detach())
         if _ITM in active:
-            texts, images = (hard_negatives(scores[i].detach(), same, random.negatives[:, i]) for i in (0, 1))
+            sides = ((scores[i].detach(), same, random.negatives[:, i]) for i in (0, 1))
+            drawn = (hard_negatives(*map(where_exact, side)) for side in sides)
+            texts, images = (send(one, same.device) for one in drawn)
             padding = batch.key_padding
             logits, fused = match(model, image, text, masked_text, padding, texts, images, processes)
             labels = torch.where(torch.cat([texts, images]) < 0, IGNORED, 0)

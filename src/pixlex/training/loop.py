@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixlex.batch import ImageBatch, Skipped, where_exact
+from pixlex.batch import ImageBatch, Skipped
 from pixlex.config.fields import TrainConfig
 from pixlex.files import write_text
 from pixlex.nn.nearest import NotFinite
+from pixlex.nn.transformer import where_exact
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
 from pixlex.training.logging import RunLog
 from pixlex.training.parallel import Parallel, learning_rate

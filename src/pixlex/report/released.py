@@ -1,4 +1,4 @@
-"""The quickstart: what the released models make of pictures at once, then a short training beside them."""
+"""What the released models make of pictures that they have not seen, for the quickstart."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ from torch import Tensor
 
 from pixlex.api import ImageTokenizer, load
 from pixlex.api.pictures import batches_of
-from pixlex.config.run import read_run
 from pixlex.data.images import open_source
 from pixlex.eval.metrics import mean_color_mse, mse, patch_color_mse
-from pixlex.files import write_json
 from pixlex.models.initialization import released
 from pixlex.report.figures import Thumbnail, contact_sheet, drawn
 from pixlex.report.page import Page, Table, write_page
-from pixlex.run import run_training
 
 # Photographs and icons that lie inside installed packages; no released model was trained on any of them.
 _PHOTOGRAPHS = {
@@ -33,26 +30,6 @@ _ICONS = ("back", "filesave", "forward", "help", "home", "move", "qt4_editor_opt
 _ASKED = ("a house", "something to look closer with", "a disk", "turn back", "a question")
 _FOUND, _COMPARED = 5, 96  # a row of the sheet for each text
 LOOK, COMPARED = "released.html", "compared.json"
-
-
-def quickstart(folder: Path, *, resume: bool = False, overrides: Sequence[str] = ()) -> Path | None:
-    """Train the tiny recipe on photographs that come with a dependency, and leave a page to look at.
-
-    Args:
-        folder: the run folder.
-        resume: go on after an interrupt.
-        overrides: settings of the run, `key=value`.
-
-    Returns:
-        The page; None when interrupted.
-    """
-    run = read_run("lqae/tiny", overrides)
-    model = run_training(run, folder, resume=resume)
-    if model is None:
-        return None
-    if released():
-        write_json(folder / COMPARED, compared(load(model), run.data.validation))
-    return folder / "report.html"
 
 
 def look(folder: Path) -> Path | None:

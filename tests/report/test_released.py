@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from tests.tiny import tiny_cbvila, tiny_lqae
 
-from pixlex import quickstart
+from pixlex import run
 from pixlex.api import ImageTokenizer
 from pixlex.config.run import read_run
 from pixlex.models import initialization
+from pixlex.report.released import compared, look
 
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
@@ -30,7 +31,7 @@ def small_models(language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_page_of_pictures_that_no_model_has_seen(small_models: Path, tmp_path: Path) -> None:
-    page = quickstart.look(tmp_path / "run")
+    page = look(tmp_path / "run")
     assert page == tmp_path / "run/released.html"
     text = page.read_text()
     for expected in (
@@ -47,13 +48,13 @@ def test_a_page_of_pictures_that_no_model_has_seen(small_models: Path, tmp_path:
 
 def test_nothing_is_shown_where_nothing_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(initialization, "RELEASED", tmp_path)
-    assert quickstart.look(tmp_path / "run") is None
+    assert look(tmp_path / "run") is None
     assert not (tmp_path / "run").exists()
 
 
 def test_errors_are_compared_on_the_same_images(small_models: Path, language: Path) -> None:
     own = ImageTokenizer(tiny_lqae(language))
-    found = quickstart.compared(own, "embedded:photographs:test")
+    found = compared(own, "embedded:photographs:test")
     assert (found["num_images"], found["image_size"]) == (96, 32)
     assert found["own"] == found["small-words"] > 0
 
@@ -70,7 +71,7 @@ def test_the_command_shows_first_and_trains_then(
         f"model.language.name={language}", "model.image_size=32", "train.steps=1", "train.batch_size=2",
         "eval.limit=4", "eval.word_folds=0", "eval.examples=2",
     ]  # fmt: skip
-    monkeypatch.setattr(quickstart, "read_run", lambda recipe, overrides: read_run(recipe, smaller))
+    monkeypatch.setattr(run, "read_run", lambda recipe, overrides: read_run(recipe, smaller))
     for _ in range(2):
         code, out, said = call("quickstart", "--out", tmp_path / "run")
         assert code == 0
