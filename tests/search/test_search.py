@@ -256,3 +256,17 @@ def test_long_texts_are_cut(index: ImageIndex, model: CBViLA) -> None:
     assert model.config.text.positions == 16
     one, other = index.search(texts=[" ".join(WORDS[:29]), " ".join(WORDS[:14])])
     assert keys(one) == keys(other)
+
+
+def test_an_index_finds_the_model_that_was_loaded_for_it(language: Path, tmp_path: Path) -> None:
+    """By `pixlex.load`, from a relative path: later nobody has to name it."""
+    model = tiny_cbvila(language)
+    model.log_scale.data.zero_()
+    ImageTokenizer(model).save(tmp_path / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        tokenizer = pixlex.load("model")
+        index = ImageIndex.open("index", tokenizer, create=True)
+        index.update(str(write_images(tmp_path / "pictures", ["0.png", "1.png"])), progress=False)
+    assert index.head.model == str(tmp_path / "model")
+    assert len(ImageIndex.open(tmp_path / "index").search(texts="the class")[0].hits) == 2

@@ -694,6 +694,8 @@ class ImageReasoner:
                 found.append([Answer(self.answers[number], one) for number, one in best])
         return found
 
+    ask = answer
+
     def write(self, images: Images, texts: str | Iterable[str], *, batch_size: int = 32) -> list[str]:
         """Return the answers that the decoder writes freely; arguments as for `answer`.
 

@@ -119,7 +119,7 @@ class ImageIndex:
         path: str | os.PathLike[str],
         model: CBViLA | ImageTokenizer | str | os.PathLike[str] | None = None,
         *,
-        name: str = "the model given",
+        name: str | None = None,
         precision: Precision | None = None,
         revision: str | None = None,
         language_model: str | None = None,
@@ -132,7 +132,8 @@ class ImageIndex:
             path: its folder, or a URL of object storage (`s3://BUCKET/index`; extra `remote`).
             model: the model that it was made with, on the device where it is to compute; or where it lies: a model
                 directory, a run folder or a repository on the hub; None where the index says it does.
-            name: where a model that is given lies; remembered by a new index, and named in errors.
+            name: where a model that is given lies; remembered by a new index, and named in errors. None for where
+                `pixlex.load` found it.
             precision: of the vectors; bf16 computes under autocast; None: that of the index, fp32 of a new one.
             revision: of the model on the hub; remembered by a new index.
             language_model: where the model's tokenizer lies; remembered by a new index.
@@ -153,7 +154,12 @@ class ImageIndex:
             language_model = language_model or (known.language_model if known is not None else None)
             model = checkpoint.load_cbvila(name, language_model=language_model, revision=revision)
             model = model.to(pick_device(device))
-        network = getattr(model, "model", model)  # of an ImageTokenizer
+        found = getattr(model, "source", None) or {}  # of an ImageTokenizer that was loaded
+        name = name or found.get("name_or_dir") or "the model given"
+        revision, language_model = (
+            one or found.get(key) for one, key in ((revision, "revision"), (language_model, "language_model"))
+        )
+        network = getattr(model, "model", model)
         refusal = f"expected a CB-ViLA, which compares texts and images, got {type(network).__name__}"
         network = checkpoint.require(CBViLA, network, refusal)
         precision = precision or (known.precision if known is not None else "fp32")
