@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -70,7 +70,7 @@ def fit(
     stream = _on_device(batches(step), parallel.device)
     pending, in_flight = deque[_StepNumbers](), int(parallel.device.type == "cuda")
     phase, stops, num_readable = objective.phase_at(step), False, 0
-    with _interruptible() as interrupted:
+    with closing(log), _interruptible() as interrupted:
         while step < config.steps and not stops:
             asked = time.perf_counter()
             batch = next(stream)
@@ -102,7 +102,6 @@ def fit(
             if (evaluates or last) and evaluate is not None:
                 with parallel.gathered(), _reporting(step, (), folder, "the evaluation"):
                     log.write(step, evaluate(step))  # as `pixlex evaluate` will
-    log.close()
     parallel.close()
     return step
 
