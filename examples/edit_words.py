@@ -43,6 +43,8 @@ def main() -> None:
         print(" ".join(words[first : first + across]))
 
     edited = [*words]
+    if not 0 <= args.place < len(words):
+        parser.error(f"--place: expected 0 to {len(words) - 1}, got {args.place}")
     edited[args.place] = args.word
     before, after = tokenizer.decode([text, " ".join(edited)])  # (2, 3, H, W) in [0, 1]
     print(f"{words[args.place]} -> {args.word}: pixels change by {(after - before).abs().mean():.4f}")

@@ -130,8 +130,8 @@ print(sorted({{"torch", "transformers", "numpy", "PIL", "pyarrow", "yaml", "json
         (["ablate", "lqae/tiny", "--out", "d", "--seed", "2", "train.seed=3"], "are the same setting"),
         (["train", "finetune/vqa"], "expected `pixlex finetune` with --from MODEL (or --untrained"),
         (["train", "finetune/coco"], "goes on with a trained model"),
-        (["train"], "expected RECIPE, or --resume with --out DIR to go on with a run"),
-        (["finetune", "--resume"], "expected RECIPE, or --resume with --out DIR"),
+        (["train"], "or --resume with --out DIR to go on with a run"),
+        (["finetune", "--resume"], "or --resume with --out DIR"),
         (
             ["train", "train.steps=3", "--out", "d", "--resume"],
             "holds no run to resume: there is no config.yaml",
@@ -448,6 +448,8 @@ def test_a_run_is_resumed_by_its_folder(
     assert run("train", "--resume", "--out", "here", "train.log_every=3")[0] == 0
     assert run("train", "train.log_every=3", "--resume", "--out", "here")[0] == 0
     assert training.calls[1:] == [(9, Path("here"), True)] * 3
+    message = refused(run("train", "--resume", "--out", "here", "--from", "there"))
+    assert "expected --resume or --from, got both" in message
 
 
 SMALL = (
@@ -472,6 +474,23 @@ def test_a_rehearsal_tells_and_leaves_nothing(
     assert found["num_parameters"] > 10_000
     assert found["config"]["train"]["steps"] == 1000
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_rehearsal_ends_where_the_run_would(
+    run: Callable[..., Outcome], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At broken images, at an interruption, and where several processes would share the work."""
+    typed = ["train", "lqae/vqvae", *SMALL, "train.steps=1000", "--dry-run"]
+    broken = write_images(tmp_path / "broken", [f"{number}.png" for number in range(6)])
+    for number in range(4):
+        (broken / f"{number}.png").write_text("no image")
+    message = refused(run(*typed, f"data.train={broken}", "data.max_broken_fraction=0"), code=1)
+    assert "cannot be read" in message
+    with monkeypatch.context() as patch:
+        patch.setattr(pixlex.run, "fit", lambda *given, **more: 2)
+        assert run(*typed, f"data.train={photos}")[0] == 130
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "expected one process for a rehearsal, got 2" in refused(run(*typed, f"data.train={photos}"))
 
 
 def test_a_new_run_goes_on_from_a_model(run: Callable[..., Outcome], photos: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import zlib
@@ -391,3 +392,18 @@ def test_no_file_of_the_machine_is_served(user: Callable[..., Any], address: str
     page = user()
     for path in (shown / "photos/0.png", "/etc/hostname"):
         assert page.request.get(f"{address}gradio_api/file={path}").status in (403, 404)
+
+
+@pytest.mark.enable_socket
+def test_where_it_cannot_listen(shown: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    """An address of another machine, a port that is taken: said at once."""
+    pytest.importorskip("gradio", reason="the page needs gradio: pip install 'pixlex[demo]'")
+    arguments = ["demo", "--model", shown / "lqae", "--device", "cpu"]
+    code, _, complaint = call(*arguments, "--host", "192.0.2.1")
+    assert code == 1
+    assert "the page cannot listen at 192.0.2.1 (" in complaint
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, complaint = call(*arguments, "--port", port)
+    assert code == 1
+    assert f"the page cannot listen at 127.0.0.1, port {port} (Address already in use)" in complaint

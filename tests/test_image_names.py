@@ -242,6 +242,8 @@ def test_images_and_texts_are_compared(language: Path, tmp_path: Path) -> None:
     assert torch.equal(tokenizer.encode_image(IMAGES[1]), images[1:2])
     torch.testing.assert_close(tokenizer.similarity(IMAGES, texts), images @ vectors.T)
     names = tokenizer.zero_shot(IMAGES, ["class", "about"], templates=["the {}", "{} and it"])
+    one = tokenizer.zero_shot(IMAGES, ["class", "about"], templates="the {}")
+    assert torch.equal(one, tokenizer.zero_shot(IMAGES, ["class", "about"], templates=["the {}"]))
     both = [tokenizer.encode_text([f"the {one}", f"{one} and it"]).mean(0) for one in ("class", "about")]
     expected = images @ torch.nn.functional.normalize(torch.stack(both), dim=1).T * model.log_scale.exp()
     torch.testing.assert_close(names, expected.softmax(1))
@@ -264,7 +266,7 @@ def test_images_and_texts_are_compared(language: Path, tmp_path: Path) -> None:
         published.score(side, texts)
     with pytest.raises(ValueError, match=r"expected a text with a word in it, got '\?!'"):
         tokenizer.encode_text(["about", "?!"])
-    for templates in ("a {}", [], ["a photo"], ["{} {}"]):
+    for templates in ("a photo", [], ["a photo"], ["{} {}"]):
         with pytest.raises(ValueError, match=r"expected templates with one \{\} each"):
             tokenizer.zero_shot(IMAGES, ["class"], templates=templates)
     with pytest.raises(ValueError, match="trained without contrast"):

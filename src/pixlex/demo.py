@@ -7,6 +7,7 @@ import html
 import io
 import os
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -199,6 +200,7 @@ def serve(tabs: Mapping[str, Fill], *, host: str, port: int | None, say: Callabl
     with tempfile.TemporaryDirectory(prefix="pixlex-demo-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # read when gradio is imported
         gr = _gradio()
+        _require_free(host, port)
         page = build_page(tabs).queue(max_size=_WAITING)
         try:
             _, url, _ = page.launch(
@@ -212,6 +214,21 @@ def serve(tabs: Mapping[str, Fill], *, host: str, port: int | None, say: Callabl
                 time.sleep(0.2)
         finally:
             page.close(verbose=False)
+
+
+def _require_free(host: str, port: int | None) -> None:
+    """Raise `OSError` where the page cannot listen; the server would say so and wait for nothing."""
+    try:
+        (family, kind, _, _, place), *_ = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except OSError as fault:
+        wanted = host if port is None else f"{host}, port {port}"
+        raise OSError(
+            f"the page cannot listen at {wanted} ({fault.strerror}): expected a --host of this machine and "
+            "a free --port"
+        ) from fault
 
 
 def build_page(tabs: Mapping[str, Fill]) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -22,6 +22,7 @@ from pixlex import distributed
 from pixlex.api import ImageReasoner, ImageTokenizer, load, load_reasoner
 from pixlex.batch import BrokenImages
 from pixlex.config.run import CONFIG, Run, describe_fields, read_run, value_at, write_run
+from pixlex.data.given import Dataset, GivenSource
 from pixlex.data.sources import require_readable
 from pixlex.eval.evaluate import read_arrays
 from pixlex.families import FAMILIES, Validation, build_objective, images_of, training_batches
@@ -36,13 +37,10 @@ from pixlex.report.page import Page, model_card, write_page
 from pixlex.report.progress import CODES, Evaluated
 from pixlex.report.released import COMPARED, compared
 from pixlex.training.checkpoint import checkpoints
-from pixlex.training.logging import METRICS, write_environment
+from pixlex.training.logging import METRICS, peak_memory, write_environment
 from pixlex.training.loop import fit
 from pixlex.training.memory import check_memory
 from pixlex.training.parallel import local_batch_size, with_precision
-
-if TYPE_CHECKING:
-    from pixlex.data.given import Dataset
 
 # Called with the finished steps and what is logged.
 OnLog = Callable[[int, Mapping[str, float]], object]
@@ -93,7 +91,9 @@ def train(
     given = {"train": train, "validation": validation}
     sets = {name: data for name, data in given.items() if data is not None and not isinstance(data, str)}
     settings |= {f"data.{name}": data for name, data in given.items() if isinstance(data, str)}
-    settings |= {f"data.{name}": f"{type(data).__name__} in memory" for name, data in sets.items()}
+    for name, data in sets.items():
+        found = GivenSource(data)
+        settings[f"data.{name}"] = f"{found.name}, {found.identity[:12]}"
     if "train" in sets and validation is None:
         settings["data.validation"] = ""
     run = read_run(
@@ -159,7 +159,7 @@ def _train(
     family, is_first = FAMILIES[run.family], distributed.is_first()
     source = family.open(run, sets.get("train", run.data.train))
     measured = sets.get("validation", run.data.validation)
-    validation = family.open(run, measured) if measured else None
+    validation = None if isinstance(measured, str) and not measured else family.open(run, measured)
     for one in (source, validation):
         if one is not None:
             require_readable(images_of(one))
@@ -193,12 +193,13 @@ def _train(
 
 @dataclasses.dataclass(frozen=True)
 class Rehearsal:
-    """What a few steps of a run tell: seconds of one, the phase they are of, images, parameters of the model."""
+    """What a few steps of a run tell: seconds of one, their phase, images, parameters, the most bytes held."""
 
     seconds: float
     phase: str
     num_images: int
     num_parameters: int
+    peak_bytes: int
 
 
 def rehearse(run: Run, num_steps: int = 3) -> Rehearsal:
@@ -207,6 +208,8 @@ def rehearse(run: Run, num_steps: int = 3) -> Rehearsal:
     Raises:
         ValueError, TooManyBroken, LossNotFinite: as `run_training`.
     """
+    if distributed.num_announced() > 1:
+        raise ValueError(f"expected one process for a rehearsal, got {distributed.num_announced()}")
     run = with_precision(run, Path(os.devnull))
     family = FAMILIES[run.family]
     source = family.open(run, run.data.train)
@@ -227,11 +230,15 @@ def rehearse(run: Run, num_steps: int = 3) -> Rehearsal:
 
     num_parameters = sum(one.numel() for one in objective.model.parameters())
     phase = objective.phase_at(0).name
+    broken = BrokenImages(None, images_of(source), run.data.max_broken_fraction)
+    batches = training_batches(run, objective.model, source)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Enough):
-        fit(objective, training_batches(run, objective.model, source), few, Path(folder), on_log=clock)
+        if fit(objective, batches, few, Path(folder), skipped=broken.record, on_log=clock) < few.steps:
+            raise KeyboardInterrupt
     times = times[1:] if len(times) > 2 else times  # the first step allocates and compiles
     seconds = (times[-1] - times[0]) / (len(times) - 1)
-    return Rehearsal(seconds, phase, len(source), num_parameters)
+    peak = peak_memory(distributed.pick_device(run.train.device))
+    return Rehearsal(seconds, phase, len(source), num_parameters, peak)
 
 
 class _Enough(Exception):
@@ -303,7 +310,8 @@ def _prepare_folder(run: Run, folder: Path, resume: bool) -> None:
     has_checkpoints = bool(checkpoints(folder / "checkpoints"))
     if has_checkpoints and not resume:
         raise ValueError(
-            f"{folder} holds the checkpoints of a run: pass --resume to go on with it, or another --out"
+            f"{folder} holds the checkpoints of a run: pass --resume (resume=True) to go on with it, or another "
+            "folder"
         )
     if (folder / CONFIG).is_file() and has_checkpoints:
         differing = _differences(read_run(folder / CONFIG), run)

@@ -126,6 +126,9 @@ def test_what_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     tokenizer = ImageTokenizer(tiny_vqvae())
     with pytest.raises(ValueError, match=r"expected the name of a \.onnx or a \.pt2 file, got 'model\.pt'"):
         tokenizer.export(tmp_path / "model.pt")
+    for place in (tmp_path / "nothing/model.pt2", Path(__file__) / "model.pt2"):
+        with pytest.raises(ValueError, match="expected a file in a folder that is there"):
+            tokenizer.export(place)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(
         ModuleNotFoundError, match=r"needs onnx and onnxscript: pip install 'pixlex\[export\]'"

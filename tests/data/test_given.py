@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from PIL import Image
 from tests.tiny import write_images
 
 import pixlex
+from pixlex.config.run import read_run
 from pixlex.data.captions import open_pairs
 from pixlex.data.decoding import UnreadableImage
 from pixlex.data.images import open_source
 from pixlex.data.sources import ImageSource
+from pixlex.run import run_training
 
 SMALL: dict[str, Any] = {
     "model": {
@@ -89,7 +92,7 @@ def test_data_sets_of_hugging_face_are_read_undecoded() -> None:
 
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_what_is_no_data_set_is_named() -> None:
-    for wrong in ([], {"image": 1}, 7, b"bytes", iter([1])):
+    for wrong in ([], {"image": 1}, 7, b"bytes", iter([1]), _pictures(1)[0], np.zeros((9, 9, 3), np.uint8)):
         with pytest.raises(ValueError, match="expected a data set with a length of 1 or more"):
             open_source(wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"#0: expected a path, the bytes of a file, .*got int"):
@@ -114,7 +117,8 @@ def test_training_on_lists(language: Path, tmp_path: Path) -> None:
     assert tokenizer(_pictures(1)).shape == (1, 16)
     assert [step for step, total in heard if total > 0] == [1, 2]
     assert (tmp_path / "run/report.html").is_file()
-    assert list(tokenizer.trained_on) == ["list in memory"]
+    (trained_on,) = tokenizer.trained_on
+    assert re.fullmatch(r"python:list of 6, \w{12}", trained_on)
     with pytest.raises(ValueError, match="holds the checkpoints of a run"):
         pixlex.train("lqae/tiny", _pictures(6), out=tmp_path / "run", **settings)
     again = pixlex.train(
@@ -122,11 +126,38 @@ def test_training_on_lists(language: Path, tmp_path: Path) -> None:
     )
     assert isinstance(again, pixlex.ImageTokenizer)
     assert again.fingerprint == tokenizer.fingerprint
+    others = [*_pictures(5), Image.new("RGB", (9, 9), "red")]
+    with pytest.raises(
+        ValueError, match=r"its run differs in data\.train: 'python:list of 6, \w+' -> 'python:list"
+    ):
+        pixlex.train("lqae/tiny", others, _pictures(3), out=tmp_path / "run", resume=True, **settings)
+    with pytest.raises(ValueError, match="was a data set of a Python program: go on there"):
+        run_training(read_run(tmp_path / "run/config.yaml"), tmp_path / "run", resume=True)
+
+
+def test_arrays_and_tensors_are_data_sets_too(tmp_path: Path) -> None:
+    pixels = np.stack([np.asarray(one) for one in _pictures(4)])
+    small = {
+        "model": {
+            "image_size": 16,
+            "encoder": {"width": 16, "depth": 1},
+            "decoder": {"width": 16, "depth": 1},
+        }
+    }
+    pixlex.train(
+        "mae/tiny", pixels, torch.from_numpy(pixels).movedim(-1, 1), out=tmp_path / "run",
+        **small, **{"train.steps": 1, "train.batch_size": 2},
+    )  # fmt: skip
+    assert (tmp_path / "run/report.html").is_file()
 
 
 def test_training_refuses_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown key train\.stebs; did you mean train\.steps"):
         pixlex.train("lqae/tiny", _pictures(2), out=tmp_path, **{"train.stebs": 1})
+    with pytest.raises(ValueError, match=r"unknown key steps; did you mean train\.steps\?"):
+        pixlex.train("lqae/tiny", _pictures(2), out=tmp_path, steps=1)
+    with pytest.raises(ValueError, match=r"expected items \(image, caption\), or with a field caption"):
+        pixlex.train("cbvila/tiny", _pictures(2), out=tmp_path)
     with pytest.raises(ValueError, match="described by a file, got a list"):
         pixlex.train("finetune/scenes-vqa", _pictures(2), out=tmp_path, **{"train.batch_size": 8})
     assert not [*tmp_path.iterdir()]

@@ -309,6 +309,23 @@ def test_smaller_weights_are_near(
     assert all(torch.equal(read[_PREFIX.sub("", key)], one.float()) for key, one in weights.items())
 
 
+@pytest.mark.parametrize(("bits", "value"), [(16, 7e4), (16, torch.inf), (8, torch.nan), (8, torch.inf)])
+def test_what_does_not_fit_is_refused_and_nothing_written(tmp_path: Path, bits: int, value: float) -> None:
+    model = tiny_vqvae()
+    checkpoint.save(model, tmp_path)
+    before = (tmp_path / WEIGHTS).read_bytes()
+    model.codebook.weight.data[0, 0] = value
+    with pytest.raises(ValueError, match=rf"codebook\.weight: expected weights that {bits} bits hold"):
+        checkpoint.save(model, tmp_path, bits=bits)
+    assert (tmp_path / WEIGHTS).read_bytes() == before
+
+
+def test_a_configuration_of_another_form_is_named(saved: Mapping[str, Path], tmp_path: Path) -> None:
+    folder = changed(saved["lqae"], tmp_path / "list", lambda values: values.update(model=[1, 2]))
+    with pytest.raises(ValueError, match="expected keys and values in model"):
+        checkpoint.load_any(folder)
+
+
 def test_other_numbers_of_bits_are_refused(models: Models, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="bits must be 32, 16 or 8, got 4"):
         checkpoint.save(models["vqvae"], tmp_path, bits=4)

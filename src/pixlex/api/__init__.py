@@ -322,7 +322,7 @@ class ImageTokenizer:
         images: Images,
         names: str | Iterable[str],
         *,
-        templates: Sequence[str] = ("{}",),
+        templates: str | Sequence[str] = "{}",
         batch_size: int = 64,
     ) -> Float[Tensor, "B C"]:
         """Return the probability of each class for each image, by its name (Radford et al. 2021, section 3.1).
@@ -330,17 +330,18 @@ class ImageTokenizer:
         Args:
             images: as in `tokenize`.
             names: of the classes, in the order of the columns.
-            templates: texts with a place for the name, such as "a photo of a {}"; a class has the mean of its
-                vectors.
+            templates: one or several texts with a place for the name, such as "a photo of a {}"; a class has the
+                mean of its vectors.
             batch_size: images at a time, see `compute_rows`.
 
         Raises:
             ValueError: a template without a place for the name, or none; otherwise as `similarity`.
         """
-        if isinstance(templates, str) or not templates or any(one.count("{}") != 1 for one in templates):
+        forms = [templates] if isinstance(templates, str) else list(templates)
+        if not forms or any(one.count("{}") != 1 for one in forms):
             raise ValueError(f"expected templates with one {{}} each, for the name, got {templates!r:.80}")
         joint, several = self._joint, texts_of(names)
-        each = [self.encode_text([one.replace("{}", name) for name in several]) for one in templates]
+        each = [self.encode_text([one.replace("{}", name) for name in several]) for one in forms]
         classes = F.normalize(torch.stack(each).mean(0), dim=-1)
         cosines = self.encode_image(images, batch_size=batch_size) @ classes.T
         return F.softmax(cosines / joint.temperature, dim=1)
@@ -451,7 +452,9 @@ class ImageTokenizer:
             save_directory: made if missing.
             push_to_hub: whether to upload it.
             repo_id: None for the directory's name.
-            bits: of each weight of a matrix; fewer than 32 make a smaller model that rounds otherwise.
+            bits: of each weight of a matrix; 16 or 8 make a model of half or a quarter of the size. It is another
+                model: patches between two codewords change sides, some in a hundred with 8 bits where training
+                has set codewords apart, many after a few steps. Measure it.
             hub: as for `push_to_hub`.
         """
         folder = Path(save_directory)

@@ -106,11 +106,13 @@ def export(tokenizer: ImageTokenizer, path: Path) -> Path:
         path: FILE.onnx or FILE.pt2.
 
     Raises:
-        ValueError: another ending, or a model without codes.
+        ValueError: another ending, no folder to write in, or a model without codes.
         ModuleNotFoundError: FILE.onnx without the packages of the extra `export`.
     """
     if path.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"expected the name of a .onnx or a .pt2 file, got {quoted(path.name)}")
+    if not path.parent.is_dir() or path.is_dir():
+        raise ValueError(f"expected a file in a folder that is there, got {quoted(str(path))}")
     if path.suffix == ".onnx":
         try:
             import onnxscript  # noqa: F401  # what torch writes ONNX with

@@ -180,7 +180,9 @@ def _begun(options: RunOptions) -> Run | None:
     if options.recipe is not None and "=" not in options.recipe:
         return None
     if not options.resume or options.out is None:
-        raise ValueError("expected RECIPE, or --resume with --out DIR to go on with a run")
+        raise ValueError("expected RECIPE (with --from too), or --resume with --out DIR to go on with a run")
+    if options.start is not None:
+        raise ValueError("a run that goes on has its weights: expected --resume or --from, got both")
     if not (options.out / CONFIG).is_file():
         raise ValueError(f"{options.out} holds no run to resume: there is no {CONFIG}")
     first = [] if options.recipe is None else [options.recipe]  # a setting in the place of a recipe
@@ -392,6 +394,7 @@ def _rehearse(options: RunOptions, run: Run) -> None:
         f"{found.num_parameters / 1e6:,.1f} million parameters are trained or stored with the model",
         f"{train.steps:,} steps of {train.batch_size} images, {passes:.1f} times each of {found.num_images:,}",
         f"{found.seconds:.3g} s a step of the phase {found.phase}: {hours:.2g} h if all were alike, all in all",
+        f"{found.peak_bytes / 2**20:,.0f} MiB at most in these steps, the program and its packages included",
     ]
     values = {"config": asdict(run), **asdict(found), "times_through": passes}
     cli.answer(options, values, "\n".join(lines))

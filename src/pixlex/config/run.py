@@ -217,7 +217,13 @@ def _wrong_keys(kind: type[Any], values: Mapping[str, Any], prefix: str) -> Iter
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in hints:
-            yield name, f"unknown key {prefix}{key!s:.80}; {nearest(str(key), hints, prefix)}"
+            parts = [
+                part
+                for part, hint in hints.items()
+                if dataclasses.is_dataclass(hint) and key in get_type_hints(hint)
+            ]
+            meant = f"did you mean {parts[0]}.{key}?" if parts else nearest(str(key), hints, prefix)
+            yield name, f"unknown key {prefix}{key!s:.80}; {meant}"
         elif value is None:
             yield name, f"{name} must have a value, got null; leave it out for its default"
         elif dataclasses.is_dataclass(part := hints[key]):

@@ -256,6 +256,10 @@ def _with_captions(images: ImageSource, described: SetDescription) -> Records:
             texts = images.captions()
         elif isinstance(images, ScenesSource):
             texts = [scene_captions(images, index) for index in range(len(images))]
+    if not any(texts) and isinstance(images, GivenSource):
+        raise NoCaptions(
+            f"{images.name} has no captions: expected items (image, caption), or with a field caption"
+        )
     if not any(texts) and not isinstance(images, Table):
         raise NoCaptions(
             f"{images.name} has no captions: expected .parquet with image bytes or a data set of Hugging Face, "

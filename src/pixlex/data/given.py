@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import os
 from collections.abc import Mapping
@@ -21,6 +23,8 @@ from pixlex.data.sources import fingerprint, read_file, stored_bytes
 from pixlex.data.text import CAPTION_COLUMNS, texts_in
 from pixlex.messages import quoted
 
+# What the descriptions of data sets of Python begin with, which cannot be opened again.
+IN_MEMORY = "python:"
 # Outside [0, 1] by more than rounding: the pixels were normalized or resized without clipping.
 _PIXEL_TOLERANCE = 1e-3
 
@@ -47,7 +51,9 @@ class GivenSource(Labeled):
     def __post_init__(self) -> None:
         """A data set has a length and items."""
         sized = hasattr(self.dataset, "__len__") and hasattr(self.dataset, "__getitem__")
-        if not sized or isinstance(self.dataset, bytes | Mapping) or not len(self.dataset):
+        one = isinstance(self.dataset, bytes | Mapping | Image.Image)  # or one array of pixels
+        one |= isinstance(self.dataset, np.ndarray | Tensor) and self.dataset.ndim in (2, 3)
+        if not sized or one or not len(self.dataset):
             raise ValueError(
                 f"expected a data set with a length of 1 or more and numbered items, got {quoted(self.dataset)}"
             )
@@ -58,7 +64,7 @@ class GivenSource(Labeled):
     @property
     def name(self) -> str:
         """Type and length."""
-        return f"{type(self.dataset).__name__} of {len(self)} images"
+        return f"{IN_MEMORY}{type(self.dataset).__name__} of {len(self)}"
 
     @cached_property
     def labels(self) -> Labels:  # type: ignore[override]
@@ -67,8 +73,13 @@ class GivenSource(Labeled):
 
     @cached_property
     def identity(self) -> str:
-        """A fingerprint of the type and the number of images."""
-        return fingerprint("given", [self.name], self.labels)
+        """A fingerprint of type, number of images, and pixels of some; those of Hugging Face have their own."""
+        known = getattr(self.dataset, "_fingerprint", None)
+        keys = [self.name, str(known)]
+        for index in () if known else sorted({0, len(self) // 3, len(self) // 2, len(self) - 1}):
+            with contextlib.suppress(UnreadableImage):
+                keys.append(hashlib.sha256(np.ascontiguousarray(self.read(index).data).data).hexdigest())
+        return fingerprint("given", keys, self.labels)
 
     def key(self, index: int) -> str:
         """Return the number of an image, such as "#17"."""

@@ -26,7 +26,7 @@ from pixlex.data.folders import (
     open_list,
     with_metadata_labels,
 )
-from pixlex.data.given import Dataset, GivenSource
+from pixlex.data.given import IN_MEMORY, Dataset, GivenSource
 from pixlex.data.labels import CLASSES_FILE, Labels
 from pixlex.data.remote import AnyPath, RemotePath, as_local, is_url
 from pixlex.data.shards import TarSource, open_shards
@@ -113,6 +113,11 @@ def open_source(description: str | Dataset, *, captioned: bool = False) -> Image
         if hasattr(description, "features") and hasattr(description, "cast_column"):
             return dataset_source("data set", description, None, captioned, None)
         return GivenSource(description)
+    if description.startswith(IN_MEMORY):
+        raise ValueError(
+            f"{quoted(description)} was a data set of a Python program: go on there, with the same data and "
+            "pixlex.train(..., resume=True)"
+        )
     path, label = _label_column(description.strip())
     source = _opened(as_local(path), captioned, label)
     if not captioned:

@@ -238,7 +238,7 @@ def _description(name: str, revision: str | None) -> tuple[Path, dict[str, Any]]
     fields: dict[str, type] = {"model": dict}
     if model.mismatch is not None:
         fields |= {"language": dict, "language.name": str, "language.fingerprint": str}
-    if config.get("model") and config["model"].get("teacher"):
+    if isinstance(config.get("model"), dict) and config["model"].get("teacher"):
         fields |= {"teacher": dict, "teacher.name": str, "teacher.fingerprint": str}
     if model.has_codes:
         fields["num_codewords"] = int

@@ -141,18 +141,22 @@ def compact(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
     """Return weights for a file, those of matrices and larger ones in so many bits: 32, 16 or 8.
 
     8: whole numbers in [-127, 127] and beside them, named NAME:scale, what each row is multiplied by, its largest
-    magnitude over 127; where there is but one row, 16 bits.
+    magnitude over 127; where there is but one row, 16 bits. A ValueError names a weight that does not fit.
     """
     found = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     for name, tensor in list(found.items()):
         if tensor.ndim < 2 or not tensor.is_floating_point() or bits == 32:
             continue
+        scale = tensor.flatten(1).abs().amax(1) / 127
         if bits == 16 or len(tensor) == 1:
             found[name] = tensor.half()
-            continue
-        scale = tensor.flatten(1).abs().amax(1) / 127
-        steps = tensor / scale.clamp_min(torch.finfo(scale.dtype).tiny).view(-1, *[1] * (tensor.ndim - 1))
-        found |= {name: steps.round().to(torch.int8), f"{name}{_SCALE}": scale}
+        else:
+            steps = tensor / scale.clamp_min(torch.finfo(scale.dtype).tiny).view(-1, *[1] * (tensor.ndim - 1))
+            found |= {name: steps.round().to(torch.int8), f"{name}{_SCALE}": scale}
+        if not (scale.isfinite().all() and found[name].isfinite().all()):
+            raise ValueError(
+                f"{name}: expected weights that {bits} bits hold, got up to {float(tensor.abs().max()):g}"
+            )
     return found
 
 

@@ -106,6 +106,11 @@ class Codebook(nn.Module):
         """Weight and bias of what vectors go through before the search, in evaluation; None for nothing."""
         return None
 
+    def extra_repr(self) -> str:
+        """Say what the codebook is of."""
+        codewords, width = self.search_codebook().shape
+        return f"{codewords} codewords of width {width}, {self.metric}"
+
     @torch.no_grad()
     def scores(self) -> tuple[Float64[Tensor, "K D"], Float64[Tensor, " K"]]:
         """Return weight and bias of all that evaluation amounts to: a vector's nearest codeword scores highest."""
