@@ -150,7 +150,7 @@ def icons(folder: Path) -> Iterator[dict[str, Any]]:
             if (
                 len(words) > 3
                 or _CHANGES & set(words[1:])
-                or words[0] in _SIGNS
+                or _SIGNS & set(words)
                 or not re.fullmatch(r"[a-z ]+", " ".join(words))
             ):
                 continue
