@@ -159,6 +159,13 @@ def icons(folder: Path) -> Iterator[dict[str, Any]]:
                    "drawing": drawing}  # fmt: skip
 
 
+def save(columns: Mapping[str, list[Any]], out: Path) -> None:
+    """Write a table; `image` holds bytes and path, as `datasets` stores images."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    arrays = {key: pa.array(some, kind if key == "image" else None) for key, some in columns.items()}
+    pq.write_table(pa.table(arrays), out, row_group_size=500)
+
+
 def write(rows: Iterator[dict[str, Any]], out: Path) -> None:
     """Draw rows into a table, and say how many of each designer came."""
     columns: dict[str, list[Any]] = {}
@@ -172,9 +179,7 @@ def write(rows: Iterator[dict[str, Any]], out: Path) -> None:
             columns.setdefault(key, []).append(value)
         if sum(counts.values()) % 1000 == 0:
             print(f"{out}: {sum(counts.values())} drawn", file=sys.stderr)
-    image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    arrays = {key: pa.array(some, image_type if key == "image" else None) for key, some in columns.items()}
-    pq.write_table(pa.table(arrays), out, row_group_size=500)
+    save(columns, out)
     print(f"{out}: {sum(counts.values())} drawings, {len(set(columns['name']))} names: {counts}")
 
 

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from drawings import save
 from PIL import Image
 
 SIDE = 144
@@ -142,14 +141,12 @@ def main() -> None:
             row = {"image": image, "name": name, "package": package, "licence": licence}
             tables[held_out].append(row)
         print(f"{name} ({package}, {licence}): {picture.size[0]} x {picture.size[1]}", file=sys.stderr)
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     for held_out, out in ((False, options.photographs), (True, options.held_out)):
         rows = tables[held_out]
         # One shuffle, so that neighbors in the table are of different pictures.
         order = np.random.default_rng(0).permutation(len(rows))
         columns = {key: [rows[index][key] for index in order] for key in rows[0]}
-        arrays = {key: pa.array(some, kind if key == "image" else None) for key, some in columns.items()}
-        pq.write_table(pa.table(arrays), out, row_group_size=500)
+        save(columns, out)
         print(f"{out}: {len(rows)} crops of {len({*columns['name']})} pictures")
 
 

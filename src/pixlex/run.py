@@ -10,7 +10,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
@@ -37,13 +37,10 @@ from pixlex.report.page import Page, model_card, write_page
 from pixlex.report.progress import CODES, Evaluated
 from pixlex.report.released import COMPARED, compared
 from pixlex.training.checkpoint import checkpoints
-from pixlex.training.logging import METRICS, peak_memory, write_environment
+from pixlex.training.logging import METRICS, OnLog, peak_memory, write_environment
 from pixlex.training.loop import fit
 from pixlex.training.memory import check_memory
 from pixlex.training.parallel import local_batch_size, with_precision
-
-# Called with the finished steps and what is logged.
-OnLog = Callable[[int, Mapping[str, float]], object]
 
 _COMMANDS = "commands.txt"
 # What all trainings of the model read, that of the model it starts from included.
@@ -156,14 +153,8 @@ def _train(
     local_batch_size(run.train)
     run = with_precision(run, folder)
     check_memory(run)
-    family, is_first = FAMILIES[run.family], distributed.is_first()
-    source = family.open(run, sets.get("train", run.data.train))
-    measured = sets.get("validation", run.data.validation)
-    validation = None if isinstance(measured, str) and not measured else family.open(run, measured)
-    for one in (source, validation):
-        if one is not None:
-            require_readable(images_of(one))
-    run = family.resolve(run, source, validation)
+    is_first = distributed.is_first()
+    run, source, validation = _opened(run, sets)
     with sole_writer(folder) if is_first else nullcontext():
         if is_first:
             _prepare_folder(run, folder, resume)
@@ -191,6 +182,18 @@ def _train(
         return _finish(run, objective.model, folder, progress) if is_first else None
 
 
+def _opened(run: Run, sets: Mapping[str, Dataset] = MappingProxyType({})) -> tuple[Run, Any, Any]:
+    """Open what a run reads; return the run with what its data decide, then training and validation data."""
+    family = FAMILIES[run.family]
+    source = family.open(run, sets.get("train", run.data.train))
+    measured = sets.get("validation", run.data.validation)
+    validation = None if isinstance(measured, str) and not measured else family.open(run, measured)
+    for one in (source, validation):
+        if one is not None:
+            require_readable(images_of(one))
+    return family.resolve(run, source, validation), source, validation
+
+
 @dataclasses.dataclass(frozen=True)
 class Rehearsal:
     """What a few steps of a run tell: seconds of one, their phase, images, parameters, the most bytes held."""
@@ -211,11 +214,8 @@ def rehearse(run: Run, num_steps: int = 3) -> Rehearsal:
     if distributed.num_announced() > 1:
         raise ValueError(f"expected one process for a rehearsal, got {distributed.num_announced()}")
     run = with_precision(run, Path(os.devnull))
-    family = FAMILIES[run.family]
-    source = family.open(run, run.data.train)
-    require_readable(images_of(source))
-    run = family.resolve(run, source, family.open(run, run.data.validation) if run.data.validation else None)
     check_memory(run)
+    run, source, _ = _opened(run)
     torch.manual_seed(run.train.seed)
     objective = build_objective(run)
     few = dataclasses.replace(

@@ -292,8 +292,7 @@ class ImageTokenizer:
             ValueError: the model compares no images with texts, or was not trained to; no words to choose from, or
                 fewer than `top_k`; otherwise as `tokenize`.
         """
-        namer = self.namer
-        return namer.rank(self.encode_image(images, batch_size=batch_size))
+        return self.namer.rank(self.encode_image(images, batch_size=batch_size))
 
     def encode_image(self, images: Images, *, batch_size: int = 64) -> Float[Tensor, "B D"]:
         """Return the vectors of images, of length 1, that are compared with those of texts (CLIP, ALBEF).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pixlex.config.fields import (
     FRACTION,
@@ -266,14 +266,16 @@ class VQVAEObjectiveConfig(Config):
     )
 
 
+def _start() -> Any:
+    return describe("", "Model directory of the same family and shape to go on from; empty: fresh weights.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LQAERun(Config):
     """A language quantized autoencoder and its training."""
 
     family: str = describe("lqae", "Picks this class.")
-    start: str = describe(
-        "", "Model directory of the same family and shape to go on from; empty: fresh weights."
-    )
+    start: str = _start()
     model: LQAEConfig = part(LQAEConfig, "The network.")
     objective: LQAEObjectiveConfig = part(LQAEObjectiveConfig, "The loss.")
     data: DataConfig = part(DataConfig, "The images.")
@@ -286,9 +288,7 @@ class VQVAERun(Config):
     """The VQ-VAE baseline and its training."""
 
     family: str = describe("vqvae", "Picks this class.")
-    start: str = describe(
-        "", "Model directory of the same family and shape to go on from; empty: fresh weights."
-    )
+    start: str = _start()
     model: VQVAEConfig = part(VQVAEConfig, "The network.")
     objective: VQVAEObjectiveConfig = part(VQVAEObjectiveConfig, "The loss.")
     data: DataConfig = part(DataConfig, "The images.")
@@ -346,9 +346,7 @@ class MAERun(Config):
     """The masked autoencoder and its training."""
 
     family: str = describe("mae", "Picks this class.")
-    start: str = describe(
-        "", "Model directory of the same family and shape to go on from; empty: fresh weights."
-    )
+    start: str = _start()
     model: MAEConfig = part(MAEConfig, "The network.")
     objective: MAEObjectiveConfig = part(MAEObjectiveConfig, "The loss.")
     data: DataConfig = part(DataConfig, "The images.")
@@ -397,9 +395,7 @@ class FrozenRun(Config):
     """A vision encoder in front of a frozen language model, and its training."""
 
     family: str = describe("frozen", "Picks this class.")
-    start: str = describe(
-        "", "Model directory of the same family and shape to go on from; empty: fresh weights."
-    )
+    start: str = _start()
     model: FrozenConfig = part(FrozenConfig, "The network.")
     data: FrozenDataConfig = part(FrozenDataConfig, "The images and captions.")
     train: TrainConfig = part(TrainConfig, "The training.")

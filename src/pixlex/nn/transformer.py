@@ -34,10 +34,10 @@ def where_exact(tensor: Tensor) -> Tensor:
 
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Return a tensor on `device` without waiting for what a GPU of CUDA is busy with."""
-    waits = torch.device(device).type != "cuda"
-    if not waits and tensor.device.type == "cpu":
+    to_cuda = torch.device(device).type == "cuda"
+    if to_cuda and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # from other memory the copy would wait for all that was asked before
-    return tensor.to(device, non_blocking=not waits)
+    return tensor.to(device, non_blocking=to_cuda)
 
 
 def register_pixels(module: nn.Module, kind: str) -> None:
@@ -194,9 +194,8 @@ class Trunk(nn.Module):
         """Return the sequence, behind vectors without position if some are given, after blocks and norm."""
         sequence = sequence + self.positions
         if before is not None:
-            several = before.to(sequence.dtype).expand(
-                sequence.shape[0], -1, -1
-            )  # len() would fix it in a graph
+            # len() would fix the number of images in a graph.
+            several = before.to(sequence.dtype).expand(sequence.shape[0], -1, -1)
             sequence = torch.cat([several, sequence], dim=1)
         for block in self.blocks:
             sequence = block(sequence)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,15 @@ from torch import Tensor
 
 from pixlex.api import ImageTokenizer, load
 from pixlex.api.pictures import batches_of
-from pixlex.data.images import open_source
+from pixlex.data.given import picture_of
+from pixlex.data.images import open_source, photograph
 from pixlex.eval.metrics import mean_color_mse, mse, patch_color_mse
 from pixlex.models.initialization import released
 from pixlex.report.figures import Thumbnail, contact_sheet, drawn
 from pixlex.report.page import Page, Table, write_page
 
-# Photographs and icons that lie inside installed packages; no released model was trained on any of them.
-_PHOTOGRAPHS = {
-    "cat": "skimage/data/chelsea.png", "coffee": "skimage/data/coffee.png",
-    "astronaut": "skimage/data/astronaut.png", "rocket": "skimage/data/rocket.jpg",
-    "temple": "sklearn/datasets/images/china.jpg", "flower": "sklearn/datasets/images/flower.jpg",
-}  # fmt: skip
+# Photographs of scikit-image and scikit-learn, icons of Matplotlib; no released model was trained on any of them.
+_PHOTOGRAPHS, _SAMPLES = ("cat", "coffee", "astronaut", "rocket"), ("china.jpg", "flower.jpg")
 _ICONS = ("back", "filesave", "forward", "help", "home", "move", "qt4_editor_options", "zoom_to_rect")
 _ASKED = ("a house", "something to look closer with", "a disk", "turn back", "a question")
 _FOUND, _COMPARED = 5, 96  # a row of the sheet for each text
@@ -44,8 +40,12 @@ def look(folder: Path) -> Path | None:
 
 
 def _page(folder: Path) -> Page:
+    import matplotlib
+    from sklearn.datasets import load_sample_image
+
     words, pairs = load("small-words"), load("small-pairs")
-    photographs = {name: _installed(place) for name, place in _PHOTOGRAPHS.items()}
+    photographs = {name: photograph(name) for name in _PHOTOGRAPHS}
+    photographs |= {Path(name).stem: load_sample_image(name) for name in _SAMPLES}
     pixels = _squares(words, list(photographs.values()))
     codes = words.tokenize(pixels)
     rebuilt = words.decode(codes)
@@ -54,12 +54,9 @@ def _page(folder: Path) -> Page:
         ("each patch in its mean color", patch_color_mse(pixels, words.grid)),
         ("the whole in its mean color", mean_color_mse(pixels)),
     ]
-    icons = [_installed(f"matplotlib/mpl-data/images/{name}_large.png") for name in _ICONS]
-    pictures = [Image.open(path).convert("RGBA") for path in icons if path.is_file()]
-    named = [
-        (Path(path).stem.removesuffix("_large"), text)
-        for path, text in zip(icons, pairs.to_words(pictures), strict=True)
-    ]
+    icons = Path(matplotlib.get_data_path(), "images")
+    pictures = [picture_of(icons / f"{name}_large.png", name) for name in _ICONS]
+    named = list(zip(_ICONS, pairs.to_words(pictures), strict=True))
     sheet = folder / "pictures/found.png"
     drawn(sheet, lambda path: _found(pairs, pictures, path))
     return Page(
@@ -90,9 +87,8 @@ def _found(pairs: ImageTokenizer, pictures: Sequence[Image.Image], path: Path) -
     thumbnails = []
     for asked, column in zip(_ASKED, similarities.T, strict=True):
         for rank, number in enumerate(column.argsort(descending=True)[:_FOUND].tolist(), start=1):
-            ground = Image.new("RGBA", pictures[number].size, "white")
-            shown = Image.alpha_composite(ground, pictures[number]).convert("RGB")
-            thumbnails.append(Thumbnail(shown, (asked, f"{rank}. similarity {float(column[number]):.2f}")))
+            lines = asked, f"{rank}. similarity {float(column[number]):.2f}"
+            thumbnails.append(Thumbnail(pictures[number], lines))
     contact_sheet("The nearest to each text", thumbnails, path)
 
 
@@ -115,10 +111,3 @@ def compared(own: ImageTokenizer, data: str) -> Mapping[str, Any]:
 def _squares(model: ImageTokenizer, images: Sequence[Any]) -> Float[Tensor, "B 3 H W"]:
     """Return images as the model takes them."""
     return next(batches_of(images, len(images), model.image_size, model.model.config.resize_mode))
-
-
-def _installed(place: str) -> Path:
-    """Return a file of an installed package."""
-    package, _, name = place.partition("/")
-    found = importlib.util.find_spec(package)
-    return Path(*(found.submodule_search_locations or []) if found is not None else "", name)

@@ -157,7 +157,8 @@ class ImageIndex:
         found = getattr(model, "source", None) or {}  # of an ImageTokenizer that was loaded
         name = name or found.get("name_or_dir") or "the model given"
         revision, language_model = (
-            one or found.get(key) for one, key in ((revision, "revision"), (language_model, "language_model"))
+            revision or found.get("revision"),
+            language_model or found.get("language_model"),
         )
         network = getattr(model, "model", model)
         refusal = f"expected a CB-ViLA, which compares texts and images, got {type(network).__name__}"

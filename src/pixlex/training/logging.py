@@ -22,6 +22,8 @@ from pixlex.messages import not_installed
 from pixlex.progress import bar_or_lines
 
 METRICS = "metrics.jsonl"
+# Called with the finished steps and what is logged.
+OnLog = Callable[[int, Mapping[str, float]], object]
 
 
 class RunLog:
@@ -50,7 +52,7 @@ class RunLog:
         config: TrainConfig,
         device: torch.device,
         settings: Mapping[str, Any] | None,
-        on_log: Callable[[int, Mapping[str, float]], object] | None = None,
+        on_log: OnLog | None = None,
     ) -> None:
         first = distributed.is_first()
         self._on_log = on_log if first else None

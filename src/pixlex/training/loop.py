@@ -23,7 +23,7 @@ from pixlex.files import write_text
 from pixlex.nn.nearest import NotFinite
 from pixlex.nn.transformer import where_exact
 from pixlex.objectives.phase import LossTerms, Objective, Phase, Step
-from pixlex.training.logging import RunLog
+from pixlex.training.logging import OnLog, RunLog
 from pixlex.training.parallel import Parallel, learning_rate
 
 
@@ -40,7 +40,7 @@ def fit(
     skipped: Callable[[Sequence[Skipped], int], None] = lambda images, num_readable: None,
     evaluate: Callable[[int], Mapping[str, float]] | None = None,
     settings: Mapping[str, Any] | None = None,
-    on_log: Callable[[int, Mapping[str, float]], object] | None = None,
+    on_log: OnLog | None = None,
 ) -> int:
     """Train an objective through its phases, from the newest checkpoint of the folder if there is one.
 
