@@ -305,7 +305,7 @@ def tab(page: Any, name: str) -> None:
 
 def words_on(page: Any) -> str:
     """The words in their box, when there are some."""
-    page.wait_for_function("() => document.querySelector('.words textarea').value")
+    page.wait_for_function("() => document.querySelector('.words textarea')?.value")
     return str(page.locator(".words textarea").input_value())
 
 
