@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -217,37 +216,44 @@ def _numbers(cell: Cell) -> list[str]:
 
 
 def draw_accuracies(cells: Sequence[Cell], path: Path) -> Path:
-    """Draw accuracies with their intervals, a panel for each number of ways, the chance level dashed."""
+    """Draw accuracies with their intervals: a line a row of the table, a panel a setting, chance dashed."""
     ways, columns = ways_of(cells), _columns_of(cells)
-    figure = Figure(figsize=(max(7.0, 1.5 * len(columns)), 4.2 * len(ways)), layout="constrained")
-    panels = figure.subplots(len(ways), 1, squeeze=False)[:, 0]
-    for axes, number in zip(panels, ways, strict=True):
-        rows = _rows_of(cells, number).items()
-        shown = {f"{name} ({scorer})": row for (name, scorer), row in rows if scorer != "exact"}
-        _draw_panel(axes, shown, columns)
-        axes.axhline(100 / number, color="0.4", ls="--", lw=1, label="chance among the names")
-        axes.set_xticks(range(len(columns)), [_title(column) for column in columns], fontsize=8)
-        axes.set_ylim(0, 100)
-        axes.set_ylabel("episodes right, %", fontsize=8)
-        beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
-        dress(axes, f"{number}-way, 95 % intervals", grid="y", legend=beside)
-    return save(figure, path, 130)
+    rows = [
+        {key: row for key, row in _rows_of(cells, number).items() if key[1] != "exact"} for number in ways
+    ]
+    heights = [max(len(lines), 1) for lines in rows]
+    size = (4.5 + 1.8 * len(columns), 1.0 * len(ways) + 0.22 * sum(heights))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(
+        len(ways), len(columns), squeeze=False, sharex=True, sharey="row", height_ratios=heights
+    )
+    readers = list(dict.fromkeys(_reader(name) for lines in rows for name, _ in lines))
+    for number, lines, height, across in zip(ways, rows, heights, panels, strict=True):
+        for column, axes in zip(columns, across, strict=True):
+            _draw_panel(axes, [row.get(column) for row in lines.values()], readers)
+            axes.axvline(100 / number, color="0.4", ls="--", lw=1)
+            dress(axes, f"{number}-way\n{_title(column)}", grid="x")
+        names = [plotted(f"{name} ({scorer})") for name, scorer in lines]
+        across[0].set_yticks(range(len(lines)), names, fontsize=7)
+        across[0].set_ylim(height - 0.5, -0.5)
+    panels[-1, 0].set_xlim(0, 100)
+    figure.supxlabel("episodes right, %, with 95 % intervals; chance among the names dashed", fontsize=8)
+    return save(figure, path, 110)
 
 
-def _draw_panel(axes: Axes, rows: Mapping[str, Mapping[str, Cell]], columns: Sequence[str]) -> None:
-    colors = matplotlib.colormaps["tab10" if len(rows) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
-    step = 0.8 / max(len(rows), 1)
-    for number, (name, row) in enumerate(rows.items()):
-        found = [(place, row[column]) for place, column in enumerate(columns) if column in row]
-        known = [(place, cell) for place, cell in found if cell.accuracy is not None]
-        places = [place - 0.4 + (number + 0.5) * step for place, _ in known]
-        values = [100 * (cell.accuracy or 0.0) for _, cell in known]
-        below = [value - 100 * (cell.low or 0.0) for value, (_, cell) in zip(values, known, strict=True)]
-        above = [100 * (cell.high or 0.0) - value for value, (_, cell) in zip(values, known, strict=True)]
-        axes.errorbar(
-            places, values, yerr=[below, above], fmt="o", ms=4, lw=1.3, capsize=2,
-            color=colors[number % len(colors)], label=plotted(name),
-        )  # fmt: skip
+def _reader(classifier: str) -> str:
+    """Return who reads a model's words, of the name of a row."""
+    return classifier.partition(", ")[2]
+
+
+def _draw_panel(axes: Axes, line: Sequence[Cell | None], readers: Sequence[str]) -> None:
+    """Draw a setting's cells from top to bottom, each of who reads the words in a color of its own."""
+    for place, cell in enumerate(line):
+        if cell is not None and cell.accuracy is not None:
+            low, value, high = (100 * (end or 0.0) for end in (cell.low, cell.accuracy, cell.high))
+            color = f"C{readers.index(_reader(cell.classifier)) % 10}"
+            spread = [[value - low], [high - value]]
+            axes.errorbar(value, place, xerr=spread, fmt="o", ms=4, lw=1.3, capsize=2, color=color)
 
 
 def draw_episodes(
