@@ -31,12 +31,13 @@ def test_written_and_read_back_is_the_same(tmp_path: Path) -> None:
 def test_overrides_win_in_order(tmp_path: Path) -> None:
     """Numbers in any notation, switches and text."""
     overrides = ["train.learning_rate=3e-4", "train.steps=5", "train.steps=7", "data.horizontal_flip=false"]
-    run = read_run("lqae/tiny", [*overrides, "model.language.name=some/model"])
+    run = read_run("lqae/tiny", [*overrides, "model.language.name=some/model", 'data.train="2024"'])
     assert run.train.learning_rate == pytest.approx(3e-4)
     assert run.train.steps == 7
     assert run.data.horizontal_flip is False
     assert isinstance(run, LQAERun)
     assert run.model.language.name == "some/model"
+    assert run.data.train == "2024"
 
 
 @pytest.mark.parametrize(

@@ -263,9 +263,15 @@ def test_networks_that_do_not_fit_are_named(byte_pair: tuple[Tensor, Tensor], tm
         PerceptualDistance(scripted(OneNumber(), tmp_path), CPU)(*byte_pair)
     with pytest.raises(ValueError, match=r"Bilinear\.pt cannot compare images"):
         PerceptualDistance(scripted(nn.Bilinear(2, 3, 1), tmp_path), CPU)(*byte_pair)
-    with pytest.raises(ValueError, match="no network at"):
+    with pytest.raises(ValueError, match=r"no network at .*absent\.pt: .* a name \(inception, alex, "):
         FrechetDistance(tmp_path / "absent.pt", CPU)
     weights = tmp_path / "weights.pt"
     torch.save({"weight": torch.zeros(1)}, weights)
     with pytest.raises(ValueError, match=r"weights\.pt is not a TorchScript file"):
         PerceptualDistance(weights, CPU)
+
+
+def test_networks_by_name_need_their_extra() -> None:
+    for what, make, name in (("rFID", FrechetDistance, "inception"), ("LPIPS", PerceptualDistance, "vgg")):
+        with pytest.raises(ModuleNotFoundError, match=rf"{what} by name needs .*'pixlex\[perceptual\]'"):
+            make(Path(name), CPU)

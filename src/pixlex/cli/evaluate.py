@@ -40,8 +40,8 @@ class ReconstructionOptions(MeasureOptions):
         None, "write results.json, reconstruction.png and report.html there", "DIR"
     )
     mask_ratio: cli.Fraction = cli.option(0.5, "words hidden for masked_mse; default %(default)s")
-    fid_features: Path | None = cli.option(None, "TorchScript network for rFID", "FILE")
-    lpips_network: Path | None = cli.option(None, "TorchScript network for LPIPS", "FILE")
+    fid_features: Path | None = cli.option(None, "rFID: TorchScript file, or inception", "N")
+    lpips_network: Path | None = cli.option(None, "LPIPS: TorchScript file, or alex, vgg, squeeze", "N")
 
 
 class ProbeOptions(cli.MachineOptions, cli.BrokenOption, cli.LimitOption, cli.LanguageModelOptions):

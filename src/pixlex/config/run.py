@@ -205,8 +205,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
         raise ValueError(f"{key}: {quoted(text)} is not valid YAML ({reason})") from error
-    # YAML 1.1 reads 3e-4 as text; a number is meant.
-    if isinstance(place[last], str):
+    # YAML 1.1 reads 3e-4 as text; a number is meant, unless it stands in quotes.
+    if isinstance(place[last], str) and text[:1] not in "'\"":
         with contextlib.suppress(ValueError):
             place[last] = float(place[last])
 

@@ -1,13 +1,14 @@
-"""Formulas: metrics of images, codes and words, and rFID and LPIPS through networks that the user brings."""
+"""Formulas: metrics of images, codes and words, and rFID and LPIPS through networks that others trained."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 from pixlex import distributed
 from pixlex.eval.evaluate import Number
+from pixlex.messages import not_installed
 from pixlex.nn.codebook import count_codes, perplexity
 from pixlex.nn.language_model import LanguageModel
 from pixlex.nn.transformer import where_exact
@@ -31,6 +33,8 @@ _ROWS_OF_LOGITS = 512
 _LARGEST_EXPONENT = 700.0
 # Published values are of 50,000 images; fewer give larger ones.
 IMAGES_OF_PUBLISHED_FID = 50_000
+# Networks that the extra `perceptual` brings: of rFID, of LPIPS.
+INCEPTION, LPIPS_NETWORKS = "inception", ("alex", "vgg", "squeeze")
 # What torchmetrics keeps of the features.
 _SUMS = tuple(
     f"{kind}_features_{name}" for kind in ("real", "fake") for name in ("sum", "cov_sum", "num_samples")
@@ -264,22 +268,17 @@ class FrechetDistance:
     Args:
         path: A TorchScript network that takes RGB images (B, 3, H, W) as uint8 of any size, resizes them itself
             and returns features (B, F): the Inception networks that are passed around as
-            `inception-2015-12-05.pt` do. Where its forward has the argument `return_features`, that is set.
+            `inception-2015-12-05.pt` do. Where its forward has the argument `return_features`, that is set. Or
+            `inception`: torch-fidelity's, downloaded once (extra `perceptual`).
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
         from torchmetrics.image.fid import FrechetInceptionDistance
 
-        features = _Features(_load_network(path, device))
-        try:
-            size = features(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device)).shape[1]
-        except RuntimeError as reason:
-            raise ValueError(
-                f"{path.name} does not turn uint8 images (B, 3, H, W) into features: {reason}"
-            ) from reason
-        features.num_features = size
+        features = 2048 if str(path) == INCEPTION else _Features(path, device)
         # Not synchronized by torchmetrics, which would wait for all processes where one evaluates alone.
-        self._distance = FrechetInceptionDistance(feature=features, sync_on_compute=False).to(device)
+        make = partial(FrechetInceptionDistance, feature=features, sync_on_compute=False)
+        self._distance = _downloaded("rFID", make).to(device)
 
     @torch.no_grad()
     def update(self, images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H W"]) -> None:
@@ -302,12 +301,17 @@ class FrechetDistance:
 class _Features(nn.Module):
     """Calls a feature network the way it asks to be called."""
 
-    num_features: int
-
-    def __init__(self, network: Any) -> None:
+    def __init__(self, path: Path, device: torch.device) -> None:
         super().__init__()
-        self.network = network
-        self._settings = {"return_features": True} if "return_features" in _arguments(network) else {}
+        self.network = _load_network(path, device)
+        self._settings = {"return_features": True} if "return_features" in _arguments(self.network) else {}
+        try:
+            found = self(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device))
+        except RuntimeError as reason:
+            raise ValueError(
+                f"{path.name} does not turn uint8 images (B, 3, H, W) into features: {reason}"
+            ) from reason
+        self.num_features = found.shape[1]
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
         features: Tensor = self.network(images, **self._settings)
@@ -321,12 +325,19 @@ class PerceptualDistance:
         path: A TorchScript network of one of two kinds: it takes two batches of RGB images in [-1, 1] and returns
             one distance for each pair (a traced `lpips.LPIPS`); or its forward has the argument `return_lpips`,
             takes images in [0, 255] and returns features whose squared distance is LPIPS (`vgg16.pt` of
-            StyleGAN).
+            StyleGAN). Or `alex`, `vgg` or `squeeze`: torchvision's, downloaded once (extra `perceptual`).
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self._name, self._network = path.name, _load_network(path, device)
-        self._gives_features = "return_lpips" in _arguments(self._network)
+        self._name, self._gives_features, network = path.name, False, cast(Any, str(path))
+        if network in LPIPS_NETWORKS:
+            from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity as Similarity
+
+            make = partial(Similarity, net_type=network, reduction="none", sync_on_compute=False)
+            self._network = _downloaded("LPIPS", make).to(device)
+        else:
+            self._network = _load_network(path, device)
+            self._gives_features = "return_lpips" in _arguments(self._network)
 
     @torch.no_grad()
     def __call__(
@@ -357,7 +368,7 @@ def perceptual_notes(num_images: int, *, has_fid: bool, has_lpips: bool) -> list
     notes = []
     if not has_fid:
         notes.append(
-            "rFID was not computed: it needs an Inception network as a TorchScript file (fid_features)"
+            "rFID was not computed: it needs an Inception network, by name or as a TorchScript file (fid_features)"
         )
     elif num_images < IMAGES_OF_PUBLISHED_FID:
         notes.append(
@@ -365,14 +376,27 @@ def perceptual_notes(num_images: int, *, has_fid: bool, has_lpips: bool) -> list
             "images give larger ones"
         )
     if not has_lpips:
-        notes.append("LPIPS was not computed: it needs its network as a TorchScript file (lpips_network)")
+        notes.append(
+            "LPIPS was not computed: it needs its network, by name or as a TorchScript file (lpips_network)"
+        )
     return notes
+
+
+def _downloaded(what: str, make: Callable[[], Any]) -> Any:
+    """Make one of torchmetrics' own metrics, whose network other packages bring and download."""
+    try:
+        return make()
+    except ModuleNotFoundError as error:
+        raise not_installed(f"{what} by name", "torch-fidelity and torchvision", "perceptual") from error
+    except (OSError, RuntimeError) as error:  # no network; a torchvision that is another torch's
+        raise ValueError(f"the network of {what} cannot be had: {error}") from error
 
 
 def _load_network(path: Path, device: torch.device) -> Any:
     """Load a TorchScript network, which runs in its own interpreter: no Python of the file is run."""
     if not path.is_file():
-        raise ValueError(f"no network at {path}: expected a TorchScript file")
+        names = ", ".join((INCEPTION, *LPIPS_NETWORKS))
+        raise ValueError(f"no network at {path}: expected a TorchScript file, or a name ({names})")
     with warnings.catch_warnings():
         # torch recommends torch.export for new files; those that people have are TorchScript.
         warnings.simplefilter("ignore", DeprecationWarning)
