@@ -2,6 +2,7 @@
 # pip's own settings (its configuration file and PIP_* variables) say where packages come from.
 PYTHON ?= python3
 BIN := .venv/bin
+QUICK := .venv/.quick
 INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip
 WORKERS ?= 2
@@ -12,18 +13,24 @@ WORKERS ?= 2
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-# torch goes first and alone, so that its build is the pinned one and no other package's wish picks it.
-$(INSTALLED): pyproject.toml constraints.txt
+# torch goes first and alone, so that its build is the pinned one and no other package's wish picks it. The quickstart waits
+# for what it needs and no more.
+INSTALL := $(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt
+$(QUICK): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"pixlex needs Python 3.11 or newer, got {sys.version.split()[0]}: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
-	$(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,test,dev,docs]'
+	$(INSTALL) torch
+	$(INSTALL) --editable '.[words]'
+	@touch $@
+
+$(INSTALLED): $(QUICK)
+	$(INSTALL) --editable '.[all,test,dev,docs]'
 	@touch $@
 
 install: $(INSTALLED)  ## .venv with the package, its extras and the tools of development
 
 # Threads that wait asleep: on cores busy with other work steps are up to twice as fast, on free ones level.
-quickstart: $(INSTALLED)  ## train the tiny recipe and show original, words and reconstruction
+quickstart: $(QUICK)  ## train the tiny recipe and show original, words and reconstruction
 	OMP_WAIT_POLICY=passive $(BIN)/pixlex quickstart
 
 check: $(INSTALLED)  ## lint, format, types, import contract

@@ -44,7 +44,12 @@ RECIPES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "small-words": (
         "lqae/tinyimages",
-        {"model.image_size": 128, "model.patch_size": 16, "train.steps": 1500},
+        {
+            "model.image_size": 128,
+            "model.patch_size": 16,
+            "model.language.vocabulary": "neutral-words",
+            "train.steps": 1500,
+        },
     ),
 }
 ABOUT = {

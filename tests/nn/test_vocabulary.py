@@ -104,6 +104,12 @@ def test_words_unfit_to_print_are_no_codewords_unless_asked_for(embedded: Langua
     # what names people without contempt, medicine and everyday words stay
     harmless = "gay lesbian jew muslim black cancer kill fat assess butter cocked cummings analysis sussex"
     assert set(harmless.split()) <= set(clean.words)
+    neutral = build_vocabulary(embedded, "neutral-words")
+    assert (neutral.kind, len(neutral)) == ("neutral-words", 20_833)
+    assert set(harmless.split()) - set(neutral.words) == {
+        "gay", "lesbian", "jew", "muslim", "cancer", "kill", "fat",
+    }  # fmt: skip
+    assert set(neutral.words) < set(clean.words)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -190,7 +196,9 @@ def test_documented_errors(tiny_language_model: Maker, unchecked_shapes: None) -
             vocabulary.to_text([0, code])
     with pytest.raises(ValueError, match=rf"'\[MASK\]' is not one of the {size} codewords \(clean-words\)"):
         vocabulary.from_text("the [MASK]")
-    with pytest.raises(ValueError, match="a vocabulary of clean-words, whole-words, all, got 'some'"):
+    with pytest.raises(
+        ValueError, match="a vocabulary of clean-words, neutral-words, whole-words, all, got 'some'"
+    ):
         build_vocabulary(language, "some")  # type: ignore[arg-type]
 
 

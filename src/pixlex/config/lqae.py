@@ -68,10 +68,11 @@ class LanguageConfig(Config):
         "embedded",
         "Hub name or directory of a masked language model, or embedded: the MiniLM that a package carries.",
     )
-    vocabulary: Literal["clean-words", "whole-words", "all"] = describe(
+    vocabulary: Literal["clean-words", "neutral-words", "whole-words", "all"] = describe(
         "clean-words",
         "Which words may be codewords: whole-words: those that survive text and back; clean-words: of these "
-        "the ones that are fit to print, without slurs, sexual words and swearing; all: every row (paper).",
+        "the ones that are fit to print, without slurs, sexual words and swearing; neutral-words: without "
+        "peoples, faiths, politics, illness and violence as well; all: every row (paper).",
     )
     random_weights: bool = describe(
         False, "Re-initialize the language model's body and keep its word embeddings (paper, Table 3, row B)."

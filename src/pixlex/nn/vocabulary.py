@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cache
@@ -23,7 +23,7 @@ from pixlex.messages import quoted
 if TYPE_CHECKING:
     from pixlex.nn.language_model import LanguageModel, LanguageWords
 
-VocabularyKind = Literal["clean-words", "whole-words", "all"]
+VocabularyKind = Literal["clean-words", "neutral-words", "whole-words", "all"]
 
 # What a whole word may look like: ASCII letters, so that any later reader (another tokenizer, a human, a
 # shell) gets the same words; digits and punctuation are left out because tokenizers split and glue them by
@@ -34,6 +34,7 @@ _WHOLE_WORD = re.compile(r"[A-Za-z]{3,}")
 _SMALLEST_NORM_RATIO = 0.05
 _WORDS_PER_LINE = 16
 _UNFIT = Path(__file__).parent / "data" / "unfit_words.txt"
+_CHARGED = Path(__file__).parent / "data" / "charged_words.txt"
 _HASH_DIGITS = 12
 # Words that say nothing by themselves. scikit-learn's list has bill, cry, fire and system, which name things.
 _FUNCTION_WORDS = frozenset(
@@ -149,6 +150,7 @@ def build_vocabulary(
     `whole-words` (ours): words of three or more ASCII letters that the tokenizer reads back as the same
     single word id in any order and number; no special words, no pieces of words, no row of the embedding
     matrix that was never trained. `clean-words`: those of them that are fit to print (`is_fit_to_print`).
+    `neutral-words`: of these the ones that label nobody (nn/data/charged_words.txt has the others).
     `all` (LQAE, section 3.1): every row, special words and pieces included; a row by itself is shown as the
     tokenizer decodes it (`<row:ID>` where nothing can be seen).
 
@@ -161,8 +163,11 @@ def build_vocabulary(
     if kind not in get_args(VocabularyKind):
         raise ValueError(f"expected a vocabulary of {', '.join(get_args(VocabularyKind))}, got {kind!r}")
     words = _stable_in_context(language.tokenizer, _single_words(language))
-    if kind == "clean-words":
+    if kind in ("clean-words", "neutral-words"):
         words = {row: word for row, word in words.items() if is_fit_to_print(word)}
+    if kind == "neutral-words":
+        charged = set(_entries(_CHARGED))
+        words = {row: word for row, word in words.items() if word.lower() not in charged}
     if not words:
         raise ValueError(
             f"language model {language.name!r} has no whole word of ASCII letters; use vocabulary 'all'"
@@ -177,8 +182,14 @@ def is_fit_to_print(word: str) -> bool:
 
 @cache
 def _unfit_words() -> frozenset[str]:
-    lines = _UNFIT.read_text(encoding="utf-8").splitlines()
-    return frozenset(line for line in lines if not line.startswith("#"))
+    return frozenset(_entries(_UNFIT))
+
+
+def _entries(path: Path) -> Iterator[str]:
+    """Yield what stands in a list, less its comments."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            yield from line.split()
 
 
 @dataclass(frozen=True)
