@@ -319,6 +319,25 @@ def test_logits_are_those_of_transformers_whatever_is_padded(causal: CausalLangu
         )
 
 
+def test_words_behind_a_prompt_are_as_if_all_was_read_again(causal: CausalLanguageModel) -> None:
+    """Of several rows, one padded; of rows of one word; longer than the model reads."""
+    prompt, words = torch.randn(1, 4, causal.width), causal.encode(["for the class", "a"], max_words=32)
+    rows = torch.cat([prompt.expand(2, -1, -1), causal.embed(words.word_ids[:, :-1])], dim=1)
+    padding = torch.cat([torch.zeros(2, 4, dtype=torch.bool), words.key_padding[:, :-1]], dim=1)
+    expected = causal.logits(rows, padding)[:, 3:]
+    for size in (words.word_ids.shape[1], 1):
+        found = causal.following(prompt, words.word_ids[:, :size], words.key_padding[:, :size])
+        real = ~words.key_padding[:, :size]
+        torch.testing.assert_close(found[real], expected[:, :size][real], atol=1e-4, rtol=1e-4)
+    assert causal.max_words is not None
+    with pytest.raises(
+        ValueError, match=f"reads at most {causal.max_words} words, got {causal.max_words + 1}"
+    ):
+        causal.following(
+            torch.zeros(1, causal.max_words, causal.width), words.word_ids[:, :2], words.key_padding[:, :2]
+        )
+
+
 def test_writing_is_greedy(causal: CausalLanguageModel) -> None:
     """Against one step at a time; rows of a batch do not disturb each other."""
     embeddings = torch.randn(2, 5, causal.width)

@@ -303,10 +303,7 @@ class Frozen(ImageModel):
             word_ids: Captions with their ends.
             key_padding: True = padding, on the right.
         """
-        return self._continued(self.prompt(self.prefix(images)), word_ids, key_padding)
-
-    def _continued(self, before: Tensor, word_ids: Tensor, key_padding: Tensor) -> Tensor:
-        """Return the logits of words behind embeddings."""
+        before = self.prompt(self.prefix(images))
         # The last word is not read: nothing follows it.
         read = torch.cat([before, self.language.embed(word_ids[:, :-1])], dim=1)
         padding = torch.cat([key_padding.new_zeros(before.shape[:2]), key_padding[:, :-1]], dim=1)
@@ -315,18 +312,18 @@ class Frozen(ImageModel):
     @torch.no_grad()
     def score(
         self,
-        prompt: Float[Tensor, "B prompt D"],
+        prompt: Float[Tensor, "1 prompt D"],
         word_ids: Int[Tensor, "B T"],
         key_padding: Bool[Tensor, "B T"],
     ) -> Float64[Tensor, " B"]:
-        """Return ln p of words behind a prompt in nats, summed over the words that are no padding.
+        """Return ln p of each row of words behind a prompt in nats, summed over the words that are no padding.
 
         Args:
             prompt: Embeddings of words and images, the start included (see `prompt`).
             word_ids: What may follow.
             key_padding: True = padding, on the right.
         """
-        logits = where_exact(self._continued(prompt, word_ids, key_padding))
+        logits = where_exact(self.language.following(prompt, word_ids, key_padding))
         word_ids, key_padding = word_ids.to(logits.device), key_padding.to(logits.device)
         scores = logits.double().log_softmax(-1).gather(-1, word_ids.unsqueeze(-1)).squeeze(-1)
         return scores.masked_fill(key_padding, 0.0).sum(1)

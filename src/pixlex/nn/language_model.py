@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -244,13 +245,44 @@ class CausalLanguageModel(_FrozenModel):
 
         Gradients flow back to `embeddings`; a ValueError refuses more words than the model has positions for.
         """
-        if self.max_words is not None and embeddings.shape[1] > self.max_words:
-            raise ValueError(
-                f"language model {self.name!r} reads at most {self.max_words} words, got {embeddings.shape[1]}"
-            )
+        self._check_length(embeddings.shape[1])
         output = self.body(inputs_embeds=embeddings, attention_mask=(~key_padding).long(), use_cache=False)
         logits: Tensor = output.logits
         return logits
+
+    @torch.no_grad()
+    def following(
+        self,
+        prompt: Float[Tensor, "1 prompt D"],
+        word_ids: Int[Tensor, "B T"],
+        key_padding: Bool[Tensor, "B T"],
+    ) -> Float[Tensor, "B T V"]:
+        """Return the logits of each word behind a prompt, which is read once; padding is on the right.
+
+        A ValueError refuses more words than the model has positions for.
+        """
+        count, last = word_ids.shape[0], word_ids.shape[1] - 1
+        self._check_length(prompt.shape[1] + last)
+        # Families that cannot leave out logits give all of them.
+        least = {"logits_to_keep": 1} if "logits_to_keep" in signature(self.body.forward).parameters else {}
+        before = self.body(inputs_embeds=prompt, use_cache=True, **least)
+        logits: Tensor = before.logits[:, -1:].expand(count, -1, -1)
+        if last == 0:  # nothing follows the last word
+            return logits
+        before.past_key_values.batch_repeat_interleave(count)
+        seen = torch.ones(count, prompt.shape[1], dtype=torch.long, device=prompt.device)
+        after = self.body(
+            inputs_embeds=self.embed(word_ids[:, :last]),
+            attention_mask=torch.cat([seen, (~key_padding[:, :last]).long()], dim=1),
+            past_key_values=before.past_key_values,
+        )
+        return torch.cat([logits, after.logits], dim=1)
+
+    def _check_length(self, length: int) -> None:
+        if self.max_words is not None and length > self.max_words:
+            raise ValueError(
+                f"language model {self.name!r} reads at most {self.max_words} words, got {length}"
+            )
 
     @torch.no_grad()
     def write(self, embeddings: Float[Tensor, "B T D"], max_new_words: int) -> list[list[int]]:

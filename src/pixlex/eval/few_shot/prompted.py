@@ -311,7 +311,7 @@ class FrozenClassifier(Classifier):
         longest = int(lengths.max())
         word_ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.device)
         padding = (torch.arange(longest) >= lengths.unsqueeze(1)).to(self.device)
-        scores = self.model.score(prompt.expand(len(rows), -1, -1), word_ids, padding)
+        scores = self.model.score(prompt, word_ids, padding)
         return Reply(log_probabilities=tuple(scores.tolist()), num_tokens=tuple(lengths.tolist()))
 
     def _written(self, episode: Episode, prompt: Float[Tensor, "1 prompt D"]) -> Reply:
