@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import io
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -187,8 +186,9 @@ def sources_of(table: Path) -> Rows:
     return [(name, f"{count:,}") for name, count in sorted(Counter(named).items())]
 
 
-def card(name: str, measures: Rows, sources: Rows, bits: int) -> str:
+def card(name: str, measures: Rows, sources: Rows, tables: Sequence[Path], unseen: Path, bits: int) -> str:
     """Return the model card."""
+    given = [name, *(table.name for table in tables), "--unseen", unseen.name]
     recipe, changes = RECIPES[name]
     unit = "in percent, first / of five / of ten" if name == "small-pairs" else "mean squared error, SSIM"
     parts = [
@@ -197,7 +197,7 @@ def card(name: str, measures: Rows, sources: Rows, bits: int) -> str:
         f"## Measures\n\nWeights in {bits} bits; pictures by whom nothing was trained.\n\n| | {unit} |\n|---|---|",
         "## Training",
         f"`pixlex train {recipe} {' '.join(f'{key}={value}' for key, value in changes.items())}`, by",
-        f"```sh\n{shlex.join(['python', *sys.argv])}\n```",
+        f"```sh\npython scripts/release/models.py {shlex.join(given)}\n```",
         "## Data\n\n| from | pictures |\n|---|---|",
         f"## Limits\n\n{LIMITS}\n",
     ]
@@ -232,7 +232,8 @@ def main() -> None:
     measure = measure_pairs if options.name == "small-pairs" else measure_words
     measures = measure(pixlex.load(folder), first, options.unseen)
     sources = [row for table in options.tables for row in sources_of(table)]
-    (folder / CARD).write_text(card(options.name, measures, sources, options.bits), encoding="utf-8")
+    text = card(options.name, measures, sources, options.tables, options.unseen, options.bits)
+    (folder / CARD).write_text(text, encoding="utf-8")
     size = sum(file.stat().st_size for file in folder.iterdir())
     print("\n".join(f"{what}: {value}" for what, value in measures), f"\n{folder}: {size / 1e6:.1f} MB")
 
