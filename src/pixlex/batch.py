@@ -83,7 +83,6 @@ class ImageTextBatch(ImageBatch):
     """Images, each with a text.
 
     Attributes:
-        texts: one for each image.
         image_ids: equal where images are the same one, in a source that lists it more than once, or of one name.
         word_ids: the texts as a language model reads them; anything where padded.
         key_padding: True = padding.
@@ -131,7 +130,6 @@ class BrokenImages:
     Args:
         folder: The folder of the run, in which skipped.jsonl lists the images; None keeps no list. Several
             sources may use it.
-        source: The source that the images belong to.
         max_broken_fraction: Fraction of broken images, in [0, 1], above which `record` raises.
     """
 

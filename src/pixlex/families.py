@@ -109,8 +109,6 @@ class Family:
     """What differs between families.
 
     Attributes:
-        run: its configuration.
-        model: its network.
         open: run and description, or data set of Python -> what is read.
         start: run -> the network as training begins.
         objective: network and run -> what is minimized.

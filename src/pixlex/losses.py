@@ -101,7 +101,6 @@ def entropy_regularization(
         z: Patch vectors in the space of the search.
         codebook: All K codewords in the same space.
         temperature: Divides the distances; above 0.
-        metric: Of the search.
         all_mean: Mean of a tensor over all processes, keeping gradients.
         block: Number of rows per block; each is recomputed in the backward pass.
     """
@@ -145,8 +144,6 @@ def masked_word_loss(
     Args:
         vectors: What the language model's head compares with word embeddings, hidden positions only.
         word_ids: The hidden words, in [0, V).
-        weight: Output matrix.
-        bias: Output bias.
         total: Divides the sum; None = the hidden words here. With several processes, those of the whole batch over
             the number of processes makes their mean exact.
         factors: Weight of each word; None = 1.

@@ -118,7 +118,6 @@ class ImageTokenizer:
 
     Args:
         model: is put into evaluation mode on `device`.
-        device: where to compute.
         precision: fp32, bf16, or auto for fp32.
         card: the model card, Markdown, that `save` and `push_to_hub` put beside the model.
         trained_on: descriptions of the data of all trainings, which `save` writes down again.
@@ -246,7 +245,6 @@ class ImageTokenizer:
 
         Args:
             codes: of one image or of several: integers in [0, K), whatever holds them (see `codes_of`); or words.
-            batch_size: images at a time, see `compute_rows`.
 
         Raises:
             ValueError: codes out of range, a wrong number of codes or words, an unknown word, no image.
@@ -449,7 +447,6 @@ class ImageTokenizer:
 
         Args:
             save_directory: made if missing.
-            push_to_hub: whether to upload it.
             repo_id: None for the directory's name.
             bits: of each weight of a matrix; 16 or 8 make a model of half or a quarter of the size. It is another
                 model: patches between two codewords change sides, some in a hundred with 8 bits where training
@@ -625,7 +622,6 @@ class Answer:
     """An answer to a question, or a class of a sentence.
 
     Attributes:
-        text: the answer.
         probability: among those that were ranked; 1 where it was written freely.
     """
 
@@ -638,7 +634,6 @@ class ImageReasoner:
 
     Args:
         model: is put into evaluation mode on `device`.
-        device: where to compute.
         precision: fp32, or bf16 for mixed precision; auto is fp32.
 
     Attributes:
@@ -678,7 +673,6 @@ class ImageReasoner:
             texts: questions, sentences or hypotheses.
             top_k: most answers returned for each.
             shortlist: answers of the list whose whole likelihood is computed.
-            batch_size: texts at a time.
 
         Raises:
             ValueError: another number of images than the texts need, a text without a word, a number below 1, and
@@ -721,7 +715,6 @@ class ImageReasoner:
 
         Args:
             images: those of the one text, as for `answer`.
-            text: a question, sentence or hypothesis.
             answer: None for the model's own.
             layer: of the fusion encoder, counted from 1; None for the one that localizes best.
 

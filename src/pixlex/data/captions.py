@@ -85,7 +85,6 @@ def open_pairs(description: str | Dataset, *, every_split: bool = False) -> Reco
     which half is drawn once and for all. Rows of one image share `image_of`.
 
     Args:
-        description: one set or several.
         every_split: take all images of a file with splits that names none.
 
     Raises:

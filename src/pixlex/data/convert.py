@@ -86,12 +86,9 @@ def convert_images(
     `OUT.skipped.jsonl` (key, reason).
 
     Args:
-        source: Images, or images with captions.
         out: The file; its folder is made if missing.
         image_size: If given, images are stored as JPEG of quality 90 whose short side has at most this many
             pixels; else their bytes are copied (pixels without a file as PNG).
-        overwrite: Replace the file.
-        progress: Show a bar with rate and time left.
 
     Raises:
         ValueError: It cannot be written so, or exists.

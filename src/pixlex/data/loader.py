@@ -99,7 +99,6 @@ class LoaderConfig:
         data: augmentation and shuffling, in training alone.
         seed: of order and augmentation, 0 or more.
         rank: number of this process, in [0, world_size).
-        world_size: number of processes.
     """
 
     image_size: int

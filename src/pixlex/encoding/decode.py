@@ -57,11 +57,8 @@ def decode_codes(
     in `.pixlex-decoded.json`.
 
     Args:
-        tokenizer: the model.
         codes: key and codes of each image, or a file of them, which is read twice (see `read_codes`).
         out: the folder; made if missing.
-        batch_size: images at a time.
-        progress: show a bar with rate and time left.
         overwrite: replace pictures of the same names.
 
     Raises:

@@ -28,7 +28,6 @@ class LabeledImages:
         indices: Position of each in its source.
         labels: Class of each, a position in `class_names`.
         digests: A hash of each image's stored bytes.
-        skipped: Images that could not be fetched.
         num_unlabeled: Images left out because their class is unknown.
     """
 

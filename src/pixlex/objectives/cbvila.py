@@ -72,9 +72,7 @@ class CBViLAObjective(Objective):
     weight 0 are not computed; without the pixel and masked-image terms nothing is quantized.
 
     Args:
-        model: the network.
         config: weights, mask ratios, codebook maintenance.
-        steps: length of the training.
         max_words: longest text, in words (tokens).
     """
 

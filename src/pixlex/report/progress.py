@@ -257,7 +257,6 @@ def codeword_gallery(
     images, those first to which the word is nearest.
 
     Args:
-        source: The images, perhaps with captions.
         indices: Where the images lie in their source.
         codes: Of each image, rows of its square grid first, or the nearest first.
         config: Of the model that encoded them.

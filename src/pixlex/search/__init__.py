@@ -216,7 +216,6 @@ class ImageIndex:
                 refused, because what it does not list would be dropped.
             batch_size: images at a time, see `compute_rows`.
             max_broken_fraction: fraction of images that cannot be read, in [0, 1], above which the pass stops.
-            progress: show a bar with rate and time left.
 
         Raises:
             ValueError: another source, a number out of range, or another process is writing the index.
@@ -305,7 +304,6 @@ class ImageIndex:
         """Return an image of the index as it is in its source, RGB.
 
         Args:
-            key: of the image.
             digest: SHA-256 of what is expected; None takes what is there now.
 
         Raises:

@@ -32,10 +32,7 @@ class RunLog:
     Every process has one; the first one writes, the mean over all of them.
 
     Args:
-        folder: the run folder.
         first_step: steps finished.
-        config: length and batch size.
-        device: where training computes.
         settings: the whole configuration, for the trackers that show it.
         on_log: called with each line, on the first process.
 
@@ -94,10 +91,8 @@ class Tracker:
     """Writes numbers by step; after a resume it goes on behind the checkpoint.
 
     Args:
-        folder: the run folder.
         first_step: steps finished; lines of later steps, from work that is lost, are dropped.
         config: shown beside the numbers by Weights & Biases.
-        wandb: log there as well.
     """
 
     def __init__(

@@ -55,8 +55,6 @@ class Parallel:
         config: device, precision, optimizer, and which of the above.
 
     Attributes:
-        objective: the one that is trained.
-        optimizer: over its parameters.
         device: this process's own.
         processes: those that share each batch.
 
@@ -282,7 +280,6 @@ def prepare_layers(
             too: gradients pass through them.
         compiles: by `torch.compile`, at the first call of each form.
         checkpoints: whether layers are recomputed.
-        backend: of `torch.compile`.
 
     Returns:
         The number of layers.
