@@ -369,13 +369,10 @@ def _trained_on(run: Run, folder: Path, *, begun: bool) -> list[str]:
 
 
 def quickstart(folder: Path, *, resume: bool = False, overrides: Sequence[str] = ()) -> Path | None:
-    """Train the tiny recipe on photographs that come with a dependency, and leave a page to look at.
+    """Train the tiny recipe on photographs that come with a dependency; return a page, None when interrupted.
 
     Args:
         overrides: settings of the run, `key=value`.
-
-    Returns:
-        The page; None when interrupted.
     """
     run = read_run("lqae/tiny", overrides)
     model = run_training(run, folder, resume=resume)

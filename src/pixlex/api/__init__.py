@@ -325,11 +325,10 @@ class ImageTokenizer:
         """Return the probability of each class for each image, by its name (Radford et al. 2021, section 3.1).
 
         Args:
-            images: as in `tokenize`.
+            images, batch_size: as in `tokenize`.
             names: of the classes, in the order of the columns.
             templates: one or several texts with a place for the name, such as "a photo of a {}"; a class has the
                 mean of its vectors.
-            batch_size: images at a time, see `compute_rows`.
 
         Raises:
             ValueError: a template without a place for the name, or none; otherwise as `similarity`.
@@ -409,11 +408,10 @@ class ImageTokenizer:
         """Return one vector for each image: the mean over its patches.
 
         Args:
-            images: as in `tokenize`.
+            images, batch_size: as in `tokenize`.
             layer: of LQAE, the hidden states to average, nothing masked: those of the language model's last
                 layer, or of its embedding layer and every layer, one mean after the other. Others have their
                 codewords alone, "last".
-            batch_size: images at a time, see `compute_rows`.
 
         Raises:
             ValueError: an unknown layer; otherwise as `tokenize`.
@@ -671,7 +669,6 @@ class ImageReasoner:
                 `num_images` images of a text follow each other, or stand in a list of their own. Where there are
                 as many as one text needs, all texts are about them.
             texts: questions, sentences or hypotheses.
-            top_k: most answers returned for each.
             shortlist: answers of the list whose whole likelihood is computed.
 
         Raises:

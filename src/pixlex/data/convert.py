@@ -258,14 +258,12 @@ class DataReport:
     """What a source of images holds.
 
     Attributes:
-        identity: Fingerprint of its listing.
         num_images: Images listed, readable or not; all other numbers are of the readable ones.
         width: Of upright images; None if none is readable; height as well.
         formats: Format -> images; "array" for pixels without a file.
         modes: Pixel layout as stored, such as "RGB" or "CMYK" -> images.
         duplicate_keys: Keys that occur more than once -> how often.
         ignored: Files beside the images that are not looked at.
-        empty_folders: Class folders without images.
     """
 
     name: str

@@ -232,7 +232,6 @@ class Frozen(ImageModel):
 
     Args:
         config: Shapes of the encoder, and how many embeddings an image becomes.
-        language: The frozen causal language model.
 
     Raises:
         ValueError: The language model cannot read as many embeddings as an image becomes, and a word.

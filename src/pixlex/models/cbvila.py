@@ -92,7 +92,6 @@ class CBViLA(TextModel, CodeModel, JointModel):
 
     Attributes:
         image_encoder: All patches, or the visible ones, to vectors.
-        text_encoder: Words to vectors.
         fusion: Reads one side, looks at the other; equations 3 to 6 share it.
         log_scale: Logarithm of what similarities are multiplied by, 1 over the temperature.
     """

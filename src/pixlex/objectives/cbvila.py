@@ -332,7 +332,6 @@ class StepRandom:
     """The random numbers of a step for this process's pairs; the same for any number of processes.
 
     Attributes:
-        patches: which patches are visible.
         words: which words are masked, and by what; on the CPU.
         negatives: uniform in [0, 1): the negative text of each image, the negative image of each text.
         noise_seeds: seed of the Gumbel noise of each image.

@@ -56,10 +56,7 @@ def read_log(path: Path) -> dict[str, Curve]:
     """Read the curves of a log, `metrics.jsonl`: one JSON object a line, with "step" and numbers by name.
 
     A line that is not what was written (the last one of a killed run, say) is passed over, and so is what is not
-    a finite number. Where a step occurs twice, after a resumed run, the later line counts.
-
-    Returns:
-        Steps in ascending order and values, for each name.
+    a finite number. Where a step occurs twice, after a resumed run, the later line counts. Steps are ascending.
     """
     found: dict[str, dict[float, float]] = {}
     if not path.is_file():

@@ -193,7 +193,6 @@ def model_card(
     Args:
         run_config: The resolved configuration of the run, of plain values.
         numbers: Measures by their names in the log.
-        commands: What was typed to train and to measure, exactly.
         language: Name and fingerprint of the language model or of the vocabulary, where there is one.
     """
     words = yaml.safe_load(files("pixlex.report").joinpath("card.yaml").read_text(encoding="utf-8"))

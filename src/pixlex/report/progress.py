@@ -259,7 +259,6 @@ def codeword_gallery(
     Args:
         indices: Where the images lie in their source.
         codes: Of each image, rows of its square grid first, or the nearest first.
-        config: Of the model that encoded them.
         seed: Of the draw of codewords and patches.
         names: The word of each code, where words belong to no place.
     """

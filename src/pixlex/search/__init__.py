@@ -102,7 +102,6 @@ class ImageIndex:
 
     Args:
         path: of the index, a folder or a URL.
-        model: that model, where it computes.
     """
 
     def __init__(self, path: str, model: CBViLA) -> None:
@@ -357,12 +356,7 @@ class ImageIndex:
     def _matching_logits(
         self, text: Float[Tensor, "T D"], candidates: Sequence[Entry]
     ) -> tuple[list[float | None], tuple[Skipped, ...]]:
-        """Return the logit of "belongs" of a text and each candidate, as `pixlex.eval.retrieval` ranks by.
-
-        Args:
-            text: the words of the query after the text encoder, without padding.
-            candidates: whose images are read again; None stands for those that cannot be, which follow.
-        """
+        """Return the logit of "belongs" of an encoded text and each candidate, None where its image is skipped."""
         model = self.model
         logits: list[float | None] = [None] * len(candidates)
         skipped: list[Skipped] = []

@@ -270,7 +270,7 @@ def local_batch_size(config: TrainConfig) -> int:
 def prepare_layers(
     model: nn.Module, *, compiles: bool = False, checkpoints: bool = False, backend: str = "inductor"
 ) -> int:
-    """Let every transformer layer of a model be compiled, or recomputed for its gradients; neither puts it back.
+    """Let every transformer layer of a model be compiled, or recomputed for its gradients; return their number.
 
     A recomputed layer keeps its input alone (Chen et al. 2016): the same numbers in less memory. What lies between
     layers is not compiled: search, masks and losses change shape with what they are given.
@@ -279,10 +279,7 @@ def prepare_layers(
         model: changed in place; names of parameters stay. Layers of a frozen language model that it holds count
             too: gradients pass through them.
         compiles: by `torch.compile`, at the first call of each form.
-        checkpoints: whether layers are recomputed.
-
-    Returns:
-        The number of layers.
+        checkpoints: whether layers are recomputed; neither puts it back.
     """
     layers = transformer_layers(model)
     if compiles:
