@@ -303,7 +303,6 @@ def _caption_column(name: str, columns: Sequence[str], described: SetDescription
 
 
 def _image_folder(path: Path, described: SetDescription) -> Path:
-    """Return the folder that paths are relative to."""
     folder = Path(described.options.get("images", path.parent)).expanduser()
     if not os.path.isdir(folder):
         raise ValueError(f"{path}: the folder of images {folder} does not exist")

@@ -142,7 +142,6 @@ def convert_images(
 
 
 def _check(source: ImageSource, out: Path, image_size: int | None, overwrite: bool) -> None:
-    """Raise `ValueError` for what cannot be done."""
     suffix = out.suffix.lower()
     if suffix not in _WRITERS:
         raise ValueError(f"the file must end in .parquet, .tar or .jsonl, got {out}")

@@ -167,7 +167,6 @@ def survey(
 
 
 def _digest(record: ImageRecord) -> bytes:
-    """Return a hash of an image as it is stored."""
     if isinstance(record.data, bytes):
         return hashlib.blake2b(record.data, digest_size=16).digest()
     pixels = np.ascontiguousarray(record.data)

@@ -169,7 +169,6 @@ class MAE(ImageModel):
 
 
 def _config_of(found: Any, name: str) -> MAEConfig:
-    """Return our configuration of transformers' network."""
     from pixlex.config.lqae import MAEConfig, VisionConfig
 
     if found.hidden_act not in ("gelu", "gelu_pytorch_tanh"):

@@ -427,5 +427,4 @@ class ClassPatchHead(nn.Module):
 
 
 def _bridge(before: int, after: int) -> nn.Module:
-    """Return a linear map where widths differ."""
     return bridge(before, after).apply(initializer(before))

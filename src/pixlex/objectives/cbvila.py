@@ -316,7 +316,6 @@ class CBViLAObjective(Objective):
         return self.model.config.codebook.estimator == "gumbel" and phase != ENCODERS
 
     def _temperature(self, step: Step) -> float:
-        """Return the temperature of the Gumbel-softmax at a step."""
         config = self.config
         progress = min(1.0, step.number / max(1, self.steps - 1))
         return float(config.temperature_start ** (1 - progress) * config.temperature_end**progress)

@@ -105,7 +105,6 @@ def fit(
 
 
 def _take_step(parallel: Parallel, batch: ImageBatch, phase: Phase, number: int) -> _StepNumbers:
-    """Take one optimizer step; return its numbers."""
     seed = parallel.config.seed
     step = Step(number, torch.Generator().manual_seed(_mix(seed, number)))
     torch.manual_seed(_mix(seed, number, parallel.processes.rank + 1))

@@ -344,7 +344,6 @@ def _sharded_copy(objective: Objective, device: torch.device) -> Objective:
 
 
 def _sharded(objective: nn.Module) -> set[str]:
-    """Return the names of the sharded parameters."""
     return {name for name, one in objective.named_parameters() if isinstance(one, DTensor)}
 
 

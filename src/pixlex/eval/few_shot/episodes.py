@@ -274,7 +274,6 @@ def _usable(images: ImageSource, setting: Setting, most_shots: int) -> list[_Cla
 
 
 def _classes(images: ImageSource) -> list[_Class]:
-    """Return the classes of a source, in the order of their labels."""
     labels = getattr(images, "labels", None)
     if isinstance(labels, Labels):
         indices = labels.indices.tolist()
