@@ -121,6 +121,13 @@ class LoaderConfig:
             )
 
 
+def loading(config: Any, batch_size: int, **more: Any) -> LoaderConfig:
+    """Return how images become batches for a model of this configuration; `more` as for `LoaderConfig`."""
+    return LoaderConfig(
+        image_size=config.image_size, resize_mode=config.resize_mode, batch_size=batch_size, **more
+    )
+
+
 class Loader(Generic[Batch]):
     """Batches of `Images`, `Pairs` or `Questions`.
 
