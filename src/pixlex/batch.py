@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pixlex.files import Damaged, sealed, unsealed
+from pixlex.files import sealed, sealed_lines
 
 if TYPE_CHECKING:
     from pixlex.data.sources import ImageSource
@@ -83,7 +83,6 @@ class ImageTextBatch(ImageBatch):
     """Images, each with a text.
 
     Attributes:
-        texts: one for each image.
         image_ids: equal where images are the same one, in a source that lists it more than once, or of one name.
         word_ids: the texts as a language model reads them; anything where padded.
         key_padding: True = padding.
@@ -102,8 +101,7 @@ class ReasoningBatch(ImageBatch):
     Attributes:
         items: the position of each item in its source.
         texts: questions, statements or hypotheses, one for each item.
-        word_ids: the texts as a language model reads them; anything where padded.
-        key_padding: True = padding.
+        word_ids, key_padding: as in `ImageTextBatch`.
         answers: of each item, as people gave them; empty where unknown.
         targets: the distinct answers of each item with their weights in training.
         image_index: of each item, which of the batch's groups of images it speaks of, counted from 0; None where
@@ -131,7 +129,6 @@ class BrokenImages:
     Args:
         folder: The folder of the run, in which skipped.jsonl lists the images; None keeps no list. Several
             sources may use it.
-        source: The source that the images belong to.
         max_broken_fraction: Fraction of broken images, in [0, 1], above which `record` raises.
     """
 
@@ -190,13 +187,4 @@ class BrokenImages:
 
 
 def _listed_keys(path: Path, source: str) -> set[str]:
-    """Return the keys of a source that a file lists already, leaving out lines cut off by a kill, or damaged."""
-    keys = set()
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            entry = unsealed(line)
-        except Damaged:
-            continue
-        if entry.get("source") == source:
-            keys.add(str(entry.get("key")))
-    return keys
+    return {str(entry.get("key")) for entry in sealed_lines(path) if entry.get("source") == source}

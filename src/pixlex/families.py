@@ -18,7 +18,7 @@ from pixlex.config.run import Run
 from pixlex.data.captions import assignment_items, open_pairs
 from pixlex.data.given import Dataset
 from pixlex.data.images import open_source
-from pixlex.data.loader import Images, Loader, LoaderConfig
+from pixlex.data.loader import Images, Loader, loading
 from pixlex.data.questions import open_items as open_listed
 from pixlex.data.records import Pairs, Questions, Records
 from pixlex.data.sources import ImageSource
@@ -101,7 +101,8 @@ class Validation:
         """Return this process's part of what is measured, each once."""
         run = self.run
         rows = FAMILIES[run.family].rows(run, self.objective.model, self.source, False)
-        return Loader(rows, _loading(run, batch_size=run.eval.batch_size)).evaluation(run.eval.limit or None)
+        settings = loading(run.model, run.eval.batch_size, workers=run.data.workers)
+        return Loader(rows, settings).evaluation(run.eval.limit or None)
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,6 @@ class Family:
     """What differs between families.
 
     Attributes:
-        run: its configuration.
-        model: its network.
         open: run and description, or data set of Python -> what is read.
         start: run -> the network as training begins.
         objective: network and run -> what is minimized.
@@ -137,15 +136,9 @@ class Family:
 
 def training_batches(run: Run, model: Any, source: Source) -> Callable[[int], Iterator[ImageBatch]]:
     """Return what yields this process's part of each batch, from a step on."""
-    settings = _loading(run, batch_size=run.train.batch_size, data=run.data, seed=run.train.seed)
+    train, data = run.train, run.data
+    settings = loading(run.model, train.batch_size, workers=data.workers, data=data, seed=train.seed)
     return Loader(FAMILIES[run.family].rows(run, model, source, True), settings).training
-
-
-def _loading(run: Run, **settings: Any) -> LoaderConfig:
-    model = run.model
-    return LoaderConfig(
-        image_size=model.image_size, resize_mode=model.resize_mode, workers=run.data.workers, **settings
-    )
 
 
 def images_of(source: Source) -> ImageSource:

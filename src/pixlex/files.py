@@ -324,6 +324,13 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, _NUMBERS.sub(lambda found: " ".join(found[0].split()), text) + "\n")
 
 
+def sealed_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file with one a line; a line that a kill cut off, or that is damaged, is left out."""
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        if (entry := _entry(line)) is not None:
+            yield entry
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return what `write_json` wrote; `Damaged` with the file's name, or an `OSError`, where it cannot."""
     try:

@@ -101,7 +101,6 @@ def entropy_regularization(
         z: Patch vectors in the space of the search.
         codebook: All K codewords in the same space.
         temperature: Divides the distances; above 0.
-        metric: Of the search.
         all_mean: Mean of a tensor over all processes, keeping gradients.
         block: Number of rows per block; each is recomputed in the backward pass.
     """
@@ -135,7 +134,7 @@ def masked_word_loss(
     factors: Float[Tensor, " M"] | None = None,
     block: int = 512,
 ) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy of hidden words in nats, -log p(z | z_m) (LQAE, equation 2).
+    """Return the mean cross-entropy of hidden words in nats, -log p(z | z_m) (LQAE, equation 2); 0 without any.
 
     The paper prints `+ alpha log p`, which would maximize surprise. Logits exist once, for a block of positions
     at a time: their gradients are made in the forward pass and wait in the size of vectors and weights. Under
@@ -145,15 +144,10 @@ def masked_word_loss(
     Args:
         vectors: What the language model's head compares with word embeddings, hidden positions only.
         word_ids: The hidden words, in [0, V).
-        weight: Output matrix.
-        bias: Output bias.
         total: Divides the sum; None = the hidden words here. With several processes, those of the whole batch over
             the number of processes makes their mean exact.
         factors: Weight of each word; None = 1.
         block: Positions whose logits exist at the same time.
-
-    Returns:
-        The loss; 0 where nothing is hidden.
     """
     total = len(word_ids) if total is None else total
     # Nothing hidden: a sum of nothing over one.
@@ -321,15 +315,12 @@ def hard_negatives(
     """Return for each row one column that is not the same, more similar ones more often, by its number.
 
     Drawn from softmax(similarity) plus 1e-4 (CB-ViLA, section III-C: "based on the contrastive similarity
-    distribution"), evenly where similarities are not finite.
+    distribution"), evenly where similarities are not finite; -1 for a row all of whose columns are the same.
 
     Args:
         similarity: Over the temperature.
         same: True where a column may not be drawn.
         chance: Uniform in [0, 1), one draw for each row.
-
-    Returns:
-        Column numbers; -1 for a row all of whose columns are the same.
     """
     weights = F.softmax(similarity.float(), dim=1) + 1e-4
     weights = torch.where(weights.isfinite().all(1, keepdim=True), weights, torch.ones_like(weights))

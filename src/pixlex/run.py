@@ -72,7 +72,6 @@ def train(
         train: what to train on: a sized data set of images, or of images with captions where the recipe is one of
             CB-ViLA or Frozen (see `pixlex.data.given.Dataset`), or a description; None for the recipe's.
         validation: what to measure, likewise; None for the recipe's, of which a data set in `train` has none.
-        out: the run folder.
         resume: go on from the newest checkpoint in the folder, if there is one; the data have to be the same.
         on_log: called with the finished steps and what is logged, by name.
         settings: of the run, such as `train.steps`; a mapping for several of a part: `train={...}` is the data's
@@ -106,7 +105,6 @@ def train(
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield settings by their dotted names."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{before}{name}.")
@@ -125,7 +123,6 @@ def run_training(
     """Train what a run describes and leave weights, numbers and pictures in its folder.
 
     Args:
-        run: the full configuration.
         folder: the run folder; made if missing.
         resume: go on from the newest checkpoint in the folder.
         sets: `train` or `validation` -> a data set of Python, in place of the described one.
@@ -371,15 +368,10 @@ def _trained_on(run: Run, folder: Path, *, begun: bool) -> list[str]:
 
 
 def quickstart(folder: Path, *, resume: bool = False, overrides: Sequence[str] = ()) -> Path | None:
-    """Train the tiny recipe on photographs that come with a dependency, and leave a page to look at.
+    """Train the tiny recipe on photographs that come with a dependency; return a page, None when interrupted.
 
     Args:
-        folder: the run folder.
-        resume: go on after an interrupt.
         overrides: settings of the run, `key=value`.
-
-    Returns:
-        The page; None when interrupted.
     """
     run = read_run("lqae/tiny", overrides)
     model = run_training(run, folder, resume=resume)

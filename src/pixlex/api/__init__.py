@@ -118,7 +118,6 @@ class ImageTokenizer:
 
     Args:
         model: is put into evaluation mode on `device`.
-        device: where to compute.
         precision: fp32, bf16, or auto for fp32.
         card: the model card, Markdown, that `save` and `push_to_hub` put beside the model.
         trained_on: descriptions of the data of all trainings, which `save` writes down again.
@@ -246,7 +245,6 @@ class ImageTokenizer:
 
         Args:
             codes: of one image or of several: integers in [0, K), whatever holds them (see `codes_of`); or words.
-            batch_size: images at a time, see `compute_rows`.
 
         Raises:
             ValueError: codes out of range, a wrong number of codes or words, an unknown word, no image.
@@ -327,11 +325,10 @@ class ImageTokenizer:
         """Return the probability of each class for each image, by its name (Radford et al. 2021, section 3.1).
 
         Args:
-            images: as in `tokenize`.
+            images, batch_size: as in `tokenize`.
             names: of the classes, in the order of the columns.
             templates: one or several texts with a place for the name, such as "a photo of a {}"; a class has the
                 mean of its vectors.
-            batch_size: images at a time, see `compute_rows`.
 
         Raises:
             ValueError: a template without a place for the name, or none; otherwise as `similarity`.
@@ -411,11 +408,10 @@ class ImageTokenizer:
         """Return one vector for each image: the mean over its patches.
 
         Args:
-            images: as in `tokenize`.
+            images, batch_size: as in `tokenize`.
             layer: of LQAE, the hidden states to average, nothing masked: those of the language model's last
                 layer, or of its embedding layer and every layer, one mean after the other. Others have their
                 codewords alone, "last".
-            batch_size: images at a time, see `compute_rows`.
 
         Raises:
             ValueError: an unknown layer; otherwise as `tokenize`.
@@ -449,7 +445,6 @@ class ImageTokenizer:
 
         Args:
             save_directory: made if missing.
-            push_to_hub: whether to upload it.
             repo_id: None for the directory's name.
             bits: of each weight of a matrix; 16 or 8 make a model of half or a quarter of the size. It is another
                 model: patches between two codewords change sides, some in a hundred with 8 bits where training
@@ -625,7 +620,6 @@ class Answer:
     """An answer to a question, or a class of a sentence.
 
     Attributes:
-        text: the answer.
         probability: among those that were ranked; 1 where it was written freely.
     """
 
@@ -638,7 +632,6 @@ class ImageReasoner:
 
     Args:
         model: is put into evaluation mode on `device`.
-        device: where to compute.
         precision: fp32, or bf16 for mixed precision; auto is fp32.
 
     Attributes:
@@ -676,9 +669,7 @@ class ImageReasoner:
                 `num_images` images of a text follow each other, or stand in a list of their own. Where there are
                 as many as one text needs, all texts are about them.
             texts: questions, sentences or hypotheses.
-            top_k: most answers returned for each.
             shortlist: answers of the list whose whole likelihood is computed.
-            batch_size: texts at a time.
 
         Raises:
             ValueError: another number of images than the texts need, a text without a word, a number below 1, and
@@ -721,7 +712,6 @@ class ImageReasoner:
 
         Args:
             images: those of the one text, as for `answer`.
-            text: a question, sentence or hypothesis.
             answer: None for the model's own.
             layer: of the fusion encoder, counted from 1; None for the one that localizes best.
 

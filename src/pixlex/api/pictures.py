@@ -121,7 +121,6 @@ def codes_of(codes: Codes, num_codes: int, num_codewords: int) -> Int[Tensor, "B
 
 
 def _integers(codes: Any) -> np.ndarray:
-    """Return integers as one array."""
     if hasattr(codes, "to_pylist"):  # a column of pyarrow
         codes = codes.to_pylist()
     codes = array_of(codes)

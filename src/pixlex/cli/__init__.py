@@ -90,13 +90,10 @@ _SEVERAL = ("overrides", "paths", "words")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command; return the exit code.
 
     Args:
         arguments: what follows `pixlex` on the command line; None takes them from there.
-
-    Returns:
-        The exit code.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given or os.environ.get("PIXLEX_DEBUG", "") not in ("", "0")
@@ -195,15 +192,11 @@ def _run(command: cli.Command, options: cli.Options) -> int | None:
 
     distributed.initialize()
     try:
-        return command.run(options if distributed.is_first() else _silent(options))
+        assert isinstance(options, cli.MachineOptions)
+        # The others leave talking to the first one.
+        return command.run(options if distributed.is_first() else replace(options, quiet=True))
     finally:
         distributed.shutdown()
-
-
-def _silent(options: cli.Options) -> cli.Options:
-    """Return the options of a process that leaves talking to the first one."""
-    assert isinstance(options, cli.MachineOptions)
-    return replace(options, quiet=True)
 
 
 def _show(

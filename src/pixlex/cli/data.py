@@ -144,7 +144,6 @@ def convert(options: ConvertOptions) -> None:
 
 
 def _pairs_or_images(description: str, *, every_split: bool) -> ImageSource | Records:
-    """Open images with their captions, or without where they have none."""
     from pixlex.data.captions import open_pairs
     from pixlex.data.images import open_source
     from pixlex.data.records import NoCaptions
@@ -176,7 +175,6 @@ def _fields(subject: str) -> list[dict[str, Any]]:
 
 
 def _first_sentence(recipe: str) -> str:
-    """Return the sentence at the top of a recipe."""
     from pixlex.config.run import find_recipe
 
     lines = find_recipe(recipe).read_text(encoding="utf-8").splitlines()

@@ -163,7 +163,6 @@ def reconstruct(options: ReconstructOptions) -> None:
     words = None
     if model.vocabulary is not None:
         words = [[model.vocabulary.words[code] for code in row] for row in codes.tolist()]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     reconstruction_grid(originals, tokenizer.decode(codes), words, tokenizer.grid, options.out)
     skipped = [one for batch in batches for one in batch.skipped]
     keys = [key for batch in batches for key in batch.keys]
@@ -203,7 +202,6 @@ def _open_paths(paths: Sequence[str]) -> ImageSource:
 
 
 def _check_encoding(options: EncodeOptions) -> None:
-    """Refuse options that do not go together."""
     if options.to == "parquet" and options.out is None:
         raise ValueError("parquet cannot be printed: name a file with --out")
     if options.to == "codes" and options.word_file is not None:

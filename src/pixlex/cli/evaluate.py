@@ -461,7 +461,6 @@ def _open_pairs(options: PairOptions) -> Records:
 
 
 def _pass_of(options: MeasureOptions, total: int, save_examples: int = 8) -> Pass:
-    """Return how a measure goes through `total` images or items."""
     from pixlex.eval.evaluate import Pass
 
     return Pass(
@@ -521,7 +520,6 @@ def _versions(
 
 
 def _notes(rows: Sequence[ProbeRow]) -> Iterator[str]:
-    """Yield what is to be known of the table."""
     if any(row.result.repeats > 1 for row in rows):
         yield (
             "repeated columns add parameters, not information: under an L2 penalty r copies act as one column "

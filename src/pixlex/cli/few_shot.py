@@ -239,8 +239,8 @@ def _large_models(options: FewShotOptions) -> Sequence[Callable[[], LanguageClie
 
 
 def _episodes(options: FewShotOptions) -> tuple[ImageSource, list[EpisodeSet]]:
-    """Draw, load or read the episodes."""
-    from pixlex.eval.few_shot.episodes import load_episodes, read_open_ended, sample_episodes
+    from pixlex.data.images import open_source
+    from pixlex.eval.few_shot.episodes import load_episodes, read_open_ended, sample_episodes, with_support
 
     settings = [
         setting_of(column, ways, options.names)
@@ -255,7 +255,9 @@ def _episodes(options: FewShotOptions) -> tuple[ImageSource, list[EpisodeSet]]:
         return read_open_ended(options.open_ended, settings, task=options.task, limit=options.episodes)
     if options.data is None:
         raise ValueError("expected --data with labeled images, or --open-ended with published episodes")
-    images, place = _images(options.data, options.support), options.episode_files
+    images, place = open_source(options.data), options.episode_files
+    if options.support is not None:
+        images = with_support(images, open_source(options.support))
     if place is None:
         most = max(one.shots for one in settings)
         draw = partial(sample_episodes, images, count=options.episodes, seed=options.seed, most_shots=most)
@@ -268,13 +270,6 @@ def _episodes(options: FewShotOptions) -> tuple[ImageSource, list[EpisodeSet]]:
     last = len(order)
     sets.sort(key=lambda one: (one.setting.ways, one.setting.shots > 0, order.get(one.setting.column, last)))
     return images, sets
-
-
-def _images(data: str, support: str | None) -> ImageSource:
-    from pixlex.data.images import open_source
-    from pixlex.eval.few_shot.episodes import with_support
-
-    return open_source(data) if support is None else with_support(open_source(data), open_source(support))
 
 
 def _remark_left_out(

@@ -121,7 +121,6 @@ def _picture(text: str) -> Path:
 
 
 def _number(kind: Callable[[str], _N], least: float, most: float, expected: str, text: str) -> _N:
-    """Return a number in [least, most]."""
     with suppress(ValueError):
         if least <= (number := kind(text)) <= most:
             return number
@@ -295,7 +294,6 @@ def _group_of(options: type[Options], name: str) -> str:
 
 
 def _add_option(parser: Any, one: Field[Any], kind: Any) -> None:
-    """Add an option to a parser or to a group of it."""
     told = dict(one.metadata["option"])
     earlier = told.pop("earlier", None)
     settings = _read_as(kind)
@@ -426,12 +424,9 @@ def objective_of(name: str) -> CBViLAObjectiveConfig:
 
 def batches_of(rows: Any, config: Any, batch_size: int, limit: int | None) -> Iterator[Any]:
     """Return what a model of this configuration is given of images, pairs or questions, in order."""
-    from pixlex.data.loader import Loader, LoaderConfig
+    from pixlex.data.loader import Loader, loading
 
-    settings = LoaderConfig(
-        image_size=config.image_size, resize_mode=config.resize_mode, batch_size=batch_size
-    )
-    return iter(Loader(rows, settings).evaluation(limit))
+    return iter(Loader(rows, loading(config, batch_size)).evaluation(limit))
 
 
 def captioned(paths: Sequence[str]) -> Records | None:
@@ -450,12 +445,10 @@ def captioned(paths: Sequence[str]) -> Records | None:
 
 def first_images(model: Any, source: ImageSource) -> Tensor:
     """Return the images that an untrained model's statistics are measured on, the same in every process."""
-    from pixlex.data.loader import Images, Loader, LoaderConfig
+    from pixlex.data.loader import Images, Loader, loading
 
-    config, count = model.config, model.num_measured
-    settings = LoaderConfig(
-        image_size=config.image_size, resize_mode=config.resize_mode, batch_size=count, rank=0, world_size=1
-    )
+    count = model.num_measured
+    settings = loading(model.config, count, rank=0, world_size=1)
     images: Tensor = next(Loader(Images(source), settings).evaluation(count)).images
     return images
 

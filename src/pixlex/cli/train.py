@@ -292,7 +292,6 @@ def ablate(options: AblateOptions) -> int | None:
 
 
 def _retrieval_measure(options: AblateOptions, run: Any, description: str) -> Measure:
-    """Return what is measured on every row of CB-ViLA."""
     from pixlex.ablations import retrieval_measure
     from pixlex.data.captions import open_pairs
     from pixlex.eval.published import longest_caption

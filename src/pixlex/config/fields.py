@@ -82,7 +82,6 @@ class Config:
 
 @cache
 def _choices(kind: type[Any]) -> dict[str, tuple[str, ...]]:
-    """Return the choices of each field that has some."""
     hints = get_type_hints(kind)
     return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
 

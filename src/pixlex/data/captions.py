@@ -85,7 +85,6 @@ def open_pairs(description: str | Dataset, *, every_split: bool = False) -> Reco
     which half is drawn once and for all. Rows of one image share `image_of`.
 
     Args:
-        description: one set or several.
         every_split: take all images of a file with splits that names none.
 
     Raises:
@@ -304,7 +303,6 @@ def _caption_column(name: str, columns: Sequence[str], described: SetDescription
 
 
 def _image_folder(path: Path, described: SetDescription) -> Path:
-    """Return the folder that paths are relative to."""
     folder = Path(described.options.get("images", path.parent)).expanduser()
     if not os.path.isdir(folder):
         raise ValueError(f"{path}: the folder of images {folder} does not exist")

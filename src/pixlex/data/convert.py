@@ -86,12 +86,9 @@ def convert_images(
     `OUT.skipped.jsonl` (key, reason).
 
     Args:
-        source: Images, or images with captions.
         out: The file; its folder is made if missing.
         image_size: If given, images are stored as JPEG of quality 90 whose short side has at most this many
             pixels; else their bytes are copied (pixels without a file as PNG).
-        overwrite: Replace the file.
-        progress: Show a bar with rate and time left.
 
     Raises:
         ValueError: It cannot be written so, or exists.
@@ -145,7 +142,6 @@ def convert_images(
 
 
 def _check(source: ImageSource, out: Path, image_size: int | None, overwrite: bool) -> None:
-    """Raise `ValueError` for what cannot be done."""
     suffix = out.suffix.lower()
     if suffix not in _WRITERS:
         raise ValueError(f"the file must end in .parquet, .tar or .jsonl, got {out}")
@@ -261,14 +257,12 @@ class DataReport:
     """What a source of images holds.
 
     Attributes:
-        identity: Fingerprint of its listing.
         num_images: Images listed, readable or not; all other numbers are of the readable ones.
         width: Of upright images; None if none is readable; height as well.
         formats: Format -> images; "array" for pixels without a file.
         modes: Pixel layout as stored, such as "RGB" or "CMYK" -> images.
         duplicate_keys: Keys that occur more than once -> how often.
         ignored: Files beside the images that are not looked at.
-        empty_folders: Class folders without images.
     """
 
     name: str

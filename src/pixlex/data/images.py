@@ -423,7 +423,6 @@ def photograph(name: str) -> UInt8[np.ndarray, "H W 3"]:
 
 @cache
 def _digits() -> tuple[UInt8[np.ndarray, "images 8 8"], np.ndarray]:
-    """Return all digits and their labels."""
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as fault:

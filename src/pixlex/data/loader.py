@@ -99,7 +99,6 @@ class LoaderConfig:
         data: augmentation and shuffling, in training alone.
         seed: of order and augmentation, 0 or more.
         rank: number of this process, in [0, world_size).
-        world_size: number of processes.
     """
 
     image_size: int
@@ -120,6 +119,13 @@ class LoaderConfig:
             raise ValueError(
                 f"rank must lie in [0, world_size), got rank {self.rank} and world_size {self.world_size}"
             )
+
+
+def loading(config: Any, batch_size: int, **more: Any) -> LoaderConfig:
+    """Return how images become batches for a model of this configuration; `more` as for `LoaderConfig`."""
+    return LoaderConfig(
+        image_size=config.image_size, resize_mode=config.resize_mode, batch_size=batch_size, **more
+    )
 
 
 class Loader(Generic[Batch]):

@@ -105,8 +105,6 @@ def open_items(description: str, task: ListedTask, *, clean: bool = True, max_wo
     "entailment", "neutral" or "contradiction"; text premises of hypotheses are never read.
 
     Args:
-        description: one set or several.
-        task: what the texts are.
         clean: write texts as `clean_question` (vqa) or `clean_caption` do.
         max_words: most words kept of a text when cleaned, 1 or more; ALBEF tests questions with 50.
 

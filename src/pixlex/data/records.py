@@ -67,7 +67,6 @@ class Records:
         name: the description that opens them.
         images: those of the first record, then those of the second, and so on.
         texts: of each record: captions, or one question, statement or hypothesis.
-        num_images: images of each record.
         answers: of each record, as given, repeats included; empty where unknown. Captions have none.
         ids: the data set's own names, or none.
         scales: what the weights of a record's answers add up to in training; ALBEF counts a question of Visual
@@ -129,9 +128,7 @@ class Records:
         """Return the caption of an image in an epoch, drawn from (seed, epoch, row).
 
         Args:
-            row: of the image.
             epoch: counted from 0.
-            seed: of the run.
             first_rate: how often it is the first one, whole; else any of all.
             stretch: at most so many words in a row are taken of any other; 0 for all.
         """

@@ -174,8 +174,6 @@ def _decoded(text: bytes | None) -> Any:
 def _indexed(
     name: str, paths: Sequence[AnyPath], names: Sequence[str], captioned: bool
 ) -> list[tuple[Shard, pa.Table]]:
-    """Return the shards and what each holds."""
-
     def index(number: int) -> tuple[Shard, pa.Table]:
         path = paths[number]
         shard = CachedFile(path, path.state()) if isinstance(path, RemotePath) else path
@@ -334,7 +332,6 @@ def prefetching(
 
 
 def _remote_shard(source: ImageSource, index: int) -> CachedFile | None:
-    """Return the remote shard of an image, if there is one."""
     part, row = place_of(source, index)
     shard = part.shard_of(row) if isinstance(part, TarSource) else None
     return shard if isinstance(shard, CachedFile) else None

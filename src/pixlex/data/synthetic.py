@@ -289,7 +289,6 @@ def _nouns(level: Level, generator: np.random.Generator, *scenes: Scene) -> dict
 
 
 def _by_truth(options: Iterable[tuple[T, bool]]) -> dict[bool, list[T]]:
-    """Return the options that are true, and those that are not."""
     found: dict[bool, list[T]] = {True: [], False: []}
     for option, truth in options:
         found[truth].append(option)

@@ -377,7 +377,6 @@ def build_answers(source: Records, min_count: int = 9) -> tuple[str, ...]:
     files also leave out 7 questions (salesforce/ALBEF #40, #135).
 
     Args:
-        source: items, some of them with answers.
         min_count: fewest items of an answer, 1 or more; 9 for VQA v2, 1 for all answers of a small set.
 
     Returns:

@@ -57,12 +57,8 @@ def decode_codes(
     in `.pixlex-decoded.json`.
 
     Args:
-        tokenizer: the model.
         codes: key and codes of each image, or a file of them, which is read twice (see `read_codes`).
         out: the folder; made if missing.
-        batch_size: images at a time.
-        progress: show a bar with rate and time left.
-        overwrite: replace pictures of the same names.
 
     Raises:
         ValueError: no image, codes that `read_codes` refuses, or the folder holds pictures of other codes, of
@@ -124,11 +120,7 @@ def _safe_name(key: str) -> str:
 
 
 def _claim(out: Path, paths: Iterable[Path], identity: str, overwrite: bool) -> None:
-    """Make the folder one of these pictures, so that every picture found in it is one of them.
-
-    Raises:
-        ValueError: it holds others, and they are not to be overwritten.
-    """
+    """Make the folder one of these pictures, so that every picture found in it is one of them."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; expected a folder for the pictures")
     out.mkdir(parents=True, exist_ok=True)

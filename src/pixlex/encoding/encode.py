@@ -46,9 +46,7 @@ class EncodingResult:
 
     Attributes:
         path: the file, or the folder of parts.
-        num_images: images that were written.
         num_resumed: how many of them an interrupted run had encoded already.
-        skipped: images that could not be read.
         num_parts: of the whole set; 0 for a file.
     """
 
@@ -85,12 +83,8 @@ def encode_source(
     `crc32` of each image, and by the checksum in OUT.sha256 of words and codes.
 
     Args:
-        tokenizer: the model.
-        source: the images.
         out: the file; its folder is made if missing.
-        kind: what to write.
         batch_size: images at a time; it does not change their codes.
-        progress: show a bar with rate and time left.
         overwrite: start anew where there is a file or a journal.
         max_broken_fraction: fraction of broken images, in [0, 1], above which the run stops.
 
@@ -129,12 +123,9 @@ def encode_parts(
     What is finished is not touched, what was interrupted goes on from its journal.
 
     Args:
-        tokenizer: the model.
         source: the images; every process must see the same.
         folder: where parts go; made if missing.
         part_size: images of a part, the last one may have fewer.
-        batch_size: as for `encode_source`.
-        progress: as for `encode_source`, of this process's slice.
         max_broken_fraction: as for `encode_source`, among the images that this process visits.
 
     Returns:

@@ -126,7 +126,6 @@ def read_codes(path: Path, tokenizer: ImageTokenizer) -> Iterator[tuple[str, Cod
 
     Args:
         path: parquet by its ending, a folder of Parquet parts, or text, in which a line that is an object is JSON.
-        tokenizer: the model that the codes belong to.
 
     Raises:
         ValueError: naming file and line, for what is not what was written, or no codes or words of the model.

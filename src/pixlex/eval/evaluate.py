@@ -183,7 +183,6 @@ class Evaluation:
 
     Attributes:
         values: The numbers by name, described in `METRICS`; one that could not be had is missing.
-        skipped: Images that could not be read.
         rows, examples: As in `Measured`.
         notes: What must be known before a number is compared.
         protocol: What the numbers mean, in a line.

@@ -328,7 +328,6 @@ def linear_probe(
 
 
 def _notes(final: LinearClassifier, unconverged: int, num_validation: int) -> Iterator[str]:
-    """Yield what limits the result."""
     if not final.converged:
         yield "the last fit ended before it met its tolerance: the accuracy may be a little low"
     elif unconverged:

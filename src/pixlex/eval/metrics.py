@@ -407,5 +407,4 @@ def _load_network(path: Path, device: torch.device) -> Any:
 
 
 def _arguments(network: Any) -> set[str]:
-    """Names of the arguments of a TorchScript network's forward."""
     return {argument.name for argument in network.forward.schema.arguments}

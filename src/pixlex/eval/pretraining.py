@@ -334,7 +334,6 @@ def codeword_purity(codes: Int[Tensor, "I N"], labels: Int[Tensor, " I"], seed: 
 
 
 def _purity(codes: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return purity and mutual information."""
     num_classes = int(labels.max()) + 1
     pairs = codes * num_classes + labels.unsqueeze(1)
     table = torch.bincount(pairs.flatten(), minlength=(int(codes.max()) + 1) * num_classes)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from pixlex import __version__, distributed
 from pixlex.batch import BrokenImages, Skipped
-from pixlex.data.loader import Images, Loader, LoaderConfig
+from pixlex.data.loader import Images, Loader, loading
 from pixlex.data.sources import subset
 from pixlex.eval.evaluate import progress_bar
 from pixlex.eval.linear_probe import DEFAULT_FIT, Fit, Part, ProbeResult, linear_probe
@@ -205,10 +205,7 @@ def _computed(
 ) -> Iterator[tuple[Int64[np.ndarray, " some"], Float32[np.ndarray, "some columns"], tuple[Skipped, ...]]]:
     """Yield some rows with their features and what could not be read beside them, of all processes."""
     batches = Loader(
-        Images(subset(images.source, images.indices.tolist())),
-        LoaderConfig(
-            image_size=model.config.image_size, batch_size=_BATCH, resize_mode=model.config.resize_mode
-        ),
+        Images(subset(images.source, images.indices.tolist())), loading(model.config, _BATCH)
     ).evaluation()
 
     def compute(chunk: Tensor) -> Tensor:
@@ -238,7 +235,6 @@ def _stored(path: Path, header: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _checksum(path: Path) -> int:
-    """Return the CRC-32 of a file."""
     found = 0
     with path.open("rb") as file:
         while chunk := file.read(1 << 24):

@@ -28,7 +28,6 @@ class LabeledImages:
         indices: Position of each in its source.
         labels: Class of each, a position in `class_names`.
         digests: A hash of each image's stored bytes.
-        skipped: Images that could not be fetched.
         num_unlabeled: Images left out because their class is unknown.
     """
 
@@ -168,7 +167,6 @@ def survey(
 
 
 def _digest(record: ImageRecord) -> bytes:
-    """Return a hash of an image as it is stored."""
     if isinstance(record.data, bytes):
         return hashlib.blake2b(record.data, digest_size=16).digest()
     pixels = np.ascontiguousarray(record.data)

@@ -17,7 +17,7 @@ from torch import Tensor
 from pixlex import distributed
 from pixlex.batch import ImageBatch, Skipped, TooManyBroken
 from pixlex.config.fields import SQUARE
-from pixlex.data.loader import Images, Loader, LoaderConfig
+from pixlex.data.loader import Images, Loader, loading
 from pixlex.data.records import Records
 from pixlex.data.sources import evenly_spaced, subset
 from pixlex.eval.evaluate import (
@@ -124,9 +124,7 @@ def gallery(
     for row in evenly_spaced(len(source), limit):
         by_image.setdefault(source.image_of(row), []).append(row)
     rows, config = list(by_image.values()), model.config
-    settings = LoaderConfig(
-        image_size=config.image_size, batch_size=batch_size, workers=workers, resize_mode=config.resize_mode
-    )
+    settings = loading(config, batch_size, workers=workers)
     batches = Loader(Images(subset(source.images, [first for first, *_ in rows])), settings).evaluation()
     own: list[tuple[Tensor, Tensor]] = []
 
@@ -182,7 +180,6 @@ def _encode_texts(
 
 
 def _firsts(values: Sequence[str]) -> Int[Tensor, " V"]:
-    """Return where each value stands first."""
     first: dict[str, int] = {}
     return torch.tensor([first.setdefault(value, place) for place, value in enumerate(values)])
 

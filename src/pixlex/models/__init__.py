@@ -41,7 +41,6 @@ class ImageModel(nn.Module):
         fuses: Whether its texts look at images in a fusion encoder.
         speaks: Whether a language model goes on behind its images.
         mismatch: What another language model or tokenizer differs in, and what that means; None without words.
-        config: Its configuration.
         grid: Patches along one side of the image.
         _frozen: The language model that is not trained, or the tokenizer: outside the module tree, so that it is
             not saved, and moved along between devices.
@@ -316,7 +315,6 @@ def compute_texts(
         word_ids: texts, one or more, padded at their ends.
         lengths: of each, in words (tokens).
         compute: maps texts of one length to as many rows.
-        device: where it computes.
     """
     order = lengths.argsort(stable=True)
     rows: list[Tensor] = []

@@ -37,11 +37,7 @@ _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermedia
 
 
 class VQVAE(CodeModel):
-    """Vector quantized autoencoder (van den Oord et al. 2017) with LQAE's encoder and decoder.
-
-    Args:
-        config: Shapes of the networks and of the codebook.
-    """
+    """Vector quantized autoencoder (van den Oord et al. 2017) with LQAE's encoder and decoder."""
 
     family: ClassVar[str] = "vqvae"
     speaks: ClassVar[Literal[False]] = False
@@ -83,11 +79,7 @@ class MAEOutput:
 
 
 class MAE(ImageModel):
-    """Masked autoencoder (He et al. 2021): transformers' network, built from a configuration.
-
-    Args:
-        config: Shapes of the networks and the fraction of hidden patches.
-    """
+    """Masked autoencoder (He et al. 2021): transformers' network, built from a configuration."""
 
     family: ClassVar[str] = "mae"
     has_codes: ClassVar[Literal[False]] = False
@@ -177,7 +169,6 @@ class MAE(ImageModel):
 
 
 def _config_of(found: Any, name: str) -> MAEConfig:
-    """Return our configuration of transformers' network."""
     from pixlex.config.lqae import MAEConfig, VisionConfig
 
     if found.hidden_act not in ("gelu", "gelu_pytorch_tanh"):
@@ -240,7 +231,6 @@ class Frozen(ImageModel):
 
     Args:
         config: Shapes of the encoder, and how many embeddings an image becomes.
-        language: The frozen causal language model.
 
     Raises:
         ValueError: The language model cannot read as many embeddings as an image becomes, and a word.
@@ -350,7 +340,6 @@ class DualEncoder(JointModel):
     Args:
         config: How images become squares; the patches only tell how much work an image is.
         network: Of transformers, with `get_image_features` and `get_text_features`.
-        tokenizer: That of the network.
         pixels: Mean and standard deviation that pixels are normalized by.
     """
 

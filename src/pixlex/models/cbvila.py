@@ -90,15 +90,9 @@ class TextModel(ImageModel):
 class CBViLA(TextModel, CodeModel, JointModel):
     """Vision-language model with a visual codebook (Guo et al. 2022, arXiv:2208.00475).
 
-    Args:
-        config: Shapes of the networks.
-        tokenizer: What texts are read with.
-
     Attributes:
         image_encoder: All patches, or the visible ones, to vectors.
-        text_encoder: Words to vectors.
         fusion: Reads one side, looks at the other; equations 3 to 6 share it.
-        codebook: The visual codewords.
         log_scale: Logarithm of what similarities are multiplied by, 1 over the temperature.
     """
 
@@ -315,7 +309,6 @@ class CBViLA(TextModel, CodeModel, JointModel):
 
         Args:
             images: RGB pixels in [0, 1].
-            words: One text for each image.
             split: Which patches are seen; the others are predicted.
         """
         seen = self.encode_image(images, split.visible)
@@ -434,5 +427,4 @@ class ClassPatchHead(nn.Module):
 
 
 def _bridge(before: int, after: int) -> nn.Module:
-    """Return a linear map where widths differ."""
     return bridge(before, after).apply(initializer(before))

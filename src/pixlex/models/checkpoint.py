@@ -381,9 +381,7 @@ def untrained_copy(model: SomeModel, images: Float[Tensor, "B 3 H W"], seed: int
     the same word everywhere, which makes a weaker opponent than need be.
 
     Args:
-        model: Whose configuration is taken.
         images: `num_measured` images, pixels in [0, 1].
-        seed: Of the weights.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)

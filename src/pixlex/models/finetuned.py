@@ -69,10 +69,6 @@ class Reasoner(TextModel):
     the fusion encoder, looks at what comes of it and writes the answer. For the others the vectors of the text's
     start, one for each image, go side by side through two linear maps (NLVR2: two passes, as ViLT and
     BEiT-3, in place of ALBEF's doubled layers).
-
-    Args:
-        config: Shapes of the networks, and the answers.
-        tokenizer: What texts are read with.
     """
 
     family: ClassVar[str] = "reasoning"
@@ -113,7 +109,6 @@ class Reasoner(TextModel):
         """Build the model on a trained body; the decoder starts as fusion encoder and head for hidden words.
 
         Args:
-            config: Shapes of the networks, and the answers.
             body: Of the configuration's shape.
             before: If given, a fine-tuned model; its head goes on where it is the same: a decoder, or one for the
                 same classes and number of images.
@@ -161,7 +156,6 @@ class Reasoner(TextModel):
 
         Args:
             images: RGB pixels in [0, 1]; the n images of a text follow each other.
-            words: The texts.
             image_index: Which group of n images each text looks at; the i-th text at the i-th group when None.
         """
         body, num_images = self.body, self.config.num_images
@@ -244,7 +238,6 @@ class Reasoner(TextModel):
 
         Args:
             images: RGB pixels in [0, 1]; the n images of a text follow each other.
-            words: One text for each item.
             image_index: See `fuse`.
             shortlist: Answers ranked, 1 or more; 128 in ALBEF.
             first_token_twice: Count the first word twice, for comparison with ALBEF's numbers.
@@ -325,7 +318,6 @@ def resized(model: _Fusing, image_size: int | None = None, resize_mode: ResizeMo
     """Return a model for images of another size or resize mode, in evaluation mode; itself where nothing changes.
 
     Args:
-        model: The network, pretrained or fine-tuned.
         image_size: Side of the images in pixels; the patches keep theirs. None keeps it.
         resize_mode: How images become square; None keeps it.
 

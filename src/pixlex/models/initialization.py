@@ -94,7 +94,6 @@ def find_model(
         what: What to call its contents in an error, such as "pretrained weights".
         needs: Names of files, one of which the directory must hold.
         files: Names or patterns of all files that are read.
-        revision: Branch, tag or commit of a repository on the hub.
 
     Raises:
         ValueError: No such directory or repository, or it cannot be reached.

@@ -37,7 +37,6 @@ class LQAE(CodeModel):
     """Language quantized autoencoder (LQAE, section 3.2).
 
     Args:
-        config: Shapes and switches.
         language: The frozen masked language model, or its words alone.
         vocabulary: The words that may be codewords.
         teacher: The frozen vision model that `config.teacher` names.

@@ -157,7 +157,6 @@ class WordCodebook(Codebook):
 
     Args:
         embedding: The word embeddings that may be codewords.
-        config: The search.
         initialize: False where principal directions are read at once: none are computed.
 
     Raises:
@@ -449,7 +448,6 @@ class LearnedCodebook(Codebook):
         to the patch vectors alone.
 
         Args:
-            z: Patch vectors.
             temperature: Above 0.
             noise: Draws from Gumbel(0, 1).
         """

@@ -176,7 +176,6 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _joined(files: Sequence[Path], to: Path) -> Path:
-    """Write parts as one file."""
     if _PIECE.fullmatch(files[0].name):
         with to.open("wb") as whole:
             for file in files:

@@ -388,7 +388,6 @@ def load_causal_parts(
 
     Args:
         name: a directory, a name on the hub, or what `gguf_files` takes for a GGUF.
-        dtype: of the weights.
         say: is told what memory it takes, before anything is loaded.
 
     Raises:

@@ -61,7 +61,6 @@ class PreparedCodebook:
 
     Args:
         codebook: Codewords, finite; not to be changed in place afterwards.
-        metric: The metric of all its searches.
         store: Whether to keep the rounded copy (K D 4 bytes, 2 in bfloat16) rather than make it at every search.
 
     Raises:
@@ -187,7 +186,6 @@ def nearest_codewords(
     Args:
         z: Vectors to be quantized, finite; any float dtype, rounded to float32.
         codebook: Codewords, finite, or a `PreparedCodebook`.
-        metric: `cosine` or `euclidean`.
         top_k: How many, in [1, K].
 
     Raises:

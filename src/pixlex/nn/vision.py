@@ -317,7 +317,6 @@ def random_views(
 
     Args:
         images: pixels in [0, 1].
-        kind: what they show.
         draws: `NUM_DRAWS` numbers in [0, 1) for each image, drawn uniformly.
         size: side of a view in pixels; None for the image's own.
     """

@@ -335,7 +335,6 @@ def _single_words(language: LanguageModel | LanguageWords) -> dict[int, str]:
 
 
 def _texts(tokenizer: Any, rows: range) -> list[str]:
-    """The text of each row by itself."""
     ids = [[row] for row in rows]
     if tokenizer.is_fast:
         texts: list[str] = tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=False)

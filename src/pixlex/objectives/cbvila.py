@@ -72,9 +72,7 @@ class CBViLAObjective(Objective):
     weight 0 are not computed; without the pixel and masked-image terms nothing is quantized.
 
     Args:
-        model: the network.
         config: weights, mask ratios, codebook maintenance.
-        steps: length of the training.
         max_words: longest text, in words (tokens).
     """
 
@@ -318,7 +316,6 @@ class CBViLAObjective(Objective):
         return self.model.config.codebook.estimator == "gumbel" and phase != ENCODERS
 
     def _temperature(self, step: Step) -> float:
-        """Return the temperature of the Gumbel-softmax at a step."""
         config = self.config
         progress = min(1.0, step.number / max(1, self.steps - 1))
         return float(config.temperature_start ** (1 - progress) * config.temperature_end**progress)
@@ -334,7 +331,6 @@ class StepRandom:
     """The random numbers of a step for this process's pairs; the same for any number of processes.
 
     Attributes:
-        patches: which patches are visible.
         words: which words are masked, and by what; on the CPU.
         negatives: uniform in [0, 1): the negative text of each image, the negative image of each text.
         noise_seeds: seed of the Gumbel noise of each image.

@@ -84,9 +84,7 @@ class Objective(nn.Module, ABC):
     excepted, whose language model reads its padding mask.
 
     Args:
-        model: the network.
         config: weights and switches; None where there are none.
-        steps: length of the training.
 
     Attributes:
         phases: stretches of training, in order; a single one unless said otherwise.
@@ -122,8 +120,6 @@ def teacher_phase(config: TeacherConfig, model: Any, tower: Any, trains: tuple[s
     """Return the phase that trains an image encoder, and what is compared with it, beside a contrastive head.
 
     Args:
-        config: length and schedule.
-        model: configuration of the network.
         tower: of its image encoder.
         trains: name prefixes of the parameters.
 
@@ -157,9 +153,6 @@ def draw_views(
 
     Args:
         images: pixels in [0, 1].
-        kind: what they show.
-        processes: that share the batch.
-        step: whose generator draws.
         size: side of a view in pixels; 0 for the image's own.
     """
     draws = torch.rand(len(images) * processes.size, NUM_DRAWS, generator=step.generator)
@@ -185,8 +178,6 @@ def contrast_views(
 
     Args:
         vectors: of two `draw_compared_views`.
-        config: of the loss.
-        processes: that share the batch.
         same: (B, A), True where images of this process and of all belong together; None where each stands alone.
     """
     size, device = len(vectors) // 2, vectors.device

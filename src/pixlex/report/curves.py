@@ -56,10 +56,7 @@ def read_log(path: Path) -> dict[str, Curve]:
     """Read the curves of a log, `metrics.jsonl`: one JSON object a line, with "step" and numbers by name.
 
     A line that is not what was written (the last one of a killed run, say) is passed over, and so is what is not
-    a finite number. Where a step occurs twice, after a resumed run, the later line counts.
-
-    Returns:
-        Steps in ascending order and values, for each name.
+    a finite number. Where a step occurs twice, after a resumed run, the later line counts. Steps are ascending.
     """
     found: dict[str, dict[float, float]] = {}
     if not path.is_file():
@@ -76,7 +73,6 @@ def read_log(path: Path) -> dict[str, Curve]:
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value of the log is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -102,7 +98,6 @@ def curves(metrics_path: Path, out: Path) -> Path:
 
 
 def _draw(axes: Axes, panel: str, lines: Mapping[str, Curve]) -> None:
-    """Draw one panel."""
     scale = 100.0 if metric_of(panel).unit == "%" else 1.0
     training, evaluation = iter(_COLORS * len(lines)), iter(_EVALUATION_COLORS * len(lines))
     # Training lies under the evaluations, and a measure comes before its variants, which have longer names.

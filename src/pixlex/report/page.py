@@ -150,7 +150,6 @@ def _kind_of(table: Table, column: int) -> Markup:
 
 
 def _examples(examples: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what is shown of each image."""
     pairs = zip(examples["originals"], examples["reconstructions"], strict=True)
     for row, (original, reconstruction) in enumerate(pairs):
         words = examples["words"][row] if examples.get("words") else ()
@@ -172,7 +171,6 @@ def _cell(word: str, color: Color, side: int) -> dict[str, Any]:
 
 
 def _image(image: Float[Tensor, "3 H W"], alternative: str) -> Markup:
-    """Return an image as part of the page."""
     stream = io.BytesIO()
     Image.fromarray(to_bytes(image)).save(stream, format="PNG", optimize=True)
     data = base64.b64encode(stream.getvalue()).decode("ascii")
@@ -193,7 +191,6 @@ def model_card(
     Args:
         run_config: The resolved configuration of the run, of plain values.
         numbers: Measures by their names in the log.
-        commands: What was typed to train and to measure, exactly.
         language: Name and fingerprint of the language model or of the vocabulary, where there is one.
     """
     words = yaml.safe_load(files("pixlex.report").joinpath("card.yaml").read_text(encoding="utf-8"))
@@ -227,7 +224,6 @@ def model_card(
 
 
 def _table(numbers: Mapping[str, float]) -> str:
-    """Return the table of measures."""
     found = [(metric_of(name), name, value) for name, value in numbers.items()]
     rows = [(one.label, one.text(value), one.better, f"`{name}`") for one, name, value in found]
     return markdown_table([("measure", "value", "better", "name"), *rows])

@@ -257,10 +257,8 @@ def codeword_gallery(
     images, those first to which the word is nearest.
 
     Args:
-        source: The images, perhaps with captions.
         indices: Where the images lie in their source.
         codes: Of each image, rows of its square grid first, or the nearest first.
-        config: Of the model that encoded them.
         seed: Of the draw of codewords and patches.
         names: The word of each code, where words belong to no place.
     """

@@ -379,7 +379,6 @@ def _draw_mask_ratios(ratios: Mapping[float, AblationValues], path: Path) -> Pat
 
 
 def _intervals(axes: Axes, places: Sequence[float], numbers: Sequence[Measured]) -> None:
-    """Draw the intervals of those that have one."""
     for place, one in zip(places, numbers, strict=True):
         if one["low"] is not None and one["high"] is not None:
             axes.vlines(place, one["low"], one["high"], color=_INK, linewidth=1.2)

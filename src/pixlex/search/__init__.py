@@ -102,7 +102,6 @@ class ImageIndex:
 
     Args:
         path: of the index, a folder or a URL.
-        model: that model, where it computes.
     """
 
     def __init__(self, path: str, model: CBViLA) -> None:
@@ -216,7 +215,6 @@ class ImageIndex:
                 refused, because what it does not list would be dropped.
             batch_size: images at a time, see `compute_rows`.
             max_broken_fraction: fraction of images that cannot be read, in [0, 1], above which the pass stops.
-            progress: show a bar with rate and time left.
 
         Raises:
             ValueError: another source, a number out of range, or another process is writing the index.
@@ -305,7 +303,6 @@ class ImageIndex:
         """Return an image of the index as it is in its source, RGB.
 
         Args:
-            key: of the image.
             digest: SHA-256 of what is expected; None takes what is there now.
 
         Raises:
@@ -359,12 +356,7 @@ class ImageIndex:
     def _matching_logits(
         self, text: Float[Tensor, "T D"], candidates: Sequence[Entry]
     ) -> tuple[list[float | None], tuple[Skipped, ...]]:
-        """Return the logit of "belongs" of a text and each candidate, as `pixlex.eval.retrieval` ranks by.
-
-        Args:
-            text: the words of the query after the text encoder, without padding.
-            candidates: whose images are read again; None stands for those that cannot be, which follow.
-        """
+        """Return the logit of "belongs" of an encoded text and each candidate, None where its image is skipped."""
         model = self.model
         logits: list[float | None] = [None] * len(candidates)
         skipped: list[Skipped] = []

@@ -62,7 +62,6 @@ class Head:
     Attributes:
         model: where its model lies.
         fingerprint: of that model, see `pixlex.models.checkpoint.fingerprint`.
-        precision: fp32 or bf16.
         width: of the vectors.
         source: the description that opens its images; None where it was given none.
         revision: branch, tag or commit of a model on the hub.

@@ -117,7 +117,6 @@ class _Pass:
         self._empty()
 
     def _empty(self) -> None:
-        """Have nothing to write, since now."""
         self._entries: list[Entry] = []
         self._vectors: list[Float32[np.ndarray, " e"]] = []
         self._dropped: list[str] = []

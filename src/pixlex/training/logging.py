@@ -17,7 +17,7 @@ import torch
 
 from pixlex import distributed
 from pixlex.config.fields import TrainConfig
-from pixlex.files import Damaged, naming, sealed, unsealed, write_text
+from pixlex.files import naming, sealed, sealed_lines, write_text
 from pixlex.messages import not_installed
 from pixlex.progress import bar_or_lines
 
@@ -32,10 +32,7 @@ class RunLog:
     Every process has one; the first one writes, the mean over all of them.
 
     Args:
-        folder: the run folder.
         first_step: steps finished.
-        config: length and batch size.
-        device: where training computes.
         settings: the whole configuration, for the trackers that show it.
         on_log: called with each line, on the first process.
 
@@ -94,10 +91,8 @@ class Tracker:
     """Writes numbers by step; after a resume it goes on behind the checkpoint.
 
     Args:
-        folder: the run folder.
         first_step: steps finished; lines of later steps, from work that is lost, are dropped.
         config: shown beside the numbers by Weights & Biases.
-        wandb: log there as well.
     """
 
     def __init__(
@@ -139,16 +134,7 @@ class Tracker:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a metrics file; one cut off by a kill, or damaged, is left out."""
-    lines = []
-    if path.is_file():
-        for text in path.read_bytes().splitlines():
-            try:
-                line = unsealed(text)
-            except Damaged:
-                continue
-            if isinstance(line.get("step"), int | float):
-                lines.append(line)
-    return lines
+    return [line for line in sealed_lines(path) if isinstance(line.get("step"), int | float)]
 
 
 def peak_memory(device: torch.device) -> int:

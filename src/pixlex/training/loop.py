@@ -48,10 +48,8 @@ def fit(
     functions of (seed, step).
 
     Args:
-        objective: what is minimized.
         batches: called with the steps finished; yields this process's part of each batch from there on.
         config: length, optimizer, precision, intervals.
-        folder: the run folder.
         skipped: called with images that could not be read, and the number of those that could since the last call.
         evaluate: called with the finished steps, on all processes; returns numbers for the log.
         settings: the whole configuration, for the trackers that show it.
@@ -107,7 +105,6 @@ def fit(
 
 
 def _take_step(parallel: Parallel, batch: ImageBatch, phase: Phase, number: int) -> _StepNumbers:
-    """Take one optimizer step; return its numbers."""
     seed = parallel.config.seed
     step = Step(number, torch.Generator().manual_seed(_mix(seed, number)))
     torch.manual_seed(_mix(seed, number, parallel.processes.rank + 1))
@@ -144,14 +141,7 @@ def _on_device(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[
 
 
 class _StepNumbers:
-    """The numbers of a step, copied from the device meanwhile: the host does not wait for the step.
-
-    Args:
-        step: steps finished before this one.
-        keys: names of its images, for the report of a loss that is not finite.
-        loss: what was minimized.
-        measures: further numbers for the log.
-    """
+    """The numbers of a step, copied from the device meanwhile: the host does not wait for the step."""
 
     def __init__(
         self, step: int, keys: tuple[str, ...], loss: LossTerms, measures: Mapping[str, Tensor | float]

@@ -101,7 +101,6 @@ def _stacks(model: Any, visible: float) -> Iterator[tuple[Any, int, float, float
 
 
 def _codebooks(model: Any) -> Iterator[int]:
-    """Yield the numbers in learned codebooks."""
     if hasattr(model, "num_codewords"):
         yield model.num_codewords * (model.dim if hasattr(model, "dim") else model.codebook_dim)
     for one in fields(model):
@@ -117,10 +116,8 @@ def _text(path: str) -> str:
 
 
 def _count(count: int) -> str:
-    """Return a number of parameters for people."""
     return f"{count / 1e6:,.1f} million" if count >= 1e5 else f"{count:,}"
 
 
 def _size(count: int) -> str:
-    """Return a number of bytes for people."""
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"

@@ -55,8 +55,6 @@ class Parallel:
         config: device, precision, optimizer, and which of the above.
 
     Attributes:
-        objective: the one that is trained.
-        optimizer: over its parameters.
         device: this process's own.
         processes: those that share each batch.
 
@@ -272,7 +270,7 @@ def local_batch_size(config: TrainConfig) -> int:
 def prepare_layers(
     model: nn.Module, *, compiles: bool = False, checkpoints: bool = False, backend: str = "inductor"
 ) -> int:
-    """Let every transformer layer of a model be compiled, or recomputed for its gradients; neither puts it back.
+    """Let every transformer layer of a model be compiled, or recomputed for its gradients; return their number.
 
     A recomputed layer keeps its input alone (Chen et al. 2016): the same numbers in less memory. What lies between
     layers is not compiled: search, masks and losses change shape with what they are given.
@@ -281,11 +279,7 @@ def prepare_layers(
         model: changed in place; names of parameters stay. Layers of a frozen language model that it holds count
             too: gradients pass through them.
         compiles: by `torch.compile`, at the first call of each form.
-        checkpoints: whether layers are recomputed.
-        backend: of `torch.compile`.
-
-    Returns:
-        The number of layers.
+        checkpoints: whether layers are recomputed; neither puts it back.
     """
     layers = transformer_layers(model)
     if compiles:
@@ -350,7 +344,6 @@ def _sharded_copy(objective: Objective, device: torch.device) -> Objective:
 
 
 def _sharded(objective: nn.Module) -> set[str]:
-    """Return the names of the sharded parameters."""
     return {name for name, one in objective.named_parameters() if isinstance(one, DTensor)}
 
 

@@ -375,12 +375,10 @@ def word_classifiers(
     """Return the classifiers of some kinds that a reader can have.
 
     Args:
-        reader: turns images into text.
         kinds: `sentence` (a sentence encoder reads the text), `layers` and `last-layer` (the language model
             that the words belong to; left out unless the model has words), `bag` (counts of words).
         model: whose words they are; None for text of no model.
         encoder: the sentence encoder; None for the embedded one.
-        device: where it computes.
     """
     features: list[Features] = []
     for kind in kinds:

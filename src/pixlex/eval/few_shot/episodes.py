@@ -198,7 +198,6 @@ def sample_episodes(
     Args:
         images: with labels; of `with_support` the one asked about is drawn from the first images, what is shown
             from the others, and classes with too few to show are left out.
-        setting: the column.
         count: of episodes, 1 or more.
         seed: 0 or more.
         most_shots: the most of the settings that are to share their questions; of this one alone by default.
@@ -275,7 +274,6 @@ def _usable(images: ImageSource, setting: Setting, most_shots: int) -> list[_Cla
 
 
 def _classes(images: ImageSource) -> list[_Class]:
-    """Return the classes of a source, in the order of their labels."""
     labels = getattr(images, "labels", None)
     if isinstance(labels, Labels):
         indices = labels.indices.tolist()
@@ -370,7 +368,6 @@ def read_open_ended(
     the period. Repeats and induction are no part of the files: they belong to the prompt.
 
     Args:
-        folder: where the files lie.
         settings: which to read; a task with "real_name" in its name has real names, any other nonsense names.
         task: which of several tasks in the folder.
         limit: read so many questions of a file at most.

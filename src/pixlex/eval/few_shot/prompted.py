@@ -296,7 +296,6 @@ class FrozenClassifier(Classifier):
     def _embedded(
         self, setting: Setting, episode: Episode, prefixes: Mapping[int, Tensor]
     ) -> Float[Tensor, "1 prompt D"]:
-        """Return a prompt as embeddings."""
         parts = [
             prefixes[one].float().to(self.device)
             if isinstance(one, int)

@@ -19,7 +19,7 @@ from pixlex.data.decoding import UnreadableImage, center_box, decode_record
 from pixlex.data.sources import ImageSource
 from pixlex.eval.evaluate import read_pixels
 from pixlex.eval.few_shot.episodes import digest, source_identity
-from pixlex.files import Damaged, sealed, unsealed
+from pixlex.files import sealed, sealed_lines
 from pixlex.models import JointModel, Precision, checkpoint, compute_rows
 from pixlex.models.baselines import DualEncoder
 from pixlex.models.cbvila import CBViLA
@@ -255,11 +255,9 @@ def model_reader(
 def load_texts(path: Path) -> dict[int, str]:
     """Return what a file of texts holds; a line that is not what was written is left out."""
     texts = {}
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        with contextlib.suppress(Damaged):
-            entry = unsealed(line)
-            if type(entry.get("image")) is int and isinstance(entry.get("text"), str):
-                texts[entry["image"]] = entry["text"]
+    for entry in sealed_lines(path):
+        if type(entry.get("image")) is int and isinstance(entry.get("text"), str):
+            texts[entry["image"]] = entry["text"]
     return texts
 
 
