@@ -28,7 +28,13 @@ _TRAINED = (
 
 
 class ReasoningObjective(Objective):
-    """Cross-entropy of classes, or of the words of answers weighted by how often people gave them; one phase."""
+    """Cross-entropy of classes, or of the words of answers weighted by how often people gave them; one phase.
+
+    Args:
+        model: the network with its head.
+        config: how answers are weighted.
+        steps: length of the training.
+    """
 
     model: Reasoner
     config: ReasoningObjectiveConfig
@@ -43,6 +49,8 @@ class ReasoningObjective(Objective):
 
         Args:
             batch: items with answers; for `vqa` with the fraction of people who gave each.
+            phase: the only one.
+            step: unused, nothing is drawn.
 
         Raises:
             ValueError: an item without an answer, or with one that is no class.
