@@ -108,9 +108,10 @@ def test_logits_are_those_of_the_language_model_behind_the_prefix(tmp_path: Path
         expected = language.body(inputs_embeds=read).logits[0, -len(ids) - 1 : -1]
         torch.testing.assert_close(logits[row, : len(ids)], expected, atol=1e-4, rtol=1e-4)
     of_first = model(IMAGES[:1].expand(2, -1, -1, -1), words.word_ids, words.key_padding)
-    scores = model.score(model.prompt(prefix[:1]), words.word_ids, words.key_padding)
-    chosen = of_first.double().log_softmax(-1).gather(-1, words.word_ids.unsqueeze(-1)).squeeze(-1)
-    torch.testing.assert_close(scores, (chosen * ~words.key_padding).sum(1), atol=1e-4, rtol=1e-4)
+    for of_all, prompts in ((logits, prefix), (of_first, prefix[:1])):
+        scores = model.score(model.prompt(prompts), words.word_ids, words.key_padding)
+        chosen = of_all.double().log_softmax(-1).gather(-1, words.word_ids.unsqueeze(-1)).squeeze(-1)
+        torch.testing.assert_close(scores, (chosen * ~words.key_padding).sum(1), atol=1e-4, rtol=1e-4)
 
 
 def test_saved_without_the_language_model_and_loaded_with_it(tmp_path: Path, causal_language: Path) -> None:

@@ -302,18 +302,18 @@ class Frozen(ImageModel):
     @torch.no_grad()
     def score(
         self,
-        prompt: Float[Tensor, "1 prompt D"],
+        prompts: Float[Tensor, "P prompt D"],
         word_ids: Int[Tensor, "B T"],
         key_padding: Bool[Tensor, "B T"],
     ) -> Float64[Tensor, " B"]:
-        """Return ln p of each row of words behind a prompt in nats, summed over the words that are no padding.
+        """Return ln p of each row of words behind its prompt in nats, summed over the words that are no padding.
 
         Args:
-            prompt: Embeddings of words and images, the start included (see `prompt`).
+            prompts: Embeddings of words and images, the start included (see `prompt`): of each row, or one of all.
             word_ids: What may follow.
             key_padding: True = padding, on the right.
         """
-        logits = where_exact(self.language.following(prompt, word_ids, key_padding))
+        logits = where_exact(self.language.following(prompts, word_ids, key_padding))
         word_ids, key_padding = word_ids.to(logits.device), key_padding.to(logits.device)
         scores = logits.double().log_softmax(-1).gather(-1, word_ids.unsqueeze(-1)).squeeze(-1)
         return scores.masked_fill(key_padding, 0.0).sum(1)

@@ -253,24 +253,25 @@ class CausalLanguageModel(_FrozenModel):
     @torch.no_grad()
     def following(
         self,
-        prompt: Float[Tensor, "1 prompt D"],
+        prompts: Float[Tensor, "P prompt D"],
         word_ids: Int[Tensor, "B T"],
         key_padding: Bool[Tensor, "B T"],
     ) -> Float[Tensor, "B T V"]:
-        """Return the logits of each word behind a prompt, which is read once; padding is on the right.
+        """Return the logits of each word behind its row's prompt, or behind the one prompt of all, read once.
 
-        A ValueError refuses more words than the model has positions for.
+        Padding is on the right. A ValueError refuses more words than the model has positions for.
         """
         count, last = word_ids.shape[0], word_ids.shape[1] - 1
-        self._check_length(prompt.shape[1] + last)
+        self._check_length(prompts.shape[1] + last)
         # Families that cannot leave out logits give all of them.
         least = {"logits_to_keep": 1} if "logits_to_keep" in signature(self.body.forward).parameters else {}
-        before = self.body(inputs_embeds=prompt, use_cache=True, **least)
+        before = self.body(inputs_embeds=prompts, use_cache=True, **least)
         logits: Tensor = before.logits[:, -1:].expand(count, -1, -1)
         if last == 0:  # nothing follows the last word
             return logits
-        before.past_key_values.batch_repeat_interleave(count)
-        seen = torch.ones(count, prompt.shape[1], dtype=torch.long, device=prompt.device)
+        if len(prompts) < count:
+            before.past_key_values.batch_repeat_interleave(count)
+        seen = torch.ones(count, prompts.shape[1], dtype=torch.long, device=prompts.device)
         after = self.body(
             inputs_embeds=self.embed(word_ids[:, :last]),
             attention_mask=torch.cat([seen, (~key_padding[:, :last]).long()], dim=1),
