@@ -222,7 +222,7 @@ def draw_accuracies(cells: Sequence[Cell], path: Path) -> Path:
         {key: row for key, row in _rows_of(cells, number).items() if key[1] != "exact"} for number in ways
     ]
     heights = [max(len(lines), 1) for lines in rows]
-    size = (4.5 + 1.8 * len(columns), 1.0 * len(ways) + 0.22 * sum(heights))
+    size = (4.5 + max(3.5, 1.8 * len(columns)), 1.0 * len(ways) + 0.22 * sum(heights))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(
         len(ways), len(columns), squeeze=False, sharex=True, sharey="row", height_ratios=heights
