@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -527,6 +528,26 @@ def test_completion_knows_commands_and_options(run: Callable[..., Outcome]) -> N
         assert code == 0
         assert "few-shot" in out
         assert "keep-fraction" in out
+
+
+def test_a_shell_completes_recipes_and_files(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    pytest.importorskip("shtab")
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("no bash")
+    (tmp_path / "pixlex.bash").write_text(run("completion", "bash")[1])
+    (tmp_path / "pictures").mkdir()
+
+    def completed(*words: str) -> list[str]:
+        typed = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}"
+        script = f'source pixlex.bash; {typed}; _shtab_pixlex; echo "${{COMPREPLY[@]}}"'
+        asked = subprocess.run([bash, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return asked.stdout.split()
+
+    assert completed("pixlex", "train", "mae/") == ["mae/default", "mae/tiny", "mae/tinyimages"]
+    assert completed("pixlex", "train", "pict") == ["pictures"]
+    assert completed("pixlex", "encode", "--model", "pict") == ["pictures"]
+    assert completed("pixlex", "evaluate", "few-shot", "--scorer", "str") == ["strict"]
 
 
 def test_models_that_come_with_the_package(

@@ -34,7 +34,25 @@ def completion(options: CompletionOptions) -> None:
         import shtab
     except ImportError as error:
         raise not_installed("completion", "shtab", "completion") from error
-    print(shtab.complete(build_parser(), shell=options.shell))
+    from pixlex.config.run import recipe_names
+    from pixlex.models.initialization import released
+
+    parser = build_parser()
+    _complete_files(parser, {"recipe": recipe_names(), "model": list(released())})
+    print(shtab.complete(parser, shell=options.shell))
+
+
+def _complete_files(parser: argparse.ArgumentParser, names: Mapping[str, Sequence[str]]) -> None:
+    """Let a shell complete files where text is expected, and what else is known by name there."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inside in action.choices.values():
+                _complete_files(inside, names)
+        elif action.nargs != 0 and action.choices is None and not isinstance(action.type, partial):
+            known, called = " ".join(names.get(action.dest, ())), f"_pixlex_files_{action.dest}"
+            bash = f"{called}() {{ compgen -f -- \"$1\"; compgen -W '{known}' -- \"$1\"; }}"
+            preamble = {"bash": bash, "zsh": f"{called}() {{ compadd -- {known}; _files; }}"}
+            action.complete = {"bash": called, "zsh": called, "tcsh": "f", "preamble": preamble}  # type: ignore[attr-defined]
 
 
 COMMANDS: Mapping[str, cli.Command] = {
