@@ -3,7 +3,7 @@
     python edit_words.py
     python edit_words.py --model runs/mine --data PICTURES --image 3 --place 5 --word water
 
-Without --model a tiny one is trained for some seconds: its words are real, its pictures blurred.
+Without --model it is small-words, which comes with pixlex.
 """
 
 import argparse
@@ -15,13 +15,11 @@ from PIL import Image
 import pixlex
 from pixlex.data.images import open_source
 
-TINY = {"train.steps": 10, "train.batch_size": 4, "data.validation": ""}
-
 
 def main() -> None:
     """Read the command line and change a word."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", help="model directory, run folder or name")
+    parser.add_argument("--model", default="small-words", help="folder or name, default %(default)s")
     parser.add_argument("--data", default="embedded:photographs:test", help="images, default %(default)s")
     parser.add_argument("--image", type=int, default=1, help="number of the image, default %(default)s")
     parser.add_argument("--place", type=int, default=5, help="of the word, default %(default)s")
@@ -29,11 +27,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("edited.png"), help="default %(default)s")
     args = parser.parse_args()
 
-    if args.model:
-        tokenizer = pixlex.load(args.model)
-    else:
-        tokenizer = pixlex.train("lqae/tiny", out="runs/tiny-words", resume=True, **TINY)
-
+    tokenizer = pixlex.load(args.model)
     # Paths, bytes, PIL images, arrays and tensors will do, one or many; this is what the data hold.
     picture = open_source(args.data).read(args.image).data
     (text,) = tokenizer.to_words(picture)

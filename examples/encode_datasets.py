@@ -5,7 +5,7 @@
 
 `map` looks for its result by a hash of the data, the function and its arguments. A tokenizer is hashed as its
 directory and its fingerprint: the same model is found again in any process, another one is computed anew.
-Without --model a tiny one is trained for some seconds. Needs the extra `datasets`.
+Needs the extra `datasets`.
 """
 
 import argparse
@@ -18,8 +18,6 @@ import datasets
 
 import pixlex
 from pixlex.data.images import open_source
-
-TINY = {"train.steps": 10, "train.batch_size": 4, "data.validation": ""}
 
 
 def rows_of(description: str) -> Iterator[dict[str, Any]]:
@@ -40,14 +38,11 @@ def add_codes(batch: dict[str, list[Any]], tokenizer: pixlex.ImageTokenizer) -> 
 def main() -> None:
     """Read the command line, encode, and say whether that had been done before."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", help="model directory, run folder or name")
+    parser.add_argument("--model", default="small-words", help="folder or name, default %(default)s")
     parser.add_argument("--data", default="embedded:photographs:test", help="images, default %(default)s")
     args = parser.parse_args()
 
-    if args.model:
-        tokenizer = pixlex.load(args.model)
-    else:
-        tokenizer = pixlex.train("lqae/tiny", out="runs/tiny-words", resume=True, **TINY)
+    tokenizer = pixlex.load(args.model)
     columns = datasets.Features({"key": datasets.Value("string"), "image": datasets.Image()})
     images = datasets.Dataset.from_generator(rows_of, features=columns, gen_kwargs={"description": args.data})
 

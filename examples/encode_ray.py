@@ -7,7 +7,7 @@ Ray hands parts to whichever worker is free, and those of a worker that died to 
 `pixlex encode --part-size` writes it, batch by batch into a journal and then in one move: what a dead worker
 left goes on behind its last batch, what is finished is not touched, and so every picture is there once. The same
 command finishes what was interrupted as a whole. On a cluster all paths lie on a disk that all machines see.
-Without --model a tiny one is trained for some seconds. Needs the extra `ray`.
+Needs the extra `ray`.
 """
 
 import argparse
@@ -21,8 +21,6 @@ import pixlex
 from pixlex.data.images import open_source
 from pixlex.encoding.encode import encode_parts
 from pixlex.encoding.files import read_codes
-
-TINY = {"train.steps": 10, "train.batch_size": 4, "data.validation": ""}
 
 
 class Encode:
@@ -41,7 +39,7 @@ class Encode:
 def main() -> None:
     """Read the command line and encode."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", help="model directory, run folder or name")
+    parser.add_argument("--model", default="small-words", help="folder or name, default %(default)s")
     parser.add_argument("--data", default="embedded:photographs:test", help="images, default %(default)s")
     parser.add_argument("--out", type=Path, default=Path("codes"), help="folder, default %(default)s")
     parser.add_argument("--part-size", type=int, default=100, help="images of a part, default %(default)s")
@@ -49,10 +47,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=float, default=0, help="of each worker, default %(default)s")
     args = parser.parse_args()
 
-    if args.model:
-        tokenizer = pixlex.load(args.model)
-    else:
-        tokenizer = pixlex.train("lqae/tiny", out="runs/tiny-words", resume=True, **TINY)
+    tokenizer = pixlex.load(args.model)
     parts = -(-len(open_source(args.data)) // args.part_size)
     rows = ray.data.from_items(
         [{"part": number, "of": parts} for number in range(parts)], override_num_blocks=parts

@@ -3,38 +3,32 @@
     python search_texts.py
     python search_texts.py --model runs/pairs --data PICTURES --query "two dogs in the snow" --names cat dog
 
-Without --model a tiny CB-ViLA is trained for some seconds on drawn scenes: what it finds is mostly chance.
+Without --model it is small-pairs, which comes with pixlex and knows drawings: here those of Matplotlib's buttons.
 Needs the extra `search`.
 """
 
 import argparse
 
+import matplotlib
+
 import pixlex
 from pixlex.data.images import open_source
 from pixlex.search import ImageIndex
 
-TINY = {
-    "model": {"image": {"width": 64, "depth": 2}, "text": {"width": 64}},
-    "data": {"train": "embedded:scenes:train:200", "validation": ""},
-    "objective.burn_in_steps": 0, "train.steps": 10, "train.batch_size": 8,
-}  # fmt: skip
+BUTTONS = f"{matplotlib.get_data_path()}/images"
 
 
 def main() -> None:
     """Read the command line, compare, index and search."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", help="model directory, run folder or name")
-    parser.add_argument("--data", default="embedded:scenes:test:50", help="images, default %(default)s")
-    parser.add_argument("--index", default="runs/tiny-index", help="folder, default %(default)s")
-    parser.add_argument("--query", default="a red circle", help="default %(default)s")
-    parser.add_argument("--names", nargs="+", default=["circle", "square"], help="default %(default)s")
+    parser.add_argument("--model", default="small-pairs", help="folder or name, default %(default)s")
+    parser.add_argument("--data", default=BUTTONS, help="images, default %(default)s")
+    parser.add_argument("--index", default="runs/buttons", help="folder, default %(default)s")
+    parser.add_argument("--query", default="a house", help="default %(default)s")
+    parser.add_argument("--names", nargs="+", default=["house", "arrow"], help="default %(default)s")
     args = parser.parse_args()
 
-    if args.model:
-        model = pixlex.load(args.model)
-    else:
-        model = pixlex.train("cbvila/tiny", out="runs/tiny-pairs", resume=True, **TINY)
-
+    model = pixlex.load(args.model)
     source = open_source(args.data)
     pictures = [source.read(number).data for number in range(min(4, len(source)))]
     images, texts = model.encode_image(pictures), model.encode_text(args.query)  # vectors of length 1
