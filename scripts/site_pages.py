@@ -50,7 +50,7 @@ def commands_page() -> str:
         "# Command line",
         f"`pixlex COMMAND --help` says the same. {str(parser.epilog).capitalize()}.",
         "Most commands take `--json` (the answer as JSON, and nothing else, on stdout), `--quiet`, `--debug` "
-        "(or `PIXLEX_DEBUG=1`) and `--device auto|cpu|cuda|cuda:N`; they are named below where they do.",
+        "(or `PIXLEX_DEBUG=1`) and `--device auto|cpu|cuda|cuda:N|mps`; they are named below where they do.",
     ]
     for name, one in _commands(parser, ""):
         usage = re.sub(r"\s+", " ", one.format_usage().removeprefix("usage: ")).replace(" [-h]", "")

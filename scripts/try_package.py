@@ -1,11 +1,15 @@
-"""Try an installed pixlex in the empty folder where this is started: two steps, words, pictures, errors."""
+"""Try an installed pixlex in the empty folder where this is started: its models, two steps, words, errors."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+
+import matplotlib
 
 import pixlex
 from pixlex.cli import main
+from pixlex.data.images import photograph
 
 
 def run(*arguments: str, code: int = 0) -> None:
@@ -16,6 +20,12 @@ def run(*arguments: str, code: int = 0) -> None:
 
 if __name__ == "__main__":
     assert Path(pixlex.__file__).is_relative_to(Path.cwd()), f"not the installed package: {pixlex.__file__}"
+    start = time.perf_counter()
+    (words,) = pixlex.load("small-words").to_words(photograph("coffee"))
+    print(f"words of a photograph after {time.perf_counter() - start:.1f} s: {words[:60]} ...")
+    house = Path(matplotlib.get_data_path(), "images/home_large.png")
+    said = pixlex.load("small-pairs").zero_shot(house, ["a house", "an arrow", "a disk"])
+    assert int(said.argmax()) == 0, said
     run("describe", "lqae/tiny")
     short = ["train.steps=2", "train.batch_size=4", "eval.limit=4", "eval.word_folds=0"]
     run("train", "lqae/tiny", *short, "--out", "run", "--quiet")
@@ -35,4 +45,3 @@ if __name__ == "__main__":
     words = Path("words.txt").read_text(encoding="utf-8").splitlines()[0].split("\t")[-1]
     assert len(words.split()) == tokenizer.num_words, words
     assert tokenizer.decode(words).shape == (1, 3, tokenizer.image_size, tokenizer.image_size)
-    print(f"{tokenizer.num_words} words of a photograph: {words[:60]} ...")

@@ -130,10 +130,10 @@ def test_every_direct_dependency_is_pinned(checkout: Path) -> None:
     assert missing == {"pixlex"}
 
 
-def test_licence_and_version_agree_everywhere(checkout: Path) -> None:
+def test_license_and_version_agree_everywhere(checkout: Path) -> None:
     import pixlex
 
-    licence = (checkout / "LICENSE").read_text(encoding="utf-8")
-    assert licence.startswith("MIT License")
-    assert "Copyright (c) 2026 pixlex contributors" in licence
+    license = (checkout / "LICENSE").read_text(encoding="utf-8")
+    assert license.startswith("MIT License")
+    assert "Copyright (c) 2026 pixlex contributors" in license
     assert f"\nversion: {pixlex.__version__}\n" in (checkout / "CITATION.cff").read_text(encoding="utf-8")

@@ -1,11 +1,11 @@
-"""Draw the tables that `small-pairs` is trained on: emoji and icons with names, from packages under free licences.
+"""Draw the tables that `small-pairs` is trained on: emoji and icons with names, from packages under free licenses.
 
     pip install resvg-py            # and npm on the PATH
     python scripts/release/drawings.py emoji.parquet icons.parquet
 
 Emoji of five designers with names and keywords (Unicode CLDR by emojibase-data), without skin tones; icons of
 seven sets, whose names are their captions. Packages are fetched with npm, never installed or run, and checked by
-hash and licence. Rows: image (96 px, lossless WebP, white ground), captions, name, designer, group, subgroup.
+hash and license. Rows: image (96 px, lossless WebP, white ground), captions, name, designer, group, subgroup.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from PIL import Image
 
 SIDE = 96
 KEYWORDS = ("emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a")
-# Set: version, SHA-256 of the package, licence, endings of the names that are taken, the plain one first.
+# Set: version, SHA-256 of the package, license, endings of the names that are taken, the plain one first.
 EMOJI: Mapping[str, tuple[str, str, str]] = {
     "noto": ("1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad", "Apache-2.0"),
     "twemoji": ("1.2.5", "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7", "CC-BY-4.0"),
@@ -89,12 +89,12 @@ def content(archive: tarfile.TarFile, name: str) -> Any:
     return json.load(file)
 
 
-def opened(name: str, version: str, sha256: str, licence: str, folder: Path) -> dict[str, Any]:
-    """Return the drawings of a set, by id; raises `ValueError` where its licence is another one."""
+def opened(name: str, version: str, sha256: str, license: str, folder: Path) -> dict[str, Any]:
+    """Return the drawings of a set, by id; raises `ValueError` where its license is another one."""
     with fetched(f"@iconify-json/{name}", version, sha256, folder) as archive:
         said = content(archive, "info.json")["license"].get("spdx")
-        if said != licence:
-            raise ValueError(f"{name}: expected the licence {licence}, got {said}")
+        if said != license:
+            raise ValueError(f"{name}: expected the license {license}, got {said}")
         drawings = content(archive, "icons.json")
     size = {"left": 0, "top": 0, "width": drawings.get("width", 16), "height": drawings.get("height", 16)}
     return {id: size | one for id, one in drawings["icons"].items() if not one.get("hidden")}
@@ -124,8 +124,8 @@ def emoji(folder: Path) -> Iterator[dict[str, Any]]:
     with fetched(*KEYWORDS, folder) as archive:
         entries, groups = content(archive, "en/data.json"), content(archive, "meta/groups.json")
     known = {re.sub(r"[^a-z0-9]+", "-", one["label"].lower()).strip("-"): one for one in entries}
-    for designer, (version, sha256, licence) in EMOJI.items():
-        for id, drawing in opened(designer, version, sha256, licence, folder).items():
+    for designer, (version, sha256, license) in EMOJI.items():
+        for id, drawing in opened(designer, version, sha256, license, folder).items():
             entry = known.get(id, {})
             if not entry and _SKIN.search(id):
                 continue
@@ -140,8 +140,8 @@ def emoji(folder: Path) -> Iterator[dict[str, Any]]:
 
 def icons(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the icons of all sets whose names are one to three words of things, in one or two styles."""
-    for designer, (version, sha256, licence, endings) in ICONS.items():
-        for id, drawing in opened(designer, version, sha256, licence, folder).items():
+    for designer, (version, sha256, license, endings) in ICONS.items():
+        for id, drawing in opened(designer, version, sha256, license, folder).items():
             ending = max((one for one in endings if id.endswith(one)), key=len, default=None)
             base = None if ending is None else id[: len(id) - len(ending)]
             if base is None or _STYLES.search(base) or base.endswith("-"):

@@ -175,14 +175,14 @@ def smallest_jpegs(pixels: Tensor, bits: float) -> tuple[Tensor, float]:
 
 
 def sources_of(table: Path) -> Rows:
-    """Return who made a table's pictures, and under which licence, with how many there are."""
+    """Return who made a table's pictures, and under which license, with how many there are."""
     columns = pq.read_table(table).drop_columns(["image"]).to_pydict()
     if "package" in columns:  # photographs
-        made = zip(columns["name"], columns["package"], columns["licence"], strict=True)
-        named = [f"{name} ({package}), {licence}" for name, package, licence in made]
+        made = zip(columns["name"], columns["package"], columns["license"], strict=True)
+        named = [f"{name} ({package}), {license}" for name, package, license in made]
     else:
-        licences = {**drawings.EMOJI, **drawings.ICONS}
-        named = [f"{one} by {AUTHORS[one]}, {licences[one][2]}" for one in columns["designer"]]
+        licenses = {**drawings.EMOJI, **drawings.ICONS}
+        named = [f"{one} by {AUTHORS[one]}, {licenses[one][2]}" for one in columns["designer"]]
     return [(name, f"{count:,}") for name, count in sorted(Counter(named).items())]
 
 

@@ -2,10 +2,10 @@
 
     python scripts/release/photographs.py photographs.parquet held-out.parquet     # where apt-get and dpkg-deb are
 
-Desktop backgrounds under free licences, photographs and paintings; packages are fetched with apt-get,
+Desktop backgrounds under free licenses, photographs and paintings; packages are fetched with apt-get,
 never installed, and checked by hash. Square crops of a fifth of the shorter side up to all of it, scaled
 to 144 px; no crop of a picture that is held out is among the others. Rows: image (JPEG), name, package,
-licence.
+license.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ FLAT = 3.0  # standard deviation of 255, below which a crop shows nothing
 
 
 class Package(NamedTuple):
-    """Version, SHA-256, and patterns of names -> licence; the first that fits counts, "" leaves out."""
+    """Version, SHA-256, and patterns of names -> license; the first that fits counts, "" leaves out."""
 
     version: str
     sha256: str
-    licences: Mapping[str, str]
+    licenses: Mapping[str, str]
 
 
 # As their copyright files and, for Plasma's, the metadata of each picture say.
@@ -97,17 +97,17 @@ def unpacked(name: str, package: Package, folder: Path) -> Path:
 
 
 def pictures(folder: Path) -> Iterator[tuple[str, str, str, Path]]:
-    """Yield name, package, licence and file of each picture, in the order of their names."""
+    """Yield name, package, license and file of each picture, in the order of their names."""
     for name, package in PACKAGES.items():
         for path in sorted(unpacked(name, package, folder).rglob("*")):
             if path.suffix.lower() not in (".jpg", ".png") or path.is_symlink():
                 continue
             fitting = (
-                licence for pattern, licence in package.licences.items() if fnmatch(str(path), pattern)
+                license for pattern, license in package.licenses.items() if fnmatch(str(path), pattern)
             )
-            if licence := next(fitting, ""):
+            if license := next(fitting, ""):
                 title = path.parents[2].name if path.parent.name == "images" else path.stem
-                yield title, name, licence, path
+                yield title, name, license, path
 
 
 def crops(picture: Image.Image, count: int, seed: int) -> Iterator[bytes]:
@@ -134,13 +134,13 @@ def main() -> None:
     options = parser.parse_args()
     options.packages.mkdir(parents=True, exist_ok=True)
     tables: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
-    for number, (name, package, licence, path) in enumerate(pictures(options.packages)):
+    for number, (name, package, license, path) in enumerate(pictures(options.packages)):
         picture, held_out = Image.open(path).convert("RGB"), name in HELD_OUT
         for data in crops(picture, HELD_OUT_CROPS if held_out else CROPS, number):
             image = {"bytes": data, "path": None}
-            row = {"image": image, "name": name, "package": package, "licence": licence}
+            row = {"image": image, "name": name, "package": package, "license": license}
             tables[held_out].append(row)
-        print(f"{name} ({package}, {licence}): {picture.size[0]} x {picture.size[1]}", file=sys.stderr)
+        print(f"{name} ({package}, {license}): {picture.size[0]} x {picture.size[1]}", file=sys.stderr)
     for held_out, out in ((False, options.photographs), (True, options.held_out)):
         rows = tables[held_out]
         # One shuffle, so that neighbors in the table are of different pictures.

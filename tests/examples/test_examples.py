@@ -139,7 +139,7 @@ def run(folder: Path, *arguments: object, **variables: object) -> str:
 def test_a_word_is_edited(folder: Path) -> None:
     assert "-> water: pixels change by 0." in run(folder, EXAMPLES / "edit_words.py")
     with Image.open(folder / "edited.png") as image:
-        before, after = image.crop((0, 0, 64, 64)), image.crop((64, 0, 128, 64))
+        before, after = image.crop((0, 0, 128, 128)), image.crop((128, 0, 256, 128))
     assert ImageChops.difference(before, after).getbbox() is not None
 
 
@@ -163,8 +163,9 @@ def test_a_network_of_ones_own_learns(folder: Path) -> None:
 @pytest.mark.campaign
 def test_texts_find_pictures(folder: Path) -> None:
     shown = run(folder, EXAMPLES / "search_texts.py")
-    assert len(re.findall(r"circle \d+% square \d+%", shown)) == 4
-    assert len(re.findall(r"scenes/test-\d+ \(-?\d", shown)) == 6
+    assert len(re.findall(r"house \d+% arrow \d+%", shown)) == 4
+    assert len(re.findall(r"\.png \(-?\d", shown)) == 6
+    assert "by their vectors: home" in shown
 
 
 @pytest.mark.campaign

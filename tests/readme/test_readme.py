@@ -28,7 +28,7 @@ FIRST = ("tutorials/words.md", "tutorials/search.md", "tutorials/training.md")
 # Written by its page, in addition to what every command prints.
 WRITTEN = {
     "tutorials/words.md": ("words.txt", "rebuilt", "grid.png", "words.png", "runs/mine/report.html"),
-    "tutorials/search.md": ("found.png", "runs/pairs/report.html", "runs/index"),
+    "tutorials/search.md": ("drawings.png", "found.png", "runs/pairs/report.html", "runs/index"),
     "tutorials/few-shot.md": (
         "runs/few-shot/report.html",
         "runs/local/report.html",
@@ -189,7 +189,8 @@ def small_data(folder: Path) -> None:
     for name, rows in tables.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     (folder / "WORDS.txt").write_text("class\nothers\nred house\n")
-    Image.new("RGB", (40, 36), (9, 99, 199)).save(folder / "cat.jpg")
+    for name in ("cat.jpg", "icon.png"):
+        Image.new("RGB", (40, 36), (9, 99, 199)).save(folder / name)
     (folder / "shards").mkdir()
     for name in ("PICTURES", "OTHER_PICTURES"):
         assert main(["convert", str(folder / name), "--out", str(folder / f"shards/{name}.tar")]) == 0
@@ -206,7 +207,6 @@ def world(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         patch.chdir(folder)
         for page in FIRST:
             made.run(page, patch)
-        shutil.copytree("runs/mine", "runs/quickstart")
         yield made
 
 

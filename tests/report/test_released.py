@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
 import pytest
+import torch
 from tests.tiny import tiny_cbvila, tiny_lqae
 
 from pixlex import run
-from pixlex.api import ImageTokenizer
+from pixlex.api import ImageTokenizer, load
+from pixlex.api.pictures import batches_of
 from pixlex.config.run import read_run
+from pixlex.data.images import photograph
+from pixlex.eval.metrics import mean_color_mse, mse
 from pixlex.models import initialization
+from pixlex.models.initialization import released
 from pixlex.report.released import compared, look
 
 pytest.importorskip("skimage")
@@ -79,3 +85,26 @@ def test_the_command_shows_first_and_trains_then(
         assert f"page    {tmp_path / 'run/report.html'}" in out
         assert ", of small-words " in out
     assert "is finished" in said
+
+
+def test_the_models_that_come_with_the_package() -> None:
+    """Small, with a card, and as good as the card says on pictures that no training saw."""
+    folders = released()
+    assert list(folders) == ["small-pairs", "small-words"]
+    for folder in folders.values():
+        assert sum(file.stat().st_size for file in folder.iterdir()) < 8e6
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert all(f"## {part}" in card for part in ("Measures", "Training", "Data", "Limits"))
+
+    words = load("small-words")
+    shown = [photograph(name) for name in ("cat", "coffee", "rocket")]
+    pixels = next(batches_of(shown, len(shown), words.image_size, "center"))
+    assert float(mse(pixels, words.reconstruct(pixels)).mean()) < 0.6 * float(mean_color_mse(pixels).mean())
+    assert all(len(text.split()) == words.num_words for text in words.to_words(pixels))
+
+    pairs, names = load("small-pairs"), ["house", "magnifying glass", "floppy disk", "question mark"]
+    icons = [
+        Path(matplotlib.get_data_path(), f"images/{name}_large.png")
+        for name in ("home", "zoom_to_rect", "filesave", "help")
+    ]
+    assert (pairs.zero_shot(icons, names).argmax(1) == torch.arange(4)).sum() >= 3

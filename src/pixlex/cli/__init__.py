@@ -50,7 +50,7 @@ def _complete_files(parser: argparse.ArgumentParser, names: Mapping[str, Sequenc
                 _complete_files(inside, names)
         elif action.nargs != 0 and action.choices is None and not isinstance(action.type, partial):
             known, called = " ".join(names.get(action.dest, ())), f"_pixlex_files_{action.dest}"
-            bash = f"{called}() {{ compgen -f -- \"$1\"; compgen -W '{known}' -- \"$1\"; }}"
+            bash = f'{called}() {{ compgen -f -- "$1"; compgen -W \'{known}\' -- "$1"; }}'
             preamble = {"bash": bash, "zsh": f"{called}() {{ compadd -- {known}; _files; }}"}
             action.complete = {"bash": called, "zsh": called, "tcsh": "f", "preamble": preamble}  # type: ignore[attr-defined]
 

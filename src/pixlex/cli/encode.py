@@ -51,7 +51,9 @@ class ReconstructOptions(cli.MachineOptions, cli.ModelOptions, cli.PathArguments
 
 
 class ExportOptions(cli.MachineOptions, cli.VersionOptions):
-    model: str = cli.positional("MODEL", "a model directory, a run folder or a hub repository")
+    model: str = cli.positional(
+        "MODEL", "one that comes with pixlex, a directory, run folder or hub repository"
+    )
     out: cli.File = cli.option(
         text="FILE.onnx (pip install 'pixlex[export]'), or FILE.pt2 for torch.export.load", metavar="FILE"
     )

@@ -46,7 +46,7 @@ class ReconstructionOptions(MeasureOptions):
 
 class ProbeOptions(cli.MachineOptions, cli.BrokenOption, cli.LimitOption, cli.LanguageModelOptions):
     model: tuple[str, ...] = cli.option(
-        text="model directories, run folders or hub repositories", metavar="M"
+        text="models that come with pixlex, directories, run folders or hub repositories", metavar="M"
     )
     data: str = cli.option(text=f"labeled training images: {cli.DATA}", metavar="TRAIN")
     test: str = cli.option(text="labeled test images of the same classes", metavar="TEST")

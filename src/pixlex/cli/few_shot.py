@@ -34,7 +34,7 @@ class ReaderOptions(cli.DeviceOptions):
     GROUP = "images as words"
     model: tuple[str, ...] = cli.option(
         (),
-        "model directories, run folders or hub repositories, of any family or a ViTMAE; each gives rows",
+        "models that come with pixlex, directories, run folders or hub repositories; any family, or a ViTMAE",
         "[NAME=]M",
     )
     untrained: bool = cli.option(

@@ -188,7 +188,9 @@ class LanguageModelOptions(VersionOptions, DeviceOptions):
 
 
 class ModelOptions(LanguageModelOptions):
-    model: str = option(text="a model directory, a run folder or a hub repository", metavar="M")
+    model: str = option(
+        text="one that comes with pixlex, a directory, run folder or hub repository", metavar="M"
+    )
 
 
 class BatchOptions(Options):

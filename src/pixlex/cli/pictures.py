@@ -52,7 +52,7 @@ class AskOptions(cli.MachineOptions, cli.AnswerOptions, cli.ModelOptions):
 
 
 class GalleryOptions(cli.MachineOptions, cli.BatchOptions, cli.LimitOption, cli.ModelOptions):
-    data: str = cli.option(text=cli.DATA, metavar="DATA")
+    data: str = cli.option(text=f"{cli.DATA}; for a CB-ViLA images with captions, too", metavar="DATA")
     out: cli.Picture = cli.option(text="the picture", metavar="FILE.png")
     codewords: cli.Positive = cli.option(12, "rows; default %(default)s")
     seed: cli.Count = cli.option(0, "of the draw; default %(default)s")
@@ -379,9 +379,10 @@ def _thumbnails(options: SearchOptions, found: ImageIndex, result: SearchResult)
 
 class DemoOptions(cli.LanguageModelOptions):
     model: tuple[str, ...] | None = cli.option(
-        None, "model directories, run folders or hub repositories: an LQAE shows words, a CB-ViLA names, a "
-        "fine-tuned model answers", "M",
-    )  # fmt: skip
+        None,
+        "an LQAE shows words, a CB-ViLA names, a fine-tuned model answers; default what comes with pixlex",
+        "M",
+    )
     index: str | None = cli.option(None, "what pixlex index wrote, to search in", "INDEX")
     host: str = cli.option("127.0.0.1", "address to listen at; default %(default)s, this machine alone")
     port: cli.Port | None = cli.option(None, "default the first free one from 7860 on", "N")

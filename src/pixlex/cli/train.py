@@ -44,7 +44,8 @@ class RunOptions(cli.MachineOptions, TrainingOptions, RecipeArgument):
     resume: bool = cli.option(False, "go on from the newest checkpoint (without --out: of the newest run)")
     start: str | None = cli.option(
         None,
-        "go on from a model of the same family in a new run: a model directory, a run folder or a hub repository",
+        "go on from a model of the same family in a new run: one that comes with pixlex, a directory, a run "
+        "folder or a hub repository",
         "M",
         name="--from",
     )
@@ -65,7 +66,7 @@ class FinetuneOptions(RunOptions):
     recipe: str | None = cli.positional("RECIPE", "a YAML file or a name such as finetune/vqa", None)
     start: str | None = cli.option(
         None,
-        "the model to start from: a model directory, a run folder or a hub repository",
+        "the model to start from: one that comes with pixlex, a directory, run folder or hub repository",
         "M",
         name="--from",
     )
