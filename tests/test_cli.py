@@ -29,7 +29,7 @@ from pixlex.config.run import FAMILIES, read_run, recipe_names, write_run
 from pixlex.data import images, tables
 from pixlex.encoding.files import read_codes
 from pixlex.eval.few_shot.classifiers import Features, linear_per_episode
-from pixlex.models import initialization
+from pixlex.models import checkpoint, initialization
 from pixlex.search import store
 from pixlex.training.logging import Tracker
 from pixlex.training.loop import LossNotFinite
@@ -519,6 +519,23 @@ def test_a_new_run_goes_on_from_a_model(run: Callable[..., Outcome], photos: Pat
     )
     message = refused(run(*typed, "--from", first, "model.encoder.width=64", "--out", tmp_path / "third"))
     assert "is a model of another family or shape" in message
+
+
+def test_a_start_of_a_revision_is_that_revision_throughout(
+    run: Callable[..., Outcome], model: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shape, weights and history."""
+    asked, find = [], checkpoint.find_model
+
+    def found(name: str, kind: str, *, revision: str | None, **how: Any) -> Path:
+        asked.append((name, revision))
+        return find(model if name == "me/mine" else name, kind, revision=None, **how)
+
+    monkeypatch.setattr(checkpoint, "find_model", found)
+    typed = ["lqae/tiny", "--from", "me/mine", "--revision", "v1", f"data.train={photos}", "data.validation="]
+    assert run("train", *typed, "train.batch_size=4", "--dry-run")[0] == 0
+    assert [one for one in asked if one[0] == "me/mine"] == [("me/mine", "v1")]
+    assert len(asked) > 1
 
 
 def test_completion_knows_commands_and_options(run: Callable[..., Outcome]) -> None:

@@ -83,11 +83,14 @@ def recalls(places: Sequence[int] | Tensor) -> str:
     return " / ".join(f"{100 * float((counted < rank).double().mean()):.1f}" for rank in (1, 5, 10))
 
 
-def places_of(similarity: Tensor, names: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """Return for each row at which place among the distinct names of its columns the wanted one stands."""
+def places_of(
+    similarity: Tensor, names: Sequence[str], wanted: Sequence[str], *, distinct: bool = True
+) -> list[int]:
+    """Return for each row at which place the wanted name stands, among its columns or their distinct names."""
     places = []
     for row, name in zip(similarity.argsort(1, descending=True).tolist(), wanted, strict=True):
-        found = list(dict.fromkeys(names[column] for column in row))
+        found = [names[column] for column in row]
+        found = list(dict.fromkeys(found)) if distinct else found
         places.append(found.index(name) if name in found else len(found))
     return places
 
@@ -111,7 +114,10 @@ def measure_pairs(model: pixlex.ImageTokenizer, seen: Path, unseen: Path) -> Row
     rows = [
         (f"name of a picture, of {len(names):,}", recalls(places_of(similarity, names, wanted))),
         (f"name of a picture, of {len(few):,}", recalls(places_of(columns, few, wanted))),
-        (f"picture of a name, of {len(wanted):,}", recalls(places_of(columns.T, wanted, few))),
+        (
+            f"picture of a name, of {len(wanted):,}",
+            recalls(places_of(columns.T, wanted, few, distinct=False)),
+        ),
     ]
     matching = torch.full_like(columns, -torch.inf)
     for row, (image, near) in enumerate(zip(other["image"], columns.topk(32).indices.tolist(), strict=True)):
@@ -127,7 +133,8 @@ def measure_pairs(model: pixlex.ImageTokenizer, seen: Path, unseen: Path) -> Row
         right = [
             train["group"][one] == group for one, group in zip(nearest, other["group"], strict=True) if group
         ]
-        rows.append((f"{what}: its group", f"{100 * float(np.mean(right)):.1f}"))
+        if right:
+            rows.append((f"{what}: its group", f"{100 * float(np.mean(right)):.1f}"))
     return rows
 
 

@@ -70,7 +70,7 @@ def main() -> None:
         run("search", *ASKED, "--index", work / "index", "--top-k", "5", "--sheet", work / "found.png")
         of_drawings = "--model", "small-pairs", "--data", options.drawings, "--limit", "3000"
         run("gallery", *of_drawings, "--codewords", "6", "--out", work / "codewords.png")
-        for path in (*sorted(work.glob("*.png")), options.run / "pictures/curves.png"):
+        for path in (*sorted(work.glob("*.png")), options.run / "curves.png"):
             if path not in photographs:
                 few = Image.open(path).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
                 few.save(options.out / path.name, optimize=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import functools
-import warnings
-from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Iterable
+from typing import ParamSpec, TypeVar
 
 _MOST_CHARACTERS = 80
 _P = ParamSpec("_P")
@@ -37,32 +35,6 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
 def not_installed(what: str, package: str, extra: str) -> ModuleNotFoundError:
     """Return the error of an optional package that is missing, with the extra of pixlex that brings it."""
     return ModuleNotFoundError(f"{what} needs {package}: pip install 'pixlex[{extra}]'", name=package)
-
-
-def renamed(old: str, new: str) -> Callable[..., Any]:
-    """Return a method by its old name, which warns and calls the one of the new name."""
-
-    def method(self: Any, *given: Any, **named: Any) -> Any:
-        warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=2)
-        return getattr(self, new)(*given, **named)
-
-    return method
-
-
-def renamed_keyword(old: str, new: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Let a function also take a keyword by its old name, with a warning."""
-
-    def wrap(function: Callable[_P, _R]) -> Callable[_P, _R]:
-        @functools.wraps(function)
-        def call(*given: _P.args, **named: _P.kwargs) -> _R:
-            if old in named:
-                warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=2)
-                named[new] = named.pop(old)
-            return function(*given, **named)
-
-        return call
-
-    return wrap
 
 
 def printable(text: object, keep: str = "") -> str:

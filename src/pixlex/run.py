@@ -90,11 +90,9 @@ def train(
     for name, data in sets.items():
         found = GivenSource(data)
         settings[f"data.{name}"] = f"{found.name}, {found.identity[:12]}"
-    if "train" in sets and validation is None:
-        settings["data.validation"] = ""
-    run = read_run(
-        str(recipe), [f"{name}={json.dumps(value, default=str)}" for name, value in _flat(settings)]
-    )
+    unnamed: dict[str, Any] = {"data.validation": ""} if "train" in sets else {}
+    typed = {**unnamed, **dict(_flat(settings))}
+    run = read_run(str(recipe), [f"{name}={_yaml(value)}" for name, value in typed.items()])
     target = run_training(run, Path(out), resume=resume, sets=sets, on_log=on_log)
     if target is None or not distributed.is_first():
         return None
@@ -102,6 +100,12 @@ def train(
     if not kind.has_codes and not kind.fuses:
         return None
     return (load if kind.has_codes else load_reasoner)(target, device=run.train.device)
+
+
+def _yaml(value: Any) -> str:
+    """Return a value as it is typed; a path may hold bytes that are no UTF-8, which YAML does not read."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return str(value) if any("\udc80" <= mark <= "\udcff" for mark in text) else text
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

@@ -45,6 +45,7 @@ def test_overrides_win_in_order(tmp_path: Path) -> None:
     [
         ("train.stesp=5", "unknown key train.stesp; did you mean train.steps?"),
         ("model.encoder.widht=5", "did you mean model.encoder.width?"),
+        ("model.width=5", "unknown key model.width; did you mean model.encoder.width?"),
         ("train.steps=many", '"train.steps": .*int.* many'),
         ("train.steps=-1", "TrainConfig.steps must be above 0, got -1"),
         ("model.encoder.heads=5", "VisionConfig.heads must divide the width 128, got 5"),

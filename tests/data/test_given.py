@@ -151,6 +151,40 @@ def test_arrays_and_tensors_are_data_sets_too(tmp_path: Path) -> None:
     assert (tmp_path / "run/report.html").is_file()
 
 
+def test_gray_pictures_stack_and_one_picture_is_none() -> None:
+    stack = np.arange(10 * 28 * 28, dtype=np.uint8).reshape(10, 28, 28)
+    source = open_source(stack)
+    assert len(source) == 10
+    assert np.array_equal(source.read(3).data[..., 0], stack[3])
+
+
+class Augmented(Own):
+    """Another crop at each look."""
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng()
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.random.integers(256, size=(8, 8, 3), dtype=np.uint8)}
+
+
+def test_a_data_set_that_augments_is_the_same_one_later() -> None:
+    first, again = open_source(Augmented()), open_source(Augmented())
+    assert not np.array_equal(first.read(0).data, again.read(0).data)
+    assert first.identity == again.identity != open_source(Own()).identity
+
+
+def test_what_is_said_of_data_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A named validation beside a data set of Python; names that are no ASCII, or no UTF-8."""
+    begun: list[Any] = []
+    monkeypatch.setattr("pixlex.run.run_training", lambda run, *given, **how: begun.append(run))
+    pixlex.train("lqae/tiny", _pictures(3), out=tmp_path, **{"data.validation": "embedded:photographs:test"})
+    pixlex.train("lqae/tiny", _pictures(3), out=tmp_path)
+    pixlex.train("lqae/tiny", "photos/\N{GRINNING FACE}", "photos/\udcff", out=tmp_path)
+    assert [run.data.validation for run in begun] == ["embedded:photographs:test", "", "photos/\udcff"]
+    assert begun[2].data.train == "photos/\N{GRINNING FACE}"
+
+
 def test_training_refuses_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown key train\.stebs; did you mean train\.steps"):
         pixlex.train("lqae/tiny", _pictures(2), out=tmp_path, **{"train.stebs": 1})

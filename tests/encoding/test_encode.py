@@ -203,9 +203,8 @@ def test_broken_images_are_listed_and_may_be_repaired(lqae: ImageTokenizer, tmp_
     folder, out = write_images(tmp_path / "mixed", names), tmp_path / "out.txt"
     for name in ("3.png", "9.png"):
         (folder / name).write_text("no image")
-    renamed = pytest.warns(DeprecationWarning, match="max_broken_share is now max_broken_fraction")
-    with pytest.raises(TooManyBroken, match=r"[39]\.png"), renamed:
-        quietly(lqae, folder, out, batch_size=4, max_broken_share=0.1)
+    with pytest.raises(TooManyBroken, match=r"[39]\.png"):
+        quietly(lqae, folder, out, batch_size=4, max_broken_fraction=0.1)
     assert not out.exists()
     result = quietly(lqae, folder, out, batch_size=4, max_broken_fraction=0.2)
     assert (result.num_images, [one.key for one in result.skipped]) == (8, ["3.png", "9.png"])

@@ -338,6 +338,20 @@ def test_words_behind_a_prompt_are_as_if_all_was_read_again(causal: CausalLangua
         )
 
 
+@pytest.mark.parametrize("family", ["mamba", "lfm2"])
+def test_families_without_keys_in_every_layer_read_behind_a_prompt(family: str, tmp_path: Path) -> None:
+    """A recurrent one, one with convolutions between attention: several rows behind one prompt, and each its own."""
+    causal = load_causal_language_model(str(tiny_causal(tmp_path, family=family)))
+    words = causal.encode(["for the class", "a"], max_words=32)
+    for prompts in (torch.randn(1, 4, causal.width), torch.randn(2, 4, causal.width)):
+        rows = torch.cat([prompts.expand(2, -1, -1), causal.embed(words.word_ids[:, :-1])], dim=1)
+        padding = torch.cat([torch.zeros(2, 4, dtype=torch.bool), words.key_padding[:, :-1]], dim=1)
+        found, real = causal.following(prompts, words.word_ids, words.key_padding), ~words.key_padding
+        torch.testing.assert_close(
+            found[real], causal.logits(rows, padding)[:, 3:][real], atol=1e-4, rtol=1e-4
+        )
+
+
 def test_writing_is_greedy(causal: CausalLanguageModel) -> None:
     """Against one step at a time; rows of a batch do not disturb each other."""
     embeddings = torch.randn(2, 5, causal.width)

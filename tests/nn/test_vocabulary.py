@@ -105,10 +105,12 @@ def test_words_unfit_to_print_are_no_codewords_unless_asked_for(embedded: Langua
     harmless = "gay lesbian jew muslim black cancer kill fat assess butter cocked cummings analysis sussex"
     assert set(harmless.split()) <= set(clean.words)
     neutral = build_vocabulary(embedded, "neutral-words")
-    assert (neutral.kind, len(neutral)) == ("neutral-words", 20_833)
+    assert (neutral.kind, len(neutral)) == ("neutral-words", 20_190)
     assert set(harmless.split()) - set(neutral.words) == {
-        "gay", "lesbian", "jew", "muslim", "cancer", "kill", "fat",
+        "gay", "lesbian", "jew", "muslim", "black", "cancer", "kill", "fat",
     }  # fmt: skip
+    # Codes are numbers of words: those of small-words mean others when this list changes.
+    assert hashlib.sha256("\n".join(neutral.words).encode()).hexdigest()[:12] == "6ee23fabd8a9"
     assert set(neutral.words) < set(clean.words)
 
 

@@ -38,7 +38,8 @@ def completion(options: CompletionOptions) -> None:
     from pixlex.models.initialization import released
 
     parser = build_parser()
-    _complete_files(parser, {"recipe": recipe_names(), "model": list(released())})
+    recipes, models = recipe_names(), list(released())
+    _complete_files(parser, {"recipe": recipes, "subject": recipes, "model": models, "start": models})
     print(shtab.complete(parser, shell=options.shell))
 
 

@@ -158,10 +158,11 @@ def train(options: RunOptions) -> int | None:
     above = None
     if options.start is not None:
         from pixlex.families import gone_on
-        from pixlex.models.checkpoint import read_config
+        from pixlex.models.checkpoint import pinned, read_config
 
+        start = pinned(options.start, options.revision)
         family = str(recipe_values(find_recipe(options.recipe)).get("family"))
-        above = gone_on(family, options.start, read_config(options.start, options.revision))
+        above = gone_on(family, start, read_config(start))
     run = read_run(options.recipe, overrides_of(options), above=above)
     from pixlex.families import FAMILIES  # behind what refuses at once
 
@@ -178,7 +179,7 @@ def _begun(options: RunOptions) -> Run | None:
     """Return the run of the folder to resume where no recipe is named; `ValueError` where none can be meant."""
     from pixlex.config.run import CONFIG, read_run
 
-    if options.recipe is not None and "=" not in options.recipe:
+    if options.recipe is not None and ("=" not in options.recipe or Path(options.recipe).is_file()):
         return None
     if not options.resume or options.out is None:
         raise ValueError("expected RECIPE (with --from too), or --resume with --out DIR to go on with a run")
@@ -194,7 +195,7 @@ def finetune(options: FinetuneOptions) -> int | None:
     """Train a recipe from the weights of a CB-ViLA."""
     from pixlex.config.run import find_recipe, read_run, recipe_values
     from pixlex.families import FAMILIES, taken_over
-    from pixlex.models.checkpoint import read_config
+    from pixlex.models.checkpoint import pinned, read_config
 
     if (begun := _begun(options)) is not None:
         return _train(options, begun)
@@ -207,8 +208,9 @@ def finetune(options: FinetuneOptions) -> int | None:
         )
     values = None
     if options.start is not None:
-        model = taken_over(family, options.start, read_config(options.start, options.revision))
-        values = {"start": "" if options.untrained else options.start, "model": model}
+        start = pinned(options.start, options.revision)
+        model = taken_over(family, start, read_config(start))
+        values = {"start": "" if options.untrained else start, "model": model}
     elif not options.untrained:
         raise ValueError("expected --from MODEL, the model to go on with, or --untrained for fresh weights")
     return _train(options, read_run(options.recipe, overrides_of(options), values))

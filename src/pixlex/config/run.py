@@ -222,7 +222,7 @@ def _wrong_keys(kind: type[Any], values: Mapping[str, Any], prefix: str) -> Iter
                 for part, hint in hints.items()
                 if dataclasses.is_dataclass(hint) and key in get_type_hints(hint)
             ]
-            meant = f"did you mean {parts[0]}.{key}?" if parts else nearest(str(key), hints, prefix)
+            meant = f"did you mean {prefix}{parts[0]}.{key}?" if parts else nearest(str(key), hints, prefix)
             yield name, f"unknown key {prefix}{key!s:.80}; {meant}"
         elif value is None:
             yield name, f"{name} must have a value, got null; leave it out for its default"

@@ -23,7 +23,6 @@ from pixlex.data.loader import prefetch
 from pixlex.data.sources import ImageSource, subset
 from pixlex.encoding.files import PARTS, EncodedImage, Kind, check_kind, write_checksum, write_codes
 from pixlex.files import Journal, read_json, sealed, write_atomically, write_json, write_text
-from pixlex.messages import renamed_keyword
 from pixlex.models.checkpoint import fingerprint
 from pixlex.nn.nearest import NotFinite
 from pixlex.progress import bar_or_lines
@@ -57,7 +56,6 @@ class EncodingResult:
     num_parts: int = 0
 
 
-@renamed_keyword("max_broken_share", "max_broken_fraction")
 def encode_source(
     tokenizer: ImageTokenizer,
     source: ImageSource,
@@ -106,7 +104,6 @@ def encode_source(
         return encoder.write(source, out, kind, journal, out.with_name(f"{out.name}.skipped.jsonl"))
 
 
-@renamed_keyword("max_broken_share", "max_broken_fraction")
 def encode_parts(
     tokenizer: ImageTokenizer,
     source: ImageSource,

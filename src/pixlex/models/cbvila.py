@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pixlex.messages import renamed
 from pixlex.models import CodeModel, ImageModel, JointModel, compute_texts
 from pixlex.models.initialization import initialize_towers
 from pixlex.nn.bert import Context, FusionEncoder, TextEncoder, TextTokenizer, Words, load_tokenizer
@@ -83,8 +82,6 @@ class TextModel(ImageModel):
     def tokenize_texts(self, texts: Sequence[str], max_words: int) -> Words:
         """Return texts as the text encoder reads them, each cut to so many words (tokens)."""
         return self.tokenizer.encode(texts, max_words)
-
-    encode_texts = renamed("encode_texts", "tokenize_texts")
 
 
 class CBViLA(TextModel, CodeModel, JointModel):
@@ -314,9 +311,6 @@ class CBViLA(TextModel, CodeModel, JointModel):
         seen = self.encode_image(images, split.visible)
         codewords = self.quantize_vectors(seen[:, 1:]).values
         return self._drawn(self.query(codewords, self.image_projector(seen[:, 0]), split.visible), words)
-
-    see = renamed("see", "encode_image")
-    read = renamed("read", "encode_text")
 
     def _drawn(self, query: Float[Tensor, "B N1 D"], words: Words) -> Float[Tensor, "B 3 H W"]:
         """Return the images, in [0, 1], that the fusion encoder makes of its queries and of texts."""

@@ -219,6 +219,11 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     return _description(name, revision)[1]
 
 
+def pinned(name: str, revision: str | None) -> str:
+    """Return where the files of a revision lie; without one the name as it is."""
+    return name if revision is None else str(_description(name, revision)[0])
+
+
 def _description(name: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
     """Return a model directory and what its `config.json` says, its form checked."""
     folder = find_model(name, "model", needs=(CONFIG,), files=(CONFIG, WEIGHTS), revision=revision)

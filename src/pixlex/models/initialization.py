@@ -146,6 +146,7 @@ def compact(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
     for name, tensor in list(found.items()):
         if tensor.ndim < 2 or not tensor.is_floating_point() or bits == 32:
             continue
+        tensor = tensor.float()
         scale = tensor.flatten(1).abs().amax(1) / 127
         if bits == 16 or len(tensor) == 1:
             found[name] = tensor.half()

@@ -22,7 +22,7 @@ from pixlex.data.sources import ImageSource
 from pixlex.data.text import clean_caption
 from pixlex.distributed import pick_device
 from pixlex.eval.evaluate import evaluating
-from pixlex.messages import quoted, renamed_keyword
+from pixlex.messages import quoted
 from pixlex.models import Precision, checkpoint, compute_rows, computing
 from pixlex.models.cbvila import CBViLA
 from pixlex.search.store import (
@@ -192,7 +192,6 @@ class ImageIndex:
     def __len__(self) -> int:
         return len(self._store)
 
-    @renamed_keyword("max_broken_share", "max_broken_fraction")
     def update(
         self,
         source: str | ImageSource,

@@ -16,11 +16,12 @@ CONTEXT = 256
 
 
 def tiny_causal(folder: Path, *, family: str = "gpt2", seed: int = 0) -> Path:
-    """Write a GPT-2 or a Llama of two layers, 32 wide, with 400 tokens.
+    """Write a causal language model of two layers, 32 wide, with 400 tokens.
 
     Args:
         folder: made if missing.
-        family: `gpt2` has learned positions and no start token, `llama` rotary ones and a start token.
+        family: `gpt2` has learned positions and no start token, `llama` rotary ones and a start token, `mamba` no
+            attention, `lfm2` one layer of it behind one of convolutions.
         seed: of its weights.
 
     Returns:
@@ -44,6 +45,16 @@ def tiny_causal(folder: Path, *, family: str = "gpt2", seed: int = 0) -> Path:
                     initializer_range=0.3,
                     **common,
                 )
+            )
+        elif family == "mamba":
+            model = transformers.MambaForCausalLM(
+                transformers.MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4, **common)
+            )
+        elif family == "lfm2":
+            sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+            layers = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}
+            model = transformers.Lfm2ForCausalLM(
+                transformers.Lfm2Config(**sizes, **layers, num_key_value_heads=2, **common)
             )
         else:
             model = transformers.GPT2LMHeadModel(
