@@ -340,7 +340,7 @@ def test_words_behind_a_prompt_are_as_if_all_was_read_again(causal: CausalLangua
 
 @pytest.mark.parametrize("family", ["mamba", "lfm2"])
 def test_families_without_keys_in_every_layer_read_behind_a_prompt(family: str, tmp_path: Path) -> None:
-    """A recurrent one, one with convolutions between attention: several rows behind one prompt, and each its own."""
+    """A recurrent one, one with convolutions: several rows behind one prompt, and each behind its own."""
     causal = load_causal_language_model(str(tiny_causal(tmp_path, family=family)))
     words = causal.encode(["for the class", "a"], max_words=32)
     for prompts in (torch.randn(1, 4, causal.width), torch.randn(2, 4, causal.width)):
