@@ -163,10 +163,6 @@ def test_tabs_are_those_of_what_is_given(shown: Path, models: Path) -> None:
 
 
 def test_released_models_are_the_default(shown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        ValueError, match=r"no model is built in yet: .*\(pixlex train lqae/meaning for words"
-    ):
-        demo.load_tabs([], None)
     monkeypatch.setattr(demo, "released", lambda: {str(shown / "lqae"): shown / "lqae"})
     assert list(demo.load_tabs([], None, device="cpu")) == ["Words"]
 
@@ -213,10 +209,7 @@ def test_one_piece_of_work_at_a_time_and_no_way_around_the_page(page: Any) -> No
 
 
 def test_command(call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a model it says what to give; models may be named one by one; without gradio, what to install."""
-    code, printed, said = call("demo")
-    assert (code, printed) == (2, "")
-    assert said.startswith("pixlex: error: no model is built in yet: expected --model")
+    """Models may be named one by one; without gradio it says what to install."""
     code, _, said = call("demo", "--port", "70000")
     assert code == 2
     assert "--port: expected a port, 1 to 65535, got '70000'" in said

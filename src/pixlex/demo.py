@@ -64,15 +64,10 @@ def load_tabs(
         device, precision, versions: as `pixlex.load` takes them; `language_model` and `revision` are versions.
 
     Raises:
-        ValueError: nothing to show, a model with neither words nor names nor answers, or as `pixlex.load` and
+        ValueError: a model with neither words nor names nor answers, or as `pixlex.load` and
             `ImageIndex.open`.
     """
     models = models or (tuple(released()) if index is None else ())
-    if not models and index is None:
-        raise ValueError(
-            "no model is built in yet: expected --model with one that was trained (pixlex train lqae/meaning for "
-            "words, pixlex train cbvila/drawings for names, pixlex finetune for answers), or --index INDEX"
-        )
     tabs: dict[str, Fill] = {}
     joint: dict[str, ImageTokenizer] = {}  # without CLIP and alike, which make no index
     how: dict[str, Any] = {"device": pick_device(device), "precision": precision}

@@ -29,7 +29,6 @@ from pixlex.families import FAMILIES, Validation, build_objective, images_of, tr
 from pixlex.files import locked, remove_partial, unsealed, write_json
 from pixlex.messages import printable, quoted
 from pixlex.models import checkpoint
-from pixlex.models.initialization import released
 from pixlex.objectives.phase import Objective
 from pixlex.report.curves import curves
 from pixlex.report.figures import drawn
@@ -381,6 +380,5 @@ def quickstart(folder: Path, *, resume: bool = False, overrides: Sequence[str] =
     model = run_training(run, folder, resume=resume)
     if model is None:
         return None
-    if released():
-        write_json(folder / COMPARED, compared(load(model), run.data.validation))
+    write_json(folder / COMPARED, compared(load(model), run.data.validation))
     return folder / "report.html"

@@ -52,12 +52,6 @@ def test_a_page_of_pictures_that_no_model_has_seen(small_models: Path, tmp_path:
     assert (tmp_path / "run/pictures/found.png").is_file()
 
 
-def test_nothing_is_shown_where_nothing_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(initialization, "RELEASED", tmp_path)
-    assert look(tmp_path / "run") is None
-    assert not (tmp_path / "run").exists()
-
-
 def test_errors_are_compared_on_the_same_images(small_models: Path, language: Path) -> None:
     own = ImageTokenizer(tiny_lqae(language))
     found = compared(own, "embedded:photographs:test")

@@ -84,7 +84,7 @@ def models(options: cli.JSONOption) -> None:
     lines = [
         (str(row["name"]), f"{row['family']}, {row['megabytes']:.1f} MB: {row['about']}") for row in rows
     ]
-    cli.answer(options, rows, cli.table(lines) if rows else "no model comes with this version")
+    cli.answer(options, rows, cli.table(lines))
 
 
 def doctor(options: DoctorOptions) -> None:

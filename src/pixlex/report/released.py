@@ -16,7 +16,6 @@ from pixlex.api.pictures import batches_of
 from pixlex.data.given import picture_of
 from pixlex.data.images import open_source, photograph
 from pixlex.eval.metrics import mean_color_mse, mse, patch_color_mse
-from pixlex.models.initialization import released
 from pixlex.report.figures import Thumbnail, contact_sheet, drawn
 from pixlex.report.page import Page, Table, write_page
 
@@ -29,13 +28,11 @@ LOOK, COMPARED = "released.html", "compared.json"
 
 
 def look(folder: Path) -> Path | None:
-    """Leave a page of what the released models make of pictures they have not seen; None where there are none.
+    """Leave a page of what the released models make of pictures they have not seen; None where that fails.
 
     `released.html`: words, pictures rebuilt from them beside what as many mean colors are worth, icons named, and
     found by text.
     """
-    if not {"small-words", "small-pairs"} <= released().keys():
-        return None
     return drawn(folder / LOOK, lambda path: write_page(path, _page(folder)))
 
 
