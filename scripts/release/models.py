@@ -35,20 +35,23 @@ from pixlex.models.initialization import CARD, RELEASED
 
 Rows = list[tuple[str, str]]
 
-# Recipe and what is changed of it.
-RECIPES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+RECIPES = {"small-pairs": "cbvila/drawings", "small-words": "lqae/tinyimages"}
+# Trainings, each from the weights of the one before: how often the first table counts, changes of the recipe.
+STAGES: Mapping[str, Sequence[tuple[int, str]]] = {
     "small-pairs": (
-        "cbvila/drawings",
-        {"model.text.words": "frozen", "objective.teacher.steps": 2600, "train.steps": 2900},
+        (2, "model.text.words=frozen objective.teacher.steps=2600 train.steps=2900"),
+        (
+            8,
+            "model.text.words=frozen objective.teacher.steps=900 objective.teacher.learning_rate=1.0e-3 "
+            "train.steps=1100",
+        ),
     ),
     "small-words": (
-        "lqae/tinyimages",
-        {
-            "model.image_size": 128,
-            "model.patch_size": 16,
-            "model.language.vocabulary": "neutral-words",
-            "train.steps": 1500,
-        },
+        (
+            2,
+            "model.image_size=128 model.patch_size=16 model.language.vocabulary=neutral-words "
+            "model.decoder.width=256 model.decoder.depth=4 train.steps=1400",
+        ),
     ),
 }
 ABOUT = {
@@ -120,8 +123,11 @@ def measure_pairs(model: pixlex.ImageTokenizer, seen: Path, unseen: Path) -> Row
         ),
     ]
     matching = torch.full_like(columns, -torch.inf)
-    for row, (image, near) in enumerate(zip(other["image"], columns.topk(32).indices.tolist(), strict=True)):
-        matching[row, near] = model.score([image], [few[one] for one in near])[0]
+    near = torch.zeros_like(columns, dtype=torch.bool).scatter(1, columns.topk(32).indices, True)
+    for column, name in enumerate(few):
+        if rows_near := near[:, column].nonzero().flatten().tolist():
+            pictures = [other["image"][row] for row in rows_near]
+            matching[rows_near, column] = model.score(pictures, [name])[:, 0]
     again = recalls(places_of(matching, few, wanted))
     rows.insert(2, ("the same, its nearest 32 ranked again by matching", again))
     for what, alike in (
@@ -196,14 +202,17 @@ def sources_of(table: Path) -> Rows:
 def card(name: str, measures: Rows, sources: Rows, tables: Sequence[Path], unseen: Path, bits: int) -> str:
     """Return the model card."""
     given = [name, *(table.name for table in tables), "--unseen", unseen.name]
-    recipe, changes = RECIPES[name]
+    stages = [
+        f"`pixlex train {RECIPES[name]} {changes}` (the first table {times} times)"
+        for times, changes in STAGES[name]
+    ]
     unit = "in percent, first / of five / of ten" if name == "small-pairs" else "mean squared error, SSIM"
     parts = [
         f"---\nlibrary_name: pixlex\nlicense: mit\n---\n\n# {name}\n\n{ABOUT[name]}",
         f'```python\nimport pixlex\n\nmodel = pixlex.load("{name}")\n{EXAMPLE[name]}\n```',
         f"## Measures\n\nWeights in {bits} bits; pictures by whom nothing was trained.\n\n| | {unit} |\n|---|---|",
         "## Training",
-        f"`pixlex train {recipe} {' '.join(f'{key}={value}' for key, value in changes.items())}`, by",
+        f"{'; then, from its weights, '.join(stages)}. By",
         f"```sh\npython scripts/release/models.py {shlex.join(given)}\n```",
         "## Data\n\n| from | pictures |\n|---|---|",
         f"## Limits\n\n{LIMITS}\n",
@@ -216,24 +225,27 @@ def card(name: str, measures: Rows, sources: Rows, tables: Sequence[Path], unsee
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("name", choices=tuple(RECIPES))
-    parser.add_argument("tables", type=Path, nargs=2, help="to train on; pictures of the first count twice")
+    parser.add_argument("tables", type=Path, nargs=2, help="to train on")
     parser.add_argument("--unseen", type=Path, required=True, help="table to measure on")
     parser.add_argument("--out", type=Path, help="run folder; default runs/NAME")
     parser.add_argument("--released", type=Path, default=RELEASED, help="default %(default)s")
     parser.add_argument("--bits", type=int, choices=(8, 16, 32), default=8, help="default %(default)s")
     parser.add_argument("--changes", nargs="*", default=[], metavar="FIELD=VALUE", help="for a short trial")
     options = parser.parse_args()
-    recipe, changes = RECIPES[options.name]
-    changed = (one.split("=", 1) for one in options.changes)
-    settings = {**changes, **{name: yaml.safe_load(value) for name, value in changed}}
     out = options.out or Path("runs") / options.name
     first, second = options.tables
-    data: Any = f"2 * {first} + {second}"
-    if options.name == "small-words":  # no captions to be weighed by
-        data = [image for path in (first, first, second) for image in read(path)["image"]]
-    if not (out / "model").is_dir():
-        resume = (out / "checkpoints").is_dir()
-        pixlex.train(recipe, data, str(options.unseen), out=out, resume=resume, **settings)
+    before: dict[str, str] = {}
+    for number, (times, changes) in enumerate(STAGES[options.name], start=1):
+        out = out if number == 1 else out.with_name(f"{out.name}-{number}")
+        data: Any = f"{times} * {first} + {second}"
+        if options.name == "small-words":  # no captions to be weighed by
+            data = [image for path in (*[first] * times, second) for image in read(path)["image"]]
+        if not (out / "model").is_dir():
+            changed = (one.split("=", 1) for one in [*changes.split(), *options.changes])
+            settings = before | {key: yaml.safe_load(value) for key, value in changed}
+            resume = (out / "checkpoints").is_dir()
+            pixlex.train(RECIPES[options.name], data, str(options.unseen), out=out, resume=resume, **settings)
+        before = {"start": str(out)}
     folder = options.released / options.name
     pixlex.load(out).save_pretrained(folder, bits=options.bits)
     measure = measure_pairs if options.name == "small-pairs" else measure_words

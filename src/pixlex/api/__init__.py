@@ -360,8 +360,9 @@ class ImageTokenizer:
                 states.append(model.encode_text(words.word_ids, words.key_padding)[0])
 
         def match(batch: Tensor) -> Tensor:
-            images = model.encode_image(batch)
-            return torch.stack([model.match(images, text).softmax(1)[:, 1] for text in states], 1)
+            context = model.image_context(model.encode_image(batch))
+            texts = (text.expand(len(batch), -1, -1) for text in states)
+            return torch.stack([model.match(context, text).softmax(1)[:, 1] for text in texts], 1)
 
         return self._in_batches("match", images, batch_size, match)
 

@@ -372,8 +372,9 @@ class ImageIndex:
             if not pixels:
                 continue
             with computing(self._device, self.head.precision):
-                images = model.encode_image(torch.stack(list(pixels.values())).to(self._device))
-                found: list[float] = model.match(images, text)[:, 1].tolist()
+                seen = model.encode_image(torch.stack(list(pixels.values())).to(self._device))
+                texts = text.expand(len(pixels), -1, -1)
+                found: list[float] = model.match(model.image_context(seen), texts)[:, 1].tolist()
             for number, logit in zip(pixels, found, strict=True):
                 logits[number] = logit
         return logits, tuple(skipped)
