@@ -66,6 +66,10 @@ EXAMPLE = {
 }
 LIMITS = """It knows the kind of pictures that it was trained on, and shares the biases of their names and of
 MiniLM's words. Nothing that it says of a picture of people should be taken for true."""
+OWN_LIMITS = {
+    "small-pairs": " Its vectors have been trained for long, matching and pixels hardly: do not let it rank again.",
+    "small-words": "",
+}
 AUTHORS = {
     "noto": "Google", "twemoji": "Twitter and contributors", "fluent-emoji": "Microsoft",
     "fluent-emoji-flat": "Microsoft", "emojione": "EmojiOne", "tabler": "Paweł Kuna",
@@ -215,7 +219,7 @@ def card(name: str, measures: Rows, sources: Rows, tables: Sequence[Path], unsee
         f"{'; then, from its weights, '.join(stages)}. By",
         f"```sh\npython scripts/release/models.py {shlex.join(given)}\n```",
         "## Data\n\n| from | pictures |\n|---|---|",
-        f"## Limits\n\n{LIMITS}\n",
+        f"## Limits\n\n{LIMITS}{OWN_LIMITS[name]}\n",
     ]
     parts[2] += "".join(f"\n| {what} | {value} |" for what, value in measures)
     parts[6] += "".join(f"\n| {what} | {value} |" for what, value in sources)
