@@ -56,7 +56,8 @@ STAGES: Mapping[str, Sequence[tuple[int, str]]] = {
 }
 ABOUT = {
     "small-pairs": "Finds drawings by words, names them, compares them with each other: icons and emoji. A "
-    "CB-ViLA of 64 px whose word embeddings are those of MiniLM, named and not stored.",
+    "CB-ViLA of 64 px whose word embeddings are those of MiniLM, named and not stored. Its vectors were trained for "
+    "long, matching and pixels hardly: search with it, do not rank again.",
     "small-words": "Writes a picture of 128 px as 64 words of MiniLM's vocabulary, one for each patch, and draws "
     "it from the words alone. An LQAE: it has never seen a caption, and its words are no descriptions.",
 }
@@ -66,10 +67,6 @@ EXAMPLE = {
 }
 LIMITS = """It knows the kind of pictures that it was trained on, and shares the biases of their names and of
 MiniLM's words. Nothing that it says of a picture of people should be taken for true."""
-OWN_LIMITS = {
-    "small-pairs": " Its vectors have been trained for long, matching and pixels hardly: do not let it rank again.",
-    "small-words": "",
-}
 AUTHORS = {
     "noto": "Google", "twemoji": "Twitter and contributors", "fluent-emoji": "Microsoft",
     "fluent-emoji-flat": "Microsoft", "emojione": "EmojiOne", "tabler": "Paweł Kuna",
@@ -219,7 +216,7 @@ def card(name: str, measures: Rows, sources: Rows, tables: Sequence[Path], unsee
         f"{'; then, from its weights, '.join(stages)}. By",
         f"```sh\npython scripts/release/models.py {shlex.join(given)}\n```",
         "## Data\n\n| from | pictures |\n|---|---|",
-        f"## Limits\n\n{LIMITS}{OWN_LIMITS[name]}\n",
+        f"## Limits\n\n{LIMITS}\n",
     ]
     parts[2] += "".join(f"\n| {what} | {value} |" for what, value in measures)
     parts[6] += "".join(f"\n| {what} | {value} |" for what, value in sources)
