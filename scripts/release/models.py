@@ -56,8 +56,8 @@ STAGES: Mapping[str, Sequence[tuple[int, str]]] = {
 }
 ABOUT = {
     "small-pairs": "Finds drawings by words, names them, compares them with each other: icons and emoji. A "
-    "CB-ViLA of 64 px whose word embeddings are those of MiniLM, named and not stored. Its vectors were trained for "
-    "long, matching and pixels hardly: search with it, do not rank again.",
+    "CB-ViLA of 64 px whose word embeddings are those of MiniLM, named and not stored. Its vectors were trained "
+    "for long, matching and pixels hardly: search with it, do not rank again.",
     "small-words": "Writes a picture of 128 px as 64 words of MiniLM's vocabulary, one for each patch, and draws "
     "it from the words alone. An LQAE: it has never seen a caption, and its words are no descriptions.",
 }
