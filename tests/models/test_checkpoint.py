@@ -293,11 +293,10 @@ def test_smaller_weights_are_near(
         small, large = ((folder / name / WEIGHTS).stat().st_size for folder in (tmp_path, saved[name].parent))
         assert small < size * large
         found = checkpoint.load_any(str(tmp_path / name)).state_dict()
+        parameters = {key for key, _ in model.named_parameters(remove_duplicate=False)}
         for key, weight in model.state_dict().items():
             assert found[key].dtype == weight.dtype
-            if not weight.is_floating_point():
-                assert torch.equal(found[key], weight)
-            elif weight.ndim < 2:
+            if weight.ndim < 2 or key not in parameters:  # statistics: a covariance that is rounded is none
                 assert torch.equal(found[key], weight), key
             else:
                 largest = weight.flatten(1).abs().amax(1).clamp_min(1e-4)

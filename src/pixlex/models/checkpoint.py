@@ -120,7 +120,7 @@ def save(model: Model, folder: Path, *, trained_on: Sequence[str] = (), bits: in
     if bits not in (32, 16, 8):
         raise ValueError(f"bits must be 32, 16 or 8, got {bits!r:.40}")
     folder.mkdir(parents=True, exist_ok=True)
-    content = to_bytes(compact(model.state_dict(), bits), metadata={"format": "pt"})
+    content = to_bytes(compact(model, bits), metadata={"format": "pt"})
     write_atomically(folder / WEIGHTS, lambda path: path.write_bytes(content))
     config: dict[str, Any] = {
         "format": FORMAT,

@@ -136,17 +136,18 @@ def verify_weights(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def compact(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
-    """Return weights for a file, those of matrices and larger ones in so many bits: 32, 16 or 8.
+def compact(model: nn.Module, bits: int) -> dict[str, Tensor]:
+    """Return what a file holds of a model, parameters of two dimensions or more in so many bits: 32, 16 or 8.
 
-    8: whole numbers in [-127, 127] and beside them, named NAME:scale, what each row is multiplied by, its largest
+    Statistics stay as they are: a covariance that is rounded is none. 8: whole numbers in [-127, 127] and beside them, named NAME:scale, what each row is multiplied by, its largest
     magnitude over 127; where there is but one row, 16 bits. A ValueError names a weight that does not fit.
     """
-    found = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    for name, tensor in list(found.items()):
-        if tensor.ndim < 2 or not tensor.is_floating_point() or bits == 32:
+    found = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name in parameters & found.keys():
+        tensor = found[name].float()
+        if tensor.ndim < 2 or bits == 32:
             continue
-        tensor = tensor.float()
         scale = tensor.flatten(1).abs().amax(1) / 127
         if bits == 16 or len(tensor) == 1:
             found[name] = tensor.half()
