@@ -3,27 +3,30 @@
     pip install resvg-py            # and npm on the PATH
     python scripts/release/pictures.py docs/images --drawings emoji.parquet --run runs/small-words
 
-Two photographs of scikit-image as words; icons of a set that nothing was trained on (flat-color-icons, MIT), found
+Two photographs of scikit-image as words; drawings of a set that nothing was trained on (FxEmoji, Apache-2.0), found
 by text; codewords of `small-pairs` on drawings; the curves of a run.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import tempfile
 from pathlib import Path
 
 from drawings import draw, opened
 from PIL import Image
 
+from pixlex import load
 from pixlex.cli import main as pixlex
 from pixlex.data.images import photograph
+from pixlex.report.figures import Thumbnail, contact_sheet
 
-ICONS = (
-    "flat-color-icons", "1.2.3", "d8878a9b0f02d749bc8671eb7d47882eb711185cbcefbb365cbfb488773c4786", "MIT",
+UNSEEN = (
+    "fxemoji", "1.2.2", "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef", "Apache-2.0",
 )  # fmt: skip
 PHOTOGRAPHS = "coffee", "rocket"
-ASKED = "something to write with", "money", "a way to travel"
+ASKED = "an animal", "something to drink", "fruit"
 COLORS = 256
 
 
@@ -33,13 +36,17 @@ def run(*arguments: str | Path) -> None:
         raise SystemExit(code)
 
 
-def icons(folder: Path, packages: Path) -> Path:
-    """Write the icons of the set that was not trained on, each by its name; return their folder."""
-    folder.mkdir()
-    for name, drawing in opened(*ICONS, packages).items():
-        if (drawn := draw(drawing)) is not None:
-            (folder / f"{name}.webp").write_bytes(drawn)
-    return folder
+def found(folder: Path, packages: Path) -> None:
+    """Draw what of the unseen drawings is nearest to each text."""
+    drawings = {name: draw(drawing) for name, drawing in opened(*UNSEEN, packages).items()}
+    pictures = {name: Image.open(io.BytesIO(drawn)) for name, drawn in drawings.items() if drawn is not None}
+    names, similarities = list(pictures), load("small-pairs").similarity(list(pictures.values()), list(ASKED))
+    shown = [
+        Thumbnail(pictures[names[number]], (asked, names[number]))
+        for asked, column in zip(ASKED, similarities.T, strict=True)
+        for number in column.argsort(descending=True)[:5].tolist()
+    ]
+    contact_sheet(f"The nearest of {len(names):,} drawings", shown, folder / "found.png")
 
 
 def main() -> None:
@@ -59,15 +66,7 @@ def main() -> None:
             photographs.append(work / f"{name}.png")
             Image.fromarray(photograph(name)).save(photographs[-1])
         run("reconstruct", *photographs, "--model", "small-words", "--out", work / "words.png")
-        run(
-            "index",
-            icons(work / "icons", options.packages),
-            "--model",
-            "small-pairs",
-            "--out",
-            work / "index",
-        )
-        run("search", *ASKED, "--index", work / "index", "--top-k", "5", "--sheet", work / "found.png")
+        found(work, options.packages)
         of_drawings = "--model", "small-pairs", "--data", options.drawings, "--limit", "3000"
         run("gallery", *of_drawings, "--codewords", "6", "--out", work / "codewords.png")
         for path in (*sorted(work.glob("*.png")), options.run / "curves.png"):
