@@ -3,8 +3,8 @@
     pip install resvg-py            # and npm on the PATH
     python scripts/release/pictures.py docs/images --drawings emoji.parquet --run runs/small-words
 
-Two photographs of scikit-image as words; drawings of a set that nothing was trained on (FxEmoji, Apache-2.0), found
-by text; codewords of `small-pairs` on drawings; the curves of a run.
+Two photographs of scikit-image as words; drawings of a set that nothing was trained on (FxEmoji, Apache-2.0),
+found by text; codewords of `small-pairs` on drawings; the curves of a run.
 """
 
 from __future__ import annotations

@@ -139,8 +139,9 @@ def verify_weights(folder: Path, config: Mapping[str, Any]) -> None:
 def compact(model: nn.Module, bits: int) -> dict[str, Tensor]:
     """Return what a file holds of a model, parameters of two dimensions or more in so many bits: 32, 16 or 8.
 
-    Statistics stay as they are: a covariance that is rounded is none. 8: whole numbers in [-127, 127] and beside them, named NAME:scale, what each row is multiplied by, its largest
-    magnitude over 127; where there is but one row, 16 bits. A ValueError names a weight that does not fit.
+    Statistics stay as they are: a covariance that is rounded is none. 8: whole numbers in [-127, 127] and beside
+    them, named NAME:scale, what each row is multiplied by, its largest magnitude over 127; where there is but one
+    row, 16 bits. A ValueError names a weight that does not fit.
     """
     found = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
