@@ -14,14 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from tests.tiny import (
-    IMAGE_SIZE,
-    tiny_language,
-    tiny_lqae,
-    tiny_reasoner,
-    tiny_vqvae,
-    write_images,
-)
+from tests.tiny import IMAGE_SIZE, tiny_language, tiny_lqae, tiny_reasoner, tiny_vqvae, write_images
 from torch import Tensor
 
 import pixlex

@@ -112,11 +112,7 @@ def tiny_words_config(folder: Path, **changes: Any) -> LQAEConfig:
 
 def tiny_vqvae_config() -> VQVAEConfig:
     """Return a VQ-VAE of the same sizes with 64 codewords."""
-    return VQVAEConfig(
-        **SIDES,
-        num_codewords=64,
-        codebook_dim=8,
-    )
+    return VQVAEConfig(**SIDES, num_codewords=64, codebook_dim=8)
 
 
 def tiny_mae_config() -> MAEConfig:
@@ -133,11 +129,7 @@ def tiny_mae(*, seed: int = 0) -> MAE:
 
 def tiny_frozen(folder: Path, *, seed: int = 0) -> Frozen:
     """Build an untrained Frozen of the same sizes around the causal language model in `folder`."""
-    config = FrozenConfig(
-        **SIZES,
-        encoder=SIDES["encoder"],
-        language=CausalLanguageConfig(name=str(folder)),
-    )
+    config = FrozenConfig(**SIZES, encoder=SIDES["encoder"], language=CausalLanguageConfig(name=str(folder)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Frozen.build(config)

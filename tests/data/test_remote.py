@@ -27,14 +27,7 @@ from pixlex.data import remote
 from pixlex.data.captions import open_pairs
 from pixlex.data.decoding import UnreadableImage
 from pixlex.data.images import open_source
-from pixlex.data.remote import (
-    CachedFile,
-    FileState,
-    NoSuchFile,
-    RemotePath,
-    Unreachable,
-    cache_bytes,
-)
+from pixlex.data.remote import CachedFile, FileState, NoSuchFile, RemotePath, Unreachable, cache_bytes
 from pixlex.files import cache_folder
 
 Picture = Callable[..., bytes]

@@ -41,7 +41,7 @@ def differences(found: Mapping[str, float], before: Mapping[str, float], toleran
     lines = [f"missing: {name}" for name in before.keys() - found.keys()]
     lines += [f"new: {name}" for name in found.keys() - before.keys()]
     for name in before.keys() & found.keys():
-        if not math.isclose(found[name], before[name], rel_tol=tolerance, abs_tol=tolerance * 1e-2):
+        if not math.isclose(found[name], before[name], rel_tol=tolerance, abs_tol=tolerance * 5e-2):
             lines.append(f"{name}: {before[name]!r} was, {found[name]!r} is")
     return sorted(lines)
 

