@@ -238,10 +238,10 @@ def main() -> None:
     before: dict[str, str] = {}
     for number, (times, changes) in enumerate(STAGES[options.name], start=1):
         out = out if number == 1 else out.with_name(f"{out.name}-{number}")
-        data: Any = f"{times} * {first} + {second}"
-        if options.name == "small-words":  # no captions to be weighed by
-            data = [image for path in (*[first] * times, second) for image in read(path)["image"]]
         if not (out / "model").is_dir():
+            data: Any = f"{times} * {first} + {second}"
+            if options.name == "small-words":  # no captions to be weighed by
+                data = [image for path in (*[first] * times, second) for image in read(path)["image"]]
             changed = (one.split("=", 1) for one in [*changes.split(), *options.changes])
             settings = before | {key: yaml.safe_load(value) for key, value in changed}
             resume = (out / "checkpoints").is_dir()

@@ -69,10 +69,10 @@ def main() -> None:
         found(work, options.packages)
         of_drawings = "--model", "small-pairs", "--data", options.drawings, "--limit", "3000"
         run("gallery", *of_drawings, "--codewords", "6", "--out", work / "codewords.png")
-        for path in (*sorted(work.glob("*.png")), options.run / "curves.png"):
-            if path not in photographs:
-                few = Image.open(path).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
-                few.save(options.out / path.name, optimize=True)
+        drawn = (work / f"{name}.png" for name in ("words", "found", "codewords"))
+        for path in (*drawn, options.run / "curves.png"):
+            few = Image.open(path).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+            few.save(options.out / path.name, optimize=True)
 
 
 if __name__ == "__main__":

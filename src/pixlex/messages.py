@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import ParamSpec, TypeVar
 
 _MOST_CHARACTERS = 80
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
 
 def quoted(value: object, limit: int = _MOST_CHARACTERS) -> str:

@@ -89,8 +89,8 @@ def train(
     for name, data in sets.items():
         found = GivenSource(data)
         settings[f"data.{name}"] = f"{found.name}, {found.identity[:12]}"
-    unnamed: dict[str, Any] = {"data.validation": ""} if "train" in sets else {}
-    typed = {**unnamed, **dict(_flat(settings))}
+    unnamed = {"data.validation": ""} if "train" in sets else {}
+    typed = unnamed | dict(_flat(settings))
     run = read_run(str(recipe), [f"{name}={_yaml(value)}" for name, value in typed.items()])
     target = run_training(run, Path(out), resume=resume, sets=sets, on_log=on_log)
     if target is None or not distributed.is_first():

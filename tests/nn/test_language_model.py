@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from pixlex.nn import bert as embedded_module
-from pixlex.nn.bert import EMBEDDED_SHA256, MissingLanguageModel, embedded_directory
+from pixlex.nn.bert import EMBEDDED_SHA256, MissingLanguageModel, Words, embedded_directory
 from pixlex.nn.language_model import (
     CausalLanguageModel,
     LanguageModel,
@@ -319,12 +319,17 @@ def test_logits_are_those_of_transformers_whatever_is_padded(causal: CausalLangu
         )
 
 
+def read_again(causal: CausalLanguageModel, prompts: Tensor, words: Words) -> Tensor:
+    """The logits of two rows of words, each read as a whole with a prompt of four in front."""
+    rows = torch.cat([prompts.expand(2, -1, -1), causal.embed(words.word_ids[:, :-1])], dim=1)
+    padding = torch.cat([torch.zeros(2, 4, dtype=torch.bool), words.key_padding[:, :-1]], dim=1)
+    return causal.logits(rows, padding)[:, 3:]
+
+
 def test_words_behind_a_prompt_are_as_if_all_was_read_again(causal: CausalLanguageModel) -> None:
     """Of several rows, one padded; of rows of one word; longer than the model reads."""
     prompt, words = torch.randn(1, 4, causal.width), causal.encode(["for the class", "a"], max_words=32)
-    rows = torch.cat([prompt.expand(2, -1, -1), causal.embed(words.word_ids[:, :-1])], dim=1)
-    padding = torch.cat([torch.zeros(2, 4, dtype=torch.bool), words.key_padding[:, :-1]], dim=1)
-    expected = causal.logits(rows, padding)[:, 3:]
+    expected = read_again(causal, prompt, words)
     for size in (words.word_ids.shape[1], 1):
         found = causal.following(prompt, words.word_ids[:, :size], words.key_padding[:, :size])
         real = ~words.key_padding[:, :size]
@@ -344,12 +349,9 @@ def test_families_without_keys_in_every_layer_read_behind_a_prompt(family: str, 
     causal = load_causal_language_model(str(tiny_causal(tmp_path, family=family)))
     words = causal.encode(["for the class", "a"], max_words=32)
     for prompts in (torch.randn(1, 4, causal.width), torch.randn(2, 4, causal.width)):
-        rows = torch.cat([prompts.expand(2, -1, -1), causal.embed(words.word_ids[:, :-1])], dim=1)
-        padding = torch.cat([torch.zeros(2, 4, dtype=torch.bool), words.key_padding[:, :-1]], dim=1)
         found, real = causal.following(prompts, words.word_ids, words.key_padding), ~words.key_padding
-        torch.testing.assert_close(
-            found[real], causal.logits(rows, padding)[:, 3:][real], atol=1e-4, rtol=1e-4
-        )
+        expected = read_again(causal, prompts, words)
+        torch.testing.assert_close(found[real], expected[real], atol=1e-4, rtol=1e-4)
 
 
 def test_writing_is_greedy(causal: CausalLanguageModel) -> None:

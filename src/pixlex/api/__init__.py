@@ -361,8 +361,7 @@ class ImageTokenizer:
 
         def match(batch: Tensor) -> Tensor:
             context = model.image_context(model.encode_image(batch))
-            texts = (text.expand(len(batch), -1, -1) for text in states)
-            return torch.stack([model.match(context, text).softmax(1)[:, 1] for text in texts], 1)
+            return torch.stack([model.match(context, text).softmax(1)[:, 1] for text in states], 1)
 
         return self._in_batches("match", images, batch_size, match)
 

@@ -227,9 +227,10 @@ class CBViLA(TextModel, CodeModel, JointModel):
         """What divides the similarities in the contrast, learned."""
         return float(torch.exp(-self.log_scale.detach()))
 
-    def match(self, images: Context, text: Float[Tensor, "B T D"]) -> Float[Tensor, "B 2"]:
-        """Return the logits that texts do not and do belong to images, after `image_context` (equation 5)."""
-        logits: Tensor = self.matching_head(self.fusion(text, images)[:, 0])
+    def match(self, images: Context, text: Float[Tensor, "T D"]) -> Float[Tensor, "B 2"]:
+        """Return the logits that a text does not and does belong to images, after `image_context` (equation 5)."""
+        texts = text.expand(len(images.layers[0].keys), -1, -1)
+        logits: Tensor = self.matching_head(self.fusion(texts, images)[:, 0])
         return logits.float()
 
     def quantize_vectors(self, patch_vectors: Float[Tensor, "B n I"]) -> Quantized:

@@ -271,15 +271,15 @@ class CausalLanguageModel(_FrozenModel):
             return logits
         words, length = self.embed(word_ids[:, :last]), prompts.shape[1]
         padding = F.pad(key_padding[:, :last], (length, 0))
-        layers = getattr(getattr(before, "past_key_values", None), "layers", ())
+        cache: Any = getattr(before, "past_key_values", None)
+        layers = getattr(cache, "layers", ())
         if not layers or not all(hasattr(layer, "batch_repeat_interleave") for layer in layers):
             # Recurrent families have no keys and values, or not in all layers.
             rows = torch.cat([prompts.expand(count, -1, -1), words], dim=1)
             return self.logits(rows, padding)[:, length - 1 :]
         if len(prompts) < count:
-            before.past_key_values.batch_repeat_interleave(count)
-        known = {"attention_mask": (~padding).long(), "past_key_values": before.past_key_values}
-        after = self.body(inputs_embeds=words, **known)
+            cache.batch_repeat_interleave(count)
+        after = self.body(inputs_embeds=words, attention_mask=(~padding).long(), past_key_values=cache)
         return torch.cat([logits, after.logits], dim=1)
 
     def _check_length(self, length: int) -> None:

@@ -373,8 +373,7 @@ class ImageIndex:
                 continue
             with computing(self._device, self.head.precision):
                 seen = model.encode_image(torch.stack(list(pixels.values())).to(self._device))
-                texts = text.expand(len(pixels), -1, -1)
-                found: list[float] = model.match(model.image_context(seen), texts)[:, 1].tolist()
+                found: list[float] = model.match(model.image_context(seen), text)[:, 1].tolist()
             for number, logit in zip(pixels, found, strict=True):
                 logits[number] = logit
         return logits, tuple(skipped)
