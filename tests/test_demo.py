@@ -151,7 +151,7 @@ def test_tabs_are_those_of_what_is_given(shown: Path, models: Path) -> None:
         opened = []
         patch.setattr(demo.ImageIndex, "open", lambda *given, **more: opened.append((given, more)))
         tabs = demo.load_tabs(names, str(shown / "index"), device="cpu")
-        assert list(tabs) == ["Words", "Names", "Ask", f"Ask: {names[3]}", "Search"]
+        assert list(tabs) == ["Words: lqae", "Names: pairs", "Ask: vqa", "Ask: nlvr2", "Search"]
         ((given, more),) = opened
         assert isinstance(given[1], ImageTokenizer)
         assert more["name"] == names[1]
@@ -164,7 +164,7 @@ def test_tabs_are_those_of_what_is_given(shown: Path, models: Path) -> None:
 
 def test_released_models_are_the_default(shown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "released", lambda: {str(shown / "lqae"): shown / "lqae"})
-    assert list(demo.load_tabs([], None, device="cpu")) == ["Words"]
+    assert list(demo.load_tabs([], None, device="cpu")) == ["Words: lqae"]
 
 
 @pytest.fixture
@@ -325,6 +325,18 @@ def test_words_are_edited_in_a_browser(
     changed = sources(demo.picture_of(tokenizer, " ".join([other, *rest])))[1]
     box.fill(" ".join([other, *rest]))
     page.locator(f'img[src="{changed}"]').wait_for()
+
+
+def test_an_example_in_a_browser_needs_no_picture(user: Callable[..., Any], shown: Path) -> None:
+    page = user()
+    place = page.locator("[role=tabpanel]:visible")
+    place.get_by_role("button", name="example").click()
+    example = words_on(page)
+    assert len(example.split()) == 16
+    drop(page, shown / "photos/1.png")
+    page.wait_for_function("old => document.querySelector('.words textarea').value != old", arg=example)
+    place.get_by_role("button", name="example").click()
+    page.wait_for_function("old => document.querySelector('.words textarea').value == old", arg=example)
 
 
 def test_a_broken_file_is_told_in_a_browser_and_the_next_one_works(

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from pixlex.api import ImageReasoner, ImageTokenizer
 from pixlex.api.pictures import batches_of
 from pixlex.data.decoding import IMAGE_SUFFIXES, MAX_FILE_BYTES, UnreadableImage, load_image
+from pixlex.data.images import photograph
 from pixlex.distributed import pick_device
 from pixlex.messages import not_installed, printable
 from pixlex.models import checkpoint
@@ -59,7 +61,7 @@ def load_tabs(
     """Load what the page shows; return its tabs by their titles, one for each model and one for the index.
 
     Args:
-        models: model directories, run folders or repositories on the hub; none for the released ones.
+        models: model directories, run folders or repositories on the hub; none for the released ones, words first.
         index: what `pixlex index` wrote; searched by the one CB-ViLA of the models, else that it was made by.
         device, precision, versions: as `pixlex.load` takes them; `language_model` and `revision` are versions.
 
@@ -67,7 +69,7 @@ def load_tabs(
         ValueError: a model with neither words nor names nor answers, or as `pixlex.load` and
             `ImageIndex.open`.
     """
-    models = models or (tuple(released()) if index is None else ())
+    models = models or (sorted(released(), reverse=True) if index is None else ())
     tabs: dict[str, Fill] = {}
     joint: dict[str, ImageTokenizer] = {}  # without CLIP and alike, which make no index
     how: dict[str, Any] = {"device": pick_device(device), "precision": precision}
@@ -86,7 +88,8 @@ def load_tabs(
                 f"{name} holds a model of family {model.family} with nothing to show: expected an LQAE, a CB-ViLA "
                 "trained with contrast, or what pixlex finetune made of one"
             )
-        tabs[f"{title}: {name}" if title in tabs else title] = fill
+        short = f"{title}: {Path(name).name}"
+        tabs[f"{title}: {name}" if short in tabs else short] = fill
     if index is not None:
         ((name, own),) = joint.items() if len(joint) == 1 else (("", None),)
         opened = ImageIndex.open(index, own, name=name, device=how["device"], **versions)
@@ -229,10 +232,12 @@ def _require_free(host: str, port: int | None) -> None:
 def build_page(tabs: Mapping[str, Fill]) -> Any:
     """Return the page, a `gradio.Blocks`."""
     gr = _gradio()
-    with gr.Blocks(title="pixlex", analytics_enabled=False, delete_cache=_CLEANED) as page, gr.Tabs():
-        for title, fill in tabs.items():
-            with gr.Tab(title), gr.Row():
-                fill()
+    with gr.Blocks(title="pixlex", analytics_enabled=False, delete_cache=_CLEANED) as page:
+        gr.Markdown("# pixlex\nPictures, and words for them.")
+        with gr.Tabs():
+            for title, fill in tabs.items():
+                with gr.Tab(title), gr.Row():
+                    fill()
     return page
 
 
@@ -297,31 +302,39 @@ def _drop(label: str, config: Any) -> tuple[Any, Any]:
     gr = _gradio()
     with gr.Column(scale=1, min_width=220):
         upload = gr.File(label=label, file_types=sorted(IMAGE_SUFFIXES), type="binary", height=140)
-        shown, pixels = gr.HTML(), gr.State()
+        example, shown, pixels = gr.Button("or take an example", size="sm"), gr.HTML(), gr.State()
 
-    def take(data: bytes) -> tuple[Tensor, str]:
-        picture = load_image(data, "the file")
+    def take(data: bytes | None) -> tuple[Tensor, str]:
+        picture = photograph("coffee") if data is None else load_image(data, "the file")
         taken = next(batches_of(picture, 1, config.image_size, config.resize_mode))
         return taken, _figures(_figure(enlarged(taken[0], 1), "the picture, as the model takes it"))
 
-    event = _on(upload.upload, take, upload, [pixels, shown])
+    event = _on(partial(gr.on, [upload.upload, example.click]), take, upload, [pixels, shown], complete=False)
     for after in (event.success, event.failure):  # free for the next one
         after(None, None, upload, js="() => null")
     return pixels, event.success
 
 
-def _on(event: Callable[..., Any], work: Callable[..., Any], inputs: Any, outputs: Any, **more: Any) -> Any:
-    """Let an event do some work; what is wrong with what was given is told in a sentence.
+def _on(
+    event: Callable[..., Any],
+    work: Callable[..., Any],
+    inputs: Any,
+    outputs: Any,
+    *,
+    complete: bool = True,
+    **more: Any,
+) -> Any:
+    """Let an event do some work, on `complete` inputs; what is wrong with what was given is told in a sentence.
 
     One piece of work at a time, whoever asks: models and memory are those of one machine. Others wait their turn.
     """
 
     def told(*given: Any) -> Any:
         try:
-            if any(one is None for one in given):
+            if complete and any(one is None for one in given):
                 raise ValueError("expected a picture first: drop one")
             return work(*given)
-        except ValueError as fault:
+        except (ValueError, ModuleNotFoundError) as fault:
             raise _gradio().Error(_safe(fault), print_exception=False) from fault
 
     settings = {"concurrency_limit": 1, "api_visibility": "private", "show_progress": "minimal", **more}

@@ -159,6 +159,28 @@ def test_contrast_of_views_comes_first(language: Path, views: float, captions: f
     assert needs_statistics(model.image_encoder)
 
 
+def test_locked_images_are_whitened_once_and_stay(language: Path) -> None:
+    """The encoder gets no gradient; vectors vary alike in all directions; texts say of each what they said."""
+    model = tiny_cbvila(language, convolutional=True)
+    objective = _objective(model, lock_images=True, mask_stage="latent").eval()
+    batches = [pair_batch(model, TEXTS * 16, seed=seed) for seed in range(3)]
+    with torch.no_grad():
+        text = model.encode_text(batches[0].word_ids, batches[0].key_padding)[:, 0]
+        weight, said = model.image_contrast.weight.clone(), model.text_contrast(text)
+        objective.prepare(objective.phases[0], lambda: iter(batches))
+        seen = torch.cat([model.encode_image(batch.images)[:, 0] for batch in batches])
+        vectors, texts = model.image_contrast(seen), model.text_contrast(text)
+    _, scales, directions = torch.linalg.svd(seen - seen.mean(0), full_matrices=False)
+    leading, variances = directions[: vectors.shape[1]], scales[: vectors.shape[1]].square()
+    expected = variances / (variances + 1e-3 * variances[0])
+    torch.testing.assert_close(vectors.T @ vectors / len(seen), expected.diag(), rtol=0, atol=1e-3)
+    along = (seen - seen.mean(0)) @ leading.T @ leading
+    torch.testing.assert_close(vectors @ texts.T, along @ weight.T @ said.T, rtol=0, atol=1e-5)
+    trained = set(objective.trained_in(JOINT))
+    assert not trained & {"model.image_encoder.", "model.image_contrast."}
+    assert trained > {"model.image_projector.", "model.text_encoder.", "model.text_contrast."}
+
+
 def test_alike_pictures_attract_each_other(language: Path) -> None:
     """Pictures of one caption are right answers to each other: as if they were views of one picture."""
     model = tiny_cbvila(language, convolutional=True)

@@ -214,6 +214,11 @@ class CBViLAObjectiveConfig(Config):
     views: Literal["none", "photographs", "drawings"] = describe(
         "none", "Random views in the place of training images behind that phase, see teacher.views."
     )
+    lock_images: bool = describe(
+        False,
+        "Behind that phase image vectors are whitened, which tells images apart that one caption made alike, and "
+        "the image encoder stays as it is; all else learns to read it (Zhai et al. 2022, LiT).",
+    )
     burn_in_steps: int = describe(
         1000, "First steps without the two masked terms (paper: 1,000); 0 for none.", NOT_NEGATIVE
     )
@@ -316,6 +321,19 @@ class CBViLARun(Config):
             "objective",
             not has_norms or self.objective.mask_stage == "latent",
             "must have mask_stage=latent with convolutions, which see all patches",
+        )
+        image, learns = self.model.image, not self.objective.lock_images
+        self._require(
+            "objective",
+            learns or bool(self.objective.teacher.steps or self.start or image.pretrained),
+            "must have lock_images=false where nothing has taught the image encoder: no objective.teacher.steps, "
+            "no start, no model.image.pretrained",
+        )
+        self._require(
+            "objective",
+            learns or self.model.contrastive_dim <= image.width,
+            f"must have lock_images=false where model.contrastive_dim ({self.model.contrastive_dim}) is above "
+            f"model.image.width ({image.width})",
         )
         compared = self.objective.image_text_matching_weight or self.objective.image_text_contrastive_weight
         self._require(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pixlex.models import CodeModel, ImageModel, JointModel, compute_texts
 from pixlex.models.initialization import initialize_towers
 from pixlex.nn.bert import Context, FusionEncoder, TextEncoder, TextTokenizer, Words, load_tokenizer
-from pixlex.nn.codebook import AllMean, LearnedCodebook, Quantized
+from pixlex.nn.codebook import AllMean, LearnedCodebook, Quantized, principal_directions
 from pixlex.nn.language_model import load_language_words
 from pixlex.nn.transformer import (
     ClassTokenEncoder,
@@ -206,6 +206,21 @@ class CBViLA(TextModel, CodeModel, JointModel):
             words = (~key_padding).unsqueeze(-1).to(text.dtype)
             pooled = (text * words).sum(1) / words.sum(1)
         return F.normalize(self.text_contrast(pooled).float(), dim=-1)
+
+    @torch.no_grad()
+    def whiten_images(self, seen: Float[Tensor, "N I"]) -> None:
+        """Give the vectors of such images unit covariance, and texts the same similarity before lengths are 1.
+
+        Directions that hardly vary are raised to a thousandth of the largest variance.
+        """
+        image, text, size = self.image_contrast, self.text_contrast, self.config.contrastive_dim
+        center, directions, scales = principal_directions(seen.cpu(), size)
+        scales = (scales.square() + 1e-3 * scales[0].square()).sqrt()
+        said = (directions * scales).double().T @ image.weight.cpu().double().T
+        for weights in (text.weight, text.bias):
+            weights.copy_(said @ weights.cpu().double())
+        image.weight.copy_((directions / scales).T)
+        image.bias.copy_(-image.weight.cpu().double() @ center.double())
 
     def joint_images(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B e"]:
         """Return `image_vectors` of images, nothing hidden."""

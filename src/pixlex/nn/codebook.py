@@ -192,7 +192,7 @@ class WordCodebook(Codebook):
         if config.search == "whitened":
             self.whitening = Whitening(config.search_dim)
             zeros = torch.zeros(width), torch.zeros(width, config.search_dim), torch.ones(config.search_dim)
-            found = _principal_directions(self.embedding, config.search_dim) if initialize else zeros
+            found = principal_directions(self.embedding, config.search_dim) if initialize else zeros
             # Saved with the model: signs of principal directions differ between machines, codes must not.
             for name, value in zip(("center", "directions", "scales"), found, strict=True):
                 self.register_buffer(name, value)
@@ -350,7 +350,7 @@ class ConceptCodebook(Codebook):
             from sklearn.cluster import KMeans
         except ImportError as error:
             raise not_installed("model.words", "scikit-learn", "eval") from error
-        center, directions, scales = _principal_directions(features.detach().cpu(), self.directions.shape[1])
+        center, directions, scales = principal_directions(features.detach().cpu(), self.directions.shape[1])
         self.center.copy_(center)
         self.directions.copy_(directions / scales)
         with torch.autocast(features.device.type, enabled=False):
@@ -538,7 +538,7 @@ def _whiten(z: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
     return solved.T.view_as(z)
 
 
-def _principal_directions(embedding: Tensor, num_directions: int) -> tuple[Tensor, Tensor, Tensor]:
+def principal_directions(embedding: Tensor, num_directions: int) -> tuple[Tensor, Tensor, Tensor]:
     """Center (D), leading directions (D, S) and standard deviations along them (S)."""
     rows = embedding.double()
     center = rows.mean(0)

@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from pixlex.nn.transformer import send, take, take_rows, where_exact
 from pixlex.nn.vision import ContrastiveHead, forget_statistics, needs_statistics
 from pixlex.objectives.codebook import CodebookMaintenance
 from pixlex.objectives.phase import (
+    NUM_BATCHES,
     TEACHER,
     LossTerms,
     Objective,
@@ -181,12 +183,16 @@ class CBViLAObjective(Objective):
 
     @torch.no_grad()
     def prepare(self, phase: Phase, batches: Callable[[], Iterator[Any]]) -> None:
-        """Measure the statistics of the image encoder's norms, once, before texts are compared with it."""
+        """Measure the statistics of the image encoder's norms, once, before texts are compared with it; whiten."""
         encoder = self.model.image_encoder
         if phase.name == TEACHER:
             forget_statistics(encoder)  # of a model that this run goes on from
-        elif needs_statistics(encoder):
+            return
+        if needs_statistics(encoder):
             measure_norms(encoder, batches(), self.processes)
+        if self.config.lock_images:
+            some = (self.model.encode_image(batch.images)[:, 0] for batch in islice(batches(), NUM_BATCHES))
+            self.model.whiten_images(torch.cat([self.processes.all_gather(seen) for seen in some]))
 
     @torch.no_grad()
     def after_step(self, step: Step, loss: LossTerms) -> Mapping[str, Tensor | float]:
@@ -310,6 +316,8 @@ class CBViLAObjective(Objective):
             parts.add("codebook")
         if config.codebook_update == "ema":
             parts.discard("codebook")
+        if config.lock_images:
+            parts -= {_IMAGE, "image_contrast"}
         return _names(sorted(parts))
 
     def _pixels_reach_codewords(self, phase: str) -> bool:

@@ -21,8 +21,8 @@ from pixlex.nn.vision import NUM_DRAWS, ViewKind, alone, measure_statistics, ran
 
 # The first phase of an image encoder: what is alike, learned by contrast of views.
 TEACHER = "teacher"
-# Batches that statistics of norms are measured on.
-_BATCHES = 20
+# Batches that statistics of norms and of vectors are measured on.
+NUM_BATCHES = 20
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def over_batch(processes: Processes) -> AllMean:
 
 def measure_norms(encoder: nn.Module, batches: Iterator[Any], processes: Processes) -> None:
     """Measure the statistics of an encoder's norms on some batches, once its weights stand still."""
-    passes = (partial(encoder, batch.images, over_batch(processes)) for batch in islice(batches, _BATCHES))
+    passes = (partial(encoder, batch.images, over_batch(processes)) for batch in islice(batches, NUM_BATCHES))
     measure_statistics(encoder, passes)
 
 
