@@ -119,6 +119,7 @@ print(sorted({{"torch", "transformers", "numpy", "PIL", "pyarrow", "yaml", "json
         (["train", "lqae/tiny", "--batchsize", "3"], "--batchsize 3; did you mean --batch-size?"),
         (["train", "lqae/tiny", "train.sed=3"], "unknown key train.sed; did you mean train.seed?"),
         (["describe", "lqea"], "no recipe or family 'lqea': did you mean lqae?"),
+        (["encode", "embedded:digits:test", "--model", "small-wrods"], "did you mean small-words?"),
         (["train", "lqae/tiny", "--seed", "-1"], "--seed: expected an integer of 0 or more, got '-1'"),
         (
             ["train", "lqae/tiny", "--device", "gpu"],
@@ -578,13 +579,10 @@ def test_models_that_come_with_the_package(
     monkeypatch.setattr(initialization, "RELEASED", tmp_path / "released")
     code, out, _ = run("models", "--json")
     (found,) = json.loads(out)
-    assert (code, found["name"], found["family"], found["about"]) == (
-        0,
-        "small",
-        "lqae",
-        "Words of pictures.",
-    )
+    shown = (code, found["name"], found["family"], found["about"])
+    assert shown == (0, "small", "lqae", "Words of pictures.")
     assert "small  lqae, " in run("models")[1]
+    assert run("describe", "small")[1].startswith("# small\n\nWords of\npictures.")
     assert load("small").fingerprint == load(model).fingerprint
     assert load("small").card is not None
 

@@ -17,7 +17,7 @@ import pixlex
 from pixlex.api import ImageTokenizer
 from pixlex.data.images import open_source
 from pixlex.encoding.encode import encode_source
-from pixlex.encoding.files import check_kind, read_codes
+from pixlex.encoding.files import check_kind, read_codes, read_lines
 from pixlex.eval.few_shot.readers import model_reader
 from pixlex.models import checkpoint
 from pixlex.models.baselines import DualEncoder
@@ -141,6 +141,10 @@ def test_what_has_no_words(language: Path) -> None:
     tokenizer = ImageTokenizer(naming(language))
     with pytest.raises(ValueError, match="a cbvila has no words: its codes are rows of a learned codebook"):
         tokenizer.to_words(tokenizer.tokenize(IMAGES))
+    with pytest.raises(
+        ValueError, match="a cbvila's words are names, which nothing is drawn from, got 'a dog'"
+    ):
+        list(read_lines([b"key\ta dog"], "words", tokenizer))
     with pytest.raises(ValueError, match="expected a text or several, got none"):
         ImageTokenizer(naming(language), words=[])
     with pytest.raises(ValueError, match="the list of words is empty"):

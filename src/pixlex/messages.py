@@ -29,6 +29,11 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number of things, such as "1 image" or "2,000 images"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def not_installed(what: str, package: str, extra: str) -> ModuleNotFoundError:
     """Return the error of an optional package that is missing, with the extra of pixlex that brings it."""
     return ModuleNotFoundError(f"{what} needs {package}: pip install 'pixlex[{extra}]'", name=package)

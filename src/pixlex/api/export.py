@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import logging
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,13 +129,14 @@ def export(tokenizer: ImageTokenizer, path: Path) -> Path:
     level = registry.level
     try:
         registry.setLevel(logging.ERROR)  # it would miss torchvision
-        graph = torch.onnx.export(
-            program,
-            dynamo=True,
-            output_names=["codes"],
-            dynamic_shapes={"images": {0: "batch"}},
-            verbose=False,
-        )
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of torch, about itself
+            graph = torch.onnx.export(
+                program,
+                dynamo=True,
+                output_names=["codes"],
+                dynamic_shapes={"images": {0: "batch"}},
+                verbose=False,
+            )
     finally:
         registry.setLevel(level)
     assert graph is not None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pixlex import __version__
 from pixlex.cli import options as cli
-from pixlex.messages import nearest, quoted
+from pixlex.messages import counted, nearest, quoted
 
 if TYPE_CHECKING:
     from pixlex.data.convert import CaptionReport, DataReport, Spread
@@ -26,7 +26,7 @@ _PACKAGES = ("torch", "transformers", "numpy", "Pillow")
 
 
 class DescribeOptions(cli.JSONOption):
-    subject: str | None = cli.positional("RECIPE|FAMILY", "default: list recipes and families", None)
+    subject: str | None = cli.positional("RECIPE|FAMILY|MODEL", "default: list recipes and families", None)
 
 
 class DoctorOptions(cli.MachineOptions):
@@ -44,7 +44,7 @@ class ConvertOptions(cli.MachineOptions):
 
 
 def describe(options: DescribeOptions) -> None:
-    """List the recipes, or every setting of one with its meaning."""
+    """List the recipes, or every setting of one with its meaning; show the card of a model that comes along."""
     from pixlex.config.run import FAMILIES, recipe_names
 
     if options.subject is None:
@@ -57,6 +57,13 @@ def describe(options: DescribeOptions) -> None:
         ]
         cli.answer(options, {"recipes": recipes, "families": families}, "\n\n".join(parts))
         return
+    if options.subject not in {*FAMILIES, *recipe_names()}:
+        from pixlex.models.initialization import CARD, released
+
+        if folder := released().get(options.subject):
+            card = (folder / CARD).read_text(encoding="utf-8").split("---\n")[-1].strip()
+            cli.answer(options, {"card": card}, card)
+            return
     fields = _fields(options.subject)
     lines = []
     for field in fields:
@@ -136,7 +143,9 @@ def convert(options: ConvertOptions) -> None:
         progress=not options.quiet,
     )
     values = {**asdict(result), "path": str(result.path), "without_captions": without_captions}
-    lines = [f"{result.path}: {result.num_images:,} images, {result.num_captions:,} captions"]
+    lines = [
+        f"{result.path}: {counted(result.num_images, 'image')}, {counted(result.num_captions, 'caption')}"
+    ]
     skipped = [f"{one.key}: {one.reason}" for one in result.skipped]
     lines += _listed("images that cannot be read, left out", skipped)
     lines += _listed("images without a caption, left out", without_captions)
@@ -238,7 +247,7 @@ def caption_text(report: CaptionReport) -> str:
         ("per image", f"{per_image.smallest:,} to {per_image.largest:,}, middle {per_image.middle:,}"),
         ("words each", f"{words.smallest:,} to {words.largest:,}, middle {words.middle:,}"),
         ("duplicates", f"{report.num_duplicates:,} ({report.num_duplicates / report.num_captions:.1%})"),
-        ("no caption", f"{len(report.without_captions):,} images, left out"),
+        ("no caption", f"{counted(len(report.without_captions), 'image')}, left out"),
     ]
     rows += [(f"split {name}", _split(report, name)) for name in report.splits]
     lines = [cli.table(rows), *report.remarks]
@@ -250,5 +259,5 @@ def caption_text(report: CaptionReport) -> str:
 def _split(report: CaptionReport, name: str) -> str:
     found, expected = report.splits[name], report.expected_splits.get(name)
     if expected is None:
-        return f"{found:,} images"
-    return f"{found:,} images, {'as' if found == expected else f'{expected:,}'} expected"
+        return counted(found, "image")
+    return f"{counted(found, 'image')}, {'as' if found == expected else f'{expected:,}'} expected"

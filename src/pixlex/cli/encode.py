@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pixlex.cli import options as cli
-from pixlex.messages import printable
+from pixlex.messages import counted, printable
 
 if TYPE_CHECKING:
     from pixlex.api import ImageTokenizer
@@ -94,13 +94,13 @@ def encode(options: EncodeOptions) -> None:
     if options.part_size is None:
         result = encode_source(tokenizer, source, options.out, kind, overwrite=options.overwrite, **how)
         num_images, resumed = result.num_images, f"{result.num_resumed:,} of them by the run before"
-        text = f"{result.num_images:,} images as {kind}"
+        text = f"{counted(num_images, 'image')} as {kind}"
     else:
         result = encode_parts(tokenizer, source, options.out, part_size=options.part_size, **how)
         num_images = result.num_images - result.num_resumed
         resumed = f"{result.num_resumed:,} more were there from a run that was cut off"
         finished = "parts are finished" if processes == 1 else f"parts by {processes} processes"
-        text = f"{result.num_parts:,} {finished}; this process encoded {num_images:,} images"
+        text = f"{result.num_parts:,} {finished}; this process encoded {counted(num_images, 'image')}"
         parts = {"num_parts": result.num_parts}
     values = {
         "path": str(result.path),
@@ -136,8 +136,8 @@ def decode(options: DecodeOptions) -> None:
         overwrite=options.overwrite,
     )
     values = {**vars(result), "folder": str(result.folder)}
-    there = f", {result.num_resumed:,} of them were there" if result.num_resumed else ""
-    cli.answer(options, values, f"{result.folder}: {result.num_images:,} pictures{there}")
+    there = f", {result.num_resumed:,} of them there before" if result.num_resumed else ""
+    cli.answer(options, values, f"{result.folder}: {counted(result.num_images, 'picture')}{there}")
 
 
 def reconstruct(options: ReconstructOptions) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pixlex.cli import options as cli
+from pixlex.messages import counted
 
 if TYPE_CHECKING:
     from pixlex.batch import ImageBatch, Skipped
@@ -279,7 +280,7 @@ def retrieval(options: RetrievalOptions) -> None:
     }
     lines = [f"{setting}: {result.protocol} ({published.TABLE_SETTINGS})", cli.table(result.table)]
     if known is not None:
-        lines.append(known.text(f"{result.num_images:,} images"))
+        lines.append(known.text(counted(result.num_images, "image")))
     cli.finish(options, values, "\n".join(lines), result.skipped, out=options.out)
 
 

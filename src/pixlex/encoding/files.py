@@ -220,7 +220,10 @@ def _parse(payload: str, tokenizer: ImageTokenizer) -> Codes:
     if all(word.isascii() and word.isdigit() for word in words):
         return _checked([int(word) for word in words], tokenizer)
     if not tokenizer.has_words:
-        raise ValueError(f"expected integers (a {tokenizer.family} has no words), got {quoted(payload, 40)}")
+        what = (
+            "words are names, which nothing is drawn from" if tokenizer.names_images else "codes are no words"
+        )
+        raise ValueError(f"expected integers, for a {tokenizer.family}'s {what}, got {quoted(payload, 40)}")
     return tuple(tokenizer.from_words(payload)[0].tolist())
 
 

@@ -5,6 +5,7 @@ The names in the files, unlike transformers' modules, have been the same for yea
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -105,6 +106,8 @@ def find_model(
             return folder
     if name in (built_in := released()):
         return built_in[name]
+    if close := difflib.get_close_matches(name, built_in, n=1, cutoff=0.8):
+        raise ValueError(f"no {what} {name!r}: did you mean {close[0]}?")
     expected = " or ".join(needs)
     if Path(name).exists() or name.startswith((".", "/")) or name.count("/") > 1:
         raise ValueError(f"{name} holds no {what}: expected {expected} in it")
