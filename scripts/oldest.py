@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
-def oldest(project: dict[str, object]) -> Iterator[str]:
-    """Yield NAME==VERSION of each dependency with a lower bound, extras included."""
-    extras = project["optional-dependencies"]
-    assert isinstance(extras, dict)
-    asked = [project["dependencies"], *extras.values()]
-    for requirement in sorted({one for several in asked for one in several}):
-        bound = re.match(r"([\w.\-]+)(?:\[[\w,]*\])?[^>]*>=([\w.]+)", requirement)
-        if bound is not None:
-            yield f"{bound[1]}=={bound[2]}"
+def oldest(project: dict[str, Any]) -> list[str]:
+    """Return NAME==VERSION of each dependency with a lower bound, of extras too; the first of a name counts."""
+    bounds: dict[str, str] = {}
+    for several in (project["dependencies"], *project["optional-dependencies"].values()):
+        for requirement in several:
+            if bound := re.match(r"([\w.\-]+)(?:\[[\w,]*\])?[^>]*>=([\w.]+)", requirement):
+                bounds.setdefault(bound[1], bound[2])
+    return [f"{name}=={version}" for name, version in sorted(bounds.items())]
 
 
 if __name__ == "__main__":

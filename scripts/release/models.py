@@ -30,6 +30,7 @@ from torch import Tensor
 
 import pixlex
 from pixlex.api.pictures import batches_of
+from pixlex.eval.few_shot.classifiers import embedded_encoder, sentence_vectors
 from pixlex.eval.metrics import mse, ssim
 from pixlex.models.initialization import CARD, RELEASED
 
@@ -131,12 +132,20 @@ def measure_pairs(model: pixlex.ImageTokenizer, seen: Path, unseen: Path) -> Row
             matching[rows_near, column] = model.score(pictures, [name])[:, 0]
     again = recalls(places_of(matching, few, wanted))
     rows.insert(2, ("the same, its nearest 32 ranked again by matching", again))
+    sentences = F.normalize(torch.from_numpy(sentence_vectors(embedded_encoder(), names)), dim=1)
     for what, alike in (
         ("name of the nearest training picture", images @ trained.T),
         ("the same by 16 x 16 pixels", small_pixels(other["image"]) @ small_pixels(train["image"]).T),
     ):
         rows.append((what, recalls(places_of(alike, train["name"], wanted))))
         nearest = alike.argmax(1).tolist()
+        meant = sentences[[names.index(train["name"][one]) for one in nearest]]
+        rows.append(
+            (
+                f"{what}, as a sentence encoder reads it",
+                recalls(places_of(meant @ sentences.T, names, wanted)),
+            )
+        )
         right = [
             train["group"][one] == group for one, group in zip(nearest, other["group"], strict=True) if group
         ]

@@ -48,7 +48,7 @@ class ExplainOptions(cli.MachineOptions, cli.SizeOptions, cli.ModelOptions):
 class AskOptions(cli.MachineOptions, cli.AnswerOptions, cli.ModelOptions):
     paths: tuple[str, ...] = cli.positional("IMAGE", "an image file; two where the model reads two")
     text: str = cli.positional("QUESTION", "the question, or the sentence to judge")
-    top: cli.Positive = cli.option(5, "most answers shown; default %(default)s")
+    top_k: cli.Positive = cli.option(5, "most answers shown; default %(default)s", "K", earlier="--top")
 
 
 class GalleryOptions(cli.MachineOptions, cli.BatchOptions, cli.LimitOption, cli.ModelOptions):
@@ -114,7 +114,7 @@ def ask(options: AskOptions) -> None:
         written = reasoner.write(options.paths, options.text)[0]
         cli.answer(options, {**values, "answer": written}, written)
         return
-    (found,) = reasoner.answer(options.paths, options.text, top_k=options.top, shortlist=options.shortlist)
+    (found,) = reasoner.answer(options.paths, options.text, top_k=options.top_k, shortlist=options.shortlist)
     values["answers"] = [{"answer": one.text, "probability": one.probability} for one in found]
     cli.answer(options, values, cli.table([(f"{one.probability:6.1%}", one.text) for one in found]))
 
