@@ -220,6 +220,7 @@ def test_two_processes_evaluate_on_one(language: Path, tmp_path: Path) -> None:
         ({"train__batch_size": 1}, "batch_size of 2 or more"),
         ({"objective__mask_ratio": 0.99}, "leaves some of the 16 patches visible"),
         ({"data__max_words": 41}, "max_words of at most 40, text.positions"),
+        ({"data__caption_templates": ("a {}", "icon")}, "must be texts with one {} each"),
         ({"objective__lock_images": True}, "nothing has taught the image encoder"),
         (
             {"objective__lock_images": True, "start": "model", "model__contrastive_dim": 65},

@@ -46,6 +46,18 @@ STAGES: Mapping[str, Sequence[tuple[int, str]]] = {
             "model.text.words=frozen objective.teacher.steps=900 objective.teacher.learning_rate=1.0e-3 "
             "train.steps=1100",
         ),
+        (
+            8,
+            "model.text.words=frozen objective.lock_images=true objective.teacher.steps=2400 "
+            "objective.teacher.learning_rate=1.0e-3 train.steps=2700",
+        ),
+        (
+            8,
+            "model.text.words=frozen objective.lock_images=true objective.teacher.steps=0 "
+            'objective.burn_in_steps=0 train.steps=350 \'data.caption_templates=["{}", "{}", "{}", "a {}", '
+            '"an {}", "the {}", "some {}", "an icon of {}", "a picture of a {}", "something like {}", '
+            '"something to {}", "a kind of {}"]\'',
+        ),
     ),
     "small-words": (
         (
@@ -242,16 +254,16 @@ def main() -> None:
     parser.add_argument("--bits", type=int, choices=(8, 16, 32), default=8, help="default %(default)s")
     parser.add_argument("--changes", nargs="*", default=[], metavar="FIELD=VALUE", help="for a short trial")
     options = parser.parse_args()
-    out = options.out or Path("runs") / options.name
+    begun = out = options.out or Path("runs") / options.name
     first, second = options.tables
     before: dict[str, str] = {}
     for number, (times, changes) in enumerate(STAGES[options.name], start=1):
-        out = out if number == 1 else out.with_name(f"{out.name}-{number}")
+        out = begun if number == 1 else begun.with_name(f"{begun.name}-{number}")
         if not (out / "model").is_dir():
             data: Any = f"{times} * {first} + {second}"
             if options.name == "small-words":  # no captions to be weighed by
                 data = [image for path in (*[first] * times, second) for image in read(path)["image"]]
-            changed = (one.split("=", 1) for one in [*changes.split(), *options.changes])
+            changed = (one.split("=", 1) for one in [*shlex.split(changes), *options.changes])
             settings = before | {key: yaml.safe_load(value) for key, value in changed}
             resume = (out / "checkpoints").is_dir()
             pixlex.train(RECIPES[options.name], data, str(options.unseen), out=out, resume=resume, **settings)

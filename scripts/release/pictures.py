@@ -26,7 +26,7 @@ UNSEEN = (
     "fxemoji", "1.2.2", "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef", "Apache-2.0",
 )  # fmt: skip
 PHOTOGRAPHS = "coffee", "rocket"
-ASKED = "an animal", "something to drink", "fruit"
+ASKED = "an animal", "a building", "weather"
 COLORS = 256
 
 

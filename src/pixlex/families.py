@@ -280,7 +280,7 @@ def _image_rows(run: Run, model: Any, source: ImageSource, training: bool) -> Im
 def _pair_rows(run: Any, model: Any, source: Records, training: bool) -> Pairs:
     data = run.data
     encode = partial(model.tokenize_texts, max_words=data.max_words)
-    return Pairs(source, encode, data.first_caption_rate, data.caption_stretch)
+    return Pairs(source, encode, data.first_caption_rate, data.caption_stretch, data.caption_templates)
 
 
 def _question_rows(run: ReasoningRun, model: Reasoner, source: Records, training: bool) -> Questions:

@@ -104,6 +104,27 @@ def test_names_are_drawn_whole_and_of_other_captions_a_stretch(folder: Path) -> 
     assert torch.equal(same, batch.indices[:, None] // 2 == batch.indices // 2)
 
 
+def test_captions_are_read_in_templates_and_told_apart_without(folder: Path) -> None:
+    source, read = open_pairs(str(folder / "many.parquet")), []
+    forms = ("{}", "a picture of {}")
+
+    def reads(texts: Sequence[str]) -> Words:
+        read.append(tuple(texts))
+        return encode(texts)
+
+    config = LoaderConfig(image_size=16, batch_size=7)
+    plain, within = (
+        list(islice(Loader(Pairs(source, reads, templates=one), config).training(0), 9))
+        for one in ((), forms)
+    )
+    assert [batch.texts for batch in within] == [batch.texts for batch in plain] == read[:9]
+    pairs = [
+        one for texts, said in zip(read[:9], read[9:], strict=True) for one in zip(texts, said, strict=True)
+    ]
+    assert all(said in {form.format(text) for form in forms} for text, said in pairs)
+    assert 0.3 < sum(text != said for text, said in pairs) / len(pairs) < 0.7
+
+
 RESIZED = DataConfig(augment="resize", horizontal_flip=False)
 # Which of five scenes each question is about: 0 has one, 1 three, 4 five.
 ABOUT = (4, 1, 2, 4, 1, 4, 3, 0, 4, 1, 4, 2)

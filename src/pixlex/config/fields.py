@@ -206,6 +206,12 @@ class PairDataConfig(DataConfig):
         "are learned from lists of them; names drawn by first_caption_rate stay whole. 0: whole captions.",
         NOT_NEGATIVE,
     )
+    caption_templates: tuple[str, ...] = describe(
+        (),
+        "Texts with a place for a caption, such as 'a picture of {}': training draws one for each caption, so "
+        "that captions which are names can be asked for in phrases. None: captions as they are.",
+        Range("must be texts with one {} each", lambda texts: all(one.count("{}") == 1 for one in texts)),
+    )
 
 
 SEED = Range("must be 0 or more and below 2 ** 63", lambda value: 0 <= value < 2**63)

@@ -25,6 +25,7 @@ Found = tuple[ImageSource, Int64[np.ndarray, " names"]]
 
 # Set the generators of an image's caption and of a group's order apart from that of an augmentation.
 _CAPTION = _ITEMS = 1 << 62
+_TEMPLATE = _CAPTION + 1
 # What has a value for each record, or for none.
 _COLUMNS = ("texts", "answers", "ids", "scales", "sentences", "kinds")
 
@@ -278,13 +279,21 @@ class Pairs:
 
     Texts become word ids in this process: workers need neither captions nor tokenizer. `first_rate` and `stretch`
     say how captions are drawn, see `Records.draw`; with the former images of one first caption are the same one.
+    Of `templates` one is drawn for each caption and read around it; pairs are told apart by the caption alone.
     """
 
     num_images = texts_per_group = 1
 
-    def __init__(self, source: Records, encode: Encode, first_rate: float = 0.0, stretch: int = 0) -> None:
+    def __init__(
+        self,
+        source: Records,
+        encode: Encode,
+        first_rate: float = 0.0,
+        stretch: int = 0,
+        templates: Sequence[str] = (),
+    ) -> None:
         self.source, self.images, self.encode = source, source.images, encode
-        self._drawn = (first_rate, stretch)
+        self._drawn, self._templates = (first_rate, stretch), templates
         self._names: dict[str, int] = {}
         if first_rate:
             for text in source.first_texts:
@@ -293,9 +302,14 @@ class Pairs:
     def training(self, batch: ImageBatch, seed: int) -> ImageTextBatch:
         """Add a caption of each image in its epoch."""
         assert batch.epochs is not None
-        drawn = zip(batch.indices.tolist(), batch.epochs.tolist(), strict=True)
-        draw, how = self.source.draw, self._drawn
-        return self._with_texts(batch, [draw(index, epoch, seed, *how) for index, epoch in drawn])
+        drawn = list(zip(batch.indices.tolist(), batch.epochs.tolist(), strict=True))
+        texts = [self.source.draw(index, epoch, seed, *self._drawn) for index, epoch in drawn]
+        if not self._templates:
+            return self._with_texts(batch, texts)
+        randoms = (np.random.default_rng((seed, epoch, index, _TEMPLATE)) for index, epoch in drawn)
+        around = (self._templates[int(random.integers(len(self._templates)))] for random in randoms)
+        phrases = [one.replace("{}", text) for one, text in zip(around, texts, strict=True)]
+        return replace(self._with_texts(batch, phrases), texts=tuple(texts))
 
     def evaluation(self, batch: ImageBatch) -> ImageTextBatch:
         """Add the first caption of each image."""
