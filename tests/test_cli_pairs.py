@@ -44,7 +44,7 @@ def test_doctor_on_captions(call: Call, karpathy: Path, tmp_path: Path) -> None:
     assert (code, "read" in err) == (0, True)
     assert "broken     1 (33.3%, 1 of them missing files)" in out
     assert "captions     3" in out
-    assert "no caption   1 images, left out" in out
+    assert "no caption   1 image, left out" in out
     assert "split train  2 images, 6,000 expected" in out
     assert "Karpathy's split of Flickr8k has 1,000 images in test, this file 0." in out
     code, out, err = call("doctor", f"{karpathy}?images={tmp_path / 'images'}", "--json", "--quiet")
@@ -102,7 +102,7 @@ def test_convert_says_what_is_wrong(call: Call, karpathy: Path, tmp_path: Path) 
     assert not out.exists()
     write_images(tmp_path / "bare", ["0.png"])  # images alone are no mistake
     code, text, _ = call("convert", tmp_path / "bare", "--out", out)
-    assert (code, text.strip()) == (0, f"{out}: 1 images, 0 captions")
+    assert (code, text.strip()) == (0, f"{out}: 1 image, 0 captions")
 
 
 def test_doctor_and_convert_at_an_address(call: Call, tmp_path: Path) -> None:
