@@ -584,6 +584,11 @@ def test_models_that_come_with_the_package(
     assert "small  lqae, " in run("models")[1]
     assert run("describe", "small")[1].startswith("# small\n\nWords of\npictures.")
     assert load("small").fingerprint == load(model).fingerprint
+    with pytest.raises(ValueError, match="no model 'smal': did you mean small"):
+        load("smal")
+    hub = {"me/small": tmp_path / "released/small"}  # no misspelt one
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(hub[name]))
+    assert load("me/small").family == "lqae"
     assert load("small").card is not None
 
 

@@ -106,8 +106,9 @@ def find_model(
             return folder
     if name in (built_in := released()):
         return built_in[name]
-    if close := difflib.get_close_matches(name, built_in, n=1, cutoff=0.8):
-        raise ValueError(f"no {what} {name!r}: did you mean {close[0]}?")
+    near = () if "/" in name else difflib.get_close_matches(name, built_in, n=1, cutoff=0.8)
+    if near and not Path(name).exists():
+        raise ValueError(f"no {what} {name!r}: did you mean {near[0]}?")
     expected = " or ".join(needs)
     if Path(name).exists() or name.startswith((".", "/")) or name.count("/") > 1:
         raise ValueError(f"{name} holds no {what}: expected {expected} in it")
