@@ -113,7 +113,6 @@ def test_phases_masks_and_lengths_of_texts_compile_nothing_anew(language: Path) 
     assert phases == {"burn_in", "codebook", "encoders"}
 
 
-@pytest.mark.campaign
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_a_training_that_is_compiled(tmp_path: Path, pairs: Path, language: Path, alone: Alone) -> None:
     """By the real compiler, with recomputed layers; evaluations are not compiled."""
